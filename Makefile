@@ -1,0 +1,48 @@
+# Every target sets up what it needs in .venv; a second call is quick.
+#   make test PYTHON=python3.12      another interpreter (remove .venv first)
+
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint parity bench aot gpu clean
+# A set of extras is installed once, and again when pyproject.toml or constraints.txt changes.
+.PRECIOUS: $(VENV)/.installed-%
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed-demo  ## embed a few sentences with a real checkpoint, offline
+	$(VENV)/bin/nomicbert demo
+
+test: $(VENV)/.installed-test  ## run the test suite
+	$(RUN) -m pytest
+
+lint: $(VENV)/.installed-lint  ## check style and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+parity:  ## compare with transformers at full size
+	@echo "make parity: the full-size parity suite (tests/parity) does not exist yet" >&2; exit 1
+
+bench:  ## measure throughput against peers
+	@echo "make bench: the benchmarks (bench/) do not exist yet" >&2; exit 1
+
+aot:  ## compile the Triton kernels without a GPU
+	@echo "make aot: the Triton kernels (kernels/nomicbert_kernels/*_triton.py) do not exist yet" >&2; exit 1
+
+gpu:  ## run the tests that need a GPU
+	@echo "make gpu: the tests marked gpu do not exist yet" >&2; exit 1
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/pyvenv.cfg:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	@touch $@

@@ -1,0 +1,38 @@
+"""The ops of nomicbert: one specification each, and the faster forms of it.
+
+>>> import torch
+>>> from nomicbert_kernels import select_ops
+>>> ops = select_ops("cpu", torch.float32)
+>>> weight = ops.prepare(torch.eye(4), None, "linear")
+>>> ops.linear(torch.ones(2, 4), weight).sum().item()
+8.0
+"""
+
+from nomicbert_kernels.backend import Backend, BackendError, Ops, select_ops
+from nomicbert_kernels.tensors import (
+    Activation,
+    EmbeddingTables,
+    Plan,
+    PoolMode,
+    Rope,
+    Run,
+    Weight,
+    WeightKind,
+    values,
+)
+
+__all__ = [
+    "Activation",
+    "Backend",
+    "BackendError",
+    "EmbeddingTables",
+    "Ops",
+    "Plan",
+    "PoolMode",
+    "Rope",
+    "Run",
+    "Weight",
+    "WeightKind",
+    "select_ops",
+    "values",
+]

@@ -1,0 +1,74 @@
+"""Checks that every backend of an op runs first, so that all refuse the same mistakes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nomicbert_kernels.tensors import Activation, Weight
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def is_matrix(name: str, x: Tensor | Activation) -> None:
+    """`x` is (rows, columns), floating point (or scaled), with contiguous columns."""
+    data = x if isinstance(x, Tensor) else x.data
+    if data.dim() != 2:
+        raise ValueError(f"{name} must have 2 dimensions, (rows, columns), not {data.dim()}")
+    if isinstance(x, Tensor) and x.dtype not in FLOATS:
+        raise ValueError(f"{name} must be fp32, fp16, bf16 or fp64, not {x.dtype}")
+    if data.shape[1] > 1 and data.stride(1) != 1:
+        raise ValueError(f"{name} must be contiguous in its last dimension, stride {data.stride()}")
+
+
+def fits(name: str, x: Tensor | Activation, weight: Weight) -> None:
+    """`x` (rows, K) can be multiplied with `weight` (N, K) on the same device and in its dtype."""
+    is_matrix(name, x)
+    data = x if isinstance(x, Tensor) else x.data
+    source = weight.source
+    if data.shape[1] != source.shape[1]:
+        raise ValueError(
+            f"{name} has {data.shape[1]} columns, but the weight {tuple(source.shape)} takes "
+            f"{source.shape[1]}"
+        )
+    if data.device != source.device:
+        raise ValueError(f"{name} is on {data.device}, but the weight is on {source.device}")
+    if isinstance(x, Tensor) and x.dtype != source.dtype:
+        raise ValueError(f"{name} is {x.dtype}, but the weight is {source.dtype}")
+
+
+def is_like(name: str, x: Tensor | None, shape: Sequence[int], like: Tensor) -> None:
+    """`x` is None, or has this shape and the device of `like`."""
+    if x is None:
+        return
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{name} must be {tuple(shape)}, not {tuple(x.shape)}")
+    if x.device != like.device:
+        raise ValueError(f"{name} is on {x.device}, but its partner is on {like.device}")
+
+
+def is_offsets(cu_seqlens: Tensor, total: int) -> None:
+    """`cu_seqlens` is int32 (B + 1,), starts at 0, never falls and ends at `total`.
+
+    Values are looked at on a CPU only: on a GPU a look would make every op wait for the device.
+    """
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1 or cu_seqlens.dtype != torch.int32:
+        raise ValueError(
+            "cu_seqlens must be int32 (batch + 1,), not "
+            f"{cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
+        )
+    if cu_seqlens.device.type != "cpu":
+        return
+    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
+    if first != 0 or last != total:
+        raise ValueError(f"cu_seqlens must run from 0 to {total}, not from {first} to {last}")
+    if bool((cu_seqlens[1:] < cu_seqlens[:-1]).any()):
+        raise ValueError(f"cu_seqlens must not fall: {cu_seqlens.tolist()[:20]}")
+
+
+def is_rows(rows: Tensor, texts: int) -> None:
+    """`rows` is integer (B,), one row for each text."""
+    if rows.shape != (texts,) or rows.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"rows must be integer ({texts},), one a text, not {rows.dtype} {tuple(rows.shape)}"
+        )

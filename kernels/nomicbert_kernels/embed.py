@@ -1,0 +1,89 @@
+"""The first hidden states: LayerNorm(word[id] + token_type[type] + position[position]).
+
+Source: Devlin et al. 2018, arXiv:1810.04805, figure 2; rotary models leave the position term out.
+"""
+
+import torch
+from torch import Tensor
+
+from nomicbert_kernels import checks
+from nomicbert_kernels.layer_norm import normalise
+from nomicbert_kernels.tensors import EmbeddingTables, accumulator
+
+
+def check(
+    input_ids: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    tables: EmbeddingTables,
+    inputs_embeds: Tensor | None,
+) -> None:
+    """Refuse arguments that do not fit the tables."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("embed takes either input_ids or inputs_embeds, not both and not neither")
+    hidden = tables.word.shape[1]
+    if inputs_embeds is not None:
+        checks.is_matrix("inputs_embeds", inputs_embeds)
+        checks.is_like(
+            "inputs_embeds", inputs_embeds, (inputs_embeds.shape[0], hidden), tables.word
+        )
+    total = (inputs_embeds if input_ids is None else input_ids).shape[:1]  # type: ignore[union-attr]
+    if tables.position is not None and position_ids is None:
+        raise ValueError("a model with learned positions needs position_ids")
+    for name, ids, table in (
+        ("input_ids", input_ids, tables.word),
+        ("token_type_ids", token_type_ids, tables.token_type),
+        ("position_ids", position_ids, tables.position),
+    ):
+        if ids is None or table is None:
+            continue
+        checks.is_like(name, ids, total, table)
+        # on a GPU the gather itself traps; a look from the host would make every batch wait
+        if ids.device.type == "cpu" and ids.numel():
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= table.shape[0]:
+                bad = low if low < 0 else high
+                raise ValueError(
+                    f"{name} contains {bad}, but the table has {table.shape[0]} rows "
+                    f"(0 to {table.shape[0] - 1})"
+                )
+
+
+def embed(
+    input_ids: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    tables: EmbeddingTables,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    inputs_embeds: Tensor | None = None,
+) -> Tensor:
+    """Gather, add and normalise.
+
+    Args:
+        input_ids: (T,) int, or None when `inputs_embeds` stands in for the word rows.
+        token_type_ids: (T,) int; None means type 0 for every token.
+        position_ids: (T,) int, needed exactly when `tables.position` is there.
+        tables: the three tables, fp32, fp16 or bf16.
+        weight: (H,) of the LayerNorm.
+        bias: (H,) of the LayerNorm.
+        eps: added to the variance.
+        inputs_embeds: (T, H) or None.
+
+    Returns: (T, H), dtype of the tables; sums and statistics in fp32.
+    Raises: ValueError: an id outside its table, shape or device mismatch.
+    """
+    check(input_ids, token_type_ids, position_ids, tables, inputs_embeds)
+    acc = accumulator(tables.word)
+    z = (tables.word[input_ids] if inputs_embeds is None else inputs_embeds).to(acc)
+    if tables.token_type is not None:
+        row = (
+            torch.zeros_like(z[:, 0], dtype=torch.int64)
+            if token_type_ids is None
+            else token_type_ids
+        )
+        z = z + tables.token_type[row].to(acc)
+    if tables.position is not None:
+        z = z + tables.position[position_ids].to(acc)
+    return normalise(z, weight, bias, eps).to(tables.word.dtype)

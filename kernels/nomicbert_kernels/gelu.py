@@ -1,0 +1,39 @@
+"""The first half of the plain MLP: gelu(x Wᵀ + b), gelu(z) = z / 2 * (1 + erf(z / sqrt 2)), exact.
+
+Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
+"""
+
+import torch
+from torch import Tensor
+
+from nomicbert_kernels import checks
+from nomicbert_kernels.linear import linear
+from nomicbert_kernels.tensors import Activation, Weight, accumulator, values
+
+
+def check(x: Tensor | Activation, weight: Weight) -> Tensor:
+    """Refuse arguments that do not fit; return `x` as a plain tensor."""
+    checks.fits("x", x, weight)
+    return values(x)
+
+
+def activate(z: Tensor) -> Tensor:
+    """The equation itself, in the dtype of `z`."""
+    return 0.5 * z * (1.0 + torch.erf(z * 0.5**0.5))
+
+
+def gelu(x: Tensor | Activation, weight: Weight) -> Tensor:
+    """Multiply by a weight, add the bias, activate.
+
+    Args:
+        x: (T, H), fp32, fp16 or bf16, last dim contiguous; or an Activation of that shape.
+        weight: source (I, H), bias (I,) or None.
+
+    Returns: (T, I), dtype of the weight; product and activation in fp32.
+    Raises: ValueError: shape, dtype, device or stride mismatch.
+    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
+    """
+    data = check(x, weight)
+    acc = accumulator(data)
+    exact = Weight(weight.source.to(acc), None if weight.bias is None else weight.bias.to(acc))
+    return activate(linear(data.to(acc), exact)).to(weight.source.dtype)

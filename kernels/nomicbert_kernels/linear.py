@@ -1,0 +1,43 @@
+"""Linear layer with an optional residual: y = x Wᵀ + b + r. Used for the out and down projections.
+
+Source: He et al. 2016, arXiv:1512.03385, for the residual; otherwise elementary.
+"""
+
+from torch import Tensor
+
+from nomicbert_kernels import checks
+from nomicbert_kernels.tensors import Activation, Weight, accumulator, values
+
+
+def check(
+    x: Tensor | Activation, weight: Weight, residual: Tensor | Activation | None
+) -> tuple[Tensor, Tensor | None]:
+    """Refuse arguments that do not fit; return `x` and `residual` as plain tensors."""
+    checks.fits("x", x, weight)
+    data = values(x)
+    added = None if residual is None else values(residual)
+    checks.is_like("residual", added, (data.shape[0], weight.source.shape[0]), data)
+    return data, added
+
+
+def linear(
+    x: Tensor | Activation, weight: Weight, residual: Tensor | Activation | None = None
+) -> Tensor:
+    """Multiply by a weight, add bias and residual.
+
+    Args:
+        x: (T, K), fp32, fp16 or bf16, last dim contiguous; or an Activation of that shape.
+        weight: source (N, K), bias (N,) or None.
+        residual: (T, N) added before the result is rounded, or None.
+
+    Returns: (T, N), dtype of the weight; sums in fp32.
+    Raises: ValueError: shape, dtype, device or stride mismatch.
+    """
+    data, added = check(x, weight, residual)
+    acc = accumulator(data)
+    y = data.to(acc) @ weight.source.to(acc).T
+    if weight.bias is not None:
+        y = y + weight.bias.to(acc)
+    if added is not None:
+        y = y + added.to(acc)
+    return y.to(weight.source.dtype)

@@ -1,0 +1,44 @@
+"""Mixture of experts that computes each token with its chosen experts only."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nomicbert_kernels import moe as reference
+from nomicbert_kernels.linear_torch import product, use_packed
+from nomicbert_kernels.tensors import Activation, Weight
+
+
+def route(x: Tensor, router: Weight, top_k: int) -> tuple[Tensor, Tensor]:
+    """Probabilities (T, k) fp32 and indices (T, k) of the chosen experts."""
+    if use_packed(x, router):
+        (packed,) = router.packed  # type: ignore[misc]
+        logits = product(x.float(), packed, None)
+    else:
+        logits = F.linear(x.float(), router.source.float())
+    probabilities, chosen = logits.softmax(dim=-1).topk(top_k, dim=-1)
+    return probabilities, chosen
+
+
+def expert_mlp(x: Tensor, up: Weight, down: Weight, expert: int) -> Tensor:
+    """One expert's MLP on the (n, H) rows sent to it."""
+    if use_packed(x, up) and use_packed(x, down):
+        inner = product(x, up.packed[expert], None, "gelu")  # type: ignore[index]
+        return product(inner, down.packed[expert], None)  # type: ignore[index]
+    return F.linear(F.gelu(F.linear(x, up.source[expert])), down.source[expert])
+
+
+def moe(x: Tensor | Activation, router: Weight, up: Weight, down: Weight, top_k: int) -> Tensor:
+    """See `nomicbert_kernels.moe`."""
+    data = reference.check(x, router, up, down, top_k)
+    probabilities, chosen = route(data, router, top_k)
+    y = torch.zeros(data.shape, dtype=probabilities.dtype, device=data.device)
+    # experts in rising order, so that a token's sum has one order whatever its neighbours
+    for expert in range(router.source.shape[0]):
+        token, place = (chosen == expert).nonzero(as_tuple=True)
+        if token.numel():
+            out = expert_mlp(data[token], up, down, expert)
+            y = y.index_add(0, token, probabilities[token, place, None] * out)
+    if down.bias is not None:
+        y = y + down.bias
+    return y.to(data.dtype)

@@ -1,0 +1,89 @@
+"""One vector a text from its hidden states: pool, then optionally layer_norm, slice, L2.
+
+mean: sum / n · mean_sqrt_len: sum / sqrt n · weightedmean: sum of i h_i / sum of i, i from 1 ·
+max: largest of each column · cls, lasttoken: first, last token.
+Source: Reimers and Gurevych 2019, arXiv:1908.10084; weightedmean: Muennighoff 2022,
+arXiv:2202.08904; layer_norm before the slice: the card of nomic-embed-text-v1.5.
+"""
+
+from itertools import pairwise
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from nomicbert_kernels import checks
+from nomicbert_kernels.layer_norm import normalise
+from nomicbert_kernels.tensors import Plan, PoolMode, accumulator
+
+# torch.nn.functional's defaults, which the model card's recipe relies on
+LAYER_NORM_EPS = 1e-5
+NORMALIZE_EPS = 1e-12
+
+
+def check(hidden: Tensor, cu_seqlens: Tensor, mode: str, dim: int | None) -> None:
+    """Refuse arguments that do not fit."""
+    checks.is_matrix("hidden", hidden)
+    checks.is_offsets(cu_seqlens, hidden.shape[0])
+    if mode not in get_args(PoolMode):
+        raise ValueError(f"mode must be one of {', '.join(get_args(PoolMode))}, not {mode!r}")
+    if dim is not None and not 1 <= dim <= hidden.shape[1]:
+        raise ValueError(f"dim must be 1 to {hidden.shape[1]}, not {dim}")
+
+
+def reduce(block: Tensor, mode: PoolMode) -> Tensor:
+    """Pool (texts, length, H), length at least 1, to (texts, H); dtype of `block`."""
+    length = block.shape[1]
+    if mode == "cls":
+        return block[:, 0]
+    if mode == "lasttoken":
+        return block[:, -1]
+    if mode == "max":
+        return block.amax(1)
+    if mode == "weightedmean":
+        rank = torch.arange(1, length + 1, dtype=block.dtype, device=block.device)
+        return (block * rank[:, None]).sum(1) / rank.sum()
+    return block.sum(1) / (length if mode == "mean" else length**0.5)
+
+
+def finish(pooled: Tensor, layer_norm: bool, dim: int | None, normalize: bool) -> Tensor:
+    """LayerNorm over the full width without affine, slice, L2: each where asked for."""
+    if layer_norm:
+        pooled = normalise(pooled, None, None, LAYER_NORM_EPS)
+    pooled = pooled[:, :dim]
+    if normalize:
+        pooled = pooled / pooled.norm(dim=1, keepdim=True).clamp_min(NORMALIZE_EPS)
+    return pooled
+
+
+def pool(
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    plan: Plan,
+    mode: PoolMode,
+    layer_norm: bool = False,
+    dim: int | None = None,
+    normalize: bool = False,
+) -> Tensor:
+    """Pool each text's hidden states.
+
+    Args:
+        hidden: (T, H), fp32, fp16 or bf16, last dim contiguous.
+        cu_seqlens: (B + 1,) int32, text b owns rows cu_seqlens[b] to cu_seqlens[b + 1] - 1.
+        plan: what `Ops.plan` made of the same lengths.
+        mode: one of `PoolMode`.
+        layer_norm: normalise over the full width, without weight and bias, eps 1e-5.
+        dim: leading columns to keep, or None for all.
+        normalize: divide by the L2 norm.
+
+    Returns: (B, dim) fp32 (fp64 for fp64 input); a text without tokens gives zeros.
+    Raises: ValueError: unknown mode, dim outside 1 to H, offsets that do not fit.
+    """
+    check(hidden, cu_seqlens, mode, dim)
+    pooled = hidden.new_zeros(cu_seqlens.numel() - 1, hidden.shape[1], dtype=accumulator(hidden))
+    bounds = cu_seqlens.tolist()
+    rows = [
+        reduce(hidden[None, start:end].to(pooled.dtype), mode)[0] if end > start else pooled[text]
+        for text, (start, end) in enumerate(pairwise(bounds))
+    ]
+    return finish(torch.stack(rows) if rows else pooled, layer_norm, dim, normalize)

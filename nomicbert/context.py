@@ -1,0 +1,47 @@
+"""What every module of one forward pass shares: ops, prepared weights, batch."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nomicbert.packing import PackedBatch
+from nomicbert.prepared import PreparedWeights
+from nomicbert_kernels import Activation, Ops, Plan, Rope, Weight, WeightKind
+
+# Hidden states between layers: a tensor, or what a backend's LayerNorm made of one.
+Hidden = Tensor | Activation
+
+
+@dataclass(frozen=True)
+class ForwardContext:
+    """One forward pass.
+
+    Attributes:
+        ops: functions of the chosen backend.
+        prepared: the model's cache of prepared weights.
+        batch: the packed texts.
+        plan: how the backend walks them.
+        rope: their rotary angles, or None for learned positions.
+    """
+
+    ops: Ops
+    prepared: PreparedWeights
+    batch: PackedBatch
+    plan: Plan
+    rope: Rope | None
+
+    def weight(self, layer: nn.Linear, kind: WeightKind = "linear") -> Weight:
+        """A linear layer's parameters, prepared."""
+        return self.prepared.get(self.ops, layer.weight, layer.bias, kind)
+
+    def project(
+        self, x: Tensor, layer: nn.Linear, residual: Hidden, dropout_p: float
+    ) -> tuple[Tensor, Hidden | None]:
+        """The linear layer that ends a sublayer, and what is still to be added to it.
+
+        The product adds the residual itself, unless dropout has to come between the two.
+        """
+        if dropout_p == 0.0:
+            return self.ops.linear(x, self.weight(layer), residual), None
+        return F.dropout(self.ops.linear(x, self.weight(layer)), dropout_p), residual

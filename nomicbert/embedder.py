@@ -1,0 +1,309 @@
+"""Embedder: text in, vectors out. The facade over tokenizer, packing, encoder and pooling.
+
+Arguments that sentence-transformers has too carry its names and its meaning.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nomicbert import hub
+from nomicbert.keywords import refuse_unknown
+from nomicbert.model import NomicBert
+from nomicbert.modules import module_folders, read_pooling
+from nomicbert.packing import pack
+from nomicbert.pooling import Finish, Pooling
+from nomicbert.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
+from nomicbert.runtime.batches import token_batches
+from nomicbert.settings import Settings, read_json
+from nomicbert.similarity import similarity
+from nomicbert.tokenizer import Tokenizer
+
+# Texts that are tokenised and sorted by length at a time.
+WINDOW = 8192
+# Tokens of a batch when the call does not say.
+BATCH_TOKENS = 4096
+# A progress bar that nobody asked for shows itself after as many seconds.
+PROGRESS_DELAY = 2.0
+
+
+class TruncationWarning(UserWarning):
+    """Texts were longer than the limit and were cut."""
+
+
+class Embedder:
+    """Embeds texts with one checkpoint.
+
+    Attributes:
+        model: the encoder.
+        tokenizer: text -> token ids.
+        pooling: what stands behind the encoder.
+        prompts: the checkpoint's prompts by name.
+        similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan".
+    """
+
+    def __init__(
+        self,
+        model: NomicBert,
+        tokenizer: Tokenizer,
+        pooling: Pooling,
+        prompts: Prompts | None = None,
+        max_seq_length: int | None = None,
+        similarity_fn_name: str = "cosine",
+    ) -> None:
+        """Put the parts together; `from_pretrained` makes them from a checkpoint."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self._prompts = Prompts() if prompts is None else prompts
+        self.similarity_fn_name = similarity_fn_name
+        served = model.config.max_position_embeddings
+        self.max_seq_length = min(max_seq_length or served, self._longest or served)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo_id: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **model_keywords: Any,
+    ) -> "Embedder":
+        """Load a checkpoint with its tokenizer, pooling and prompts.
+
+        Args:
+            path_or_repo_id: a local folder or a repository of the hub.
+            revision: branch, tag or commit of the repository.
+            cache_dir: where downloads are kept, in place of Hugging Face's default.
+            token: for private repositories.
+            local_files_only: never reach for the network.
+            **model_keywords: dtype, device, backend, rotary_scaling_factor and the others of
+                `NomicBert.from_pretrained`.
+
+        Raises: NomicBertError: anything of the checkpoint missing, damaged or unsupported.
+        """
+        known = NomicBert.from_pretrained.__kwdefaults__ or {}
+        unknown = {k: v for k, v in model_keywords.items() if k not in known}
+        refuse_unknown(unknown, cls.from_pretrained, NomicBert.from_pretrained)
+        folder = hub.resolve(
+            path_or_repo_id,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        encoder = next(
+            (path for kind, path in module_folders(folder) if kind == "Transformer"), folder
+        )
+        model = NomicBert.from_pretrained(encoder, **model_keywords)
+        tokenizer = Tokenizer.from_folder(encoder, model.config.vocab_size)
+        pooling = read_pooling(folder, model.config, model.dtype).to(model.device)
+        path = folder / "sentence_bert_config.json"
+        limit = Settings(read_json(path) if path.is_file() else {}, path)
+        path = folder / "config_sentence_transformers.json"
+        settings = Settings(read_json(path) if path.is_file() else {}, path)
+        return cls(
+            model,
+            tokenizer,
+            pooling,
+            Prompts.from_folder(folder, model.config),
+            limit.size("max_seq_length", default=tokenizer.model_max_length or 0) or None,
+            settings.get("similarity_fn_name", default="cosine"),
+        )
+
+    @property
+    def _longest(self) -> int | None:
+        """Tokens that learned positions allow; None for a rotary model, which has no such bound."""
+        config = self.model.config
+        return None if config.rotary_dim else config.max_position_embeddings
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Name -> text that is put before an input."""
+        return self._prompts.by_name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.model.device
+
+    def to(self, device: torch.device | str) -> "Embedder":
+        """Move encoder and Dense layers."""
+        self.model.to(device)
+        self.pooling.to(device)
+        return self
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Width of a vector before truncate_dim or matryoshka_dim."""
+        return self.pooling.embedding_dimension
+
+    def encode(
+        self,
+        inputs: str | Iterable[str] | None = None,
+        *,
+        sentences: str | Iterable[str] | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        matryoshka_dim: int | None = None,
+        truncate_dim: int | None = None,
+        normalize_embeddings: bool = False,
+        precision: str = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        output_value: str = "sentence_embedding",
+        device: torch.device | str | None = None,
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
+        max_length: int | None = None,
+        truncate: str = "end",
+        show_progress_bar: bool | None = None,
+    ) -> Any:
+        """Embed texts.
+
+        A text's vector does not depend on the texts beside it.
+
+        Args:
+            inputs: one text or any number of them.
+            sentences: old name of `inputs`.
+            prompt_name: which of the checkpoint's prompts to put before every text.
+            prompt: a text of your own to put there.
+            matryoshka_dim: the checkpoint's recipe for short vectors: layer_norm where it belongs
+                to it, slice, L2.
+            truncate_dim: slice, nothing more.
+            normalize_embeddings: L2 at the end, also where the checkpoint has none.
+            precision: "float32".
+            convert_to_numpy: False returns a list of tensors.
+            convert_to_tensor: one tensor on the model's device.
+            output_value: "sentence_embedding".
+            device: move the model there first.
+            batch_size: texts of a batch at most; batches are cut by tokens.
+            batch_tokens: tokens of a batch at most.
+            max_length: tokens of a text at most, in place of `max_seq_length`.
+            truncate: "end" cuts longer texts there and warns once a call.
+            show_progress_bar: None shows one on a terminal when the work takes long.
+
+        Returns: (n, dim) fp32 in the order of the inputs; (dim,) for a lone text.
+        Raises: ValueError, TypeError: an argument that cannot be; the message names it.
+        """
+        for name, value, only in (
+            ("precision", precision, "float32"),
+            ("output_value", output_value, "sentence_embedding"),
+            ("truncate", truncate, "end"),
+        ):
+            if value != only:
+                raise ValueError(f"{name} must be {only!r} in this version, not {value!r}")
+        if (inputs is None) == (sentences is None):
+            raise TypeError("encode takes inputs (old name sentences), and not both")
+        given = sentences if inputs is None else inputs
+        texts = check_texts(given)
+        if device is not None and torch.device(device) != self.device:
+            self.to(device)
+        finish = Finish(
+            self._check_dim("matryoshka_dim", matryoshka_dim),
+            self._check_dim("truncate_dim", truncate_dim),
+            normalize_embeddings,
+        )
+        if None not in (matryoshka_dim, truncate_dim):
+            raise ValueError("give matryoshka_dim or truncate_dim, not both")
+        prefix = self._prompts.choose(prompt_name, prompt)
+        if prompt is None:
+            self._prompts.warn_if_missing(prefix, texts)
+        dim = matryoshka_dim or truncate_dim or self.pooling.embedding_dimension
+        out = torch.empty(len(texts), dim, device=self.device if convert_to_tensor else "cpu")
+        with tqdm(
+            total=len(texts),
+            desc="Embedding",
+            unit="text",
+            # tqdm's own rule for None: on a terminal only
+            disable=None if show_progress_bar is None else not show_progress_bar,
+            delay=PROGRESS_DELAY if show_progress_bar is None else 0,
+        ) as bar:
+            limit = self._check_length(max_length)
+            budget = BATCH_TOKENS if batch_tokens is None else batch_tokens
+            for indices, vectors in self._batches(texts, prefix, finish, limit, budget, batch_size):
+                out[torch.tensor(indices)] = vectors.to(out.device)
+                bar.update(len(indices))
+        result: Any = out
+        if not convert_to_tensor:
+            result = out.numpy() if convert_to_numpy else list(out)
+        return result[0] if isinstance(given, str) else result
+
+    def encode_query(self, inputs: str | Iterable[str], **keywords: Any) -> Any:
+        """`encode` with the checkpoint's prompt for queries, if it has one."""
+        return self._encode_as(QUERY_NAMES, inputs, keywords)
+
+    def encode_document(self, inputs: str | Iterable[str], **keywords: Any) -> Any:
+        """`encode` with the checkpoint's prompt for documents, if it has one."""
+        return self._encode_as(DOCUMENT_NAMES, inputs, keywords)
+
+    def similarity(self, a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
+        """Similarity of each row of `a` to each row of `b`, (n, m), as the checkpoint means it."""
+        return similarity(a, b, self.similarity_fn_name)
+
+    def _encode_as(
+        self, names: tuple[str, ...], inputs: str | Iterable[str], keywords: dict[str, Any]
+    ) -> Any:
+        if keywords.get("prompt_name") is None and keywords.get("prompt") is None:
+            keywords["prompt_name"] = self._prompts.first_of(names)
+        return self.encode(inputs, **keywords)
+
+    def _check_dim(self, name: str, dim: int | None) -> int | None:
+        width = self.pooling.embedding_dimension
+        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int | np.integer)):
+            raise TypeError(f"{name} must be an integer, not {dim!r}")
+        if dim is not None and not 1 <= dim <= width:
+            raise ValueError(f"{name} must be 1 to {width}, not {dim}")
+        return dim
+
+    def _check_length(self, max_length: int | None) -> int:
+        limit = self.max_seq_length if max_length is None else max_length
+        least = len(self.tokenizer.prefix) + len(self.tokenizer.suffix) + 1
+        most = self._longest
+        if limit < least or (most is not None and limit > most):
+            wanted = f"at least {least}" if most is None else f"{least} to {most}"
+            raise ValueError(f"max_length must be {wanted}, not {limit}")
+        return limit
+
+    def _batches(
+        self,
+        texts: list[str],
+        prefix: str,
+        finish: Finish,
+        limit: int,
+        batch_tokens: int,
+        batch_size: int | None,
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """(indices of texts, their vectors), batch by batch."""
+        cut = 0
+        for start in range(0, len(texts), WINDOW):
+            window = [prefix + text for text in texts[start : start + WINDOW]]
+            ids, cut_here = self.tokenizer.encode(window, limit)
+            cut += cut_here
+            for indices in token_batches(list(map(len, ids)), batch_tokens, batch_size):
+                with torch.inference_mode():
+                    batch = pack([ids[i] for i in indices], self.device)
+                    vectors = self.pooling(self.model, batch, finish)
+                yield [start + i for i in indices], vectors
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(texts)} texts were longer than {limit} tokens and were cut there",
+                TruncationWarning,
+                stacklevel=3,
+            )
+
+
+def check_texts(inputs: Any) -> list[str]:
+    """The inputs as a list of str; a TypeError names the first that is none."""
+    texts = [inputs] if isinstance(inputs, str) else list(inputs)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"input {index} must be a str, not {type(text).__name__}: {text!r:.80}")
+    return texts

@@ -1,0 +1,30 @@
+"""The errors of nomicbert: one tree, so that a caller can catch all of it or one branch.
+
+    NomicBertError
+    ├── ConfigError      config.json or another settings file is missing, unreadable or unsupported
+    ├── CheckpointError  weights are missing, damaged, or do not fit the model
+    ├── HubError         a folder or repository cannot be found or reached
+    └── TokenizerError   the tokenizer's files are missing or do not fit the model
+
+A wrong argument of a call is a plain ValueError or TypeError, as anywhere in Python.
+"""
+
+
+class NomicBertError(Exception):
+    """Root of every error that this package defines."""
+
+
+class ConfigError(NomicBertError, ValueError):
+    """A settings file is missing, unreadable, contradictory or asks for the unsupported."""
+
+
+class CheckpointError(NomicBertError, ValueError):
+    """The weights are missing, damaged, or do not fit the configuration."""
+
+
+class HubError(NomicBertError, OSError):
+    """A folder or a repository does not exist or cannot be reached."""
+
+
+class TokenizerError(NomicBertError, ValueError):
+    """The tokenizer's files are missing, unreadable, or do not fit the model."""

@@ -1,0 +1,291 @@
+"""From a folder or a repository id to a local folder: the only code here that may use the network.
+
+First step of loading: everything behind it reads plain files. A local folder costs neither a
+request nor an import of huggingface_hub. From a repository only the files that loading reads are
+fetched, all from one commit; code is never among them.
+
+Source: the cache layout (`refs`, `snapshots`) as huggingface_hub documents it; which files a
+checkpoint has, as the repositories of the supported checkpoints show.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from nomicbert.errors import HubError
+
+_log = logging.getLogger(__name__)
+
+_WEIGHTS: Final = "model.safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+_OLD_WEIGHTS: Final = "pytorch_model.bin"
+_SETTINGS: Final = frozenset(
+    {
+        "README.md",  # holds the licence
+        "config.json",
+        "config_sentence_transformers.json",
+        "modules.json",
+        "sentence_bert_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    }
+)
+_SHARD: Final = re.compile(r"model-\d+-of-\d+\.safetensors")
+_MODULE_FILE: Final = re.compile(r"(\d+_\w+)/(config\.json|model\.safetensors|pytorch_model\.bin)")
+_FOLDER_LOOK: Final = re.compile(r"^[./~]|^[A-Za-z]:|\\|/$")
+
+
+def choose_files(names: Iterable[str]) -> list[str]:
+    """Choose the files of a repository that loading reads.
+
+    Weights come from safetensors, whole or in shards; `pytorch_model.bin` is the last resort.
+
+    Args:
+        names: every file of the repository, as paths relative to its top.
+    Returns: the chosen paths, sorted; without any weights among them if the repository has none.
+    """
+    present = set(names)
+    chosen = {name for name in present if name in _SETTINGS}
+    if _WEIGHTS in present:
+        chosen.add(_WEIGHTS)
+    elif _INDEX in present:
+        chosen.add(_INDEX)
+        chosen.update(name for name in present if _SHARD.fullmatch(name))
+    elif _OLD_WEIGHTS in present:
+        chosen.add(_OLD_WEIGHTS)
+    for name in present:
+        match = _MODULE_FILE.fullmatch(name)
+        if match and (match[2] != _OLD_WEIGHTS or f"{match[1]}/{_WEIGHTS}" not in present):
+            chosen.add(name)
+    return sorted(chosen)
+
+
+def resolve(
+    path_or_repo_id: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Find the local folder that holds a checkpoint, fetching it first where that is needed.
+
+    Without a connection, a copy that was fetched earlier is used, and a warning is logged.
+
+    Args:
+        path_or_repo_id: a folder, or the id of a repository ("nomic-ai/nomic-embed-text-v1.5").
+        revision: branch, tag or commit; None is "main". Has no meaning for a folder.
+        cache_dir: where fetched files are kept; None is the cache of huggingface_hub.
+        token: access token; None is the stored login, False none at all.
+        local_files_only: use what was fetched earlier and make no request (as HF_HUB_OFFLINE=1).
+    Returns: the folder, with config.json and weights in it if it came from a repository.
+    Raises: HubError: the folder, repository or revision does not exist or cannot be reached.
+    """
+    folder = _local_folder(path_or_repo_id)
+    if folder is not None:
+        return folder
+    repo_id, revision = os.fspath(path_or_repo_id), revision or "main"
+
+    # huggingface_hub offers its HTTP client here, under one name for httpx and httpx2, untyped.
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        folder = _cached(repo_id, revision, cache_dir)
+        if folder is None:
+            raise HubError(
+                f"{repo_id!r} at revision {revision!r} is not in the cache, and local_files_only "
+                "or HF_HUB_OFFLINE forbids a request: fetch it once with a connection, or give a "
+                "folder."
+            )
+        return folder
+    try:
+        return _fetch(repo_id, revision, cache_dir, token)
+    except HubError:  # an OSError too: keep it from the clause below
+        raise
+    except httpx.TransportError as error:
+        folder = _cached(repo_id, revision, cache_dir)
+        if folder is None:
+            raise HubError(
+                f"No connection to {constants.ENDPOINT}, and {repo_id!r} at revision {revision!r} "
+                "is not in the cache: check the network, or give a folder."
+            ) from error
+        _log.warning("no connection to %s: using %s from the cache", constants.ENDPOINT, repo_id)
+        return folder
+    except (httpx.HTTPError, OSError, HFValidationError) as error:
+        raise HubError(_explain(error, repo_id, revision)) from error
+
+
+def _local_folder(asked: str | os.PathLike[str]) -> Path | None:
+    """Return the folder that was asked for, or None if the name can only be a repository's."""
+    text = os.fspath(asked)
+    if not text:
+        raise HubError("The name of the checkpoint is empty: give a folder or a repository id.")
+    path = Path(os.path.expanduser(text))
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise HubError(f"{text!r} is a file: give the folder that holds config.json and weights.")
+    looks_like_path = _FOLDER_LOOK.search(text) or text.count("/") > 1
+    if looks_like_path or not isinstance(asked, str):
+        raise HubError(
+            f"The folder {text!r} does not exist: check the path, or give a repository id such as "
+            "'nomic-ai/nomic-embed-text-v1.5'."
+        )
+    return None
+
+
+def _fetch(
+    repo_id: str,
+    revision: str,
+    cache_dir: str | os.PathLike[str] | None,
+    token: str | bool | None,
+) -> Path:
+    """List the files of one commit, fetch what loading reads, and return the snapshot's folder."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    info = HfApi(token=token).model_info(repo_id, revision=revision)
+    files = choose_files(sibling.rfilename for sibling in info.siblings or ())
+    _require(repo_id, revision, files)
+    folder = Path(
+        snapshot_download(
+            repo_id,
+            revision=info.sha,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            token=token,
+            allow_patterns=files,
+        )
+    )
+    _check_shards(repo_id, folder)
+    _remember(folder, revision)
+    return folder
+
+
+def _cached(repo_id: str, revision: str, cache_dir: str | os.PathLike[str] | None) -> Path | None:
+    """Return the folder of a snapshot that was fetched before, or None; makes no request."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(
+        repo_id,
+        "config.json",
+        cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
+        revision=revision,
+    )
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    _require(f"{repo_id} in the cache", revision, choose_files(names))
+    _check_shards(repo_id, folder)
+    return folder
+
+
+def _require(repo_id: str, revision: str, files: list[str]) -> None:
+    """Refuse a repository that lacks what no checkpoint can do without."""
+    if "config.json" not in files:
+        raise HubError(
+            f"{repo_id!r} at revision {revision!r} has no config.json: it is not a checkpoint that "
+            "this package can load; check the name and the revision."
+        )
+    if not {_WEIGHTS, _INDEX, _OLD_WEIGHTS} & set(files):
+        raise HubError(
+            f"{repo_id!r} at revision {revision!r} has no {_WEIGHTS} and no {_OLD_WEIGHTS} at its "
+            "top level: choose a repository or a revision that holds PyTorch weights."
+        )
+
+
+def _check_shards(repo_id: str, folder: Path) -> None:
+    """Refuse an index that is unreadable, points outside its folder, or names a missing shard."""
+    index = folder / _INDEX
+    if not index.is_file() or (folder / _WEIGHTS).is_file():
+        return
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HubError(
+            f"{_INDEX} of {repo_id!r} is not a readable index: fetch it again, or report it to the "
+            "checkpoint's authors."
+        ) from error
+    for shard in shards:
+        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
+            raise HubError(
+                f"{_INDEX} of {repo_id!r} names {shard!r}, which is not a plain shard name such as "
+                "'model-00001-of-00002.safetensors': such a checkpoint is not loaded."
+            )
+        if not (folder / shard).is_file():
+            raise HubError(
+                f"{_INDEX} of {repo_id!r} names {shard!r}, which is not there: fetch it again, "
+                "with a connection."
+            )
+
+
+def _remember(folder: Path, revision: str) -> None:
+    """Note in the cache which commit a branch or tag stood for, so that it is found offline.
+
+    Files are fetched by commit, and huggingface_hub notes the name only when it is fetched by name.
+    """
+    if revision == folder.name:
+        return
+    note = folder.parent.parent / "refs" / revision
+    try:
+        if not note.is_file() or note.read_text(encoding="utf-8") != folder.name:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            fresh = note.with_name(f"{note.name}.{os.getpid()}.tmp")
+            fresh.write_text(folder.name, encoding="utf-8")
+            fresh.replace(note)
+    except OSError as error:  # a cache that cannot be written is still good to read from
+        _log.warning("cannot note revision %s in %s: %s", revision, note.parent, error)
+
+
+def _explain(error: Exception, repo_id: str, revision: str) -> str:
+    """Say in one sentence what went wrong with a request and what to do."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where = constants.ENDPOINT
+    if isinstance(error, HFValidationError):
+        return (
+            f"{repo_id!r} is neither a folder here nor a valid repository id: give a folder, or an "
+            "id such as 'nomic-ai/nomic-embed-text-v1.5'."
+        )
+    if isinstance(error, LocalTokenNotFoundError):
+        return "token=True asks for the stored login, and there is none: log in, or pass the token."
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{repo_id!r} is gated: ask for access at {where}/{repo_id}, then pass a token of an "
+            "account that has it."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return (
+            f"{repo_id!r} has no revision {revision!r}: give one of its branches, tags or commits."
+        )
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+        return (
+            f"No repository {repo_id!r} that may be read at {where}, and no folder of that name: "
+            "check the spelling, and pass a token if it is private."
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        return f"The connection to {where} broke while {repo_id!r} was fetched: try again."
+    if status is not None:
+        return (
+            f"{where} answered {status} for {repo_id!r} at revision {revision!r}: try again later."
+        )
+    return f"{repo_id!r} cannot be fetched from {where} into the cache: {error}"

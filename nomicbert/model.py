@@ -1,0 +1,286 @@
+"""NomicBert: the encoder, in place of AutoModel for NomicBERT and BERT checkpoints.
+
+Flow: padded ids -> packing -> embeddings -> layers -> padded hidden states. The packed middle,
+`encode_packed`, is what Embedder calls directly.
+Source: Nussbaum et al. 2024, arXiv:2402.01613; Devlin et al. 2018, arXiv:1810.04805.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nomicbert import checkpoint, hub
+from nomicbert.config import EncoderConfig
+from nomicbert.context import ForwardContext, Hidden
+from nomicbert.dialects import read_config
+from nomicbert.embeddings import Embeddings
+from nomicbert.keywords import as_device, as_dtype, refuse_unknown
+from nomicbert.layer import Layer
+from nomicbert.output import EncoderOutput, Value
+from nomicbert.packing import PackedBatch, pad, unpad
+from nomicbert.prepared import PreparedWeights
+from nomicbert.rope import RotaryTables
+from nomicbert_kernels import Backend, Ops, Plan, select_ops, values
+
+
+class NomicBert(nn.Module):
+    """An encoder for NomicBERT and BERT checkpoints.
+
+    >>> from nomicbert import EncoderConfig, NomicBert
+    >>> config = EncoderConfig("bert", 100, 32, 2, 4, 64, 2, 512, 1e-12)
+    >>> model = NomicBert(config).eval()
+    >>> model(torch.tensor([[2, 7, 9]])).last_hidden_state.shape
+    torch.Size([1, 3, 32])
+    """
+
+    def __init__(
+        self, config: EncoderConfig, *, backend: Backend = "auto", add_pooling_layer: bool = False
+    ) -> None:
+        """Build with random weights; `from_pretrained` loads a checkpoint.
+
+        Args:
+            config: sizes and kinds.
+            backend: "auto", "reference", "torch" or "triton"; chosen at the first forward pass.
+            add_pooling_layer: also compute tanh(dense(first token)) as `pooler_output`.
+        """
+        super().__init__()
+        self.config = config
+        self.backend = backend
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        width = config.hidden_size
+        self.pooler = nn.Linear(width, width) if add_pooling_layer else None
+        self.rotary = RotaryTables(config) if config.rotary_dim else None
+        self._prepared = PreparedWeights()
+        self._ops: Ops | None = None
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """The distribution that BERT and NomicBERT are trained from."""
+        for name, parameter in self.named_parameters():
+            if "norm" not in name:
+                std = 0.0 if name.endswith("bias") else self.config.initializer_range
+                nn.init.normal_(parameter, std=std)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo_id: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        dtype: torch.dtype | str = torch.float32,
+        device: torch.device | str | None = None,
+        backend: Backend = "auto",
+        rotary_scaling_factor: float | None = None,
+        add_pooling_layer: bool = False,
+        strict: bool = True,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: torch.device | str | None = None,
+        trust_remote_code: bool | None = None,
+        safe_serialization: bool | None = None,
+        **unknown: Any,
+    ) -> "NomicBert":
+        """Load a checkpoint; the model comes back in eval mode.
+
+        Args:
+            path_or_repo_id: a local folder, or a repository of the hub such as
+                "nomic-ai/nomic-embed-text-v1.5".
+            revision: branch, tag or commit of the repository.
+            cache_dir: where downloads are kept, in place of Hugging Face's default.
+            token: for private repositories; True takes the stored one.
+            local_files_only: never reach for the network.
+            dtype: of the parameters; "auto" takes the checkpoint's own.
+            device: where the parameters go; default the CPU.
+            backend: "auto", "reference", "torch" or "triton".
+            rotary_scaling_factor: alpha of dynamic NTK scaling for texts beyond the trained
+                length, in place of the checkpoint's own; 0 switches it off.
+            add_pooling_layer: also load the tanh pooler and return `pooler_output`.
+            strict: False lets tensors that the encoder does not know pass; missing ones are an
+                error all the same.
+            torch_dtype: old name of `dtype`.
+            device_map: a device name, with the meaning of `device`; no other form is supported.
+            trust_remote_code: accepted for existing call sites; code of a checkpoint is never run.
+            safe_serialization: accepted for existing call sites; safetensors come first anyway.
+            **unknown: none; an error names the nearest known keyword.
+
+        Raises:
+            HubError: folder or repository not found or not reachable.
+            ConfigError: config.json missing, unreadable or unsupported.
+            CheckpointError: weights missing, damaged, or not fitting.
+            TypeError: unknown keyword.
+            ValueError: unknown dtype, device or backend.
+        """
+        refuse_unknown(unknown, cls.from_pretrained)
+        target = as_device(device_map if device is None else device)
+        folder = hub.resolve(
+            path_or_repo_id,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        config = read_config(folder, rotary_scaling_factor)
+        wanted = as_dtype(dtype if torch_dtype is None else torch_dtype)
+        if wanted is None:
+            wanted = checkpoint.disk_dtype(folder, config)
+        select_ops(target, wanted, backend)  # refuse what cannot run before reading gigabytes
+        with torch.device("meta"):
+            model = cls(config, backend=backend, add_pooling_layer=add_pooling_layer)
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        state = checkpoint.load_state(
+            folder, config, shapes, dtype=wanted, device=target, strict=strict
+        )
+        model.load_state_dict(state, assign=True)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json and model.safetensors as the hub has them, for any loader of such.
+
+        The folder may be the one that the model was loaded from.
+        """
+        checkpoint.save(Path(folder), self.config, self.state_dict())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.embeddings.word.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        return self.embeddings.word.weight.dtype
+
+    @property
+    def ops(self) -> Ops:
+        """The functions of the backend, chosen at the first use on a device and dtype."""
+        if self._ops is None:
+            self._ops = select_ops(self.device, self.dtype, self.backend)
+        return self._ops
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embedding table."""
+        return self.embeddings.word
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the word embedding table."""
+        self.embeddings.word = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> EncoderOutput | tuple[Value, ...]:
+        """Encode a padded batch.
+
+        Args:
+            input_ids: (batch, seq_len) int, padded on either side.
+            attention_mask: (batch, seq_len), 1 keeps a token, 0 drops it; None keeps all.
+            token_type_ids: (batch, seq_len) int; None means type 0.
+            position_ids: (batch, seq_len) int in place of the column numbers.
+            inputs_embeds: (batch, seq_len, hidden_size) in place of input_ids.
+            output_hidden_states: also return the embeddings' output and each layer's.
+            return_dict: False returns a plain tuple.
+
+        Returns: hidden states (batch, seq_len, hidden_size) in the model's dtype; zeros where
+            attention_mask is 0.
+        Raises: ValueError: shapes that differ, a mask of other values, an id outside its table,
+            more tokens than learned positions.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("forward takes either input_ids or inputs_embeds, and not both")
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        assert tokens is not None  # exactly one of the two is there
+        dims = 2 if inputs_embeds is None else 3
+        if tokens.dim() != dims:
+            name = "input_ids" if inputs_embeds is None else "inputs_embeds"
+            raise ValueError(f"{name} must have {dims} dimensions, not shape {tuple(tokens.shape)}")
+        rows, columns = tokens.shape[:2]
+        batch, places = unpad(tokens, attention_mask, token_type_ids, position_ids)
+        states: list[Tensor] | None = [] if output_hidden_states else None
+        last = pad(self.encode_packed(batch, states=states), places, rows, columns)
+        output = EncoderOutput(
+            last_hidden_state=last,
+            pooler_output=None if self.pooler is None else self.pooler(last[:, 0]).tanh(),
+            hidden_states=None
+            if states is None
+            else tuple(pad(state, places, rows, columns) for state in states),
+        )
+        return output if return_dict else output.to_tuple()
+
+    def encode_packed(
+        self, batch: PackedBatch, *, rows: Tensor | None = None, states: list[Tensor] | None = None
+    ) -> Tensor:
+        """Encode packed texts.
+
+        Args:
+            batch: B texts of T tokens.
+            rows: (B,) int64, the one token of each text that is wanted of the last layer, or None.
+            states: a list that the embeddings' output and each layer's are added to, or None.
+
+        Returns: (T, hidden_size), or (B, hidden_size) with `rows`.
+        """
+        limit = self.config.max_position_embeddings
+        longest = max(batch.rope_lengths, default=0)
+        if self.rotary is None and longest > limit:
+            raise ValueError(
+                f"{longest} positions are more than the {limit} that this checkpoint has learned: "
+                "truncate the text"
+            )
+        ctx = self._context(batch)
+        x: Hidden = self.embeddings(ctx)
+        for index, layer in enumerate(self.layers):
+            if states is not None:
+                states.append(values(x))
+            last = index == len(self.layers) - 1
+            x = layer(x, ctx, rows if last else None)
+        if states is not None:
+            states.append(values(x))
+        return values(x)
+
+    def plan(self, lengths: Sequence[int]) -> Plan:
+        """How the backend walks texts of these lengths."""
+        config = self.config
+        return self.ops.plan(lengths, config.num_attention_heads, config.head_dim, self.dtype)
+
+    def _context(self, batch: PackedBatch) -> ForwardContext:
+        plan = self.plan(batch.lengths)
+        rope = (
+            None
+            if self.rotary is None
+            else self.rotary.table(batch.rope_lengths, batch.lengths, batch.position_ids)
+        )
+        return ForwardContext(self.ops, self._prepared, batch, plan, rope)
+
+    def _drop_prepared(self) -> None:
+        self._prepared.clear()
+        self._ops = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NomicBert":
+        """Every move and cast (`to`, `half`, `cuda`) comes through here."""
+        self._drop_prepared()
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def train(self, mode: bool = True) -> "NomicBert":
+        """Switch dropout on or off."""
+        self._drop_prepared()
+        return super().train(mode)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As in torch; prepared weights are dropped."""
+        self._drop_prepared()
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)

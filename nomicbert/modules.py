@@ -1,0 +1,137 @@
+"""The files of sentence-transformers beside the weights (modules.json, 1_Pooling, ...) -> Pooling.
+
+Source: the module formats that sentence-transformers 2 to 6 write.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nomicbert.checkpoint import TensorFiles
+from nomicbert.config import EncoderConfig
+from nomicbert.errors import CheckpointError, ConfigError
+from nomicbert.pooling import ACTIVATIONS, Pooling
+from nomicbert.settings import Settings, inside, read_json, read_json_list
+from nomicbert_kernels import PoolMode
+
+logger = logging.getLogger(__name__)
+
+# Before sentence-transformers 6: one boolean a mode.
+FLAGS: dict[str, PoolMode] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+}
+# Since then: one name.
+NAMES: dict[str, PoolMode] = {
+    **{mode: mode for mode in FLAGS.values()},
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+}
+
+
+def module_folders(folder: Path) -> list[tuple[str, Path]]:
+    """(kind, folder) of each module in order; kind is the last part of its class name.
+
+    A checkpoint without modules.json is a bare encoder, which sentence-transformers pools by mean.
+    """
+    path = folder / "modules.json"
+    if not path.is_file():
+        logger.info("%s has no modules.json: its texts are pooled by mean", folder)
+        return [("Transformer", folder)]
+    entries = read_json_list(path)
+    found = [(Settings(entry, path).get("type"), entry.get("path", "")) for entry in entries]
+    return [(str(kind).rpartition(".")[2], inside(folder, name, path)) for kind, name in found]
+
+
+def read_pooling(folder: Path, config: EncoderConfig, dtype: torch.dtype) -> Pooling:
+    """Build what stands behind the encoder.
+
+    Args:
+        folder: the checkpoint.
+        config: of its encoder.
+        dtype: of the Dense layers.
+
+    Raises:
+        ConfigError: a module, order or option that is not supported.
+        CheckpointError: a Dense layer's weights missing or of another shape.
+    """
+    mode: PoolMode = "mean"
+    dense: list[tuple[nn.Linear, str]] = []
+    normalize = False
+    width = config.hidden_size
+    kinds = module_folders(folder)
+    order = ["Transformer", "Pooling", "Dense", "Normalize"]
+    names = [kind for kind, _ in kinds]
+    if any(n not in order for n in names) or names != sorted(names, key=order.index):
+        raise ConfigError(
+            f"{folder / 'modules.json'} lists {', '.join(names)}: supported are "
+            f"{', '.join(order)}, in this order"
+        )
+    for kind, place in kinds:
+        if kind == "Pooling":
+            mode = _read_mode(place / "config.json", width)
+        elif kind == "Dense":
+            dense.append(_read_dense(place, width, dtype))
+            width = dense[-1][0].out_features
+        elif kind == "Normalize":
+            normalize = True
+    # v1.5 and what is fine-tuned from it: layer_norm is part of how it was trained to be sliced
+    recipe = config.hidden_act == "swiglu" and mode == "mean" and not dense and not normalize
+    return Pooling(config.hidden_size, mode, tuple(dense), normalize, recipe).eval()
+
+
+def _read_mode(path: Path, width: int) -> PoolMode:
+    raw = read_json(path)
+    s = Settings(raw, path)
+    stated = s.size("embedding_dimension", "word_embedding_dimension", default=width)
+    if stated != width:
+        raise ConfigError(f"{path} pools {stated} columns, but the encoder has {width}")
+    if raw.get("include_prompt") is False:
+        raise ConfigError(f"{path}: include_prompt = false is not supported")
+    if (name := raw.get("pooling_mode")) is not None:
+        if name not in NAMES:
+            raise ConfigError(
+                f"{path}: pooling_mode = {name!r} is not supported; supported are "
+                + ", ".join(sorted(NAMES))
+            )
+        return NAMES[name]
+    unknown = [k for k, v in raw.items() if k.startswith("pooling_mode_") and v and k not in FLAGS]
+    on = [flag for flag in FLAGS if raw.get(flag)]
+    if unknown or len(on) > 1:
+        raise ConfigError(
+            f"{path} asks for {' and '.join(on + unknown)}: supported is one of {', '.join(FLAGS)}"
+        )
+    return FLAGS[on[0]] if on else "mean"
+
+
+def _read_dense(folder: Path, width: int, dtype: torch.dtype) -> tuple[nn.Linear, str]:
+    path = folder / "config.json"
+    raw = read_json(path)
+    s = Settings(raw, path)
+    inputs, outputs = s.size("in_features"), s.size("out_features")
+    if inputs != width:
+        raise ConfigError(f"{path} takes {inputs} columns, but it is given {width}")
+    # sentence-transformers' default, for configurations that do not say
+    activation = str(s.get("activation_function", default="Tanh")).rpartition(".")[2]
+    if activation not in ACTIVATIONS:
+        raise ConfigError(
+            f"{path}: activation_function = {raw['activation_function']!r} is not supported; "
+            f"supported are {', '.join(ACTIVATIONS)}"
+        )
+    if raw.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+        raise ConfigError(f"{path}: module_input_name must be 'sentence_embedding'")
+    layer = nn.Linear(inputs, outputs, bias=bool(s.get("bias", default=True)), dtype=dtype)
+    files = TensorFiles(folder)
+    wanted = {f"linear.{name}": tuple(p.shape) for name, p in layer.named_parameters()}
+    found = {name: files.shape(name) for name in files.names()}
+    if found != wanted:
+        raise CheckpointError(f"the tensors of {folder} are {found}, wanted {wanted}")
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(files.read(f"linear.{name}"))
+    return layer, activation

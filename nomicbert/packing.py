@@ -1,0 +1,140 @@
+"""The one internal layout: the tokens of all texts end to end, without padding.
+
+Everything between here and pooling sees a PackedBatch; attention masks end here.
+Names: FlashAttention's variable-length interface, Dao 2023, arXiv:2307.08691.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """B texts as T tokens.
+
+    Attributes:
+        lengths: tokens of each text, on the host.
+        rope_lengths: the length that decides each text's rotary scaling, on the host: its own, or
+            that of the padded row it came from.
+        cu_seqlens: (B + 1,) int32, text b owns tokens cu_seqlens[b] to cu_seqlens[b + 1] - 1.
+        position_ids: (T,) int64.
+        input_ids: (T,) int64, or None when `inputs_embeds` stands in for them.
+        token_type_ids: (T,) int64, or None for type 0 throughout.
+        inputs_embeds: (T, H) or None.
+    """
+
+    lengths: tuple[int, ...]
+    rope_lengths: tuple[int, ...]
+    cu_seqlens: Tensor
+    position_ids: Tensor
+    input_ids: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+
+    def first_tokens(self) -> Tensor:
+        """(B,) int64, index of each text's first token."""
+        return self.cu_seqlens[:-1].long()
+
+    def last_tokens(self) -> Tensor:
+        """(B,) int64, index of each text's last token."""
+        return self.cu_seqlens[1:].long() - 1
+
+
+def offsets(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Cumulative lengths, (B + 1,) int32."""
+    total = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=total[1:])
+    return torch.from_numpy(total).to(device)
+
+
+def pack(texts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> PackedBatch:
+    """Lay token ids end to end; positions count from 0 in each text.
+
+    Args:
+        texts: token ids of each text.
+        device: where the tensors go.
+    """
+    lengths = tuple(map(len, texts))
+    ids = np.concatenate([np.asarray(t, dtype=np.int64) for t in texts] or [np.zeros(0, np.int64)])
+    positions = np.concatenate([np.arange(n) for n in lengths] or [np.zeros(0, np.int64)])
+    return PackedBatch(
+        lengths=lengths,
+        rope_lengths=lengths,
+        cu_seqlens=offsets(lengths, device),
+        position_ids=torch.from_numpy(positions).to(device),
+        input_ids=torch.from_numpy(ids).to(device),
+    )
+
+
+def unpad(
+    tokens: Tensor,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    position_ids: Tensor | None = None,
+) -> tuple[PackedBatch, Tensor]:
+    """Drop the padding of a padded batch.
+
+    Args:
+        tokens: input_ids (B, S) int, or inputs_embeds (B, S, H).
+        attention_mask: (B, S) of 0 and 1, any dtype; None keeps every token. Zeros may stand
+            anywhere: a token's position is its column, not its rank among the kept ones.
+        token_type_ids: (B, S) int or None.
+        position_ids: (B, S) or (1, S) or (S,) int, in place of the column numbers.
+
+    Returns: the batch, and (T,) int64 places of its tokens in the flattened (B S) rows.
+    Raises: ValueError: shapes that differ, a mask of other values than 0 and 1.
+    """
+    batch, length = tokens.shape[:2]
+    for name, extra in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+        if extra is not None and tuple(extra.shape) != (batch, length):
+            raise ValueError(f"{name} must be {(batch, length)}, not {tuple(extra.shape)}")
+    longest = length
+    if position_ids is None:
+        position_ids = torch.arange(length, device=tokens.device)
+    elif position_ids.numel():
+        longest = int(position_ids.max()) + 1
+    try:
+        position_ids = position_ids.expand(batch, length)
+    except RuntimeError as error:
+        shape = tuple(position_ids.shape)
+        raise ValueError(f"position_ids must be {(batch, length)}, not {shape}") from error
+
+    if attention_mask is None:
+        lengths = (length,) * batch
+        places = torch.arange(batch * length, device=tokens.device)
+    else:
+        kept = attention_mask != 0
+        if not bool(((attention_mask == 1) | ~kept).all()):
+            raise ValueError("attention_mask must hold 0 and 1 only: 1 keeps a token, 0 drops it")
+        lengths = tuple(kept.sum(1).tolist())
+        places = kept.flatten().nonzero().squeeze(1)
+
+    rows = tokens.flatten(0, 1)[places]
+    return PackedBatch(
+        lengths=lengths,
+        rope_lengths=(longest,) * batch,
+        cu_seqlens=offsets(lengths, tokens.device),
+        position_ids=position_ids.reshape(-1)[places].long(),
+        input_ids=rows if tokens.dim() == 2 else None,
+        token_type_ids=None if token_type_ids is None else token_type_ids.flatten()[places],
+        inputs_embeds=rows if tokens.dim() == 3 else None,
+    ), places
+
+
+def pad(hidden: Tensor, places: Tensor, batch: int, length: int) -> Tensor:
+    """Put packed rows back where they came from.
+
+    Args:
+        hidden: (T, H).
+        places: (T,) int64, from `unpad`.
+        batch: rows of the padded batch.
+        length: columns of the padded batch.
+
+    Returns: (batch, length, H), zeros where nothing was kept.
+    """
+    rows = hidden.new_zeros(batch * length, hidden.shape[1])
+    return rows.index_copy(0, places, hidden).view(batch, length, -1)

@@ -1,0 +1,129 @@
+"""Hidden states -> one vector a text: pooling, Dense layers, layer_norm, slice, L2.
+
+Source: pooling modes and order of modules as in sentence-transformers; the Matryoshka recipe
+(layer_norm over the full width, slice, L2) as in nomic-embed-text-v1.5's card.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nomicbert.model import NomicBert
+from nomicbert.packing import PackedBatch, offsets
+from nomicbert.prepared import PreparedWeights
+from nomicbert_kernels import Ops, PoolMode
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "Identity": lambda x: x,
+    "Tanh": torch.tanh,
+    "ReLU": F.relu,
+    "GELU": F.gelu,
+    "Sigmoid": torch.sigmoid,
+    "SiLU": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What becomes of the pooled vectors.
+
+    Attributes:
+        matryoshka_dim: layer_norm where the checkpoint's recipe has it -> slice -> L2; or None.
+        truncate_dim: slice, nothing more; or None.
+        normalize: L2 at the very end.
+    """
+
+    matryoshka_dim: int | None = None
+    truncate_dim: int | None = None
+    normalize: bool = False
+
+
+class Pooling(nn.Module):
+    """Everything behind the encoder.
+
+    Attributes:
+        mode: how a text's hidden states become one vector.
+        dense: linear layers after it, each with an activation.
+        normalize: whether the checkpoint ends with L2.
+        matryoshka_layer_norm: whether its Matryoshka recipe begins with layer_norm.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        mode: PoolMode = "mean",
+        dense: tuple[tuple[nn.Linear, str], ...] = (),
+        normalize: bool = False,
+        matryoshka_layer_norm: bool = False,
+    ) -> None:
+        """`width` is the encoder's hidden size; each of `dense` is a layer and its activation."""
+        super().__init__()
+        self.mode = mode
+        self.dense = nn.ModuleList(layer for layer, _ in dense)
+        self.activations = tuple(activation for _, activation in dense)
+        self.normalize = normalize
+        self.matryoshka_layer_norm = matryoshka_layer_norm
+        self.embedding_dimension = dense[-1][0].out_features if dense else width
+        self._prepared = PreparedWeights()
+
+    def forward(self, model: NomicBert, batch: PackedBatch, finish: Finish) -> Tensor:
+        """Encode and pool a batch.
+
+        Args:
+            model: the encoder.
+            batch: B packed texts.
+            finish: what becomes of the vectors.
+
+        Returns: (B, dim) fp32.
+        """
+        plain = finish.matryoshka_dim is None
+        layer_norm = self.matryoshka_layer_norm and not plain
+        dim = finish.matryoshka_dim
+        unit = self.normalize or not plain
+        x = self._pool(
+            model, batch, *((False, None, False) if self.dense else (layer_norm, dim, unit))
+        )
+        if self.dense:
+            for layer, activation in zip(self._linears(), self.activations, strict=True):
+                weight = self._prepared.get(model.ops, layer.weight, layer.bias, "linear")
+                y = model.ops.linear(x.to(layer.weight.dtype), weight)
+                x = ACTIVATIONS[activation](y).float()
+            x = pool_rows(model.ops, x, layer_norm, dim, unit)
+        x = x[:, : finish.truncate_dim]
+        return F.normalize(x) if finish.normalize else x
+
+    def _linears(self) -> list[nn.Linear]:
+        return list(self.dense)  # type: ignore[arg-type]
+
+    def _pool(
+        self, model: NomicBert, batch: PackedBatch, layer_norm: bool, dim: int | None, unit: bool
+    ) -> Tensor:
+        # the first or last token alone is wanted, so the last layer computes nothing else
+        if self.mode in ("cls", "lasttoken") and batch.lengths and min(batch.lengths) > 0:
+            rows = batch.first_tokens() if self.mode == "cls" else batch.last_tokens()
+            return pool_rows(
+                model.ops, model.encode_packed(batch, rows=rows), layer_norm, dim, unit
+            )
+        hidden = model.encode_packed(batch)
+        pooled: Tensor = model.ops.pool(
+            hidden,
+            batch.cu_seqlens,
+            model.plan(batch.lengths),
+            self.mode,
+            layer_norm,
+            dim,
+            unit,
+        )
+        return pooled
+
+
+def pool_rows(ops: Ops, rows: Tensor, layer_norm: bool, dim: int | None, unit: bool) -> Tensor:
+    """The end of pooling for (B, H) rows that are vectors already: texts of one token each."""
+    ones = [1] * rows.shape[0]
+    # the plan of one-token texts does not look at heads
+    plan = ops.plan(ones, 1, rows.shape[1], rows.dtype)
+    pooled: Tensor = ops.pool(rows, offsets(ones, rows.device), plan, "cls", layer_norm, dim, unit)
+    return pooled

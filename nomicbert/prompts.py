@@ -1,0 +1,90 @@
+"""Which words go before a text: the checkpoint's prompts, found by name.
+
+Source: config_sentence_transformers.json; the four task prefixes of nomic-embed-text-v1.5's card.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nomicbert.config import EncoderConfig
+from nomicbert.errors import ConfigError
+from nomicbert.settings import read_json
+
+NOMIC_TASKS = ("search_query", "search_document", "classification", "clustering")
+# sentence-transformers' own names first, then the card's
+QUERY_NAMES = ("query", "search_query")
+DOCUMENT_NAMES = ("document", "passage", "corpus", "search_document")
+
+
+class PromptWarning(UserWarning):
+    """A checkpoint that was trained with task prefixes was given a text without one."""
+
+
+@dataclass
+class Prompts:
+    """Prompts by name.
+
+    Attributes:
+        by_name: name -> text put before the input.
+        default: the name used when a call gives none, or None.
+        required: whether the checkpoint's card says that a prompt is needed.
+    """
+
+    by_name: dict[str, str] = field(default_factory=dict)
+    default: str | None = None
+    required: bool = False
+    _warned: bool = field(default=False, repr=False)
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: EncoderConfig) -> "Prompts":
+        """The checkpoint's prompts; a NomicBERT one that ships none gets its card's four."""
+        path = folder / "config_sentence_transformers.json"
+        raw = read_json(path) if path.is_file() else {}
+        shipped = raw.get("prompts") or {}
+        if not isinstance(shipped, dict) or not all(isinstance(t, str) for t in shipped.values()):
+            raise ConfigError(f"{path}: prompts must be an object of names and texts")
+        default = raw.get("default_prompt_name")
+        if default is not None and default not in shipped:
+            raise ConfigError(f"{path}: default_prompt_name {default!r} is not among its prompts")
+        # sentence-transformers writes empty prompts for checkpoints that have none
+        if any(shipped.values()) or config.model_type != "nomic_bert":
+            return cls(dict(shipped), default)
+        return cls({task: f"{task}: " for task in NOMIC_TASKS}, required=True)
+
+    def choose(self, name: str | None, prompt: str | None) -> str:
+        """The text to put before the inputs of a call.
+
+        Raises: ValueError: unknown name, or both a name and a text.
+        """
+        if prompt is not None:
+            if name is not None:
+                raise ValueError("give prompt_name or prompt, not both")
+            return prompt
+        name = self.default if name is None else name
+        if name is None:
+            return ""
+        if name not in self.by_name:
+            known = ", ".join(map(repr, self.by_name)) or "none"
+            raise ValueError(f"unknown prompt_name {name!r}; this checkpoint has: {known}")
+        return self.by_name[name]
+
+    def first_of(self, names: Sequence[str]) -> str | None:
+        """The first of these names that the checkpoint has."""
+        return next((name for name in names if name in self.by_name), None)
+
+    def warn_if_missing(self, prompt: str, texts: Sequence[str]) -> None:
+        """Warn, once, about a text without any prefix where the checkpoint needs one."""
+        if not self.required or self._warned or prompt:
+            return
+        known = tuple(self.by_name.values())
+        if not all(text.startswith(known) for text in texts):
+            self._warned = True
+            warnings.warn(
+                "this checkpoint was trained with a task prefix before every text: give "
+                f"prompt_name ({', '.join(map(repr, self.by_name))}), or call encode_query and "
+                "encode_document",
+                PromptWarning,
+                stacklevel=4,
+            )

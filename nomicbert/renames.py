@@ -1,0 +1,129 @@
+"""Which hub tensors make up each of our parameters: the rename tables, as data.
+
+Our parameters are stored fused (query, key and value in one; up and gate in one), so one parameter
+may be made of several hub tensors, stacked. Everything else about names (prefixes, old LayerNorm
+names, what may be left unread) is here too, and nowhere else.
+Source: tensor names of the checkpoints on the hub and of the classes that load them.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from nomicbert.config import EncoderConfig
+
+# What training code and task heads put before the encoder's own names.
+PREFIXES = ("bert.", "nomic_bert.", "trunk.", "model.")
+
+# Tensors that no encoder needs: constants that we compute, and other models' heads.
+IGNORED = re.compile(
+    r"(.*\.)?(position_ids|inv_freq|norm_factor)|(cls|seq_relationship|pooler)\..*"
+)
+
+NOMIC = {
+    "embeddings.word": "embeddings.word_embeddings",
+    "embeddings.token_type": "embeddings.token_type_embeddings",
+    "embeddings.norm": "emb_ln",
+}
+NOMIC_LAYER = {
+    "attention.qkv": "attn.Wqkv",
+    "attention.out": "attn.out_proj",
+    "attention_norm": "norm1",
+    "mlp.up": "mlp.fc1",
+    "mlp.up_gate": ("mlp.fc11", "mlp.fc12"),
+    "mlp.down": "mlp.fc2",
+    "mlp_norm": "norm2",
+}
+NOMIC_MOE = {
+    "mlp.router.weight": "mlp.router.layer.weight",
+    "mlp.experts_up": "mlp.experts.mlp.w1",
+    "mlp.experts_down": "mlp.experts.mlp.w2",
+    "mlp.bias": "mlp.experts.bias",
+}
+BERT = {
+    "embeddings.word": "embeddings.word_embeddings",
+    "embeddings.token_type": "embeddings.token_type_embeddings",
+    "embeddings.position": "embeddings.position_embeddings",
+    "embeddings.norm": "embeddings.LayerNorm",
+    "pooler": "pooler.dense",
+}
+BERT_LAYER = {
+    "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention.out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "mlp.up": "intermediate.dense",
+    "mlp.down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
+NOMIC_POOLER = {"pooler": "pooler.dense"}
+
+Form = Literal["stacked", "experts", "experts_transposed"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one of our parameters is laid out on disk.
+
+    Attributes:
+        target: our name.
+        parts: hub names, without prefix; their rows stacked make the parameter.
+        form: "stacked" as said · "experts" (E F, H) on disk, (E, F, H) here ·
+            "experts_transposed" (E F, H) on disk, (E, H, F) here.
+    """
+
+    target: str
+    parts: tuple[str, ...]
+    form: Form = "stacked"
+
+    def part_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of each part on disk, for a parameter of this shape."""
+        if self.form == "stacked":
+            return (shape[0] // len(self.parts), *shape[1:])
+        experts, a, b = shape
+        return (experts * a, b) if self.form == "experts" else (experts * b, a)
+
+    def views(self, parameter: Tensor) -> list[Tensor]:
+        """The parameter seen as its parts on disk: views to copy into when loading."""
+        if self.form == "stacked":
+            return list(parameter.chunk(len(self.parts)))
+        return [parameter if self.form == "experts" else parameter.transpose(1, 2)]
+
+
+def canonical(name: str) -> str:
+    """A hub name without prefixes and with today's LayerNorm names."""
+    while name.startswith(PREFIXES):
+        name = name.split(".", 1)[1]
+    return re.sub(
+        r"LayerNorm\.gamma$",
+        "LayerNorm.weight",
+        re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name),
+    )
+
+
+def recipes(config: EncoderConfig, parameters: list[str]) -> Iterator[Recipe]:
+    """The recipe of each parameter.
+
+    Args:
+        config: decides which hub layout is meant.
+        parameters: our names.
+    """
+    nomic = config.model_type == "nomic_bert"
+    top, layer = (NOMIC | NOMIC_POOLER, NOMIC_LAYER) if nomic else (BERT, BERT_LAYER)
+    hub_layers = "encoder.layers" if nomic else "encoder.layer"
+    for target in parameters:
+        match = re.fullmatch(r"layers\.(\d+)\.(.*)", target)
+        stem = match[2] if match else target
+        home = f"{hub_layers}.{match[1]}." if match else ""
+        if match and stem in NOMIC_MOE:
+            form: Form = "stacked"
+            if stem.startswith("mlp.experts"):
+                form = "experts_transposed" if stem.endswith("down") else "experts"
+            yield Recipe(target, (home + NOMIC_MOE[stem],), form)
+            continue
+        stem, _, kind = stem.rpartition(".")
+        parts = (layer if match else top)[stem]
+        parts = (parts,) if isinstance(parts, str) else parts
+        yield Recipe(target, tuple(f"{home}{part}.{kind}" for part in parts))

@@ -1,0 +1,100 @@
+"""Rotary angles of a batch: inverse frequencies, cos and sin tables, dynamic NTK scaling.
+
+    inv_freq_j = theta^(-2j / d),  j < d / 2,  angle = position * inv_freq_j,  all in fp32
+    for a text of L > M tokens with scaling factor a:
+    theta' = theta * (a L / M - (a - 1))^(d / (d - 2)),  M the trained length
+
+theta' is a function of L alone: what was embedded before never matters.
+Source: Su et al. 2021, arXiv:2104.09864, eq. 15; dynamic NTK: emozilla 2023, as in the remote
+code of nomic-embed-text-v1 and in transformers' "dynamic" rope type.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nomicbert.config import EncoderConfig
+from nomicbert_kernels import Rope
+
+# Tables are computed in blocks of as many positions, always whole, so that every entry takes the
+# same vector instructions: its last bit must not depend on how long the table is.
+BLOCK = 256
+
+
+class RotaryTables:
+    """The tables of one model; rows for the trained theta are kept, scaled ones are not."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Take theta, the rotary width and the scaling from the model's configuration."""
+        self.dim = config.rotary_dim
+        self.interleaved = config.rotary_interleaved
+        self.theta = config.rope_theta
+        self.factor = config.rotary_scaling_factor
+        self.trained = config.max_trained_positions
+        self._base: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def scaled_theta(self, length: int) -> float:
+        """Theta of a text of this many tokens."""
+        if self.factor is None or length <= self.trained or self.dim <= 2:
+            return self.theta
+        stretch = self.factor * length / self.trained - (self.factor - 1)
+        return float(self.theta * stretch ** (self.dim / (self.dim - 2)))
+
+    def table(
+        self, rope_lengths: Sequence[int], lengths: Sequence[int], position_ids: Tensor
+    ) -> Rope:
+        """Tables of a batch and each token's row in them.
+
+        Args:
+            rope_lengths: the length that decides each text's theta; above every position in it.
+            lengths: tokens of each text.
+            position_ids: (T,) int64.
+
+        Returns: cos and sin (rows, d / 2) fp32 on the device of `position_ids`.
+        """
+        device = position_ids.device
+        scaled = {n: t for n in set(rope_lengths) if (t := self.scaled_theta(n)) != self.theta}
+        plain = max((n for n in rope_lengths if n not in scaled), default=0)
+        cos, sin = self._base_rows(plain, device)
+        if not scaled:
+            return Rope(cos, sin, position_ids.to(torch.int32), self.dim, self.interleaved)
+
+        blocks, first_row = [(cos, sin)], {}
+        rows = cos.shape[0]
+        for length, theta in sorted(scaled.items()):
+            blocks.append(tuple(t.to(device) for t in angles(length, theta, self.dim)))  # type: ignore[arg-type]
+            first_row[length] = rows
+            rows += blocks[-1][0].shape[0]
+        first = torch.tensor([first_row.get(n, 0) for n in rope_lengths], device=device)
+        repeats = torch.tensor(lengths, device=device)
+        start = torch.repeat_interleave(first, repeats, output_size=position_ids.numel())
+        return Rope(
+            torch.cat([c for c, _ in blocks]),
+            torch.cat([s for _, s in blocks]),
+            (start + position_ids).to(torch.int32),
+            self.dim,
+            self.interleaved,
+        )
+
+    def _base_rows(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        kept = self._base.get(device)
+        if kept is None or kept[0].shape[0] < length:
+            cos, sin = angles(length, self.theta, self.dim)
+            with torch.inference_mode(False):
+                kept = cos.to(device), sin.to(device)
+            self._base[device] = kept
+        return kept
+
+
+def angles(length: int, theta: float, dim: int) -> tuple[Tensor, Tensor]:
+    """Cos and sin of positions 0 to at least length - 1, each (rows, dim / 2) fp32 on the CPU."""
+    # a table may be kept beyond an inference_mode block, and then serve a training step
+    with torch.inference_mode(False):
+        exponent = torch.arange(0, dim, 2, dtype=torch.int64, device="cpu").float() / dim
+        inv_freq = 1.0 / theta**exponent
+        blocks = [
+            torch.arange(start, start + BLOCK, device="cpu").float()[:, None] * inv_freq
+            for start in range(0, max(length, 1), BLOCK)
+        ]
+        return torch.cat([b.cos() for b in blocks]), torch.cat([b.sin() for b in blocks])

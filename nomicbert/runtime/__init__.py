@@ -1,0 +1,1 @@
+"""What makes a stream of texts fast: batches by tokens."""

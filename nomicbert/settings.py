@@ -1,0 +1,99 @@
+"""A checkpoint's JSON settings files, read with errors that name the file and the key.
+
+Used for config.json and for the files of sentence-transformers and of the tokenizer.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nomicbert.errors import ConfigError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises: ConfigError: the file is missing, not UTF-8, not JSON, or not an object.
+    """
+    value = _parse(path)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """The list of objects in a JSON file; raises as `read_json` does."""
+    value = _parse(path)
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise ConfigError(f"{path} must hold a JSON list of objects")
+    return value
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is missing: is {path.parent} a checkpoint folder?") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+
+
+class Settings:
+    """One settings file, read by meaning: several names of a key, compared where given."""
+
+    def __init__(self, raw: Mapping[str, Any], path: Path) -> None:
+        self.raw = raw
+        self.path = path
+
+    def get(self, *names: str, default: Any = None) -> Any:
+        """The value under any of these keys; null counts as absent; two values must agree."""
+        found = {name: self.raw[name] for name in names if self.raw.get(name) is not None}
+        if len(set(map(repr, map(_plain, found.values())))) > 1:
+            stated = " but ".join(f"{name} = {value!r}" for name, value in found.items())
+            raise ConfigError(f"{self.path} contradicts itself: {stated}. Correct one of them.")
+        if found:
+            return _plain(next(iter(found.values())))
+        if default is None:
+            raise ConfigError(f"{self.path} lacks {' (or '.join(names)}{')' * (len(names) - 1)}")
+        return default
+
+    def size(self, *names: str, default: int | None = None) -> int:
+        """A whole number; 2048.0 is accepted, since real checkpoints hold such."""
+        return int(self.number(*names, default=default, whole=True))
+
+    def number(self, *names: str, default: float | None = None, whole: bool = False) -> float:
+        """A number."""
+        value = self.get(*names, default=default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{self.path}: {names[0]} must be a number, not {value!r}")
+        if whole and value != int(value):
+            raise ConfigError(f"{self.path}: {names[0]} must be a whole number, not {value!r}")
+        return value
+
+    def refuse(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
+        """Refuse switches whose value changes what the encoder would have to compute."""
+        for name, allowed in neutral.items():
+            value = self.raw.get(name)
+            if value is not None and value not in allowed:
+                wanted = " or ".join(map(repr, (*allowed, None)))
+                raise ConfigError(
+                    f"{self.path}: {name} = {value!r} is not supported, only {wanted} is"
+                )
+
+
+def _plain(value: Any) -> Any:
+    """1000 and 1000.0 are the same setting."""
+    if isinstance(value, float) and value.is_integer() and not isinstance(value, bool):
+        return int(value)
+    return value
+
+
+def inside(folder: Path, name: Any, stated_in: Path) -> Path:
+    """A path that a settings file names, refused when it leaves the checkpoint's folder.
+
+    Raises: ConfigError: not a string, absolute, or climbing out through "..".
+    """
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ConfigError(f"{stated_in} names the path {name!r}, which leaves its folder")
+    return folder / name

@@ -1,0 +1,90 @@
+"""Text -> token ids: the checkpoint's tokenizer, its special tokens, and cutting to a length.
+
+The ids are those of transformers' tokenizer of the same folder. Truncation and padding that are
+baked into tokenizer.json are switched off: they are another tool's settings.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
+
+from nomicbert.errors import TokenizerError
+from nomicbert.settings import Settings, read_json
+
+# transformers writes 1e30 for "no limit"
+NO_LIMIT = 1_000_000
+
+
+class Tokenizer:
+    """The tokenizer of one checkpoint.
+
+    Attributes:
+        prefix: special token ids before a text.
+        suffix: special token ids after it.
+        model_max_length: tokens that tokenizer_config.json allows, special ones included, or None.
+    """
+
+    def __init__(self, rust: RustTokenizer, model_max_length: int | None = None) -> None:
+        """Wrap a tokenizer of the `tokenizers` library."""
+        rust.no_truncation()
+        rust.no_padding()
+        self.rust = rust
+        self.model_max_length = model_max_length
+        bare = rust.encode("a", add_special_tokens=False).ids
+        full = rust.encode("a", add_special_tokens=True).ids
+        start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), None)
+        if not bare or start is None:
+            raise TokenizerError("the tokenizer does not put its special tokens around a text")
+        self.prefix, self.suffix = full[:start], full[start + len(bare) :]
+
+    @classmethod
+    def from_folder(cls, folder: Path, vocab_size: int) -> "Tokenizer":
+        """Read tokenizer.json, or the vocab.txt of a BERT checkpoint.
+
+        Args:
+            folder: the checkpoint.
+            vocab_size: rows of the word embedding, which every id must be below.
+
+        Raises: TokenizerError: files missing, damaged, or with more ids than the embedding.
+        """
+        settings_file = folder / "tokenizer_config.json"
+        settings = read_json(settings_file) if settings_file.is_file() else {}
+        whole, vocab = folder / "tokenizer.json", folder / "vocab.txt"
+        if whole.is_file():
+            try:
+                rust = RustTokenizer.from_file(str(whole))
+            except Exception as error:  # the library raises nothing more specific
+                raise TokenizerError(f"{whole} is not a tokenizer: {error}") from error
+        elif vocab.is_file():
+            rust = RustTokenizer.from_str(
+                BertWordPieceTokenizer(
+                    str(vocab), lowercase=bool(settings.get("do_lower_case", True))
+                ).to_str()
+            )
+        else:
+            raise TokenizerError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.txt")
+        largest = max(rust.get_vocab(with_added_tokens=True).values(), default=-1)
+        if largest >= vocab_size:
+            raise TokenizerError(
+                f"the tokenizer of {folder} has ids up to {largest}, but the embedding has only "
+                f"{vocab_size} rows"
+            )
+        limit = Settings(settings, settings_file).number("model_max_length", default=NO_LIMIT)
+        return cls(rust, int(limit) if limit < NO_LIMIT else None)
+
+    def encode(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
+        """Token ids of each text with its special tokens, at most `max_length` of them.
+
+        Args:
+            texts: any number.
+            max_length: above the number of special tokens; the text's end is cut, never they.
+
+        Returns: the ids, and how many texts were cut.
+        """
+        room = max_length - len(self.prefix) - len(self.suffix)
+        encodings = self.rust.encode_batch_fast(list(texts), add_special_tokens=False)
+        bodies = [encoding.ids for encoding in encodings]
+        cut = sum(len(body) > room for body in bodies)
+        return [[*self.prefix, *body[:room], *self.suffix] for body in bodies], cut

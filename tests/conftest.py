@@ -1,0 +1,167 @@
+"""What holds for every test: no network, no developer's cache, a seed that can be replayed.
+
+The environment is set at the top: huggingface_hub and triton read theirs when they are imported.
+"""
+
+import atexit
+import ipaddress
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+DEFAULT_SEED = 20241
+NETWORK = "NOMICBERT_NETWORK"
+
+# A developer's cache, login and mirror are neither read nor changed.
+_home = tempfile.mkdtemp(prefix="nomicbert-tests-")
+atexit.register(shutil.rmtree, _home, ignore_errors=True)
+for _name in [
+    name for name in os.environ if name.startswith(("HF_", "HUGGINGFACE_", "HUGGING_FACE_"))
+]:
+    del os.environ[_name]
+for _name in ("TRANSFORMERS_OFFLINE", "TRANSFORMERS_CACHE", "SENTENCE_TRANSFORMERS_HOME"):
+    os.environ.pop(_name, None)
+os.environ["HF_HOME"] = _home
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Its downloader is compiled code, which would walk past the guard below.
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+
+import torch  # noqa: E402
+
+HAS_CUDA = torch.cuda.is_available()
+if not HAS_CUDA:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import hypothesis  # noqa: E402
+
+
+class NetworkBlocked(RuntimeError):
+    """A test tried to leave this machine. Not an OSError, so that no retry or fallback hides it."""
+
+
+class NetworkGuard:
+    """Refuses every connection and look-up beyond loopback, and remembers the attempts."""
+
+    def __init__(self) -> None:
+        self.attempts: list[str] = []
+        self.allowed = False
+        self._connect = socket.socket.connect
+        self._connect_ex = socket.socket.connect_ex
+        self._getaddrinfo = socket.getaddrinfo
+
+    def install(self) -> None:
+        guard = self
+
+        def connect(sock: socket.socket, address: Any) -> None:
+            guard.check_address(sock, address)
+            return guard._connect(sock, address)
+
+        def connect_ex(sock: socket.socket, address: Any) -> int:
+            guard.check_address(sock, address)
+            return guard._connect_ex(sock, address)
+
+        def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+            guard.check_host(host, "look-up")
+            return guard._getaddrinfo(host, *args, **kwargs)
+
+        socket.socket.connect = connect
+        socket.socket.connect_ex = connect_ex
+        socket.getaddrinfo = getaddrinfo
+
+    def remove(self) -> None:
+        socket.socket.connect = self._connect
+        socket.socket.connect_ex = self._connect_ex
+        socket.getaddrinfo = self._getaddrinfo
+
+    def check_address(self, sock: socket.socket, address: Any) -> None:
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            self.check_host(address[0], "connection")
+
+    def check_host(self, host: Any, kind: str) -> None:
+        if self.allowed or _is_loopback(host):
+            return
+        attempt = f"{kind} to {host!r}"
+        self.attempts.append(attempt)
+        raise NetworkBlocked(f"{attempt}: tests stay on this machine; serve it from loopback")
+
+
+def _is_loopback(host: Any) -> bool:
+    name = host.decode() if isinstance(host, bytes) else host
+    if name in (None, "", "localhost", "0.0.0.0", "::"):  # the last two: to listen on
+        return True
+    try:
+        return ipaddress.ip_address(name.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+_guard = NetworkGuard()
+
+
+def read_seed() -> int:
+    """The seed of this run: NOMICBERT_SEED, else a fixed one."""
+    text = os.environ.get("NOMICBERT_SEED", "")
+    if not text:
+        return DEFAULT_SEED
+    if not text.isdecimal():
+        raise pytest.UsageError(f"NOMICBERT_SEED={text!r} is not a whole number")
+    return int(text)
+
+
+@pytest.hookimpl(tryfirst=True)  # before hypothesis reads its seed
+def pytest_configure(config: pytest.Config) -> None:
+    seed = read_seed()
+    # From here on, so that imports of test modules and wider fixtures are guarded too.
+    _guard.install()
+    config.add_cleanup(_guard.remove)
+    # The examples of hypothesis hang on the same seed; a busy machine knows no deadline.
+    hypothesis.settings.register_profile("nomicbert", deadline=None)
+    hypothesis.settings.load_profile("nomicbert")
+    if config.getoption("--hypothesis-seed") is None:
+        config.option.hypothesis_seed = str(seed)
+
+
+def pytest_report_header() -> str:
+    return f"NOMICBERT_SEED={read_seed()} torch={torch.__version__} cuda={HAS_CUDA}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") and not HAS_CUDA:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("network") and os.environ.get(NETWORK) != "1":
+            item.add_marker(pytest.mark.skip(reason=f"needs {NETWORK}=1"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[pytest.TestReport]:
+    """Print the seed beside a failure: the header is not shown with -q."""
+    report = yield
+    if report.failed and "seed" in getattr(item, "fixturenames", ()):
+        report.sections.append(("replay with", f"NOMICBERT_SEED={read_seed()}"))
+    return report
+
+
+@pytest.fixture(autouse=True)
+def no_network(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that tried to leave this machine, even if the error was swallowed."""
+    _guard.allowed = request.node.get_closest_marker("network") is not None
+    yield
+    _guard.allowed = False
+    attempts = [*_guard.attempts]
+    _guard.attempts.clear()
+    if attempts:
+        pytest.fail(f"the test tried to use the network: {'; '.join(attempts)}", pytrace=False)
+
+
+@pytest.fixture
+def seed() -> int:
+    """The seed that a randomised test starts from."""
+    return read_seed()

