@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from nomicbert.config import EncoderConfig
 from nomicbert.dialects import hub_config
@@ -34,6 +36,11 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# What torch.load lets out of a torn or forged file.
+TORN = (
+    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, RuntimeError, LookupError,
+    ValueError, TypeError, AttributeError, AssertionError, OverflowError,
+)  # fmt: skip
 # How many names an error message lists of each kind.
 LISTED = 20
 
@@ -104,14 +111,30 @@ def _open_bin(file: Path) -> dict[str, Tensor]:
         state = torch.load(
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
         )
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except TORN as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{file} is not a sound file of plain tensors, and nothing else in it is run: "
-            f"{str(error).splitlines()[0]}"
+            f"{file} is not a sound file of plain tensors, and nothing else in it is run: {why}"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         raise CheckpointError(f"{file} must hold a dictionary of tensors")
     return state
+
+
+class Unfilled(TorchFunctionMode):
+    """Build modules without filling their parameters: they are about to be read.
+
+    On the meta device torch would import its compiler for it, which takes seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Skip what `torch.nn.init` offers, call everything else."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs.get("tensor", *args[:1])
+        return func(*args, **kwargs)
 
 
 def disk_dtype(folder: Path, config: EncoderConfig) -> torch.dtype:
@@ -121,7 +144,8 @@ def disk_dtype(folder: Path, config: EncoderConfig) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     files = TensorFiles(folder)
-    return next(d for n in files.names() if (d := files.read(n).dtype).is_floating_point)
+    floating = (d for n in files.names() if (d := files.read(n).dtype).is_floating_point)
+    return next(floating, torch.float32)
 
 
 def load_state(
@@ -148,8 +172,8 @@ def load_state(
     Raises: CheckpointError: damaged file; tensors missing, left over, or of another shape.
     """
     files = TensorFiles(folder)
-    on_disk = _by_canonical_name(files)
     wanted = list(recipes(config, list(shapes)))
+    on_disk = _by_canonical_name(files, {part for recipe in wanted for part in recipe.parts})
     _report(folder, config, files, on_disk, wanted, shapes, strict)
     state = {}
     for recipe in wanted:
@@ -164,11 +188,11 @@ def load_state(
     return state
 
 
-def _by_canonical_name(files: TensorFiles) -> dict[str, str]:
+def _by_canonical_name(files: TensorFiles, parts: set[str]) -> dict[str, str]:
     on_disk: dict[str, str] = {}
     for name in files.names():
         plain = canonical(name)
-        if plain in on_disk and not IGNORED.fullmatch(plain):
+        if plain in on_disk and (plain in parts or not IGNORED.fullmatch(plain)):
             raise CheckpointError(
                 f"{files.folder} holds both {on_disk[plain]} and {name}: which is the encoder's "
                 f"{plain}?"
@@ -233,7 +257,9 @@ def save(folder: Path, config: EncoderConfig, state: Mapping[str, Tensor]) -> No
         parameter = state[recipe.target].detach().cpu()
         for part, view in zip(recipe.parts, recipe.views(parameter), strict=True):
             shape = recipe.part_shape(tuple(parameter.shape))
-            tensors[part] = view.reshape(shape).contiguous().clone()
+            tensor = view.reshape(shape).contiguous()
+            # safetensors refuses tensors that share memory, as the parts of a fused one do
+            tensors[part] = tensor.clone() if len(recipe.parts) > 1 else tensor
     dtype = next(iter(tensors.values())).dtype
     settings = json.dumps(hub_config(config, dtype), indent=2, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,16 @@ from typing import Any, Literal
 
 from nomicbert.errors import ConfigError
 
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "type_vocab_size",
+    "max_position_embeddings",
+)
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -53,8 +63,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be computed with."""
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-                     "intermediate_size", "max_position_embeddings"):  # fmt: skip
+        for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.hidden_size % self.num_attention_heads:

@@ -60,7 +60,7 @@ def read_config(folder: Path, rotary_scaling_factor: float | None = None) -> Enc
     path = folder / "config.json"
     raw = read_json(path)
     model_type = raw.get("model_type")
-    if model_type not in READERS:
+    if not isinstance(model_type, str) or model_type not in READERS:
         raise ConfigError(
             f"{path}: model_type = {model_type!r} is not supported; supported are "
             + " and ".join(map(repr, READERS))
@@ -75,12 +75,14 @@ def _nomic(s: Settings, rotary_scaling_factor: float | None) -> EncoderConfig:
     rope = s.raw.get("rope_parameters") or s.raw.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise ConfigError(f"{s.path}: rope_parameters must be an object, not {rope!r}")
-    rope_type = rope.get("rope_type", "default")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", "dynamic"):
         raise ConfigError(
             f"{s.path}: rope_type = {rope_type!r} is not supported, only 'default' and "
             "'dynamic' are"
         )
+    if rope_type == "dynamic" and rope.get("factor") is None:
+        raise ConfigError(f"{s.path}: rope_type 'dynamic' needs a factor")
     # Both dialects on one level. rope_type "default" states no factor: it is what native configs
     # say of every checkpoint whose scaling is left to the legacy key.
     s = Settings(
@@ -155,7 +157,7 @@ def _nomic_activation(s: Settings) -> Literal["swiglu", "gelu"]:
     stated = {key: s.raw.get(key) for key in ("activation_function", "hidden_act")}
     given = {key: value for key, value in stated.items() if value is not None}
     for key, value in given.items():
-        if (key, value) not in names:
+        if not isinstance(value, str) or (key, value) not in names:
             raise ConfigError(
                 f"{s.path}: {key} = {value!r} is not supported; supported are activation_function "
                 "'swiglu', 'gelu', 'gelu_new' and hidden_act 'silu'"

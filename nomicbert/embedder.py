@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nomicbert import hub
-from nomicbert.keywords import refuse_unknown
+from nomicbert.keywords import as_device, check_target, refuse_unknown
 from nomicbert.model import NomicBert
 from nomicbert.modules import module_folders, read_pooling
 from nomicbert.packing import pack
@@ -23,7 +23,7 @@ from nomicbert.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
 from nomicbert.runtime.batches import token_batches
 from nomicbert.settings import Settings, read_json
 from nomicbert.similarity import similarity
-from nomicbert.tokenizer import Tokenizer
+from nomicbert.tokenizer import Tokenizer, as_texts
 
 # Texts that are tokenised and sorted by length at a time.
 WINDOW = 8192
@@ -93,6 +93,12 @@ class Embedder:
         known = NomicBert.from_pretrained.__kwdefaults__ or {}
         unknown = {k: v for k, v in model_keywords.items() if k not in known}
         refuse_unknown(unknown, cls.from_pretrained, NomicBert.from_pretrained)
+        given = {**known, **model_keywords}
+        check_target(
+            given["torch_dtype"] or given["dtype"],
+            given["device_map"] if given["device"] is None else given["device"],
+            given["backend"],
+        )
         folder = hub.resolve(
             path_or_repo_id,
             revision=revision,
@@ -203,16 +209,11 @@ class Embedder:
         if (inputs is None) == (sentences is None):
             raise TypeError("encode takes inputs (old name sentences), and not both")
         given = sentences if inputs is None else inputs
-        texts = check_texts(given)
-        if device is not None and torch.device(device) != self.device:
-            self.to(device)
-        finish = Finish(
-            self._check_dim("matryoshka_dim", matryoshka_dim),
-            self._check_dim("truncate_dim", truncate_dim),
-            normalize_embeddings,
-        )
-        if None not in (matryoshka_dim, truncate_dim):
-            raise ValueError("give matryoshka_dim or truncate_dim, not both")
+        texts = as_texts(given)
+        if device is not None and (target := as_device(device)) != self.device:
+            self.to(target)
+        finish = Finish(matryoshka_dim, truncate_dim, normalize_embeddings)
+        self.pooling.check(finish)
         prefix = self._prompts.choose(prompt_name, prompt)
         if prompt is None:
             self._prompts.warn_if_missing(prefix, texts)
@@ -255,14 +256,6 @@ class Embedder:
             keywords["prompt_name"] = self._prompts.first_of(names)
         return self.encode(inputs, **keywords)
 
-    def _check_dim(self, name: str, dim: int | None) -> int | None:
-        width = self.pooling.embedding_dimension
-        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int | np.integer)):
-            raise TypeError(f"{name} must be an integer, not {dim!r}")
-        if dim is not None and not 1 <= dim <= width:
-            raise ValueError(f"{name} must be 1 to {width}, not {dim}")
-        return dim
-
     def _check_length(self, max_length: int | None) -> int:
         limit = self.max_seq_length if max_length is None else max_length
         least = len(self.tokenizer.prefix) + len(self.tokenizer.suffix) + 1
@@ -298,12 +291,3 @@ class Embedder:
                 TruncationWarning,
                 stacklevel=3,
             )
-
-
-def check_texts(inputs: Any) -> list[str]:
-    """The inputs as a list of str; a TypeError names the first that is none."""
-    texts = [inputs] if isinstance(inputs, str) else list(inputs)
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"input {index} must be a str, not {type(text).__name__}: {text!r:.80}")
-    return texts

@@ -2,7 +2,7 @@
 
 First step of loading: everything behind it reads plain files. A local folder costs neither a
 request nor an import of huggingface_hub. From a repository only the files that loading reads are
-fetched, all from one commit; code is never among them.
+fetched; code is never among them.
 
 Source: the cache layout (`refs`, `snapshots`) as huggingface_hub documents it; which files a
 checkpoint has, as the repositories of the supported checkpoints show.
@@ -10,7 +10,6 @@ checkpoint has, as the repositories of the supported checkpoints show.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -25,6 +24,7 @@ _log = logging.getLogger(__name__)
 _WEIGHTS: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _OLD_WEIGHTS: Final = "pytorch_model.bin"
+_OLD_INDEX: Final = "pytorch_model.bin.index.json"
 _SETTINGS: Final = frozenset(
     {
         "README.md",  # holds the licence
@@ -39,6 +39,7 @@ _SETTINGS: Final = frozenset(
     }
 )
 _SHARD: Final = re.compile(r"model-\d+-of-\d+\.safetensors")
+_OLD_SHARD: Final = re.compile(r"pytorch_model-\d+-of-\d+\.bin")
 _MODULE_FILE: Final = re.compile(r"(\d+_\w+)/(config\.json|model\.safetensors|pytorch_model\.bin)")
 _FOLDER_LOOK: Final = re.compile(r"^[./~]|^[A-Za-z]:|\\|/$")
 
@@ -61,6 +62,9 @@ def choose_files(names: Iterable[str]) -> list[str]:
         chosen.update(name for name in present if _SHARD.fullmatch(name))
     elif _OLD_WEIGHTS in present:
         chosen.add(_OLD_WEIGHTS)
+    elif _OLD_INDEX in present:
+        chosen.add(_OLD_INDEX)
+        chosen.update(name for name in present if _OLD_SHARD.fullmatch(name))
     for name in present:
         match = _MODULE_FILE.fullmatch(name)
         if match and (match[2] != _OLD_WEIGHTS or f"{match[1]}/{_WEIGHTS}" not in present):
@@ -150,24 +154,22 @@ def _fetch(
     cache_dir: str | os.PathLike[str] | None,
     token: str | bool | None,
 ) -> Path:
-    """List the files of one commit, fetch what loading reads, and return the snapshot's folder."""
+    """List the repository's files, fetch those that loading reads, return the snapshot's folder."""
     from huggingface_hub import HfApi, snapshot_download
 
     info = HfApi(token=token).model_info(repo_id, revision=revision)
     files = choose_files(sibling.rfilename for sibling in info.siblings or ())
     _require(repo_id, revision, files)
-    folder = Path(
+    # by name, not by info.sha: huggingface_hub then notes in its cache what the name stood for
+    return Path(
         snapshot_download(
             repo_id,
-            revision=info.sha,
+            revision=revision,
             cache_dir=None if cache_dir is None else Path(cache_dir),
             token=token,
             allow_patterns=files,
         )
     )
-    _check_shards(repo_id, folder)
-    _remember(folder, revision)
-    return folder
 
 
 def _cached(repo_id: str, revision: str, cache_dir: str | os.PathLike[str] | None) -> Path | None:
@@ -185,7 +187,6 @@ def _cached(repo_id: str, revision: str, cache_dir: str | os.PathLike[str] | Non
     folder = Path(config).parent
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     _require(f"{repo_id} in the cache", revision, choose_files(names))
-    _check_shards(repo_id, folder)
     return folder
 
 
@@ -196,54 +197,11 @@ def _require(repo_id: str, revision: str, files: list[str]) -> None:
             f"{repo_id!r} at revision {revision!r} has no config.json: it is not a checkpoint that "
             "this package can load; check the name and the revision."
         )
-    if not {_WEIGHTS, _INDEX, _OLD_WEIGHTS} & set(files):
+    if not {_WEIGHTS, _INDEX, _OLD_WEIGHTS, _OLD_INDEX} & set(files):
         raise HubError(
             f"{repo_id!r} at revision {revision!r} has no {_WEIGHTS} and no {_OLD_WEIGHTS} at its "
             "top level: choose a repository or a revision that holds PyTorch weights."
         )
-
-
-def _check_shards(repo_id: str, folder: Path) -> None:
-    """Refuse an index that is unreadable, points outside its folder, or names a missing shard."""
-    index = folder / _INDEX
-    if not index.is_file() or (folder / _WEIGHTS).is_file():
-        return
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HubError(
-            f"{_INDEX} of {repo_id!r} is not a readable index: fetch it again, or report it to the "
-            "checkpoint's authors."
-        ) from error
-    for shard in shards:
-        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
-            raise HubError(
-                f"{_INDEX} of {repo_id!r} names {shard!r}, which is not a plain shard name such as "
-                "'model-00001-of-00002.safetensors': such a checkpoint is not loaded."
-            )
-        if not (folder / shard).is_file():
-            raise HubError(
-                f"{_INDEX} of {repo_id!r} names {shard!r}, which is not there: fetch it again, "
-                "with a connection."
-            )
-
-
-def _remember(folder: Path, revision: str) -> None:
-    """Note in the cache which commit a branch or tag stood for, so that it is found offline.
-
-    Files are fetched by commit, and huggingface_hub notes the name only when it is fetched by name.
-    """
-    if revision == folder.name:
-        return
-    note = folder.parent.parent / "refs" / revision
-    try:
-        if not note.is_file() or note.read_text(encoding="utf-8") != folder.name:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            fresh = note.with_name(f"{note.name}.{os.getpid()}.tmp")
-            fresh.write_text(folder.name, encoding="utf-8")
-            fresh.replace(note)
-    except OSError as error:  # a cache that cannot be written is still good to read from
-        _log.warning("cannot note revision %s in %s: %s", revision, note.parent, error)
 
 
 def _explain(error: Exception, repo_id: str, revision: str) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from nomicbert_kernels import Backend, select_ops
+
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -40,11 +42,31 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
 
 def as_device(device: torch.device | str | None) -> torch.device:
     """A device from what a user may write; None is the CPU."""
-    if isinstance(device, dict) or device in ("balanced", "balanced_low_0", "sequential"):
-        raise ValueError(f"device_map must be one device's name, not {device!r}")
+    strategies = ("balanced", "balanced_low_0", "sequential")
+    if not isinstance(device, str | torch.device | None) or device in strategies:
+        raise ValueError(f"device (or device_map) must be one device's name, not {device!r}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device("cpu" if device is None else device)
+        found = torch.device("cpu" if device is None else device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"there is no device {device!r} here: this torch sees {torch.cuda.device_count()} GPUs"
+        )
+    return found
+
+
+def check_target(
+    dtype: torch.dtype | str, device: torch.device | str | None, backend: Backend
+) -> tuple[torch.dtype | None, torch.device]:
+    """Dtype (None for "auto") and device; what cannot run is refused before anything is read.
+
+    Raises:
+        ValueError: unknown dtype, device or backend.
+        BackendError: a backend that cannot run there.
+    """
+    wanted, target = as_dtype(dtype), as_device(device)
+    select_ops(target, wanted or torch.float32, backend)
+    return wanted, target

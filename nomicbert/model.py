@@ -7,6 +7,7 @@ Source: Nussbaum et al. 2024, arXiv:2402.01613; Devlin et al. 2018, arXiv:1810.0
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from nomicbert.config import EncoderConfig
 from nomicbert.context import ForwardContext, Hidden
 from nomicbert.dialects import read_config
 from nomicbert.embeddings import Embeddings
-from nomicbert.keywords import as_device, as_dtype, refuse_unknown
+from nomicbert.keywords import check_target, refuse_unknown
 from nomicbert.layer import Layer
 from nomicbert.output import EncoderOutput, Value
 from nomicbert.packing import PackedBatch, pad, unpad
@@ -116,9 +117,14 @@ class NomicBert(nn.Module):
             CheckpointError: weights missing, damaged, or not fitting.
             TypeError: unknown keyword.
             ValueError: unknown dtype, device or backend.
+            BackendError: a backend that cannot run there.
         """
         refuse_unknown(unknown, cls.from_pretrained)
-        target = as_device(device_map if device is None else device)
+        wanted, target = check_target(
+            dtype if torch_dtype is None else torch_dtype,
+            device_map if device is None else device,
+            backend,
+        )
         folder = hub.resolve(
             path_or_repo_id,
             revision=revision,
@@ -127,11 +133,10 @@ class NomicBert(nn.Module):
             local_files_only=local_files_only,
         )
         config = read_config(folder, rotary_scaling_factor)
-        wanted = as_dtype(dtype if torch_dtype is None else torch_dtype)
         if wanted is None:
             wanted = checkpoint.disk_dtype(folder, config)
-        select_ops(target, wanted, backend)  # refuse what cannot run before reading gigabytes
-        with torch.device("meta"):
+            select_ops(target, wanted, backend)
+        with torch.device("meta"), checkpoint.Unfilled():
             model = cls(config, backend=backend, add_pooling_layer=add_pooling_layer)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         state = checkpoint.load_state(
@@ -169,8 +174,9 @@ class NomicBert(nn.Module):
         return self.embeddings.word
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the word embedding table."""
+        """Replace the word embedding table; the vocabulary may have another size."""
         self.embeddings.word = value
+        self.config = replace(self.config, vocab_size=value.num_embeddings)
 
     def forward(
         self,

@@ -86,22 +86,22 @@ def unpad(
         position_ids: (B, S) or (1, S) or (S,) int, in place of the column numbers.
 
     Returns: the batch, and (T,) int64 places of its tokens in the flattened (B S) rows.
-    Raises: ValueError: shapes that differ, a mask of other values than 0 and 1.
+    Raises: ValueError: shapes that differ, a mask of other values than 0 and 1, a position of a
+        kept token below 0.
     """
     batch, length = tokens.shape[:2]
     for name, extra in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
         if extra is not None and tuple(extra.shape) != (batch, length):
             raise ValueError(f"{name} must be {(batch, length)}, not {tuple(extra.shape)}")
-    longest = length
+    longest, given = length, position_ids is not None
     if position_ids is None:
         position_ids = torch.arange(length, device=tokens.device)
     elif position_ids.numel():
         longest = int(position_ids.max()) + 1
-    try:
-        position_ids = position_ids.expand(batch, length)
-    except RuntimeError as error:
+    if tuple(position_ids.shape) not in ((batch, length), (1, length), (length,)):
         shape = tuple(position_ids.shape)
-        raise ValueError(f"position_ids must be {(batch, length)}, not {shape}") from error
+        raise ValueError(f"position_ids must be {(batch, length)}, not {shape}")
+    position_ids = position_ids.expand(batch, length)
 
     if attention_mask is None:
         lengths = (length,) * batch
@@ -113,12 +113,16 @@ def unpad(
         lengths = tuple(kept.sum(1).tolist())
         places = kept.flatten().nonzero().squeeze(1)
 
+    positions = position_ids.reshape(-1)[places].long()
+    # what stands at dropped tokens does not matter; a negative row of a table would be its end
+    if given and positions.numel() and int(positions.min()) < 0:
+        raise ValueError(f"position_ids contains {int(positions.min())}: positions count from 0")
     rows = tokens.flatten(0, 1)[places]
     return PackedBatch(
         lengths=lengths,
         rope_lengths=(longest,) * batch,
         cu_seqlens=offsets(lengths, tokens.device),
-        position_ids=position_ids.reshape(-1)[places].long(),
+        position_ids=positions,
         input_ids=rows if tokens.dim() == 2 else None,
         token_type_ids=None if token_type_ids is None else token_type_ids.flatten()[places],
         inputs_embeds=rows if tokens.dim() == 3 else None,
@@ -137,4 +141,4 @@ def pad(hidden: Tensor, places: Tensor, batch: int, length: int) -> Tensor:
     Returns: (batch, length, H), zeros where nothing was kept.
     """
     rows = hidden.new_zeros(batch * length, hidden.shape[1])
-    return rows.index_copy(0, places, hidden).view(batch, length, -1)
+    return rows.index_copy(0, places, hidden).view(batch, length, hidden.shape[1])

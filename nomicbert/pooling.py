@@ -7,6 +7,7 @@ Source: pooling modes and order of modules as in sentence-transformers; the Matr
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,6 +69,20 @@ class Pooling(nn.Module):
         self.matryoshka_layer_norm = matryoshka_layer_norm
         self.embedding_dimension = dense[-1][0].out_features if dense else width
         self._prepared = PreparedWeights()
+
+    def check(self, finish: Finish) -> None:
+        """Refuse a width that cannot be: TypeError or ValueError that names it."""
+        width = self.embedding_dimension
+        for name in ("matryoshka_dim", "truncate_dim"):
+            dim = getattr(finish, name)
+            if dim is None:
+                continue
+            if isinstance(dim, bool) or not isinstance(dim, int | np.integer):
+                raise TypeError(f"{name} must be an integer, not {dim!r}")
+            if not 1 <= dim <= width:
+                raise ValueError(f"{name} must be 1 to {width}, not {dim}")
+        if finish.matryoshka_dim is not None and finish.truncate_dim is not None:
+            raise ValueError("give matryoshka_dim or truncate_dim, not both")
 
     def forward(self, model: NomicBert, batch: PackedBatch, finish: Finish) -> Tensor:
         """Encode and pool a batch.

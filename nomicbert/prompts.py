@@ -86,5 +86,5 @@ class Prompts:
                 f"prompt_name ({', '.join(map(repr, self.by_name))}), or call encode_query and "
                 "encode_document",
                 PromptWarning,
-                stacklevel=4,
+                stacklevel=3,
             )

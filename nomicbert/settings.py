@@ -67,9 +67,10 @@ class Settings:
         value = self.get(*names, default=default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{self.path}: {names[0]} must be a number, not {value!r}")
-        if whole and value != int(value):
+        if whole and value % 1:  # NaN for an infinity, and true
             raise ConfigError(f"{self.path}: {names[0]} must be a whole number, not {value!r}")
-        return value
+        # a float even where the file says 0: what is saved again is read by strict readers
+        return value if whole else float(value)
 
     def refuse(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
         """Refuse switches whose value changes what the encoder would have to compute."""

@@ -6,6 +6,7 @@ baked into tokenizer.json are switched off: they are another tool's settings.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
@@ -88,3 +89,12 @@ class Tokenizer:
         bodies = [encoding.ids for encoding in encodings]
         cut = sum(len(body) > room for body in bodies)
         return [[*self.prefix, *body[:room], *self.suffix] for body in bodies], cut
+
+
+def as_texts(inputs: Any) -> list[str]:
+    """One text or any number of them, as a list; a TypeError names the first that is no str."""
+    texts = [inputs] if isinstance(inputs, str) else list(inputs)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"input {index} must be a str, not {type(text).__name__}: {text!r:.80}")
+    return texts

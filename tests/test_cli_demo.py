@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from nomicbert import cli
+from nomicbert import __version__, cli
 from nomicbert.cli import corpus, demo
 from nomicbert.cli.corpus import Passage, read_passages
 from nomicbert.embedder import Embedder
@@ -130,6 +130,9 @@ def test_search_ranks_by_cosine_and_keeps_the_order_of_equals() -> None:
         (3, 0.7071, "c", "C"),
         (4, 0.0, "a", "A"),
     ]
+    many = [Passage(str(i), "") for i in range(100)]
+    (hits,) = demo.search(index[:1], np.tile(index[:2], (50, 1)), many, top_k=100)
+    assert [int(hit.name) for hit in hits] == [*range(0, 100, 2), *range(1, 100, 2)]
 
 
 def one_line(text: str) -> str:
@@ -156,8 +159,7 @@ def test_unknown_model_folder(tmp_path: Path) -> None:
 def test_unknown_module() -> None:
     code, out, err = run_cli("demo", "--module", "argparse", "--module", "numpy")
     assert (code, out) == (2, "")
-    assert "numpy" in one_line(err)
-    assert "for numpy:" in err
+    assert "for numpy:" in one_line(err)
 
 
 @pytest.mark.parametrize("args", [["demo", "--top-k", "0"], ["demo", "--passages", "0"], ["nope"]])
@@ -169,9 +171,12 @@ def test_a_wrong_argument_is_a_usage_error(args: list[str]) -> None:
 
 
 def test_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_args: object) -> list[Passage]:
+    def interrupt(*_args: object) -> None:
         raise KeyboardInterrupt
 
+    with pytest.raises(cli.typer.Exit) as stopped:  # older typers exit with 1 of their own accord
+        cli._one_line_errors(interrupt)()
+    assert stopped.value.exit_code == 130
     monkeypatch.setattr(demo, "read_passages", interrupt)
     code, out, err = run_cli("demo")
     assert (code, out) == (130, "")
@@ -192,8 +197,7 @@ def test_runs_as_a_module() -> None:
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))
     env = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-    assert done.stdout.startswith("nomicbert ")
-    assert done.stdout.count("\n") == 1
+    assert done.stdout == f"nomicbert {__version__}\n"
 
 
 @pytest.fixture
@@ -265,10 +269,7 @@ def test_modules_take_turns_and_what_is_private_is_left_out() -> None:
         "alpha.chosen: Depends on the platform.",
     ]
     assert read_passages(3) == passages[:3]
-    assert [passage.name for passage in read_passages(modules=["beta"])] == [
-        "beta",
-        "beta.inner.deep",
-    ]
+    assert read_passages(modules=["beta"]) == passages[1:3]
 
 
 @pytest.mark.usefixtures("library")
@@ -277,9 +278,7 @@ def test_a_module_written_in_c_has_no_docstrings_to_read() -> None:
         read_passages(modules=["alpha", "math"])
 
 
-def test_a_passage_is_whole_paragraphs_until_it_says_enough(
-    library: Path,
-) -> None:
+def test_a_passage_is_whole_paragraphs_until_it_says_enough(library: Path) -> None:
     enough, many = "word " * corpus.ENOUGH_WORDS, "word " * (corpus.MAX_WORDS + 5)
     (library / "alpha.py").write_text(f'"""Short one here.\n\n{enough}\n\nNever read."""')
     (library / "io.py").unlink()

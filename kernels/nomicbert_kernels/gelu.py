@@ -14,7 +14,7 @@ from nomicbert_kernels.tensors import Activation, Weight, accumulator, values
 def check(x: Tensor | Activation, weight: Weight) -> Tensor:
     """Refuse arguments that do not fit; return `x` as a plain tensor."""
     checks.fits("x", x, weight)
-    return values(x)
+    return values(x, weight.source.dtype)
 
 
 def activate(z: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ def check(
 ) -> tuple[Tensor, Tensor | None]:
     """Refuse arguments that do not fit; return `x` and `residual` as plain tensors."""
     checks.is_matrix("x", x)
-    data = values(x)
-    added = None if residual is None else values(residual)
+    data = values(x, torch.float32 if weight is None else weight.dtype)
+    added = None if residual is None else values(residual, data.dtype)
     checks.is_like("weight", weight, data.shape[1:], data)
     checks.is_like("bias", bias, data.shape[1:], data)
     checks.is_like("residual", added, data.shape, data)

@@ -14,8 +14,8 @@ def check(
 ) -> tuple[Tensor, Tensor | None]:
     """Refuse arguments that do not fit; return `x` and `residual` as plain tensors."""
     checks.fits("x", x, weight)
-    data = values(x)
-    added = None if residual is None else values(residual)
+    data = values(x, weight.source.dtype)
+    added = None if residual is None else values(residual, data.dtype)
     checks.is_like("residual", added, (data.shape[0], weight.source.shape[0]), data)
     return data, added
 

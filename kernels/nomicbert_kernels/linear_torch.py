@@ -52,11 +52,13 @@ def prepare(source: Tensor, bias: Tensor | None, kind: WeightKind) -> Weight:
     return Weight(source, bias, packed=tuple(pack(piece) for piece in pieces))
 
 
-def use_packed(x: Tensor, weight: Weight) -> bool:
-    """Packed weights carry no gradient, so they serve only while none is recorded."""
-    if weight.packed is None or x.shape[0] == 0:
+def use_packed(x: Tensor, weight: Weight, added: Tensor | None = None) -> bool:
+    """Packed weights carry no gradient and do not follow autocast: then `source` serves."""
+    if weight.packed is None or x.shape[0] == 0 or torch.is_autocast_enabled(x.device.type):
         return False
-    return not (torch.is_grad_enabled() and (x.requires_grad or weight.source.requires_grad))
+    # a bias or a residual alone may ask for a gradient: the fused product would lose it in silence
+    inputs = (x, weight.source, weight.bias, added)
+    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs))
 
 
 def product(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
@@ -85,7 +87,7 @@ def linear(
 ) -> Tensor:
     """See `nomicbert_kernels.linear`."""
     data, added = reference.check(x, weight, residual)
-    if not use_packed(data, weight):
+    if not use_packed(data, weight, added):
         y = F.linear(data, weight.source, weight.bias)
         return y if added is None else y + added
     (packed,) = weight.packed  # type: ignore[misc]

@@ -17,7 +17,7 @@ from nomicbert_kernels.tensors import Activation, Weight, accumulator, values
 def check(x: Tensor | Activation, router: Weight, up: Weight, down: Weight, top_k: int) -> Tensor:
     """Refuse arguments that do not fit; return `x` as a plain tensor."""
     checks.fits("x", x, router)
-    data = values(x)
+    data = values(x, router.source.dtype)
     experts, hidden = router.source.shape
     inner = up.source.shape[1]
     checks.is_like("up", up.source, (experts, inner, hidden), data)

@@ -16,7 +16,7 @@ from nomicbert_kernels.tensors import Activation, Rope, Weight, accumulator, val
 def check(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_heads: int) -> Tensor:
     """Refuse arguments that do not fit; return `x` as a plain tensor."""
     checks.fits("x", x, weight)
-    data = values(x)
+    data = values(x, weight.source.dtype)
     width = weight.source.shape[0]
     if num_heads < 1 or width % (3 * num_heads):
         raise ValueError(f"{width} rows of Wqkv do not divide into 3 x {num_heads} heads")
@@ -31,6 +31,11 @@ def check(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_heads: 
         checks.is_like("rope.cos", rope.cos, (rope.cos.shape[0], rope.rotary_dim // 2), data)
         checks.is_like("rope.sin", rope.sin, rope.cos.shape, data)
     return data
+
+
+def heads_shape(data: Tensor, weight: Weight, num_heads: int) -> tuple[int, int, int, int]:
+    """(T, 3, h, d) of the projected tokens."""
+    return data.shape[0], 3, num_heads, weight.source.shape[0] // (3 * num_heads)
 
 
 def pairs(x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
@@ -69,7 +74,7 @@ def qkv_rotary(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_he
     data = check(x, weight, rope, num_heads)
     acc = accumulator(data)
     exact = Weight(weight.source.to(acc), None if weight.bias is None else weight.bias.to(acc))
-    qkv = linear(data.to(acc), exact).view(data.shape[0], 3, num_heads, -1)
+    qkv = linear(data.to(acc), exact).view(heads_shape(data, weight, num_heads))
     if rope is not None:
         qkv = qkv.clone()
         qkv[:, :2] = rotate(qkv[:, :2], rope)

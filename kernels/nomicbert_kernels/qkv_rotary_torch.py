@@ -11,7 +11,7 @@ from nomicbert_kernels.tensors import Activation, Rope, Weight
 def qkv_rotary(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_heads: int) -> Tensor:
     """See `nomicbert_kernels.qkv_rotary`."""
     data = reference.check(x, weight, rope, num_heads)
-    qkv = linear(data, weight).view(data.shape[0], 3, num_heads, -1)
+    qkv = linear(data, weight).view(reference.heads_shape(data, weight, num_heads))
     if rope is None:
         return qkv
     rotated = reference.rotate(qkv[:, :2].to(rope.cos.dtype), rope).to(qkv.dtype)

@@ -19,7 +19,7 @@ def check(x: Tensor | Activation, weight: Weight) -> Tensor:
             f"the gated weight stacks up and gate, so its rows must be even, "
             f"not {weight.source.shape[0]}"
         )
-    return values(x)
+    return values(x, weight.source.dtype)
 
 
 def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor:

@@ -112,8 +112,8 @@ def accumulator(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def values(x: Tensor | Activation) -> Tensor:
-    """The plain tensor behind an op's input; a scaled one is multiplied out in fp32."""
+def values(x: Tensor | Activation, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The plain tensor behind an op's input; a scaled one is multiplied out, then made `dtype`."""
     if isinstance(x, Tensor):
         return x
-    return x.data if x.scale is None else x.data.float() * x.scale[:, None]
+    return x.data if x.scale is None else (x.data.float() * x.scale[:, None]).to(dtype)
