@@ -260,7 +260,7 @@ class Embedder:
         limit = self.max_seq_length if max_length is None else max_length
         least = len(self.tokenizer.prefix) + len(self.tokenizer.suffix) + 1
         most = self._longest
-        if limit < least or (most is not None and limit > most):
+        if not isinstance(limit, int) or limit < least or (most is not None and limit > most):
             wanted = f"at least {least}" if most is None else f"{least} to {most}"
             raise ValueError(f"max_length must be {wanted}, not {limit}")
         return limit

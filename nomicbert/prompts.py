@@ -56,9 +56,11 @@ class Prompts:
     def choose(self, name: str | None, prompt: str | None) -> str:
         """The text to put before the inputs of a call.
 
-        Raises: ValueError: unknown name, or both a name and a text.
+        Raises: ValueError: unknown name, or both a name and a text. TypeError: prompt is no str.
         """
         if prompt is not None:
+            if not isinstance(prompt, str):
+                raise TypeError(f"prompt must be a str, not {prompt!r}")
             if name is not None:
                 raise ValueError("give prompt_name or prompt, not both")
             return prompt

@@ -15,7 +15,12 @@ def token_batches(
         lengths: tokens of each text.
         batch_tokens: budget of a batch.
         batch_size: texts in a batch at most, or None.
+
+    Raises: ValueError: a budget below 1.
     """
+    for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
     batch: list[int] = []
     tokens = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

@@ -1,0 +1,249 @@
+"""Embedder.encode: its inputs, outputs, dimensions, limits and refusals."""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nomicbert import Embedder, embedder
+from nomicbert.embedder import TruncationWarning
+from tests.checkpoints import build_checkpoint
+from tests.oracle_pooling import oracle_matryoshka
+from tests.vocabularies import SENTENCES, WORDS
+
+TEXTS = [*SENTENCES, "", "the river is long " * 12]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Embedder]:
+    @functools.cache
+    def build(variant: str) -> Embedder:
+        folder = tmp_path_factory.mktemp(variant)
+        return Embedder.from_pretrained(build_checkpoint(folder, variant, num_hidden_layers=1))
+
+    return build
+
+
+@pytest.fixture
+def bert(load: Callable[[str], Embedder]) -> Embedder:
+    return load("conan-v1")  # needs no prompt, and ends without L2
+
+
+@pytest.fixture
+def nomic(load: Callable[[str], Embedder]) -> Embedder:
+    return load("nomic-v1.5")
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.sqrt((x.astype(np.float64) ** 2).sum(-1, keepdims=True))
+
+
+def test_the_order_of_the_inputs_comes_back(bert: Embedder, seed: int) -> None:
+    rng = random.Random(seed)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 60))) for _ in range(25)]
+    vectors = bert.encode(texts, batch_tokens=150)
+    for text, vector in zip(texts, vectors, strict=True):
+        assert np.array_equal(bert.encode(text), vector)
+    assert len({vector.tobytes() for vector in vectors}) == len(set(texts))
+
+
+def test_forms_of_input(bert: Embedder) -> None:
+    wanted = bert.encode(TEXTS)
+    assert wanted.shape == (len(TEXTS), 112)
+    assert wanted.dtype == np.float32
+    for inputs in (tuple(TEXTS), iter(TEXTS), (text for text in TEXTS), np.array(TEXTS)):
+        assert np.array_equal(bert.encode(inputs), wanted)
+    assert np.array_equal(bert.encode(sentences=TEXTS), wanted)
+    one = bert.encode(TEXTS[0])
+    assert one.shape == (112,)
+    assert np.array_equal(one, wanted[0])
+
+
+def test_forms_of_output(bert: Embedder) -> None:
+    wanted = bert.encode(TEXTS)
+    tensor = bert.encode(TEXTS, convert_to_tensor=True)
+    assert isinstance(tensor, torch.Tensor)
+    assert np.array_equal(tensor.numpy(), wanted)
+    rows = bert.encode(TEXTS, convert_to_numpy=False)
+    assert isinstance(rows, list)
+    assert all(isinstance(row, torch.Tensor) for row in rows)
+    assert np.array_equal(torch.stack(rows).numpy(), wanted)
+    one = bert.encode(TEXTS[0], convert_to_numpy=False)
+    assert isinstance(one, torch.Tensor)
+    assert np.array_equal(one.numpy(), wanted[0])
+
+
+def test_nothing_in_nothing_out(nomic: Embedder) -> None:
+    assert nomic.encode([]).shape == (0, 64)
+    assert nomic.encode((), matryoshka_dim=7).shape == (0, 7)
+    assert nomic.encode([], convert_to_tensor=True).shape == (0, 64)
+    assert nomic.encode([], convert_to_numpy=False) == []
+
+
+def test_mistaken_inputs(bert: Embedder) -> None:
+    with pytest.raises(TypeError, match="takes inputs"):
+        bert.encode()
+    with pytest.raises(TypeError, match="not both"):
+        bert.encode(TEXTS, sentences=TEXTS)
+    for wrong, index, kind in ((["a", 3], 1, "int"), ([None], 0, "NoneType"), ([["a"]], 0, "list")):
+        with pytest.raises(TypeError, match=f"input {index} must be a str, not {kind}"):
+            bert.encode(wrong)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "named"),
+    [
+        ({"precision": "int8"}, "precision must be 'float32'"),
+        ({"output_value": "token_embeddings"}, "output_value must be 'sentence_embedding'"),
+        ({"output_value": None}, "output_value must be 'sentence_embedding'"),
+        ({"truncate": "chunk"}, "truncate must be 'end'"),
+    ],
+)
+def test_unsupported_options_are_refused_by_name(
+    keywords: dict[str, Any], named: str, bert: Embedder
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        bert.encode(TEXTS, **keywords)
+
+
+def test_matryoshka_of_v15_begins_with_layer_norm(nomic: Embedder) -> None:
+    full = torch.from_numpy(nomic.encode(TEXTS, prompt="")).double()
+    for dim in (1, 13, 64):
+        short = nomic.encode(TEXTS, prompt="", matryoshka_dim=dim)
+        np.testing.assert_allclose(short, oracle_matryoshka(full, dim), rtol=0, atol=1e-6)
+    assert np.abs(short - _unit(full.numpy())).max() > 1e-3  # layer_norm shows, even at full width
+
+
+@pytest.mark.parametrize("variant", ["conan-v1", "gte", "nomic-v2-moe", "nomic-v1", "bge-en"])
+def test_matryoshka_of_others_slices_and_normalises(
+    variant: str, load: Callable[[str], Embedder]
+) -> None:
+    model = load(variant)
+    full = model.encode(TEXTS, prompt="")
+    for dim in (1, 13, full.shape[1]):
+        short = model.encode(TEXTS, prompt="", matryoshka_dim=dim)
+        np.testing.assert_allclose(short, _unit(full[:, :dim]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["conan-v1", "nomic-v1.5", "bge-en"])
+def test_truncate_dim_slices_nothing_more(variant: str, load: Callable[[str], Embedder]) -> None:
+    model = load(variant)
+    full = model.encode(TEXTS, prompt="")
+    for dim in (1, 13, full.shape[1]):
+        assert np.array_equal(model.encode(TEXTS, prompt="", truncate_dim=dim), full[:, :dim])
+        unit = model.encode(TEXTS, prompt="", truncate_dim=dim, normalize_embeddings=True)
+        np.testing.assert_allclose(unit, _unit(full[:, :dim]), rtol=0, atol=1e-6)
+
+
+def test_normalize_embeddings(bert: Embedder) -> None:
+    full = bert.encode(TEXTS)
+    assert np.abs(np.linalg.norm(full, axis=1) - 1).min() > 0.01
+    unit = bert.encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(unit, _unit(full), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["matryoshka_dim", "truncate_dim"])
+def test_mistaken_dims(name: str, bert: Embedder) -> None:
+    for dim in (0, -1, 113):
+        with pytest.raises(ValueError, match=f"{name} must be 1 to 112, not {dim}"):
+            bert.encode(TEXTS, **{name: dim})
+    for wrong in (8.0, True, "8"):
+        with pytest.raises(TypeError, match=f"{name} must be an integer, not {wrong!r}"):
+            bert.encode(TEXTS, **{name: wrong})
+    assert bert.encode(TEXTS, **{name: np.int64(8)}).shape == (len(TEXTS), 8)
+    with pytest.raises(ValueError, match="matryoshka_dim or truncate_dim, not both"):
+        bert.encode(TEXTS, matryoshka_dim=8, truncate_dim=8)
+
+
+def test_max_length(bert: Embedder, nomic: Embedder) -> None:
+    long = "fox " * 30
+    with pytest.warns(TruncationWarning, match="^1 of 1 texts were longer than 12 tokens"):
+        short = bert.encode(long, max_length=12)
+    assert np.array_equal(short, bert.encode("fox " * 10))
+    assert not np.array_equal(short, bert.encode(long))
+    for wrong in (2, 0, -5, 513, 10.5):
+        with pytest.raises(ValueError, match=f"max_length must be 3 to 512, not {wrong}"):
+            bert.encode(long, max_length=wrong)
+    with pytest.raises(ValueError, match="max_length must be at least 3, not 2"):
+        nomic.encode(long, prompt="", max_length=2)
+    nomic.encode(long, prompt="", max_length=100_000)  # rotary positions have no end
+
+
+def test_the_truncation_warning(bert: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedder, "WINDOW", 4)
+    texts = ["fox " * n for n in (600, 510, 511, 1, 512, 700, 2, 509, 40)]
+    with pytest.warns(TruncationWarning) as caught:
+        bert.encode(texts)
+    assert len(caught) == 1  # one for all windows
+    wanted = "4 of 9 texts were longer than 512 tokens and were cut there"
+    assert str(caught[0].message) == wanted
+    assert caught[0].filename == __file__  # it points at the call
+    with pytest.warns(TruncationWarning) as again:
+        bert.encode(texts)
+    assert len(again) == 1  # once a call, not once a process
+    bert.encode(["fox " * 510])  # fits exactly: warnings are errors here
+
+
+def test_a_prompt_counts_towards_the_limit(bert: Embedder) -> None:
+    bert.encode("fox " * 10, max_length=12)
+    with pytest.warns(TruncationWarning, match="1 of 1"):
+        bert.encode("fox " * 10, max_length=12, prompt="query ")
+
+
+def test_batches(bert: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    forward = bert.pooling.forward
+
+    def spy(model: Any, batch: Any, finish: Any) -> torch.Tensor:
+        seen.append(batch.lengths)
+        return forward(model, batch, finish)
+
+    monkeypatch.setattr(bert.pooling, "forward", spy)
+    texts = ["fox " * n for n in (3, 30, 5, 8, 1, 60, 8, 8)]
+    for keywords, largest, most, batches in (
+        ({}, 4096, 8, 1),
+        ({"batch_size": 3}, 4096, 3, 3),
+        ({"batch_size": 1}, 4096, 1, 8),
+        ({"batch_tokens": 40}, 40, 8, 4),
+        ({"batch_tokens": 40, "batch_size": 2}, 40, 2, 5),
+    ):
+        seen.clear()
+        bert.encode(texts, **keywords)
+        assert sorted(n for batch in seen for n in batch) == [3, 5, 7, 10, 10, 10, 32, 62]
+        assert max(map(len, seen)) <= most
+        assert all(sum(batch) <= largest or len(batch) == 1 for batch in seen)
+        assert all(max(later) <= min(batch) for batch, later in pairwise(seen))
+        assert len(seen) == batches
+
+
+def test_progress_bar(bert: Embedder, capsys: pytest.CaptureFixture[str]) -> None:
+    bert.encode(TEXTS, show_progress_bar=True)
+    shown = capsys.readouterr()
+    assert re.search(rf"Embedding: 100%.*{len(TEXTS)}/{len(TEXTS)}", shown.err)
+    assert shown.out == ""
+    for quiet in (False, None):  # None: on a terminal only
+        bert.encode(TEXTS, show_progress_bar=quiet)
+        assert capsys.readouterr() == ("", "")
+
+
+def test_attributes(bert: Embedder, nomic: Embedder) -> None:
+    assert bert.get_sentence_embedding_dimension() == 112
+    assert nomic.get_sentence_embedding_dimension() == 64
+    assert bert.to("cpu") is bert
+    assert np.array_equal(bert.encode(TEXTS, device="cpu"), bert.encode(TEXTS))
+
+
+def test_mistakes_of_from_pretrained(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"no keyword 'dtpye': did you mean 'dtype'\?"):
+        Embedder.from_pretrained(tmp_path, dtpye=torch.float32)
+    with pytest.raises(TypeError, match="did you mean 'revision'"):
+        Embedder.from_pretrained(tmp_path, revison="main")

@@ -1,0 +1,137 @@
+"""A text's vector has the same bits whatever is embedded beside it, in whatever order and batch."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nomicbert import Embedder, embedder
+from tests.checkpoints import build_checkpoint
+from tests.vocabularies import WORDS
+
+# two layers: the second one is the first that holds a mixture of experts
+CHECKPOINTS: dict[str, dict[str, int]] = {
+    "nomic-v1.5": {},
+    "nomic-v2-moe": {},
+    "code-rank-embed": {},  # CLS
+    "bge-en": {},  # CLS, learned positions
+    "gte": {},  # mean, learned positions
+    "conan-v1": {},  # Dense
+    "real-heads": {"hidden_size": 256, "intermediate_size": 384},
+}
+# in tokens, special ones included: both sides of the places where products and attention are cut
+LENGTHS = (2, 3, 5, 17, 32, 33, 65, 129, 192, 193, 257, 512, 600)
+SHORT = (2, 3, 5, 17, 33, 65)  # again, as a second text of that length
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    variant = "nomic-v1.5" if request.param == "real-heads" else request.param
+    where = tmp_path_factory.mktemp("same")
+    return build_checkpoint(where, variant, num_hidden_layers=2, **CHECKPOINTS[request.param])
+
+
+def _text(rng: random.Random, tokens: int) -> str:
+    """Words that are one token each in all three vocabularies."""
+    return " ".join(rng.choices(WORDS, k=tokens - 2))
+
+
+def _alone(model: Embedder, texts: list[str], **keywords: Any) -> np.ndarray:
+    return np.stack([model.encode(text, prompt="", **keywords) for text in texts])
+
+
+def _differences(ids: list[int], got: np.ndarray, alone: np.ndarray) -> list[int]:
+    """Which texts, by number, did not come out with the bits they have alone."""
+    assert np.isfinite(got).all()
+    return [i for i, vector in zip(ids, got, strict=True) if not np.array_equal(vector, alone[i])]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_alone_and_in_twenty_batches(dtype: torch.dtype, folder: Path, seed: int) -> None:
+    model = Embedder.from_pretrained(folder, dtype=dtype, backend="torch")
+    rng = random.Random(seed)
+    longest = 600 if model.model.config.rotary_dim else 512
+    texts = [_text(rng, n) for n in LENGTHS + SHORT if n <= longest]
+    alone = _alone(model, texts, max_length=longest)
+    assert len({vector.tobytes() for vector in alone}) == len(set(texts))
+    for _ in range(20):
+        ids = rng.sample(range(len(texts)), rng.randint(2, 8))
+        tokens = rng.choice([300, 1000, 4096])
+        got = model.encode(
+            [texts[i] for i in ids], prompt="", max_length=longest, batch_tokens=tokens
+        )
+        assert _differences(ids, got, alone) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_among_copies_of_itself(dtype: torch.dtype, folder: Path, seed: int) -> None:
+    model = Embedder.from_pretrained(folder, dtype=dtype, backend="torch")
+    texts = [_text(random.Random(seed), n) for n in (3, 40, 200)]
+    alone = _alone(model, texts, max_length=512)
+    for i, text in enumerate(texts):
+        for copies in (2, 16):
+            got = model.encode([text] * copies, prompt="", max_length=512, batch_tokens=100_000)
+            assert _differences([i] * copies, got, alone) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_row_alone_at_the_real_widths(dtype: torch.dtype, tmp_path: Path, seed: int) -> None:
+    """With CLS a lone text is one row of the last layer's products, which take another path."""
+    widths = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+    build_checkpoint(tmp_path, "code-rank-embed", num_hidden_layers=1, **widths)
+    model = Embedder.from_pretrained(tmp_path, dtype=dtype, backend="torch")
+    texts = [_text(random.Random(seed), n) for n in (3, 17, 40, 40)]
+    alone = _alone(model, texts)
+    for ids in ([0, 1, 2, 3], [2, 0], [3, 1, 1]):
+        got = model.encode([texts[i] for i in ids], prompt="")
+        assert _differences(ids, got, alone) == []
+
+
+def test_a_scaled_neighbour(tmp_path: Path, seed: int) -> None:
+    """3000 tokens are beyond the trained length: that text's rotary angles are its own."""
+    build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=2)
+    model = Embedder.from_pretrained(tmp_path, rotary_scaling_factor=2, backend="torch")
+    rng = random.Random(seed)
+    texts = [_text(rng, n) for n in (3000, 2049, 2048, 40, 40, 7)]
+    alone = _alone(model, texts)
+    plain = Embedder.from_pretrained(tmp_path, backend="torch")
+    scaled = [not np.array_equal(a, b) for a, b in zip(alone, _alone(plain, texts), strict=True)]
+    assert scaled == [True, True, False, False, False, False]
+    for ids in ([0, 1, 2, 3, 4, 5], [5, 3, 0], [4, 1], [2, 0]):
+        got = model.encode([texts[i] for i in ids], prompt="", batch_tokens=20_000)
+        assert _differences(ids, got, alone) == []
+
+
+def test_windows_do_not_show(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=1)
+    model = Embedder.from_pretrained(tmp_path, backend="torch")
+    rng = random.Random(seed)
+    texts = [_text(rng, rng.randint(2, 60)) for _ in range(20)]
+    alone = _alone(model, texts)
+    for window in (1, 7, 19, 20):
+        monkeypatch.setattr(embedder, "WINDOW", window)
+        got = model.encode(texts, prompt="", batch_tokens=200)
+        assert _differences([*range(20)], got, alone) == []
+
+
+def test_options_do_not_change_it(tmp_path: Path) -> None:
+    model = Embedder.from_pretrained(build_checkpoint(tmp_path, "nomic-v1.5"), backend="torch")
+    rng = random.Random(3)
+    texts = [_text(rng, n) for n in (5, 5, 60, 130)]
+    for keywords in (
+        {"matryoshka_dim": 32},
+        {"truncate_dim": 31},
+        {"normalize_embeddings": True},
+        {"batch_size": 1},
+    ):
+        alone, got = _alone(model, texts, **keywords), model.encode(texts, prompt="", **keywords)
+        assert _differences([*range(4)], got, alone) == []
+    alone = [model.encode("fox " * 18, prompt="")]
+    with pytest.warns(embedder.TruncationWarning, match="2 of 3"):
+        got = model.encode(["fox " * 40, "fox " * 18, "fox " * 19], prompt="", max_length=20)
+    assert _differences([0, 0, 0], got, np.stack(alone)) == []
