@@ -1,0 +1,75 @@
+"""16-bit dtypes: the error against the float32 truth, in units of transformers' own error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from nomicbert import Embedder
+from tests.parity.bounds import BACKENDS, HALF, HALF_VALUES, HalfBound
+from tests.parity.support import Case, hidden_states, ours, theirs
+from tests.vocabularies import SENTENCES, WORDS
+
+LENGTHS = (96, 64, 64, 33, 128, 7, 80, 96)
+# wide enough for the real head size and weights that are not overly sensitive to rounding
+SIZES = {"hidden_size": 256, "intermediate_size": 384}
+
+
+def errors(states: Tensor, truth: Tensor, kept: Tensor) -> tuple[float, float]:
+    """Root mean square and largest error of the last hidden state over the kept tokens."""
+    wrong = (states[-1][kept].double() - truth[-1][kept].double()).abs()
+    assert wrong.numel() >= HALF_VALUES
+    return wrong.square().mean().sqrt().item(), wrong.max().item()
+
+
+@pytest.mark.parametrize("bound", HALF, ids=lambda bound: str(bound.dtype))
+@pytest.mark.parametrize("variant", ["nomic-v1.5", "bge-en"])
+def test_rounding_is_no_worse_than_transformers(variant: str, bound: HalfBound, case: Case) -> None:
+    """Against the float32 weights, and against them rounded: the arithmetic's error alone."""
+    folder = case.build_native(variant, **SIZES)
+    batch = case.batch(folder, lengths=LENGTHS)
+    kept = batch["attention_mask"].bool()
+    models = {backend: ours(folder, backend, dtype=bound.dtype) for backend in BACKENDS}
+    mine = {backend: hidden_states(model, batch) for backend, model in models.items()}
+    half = hidden_states(theirs(folder, dtype=bound.dtype), batch)
+    exact, rounded = theirs(folder), theirs(folder).to(bound.dtype).float()
+    for truth in (hidden_states(exact, batch), hidden_states(rounded, batch)):
+        rms, most = errors(half, truth, kept)
+        assert rms > 1e-4  # the dtype was honoured
+        for backend, states in mine.items():
+            assert states.dtype == bound.dtype
+            my_rms, my_most = errors(states, truth, kept)
+            assert 1e-4 < my_rms <= bound.rms * rms, backend
+            assert my_most <= bound.most * most, backend
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bound", HALF, ids=lambda bound: str(bound.dtype))
+def test_a_cast_model_equals_a_loaded_one(bound: HalfBound, backend: str, case: Case) -> None:
+    """After a forward pass in float32: neither weights nor angles of then are left over."""
+    folder = case.build("nomic-v1.5")
+    batch = case.batch(folder)
+    wanted = hidden_states(ours(folder, backend, dtype=bound.dtype), batch)
+    model = ours(folder, backend)
+    assert hidden_states(model, batch).dtype == torch.float32
+    assert torch.equal(hidden_states(model.to(bound.dtype), batch), wanted)
+
+
+@pytest.mark.parametrize("bound", HALF, ids=lambda bound: str(bound.dtype))
+@pytest.mark.parametrize("variant", ["nomic-v1.5", "conan-v1"])
+def test_embeddings_point_the_same_way(variant: str, bound: HalfBound, case: Case) -> None:
+    """Against sentence-transformers in float32, for texts from one word to some two hundred."""
+    folder = case.build_native(variant, **SIZES)
+    texts = [*SENTENCES, *(" ".join(WORDS[i % 40 :] * 4) for i in range(0, 40, 8))]
+    truth = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    for backend in BACKENDS:
+        embedder = Embedder.from_pretrained(folder, backend=backend, dtype=bound.dtype)
+        vectors = embedder.encode(texts, prompt="")
+        assert vectors.dtype == np.float32
+        pair = (torch.from_numpy(v).double() for v in (vectors, truth))
+        least = F.cosine_similarity(*pair).min().item()
+        assert bound.cosine <= least < 1 - 1e-8, backend  # above it, the dtype was not honoured

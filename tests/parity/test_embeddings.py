@@ -1,0 +1,145 @@
+"""Text in, unit vectors out: Embedder against sentence-transformers on the same folder.
+
+The models are tiny but for their width, 256: a unit vector of 64 has larger elements, and so much
+more rounding in each that sentence-transformers alone is off the bound, measured in float64.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from nomicbert import Embedder
+from tests.checkpoints import read_config, read_tensors
+from tests.oracle import oracle_forward, oracle_pool
+from tests.parity.bounds import BACKENDS, EMBEDDING, FAULT
+from tests.parity.support import NATIVE, Case, clear_tokens, difference
+from tests.variants import VARIANT_TABLE
+from tests.vocabularies import SENTENCES
+
+MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken", "weightedmean")
+TEXTS = [*SENTENCES, "deep " * 40, "", SENTENCES[0]]
+WIDE: dict[str, Any] = {"hidden_size": 256}
+SERVED = tuple(name for name in NATIVE if VARIANT_TABLE[name].pooling)
+
+
+def mine(folder: Path, backend: str, **keywords: Any) -> Tensor:
+    """Unit vectors of the package; the empty prompt says that none is wanted."""
+    embedder = Embedder.from_pretrained(folder, backend=backend)
+    keywords = {"prompt": "", "normalize_embeddings": True} | keywords
+    vectors = embedder.encode(TEXTS, **keywords)
+    assert isinstance(vectors, np.ndarray)
+    return torch.from_numpy(vectors)
+
+
+def theirs(folder: Path, **keywords: Any) -> Tensor:
+    model = SentenceTransformer(str(folder), device="cpu")
+    keywords = {"normalize_embeddings": True} | keywords
+    return torch.from_numpy(model.encode(TEXTS, **keywords))
+
+
+@pytest.mark.parametrize("variant", SERVED)
+def test_rows_equal_sentence_transformers(variant: str, case: Case) -> None:
+    truth = theirs(case.build_native(variant, **WIDE))
+    folder = case.build(variant, **WIDE)
+    for backend in BACKENDS:
+        vectors = mine(folder, backend)
+        assert difference(vectors, truth) <= EMBEDDING, backend
+        assert difference(vectors.norm(dim=1), torch.ones(len(TEXTS))) <= EMBEDDING
+    assert difference(truth[0], truth[1]) > 0.01
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("variant", ["nomic-v1.5", "conan-v1"])
+def test_pooling_modes_equal_sentence_transformers(variant: str, mode: str, case: Case) -> None:
+    """Not normalised, since L2 would hide half of what a mode does; in units of each length."""
+    folder = case.build_native(variant, **WIDE)
+    width = read_config(folder)["hidden_size"]
+    name = mode + "_tokens" * (mode == "mean_sqrt_len")
+    pooling = {"embedding_dimension": width, "pooling_mode": name, "include_prompt": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    truth = theirs(folder, normalize_embeddings=False)
+    length = truth.norm(dim=1, keepdim=True)
+    assert length.max() > 2
+    for backend in BACKENDS:
+        vectors = mine(folder, backend, normalize_embeddings=False)
+        assert difference(vectors / length, truth / length) <= EMBEDDING, backend
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_prompts_and_slices_equal_sentence_transformers(backend: str, case: Case) -> None:
+    folder = case.build_native("e5", **WIDE)
+    asked = {"prompt_name": "query", "truncate_dim": 24}
+    truth = theirs(folder, **asked)
+    assert truth.shape[1] == 24
+    assert difference(mine(folder, backend, prompt=None, **asked), truth) <= EMBEDDING
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_experts_equal_the_oracle(backend: str, case: Case) -> None:
+    """Texts all of whose tokens are routed clearly."""
+    folder = case.build("nomic-v2-moe", **WIDE)
+    embedder = Embedder.from_pretrained(folder, backend=backend)
+    ids, cut = embedder.tokenizer.encode(TEXTS, 100)
+    assert not cut
+    vectors = torch.from_numpy(embedder.encode(TEXTS, prompt=""))
+    config, tensors = read_config(folder), read_tensors(folder)
+    compared = 0
+    for text, vector in zip(ids, vectors, strict=True):
+        batch = {"input_ids": torch.tensor([list(text)])}
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        if not clear_tokens(folder, batch, least=0.0).all():
+            continue
+        hidden = oracle_forward(config, tensors, **batch)[-1]
+        wanted = oracle_pool(hidden, batch["attention_mask"], "mean", normalize=True)[0]
+        assert difference(vector, wanted) <= EMBEDDING
+        compared += 1
+    assert compared >= 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dense_faults_exceed_the_bound_tenfold(backend: str, case: Case) -> None:
+    """The layer skipped, its bias dropped, its activation another."""
+    folder = case.build_native("conan-v1", **WIDE)
+    truth = theirs(folder)
+
+    def encode(embedder: Embedder) -> Tensor:
+        vectors = embedder.encode(TEXTS, normalize_embeddings=True)
+        return torch.from_numpy(vectors)
+
+    embedder = Embedder.from_pretrained(folder, backend=backend)
+    assert difference(encode(embedder), truth) <= EMBEDDING
+    (layer,) = embedder.pooling.dense
+    bias = layer.bias.detach().clone()
+    with torch.no_grad():
+        layer.bias.zero_()
+    assert difference(encode(embedder), truth) >= FAULT * EMBEDDING
+    with torch.no_grad():
+        layer.bias.copy_(bias)
+    assert difference(encode(embedder), truth) <= EMBEDDING
+    embedder.pooling.activations = ("Tanh",)
+    assert difference(encode(embedder), truth) >= FAULT * EMBEDDING
+    embedder.pooling.activations, embedder.pooling.dense = (), nn.ModuleList()
+    embedder.pooling.embedding_dimension = layer.in_features
+    skipped = nn.functional.pad(encode(embedder), (0, layer.out_features - layer.in_features))
+    assert difference(skipped, truth) >= FAULT * EMBEDDING
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pooling_faults_exceed_the_bound_tenfold(backend: str, case: Case) -> None:
+    folder = case.build_native("nomic-v1.5", **WIDE)
+    truth = theirs(folder)
+    embedder = Embedder.from_pretrained(folder, backend=backend)
+    for mode in MODES[1:]:
+        if mode == "mean_sqrt_len":  # the same direction as the mean
+            continue
+        embedder.pooling.mode = mode
+        wrong = embedder.encode(TEXTS, prompt="", normalize_embeddings=True)
+        assert difference(torch.from_numpy(wrong), truth) >= FAULT * EMBEDDING, mode

@@ -1,0 +1,125 @@
+"""Every row of the variant matrix: all hidden states against transformers or the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.checkpoints import VARIANTS, read_config, read_tensors
+from tests.parity.bounds import BACKENDS, HIDDEN
+from tests.parity.support import (
+    NATIVE,
+    ORACLE_ONLY,
+    Case,
+    clear_tokens,
+    difference,
+    hidden_states,
+    masked,
+    oracle_states,
+    ours,
+    theirs,
+)
+
+# What transformers cannot load or would read otherwise: (row, changes of its config)
+SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "partial-rotary": ("nomic-v1.5", {"rotary_emb_fraction": 0.5}),
+    "interleaved": ("nomic-v1.5", {"rotary_emb_interleaved": True}),
+    "interleaved-partial": (
+        "nomic-v1.5",
+        {"rotary_emb_interleaved": True, "rotary_emb_fraction": 0.25},
+    ),
+    "legacy-only": ("nomic-v1.5", {"dialect": "legacy"}),
+    "all-biases": (
+        "nomic-v1.5",
+        {"qkv_proj_bias": True, "mlp_fc1_bias": True, "mlp_fc2_bias": True},
+    ),
+    "other-sizes": (
+        "nomic-v1.5",
+        {"n_embd": 96, "n_head": 3, "n_inner": 40, "n_layer": 2, "layer_norm_epsilon": 1e-3},
+    ),
+    "plain-gelu": ("nomic-v2-moe", {"moe_every_n_layers": 0}),
+    "theta": ("nomic-v1.5", {"rotary_emb_base": 77.0}),
+    "scaled": (
+        "nomic-v1",
+        {"rotary_scaling_factor": 3.0, "max_trained_positions": 16, "dialect": "legacy"},
+    ),
+}
+
+
+def test_all_rows_are_here() -> None:
+    assert {*NATIVE, *ORACLE_ONLY} == {*VARIANTS}
+    assert len(VARIANTS) == 17
+
+
+@pytest.mark.parametrize("variant", NATIVE)
+def test_rows_equal_transformers(variant: str, case: Case) -> None:
+    folder, native = case.build(variant), case.build_native(variant)
+    batch = case.batch(folder)
+    mine = {backend: hidden_states(ours(folder, backend), batch) for backend in BACKENDS}
+    for attention in ("sdpa", "eager"):
+        truth = masked(hidden_states(theirs(native, attention), batch), batch)
+        assert len(truth) == read_config(native)["num_hidden_layers"] + 1
+        for backend in BACKENDS:
+            assert difference(mine[backend], truth) <= HIDDEN, (attention, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dialect", ["native", "both"])
+def test_key_families_equal_transformers(dialect: str, backend: str, case: Case) -> None:
+    """transformers' own key family alone, and both families in one file."""
+    folder = case.build("nomic-v1.5", dialect=dialect, layer_norm_epsilon=1e-6)
+    assert ("n_embd" in read_config(folder)) == (dialect == "both")
+    batch = case.batch(folder)
+    truth = masked(hidden_states(theirs(folder), batch), batch)
+    assert difference(hidden_states(ours(folder, backend), batch), truth) <= HIDDEN
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", SPECIAL)
+def test_what_transformers_lacks_equals_the_oracle(name: str, backend: str, case: Case) -> None:
+    variant, changes = SPECIAL[name]
+    folder = case.build(variant, **changes)
+    batch = case.batch(folder)
+    mine = hidden_states(ours(folder, backend), batch)
+    assert difference(mine, oracle_states(folder, batch)) <= HIDDEN
+    # the change is one: with the row's own settings the same weights would give something else
+    if "rotary_emb_fraction" in changes or "rotary_emb_interleaved" in changes:
+        plain = hidden_states(ours(case.build(variant), backend), batch)
+        assert difference(mine, plain) > 10 * HIDDEN
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_prefixed_row_equals_the_oracle(backend: str, case: Case) -> None:
+    folder = case.build("nomic-bert-2048")
+    assert sum(name.startswith("bert.") for name in read_tensors(folder)) > 20
+    assert "rope_parameters" not in read_config(folder)
+    batch = case.batch(folder)
+    mine = hidden_states(ours(folder, backend), batch)
+    assert difference(mine, oracle_states(folder, batch)) <= HIDDEN
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("top_k", [1, 2, 8])
+def test_experts_equal_the_oracle(top_k: int, backend: str, case: Case) -> None:
+    """The tokens whose routing is not a matter of rounding; all of them if all are chosen."""
+    folder = case.build("nomic-v2-moe", moe_top_k=top_k)
+    batch = case.batch(folder)
+    truth, mine = oracle_states(folder, batch), hidden_states(ours(folder, backend), batch)
+    if top_k == read_config(folder)["num_experts"]:
+        assert difference(mine, truth) <= HIDDEN
+        return
+    clear = clear_tokens(folder, batch)
+    assert difference(mine[:, clear], truth[:, clear]) <= HIDDEN
+    assert not mine[:, ~batch["attention_mask"].bool()].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_stored_half_precision_equals_transformers(dtype: torch.dtype, case: Case) -> None:
+    """16-bit files computed in float32: the same rounded weights on both sides."""
+    for variant in ("nomic-v1.5", "gte"):
+        folder = case.build_native(variant, on_disk_dtype=dtype)
+        batch = case.batch(folder)
+        truth = masked(hidden_states(theirs(folder), batch), batch)
+        assert difference(hidden_states(ours(folder, "torch"), batch), truth) <= HIDDEN
