@@ -45,6 +45,7 @@ class Embedder:
         tokenizer: text -> token ids.
         pooling: what stands behind the encoder.
         prompts: the checkpoint's prompts by name.
+        max_seq_length: tokens of a text at most, special ones included; may be set.
         similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan".
     """
 
@@ -63,8 +64,8 @@ class Embedder:
         self.pooling = pooling
         self._prompts = Prompts() if prompts is None else prompts
         self.similarity_fn_name = similarity_fn_name
-        served = model.config.max_position_embeddings
-        self.max_seq_length = min(max_seq_length or served, self._longest or served)
+        stated = max_seq_length or model.config.max_position_embeddings
+        self.max_seq_length = min(stated, self._longest or stated)
 
     @classmethod
     def from_pretrained(

@@ -164,3 +164,10 @@ def test_max_seq_length(
     stated = tokenizer_says is not ... and tokenizer_says < 1e6
     assert tokenizer.model_max_length == (tokenizer_says if stated else None)
     assert Embedder.from_pretrained(tmp_path).max_seq_length == served
+
+
+def test_a_rotary_model_is_served_as_long_as_sentence_transformers_says(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path, "nomic-v1.5", dialect="native", num_hidden_layers=1)
+    embedder = Embedder.from_pretrained(tmp_path)
+    assert embedder.model.config.max_position_embeddings == 2048
+    assert embedder.max_seq_length == 8192
