@@ -2,7 +2,8 @@
 
 A prepared weight is a second copy in the form a backend likes best. It is no parameter and no
 buffer, so it is not saved, moved or trained; it is made at the first use and made again when the
-parameter has changed.
+parameter has changed. (A change through `parameter.data` goes unseen, by torch's own design:
+after one, call `model.train(model.training)`.)
 """
 
 from typing import Any

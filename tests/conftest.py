@@ -161,6 +161,16 @@ def no_network(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"the test tried to use the network: {'; '.join(attempts)}", pytrace=False)
 
 
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One for tiny tensors, whose threads wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    if not request.node.get_closest_marker("all_threads"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def seed() -> int:
     """The seed that a randomised test starts from."""

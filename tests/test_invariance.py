@@ -14,6 +14,9 @@ from nomicbert import Embedder, embedder
 from tests.checkpoints import build_checkpoint
 from tests.vocabularies import WORDS
 
+# with the threads that users have
+pytestmark = pytest.mark.all_threads
+
 # two layers: the second one is the first that holds a mixture of experts
 CHECKPOINTS: dict[str, dict[str, int]] = {
     "nomic-v1.5": {},

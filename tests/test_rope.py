@@ -151,12 +151,16 @@ def test_one_row_serves_all_texts_that_can_share_it() -> None:
 
 
 @settings(max_examples=12)
-@given(st.permutations([[7], [40], [300], [5, 40, 64], [600], [33, 600]]))
-def test_what_came_before_never_matters(calls: list[list[int]]) -> None:
+@given(
+    st.permutations([[7], [40], [300], [5, 40, 64], [600], [33, 600]]),
+    st.sampled_from([None, 2.0]),
+)
+def test_what_came_before_never_matters(calls: list[list[int]], factor: float | None) -> None:
     """Neither earlier batches nor a table that has grown change a bit of a text's angles."""
-    used = RotaryTables(SMALL)
+    config = dataclasses.replace(SMALL, rotary_scaling_factor=factor)
+    used = RotaryTables(config)
     for lengths in [*calls, *calls]:
-        fresh = RotaryTables(SMALL)
+        fresh = RotaryTables(config)
         for n, mine in zip(lengths, rows_of(table(used, lengths), lengths), strict=True):
             (alone,) = rows_of(table(fresh, [n]), [n])
             assert torch.equal(mine[0], alone[0])
@@ -183,6 +187,7 @@ def test_a_training_step_after_inference_mode(lengths: list[int]) -> None:
     weight = torch.randn(48, 16, requires_grad=True)
     rope = table(tables, lengths)
     assert torch.equal(rope.cos, kept.cos)
+    assert not rope.cos.is_inference()
     qkv = ops.qkv_rotary(x, ops.prepare(weight, None, "linear"), rope, 2)
     plan = ops.plan(lengths, 2, 8, torch.float32)
     ops.attention(qkv, offsets(lengths), plan, 1.0).sum().backward()

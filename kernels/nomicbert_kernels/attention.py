@@ -23,7 +23,7 @@ def check(qkv: Tensor, cu_seqlens: Tensor, dropout_p: float, rows: Tensor | None
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be at least 0 and below 1, not {dropout_p}")
     if rows is not None:
-        checks.is_rows(rows, cu_seqlens.numel() - 1)
+        checks.is_rows(rows, cu_seqlens)
 
 
 def attention(

@@ -31,6 +31,9 @@ def fits(name: str, x: Tensor | Activation, weight: Weight) -> None:
             f"{name} has {data.shape[1]} columns, but the weight {tuple(source.shape)} takes "
             f"{source.shape[1]}"
         )
+    if weight.bias is not None and weight.bias.shape != source.shape[:1]:
+        found, wanted = tuple(weight.bias.shape), tuple(source.shape[:1])
+        raise ValueError(f"the weight {tuple(source.shape)} takes a bias {wanted}, not {found}")
     if data.device != source.device:
         raise ValueError(f"{name} is on {data.device}, but the weight is on {source.device}")
     # a scaled Activation is multiplied out to the weight's dtype; autocast brings the two together
@@ -69,9 +72,16 @@ def is_offsets(cu_seqlens: Tensor, total: int) -> None:
         raise ValueError(f"cu_seqlens must not fall: {cu_seqlens.tolist()[:20]}")
 
 
-def is_rows(rows: Tensor, texts: int) -> None:
-    """`rows` is integer (B,), one row for each text."""
+def is_rows(rows: Tensor, cu_seqlens: Tensor) -> None:
+    """`rows` is integer (B,), for each text the index of one of its tokens."""
+    texts = cu_seqlens.numel() - 1
     if rows.shape != (texts,) or rows.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"rows must be integer ({texts},), one a text, not {rows.dtype} {tuple(rows.shape)}"
         )
+    if rows.device.type != "cpu" or cu_seqlens.device.type != "cpu":
+        return
+    outside = (rows < cu_seqlens[:-1]) | (rows >= cu_seqlens[1:])
+    if bool(outside.any()):
+        text = int(outside.nonzero()[0])
+        raise ValueError(f"rows[{text}] is {int(rows[text])}, which is no token of text {text}")

@@ -63,6 +63,7 @@ def reference(folder: Path) -> tuple[Batch, Tensor, Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.all_threads
 def test_full_size_equals_transformers(full: tuple[Full, Path]) -> None:
     row, folder = full
     batch, states, vectors = reference(folder)

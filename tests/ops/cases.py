@@ -1,0 +1,144 @@
+"""What the tests of the ops share: both forms, drawn tensors, texts' lengths, the kernel bound.
+
+Truths are written out in each test in fp64; nothing here computes an op.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nomicbert_kernels import Activation, Ops, Weight, select_ops
+from nomicbert_kernels.linear_torch import onednn_packs
+
+FORMS = ("reference", "torch")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+BOTH_FORMS = pytest.mark.parametrize("form", FORMS)
+ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+# Bits of a row are promised where oneDNN packs the weights.
+PACKED_DTYPES = pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(dtype, marks=pytest.mark.skipif(not onednn_packs(dtype), reason="not packed"))
+        for dtype in (torch.float32, torch.bfloat16)
+    ],
+    ids=lambda dtype: str(dtype)[6:],
+)
+NEEDS_PACKING = pytest.mark.skipif(not onednn_packs(torch.float32), reason="oneDNN does not pack")
+
+ROWS = st.sampled_from([1, 2, 3, 7, 8, 15, 16, 17, 63, 64, 65, 130])
+WIDTHS = st.integers(1, 70)
+SEEDS = st.integers(0, 2**31)
+# Around the edges of vectors and tiles, and one long text among many short.
+LENGTHS = st.one_of(
+    st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 63, 64, 65]), min_size=1, max_size=7),
+    st.permutations([1] * 5 + [2] * 3 + [0, 65]),
+)
+# Numbers of rows that take different paths of a matrix product.
+SLICES = [(0, m) for m in (1, 2, 3, 4, 7, 8, 9, 16, 17, 33, 64, 100)] + [(5, 1), (31, 2), (99, 77)]
+
+
+def ops_of(form: str, dtype: torch.dtype = torch.float32) -> Ops:
+    return select_ops("cpu", dtype, form)  # type: ignore[arg-type]
+
+
+def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+    """Normal numbers, rounded to `dtype`."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
+
+
+def spread(x: Tensor) -> Tensor:
+    """The same numbers in rows that lie apart; between them lies NaN."""
+    wide = x.new_full((x.shape[0], x[:1].numel() + 3), float("nan"))
+    view = wide[:, : x[:1].numel()].unflatten(1, x.shape[1:])
+    return view.copy_(x)
+
+
+def offsets_of(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([sum(lengths[:i]) for i in range(len(lengths) + 1)], dtype=torch.int32)
+
+
+def assert_within(got: Tensor, truth: Tensor, plain: Tensor, dtype: torch.dtype) -> None:
+    """The bound of one kernel: twice plain torch's error, and 4 eps of the largest value."""
+    assert got.dtype == dtype
+    assert got.shape == truth.shape
+    assert truth.dtype == torch.float64
+    if not truth.numel():
+        return
+    error = (got.double() - truth).abs().max().item()
+    allowed = 2 * (plain.double() - truth).abs().max().item()
+    allowed += 4 * torch.finfo(dtype).eps * truth.abs().max().item()
+    assert error <= allowed, f"off by {error:.3g}, allowed {allowed:.3g}"
+
+
+def assert_exact(got: Tensor, truth: Tensor) -> None:
+    """The reference in fp64 is the formula, up to the order of its sums."""
+    assert got.dtype == truth.dtype == torch.float64
+    torch.testing.assert_close(got, truth, rtol=1e-11, atol=1e-11)
+
+
+def assert_gradients(
+    op: Callable[..., Tensor], formula: Callable[..., Tensor], *leaves: Tensor, seed: int
+) -> None:
+    """The op's gradients in fp32 against those of the formula in fp64, leaf by leaf."""
+    mine = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    got, truth = op(*mine), formula(*exact)
+    upstream = draw(*truth.shape, seed=seed + 1000, dtype=torch.float64)
+    assert got.grad_fn is not None, "the result is cut off from the graph"
+    found = torch.autograd.grad(got, mine, upstream.to(got.dtype))
+    wanted = torch.autograd.grad(truth, exact, upstream)
+    for place, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        assert b.abs().max() > 0
+        error = ((a.double() - b).abs().max() / b.abs().max()).item()
+        assert error <= 1e-5, f"leaf {place}: {error:.3g} of the largest gradient"
+
+
+def poisoned(weight: Weight) -> Weight:
+    """A weight whose packed pieces hold NaN: whoever multiplies by them, shows it."""
+    assert weight.packed is not None
+    kind = "experts" if weight.source.dim() == 3 else "linear"
+    nan = torch.full_like(weight.source, float("nan"), requires_grad=False)
+    packed = ops_of("torch").prepare(nan, None, kind).packed
+    assert packed is not None
+    return dataclasses.replace(weight, packed=packed * len(weight.packed))
+
+
+def scaled_rows(rows: int, columns: int, seed: int) -> tuple[Activation, Tensor]:
+    """int8 with a factor a row, and the fp32 tensor that it stands for."""
+    generator = torch.Generator().manual_seed(seed)
+    data = torch.randint(-127, 128, (rows, columns), generator=generator, dtype=torch.int8)
+    scale = torch.rand(rows, generator=generator) / 50 + 0.001
+    out = torch.empty(rows, columns)
+    for row in range(rows):
+        out[row] = data[row].float() * scale[row]
+    return Activation(data, scale), out
+
+
+def activations(seed: int, columns: int) -> list[tuple[Activation, Tensor]]:
+    """Both kinds of Activation, each with the tensor that it stands for."""
+    plain = draw(6, columns, seed=seed)
+    return [scaled_rows(6, columns, seed), (Activation(plain), plain)]
+
+
+def assert_rows_keep_their_bits(op: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """A row's result has the same bits whatever the number of rows beside it."""
+    assert x.shape[0] >= 200
+    with torch.no_grad():
+        whole = op(x)
+        for start, count in SLICES:
+            part = op(x[start : start + count])
+            assert torch.equal(part, whole[start : start + count]), (start, count)
+
+
+def refuses(message: str) -> Any:
+    """A ValueError that says all of this, literally."""
+    return pytest.raises(ValueError, match=re.escape(message))

@@ -1,0 +1,200 @@
+"""backend: which form of each op runs, what it says, and what preparing and planning give."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nomicbert_kernels import (
+    Backend,
+    BackendError,
+    EmbeddingTables,
+    Rope,
+    Run,
+    WeightKind,
+    select_ops,
+    values,
+)
+from tests.ops.cases import BOTH_FORMS, NEEDS_PACKING, draw, offsets_of, ops_of, refuses
+
+OPS = ["embed", "linear", "qkv_rotary", "attention", "layer_norm", "swiglu", "gelu", "moe", "pool"]
+
+
+@contextmanager
+def onednn_switched_off() -> Iterator[None]:
+    """Like torch.backends.mkldnn.flags, which also sets TF32 and warns where there is none."""
+    was = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)[0]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=was, _fp32_precision=None)
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"), [("auto", "torch"), ("torch", "torch"), ("reference", "reference")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_names(backend: Backend, name: str, dtype: torch.dtype) -> None:
+    ops = select_ops(torch.device("cpu"), dtype, backend)
+    assert ops.name == name
+    for op in OPS:
+        ending = op if name == "reference" else f"{op}_torch"
+        assert getattr(ops, op).__module__ == f"nomicbert_kernels.{ending}"
+
+
+def test_auto_is_the_default() -> None:
+    assert select_ops("cpu", torch.float32) is select_ops("cpu", torch.float32, "auto")
+
+
+def test_fp64_is_for_the_reference() -> None:
+    assert select_ops("cpu", torch.float64, "reference").name == "reference"
+    message = (
+        "hidden states cannot be torch.float64: choose one of torch.float32, torch.float16, "
+        "torch.bfloat16"
+    )
+    for backend in ("auto", "torch"):
+        with refuses(message):
+            select_ops("cpu", torch.float64, backend)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference", "triton"])
+def test_unsupported_dtype(backend: Backend) -> None:
+    with refuses("hidden states cannot be torch.int8"):
+        select_ops("cpu", torch.int8, backend)
+
+
+def test_unknown_backend() -> None:
+    with refuses("unknown backend 'cuda': choose one of auto, reference, torch, triton"):
+        select_ops("cpu", torch.float32, "cuda")  # type: ignore[arg-type]
+
+
+def test_triton_is_refused() -> None:
+    message = "backend 'triton' is not part of this version: use 'auto', 'torch' or 'reference'"
+    with pytest.raises(BackendError, match=message):
+        select_ops("cpu", torch.float32, "triton")
+    assert issubclass(BackendError, RuntimeError)
+
+
+def logged(caplog: pytest.LogCaptureFixture, dtype: torch.dtype, backend) -> str:
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="nomicbert_kernels"):
+        select_ops("cpu", dtype, backend)
+    (record,) = caplog.records
+    assert record.name == "nomicbert_kernels.backend"
+    return record.getMessage()
+
+
+def test_the_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    said = logged(caplog, torch.float32, "reference")
+    assert said == "backend reference for cpu in torch.float32: asked for"
+    said = logged(caplog, torch.float16, "auto")
+    assert said == "backend torch for cpu in torch.float16: it runs wherever torch does"
+
+
+@NEEDS_PACKING
+def test_the_log_says_whether_weights_are_packed(caplog: pytest.LogCaptureFixture) -> None:
+    said = logged(caplog, torch.float32, "auto")
+    assert said == "backend torch for cpu in torch.float32: oneDNN packs its weights"
+    with onednn_switched_off():
+        said = logged(caplog, torch.float32, "auto")
+    assert said.endswith("it runs wherever torch does")
+
+
+def results(form: str, dtype: torch.dtype, exact: bool = False) -> dict[str, torch.Tensor]:
+    """Every op on numbers of this dtype; `exact` computes with the same numbers in fp64."""
+    ops = ops_of(form, torch.float64 if exact else dtype)
+
+    def numbers(*shape: int, seed: int) -> torch.Tensor:
+        drawn = draw(*shape, seed=seed, dtype=dtype)
+        return drawn.double() if exact else drawn
+
+    x, w, b, row = numbers(40, 33, seed=1), numbers(60, 33, seed=2), numbers(60, seed=3), 40 * [0]
+    router, up = numbers(3, 33, seed=4) / 8, numbers(3, 5, 33, seed=5)
+    qkv, lengths = numbers(40, 3, 2, 5, seed=7), [17, 23]
+    angle = draw(1, 4, seed=8, dtype=torch.float64 if exact else torch.float32)
+    rope = Rope(angle.cos(), angle.sin(), torch.tensor(row), 8)
+    linear, tables = ops.prepare(w, b, "linear"), EmbeddingTables(x, w[:1, :33])
+    with torch.no_grad():
+        return {
+            "linear": ops.linear(x, linear, numbers(40, 60, seed=6)),
+            "gelu": ops.gelu(x, linear),
+            "qkv_rotary": ops.qkv_rotary(x, linear, rope, 2),
+            "swiglu": ops.swiglu(x, ops.prepare(w, b, "gated")),
+            "moe": ops.moe(
+                x,
+                ops.prepare(router, None, "router"),
+                ops.prepare(up, None, "experts"),
+                ops.prepare(numbers(3, 33, 5, seed=6), b[:33], "experts"),
+                3,
+            ),
+            "layer_norm": values(ops.layer_norm(x, b[:33], b[:33], 1e-5, x)),
+            "embed": ops.embed(torch.tensor(row), None, None, tables, b[:33], b[:33], 1e-5),
+            "attention": ops.attention(
+                qkv, offsets_of(lengths), ops.plan(lengths, 2, 5, dtype), 0.5
+            ),
+        }
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("op", ["linear", "gelu", "qkv_rotary", "swiglu", "moe", "layer_norm",
+                                "embed", "attention"])  # fmt: skip
+def test_the_reference_rounds_once(op: str, dtype: torch.dtype) -> None:
+    """It computes in fp32: its error is half an eps of each value, however small the value is."""
+    got, truth = results("reference", dtype)[op], results("reference", dtype, exact=True)[op]
+    assert got.dtype == dtype
+    allowed = truth.abs() * torch.finfo(dtype).eps * 0.51 + 2e-6 * truth.abs().max()
+    assert ((got.double() - truth).abs() <= allowed).all()
+
+
+def test_without_onednn_the_parameters_serve() -> None:
+    with onednn_switched_off():
+        ops = ops_of("torch")
+        for kind, shape in {"linear": (4, 3), "gated": (4, 3), "experts": (2, 4, 3)}.items():
+            assert ops.prepare(draw(*shape, seed=1), None, kind).packed is None
+        found = results("torch", torch.float32)
+    truth = results("reference", torch.float32)
+    for name, value in found.items():
+        torch.testing.assert_close(value, truth[name], rtol=1e-5, atol=1e-5)
+
+
+@NEEDS_PACKING
+@pytest.mark.parametrize(
+    ("kind", "shape", "pieces"),
+    [("linear", (4, 3), 1), ("gated", (4, 3), 2), ("router", (4, 3), 1), ("experts", (5, 4, 3), 5)],
+)
+def test_pieces_of_a_prepared_weight(kind: WeightKind, shape: tuple[int, ...], pieces: int) -> None:
+    source, bias = draw(*shape, seed=1).requires_grad_(), draw(4, seed=2)
+    weight = ops_of("torch").prepare(source, bias, kind)
+    assert weight.source is source
+    assert weight.bias is bias
+    assert weight.packed is not None
+    assert len(weight.packed) == pieces
+    assert not any(piece.requires_grad for piece in weight.packed)
+    assert ops_of("reference").prepare(source, bias, kind).packed is None
+
+
+def test_what_onednn_does_not_serve_stays_as_it_is() -> None:
+    prepare = ops_of("torch").prepare
+    assert prepare(draw(4, 3, seed=1, dtype=torch.float16), None, "linear").packed is None
+    assert prepare(torch.empty(0, 3), None, "linear").packed is None
+    assert prepare(torch.empty(4, 3, device="meta"), None, "linear").packed is None
+
+
+@BOTH_FORMS
+@given(lengths=st.lists(st.sampled_from([0, 1, 1, 2, 3]), max_size=12))
+def test_a_plan_joins_neighbours_of_one_length(form: str, lengths: list[int]) -> None:
+    plan = ops_of(form).plan(lengths, 2, 8, torch.float32)
+    wanted, text, token = [], 0, 0
+    for length, group in groupby(lengths):
+        texts = len(list(group))
+        if length:
+            wanted.append(Run(text, token, texts, length))
+        text, token = text + texts, token + texts * length
+    assert list(plan.runs) == wanted
