@@ -25,16 +25,17 @@ lint: $(VENV)/.installed-lint  ## check style and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-parity:  ## compare with transformers at full size
-	@echo "make parity: the full-size parity suite (tests/parity) does not exist yet" >&2; exit 1
+parity: $(VENV)/.installed-test  ## compare with transformers, on weights of a fresh seed
+	NOMICBERT_SEED=$${NOMICBERT_SEED:-$$($(RUN) -c "import secrets; print(secrets.randbelow(10**6))")} \
+		$(RUN) -m pytest tests/parity
 
-bench:  ## measure throughput against peers
+bench:  ## (not yet) measure throughput against peers
 	@echo "make bench: the benchmarks (bench/) do not exist yet" >&2; exit 1
 
-aot:  ## compile the Triton kernels without a GPU
+aot:  ## (not yet) compile the Triton kernels without a GPU
 	@echo "make aot: the Triton kernels (kernels/nomicbert_kernels/*_triton.py) do not exist yet" >&2; exit 1
 
-gpu:  ## run the tests that need a GPU
+gpu:  ## (not yet) run the tests that need a GPU
 	@echo "make gpu: the tests marked gpu do not exist yet" >&2; exit 1
 
 clean:  ## remove the environment and caches

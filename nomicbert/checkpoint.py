@@ -180,6 +180,11 @@ def load_state(
         parameter = torch.empty(shapes[recipe.target], dtype=dtype, device=device)
         for view, part in zip(recipe.views(parameter), recipe.parts, strict=True):
             tensor = files.read(on_disk[part])
+            if not tensor.is_floating_point() or tensor.layout != torch.strided:
+                raise CheckpointError(
+                    f"{on_disk[part]} of {folder} holds {tensor.dtype}, {tensor.layout}: only "
+                    "dense floating point weights are supported"
+                )
             if recipe.form == "stacked" and tensor.shape[0] < view.shape[0]:
                 view[tensor.shape[0] :].zero_()  # rows that pad the vocabulary
                 view = view[: tensor.shape[0]]
@@ -261,6 +266,11 @@ def save(folder: Path, config: EncoderConfig, state: Mapping[str, Tensor]) -> No
             # safetensors refuses tensors that share memory, as the parts of a fused one do
             tensors[part] = tensor.clone() if len(recipe.parts) > 1 else tensor
     dtype = next(iter(tensors.values())).dtype
+    for name in WEIGHT_FILES[1:]:
+        if (folder / name).exists():
+            logger.warning(
+                "%s holds an older %s, which some loaders prefer: remove it", folder, name
+            )
     settings = json.dumps(hub_config(config, dtype), indent=2, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:

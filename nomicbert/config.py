@@ -3,6 +3,7 @@
 It is made by `dialects.read_config`; nothing behind it knows how a checkpoint spells its settings.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -66,6 +67,17 @@ class EncoderConfig:
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, least in (("layer_norm_eps", 0.0), ("rope_theta", 1.0)):
+            value = getattr(self, name)
+            if not least <= value < math.inf:
+                raise ConfigError(f"{name} must be finite and at least {least}, not {value}")
+        if self.rotary_dim and self.max_trained_positions < 1:
+            raise ConfigError(
+                f"max_trained_positions must be at least 1, not {self.max_trained_positions}"
+            )
+        factor = self.rotary_scaling_factor
+        if factor is not None and not 0 < factor < math.inf:
+            raise ConfigError(f"rotary_scaling_factor must be above 0, not {factor}")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} does not divide into "

@@ -33,7 +33,7 @@ class ForwardContext:
 
     def weight(self, layer: nn.Linear, kind: WeightKind = "linear") -> Weight:
         """A linear layer's parameters, prepared."""
-        return self.prepared.get(self.ops, layer.weight, layer.bias, kind)
+        return self.prepared.get(self.ops, (id(layer), kind), layer.weight, layer.bias, kind)
 
     def project(
         self, x: Tensor, layer: nn.Linear, residual: Hidden, dropout_p: float

@@ -114,6 +114,8 @@ def _nomic(s: Settings, rotary_scaling_factor: float | None) -> EncoderConfig:
         )
     vocab = s.size("vocab_size")
     multiple = s.size("pad_vocab_size_multiple", default=1)
+    if multiple < 1:
+        raise ConfigError(f"{s.path}: pad_vocab_size_multiple must be at least 1, not {multiple}")
     every = s.size("moe_every_n_layers", default=0)
     if every not in (0, 2):
         raise ConfigError(f"{s.path}: moe_every_n_layers = {every} is not supported, only 2 is")
@@ -129,12 +131,12 @@ def _nomic(s: Settings, rotary_scaling_factor: float | None) -> EncoderConfig:
         layer_norm_eps=s.number("layer_norm_epsilon", "layer_norm_eps"),
         hidden_act=act,
         # the native class has no biases and no keys for them; the legacy class has both
-        qkv_bias=bool(s.get("qkv_proj_bias", default=legacy)),
-        mlp_up_bias=bool(s.get("mlp_fc1_bias", default=legacy)),
-        mlp_down_bias=bool(s.get("mlp_fc2_bias", default=legacy)),
+        qkv_bias=s.flag("qkv_proj_bias", default=legacy),
+        mlp_up_bias=s.flag("mlp_fc1_bias", default=legacy),
+        mlp_down_bias=s.flag("mlp_fc2_bias", default=legacy),
         rotary_dim=int(hidden_size // heads * fraction) if heads else 0,
         rope_theta=float(s.number("rotary_emb_base", "rope_parameters.rope_theta")),
-        rotary_interleaved=bool(s.get("rotary_emb_interleaved", default=False)),
+        rotary_interleaved=s.flag("rotary_emb_interleaved", default=False),
         rotary_scaling_factor=float(rotary_scaling_factor) or None,
         max_trained_positions=_trained_positions(s, legacy),
         num_experts=s.size("num_experts") if every else 0,
@@ -269,6 +271,7 @@ def hub_config(config: EncoderConfig, dtype: torch.dtype) -> dict[str, Any]:
     else:  # the native class has no plain MLP and would not read this key as we mean it
         del native["hidden_act"]
     legacy = {
+        "pad_vocab_size_multiple": 1,  # vocab_size counts the rows as they are
         "n_embd": config.hidden_size,
         "n_layer": config.num_hidden_layers,
         "n_head": config.num_attention_heads,

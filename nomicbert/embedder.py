@@ -6,6 +6,7 @@ Arguments that sentence-transformers has too carry its names and its meaning.
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from nomicbert.keywords import as_device, check_target, refuse_unknown
 from nomicbert.model import NomicBert
 from nomicbert.modules import module_folders, read_pooling
 from nomicbert.packing import pack
-from nomicbert.pooling import Finish, Pooling
+from nomicbert.pooling import Finish
 from nomicbert.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
 from nomicbert.runtime.batches import token_batches
 from nomicbert.settings import Settings, read_json
@@ -51,25 +52,6 @@ class Embedder:
 
     def __init__(
         self,
-        model: NomicBert,
-        tokenizer: Tokenizer,
-        pooling: Pooling,
-        prompts: Prompts | None = None,
-        max_seq_length: int | None = None,
-        similarity_fn_name: str = "cosine",
-    ) -> None:
-        """Put the parts together; `from_pretrained` makes them from a checkpoint."""
-        self.model = model
-        self.tokenizer = tokenizer
-        self.pooling = pooling
-        self._prompts = Prompts() if prompts is None else prompts
-        self.similarity_fn_name = similarity_fn_name
-        stated = max_seq_length or model.config.max_position_embeddings
-        self.max_seq_length = min(stated, self._longest or stated)
-
-    @classmethod
-    def from_pretrained(
-        cls,
         path_or_repo_id: str | os.PathLike[str],
         *,
         revision: str | None = None,
@@ -77,7 +59,7 @@ class Embedder:
         token: str | bool | None = None,
         local_files_only: bool = False,
         **model_keywords: Any,
-    ) -> "Embedder":
+    ) -> None:
         """Load a checkpoint with its tokenizer, pooling and prompts.
 
         Args:
@@ -93,13 +75,9 @@ class Embedder:
         """
         known = NomicBert.from_pretrained.__kwdefaults__ or {}
         unknown = {k: v for k, v in model_keywords.items() if k not in known}
-        refuse_unknown(unknown, cls.from_pretrained, NomicBert.from_pretrained)
-        given = {**known, **model_keywords}
-        check_target(
-            given["torch_dtype"] or given["dtype"],
-            given["device_map"] if given["device"] is None else given["device"],
-            given["backend"],
-        )
+        refuse_unknown(unknown, type(self), NomicBert.from_pretrained)
+        target = ("dtype", "torch_dtype", "device", "device_map", "backend")
+        check_target(**{key: model_keywords.get(key, known[key]) for key in target})
         folder = hub.resolve(
             path_or_repo_id,
             revision=revision,
@@ -110,20 +88,33 @@ class Embedder:
         encoder = next(
             (path for kind, path in module_folders(folder) if kind == "Transformer"), folder
         )
-        model = NomicBert.from_pretrained(encoder, **model_keywords)
-        tokenizer = Tokenizer.from_folder(encoder, model.config.vocab_size)
-        pooling = read_pooling(folder, model.config, model.dtype).to(model.device)
-        path = folder / "sentence_bert_config.json"
-        limit = Settings(read_json(path) if path.is_file() else {}, path)
-        path = folder / "config_sentence_transformers.json"
-        settings = Settings(read_json(path) if path.is_file() else {}, path)
-        return cls(
-            model,
-            tokenizer,
-            pooling,
-            Prompts.from_folder(folder, model.config),
-            limit.size("max_seq_length", default=tokenizer.model_max_length or 0) or None,
-            settings.get("similarity_fn_name", default="cosine"),
+        self.model = NomicBert.from_pretrained(encoder, **model_keywords)
+        config = self.model.config
+        self.tokenizer = Tokenizer.from_folder(encoder, config.vocab_size)
+        self.pooling = read_pooling(folder, config, self.model.dtype).to(self.device)
+        self._prompts = Prompts.from_folder(folder, config)
+        limits = _optional(encoder / "sentence_bert_config.json")
+        self.tokenizer.lower_case = limits.flag("do_lower_case", default=False)
+        stated = limits.size("max_seq_length", default=self.tokenizer.model_max_length or 0)
+        stated = stated or config.max_position_embeddings
+        self.max_seq_length = min(stated, self._longest or stated)
+        settings = _optional(folder / "config_sentence_transformers.json")
+        self.similarity_fn_name = settings.get("similarity_fn_name", default="cosine")
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_repo_id: str | os.PathLike[str], **keywords: Any
+    ) -> "Embedder":
+        """The constructor, under the name that it has in transformers."""
+        return cls(path_or_repo_id, **keywords)
+
+    def __repr__(self) -> str:
+        """What was loaded, in one line."""
+        model, config = self.model, self.model.config
+        return (
+            f"Embedder({config.model_type}, {config.num_hidden_layers} layers, "
+            f"dimension {self.pooling.embedding_dimension}, pooling {self.pooling.mode}, "
+            f"max_seq_length {self.max_seq_length}, {model.dtype}, {model.device})"
         )
 
     @property
@@ -173,9 +164,9 @@ class Embedder:
         truncate: str = "end",
         show_progress_bar: bool | None = None,
     ) -> Any:
-        """Embed texts.
+        """Embed texts, in eval mode and without gradients.
 
-        A text's vector does not depend on the texts beside it.
+        On a CPU with oneDNN a text's vector has the same bits whatever texts are beside it.
 
         Args:
             inputs: one text or any number of them.
@@ -207,10 +198,14 @@ class Embedder:
         ):
             if value != only:
                 raise ValueError(f"{name} must be {only!r} in this version, not {value!r}")
-        if (inputs is None) == (sentences is None):
-            raise TypeError("encode takes inputs (old name sentences), and not both")
+        if inputs is None and sentences is None:
+            raise TypeError("encode needs inputs: one text or any number of them")
+        if inputs is not None and sentences is not None:
+            raise TypeError("give inputs or sentences (its old name), not both")
         given = sentences if inputs is None else inputs
         texts = as_texts(given)
+        if self.model.training:
+            self.model.eval()  # as sentence-transformers does: no vector is drawn with dropout
         if device is not None and (target := as_device(device)) != self.device:
             self.to(target)
         finish = Finish(matryoshka_dim, truncate_dim, normalize_embeddings)
@@ -219,7 +214,8 @@ class Embedder:
         if prompt is None:
             self._prompts.warn_if_missing(prefix, texts)
         dim = matryoshka_dim or truncate_dim or self.pooling.embedding_dimension
-        out = torch.empty(len(texts), dim, device=self.device if convert_to_tensor else "cpu")
+        place = self.device if convert_to_tensor else "cpu"
+        out = torch.empty(len(texts), dim, dtype=torch.float32, device=place)
         with tqdm(
             total=len(texts),
             desc="Embedding",
@@ -261,9 +257,13 @@ class Embedder:
         limit = self.max_seq_length if max_length is None else max_length
         least = len(self.tokenizer.prefix) + len(self.tokenizer.suffix) + 1
         most = self._longest
-        if not isinstance(limit, int) or limit < least or (most is not None and limit > most):
+        if (
+            not isinstance(limit, int | np.integer)
+            or limit < least
+            or (most is not None and limit > most)
+        ):
             wanted = f"at least {least}" if most is None else f"{least} to {most}"
-            raise ValueError(f"max_length must be {wanted}, not {limit}")
+            raise ValueError(f"max_length (or max_seq_length) must be {wanted}, not {limit}")
         return limit
 
     def _batches(
@@ -292,3 +292,8 @@ class Embedder:
                 TruncationWarning,
                 stacklevel=3,
             )
+
+
+def _optional(path: Path) -> Settings:
+    """A settings file that a checkpoint may lack."""
+    return Settings(read_json(path) if path.is_file() else {}, path)

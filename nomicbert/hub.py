@@ -40,7 +40,7 @@ _SETTINGS: Final = frozenset(
 )
 _SHARD: Final = re.compile(r"model-\d+-of-\d+\.safetensors")
 _OLD_SHARD: Final = re.compile(r"pytorch_model-\d+-of-\d+\.bin")
-_MODULE_FILE: Final = re.compile(r"(\d+_\w+)/(config\.json|model\.safetensors|pytorch_model\.bin)")
+_MODULE_FILE: Final = re.compile(r"(\d+_\w+)/([\w.]+)")
 _FOLDER_LOOK: Final = re.compile(r"^[./~]|^[A-Za-z]:|\\|/$")
 
 
@@ -67,7 +67,12 @@ def choose_files(names: Iterable[str]) -> list[str]:
         chosen.update(name for name in present if _OLD_SHARD.fullmatch(name))
     for name in present:
         match = _MODULE_FILE.fullmatch(name)
-        if match and (match[2] != _OLD_WEIGHTS or f"{match[1]}/{_WEIGHTS}" not in present):
+        wanted = match and match[2] in _SETTINGS | {_WEIGHTS, _OLD_WEIGHTS}
+        if (
+            match
+            and wanted
+            and (match[2] != _OLD_WEIGHTS or f"{match[1]}/{_WEIGHTS}" not in present)
+        ):
             chosen.add(name)
     return sorted(chosen)
 
@@ -120,9 +125,9 @@ def resolve(
         folder = _cached(repo_id, revision, cache_dir)
         if folder is None:
             raise HubError(
-                f"No connection to {constants.ENDPOINT}, and {repo_id!r} at revision {revision!r} "
-                "is not in the cache: check the network, or give a folder."
-            ) from error
+                f"No connection to {constants.ENDPOINT} ({error}), and {repo_id!r} at revision "
+                f"{revision!r} is not in the cache: check the network, or give a folder."
+            ) from None  # whose traceback is pages of an HTTP client's insides
         _log.warning("no connection to %s: using %s from the cache", constants.ENDPOINT, repo_id)
         return folder
     except (httpx.HTTPError, OSError, HFValidationError) as error:

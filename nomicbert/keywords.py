@@ -23,7 +23,7 @@ def refuse_unknown(unknown: Mapping[str, Any], *functions: Callable[..., Any]) -
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
     raise TypeError(f"{functions[0].__qualname__} has no keyword {name!r}: {hint}")
 
@@ -51,22 +51,33 @@ def as_device(device: torch.device | str | None) -> torch.device:
         found = torch.device("cpu" if device is None else device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"there is no device {device!r} here: this torch sees {torch.cuda.device_count()} GPUs"
-        )
-    return found
+    try:
+        usable = torch.empty(0, device=found).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"this torch cannot use the device {device!r}: {why}") from error
+    if usable.type == "meta":
+        raise ValueError("the device 'meta' holds no numbers: choose one that computes")
+    return usable
 
 
 def check_target(
-    dtype: torch.dtype | str, device: torch.device | str | None, backend: Backend
+    *,
+    dtype: torch.dtype | str,
+    torch_dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    device_map: torch.device | str | None,
+    backend: Backend,
 ) -> tuple[torch.dtype | None, torch.device]:
     """Dtype (None for "auto") and device; what cannot run is refused before anything is read.
+
+    The old name torch_dtype goes before dtype's default, device before device_map.
 
     Raises:
         ValueError: unknown dtype, device or backend.
         BackendError: a backend that cannot run there.
     """
-    wanted, target = as_dtype(dtype), as_device(device)
+    wanted = as_dtype(dtype if torch_dtype is None else torch_dtype)
+    target = as_device(device_map if device is None else device)
     select_ops(target, wanted or torch.float32, backend)
     return wanted, target

@@ -62,8 +62,10 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Hidden, ctx: ForwardContext) -> tuple[Tensor, Hidden | None]:
         """(T, H) -> (T, H), and the residual, still to be added."""
-        up = ctx.prepared.get(ctx.ops, self.experts_up, None, "experts")
-        down = ctx.prepared.get(ctx.ops, self.experts_down, self.bias, "experts")
+        up = ctx.prepared.get(ctx.ops, (id(self), "up"), self.experts_up, None, "experts")
+        down = ctx.prepared.get(
+            ctx.ops, (id(self), "down"), self.experts_down, self.bias, "experts"
+        )
         y = ctx.ops.moe(x, ctx.weight(self.router, "router"), up, down, self.top_k)
         return F.dropout(y, self.dropout_p, self.training), x
 

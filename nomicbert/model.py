@@ -31,6 +31,9 @@ from nomicbert_kernels import Backend, Ops, Plan, select_ops, values
 class NomicBert(nn.Module):
     """An encoder for NomicBERT and BERT checkpoints.
 
+    Its linear layers only hold parameters, which the ops compute with: forward hooks on them, or
+    others in their place, have no effect.
+
     >>> from nomicbert import EncoderConfig, NomicBert
     >>> config = EncoderConfig("bert", 100, 32, 2, 4, 64, 2, 512, 1e-12)
     >>> model = NomicBert(config).eval()
@@ -103,8 +106,7 @@ class NomicBert(nn.Module):
             rotary_scaling_factor: alpha of dynamic NTK scaling for texts beyond the trained
                 length, in place of the checkpoint's own; 0 switches it off.
             add_pooling_layer: also load the tanh pooler and return `pooler_output`.
-            strict: False lets tensors that the encoder does not know pass; missing ones are an
-                error all the same.
+            strict: False lets tensors that no parameter wants pass; a missing one is an error.
             torch_dtype: old name of `dtype`.
             device_map: a device name, with the meaning of `device`; no other form is supported.
             trust_remote_code: accepted for existing call sites; code of a checkpoint is never run.
@@ -116,14 +118,15 @@ class NomicBert(nn.Module):
             ConfigError: config.json missing, unreadable or unsupported.
             CheckpointError: weights missing, damaged, or not fitting.
             TypeError: unknown keyword.
-            ValueError: unknown dtype, device or backend.
-            BackendError: a backend that cannot run there.
+            ValueError: unknown dtype, device or backend. BackendError: one that cannot run here.
         """
         refuse_unknown(unknown, cls.from_pretrained)
         wanted, target = check_target(
-            dtype if torch_dtype is None else torch_dtype,
-            device_map if device is None else device,
-            backend,
+            dtype=dtype,
+            torch_dtype=torch_dtype,
+            device=device,
+            device_map=device_map,
+            backend=backend,
         )
         folder = hub.resolve(
             path_or_repo_id,
@@ -139,10 +142,12 @@ class NomicBert(nn.Module):
         with torch.device("meta"), checkpoint.Unfilled():
             model = cls(config, backend=backend, add_pooling_layer=add_pooling_layer)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        state = checkpoint.load_state(
-            folder, config, shapes, dtype=wanted, device=target, strict=strict
-        )
-        model.load_state_dict(state, assign=True)
+        # loaded inside somebody's inference_mode, the parameters could never be trained
+        with torch.inference_mode(False):
+            state = checkpoint.load_state(
+                folder, config, shapes, dtype=wanted, device=target, strict=strict
+            )
+            model.load_state_dict(state, assign=True)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -213,6 +218,8 @@ class NomicBert(nn.Module):
         if tokens.dim() != dims:
             name = "input_ids" if inputs_embeds is None else "inputs_embeds"
             raise ValueError(f"{name} must have {dims} dimensions, not shape {tuple(tokens.shape)}")
+        if input_ids is not None and input_ids.is_floating_point():
+            raise ValueError(f"input_ids must be integers, not {input_ids.dtype}")
         rows, columns = tokens.shape[:2]
         batch, places = unpad(tokens, attention_mask, token_type_ids, position_ids)
         states: list[Tensor] | None = [] if output_hidden_states else None
@@ -280,8 +287,9 @@ class NomicBert(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def train(self, mode: bool = True) -> "NomicBert":
-        """Switch dropout on or off."""
-        self._drop_prepared()
+        """Switch dropout on or off; prepared weights are dropped when that changes anything."""
+        if mode != self.training:
+            self._drop_prepared()
         return super().train(mode)
 
     def load_state_dict(

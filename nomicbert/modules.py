@@ -4,6 +4,7 @@ Source: the module formats that sentence-transformers 2 to 6 write.
 """
 
 import logging
+import re
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from nomicbert_kernels import PoolMode
 
 logger = logging.getLogger(__name__)
 
+ORDER = re.compile(r"Transformer Pooling( Dense)*( Normalize)?")
+
 # Before sentence-transformers 6: one boolean a mode.
 FLAGS: dict[str, PoolMode] = {
     "pooling_mode_mean_tokens": "mean",
@@ -26,6 +29,12 @@ FLAGS: dict[str, PoolMode] = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
     "pooling_mode_lasttoken": "lasttoken",
     "pooling_mode_weightedmean_tokens": "weightedmean",
+}
+DENSE_KEYS = {"in_features", "out_features", "bias", "activation_function"}
+DENSE_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "module_input_name": ("sentence_embedding",),
+    "module_output_name": ("sentence_embedding",),
+    "use_residual": (False,),
 }
 # Since then: one name.
 NAMES: dict[str, PoolMode] = {
@@ -43,9 +52,13 @@ def module_folders(folder: Path) -> list[tuple[str, Path]]:
     if not path.is_file():
         logger.info("%s has no modules.json: its texts are pooled by mean", folder)
         return [("Transformer", folder)]
-    entries = read_json_list(path)
-    found = [(Settings(entry, path).get("type"), entry.get("path", "")) for entry in entries]
-    return [(str(kind).rpartition(".")[2], inside(folder, name, path)) for kind, name in found]
+    found = []
+    for entry in read_json_list(path):
+        kind = str(Settings(entry, path).get("type"))
+        if not kind.startswith("sentence_transformers."):
+            raise ConfigError(f"{path} asks for {kind}, which is code of its own: it is never run")
+        found.append((kind.rpartition(".")[2], inside(folder, entry.get("path", ""), path)))
+    return found
 
 
 def read_pooling(folder: Path, config: EncoderConfig, dtype: torch.dtype) -> Pooling:
@@ -65,12 +78,11 @@ def read_pooling(folder: Path, config: EncoderConfig, dtype: torch.dtype) -> Poo
     normalize = False
     width = config.hidden_size
     kinds = module_folders(folder)
-    order = ["Transformer", "Pooling", "Dense", "Normalize"]
     names = [kind for kind, _ in kinds]
-    if any(n not in order for n in names) or names != sorted(names, key=order.index):
+    if (folder / "modules.json").is_file() and not ORDER.fullmatch(" ".join(names)):
         raise ConfigError(
-            f"{folder / 'modules.json'} lists {', '.join(names)}: supported are "
-            f"{', '.join(order)}, in this order"
+            f"{folder / 'modules.json'} lists {', '.join(names) or 'nothing'}: supported are "
+            "Transformer, Pooling, any number of Dense, and Normalize at the end if at all"
         )
     for kind, place in kinds:
         if kind == "Pooling":
@@ -94,7 +106,9 @@ def _read_mode(path: Path, width: int) -> PoolMode:
     if raw.get("include_prompt") is False:
         raise ConfigError(f"{path}: include_prompt = false is not supported")
     if (name := raw.get("pooling_mode")) is not None:
-        if name not in NAMES:
+        if isinstance(name, list) and len(name) == 1:
+            name = name[0]
+        if not isinstance(name, str) or name not in NAMES:
             raise ConfigError(
                 f"{path}: pooling_mode = {name!r} is not supported; supported are "
                 + ", ".join(sorted(NAMES))
@@ -117,15 +131,20 @@ def _read_dense(folder: Path, width: int, dtype: torch.dtype) -> tuple[nn.Linear
     if inputs != width:
         raise ConfigError(f"{path} takes {inputs} columns, but it is given {width}")
     # sentence-transformers' default, for configurations that do not say
-    activation = str(s.get("activation_function", default="Tanh")).rpartition(".")[2]
-    if activation not in ACTIVATIONS:
+    stated = str(s.get("activation_function", default="torch.nn.Tanh"))
+    activation = stated.rpartition(".")[2]
+    if activation not in ACTIVATIONS or not stated.startswith("torch.nn."):
         raise ConfigError(
-            f"{path}: activation_function = {raw['activation_function']!r} is not supported; "
+            f"{path}: activation_function = {stated!r} is not supported; "
             f"supported are {', '.join(ACTIVATIONS)}"
         )
-    if raw.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-        raise ConfigError(f"{path}: module_input_name must be 'sentence_embedding'")
-    layer = nn.Linear(inputs, outputs, bias=bool(s.get("bias", default=True)), dtype=dtype)
+    s.refuse(DENSE_NEUTRAL)
+    unknown = raw.keys() - DENSE_NEUTRAL.keys() - DENSE_KEYS
+    if unknown:
+        raise ConfigError(
+            f"{path} has settings of an unknown meaning: {', '.join(sorted(unknown))}"
+        )
+    layer = nn.Linear(inputs, outputs, bias=s.flag("bias", default=True), dtype=dtype)
     files = TensorFiles(folder)
     wanted = {f"linear.{name}": tuple(p.shape) for name, p in layer.named_parameters()}
     found = {name: files.shape(name) for name in files.names()}

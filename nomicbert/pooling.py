@@ -103,7 +103,9 @@ class Pooling(nn.Module):
         )
         if self.dense:
             for layer, activation in zip(self._linears(), self.activations, strict=True):
-                weight = self._prepared.get(model.ops, layer.weight, layer.bias, "linear")
+                weight = self._prepared.get(
+                    model.ops, (id(layer), "linear"), layer.weight, layer.bias, "linear"
+                )
                 y = model.ops.linear(x.to(layer.weight.dtype), weight)
                 x = ACTIVATIONS[activation](y).float()
             x = pool_rows(model.ops, x, layer_norm, dim, unit)

@@ -46,7 +46,7 @@ class Prompts:
         if not isinstance(shipped, dict) or not all(isinstance(t, str) for t in shipped.values()):
             raise ConfigError(f"{path}: prompts must be an object of names and texts")
         default = raw.get("default_prompt_name")
-        if default is not None and default not in shipped:
+        if default is not None and (not isinstance(default, str) or default not in shipped):
             raise ConfigError(f"{path}: default_prompt_name {default!r} is not among its prompts")
         # sentence-transformers writes empty prompts for checkpoints that have none
         if any(shipped.values()) or config.model_type != "nomic_bert":

@@ -35,7 +35,9 @@ def _parse(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} is missing: is {path.parent} a checkpoint folder?") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
 
 
@@ -71,6 +73,13 @@ class Settings:
             raise ConfigError(f"{self.path}: {names[0]} must be a whole number, not {value!r}")
         # a float even where the file says 0: what is saved again is read by strict readers
         return value if whole else float(value)
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        """A switch; "false" in quotes is refused, since Python would take it for true."""
+        value = self.get(name, default=default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.path}: {name} must be true or false, not {value!r}")
+        return value
 
     def refuse(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
         """Refuse switches whose value changes what the encoder would have to compute."""

@@ -68,7 +68,7 @@ LONG_CONTEXT = (
 SENTENCES = "['search_query: What is TSNE?', 'search_query: Who is Laurens van der Maaten?']"
 OURS = (
     ("from sentence_transformers import SentenceTransformer", "from nomicbert import Embedder"),
-    ("SentenceTransformer(", "Embedder.from_pretrained("),
+    ("SentenceTransformer(", "Embedder("),
     (
         "from transformers import AutoTokenizer, AutoModel",
         "from transformers import AutoTokenizer; from nomicbert import NomicBert",

@@ -223,3 +223,12 @@ def test_a_torn_bin_is_our_error_wherever_it_is_torn(
             messages.append(str(error))
     assert len(messages) > 60  # flips of single values go unseen
     assert all(re.search(rf"{BIN} (is not a sound file|must hold)", m) for m in messages)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_numbers_that_are_no_weights(dtype: torch.dtype, folder: Path) -> None:
+    """A quantised file has the right shapes, and is garbage without its scales."""
+    tensors = read_tensors(folder)
+    name = "encoder.layers.1.mlp.fc2.weight"
+    save_file(tensors | {name: tensors[name].to(dtype)}, folder / SAFE)
+    refused(folder, f"{name} of .* holds {dtype}, torch.strided: only dense floating point")

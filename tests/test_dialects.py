@@ -227,6 +227,30 @@ def test_what_would_change_the_encoder_is_refused(
         ("nomic-v2-moe", {"moe_top_k": 9}, "moe_top_k must be 1 to 8, not 9"),
         ("bge-en", {"model_type": "roberta"}, "model_type = 'roberta' is not supported; supported"),
         ("bge-en", {"model_type": ...}, "model_type = None is not supported"),
+        ("bge-en", {"model_type": ["bert"]}, r"model_type = \['bert'\] is not supported"),
+        ("bge-en", {"type_vocab_size": 0}, "type_vocab_size must be at least 1, not 0"),
+        (
+            "bge-en",
+            {"layer_norm_eps": -1e-5},
+            "layer_norm_eps must be finite and at least 0.0, not",
+        ),
+        ("code-rank-embed", {"activation_function": ["gelu"]}, r"= \['gelu'\] is not supported"),
+        (
+            "code-rank-embed",
+            {"pad_vocab_size_multiple": 0},
+            "pad_vocab_size_multiple must be at le",
+        ),
+        ("code-rank-embed", {"max_trained_positions": 0}, "max_trained_positions must be at least"),
+        (
+            "code-rank-embed",
+            {"rotary_scaling_factor": -2},
+            "scaling_factor must be above 0, not -2",
+        ),
+        ("code-rank-embed", {"rotary_scaling_factor": float("inf")}, "must be above 0, not inf"),
+        ("code-rank-embed", {"rotary_emb_base": 0}, "rope_theta must be finite and at least 1.0"),
+        ("code-rank-embed", {"rotary_emb_interleaved": "no"}, "must be true or false, not 'no'"),
+        ("nomic-v1.5", {"rope_parameters": {"rope_type": "dynamic"}}, "'dynamic' needs a factor"),
+        ("nomic-v1.5", {"rope_parameters": {"type": "linear"}}, "rope_type = 'linear' is not sup"),
     ],
 )
 def test_what_cannot_be_is_refused(

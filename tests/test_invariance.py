@@ -95,14 +95,15 @@ def test_one_row_alone_at_the_real_widths(dtype: torch.dtype, tmp_path: Path, se
         assert _differences(ids, got, alone) == []
 
 
-def test_a_scaled_neighbour(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scaled_neighbour(dtype: torch.dtype, tmp_path: Path, seed: int) -> None:
     """3000 tokens are beyond the trained length: that text's rotary angles are its own."""
     build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=2)
-    model = Embedder.from_pretrained(tmp_path, rotary_scaling_factor=2, backend="torch")
+    model = Embedder(tmp_path, rotary_scaling_factor=2, backend="torch", dtype=dtype)
     rng = random.Random(seed)
     texts = [_text(rng, n) for n in (3000, 2049, 2048, 40, 40, 7)]
     alone = _alone(model, texts)
-    plain = Embedder.from_pretrained(tmp_path, backend="torch")
+    plain = Embedder(tmp_path, backend="torch", dtype=dtype)
     scaled = [not np.array_equal(a, b) for a, b in zip(alone, _alone(plain, texts), strict=True)]
     assert scaled == [True, True, False, False, False, False]
     for ids in ([0, 1, 2, 3, 4, 5], [5, 3, 0], [4, 1], [2, 0]):

@@ -76,3 +76,20 @@ def test_vectors_are_those_of_sentence_transformers(folder: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1.0, atol=1e-6)
     # the nearest other text is far beyond the bound, so a mix-up of rows would show
     assert np.abs(ours - np.roll(wanted, 1, axis=0)).max(axis=1).min() > 1e-3
+
+
+@pytest.mark.all_threads
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_real_vector_keeps_its_bits(dtype: torch.dtype, folder: Path, seed: int) -> None:
+    """Alone, and among others in any order, at the widths that people use."""
+    embedder = Embedder(folder, dtype=dtype, backend="torch")
+    texts = [text[:1500] for text in _docstrings(24)]
+    embedder.max_seq_length = 512
+    alone = np.stack([embedder.encode(text) for text in texts])
+    order = np.random.default_rng(seed)
+    for _ in range(3):
+        ids = order.permutation(len(texts))[: order.integers(2, len(texts))]
+        budget = int(order.integers(60, 4000))
+        assert np.array_equal(
+            embedder.encode([texts[i] for i in ids], batch_tokens=budget), alone[ids]
+        )

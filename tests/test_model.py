@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from nomicbert import NomicBert
+from nomicbert import EncoderConfig, NomicBert
 from nomicbert_kernels import select_ops
 from tests.checkpoints import build_checkpoint
 
@@ -248,3 +248,17 @@ def test_training_reaches_every_parameter_and_the_next_pass(
     fresh = NomicBert(model.config, add_pooling_layer=variant == "e5").eval()
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(encode(fresh), trained)
+
+
+def test_a_model_loaded_under_inference_mode_can_be_trained(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path, "nomic-v1.5")
+    with torch.inference_mode():
+        model = NomicBert.from_pretrained(tmp_path)
+    model(IDS)[0].sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_ids_that_are_no_integers() -> None:
+    model = NomicBert(EncoderConfig("bert", 40, 24, 1, 3, 32, 2, 64, 1e-12))
+    with pytest.raises(ValueError, match=r"input_ids must be integers, not torch\.float32"):
+        model(torch.ones(1, 3))

@@ -97,13 +97,12 @@ def test_made_once(model: NomicBert, packed: list[weakref.ref[Tensor]]) -> None:
     "change",
     [
         lambda model: model.train(),
-        lambda model: model.eval(),
         lambda model: model.to(torch.float64),
         lambda model: model.half(),
         lambda model: model.load_state_dict(model.state_dict()),
         lambda model: model.to("meta"),
     ],
-    ids=["train", "eval", "to", "half", "load_state_dict", "device"],
+    ids=["train", "to", "half", "load_state_dict", "device"],
 )
 def test_dropped(
     seed: int, packed: list[weakref.ref[Tensor]], change: Callable[[NomicBert], Any]
@@ -117,10 +116,41 @@ def test_dropped(
     assert all(piece() is None for piece in packed)
 
 
-def test_made_again_after_an_optimizer_step(model: NomicBert) -> None:
-    """In eval mode throughout, so that nothing but the parameters' versions can tell."""
+@NEEDS_PACKING
+def test_kept_by_another_call_of_eval(model: NomicBert, packed: list[weakref.ref[Tensor]]) -> None:
+    run(model.eval())
+    assert not packed
+
+
+@NEEDS_PACKING
+def test_training_prepares_nothing(model: NomicBert, packed: list[weakref.ref[Tensor]]) -> None:
+    model.train()
+    model(IDS)[0].square().mean().backward()
+    assert not packed
+
+
+def test_a_forward_pass_with_other_parameters_leaves_nothing_behind(model: NomicBert) -> None:
+    kept = len(model._prepared._entries)
+    for _ in range(3):
+        others = {name: p.detach() * 1.5 for name, p in model.named_parameters()}
+        with torch.no_grad():
+            torch.func.functional_call(model, others, (IDS,))
+    assert len(model._prepared._entries) == kept
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        lambda p: torch.optim.AdamW(p, lr=0.05, foreach=True),
+        lambda p: torch.optim.Adam(p, lr=0.05, fused=True),  # moves no version
+    ],
+    ids=["sgd", "foreach", "fused"],
+)
+def test_made_again_after_an_optimizer_step(model: NomicBert, make: Callable[..., Any]) -> None:
+    """In eval mode throughout, so that nothing but the parameters can tell."""
     before = run(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = make(model.parameters())
     for _ in range(2):
         model(IDS)[0].square().mean().backward()
         optimizer.step()
@@ -179,11 +209,11 @@ def test_a_parameter_given_another_storage(model: NomicBert) -> None:
     assert not torch.equal(run(model), before)
 
 
-def test_an_id_never_comes_to_mean_another_parameter() -> None:
+def test_a_place_never_keeps_another_parameter() -> None:
     prepared, ops = PreparedWeights(), select_ops("cpu", torch.float32)
     x = torch.eye(3)
     for i in range(40):
-        weight = prepared.get(ops, torch.full((4, 3), float(i)), None, "linear")
+        weight = prepared.get(ops, (0, "linear"), torch.full((4, 3), float(i)), None, "linear")
         assert torch.equal(ops.linear(x, weight), torch.full((3, 4), float(i)))
         del weight
 
@@ -193,7 +223,7 @@ def test_backends_do_not_share() -> None:
     for name in ("torch", "reference", "torch"):
         ops = select_ops("cpu", torch.float32, name)  # type: ignore[arg-type]
         mine, wanted = (
-            prepared.get(ops, source, None, "linear"),
+            prepared.get(ops, (0, "linear"), source, None, "linear"),
             ops.prepare(source, None, "linear"),
         )
         assert (mine.packed is None) == (wanted.packed is None)
@@ -247,3 +277,19 @@ def test_training_after_inference_mode(model: NomicBert) -> None:
     model(IDS)[0].square().sum().backward()
     assert all(p.grad is not None for n, p in model.named_parameters() if "token_type" not in n)
     torch.testing.assert_close(run(model), before, rtol=1e-5, atol=1e-5)
+
+
+@NEEDS_PACKING
+@pytest.mark.parametrize("change", [lambda p: p.mul_(1.1), lambda p: p.copy_(torch.randn_like(p))])
+def test_a_change_behind_the_back_of_versions_is_seen(
+    model: NomicBert, change: Callable[[Tensor], Tensor]
+) -> None:
+    """As averaging and merging of weights do it: no version moves."""
+    before = run(model)
+    for parameter in model.parameters():
+        version = parameter._version
+        change(parameter.data)
+        assert parameter._version == version
+    after = run(model)
+    assert torch.equal(after, fresh(model))
+    assert not torch.equal(after, before)

@@ -179,3 +179,21 @@ def test_a_model_made_here_can_be_saved(tmp_path: Path) -> None:
     assert model.layers[0].attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert torch.equal(model.layers[0].mlp_norm.weight, torch.ones(64))
     assert not model.layers[0].mlp.up.bias.any()
+
+
+def test_an_older_file_beside_is_pointed_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The remote code reads it first."""
+    build_checkpoint(tmp_path, "e5", weights="bin")
+    NomicBert.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert "holds an older pytorch_model.bin, which some loaders prefer" in caplog.text
+
+
+def test_another_vocabulary_is_saved_as_it_is(tmp_path: Path) -> None:
+    model = NomicBert.from_pretrained(build_checkpoint(tmp_path / "a", "nomic-v1.5"))
+    model.set_input_embeddings(torch.nn.Embedding(100, 64))
+    model.save_pretrained(tmp_path / "b")
+    again = NomicBert.from_pretrained(tmp_path / "b")
+    assert again.config.vocab_size == 100
+    assert same_bits(model, again)

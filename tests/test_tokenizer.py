@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -171,3 +172,24 @@ def test_a_rotary_model_is_served_as_long_as_sentence_transformers_says(tmp_path
     embedder = Embedder.from_pretrained(tmp_path)
     assert embedder.model.config.max_position_embeddings == 2048
     assert embedder.max_seq_length == 8192
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_tokenizer_config_has_the_last_word_on_case(lower: bool, tmp_path: Path) -> None:
+    """transformers follows it too where tokenizer.json says otherwise."""
+    _bert(tmp_path)
+    _rewrite(tmp_path, "tokenizer_config.json", do_lower_case=lower)
+    ours, theirs = Tokenizer.from_folder(tmp_path, ROWS), AutoTokenizer.from_pretrained(tmp_path)
+    ids, _ = ours.encode(["The FOX", "fox"], 16)
+    assert ids == [_theirs(theirs, text, 16) for text in ("The FOX", "fox")]
+    assert (ours.encode(["FOX"], 8) == ours.encode(["fox"], 8)) is lower
+
+
+def test_sentence_transformers_may_ask_for_lower_case(tmp_path: Path) -> None:
+    _bert(tmp_path)
+    _rewrite(tmp_path, "tokenizer_config.json", do_lower_case=False)
+    cased = Embedder(tmp_path)
+    assert not np.array_equal(cased.encode("FOX"), cased.encode("fox"))
+    _rewrite(tmp_path, "sentence_bert_config.json", do_lower_case=True)
+    lowered = Embedder(tmp_path)
+    assert np.array_equal(lowered.encode("FOX"), cased.encode("fox"))

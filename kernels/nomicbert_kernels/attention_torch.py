@@ -4,12 +4,23 @@ A run is a dense block of the packed tokens, so nothing is padded, copied or mas
 computed from its own tokens alone.
 """
 
+import functools
+import logging
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert_kernels import attention as reference
 from nomicbert_kernels.tensors import Plan
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def say_dropout_is_slow() -> None:
+    """Log, once, what attention dropout costs."""
+    logger.info("attention dropout is computed by the reference, text by text")
 
 
 def attention(
@@ -23,8 +34,8 @@ def attention(
 ) -> Tensor:
     """See `nomicbert_kernels.attention`."""
     if dropout_p > 0.0:
-        # the fused kernel has no seed of its own: training with attention dropout takes the
-        # reference, which has
+        # the fused kernel has no seed of its own; the reference has
+        say_dropout_is_slow()
         return reference.attention(qkv, cu_seqlens, plan, scale, dropout_p, seed, rows)
     reference.check(qkv, cu_seqlens, dropout_p, rows)
     heads, size = qkv.shape[2:]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from nomicbert_kernels import checks
-from nomicbert_kernels.linear import linear
-from nomicbert_kernels.tensors import Activation, Weight, accumulator, values
+from nomicbert_kernels.linear import product
+from nomicbert_kernels.tensors import Activation, Weight, values
 
 
 def check(x: Tensor | Activation, weight: Weight) -> Tensor:
@@ -34,6 +34,4 @@ def gelu(x: Tensor | Activation, weight: Weight) -> Tensor:
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
     """
     data = check(x, weight)
-    acc = accumulator(data)
-    exact = Weight(weight.source.to(acc), None if weight.bias is None else weight.bias.to(acc))
-    return activate(linear(data.to(acc), exact)).to(weight.source.dtype)
+    return activate(product(data, weight)).to(weight.source.dtype)

@@ -20,6 +20,13 @@ def check(
     return data, added
 
 
+def product(x: Tensor, weight: Weight) -> Tensor:
+    """The product and the bias, not rounded: (T, N) in the dtype of `accumulator`."""
+    acc = accumulator(x)
+    y = x.to(acc) @ weight.source.to(acc).T
+    return y if weight.bias is None else y + weight.bias.to(acc)
+
+
 def linear(
     x: Tensor | Activation, weight: Weight, residual: Tensor | Activation | None = None
 ) -> Tensor:
@@ -34,10 +41,7 @@ def linear(
     Raises: ValueError: shape, dtype, device or stride mismatch.
     """
     data, added = check(x, weight, residual)
-    acc = accumulator(data)
-    y = data.to(acc) @ weight.source.to(acc).T
-    if weight.bias is not None:
-        y = y + weight.bias.to(acc)
+    y = product(data, weight)
     if added is not None:
-        y = y + added.to(acc)
+        y = y + added.to(y.dtype)
     return y.to(weight.source.dtype)

@@ -53,13 +53,14 @@ def prepare(source: Tensor, bias: Tensor | None, kind: WeightKind) -> Weight:
     return Weight(source, bias, packed=tuple(pack(piece) for piece in pieces))
 
 
-def use_packed(x: Tensor, weight: Weight, added: Tensor | None = None) -> bool:
-    """Packed weights carry no gradient and do not follow autocast: then `source` serves."""
+def usable(x: Tensor, weight: Weight, added: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The packed pieces; none where gradients or autocast, which they do not follow, are on."""
     if weight.packed is None or x.shape[0] == 0 or torch.is_autocast_enabled(x.device.type):
-        return False
+        return ()
     # a bias or a residual alone may ask for a gradient: the fused product would lose it in silence
     inputs = (x, weight.source, weight.bias, added)
-    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs))
+    recorded = any(t is not None and t.requires_grad for t in inputs)
+    return () if recorded and torch.is_grad_enabled() else weight.packed
 
 
 def product(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
@@ -88,10 +89,10 @@ def linear(
 ) -> Tensor:
     """See `nomicbert_kernels.linear`."""
     data, added = reference.check(x, weight, residual)
-    if not use_packed(data, weight, added):
+    packed = usable(data, weight, added)
+    if not packed:
         y = F.linear(data, weight.source, weight.bias)
         return y if added is None else y + added
-    (packed,) = weight.packed  # type: ignore[misc]
     if added is None:
-        return product(data, packed, weight.bias)
-    return product_with(data, packed, weight.bias, added.to(data.dtype), "add")
+        return product(data, packed[0], weight.bias)
+    return product_with(data, packed[0], weight.bias, added.to(data.dtype), "add")

@@ -5,15 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert_kernels import moe as reference
-from nomicbert_kernels.linear_torch import product, use_packed
+from nomicbert_kernels.linear_torch import product, usable
 from nomicbert_kernels.tensors import Activation, Weight
 
 
 def route(x: Tensor, router: Weight, top_k: int) -> tuple[Tensor, Tensor]:
     """Probabilities (T, k) fp32 and indices (T, k) of the chosen experts."""
-    if use_packed(x, router):
-        (packed,) = router.packed  # type: ignore[misc]
-        logits = product(x.float(), packed, None)
+    if packed := usable(x, router):
+        logits = product(x.float(), packed[0], None)
     else:
         logits = F.linear(x.float(), router.source.float())
     probabilities, chosen = logits.softmax(dim=-1).topk(top_k, dim=-1)
@@ -22,9 +21,9 @@ def route(x: Tensor, router: Weight, top_k: int) -> tuple[Tensor, Tensor]:
 
 def expert_mlp(x: Tensor, up: Weight, down: Weight, expert: int) -> Tensor:
     """One expert's MLP on the (n, H) rows sent to it."""
-    if use_packed(x, up) and use_packed(x, down):
-        inner = product(x, up.packed[expert], None, "gelu")  # type: ignore[index]
-        return product(inner, down.packed[expert], None)  # type: ignore[index]
+    packed_up, packed_down = usable(x, up), usable(x, down)
+    if packed_up and packed_down:
+        return product(product(x, packed_up[expert], None, "gelu"), packed_down[expert], None)
     return F.linear(F.gelu(F.linear(x, up.source[expert])), down.source[expert])
 
 

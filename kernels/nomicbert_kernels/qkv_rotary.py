@@ -9,8 +9,8 @@ GPT-NeoX, or interleaved as in GPT-J.
 from torch import Tensor
 
 from nomicbert_kernels import checks
-from nomicbert_kernels.linear import linear
-from nomicbert_kernels.tensors import Activation, Rope, Weight, accumulator, values
+from nomicbert_kernels.linear import product
+from nomicbert_kernels.tensors import Activation, Rope, Weight, values
 
 
 def check(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_heads: int) -> Tensor:
@@ -72,9 +72,7 @@ def qkv_rotary(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_he
     Source: Su et al. 2021, arXiv:2104.09864, eq. 34.
     """
     data = check(x, weight, rope, num_heads)
-    acc = accumulator(data)
-    exact = Weight(weight.source.to(acc), None if weight.bias is None else weight.bias.to(acc))
-    qkv = linear(data.to(acc), exact).view(heads_shape(data, weight, num_heads))
+    qkv = product(data, weight).view(heads_shape(data, weight, num_heads))
     if rope is not None:
         qkv = qkv.clone()
         qkv[:, :2] = rotate(qkv[:, :2], rope)

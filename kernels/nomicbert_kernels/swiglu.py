@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from nomicbert_kernels import checks
-from nomicbert_kernels.linear import linear
-from nomicbert_kernels.tensors import Activation, Weight, accumulator, values
+from nomicbert_kernels.linear import product
+from nomicbert_kernels.tensors import Activation, Weight, values
 
 
 def check(x: Tensor | Activation, weight: Weight) -> Tensor:
@@ -34,7 +34,5 @@ def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor:
     Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
     """
     data = check(x, weight)
-    acc = accumulator(data)
-    exact = Weight(weight.source.to(acc), None if weight.bias is None else weight.bias.to(acc))
-    up, gate = linear(data.to(acc), exact).chunk(2, dim=1)
+    up, gate = product(data, weight).chunk(2, dim=1)
     return (up * gate * torch.sigmoid(gate)).to(weight.source.dtype)

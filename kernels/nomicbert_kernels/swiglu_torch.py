@@ -4,17 +4,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert_kernels import swiglu as reference
-from nomicbert_kernels.linear_torch import product, product_with, use_packed
+from nomicbert_kernels.linear_torch import product, product_with, usable
 from nomicbert_kernels.tensors import Activation, Weight
 
 
 def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor:
     """See `nomicbert_kernels.swiglu`."""
     data = reference.check(x, weight)
-    if not use_packed(data, weight):
+    packed = usable(data, weight)
+    if not packed:
         up, gate = F.linear(data, weight.source, weight.bias).chunk(2, dim=1)
         return up * F.silu(gate)
-    packed_up, packed_gate = weight.packed  # type: ignore[misc]
+    packed_up, packed_gate = packed
     bias_up, bias_gate = (None, None) if weight.bias is None else weight.bias.chunk(2)
     gated = product(data, packed_gate, bias_gate, "swish")
     return product_with(data, packed_up, bias_up, gated, "mul")
