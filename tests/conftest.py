@@ -119,8 +119,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # From here on, so that imports of test modules and wider fixtures are guarded too.
     _guard.install()
     config.add_cleanup(_guard.remove)
-    # The examples of hypothesis hang on the same seed; a busy machine knows no deadline.
-    hypothesis.settings.register_profile("nomicbert", deadline=None)
+    # The examples of hypothesis hang on the same seed, also where it finds CI in the environment
+    # and would fix its own; a busy machine knows no deadline.
+    hypothesis.settings.register_profile("nomicbert", deadline=None, derandomize=False)
     hypothesis.settings.load_profile("nomicbert")
     if config.getoption("--hypothesis-seed") is None:
         config.option.hypothesis_seed = str(seed)
