@@ -245,20 +245,17 @@ class NomicBert(nn.Module):
 
         Returns: (T, hidden_size), or (B, hidden_size) with `rows`.
         """
-        limit = self.config.max_position_embeddings
-        longest = max(batch.rope_lengths, default=0)
-        if self.rotary is None and longest > limit:
-            raise ValueError(
-                f"{longest} positions are more than the {limit} that this checkpoint has learned: "
-                "truncate the text"
-            )
-        ctx = self._context(batch)
+        return self.core(self.context(batch), rows, states)
+
+    def core(
+        self, ctx: ForwardContext, rows: Tensor | None = None, states: list[Tensor] | None = None
+    ) -> Tensor:
+        """All that follows planning, for torch.compile(fullgraph=True); see `encode_packed`."""
         x: Hidden = self.embeddings(ctx)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers, start=1):
             if states is not None:
                 states.append(values(x))
-            last = index == len(self.layers) - 1
-            x = layer(x, ctx, rows if last else None)
+            x = layer(x, ctx, rows if index == len(self.layers) else None)
         if states is not None:
             states.append(values(x))
         return values(x)
@@ -268,14 +265,17 @@ class NomicBert(nn.Module):
         config = self.config
         return self.ops.plan(lengths, config.num_attention_heads, config.head_dim, self.dtype)
 
-    def _context(self, batch: PackedBatch) -> ForwardContext:
-        plan = self.plan(batch.lengths)
-        rope = (
-            None
-            if self.rotary is None
-            else self.rotary.table(batch.rope_lengths, batch.lengths, batch.position_ids)
-        )
-        return ForwardContext(self.ops, self._prepared, batch, plan, rope)
+    def context(self, batch: PackedBatch) -> ForwardContext:
+        """Plan a forward pass over these texts: how to walk them, and their rotary angles."""
+        limit, longest = self.config.max_position_embeddings, max(batch.rope_lengths, default=0)
+        if self.rotary is None and longest > limit:
+            raise ValueError(
+                f"{longest} positions are more than the {limit} that this checkpoint has learned: "
+                "truncate the text"
+            )
+        angles = None if self.rotary is None else self.rotary.table
+        rope = angles and angles(batch.rope_lengths, batch.lengths, batch.position_ids)
+        return ForwardContext(self.ops, self._prepared, batch, self.plan(batch.lengths), rope)
 
     def _drop_prepared(self) -> None:
         self._prepared.clear()

@@ -66,8 +66,8 @@ class PreparedWeights:
             bias: (N,) or None.
             kind: how it is used.
         """
-        # a step of training would prepare for nothing: there `source` itself is used
-        if torch.is_grad_enabled() and source.requires_grad:
+        # a step of training would prepare for nothing, and a compiled graph knows no packed tensors
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and source.requires_grad):
             return Weight(source, bias)
         now = (ops.name, stamp(source), stamp(bias))
         entry = self._entries.get(place)

@@ -35,9 +35,8 @@ def moe(x: Tensor | Activation, router: Weight, up: Weight, down: Weight, top_k:
     # experts in rising order, so that a token's sum has one order whatever its neighbours
     for expert in range(router.source.shape[0]):
         token, place = (chosen == expert).nonzero(as_tuple=True)
-        if token.numel():
-            out = expert_mlp(data[token], up, down, expert)
-            y = y.index_add(0, token, probabilities[token, place, None] * out)
+        out = expert_mlp(data[token], up, down, expert)
+        y = y.index_add(0, token, probabilities[token, place, None] * out)
     if down.bias is not None:
         y = y + down.bias
     return y.to(data.dtype)
