@@ -166,7 +166,8 @@ class Embedder:
     ) -> Any:
         """Embed texts, in eval mode and without gradients.
 
-        On a CPU with oneDNN a text's vector has the same bits whatever texts are beside it.
+        On a CPU with oneDNN a text's vector has the same bits whatever texts are beside it (in bf16
+        on up to 12 threads).
 
         Args:
             inputs: one text or any number of them.

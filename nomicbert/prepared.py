@@ -1,4 +1,4 @@
-"""The side cache of prepared weights: what a backend made of each parameter, never out of date.
+"""The side cache of prepared weights: what a backend made of each parameter.
 
 A prepared weight is a second copy in the form a backend likes best. It is no parameter and no
 buffer, so it is not saved, moved or trained; it is made at the first use and made again when the
@@ -40,7 +40,7 @@ def sample(tensor: Tensor) -> Tensor:
     """A few of a parameter's numbers, spread over it.
 
     A change through `parameter.data`, as averaging and merging of weights often makes, moves no
-    version; it does move these, unless it leaves most of the parameter alone.
+    version; it does move these. One that leaves most of the parameter alone goes unseen.
     """
     flat = tensor.detach().flatten()
     # one more than an even share, so that the samples do not all fall into one column
