@@ -3,23 +3,19 @@
 Source: config_sentence_transformers.json; the four task prefixes of nomic-embed-text-v1.5's card.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import ConfigError
+from nomicbert.notices import PromptWarning, warn
 from nomicbert.settings import read_json
 
 NOMIC_TASKS = ("search_query", "search_document", "classification", "clustering")
 # sentence-transformers' own names first, then the card's
 QUERY_NAMES = ("query", "search_query")
 DOCUMENT_NAMES = ("document", "passage", "corpus", "search_document")
-
-
-class PromptWarning(UserWarning):
-    """A checkpoint that was trained with task prefixes was given a text without one."""
 
 
 @dataclass
@@ -83,10 +79,9 @@ class Prompts:
         known = tuple(self.by_name.values())
         if not all(text.startswith(known) for text in texts):
             self._warned = True
-            warnings.warn(
+            warn(
                 "this checkpoint was trained with a task prefix before every text: give "
                 f"prompt_name ({', '.join(map(repr, self.by_name))}), or call encode_query and "
                 "encode_document",
                 PromptWarning,
-                stacklevel=3,
             )

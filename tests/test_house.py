@@ -34,7 +34,7 @@ PUBLIC = {
 # A room may import from the rows above its own; rooms of one row do not know each other.
 # "" is the package itself: its public names.
 ROOMS = [
-    {"errors"},
+    {"errors", "notices"},
     {"config", "keywords", "output", "settings"},
     {"dialects"},
     {"renames"},

@@ -1,0 +1,37 @@
+"""The warnings of nomicbert, and how they are given.
+
+A warning says that the result may not be what the caller meant: it is a Python warning, with a
+class of its own, so that it can be silenced or made an error. What was merely decided (a backend,
+a dtype) is logged instead.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+
+PACKAGE = str(Path(__file__).parent)
+
+
+class PromptWarning(UserWarning):
+    """A checkpoint that was trained with task prefixes was given a text without one."""
+
+
+class TruncationWarning(UserWarning):
+    """Texts were longer than the limit and were cut."""
+
+
+class WeightWarning(UserWarning):
+    """A checkpoint's weights hold numbers that no model can work with."""
+
+
+class EmptyRowWarning(UserWarning):
+    """A row of an attention mask keeps no token, so that there is nothing to encode."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn about the nearest line of the caller's code that is not in this package."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(message, category, stacklevel=level)
