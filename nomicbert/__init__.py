@@ -1,10 +1,32 @@
-"""NomicBERT and BERT text embeddings, from the checkpoint to the vector."""
+"""NomicBERT and BERT text embeddings, from the checkpoint to the vector.
+
+What needs torch is imported when it is first asked for: `nomicbert --help` and the completion of a
+shell need none of it, and torch alone takes seconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from nomicbert.config import EncoderConfig
-from nomicbert.embedder import Embedder
 from nomicbert.errors import NomicBertError
-from nomicbert.model import NomicBert
+
+if TYPE_CHECKING:
+    from nomicbert.embedder import Embedder
+    from nomicbert.model import NomicBert
 
 __version__ = "0.1.0"
 
 __all__ = ["Embedder", "EncoderConfig", "NomicBert", "NomicBertError", "__version__"]
+
+_HOMES = {"Embedder": "nomicbert.embedder", "NomicBert": "nomicbert.model"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from nomicbert.config import EncoderConfig
 from nomicbert.dialects import hub_config
 from nomicbert.errors import CheckpointError
+from nomicbert.finite import not_finite, warn_not_finite
 from nomicbert.renames import IGNORED, Recipe, canonical, recipes
 from nomicbert.settings import read_json
 
@@ -157,7 +158,7 @@ def load_state(
     device: torch.device | str = "cpu",
     strict: bool = True,
 ) -> dict[str, Tensor]:
-    """Read every parameter of the encoder.
+    """Read every parameter of the encoder; one WeightWarning names what is NaN or infinite.
 
     Args:
         folder: a checkpoint in a hub layout.
@@ -175,7 +176,8 @@ def load_state(
     wanted = list(recipes(config, list(shapes)))
     on_disk = _by_canonical_name(files, {part for recipe in wanted for part in recipe.parts})
     _report(folder, config, files, on_disk, wanted, shapes, strict)
-    state = {}
+    state: dict[str, Tensor] = {}
+    broken: dict[str, int] = {}
     for recipe in wanted:
         parameter = torch.empty(shapes[recipe.target], dtype=dtype, device=device)
         for view, part in zip(recipe.views(parameter), recipe.parts, strict=True):
@@ -189,7 +191,9 @@ def load_state(
                 view[tensor.shape[0] :].zero_()  # rows that pad the vocabulary
                 view = view[: tensor.shape[0]]
             view.copy_(tensor.view(view.shape))
+        broken |= not_finite(parameter, files.read, [on_disk[part] for part in recipe.parts])
         state[recipe.target] = parameter
+    warn_not_finite(folder, broken, dtype)
     return state
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ class ForwardContext:
 
     Attributes:
         ops: functions of the chosen backend.
+        dtype: of the hidden states; parameters may be stored in a narrower one.
         prepared: the model's cache of prepared weights.
         batch: the packed texts.
         plan: how the backend walks them.
@@ -26,6 +28,7 @@ class ForwardContext:
     """
 
     ops: Ops
+    dtype: torch.dtype
     prepared: PreparedWeights
     batch: PackedBatch
     plan: Plan

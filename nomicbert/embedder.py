@@ -4,38 +4,26 @@ Arguments that sentence-transformers has too carry its names and its meaning.
 """
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nomicbert import hub
 from nomicbert.keywords import as_device, check_target, refuse_unknown
+from nomicbert.limits import longest, read_limit
 from nomicbert.model import NomicBert
 from nomicbert.modules import module_folders, read_pooling
-from nomicbert.packing import pack
 from nomicbert.pooling import Finish
+from nomicbert.precision import Precision
 from nomicbert.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
-from nomicbert.runtime.batches import token_batches
-from nomicbert.settings import Settings, read_json
-from nomicbert.similarity import similarity
-from nomicbert.tokenizer import Tokenizer, as_texts
-
-# Texts that are tokenised and sorted by length at a time.
-WINDOW = 8192
-# Tokens of a batch when the call does not say.
-BATCH_TOKENS = 4096
-# A progress bar that nobody asked for shows itself after as many seconds.
-PROGRESS_DELAY = 2.0
-
-
-class TruncationWarning(UserWarning):
-    """Texts were longer than the limit and were cut."""
+from nomicbert.runtime.batches import as_iterator, checked
+from nomicbert.runtime.request import BATCH_TOKENS, OutputValue, Request
+from nomicbert.runtime.stream import Job, Stream, Truncate
+from nomicbert.similarity import similarity, stated_similarity
+from nomicbert.tokenizer import Tokenizer
 
 
 class Embedder:
@@ -93,13 +81,8 @@ class Embedder:
         self.tokenizer = Tokenizer.from_folder(encoder, config.vocab_size)
         self.pooling = read_pooling(folder, config, self.model.dtype).to(self.device)
         self._prompts = Prompts.from_folder(folder, config)
-        limits = _optional(encoder / "sentence_bert_config.json")
-        self.tokenizer.lower_case = limits.flag("do_lower_case", default=False)
-        stated = limits.size("max_seq_length", default=self.tokenizer.model_max_length or 0)
-        stated = stated or config.max_position_embeddings
-        self.max_seq_length = min(stated, self._longest or stated)
-        settings = _optional(folder / "config_sentence_transformers.json")
-        self.similarity_fn_name = settings.get("similarity_fn_name", default="cosine")
+        self.max_seq_length = read_limit(encoder, config).tokens
+        self.similarity_fn_name = stated_similarity(folder)
 
     @classmethod
     def from_pretrained(
@@ -116,12 +99,6 @@ class Embedder:
             f"dimension {self.pooling.embedding_dimension}, pooling {self.pooling.mode}, "
             f"max_seq_length {self.max_seq_length}, {model.dtype}, {model.device})"
         )
-
-    @property
-    def _longest(self) -> int | None:
-        """Tokens that learned positions allow; None for a rotary model, which has no such bound."""
-        config = self.model.config
-        return None if config.rotary_dim else config.max_position_embeddings
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -153,21 +130,25 @@ class Embedder:
         matryoshka_dim: int | None = None,
         truncate_dim: int | None = None,
         normalize_embeddings: bool = False,
-        precision: str = "float32",
+        precision: Precision = "float32",
+        ranges: np.ndarray | None = None,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
-        output_value: str = "sentence_embedding",
+        output_value: OutputValue = "sentence_embedding",
         device: torch.device | str | None = None,
         batch_size: int | None = None,
         batch_tokens: int | None = None,
         max_length: int | None = None,
-        truncate: str = "end",
+        truncate: Truncate = "end",
         show_progress_bar: bool | None = None,
     ) -> Any:
         """Embed texts, in eval mode and without gradients.
 
         On a CPU with oneDNN a text's vector has the same bits whatever texts are beside it (in bf16
         on up to 12 threads).
+
+        >>> embedder.encode(["What is TSNE?", "Who is Laurens?"], prompt_name="search_query").shape
+        (2, 768)
 
         Args:
             inputs: one text or any number of them.
@@ -178,62 +159,80 @@ class Embedder:
                 to it, slice, L2.
             truncate_dim: slice, nothing more.
             normalize_embeddings: L2 at the end, also where the checkpoint has none.
-            precision: "float32".
+            precision: "float32" or "float16"; "int8" or "uint8", 256 steps over each column's
+                range; "binary" or "ubinary", the signs, eight to a byte.
+            ranges: (2, dim) smallest and largest of each column, for int8 and uint8. Without them
+                this call's own vectors are the measure: another call will quantise differently.
             convert_to_numpy: False returns a list of tensors.
             convert_to_tensor: one tensor on the model's device.
-            output_value: "sentence_embedding".
+            output_value: "sentence_embedding"; "token_embeddings" returns a list of tensors
+                (tokens, hidden_size), special tokens included, in the model's dtype.
             device: move the model there first.
             batch_size: texts of a batch at most; batches are cut by tokens.
             batch_tokens: tokens of a batch at most.
             max_length: tokens of a text at most, in place of `max_seq_length`.
-            truncate: "end" cuts longer texts there and warns once a call.
+            truncate: "end" cuts longer texts there and warns once a call. "error" raises. "chunk"
+                cuts them into windows of `max_length` that do not overlap, prompt and special
+                tokens in each, and pools over the tokens of all of them; mean pooling only.
             show_progress_bar: None shows one on a terminal when the work takes long.
 
-        Returns: (n, dim) fp32 in the order of the inputs; (dim,) for a lone text.
-        Raises: ValueError, TypeError: an argument that cannot be; the message names it.
+        Returns: (n, dim) in the order of the inputs; (dim,) for a lone text.
+        Raises: ValueError, TypeError: an argument or a text that cannot be; the message names it.
         """
-        for name, value, only in (
-            ("precision", precision, "float32"),
-            ("output_value", output_value, "sentence_embedding"),
-            ("truncate", truncate, "end"),
-        ):
-            if value != only:
-                raise ValueError(f"{name} must be {only!r} in this version, not {value!r}")
         if inputs is None and sentences is None:
             raise TypeError("encode needs inputs: one text or any number of them")
         if inputs is not None and sentences is not None:
             raise TypeError("give inputs or sentences (its old name), not both")
         given = sentences if inputs is None else inputs
-        texts = as_texts(given)
-        if self.model.training:
-            self.model.eval()  # as sentence-transformers does: no vector is drawn with dropout
-        if device is not None and (target := as_device(device)) != self.device:
-            self.to(target)
-        finish = Finish(matryoshka_dim, truncate_dim, normalize_embeddings)
-        self.pooling.check(finish)
-        prefix = self._prompts.choose(prompt_name, prompt)
-        if prompt is None:
-            self._prompts.warn_if_missing(prefix, texts)
-        dim = matryoshka_dim or truncate_dim or self.pooling.embedding_dimension
-        place = self.device if convert_to_tensor else "cpu"
-        out = torch.empty(len(texts), dim, dtype=torch.float32, device=place)
-        with tqdm(
-            total=len(texts),
-            desc="Embedding",
-            unit="text",
-            # tqdm's own rule for None: on a terminal only
-            disable=None if show_progress_bar is None else not show_progress_bar,
-            delay=PROGRESS_DELAY if show_progress_bar is None else 0,
-        ) as bar:
-            limit = self._check_length(max_length)
-            budget = BATCH_TOKENS if batch_tokens is None else batch_tokens
-            for indices, vectors in self._batches(texts, prefix, finish, limit, budget, batch_size):
-                out[torch.tensor(indices)] = vectors.to(out.device)
-                bar.update(len(indices))
-        result: Any = out
-        if not convert_to_tensor:
-            result = out.numpy() if convert_to_numpy else list(out)
-        return result[0] if isinstance(given, str) else result
+        # all are looked at before the first is embedded
+        texts = list(checked([given] if isinstance(given, str) else as_iterator(given)))
+        request = Request(
+            prompt_name=prompt_name,
+            prompt=prompt,
+            matryoshka_dim=matryoshka_dim,
+            truncate_dim=truncate_dim,
+            normalize_embeddings=normalize_embeddings,
+            precision=precision,
+            ranges=ranges,
+            convert_to_numpy=convert_to_numpy,
+            convert_to_tensor=convert_to_tensor,
+            output_value=output_value,
+            device=device,
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+            max_length=max_length,
+            truncate=truncate,
+            show_progress_bar=show_progress_bar,
+        )
+        stream, width = self._open(request)
+        rows = request.gather(stream.run(iter(texts)), len(texts), width)
+        return rows[0] if isinstance(given, str) else rows
+
+    def encode_iter(self, inputs: Iterable[str], **keywords: Any) -> Iterator[Any]:
+        """Embed a stream of texts of any size, in memory that does not grow with it.
+
+        Texts are read a window at a time (some thousands), so a vector comes before the stream has
+        ended. Their numbers are those of `encode`.
+
+        >>> for text, vector in zip(texts, embedder.encode_iter(texts, prompt_name="clustering")):
+        ...     print(len(text), vector.shape)
+        26 (768,)
+        27 (768,)
+
+        Args:
+            inputs: any iterable of texts.
+            **keywords: those of `encode`; int8 and uint8 need `ranges`.
+
+        Returns: an iterator over vectors, (dim,) each, in the order of the inputs.
+        Raises: ValueError, TypeError: an argument, at once; or a text, when it is read.
+        """
+        known = Request.__dataclass_fields__
+        refuse_unknown({k: v for k, v in keywords.items() if k not in known}, type(self).encode)
+        if isinstance(inputs, str):
+            raise TypeError("encode_iter takes many texts: give a lone one to encode")
+        request = Request(**keywords)
+        stream, width = self._open(request)
+        return request.each(stream.run(as_iterator(inputs)), width)
 
     def encode_query(self, inputs: str | Iterable[str], **keywords: Any) -> Any:
         """`encode` with the checkpoint's prompt for queries, if it has one."""
@@ -257,7 +256,7 @@ class Embedder:
     def _check_length(self, max_length: int | None) -> int:
         limit = self.max_seq_length if max_length is None else max_length
         least = len(self.tokenizer.prefix) + len(self.tokenizer.suffix) + 1
-        most = self._longest
+        most = longest(self.model.config)
         if (
             not isinstance(limit, int | np.integer)
             or limit < least
@@ -267,34 +266,28 @@ class Embedder:
             raise ValueError(f"max_length (or max_seq_length) must be {wanted}, not {limit}")
         return limit
 
-    def _batches(
-        self,
-        texts: list[str],
-        prefix: str,
-        finish: Finish,
-        limit: int,
-        batch_tokens: int,
-        batch_size: int | None,
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """(indices of texts, their vectors), batch by batch."""
-        cut = 0
-        for start in range(0, len(texts), WINDOW):
-            window = [prefix + text for text in texts[start : start + WINDOW]]
-            ids, cut_here = self.tokenizer.encode(window, limit)
-            cut += cut_here
-            for indices in token_batches(list(map(len, ids)), batch_tokens, batch_size):
-                with torch.inference_mode():
-                    batch = pack([ids[i] for i in indices], self.device)
-                    vectors = self.pooling(self.model, batch, finish)
-                yield [start + i for i in indices], vectors
-        if cut:
-            warnings.warn(
-                f"{cut} of {len(texts)} texts were longer than {limit} tokens and were cut there",
-                TruncationWarning,
-                stacklevel=3,
-            )
+    def _open(self, request: Request) -> tuple[Stream, int]:
+        """Check a request against this checkpoint and make ready for it; the width of its vectors.
 
-
-def _optional(path: Path) -> Settings:
-    """A settings file that a checkpoint may lack."""
-    return Settings(read_json(path) if path.is_file() else {}, path)
+        Raises: ValueError, TypeError: what cannot be.
+        """
+        request.check(self.pooling.mode)
+        finish = Finish(request.matryoshka_dim, request.truncate_dim, request.normalize_embeddings)
+        self.pooling.check(finish)
+        job = Job(
+            prompt=self._prompts.choose(request.prompt_name, request.prompt),
+            prompt_is_chosen=request.prompt is not None,
+            max_length=self._check_length(request.max_length),
+            truncate=request.truncate,
+            finish=finish,
+            token_embeddings=request.wants_tokens,
+            batch_tokens=request.batch_tokens or BATCH_TOKENS,
+            batch_size=request.batch_size,
+            show_progress_bar=request.show_progress_bar,
+        )
+        if self.model.training:
+            self.model.eval()  # as sentence-transformers does: no vector is drawn with dropout
+        if request.device is not None and (target := as_device(request.device)) != self.device:
+            self.to(target)
+        width = request.matryoshka_dim or request.truncate_dim or self.pooling.embedding_dimension
+        return Stream(self.model, self.tokenizer, self.pooling, self._prompts, job), width

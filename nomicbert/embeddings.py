@@ -40,8 +40,8 @@ class Embeddings(nn.Module):
             batch.token_type_ids,
             batch.position_ids,
             tables,
-            self.norm.weight,
-            self.norm.bias,
+            self.norm.weight.to(ctx.dtype),
+            self.norm.bias.to(ctx.dtype),
             self.norm.eps,
             batch.inputs_embeds,
         )

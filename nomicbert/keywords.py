@@ -2,14 +2,17 @@
 
 import difflib
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from nomicbert_kernels import Backend, select_ops
+from nomicbert_kernels import Backend, compute_dtype, fastest_dtype, select_ops
 
 DTYPES = ("float32", "float16", "bfloat16")
+
+logger = logging.getLogger(__name__)
 
 
 def refuse_unknown(unknown: Mapping[str, Any], *functions: Callable[..., Any]) -> None:
@@ -28,14 +31,16 @@ def refuse_unknown(unknown: Mapping[str, Any], *functions: Callable[..., Any]) -
     raise TypeError(f"{functions[0].__qualname__} has no keyword {name!r}: {hint}")
 
 
-def as_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
-    """A torch dtype from what a user may write; None for "auto"."""
+def as_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype | None:
+    """A torch dtype from what a user may write, for parameters on this device; None for "auto"."""
     if dtype == "auto":
         return None
+    if dtype == "fastest":
+        return fastest_dtype(device)[0]
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         known = ", ".join(f"torch.{d}" for d in DTYPES)
-        raise ValueError(f"dtype must be one of {known} or 'auto', not {dtype!r}")
+        raise ValueError(f"dtype must be one of {known}, 'auto' or 'fastest', not {dtype!r}")
     found: torch.dtype = getattr(torch, name)
     return found
 
@@ -68,16 +73,23 @@ def check_target(
     device: torch.device | str | None,
     device_map: torch.device | str | None,
     backend: Backend,
+    say: bool = False,
 ) -> tuple[torch.dtype | None, torch.device]:
     """Dtype (None for "auto") and device; what cannot run is refused before anything is read.
 
-    The old name torch_dtype goes before dtype's default, device before device_map.
+    The old name torch_dtype goes before dtype's default, device before device_map. With `say` the
+    log tells what "fastest" has come to: whoever loads the parameters asks for that, once.
 
     Raises:
         ValueError: unknown dtype, device or backend.
         BackendError: a backend that cannot run there.
     """
-    wanted = as_dtype(dtype if torch_dtype is None else torch_dtype)
+    asked = dtype if torch_dtype is None else torch_dtype
     target = as_device(device_map if device is None else device)
-    select_ops(target, wanted or torch.float32, backend)
+    wanted = as_dtype(asked, target)
+    select_ops(target, compute_dtype(target, wanted or torch.float32), backend)
+    if say and asked == "fastest":
+        where = "this CPU" if target.type == "cpu" else target
+        why = fastest_dtype(target)[1]
+        logger.warning("dtype='fastest' is %s on %s: %s", wanted, where, why)
     return wanted, target

@@ -40,4 +40,5 @@ def normalise(
     norm: nn.LayerNorm, ctx: ForwardContext, z: Tensor, residual: Hidden | None
 ) -> Hidden:
     """LayerNorm of what a sublayer returned."""
-    return ctx.ops.layer_norm(z, norm.weight, norm.bias, norm.eps, residual)
+    weight, bias = norm.weight.to(ctx.dtype), norm.bias.to(ctx.dtype)
+    return ctx.ops.layer_norm(z, weight, bias, norm.eps, residual)

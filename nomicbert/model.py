@@ -6,7 +6,7 @@ Source: Nussbaum et al. 2024, arXiv:2402.01613; Devlin et al. 2018, arXiv:1810.0
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nomicbert import checkpoint, hub
+from nomicbert.computing import Computing
 from nomicbert.config import EncoderConfig
 from nomicbert.context import ForwardContext, Hidden
 from nomicbert.dialects import read_config
@@ -23,12 +24,11 @@ from nomicbert.keywords import check_target, refuse_unknown
 from nomicbert.layer import Layer
 from nomicbert.output import EncoderOutput, Value
 from nomicbert.packing import PackedBatch, pad, unpad
-from nomicbert.prepared import PreparedWeights
 from nomicbert.rope import RotaryTables
-from nomicbert_kernels import Backend, Ops, Plan, select_ops, values
+from nomicbert_kernels import Backend, Plan, compute_dtype, select_ops, values
 
 
-class NomicBert(nn.Module):
+class NomicBert(Computing):
     """An encoder for NomicBERT and BERT checkpoints.
 
     Its linear layers only hold parameters, which the ops compute with: forward hooks on them, or
@@ -51,16 +51,13 @@ class NomicBert(nn.Module):
             backend: "auto", "reference", "torch" or "triton"; chosen at the first forward pass.
             add_pooling_layer: also compute tanh(dense(first token)) as `pooler_output`.
         """
-        super().__init__()
+        super().__init__(backend)
         self.config = config
-        self.backend = backend
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         width = config.hidden_size
         self.pooler = nn.Linear(width, width) if add_pooling_layer else None
         self.rotary = RotaryTables(config) if config.rotary_dim else None
-        self._prepared = PreparedWeights()
-        self._ops: Ops | None = None
         self._initialise()
 
     def _initialise(self) -> None:
@@ -100,7 +97,8 @@ class NomicBert(nn.Module):
             cache_dir: where downloads are kept, in place of Hugging Face's default.
             token: for private repositories; True takes the stored one.
             local_files_only: never reach for the network.
-            dtype: of the parameters; "auto" takes the checkpoint's own.
+            dtype: of the parameters; "auto" takes the checkpoint's own, "fastest" the one that the
+                device computes fastest in. On a CPU float16 is computed in float32.
             device: where the parameters go; default the CPU.
             backend: "auto", "reference", "torch" or "triton".
             rotary_scaling_factor: alpha of dynamic NTK scaling for texts beyond the trained
@@ -127,6 +125,7 @@ class NomicBert(nn.Module):
             device=device,
             device_map=device_map,
             backend=backend,
+            say=True,
         )
         folder = hub.resolve(
             path_or_repo_id,
@@ -138,7 +137,7 @@ class NomicBert(nn.Module):
         config = read_config(folder, rotary_scaling_factor)
         if wanted is None:
             wanted = checkpoint.disk_dtype(folder, config)
-            select_ops(target, wanted, backend)
+            select_ops(target, compute_dtype(target, wanted), backend)
         with torch.device("meta"), checkpoint.Unfilled():
             model = cls(config, backend=backend, add_pooling_layer=add_pooling_layer)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -156,23 +155,6 @@ class NomicBert(nn.Module):
         The folder may be the one that the model was loaded from.
         """
         checkpoint.save(Path(folder), self.config, self.state_dict())
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.embeddings.word.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the parameters."""
-        return self.embeddings.word.weight.dtype
-
-    @property
-    def ops(self) -> Ops:
-        """The functions of the backend, chosen at the first use on a device and dtype."""
-        if self._ops is None:
-            self._ops = select_ops(self.device, self.dtype, self.backend)
-        return self._ops
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embedding table."""
@@ -222,15 +204,15 @@ class NomicBert(nn.Module):
             raise ValueError(f"input_ids must be integers, not {input_ids.dtype}")
         rows, columns = tokens.shape[:2]
         batch, places = unpad(tokens, attention_mask, token_type_ids, position_ids)
+        ctx = self.context(batch)
         states: list[Tensor] | None = [] if output_hidden_states else None
-        last = pad(self.encode_packed(batch, states=states), places, rows, columns)
-        output = EncoderOutput(
-            last_hidden_state=last,
-            pooler_output=None if self.pooler is None else self.pooler(last[:, 0]).tanh(),
-            hidden_states=None
-            if states is None
-            else tuple(pad(state, places, rows, columns) for state in states),
-        )
+        last = pad(self.core(ctx, states=states), places, rows, columns)
+        pooled = hidden = None
+        if self.pooler is not None:
+            pooled = ctx.ops.linear(last[:, 0], ctx.weight(self.pooler)).tanh().to(self.dtype)
+        if states is not None:
+            hidden = tuple(pad(x, places, rows, columns).to(self.dtype) for x in states)
+        output = EncoderOutput(last.to(self.dtype), pooled, hidden)
         return output if return_dict else output.to_tuple()
 
     def encode_packed(
@@ -243,7 +225,7 @@ class NomicBert(nn.Module):
             rows: (B,) int64, the one token of each text that is wanted of the last layer, or None.
             states: a list that the embeddings' output and each layer's are added to, or None.
 
-        Returns: (T, hidden_size), or (B, hidden_size) with `rows`.
+        Returns: (T, hidden_size), or (B, hidden_size) with `rows`; in `compute_dtype`.
         """
         return self.core(self.context(batch), rows, states)
 
@@ -263,7 +245,8 @@ class NomicBert(nn.Module):
     def plan(self, lengths: Sequence[int]) -> Plan:
         """How the backend walks texts of these lengths."""
         config = self.config
-        return self.ops.plan(lengths, config.num_attention_heads, config.head_dim, self.dtype)
+        heads, size = config.num_attention_heads, config.head_dim
+        return self.ops.plan(lengths, heads, size, self.compute_dtype)
 
     def context(self, batch: PackedBatch) -> ForwardContext:
         """Plan a forward pass over these texts: how to walk them, and their rotary angles."""
@@ -275,26 +258,5 @@ class NomicBert(nn.Module):
             )
         angles = None if self.rotary is None else self.rotary.table
         rope = angles and angles(batch.rope_lengths, batch.lengths, batch.position_ids)
-        return ForwardContext(self.ops, self._prepared, batch, self.plan(batch.lengths), rope)
-
-    def _drop_prepared(self) -> None:
-        self._prepared.clear()
-        self._ops = None
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NomicBert":
-        """Every move and cast (`to`, `half`, `cuda`) comes through here."""
-        self._drop_prepared()
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
-
-    def train(self, mode: bool = True) -> "NomicBert":
-        """Switch dropout on or off; prepared weights are dropped when that changes anything."""
-        if mode != self.training:
-            self._drop_prepared()
-        return super().train(mode)
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """As in torch; prepared weights are dropped."""
-        self._drop_prepared()
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        plan = self.plan(batch.lengths)
+        return ForwardContext(self.ops, self.compute_dtype, self._prepared, batch, plan, rope)

@@ -13,6 +13,7 @@ from torch import nn
 from nomicbert.checkpoint import TensorFiles
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import CheckpointError, ConfigError
+from nomicbert.finite import not_finite, warn_not_finite
 from nomicbert.pooling import ACTIVATIONS, Pooling
 from nomicbert.settings import Settings, inside, read_json, read_json_list
 from nomicbert_kernels import PoolMode
@@ -144,13 +145,18 @@ def _read_dense(folder: Path, width: int, dtype: torch.dtype) -> tuple[nn.Linear
         raise ConfigError(
             f"{path} has settings of an unknown meaning: {', '.join(sorted(unknown))}"
         )
-    layer = nn.Linear(inputs, outputs, bias=s.flag("bias", default=True), dtype=dtype)
+    # loaded inside somebody's inference_mode, the parameters could never be trained
+    with torch.inference_mode(False):
+        layer = nn.Linear(inputs, outputs, bias=s.flag("bias", default=True), dtype=dtype)
     files = TensorFiles(folder)
     wanted = {f"linear.{name}": tuple(p.shape) for name, p in layer.named_parameters()}
     found = {name: files.shape(name) for name in files.names()}
     if found != wanted:
         raise CheckpointError(f"the tensors of {folder} are {found}, wanted {wanted}")
+    broken: dict[str, int] = {}
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
             parameter.copy_(files.read(f"linear.{name}"))
+            broken |= not_finite(parameter, files.read, [f"linear.{name}"])
+    warn_not_finite(folder, broken, dtype)
     return layer, activation

@@ -5,11 +5,16 @@ class of its own, so that it can be silenced or made an error. What was merely d
 a dtype) is logged instead.
 """
 
+import os
 import sys
 import warnings
 from pathlib import Path
 
-PACKAGE = str(Path(__file__).parent)
+import torch
+
+# Ours, and torch's: a module is called through nn.Module. The separator at the end keeps out
+# neighbours whose names begin alike.
+INSIDE = tuple(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__))
 
 
 class PromptWarning(UserWarning):
@@ -29,9 +34,9 @@ class EmptyRowWarning(UserWarning):
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn about the nearest line of the caller's code that is not in this package."""
+    """Warn about the nearest line of the caller's code that is not in this package or torch."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):
         frame = frame.f_back
         level += 1
     warnings.warn(message, category, stacklevel=level)

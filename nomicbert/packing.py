@@ -5,11 +5,16 @@ Names: FlashAttention's variable-length interface, Dao 2023, arXiv:2307.08691.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from nomicbert.notices import EmptyRowWarning, warn
+
+# How many rows a warning names.
+LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,19 @@ class PackedBatch:
     def last_tokens(self) -> Tensor:
         """(B,) int64, index of each text's last token."""
         return self.cu_seqlens[1:].long() - 1
+
+    def without_empty(self) -> tuple["PackedBatch", list[int]]:
+        """The batch without texts of no tokens, and the indices of the texts that stay."""
+        kept = [text for text, length in enumerate(self.lengths) if length]
+        if len(kept) == len(self.lengths):
+            return self, kept
+        lengths = tuple(self.lengths[text] for text in kept)
+        return replace(
+            self,
+            lengths=lengths,
+            rope_lengths=tuple(self.rope_lengths[text] for text in kept),
+            cu_seqlens=offsets(lengths, self.cu_seqlens.device),
+        ), kept
 
 
 def offsets(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
@@ -81,7 +99,8 @@ def unpad(
     Args:
         tokens: input_ids (B, S) int, or inputs_embeds (B, S, H).
         attention_mask: (B, S) of 0 and 1, any dtype; None keeps every token. Zeros may stand
-            anywhere: a token's position is its column, not its rank among the kept ones.
+            anywhere: a token's position is its column, not its rank among the kept ones. Rows of
+            nothing but zeros become texts of no tokens, with one EmptyRowWarning for all.
         token_type_ids: (B, S) int or None.
         position_ids: (B, S) or (1, S) or (S,) int, in place of the column numbers.
 
@@ -112,6 +131,8 @@ def unpad(
             raise ValueError("attention_mask must hold 0 and 1 only: 1 keeps a token, 0 drops it")
         lengths = tuple(kept.sum(1).tolist())
         places = kept.flatten().nonzero().squeeze(1)
+        if empty := [row for row, kept_here in enumerate(lengths) if not kept_here]:
+            warn(_name_empty(empty), EmptyRowWarning)
 
     positions = position_ids.reshape(-1)[places].long()
     # what stands at dropped tokens does not matter; a negative row of a table would be its end
@@ -127,6 +148,17 @@ def unpad(
         token_type_ids=None if token_type_ids is None else token_type_ids.flatten()[places],
         inputs_embeds=rows if tokens.dim() == 3 else None,
     ), places
+
+
+def _name_empty(rows: list[int]) -> str:
+    if len(rows) == 1:
+        return f"row {rows[0]} of attention_mask keeps no token: its hidden states are zeros"
+    more = len(rows) - LISTED
+    names = [str(row) for row in rows[:LISTED]] + ([f"{more} more"] if more > 0 else [])
+    return (
+        f"rows {', '.join(names[:-1])} and {names[-1]} of attention_mask keep no token: "
+        "their hidden states are zeros"
+    )
 
 
 def pad(hidden: Tensor, places: Tensor, batch: int, length: int) -> Tensor:

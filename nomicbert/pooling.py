@@ -92,49 +92,61 @@ class Pooling(nn.Module):
             batch: B packed texts.
             finish: what becomes of the vectors.
 
-        Returns: (B, dim) fp32.
+        Returns: (B, dim) fp32; a text without tokens gives zeros.
         """
-        plain = finish.matryoshka_dim is None
-        layer_norm = self.matryoshka_layer_norm and not plain
-        dim = finish.matryoshka_dim
-        unit = self.normalize or not plain
-        x = self._pool(
-            model, batch, *((False, None, False) if self.dense else (layer_norm, dim, unit))
-        )
+        filled, kept = batch.without_empty()
         if self.dense:
-            for layer, activation in zip(self._linears(), self.activations, strict=True):
-                weight = self._prepared.get(
-                    model.ops, (id(layer), "linear"), layer.weight, layer.bias, "linear"
-                )
-                y = model.ops.linear(x.to(layer.weight.dtype), weight)
-                x = ACTIVATIONS[activation](y).float()
-            x = pool_rows(model.ops, x, layer_norm, dim, unit)
+            x = self.finish(model.ops, self.pool(model, filled), finish)
+        else:
+            x = self._last(self.pool(model, filled, *self._recipe(finish)), finish)
+        if filled is batch:
+            return x
+        # computed without them, so that the others have the same bits and no bias is added
+        places = torch.tensor(kept, dtype=torch.int64, device=x.device)
+        return x.new_zeros(len(batch.lengths), x.shape[1]).index_copy(0, places, x)
+
+    def finish(self, ops: Ops, pooled: Tensor, finish: Finish) -> Tensor:
+        """All that follows pooling: (B, hidden_size) fp32 -> (B, dim) fp32."""
+        x = pooled
+        for layer, activation in zip(self._linears(), self.activations, strict=True):
+            weight = self._prepared.get(
+                ops, (id(layer), "linear"), layer.weight, layer.bias, "linear"
+            )
+            x = ACTIVATIONS[activation](ops.linear(x.to(weight.dtype), weight)).float()
+        return self._last(pool_rows(ops, x, *self._recipe(finish)), finish)
+
+    def pool(
+        self,
+        model: NomicBert,
+        batch: PackedBatch,
+        layer_norm: bool = False,
+        dim: int | None = None,
+        unit: bool = False,
+    ) -> Tensor:
+        """Encode and pool a batch, then layer_norm, slice and L2 where asked for: (B, dim) fp32."""
+        # the first or last token alone is wanted, so the last layer computes nothing else
+        if self.mode in ("cls", "lasttoken") and batch.lengths and min(batch.lengths) > 0:
+            rows = batch.first_tokens() if self.mode == "cls" else batch.last_tokens()
+            hidden = model.encode_packed(batch, rows=rows)
+            return pool_rows(model.ops, hidden, layer_norm, dim, unit)
+        hidden, plan = model.encode_packed(batch), model.plan(batch.lengths)
+        pooled: Tensor = model.ops.pool(
+            hidden, batch.cu_seqlens, plan, self.mode, layer_norm, dim, unit
+        )
+        return pooled
+
+    def _recipe(self, finish: Finish) -> tuple[bool, int | None, bool]:
+        """layer_norm, dim and L2, as the op for pooling takes them."""
+        short = finish.matryoshka_dim is not None
+        return self.matryoshka_layer_norm and short, finish.matryoshka_dim, self.normalize or short
+
+    def _last(self, x: Tensor, finish: Finish) -> Tensor:
+        """What a call asks for beyond the checkpoint's own modules."""
         x = x[:, : finish.truncate_dim]
         return F.normalize(x) if finish.normalize else x
 
     def _linears(self) -> list[nn.Linear]:
         return list(self.dense)  # type: ignore[arg-type]
-
-    def _pool(
-        self, model: NomicBert, batch: PackedBatch, layer_norm: bool, dim: int | None, unit: bool
-    ) -> Tensor:
-        # the first or last token alone is wanted, so the last layer computes nothing else
-        if self.mode in ("cls", "lasttoken") and batch.lengths and min(batch.lengths) > 0:
-            rows = batch.first_tokens() if self.mode == "cls" else batch.last_tokens()
-            return pool_rows(
-                model.ops, model.encode_packed(batch, rows=rows), layer_norm, dim, unit
-            )
-        hidden = model.encode_packed(batch)
-        pooled: Tensor = model.ops.pool(
-            hidden,
-            batch.cu_seqlens,
-            model.plan(batch.lengths),
-            self.mode,
-            layer_norm,
-            dim,
-            unit,
-        )
-        return pooled
 
 
 def pool_rows(ops: Ops, rows: Tensor, layer_norm: bool, dim: int | None, unit: bool) -> Tensor:

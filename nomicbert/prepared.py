@@ -5,12 +5,13 @@ buffer, so it is not saved, moved or trained; it is made at the first use and ma
 parameter has changed.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nomicbert_kernels import Ops, Weight, WeightKind
+from nomicbert_kernels import Ops, Weight, WeightKind, compute_dtype
 
 Stamp = tuple[Any, ...]
 Place = tuple[int, str]
@@ -20,10 +21,18 @@ SAMPLED = 16
 
 
 class Entry(NamedTuple):
-    """A prepared weight, and what its parameter looked like when it was made."""
+    """A prepared weight, and what its parameters looked like when it was made.
+
+    Attributes:
+        stamp: of both parameters.
+        parameters: kept alive, so that no other ones can take their addresses.
+        samples: of those that the weight holds a copy of, None for the others.
+        weight: what was made.
+    """
 
     stamp: Stamp
-    sample: Tensor
+    parameters: tuple[Tensor, Tensor | None]
+    samples: tuple[Tensor | None, Tensor | None]
     weight: Weight
 
 
@@ -47,6 +56,34 @@ def sample(tensor: Tensor) -> Tensor:
     return flat[:: flat.numel() // SAMPLED + 1]
 
 
+def same(kept: Tensor | None, now: Tensor | None) -> bool:
+    """Whether a parameter still has the numbers of its sample, if there is one."""
+    return kept is None or now is None or torch.equal(kept, sample(now))
+
+
+def widened(source: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both in the dtype that they are computed in, which mostly is their own."""
+    dtype = compute_dtype(source.device, source.dtype)
+    return source.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def prepare(ops: Ops, now: Stamp, source: Tensor, bias: Tensor | None, kind: WeightKind) -> Entry:
+    """Make a weight of parameters that look so now."""
+    # it may serve a step of training later, as nothing can that was made under inference_mode
+    with torch.inference_mode(False), torch.no_grad():
+        weight = ops.prepare(*widened(source, bias), kind)
+    if weight.packed is not None:
+        # beside the packed numbers a cast of the same ones would only take memory
+        weight = replace(weight, source=source, computed_in=weight.dtype)
+    # what is used as it is cannot be out of date; on a GPU a look would make the host wait
+    cast, looks = source.dtype != weight.dtype, source.device.type == "cpu"
+    kept = (
+        sample(source).clone() if looks and (cast or weight.packed is not None) else None,
+        sample(bias).clone() if looks and cast and bias is not None else None,
+    )
+    return Entry(now, (source, bias), kept, weight)
+
+
 class PreparedWeights:
     """Prepared weights of one model, by parameter."""
 
@@ -65,23 +102,18 @@ class PreparedWeights:
             source: the parameter, (N, K) or (E, N, K).
             bias: (N,) or None.
             kind: how it is used.
+
+        Returns: the weight; its `dtype` is the one that hidden states must have.
         """
+        trained = source.requires_grad or (bias is not None and bias.requires_grad)
         # a step of training would prepare for nothing, and a compiled graph knows no packed tensors
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and source.requires_grad):
-            return Weight(source, bias)
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and trained):
+            return Weight(*widened(source, bias))
         now = (ops.name, stamp(source), stamp(bias))
         entry = self._entries.get(place)
-        # an entry keeps its parameter alive, so that no other one can take its address
-        if entry is None or entry.stamp != now or self._has_moved(entry, source):
-            entry = Entry(now, sample(source).clone(), ops.prepare(source, bias, kind))
-            self._entries[place] = entry
+        if entry is None or entry.stamp != now or not all(map(same, entry.samples, (source, bias))):
+            entry = self._entries[place] = prepare(ops, now, source, bias, kind)
         return entry.weight
-
-    def _has_moved(self, entry: Entry, source: Tensor) -> bool:
-        # what is used as it is cannot be out of date; on a GPU a look would make the host wait
-        if entry.weight.packed is None or source.device.type != "cpu":
-            return False
-        return not torch.equal(entry.sample, sample(source))
 
     def clear(self) -> None:
         """Forget everything; the next use makes it anew."""

@@ -3,7 +3,7 @@
 Source: config_sentence_transformers.json; the four task prefixes of nomic-embed-text-v1.5's card.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,16 +72,16 @@ class Prompts:
         """The first of these names that the checkpoint has."""
         return next((name for name in names if name in self.by_name), None)
 
-    def warn_if_missing(self, prompt: str, texts: Sequence[str]) -> None:
-        """Warn, once, about a text without any prefix where the checkpoint needs one."""
-        if not self.required or self._warned or prompt:
-            return
+    def watch(self, prompt: str, texts: Iterable[str]) -> Iterator[str]:
+        """The texts as they are; warns, once, if the checkpoint needs a prefix and one has none."""
         known = tuple(self.by_name.values())
-        if not all(text.startswith(known) for text in texts):
-            self._warned = True
-            warn(
-                "this checkpoint was trained with a task prefix before every text: give "
-                f"prompt_name ({', '.join(map(repr, self.by_name))}), or call encode_query and "
-                "encode_document",
-                PromptWarning,
-            )
+        for text in texts:
+            if self.required and not (prompt or self._warned or text.startswith(known)):
+                self._warned = True
+                warn(
+                    "this checkpoint was trained with a task prefix before every text: give "
+                    f"prompt_name ({', '.join(map(repr, self.by_name))}), or call encode_query "
+                    "and encode_document",
+                    PromptWarning,
+                )
+            yield text

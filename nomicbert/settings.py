@@ -107,3 +107,8 @@ def inside(folder: Path, name: Any, stated_in: Path) -> Path:
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ConfigError(f"{stated_in} names the path {name!r}, which leaves its folder")
     return folder / name
+
+
+def optional(path: Path) -> Settings:
+    """A settings file that a checkpoint may lack."""
+    return Settings(read_json(path) if path.is_file() else {}, path)

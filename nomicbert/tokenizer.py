@@ -4,19 +4,19 @@ The ids are those of transformers' tokenizer of the same folder. Truncation and 
 baked into tokenizer.json are switched off: they are another tool's settings.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 from tokenizers.normalizers import BertNormalizer
 
 from nomicbert.errors import TokenizerError
-from nomicbert.settings import Settings, read_json
+from nomicbert.prefixes import Cuts
+from nomicbert.settings import Settings, optional
 
-# transformers writes 1e30 for "no limit"
-NO_LIMIT = 1_000_000
+# Texts that have no more letters than this for each wanted token are tokenised whole.
+LETTERS_A_TOKEN = 6
 
 
 class Tokenizer:
@@ -25,23 +25,22 @@ class Tokenizer:
     Attributes:
         prefix: special token ids before a text.
         suffix: special token ids after it.
-        model_max_length: tokens that tokenizer_config.json allows, special ones included, or None.
         lower_case: lower every text first, as sentence_bert_config.json may ask.
     """
 
-    def __init__(self, rust: RustTokenizer, model_max_length: int | None = None) -> None:
+    def __init__(self, rust: RustTokenizer, lower_case: bool = False) -> None:
         """Wrap a tokenizer of the `tokenizers` library."""
         rust.no_truncation()
         rust.no_padding()
         self.rust = rust
-        self.model_max_length = model_max_length
-        self.lower_case = False
+        self.lower_case = lower_case
         bare = rust.encode("a", add_special_tokens=False).ids
         full = rust.encode("a", add_special_tokens=True).ids
         start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), None)
         if not bare or start is None:
             raise TokenizerError("the tokenizer does not put its special tokens around a text")
         self.prefix, self.suffix = full[:start], full[start + len(bare) :]
+        self._cuts = Cuts.of(rust)
 
     @classmethod
     def from_folder(cls, folder: Path, vocab_size: int) -> "Tokenizer":
@@ -53,8 +52,7 @@ class Tokenizer:
 
         Raises: TokenizerError: files missing, damaged, or with more ids than the embedding.
         """
-        settings_file = folder / "tokenizer_config.json"
-        settings = read_json(settings_file) if settings_file.is_file() else {}
+        settings = optional(folder / "tokenizer_config.json")
         whole, vocab = folder / "tokenizer.json", folder / "vocab.txt"
         if not whole.is_file() and not vocab.is_file():
             raise TokenizerError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.txt")
@@ -66,32 +64,98 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing more specific
             source = whole if whole.is_file() else vocab
             raise TokenizerError(f"{source} is not a tokenizer: {error}") from error
-        _normalise_as_stated(rust, Settings(settings, settings_file))
+        _normalise_as_stated(rust, settings)
         largest = max(rust.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= vocab_size:
             raise TokenizerError(
                 f"the tokenizer of {folder} has ids up to {largest}, but the embedding has only "
                 f"{vocab_size} rows"
             )
-        limit = Settings(settings, settings_file).number("model_max_length", default=NO_LIMIT)
-        return cls(rust, int(limit) if limit < NO_LIMIT else None)
+        stated = optional(folder / "sentence_bert_config.json")
+        return cls(rust, stated.flag("do_lower_case", default=False))
 
-    def encode(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
+    def encode(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], list[int]]:
         """Token ids of each text with its special tokens, at most `max_length` of them.
+
+        Of a long text only the prefix that can be used is tokenised.
 
         Args:
             texts: any number.
             max_length: above the number of special tokens; the text's end is cut, never they.
 
-        Returns: the ids, and how many texts were cut.
+        Returns: the ids, and the indices of the texts that were cut.
         """
-        if self.lower_case:
-            texts = [text.lower() for text in texts]
         room = max_length - len(self.prefix) - len(self.suffix)
-        encodings = self.rust.encode_batch_fast(list(texts), add_special_tokens=False)
-        bodies = [encoding.ids for encoding in encodings]
-        cut = sum(len(body) > room for body in bodies)
+        bodies = self._first_ids(texts, room + 1)
+        cut = [index for index, body in enumerate(bodies) if len(body) > room]
         return [[*self.prefix, *body[:room], *self.suffix] for body in bodies], cut
+
+    def encode_windows(
+        self, texts: Sequence[str], prompt: str, max_length: int
+    ) -> list[list[list[int]]]:
+        """Token ids of each text in windows that do not overlap, none longer than `max_length`.
+
+        Args:
+            texts: any number, without the prompt.
+            prompt: stands at the beginning of every window, between the special tokens.
+            max_length: of a window, special tokens included.
+
+        Returns: the windows of each text; a text that fits has one, with the ids of `encode`.
+        Raises: ValueError: the prompt leaves no room for the text.
+        """
+        (opening,) = self._ids([prompt])
+        windows = []
+        for body in self._ids([prompt + text for text in texts]):
+            # where prompt and text run into one token, that token is the text's
+            length = _agreed(opening, [body])
+            head = [*self.prefix, *body[:length]]
+            room = max_length - len(head) - len(self.suffix)
+            if room < 1:
+                raise ValueError(
+                    f"the prompt {prompt!r} alone fills windows of {max_length} tokens: allow more"
+                )
+            starts = range(length, max(len(body), length + 1), room)
+            windows.append([[*head, *body[i : i + room], *self.suffix] for i in starts])
+        return windows
+
+    def _first_ids(self, texts: Sequence[str], wanted: int) -> list[list[int]]:
+        """Ids of each text without special tokens: all, or at least the first `wanted`."""
+        found: list[list[int]] = [[]] * len(texts)
+        # a short text is tokenised whole; of a long one a sample says how much will be enough
+        whole = LETTERS_A_TOKEN * wanted
+        look = {i: whole if len(t) <= whole else wanted // 4 + 1 for i, t in enumerate(texts)}
+        while look:
+            ends = {i: self._cuts.ends(texts[i], letters) for i, letters in look.items()}
+            longest = self._ids([texts[i][: cuts[-1]] for i, cuts in ends.items()])
+            tried = dict(zip(ends, longest, strict=True))
+            # only a prefix that is long enough is worth a proof by the shorter ones
+            proofs = {i: ends[i][:-1] for i, body in tried.items() if len(body) >= wanted}
+            others = iter(self._ids([texts[i][:end] for i in proofs for end in proofs[i]]))
+            for i, body in tried.items():
+                agreed = _agreed(body, [next(others) for _ in proofs.get(i, ())])
+                end = ends[i][-1]
+                if end == len(texts[i]) or agreed >= wanted:
+                    found[i] = body[:agreed]
+                    del look[i]
+                else:
+                    missing = 1.1 * wanted / max(agreed, 1)
+                    look[i] = int(end * min(max(missing, 2.0), 32.0))
+        return found
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of whole texts without special tokens."""
+        lowered = [text.lower() for text in texts] if self.lower_case else list(texts)
+        encodings = self.rust.encode_batch_fast(lowered, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+def _agreed(first: list[int], others: list[list[int]]) -> int:
+    """How many ids all of them begin with."""
+    agreed = len(first)
+    for other in others:
+        pairs = zip(first[:agreed], other, strict=False)
+        agreed = next((i for i, (a, b) in enumerate(pairs) if a != b), min(agreed, len(other)))
+    return agreed
 
 
 def _normalise_as_stated(rust: RustTokenizer, settings: Settings) -> None:
@@ -107,16 +171,3 @@ def _normalise_as_stated(rust: RustTokenizer, settings: Settings) -> None:
         if settings.raw.get(key) is not None:
             setattr(normalizer, attribute, settings.flag(key, default=True))
     rust.normalizer = normalizer
-
-
-def as_texts(inputs: Any) -> list[str]:
-    """One text or any number of them, as a list; a TypeError names the first that is no str."""
-    if isinstance(inputs, bytes | Mapping | Set):
-        raise TypeError(
-            f"inputs must be a str or an ordered collection of str, not {type(inputs).__name__}"
-        )
-    texts = [inputs] if isinstance(inputs, str) else list(inputs)
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"input {index} must be a str, not {type(text).__name__}: {text!r:.80}")
-    return texts

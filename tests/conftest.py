@@ -34,6 +34,9 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 import torch  # noqa: E402
 
 HAS_CUDA = torch.cuda.is_available()
+# The suite as it runs on a machine without oneDNN.
+if os.environ.get("NOMICBERT_ONEDNN") == "0":
+    torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
 if not HAS_CUDA:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -128,7 +131,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> str:
-    return f"NOMICBERT_SEED={read_seed()} torch={torch.__version__} cuda={HAS_CUDA}"
+    onednn = bool(torch._C._get_mkldnn_enabled())
+    return f"NOMICBERT_SEED={read_seed()} torch={torch.__version__} cuda={HAS_CUDA} onednn={onednn}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -76,8 +76,9 @@ class FakeHub:
         authorization = request.headers.get("Authorization")
         self.requests.append((request.command or "", path, authorization))
         parts = path.strip("/").split("/")
-        if parts[0] == "api":  # api/models/owner/name/{revision,tree}/ref
-            repo_id, kind, ref, name = "/".join(parts[2:4]), parts[4], "/".join(parts[5:]), ""
+        if parts[0] == "api":  # api/models/owner/name[/{revision,tree}/ref]
+            kind, *ref_parts = parts[4:] or ["revision", "main"]
+            repo_id, ref, name = "/".join(parts[2:4]), "/".join(ref_parts), ""
         else:  # owner/name/resolve/ref/file
             repo_id, kind, ref, name = "/".join(parts[:2]), parts[2], parts[3], "/".join(parts[4:])
         repository = self.repositories.get(repo_id)
@@ -91,6 +92,8 @@ class FakeHub:
             (authorization or "").removeprefix("Bearer "),
         ):
             return _send(request, 401, {"X-Error-Code": "RepoNotFound"})
+        if kind == "tree" and ref.split("/")[0] in repository.refs and ref not in repository.refs:
+            return _send(request, 404, {"X-Error-Code": "EntryNotFound"})  # there are no folders
         sha = repository.refs.get(ref, ref)
         if sha not in repository.commits:
             return _send(request, 404, {"X-Error-Code": "RevisionNotFound"})

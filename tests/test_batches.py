@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,9 +33,3 @@ def test_by_hand() -> None:
     assert list(token_batches(lengths, 10)) == [[4], [1], [0, 2, 5, 3, 6]]
     assert list(token_batches(lengths, 10, 2)) == [[4], [1], [0, 2], [5, 3], [6]]
     assert list(token_batches([], 10)) == []
-
-
-@pytest.mark.parametrize(("name", "budgets"), [("batch_tokens", (0, 8)), ("batch_size", (8, -1))])
-def test_a_budget_of_nothing_is_refused(name: str, budgets: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, not {min(budgets)}"):
-        list(token_batches([1, 2], *budgets))

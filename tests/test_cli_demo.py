@@ -1,14 +1,10 @@
 """The demo on the real weights: what it finds, what it measures, and how its errors end."""
 
-import contextlib
 import importlib.util
-import io
 import json
-import os
-import subprocess
+import re
 import sys
 import sysconfig
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +12,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from nomicbert import __version__, cli
 from nomicbert.cli import corpus, demo
 from nomicbert.cli.corpus import Passage, read_passages
 from nomicbert.embedder import Embedder
+from tests.command_line import ROOT, one_line, run_cli
 
-ROOT = Path(__file__).resolve().parent.parent
 QUESTION = "How do I parse command-line options?"
 # Small enough to index in seconds; three of them could answer the question.
 MODULES = ["argparse", "getopt", "optparse", "shutil", "json", "random", "queue", "cmd", "gzip"]
@@ -31,19 +26,6 @@ needs_weights = pytest.mark.skipif(
     importlib.util.find_spec(demo.WEIGHTS_PACKAGE) is None,
     reason="the packaged weights of all-MiniLM-L6-v2 are not installed",
 )
-
-
-def run_cli(*args: str) -> tuple[int, str, str]:
-    """Run the entry point in this process: exit code, stdout, stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        patch.setattr(sys, "argv", ["nomicbert", *args])
-        patch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main() replaces it
-        stack.enter_context(contextlib.redirect_stdout(out))
-        stack.enter_context(contextlib.redirect_stderr(err))
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    return int(stopped.value.code or 0), out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +86,16 @@ def test_measures_real_tokens(report: dict[str, Any]) -> None:
 
 
 @needs_weights
+def test_every_field_is_documented(report: dict[str, Any]) -> None:
+    (answer, _), (hit, *_) = report["answers"], report["answers"][0]["results"]
+    fields = [key for key in report if key != "answers"]
+    fields += [f"answers.{key}" for key in answer if key != "results"]
+    fields += [f"answers.results.{key}" for key in hit]
+    page = (ROOT / "docs/demo.md").read_text("utf-8")
+    assert re.findall(r"^\| `([\w.]+)` \|", page, re.M) == fields
+
+
+@needs_weights
 def test_prints_the_three_samples_for_people() -> None:
     code, out, _ = run_cli("demo", "--module", "argparse", "--module", "random", "--top-k", "2")
     assert code == 0
@@ -135,13 +127,6 @@ def test_search_ranks_by_cosine_and_keeps_the_order_of_equals() -> None:
     assert [int(hit.name) for hit in hits] == [*range(0, 100, 2), *range(1, 100, 2)]
 
 
-def one_line(text: str) -> str:
-    """Check that a message is one line without a traceback, and return it."""
-    assert text.count("\n") == 1, text
-    assert text.startswith("nomicbert: ")
-    return text
-
-
 def test_without_the_weights_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, demo.WEIGHTS_PACKAGE, None)
     code, out, err = run_cli("demo", "--module", "argparse")
@@ -162,42 +147,19 @@ def test_unknown_module() -> None:
     assert "for numpy:" in one_line(err)
 
 
-@pytest.mark.parametrize("args", [["demo", "--top-k", "0"], ["demo", "--passages", "0"], ["nope"]])
+@pytest.mark.parametrize("args", [["demo", "--top-k", "0"], ["demo", "--passages", "0"]])
 def test_a_wrong_argument_is_a_usage_error(args: list[str]) -> None:
     code, out, err = run_cli(*args)
     assert (code, out) == (2, "")
-    assert args[-2 if len(args) > 1 else -1] in err
+    assert args[1] in err
     assert "Traceback" not in err
 
 
-def test_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_args: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(cli.typer.Exit) as stopped:  # older typers exit with 1 of their own accord
-        cli._one_line_errors(interrupt)()
-    assert stopped.value.exit_code == 130
-    monkeypatch.setattr(demo, "read_passages", interrupt)
-    code, out, err = run_cli("demo")
-    assert (code, out) == (130, "")
-    assert "Traceback" not in err
-
-
-def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NOMICBERT_TRACEBACK", "1")
-    monkeypatch.setattr(sys, "argv", ["nomicbert", "demo", "--module", "numpy"])
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    with pytest.raises(ValueError, match="numpy"):
-        cli.main()
-
-
-def test_runs_as_a_module() -> None:
-    command = [sys.executable, "-m", "nomicbert", "--version"]
-    # Works from a checkout, where the package need not be installed.
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))
-    env = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-    assert done.stdout == f"nomicbert {__version__}\n"
+@pytest.mark.parametrize("empty", ["", " \n"])
+def test_an_empty_question(empty: str) -> None:
+    code, out, err = run_cli("demo", "What sorts a list?", empty)
+    assert (code, out) == (2, "")
+    assert "question 2 is empty" in one_line(err)
 
 
 @pytest.fixture

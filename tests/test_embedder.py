@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from nomicbert import Embedder, embedder
-from nomicbert.embedder import TruncationWarning
+from nomicbert import Embedder
+from nomicbert.notices import TruncationWarning
+from nomicbert.runtime import batches
 from tests.checkpoints import build_checkpoint
 from tests.oracle_pooling import oracle_matryoshka
 from tests.vocabularies import SENTENCES, WORDS
@@ -122,10 +123,11 @@ def test_a_model_in_training_is_put_to_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keywords", "named"),
     [
-        ({"precision": "int8"}, "precision must be 'float32'"),
-        ({"output_value": "token_embeddings"}, "output_value must be 'sentence_embedding'"),
-        ({"output_value": None}, "output_value must be 'sentence_embedding'"),
-        ({"truncate": "chunk"}, "truncate must be 'end'"),
+        ({"precision": "int4"}, "precision must be one of float32, .*, not 'int4'"),
+        ({"output_value": None}, "output_value must be one of .*, not None"),
+        ({"truncate": "start"}, "truncate must be one of end, error, chunk, not 'start'"),
+        ({"batch_tokens": 0}, "batch_tokens must be at least 1, not 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
     ],
 )
 def test_unsupported_options_are_refused_by_name(
@@ -199,7 +201,7 @@ def test_max_length(bert: Embedder, nomic: Embedder) -> None:
 
 
 def test_the_truncation_warning(bert: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedder, "WINDOW", 4)
+    monkeypatch.setattr(batches, "WINDOW_TEXTS", 4)
     texts = ["fox " * n for n in (600, 510, 511, 1, 512, 700, 2, 509, 40)]
     with pytest.warns(TruncationWarning) as caught:
         bert.encode(texts)
@@ -229,7 +231,7 @@ def test_batches(bert: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(bert.pooling, "forward", spy)
     texts = ["fox " * n for n in (3, 30, 5, 8, 1, 60, 8, 8)]
-    for keywords, largest, most, batches in (
+    for keywords, largest, most, count in (
         ({}, 4096, 8, 1),
         ({"batch_size": 3}, 4096, 3, 3),
         ({"batch_size": 1}, 4096, 1, 8),
@@ -242,13 +244,14 @@ def test_batches(bert: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
         assert max(map(len, seen)) <= most
         assert all(sum(batch) <= largest or len(batch) == 1 for batch in seen)
         assert all(max(later) <= min(batch) for batch, later in pairwise(seen))
-        assert len(seen) == batches
+        assert len(seen) == count
 
 
 def test_progress_bar(bert: Embedder, capsys: pytest.CaptureFixture[str]) -> None:
     bert.encode(TEXTS, show_progress_bar=True)
     shown = capsys.readouterr()
-    assert re.search(rf"Embedding: 100%.*{len(TEXTS)}/{len(TEXTS)}", shown.err)
+    tokens = sum(map(len, bert.tokenizer.encode(TEXTS, 512)[0]))
+    assert re.search(rf"Embedding: 100%.*{tokens}/{tokens} .*tokens/s", shown.err)
     assert shown.out == ""
     for quiet in (False, None):  # None: on a terminal only
         bert.encode(TEXTS, show_progress_bar=quiet)

@@ -90,7 +90,7 @@ def test_an_unknown_keyword_names_the_nearest(facade: Any, keyword: str, message
     ("keywords", "error", "message"),
     [
         ({"dtype": "float8"}, ValueError, r"dtype must be one of torch.float32.* not 'float8'"),
-        ({"dtype": torch.int8}, ValueError, r"or 'auto', not torch\.int8"),
+        ({"dtype": torch.int8}, ValueError, r", 'auto' or 'fastest', not torch\.int8"),
         ({"torch_dtype": "float64"}, ValueError, "not 'float64'"),
         ({"device": "tpu9"}, ValueError, "unknown device 'tpu9': "),
         ({"device_map": {"": 0}}, ValueError, r"device_map\) must be one device's name, not \{"),

@@ -13,6 +13,8 @@ from nomicbert import Embedder
 from nomicbert.dialects import read_config
 from nomicbert.errors import ConfigError
 from nomicbert.modules import read_pooling
+from nomicbert.packing import pack
+from nomicbert.pooling import Finish
 from tests.checkpoints import build_checkpoint
 
 MODULE = "sentence_transformers.models."
@@ -69,6 +71,15 @@ def test_a_dense_that_means_something_else(
     _change(tmp_path / "2_Dense" / "config.json", **change)
     with pytest.raises(ConfigError, match=message):
         read_pooling(tmp_path, config, torch.float32)
+
+
+def test_a_dense_loaded_under_inference_mode_can_be_trained(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path, "conan-v1", num_hidden_layers=1)
+    with torch.inference_mode():
+        embedder = Embedder(tmp_path)
+    vectors = embedder.pooling(embedder.model, pack([[5, 6], [7]]), Finish())
+    vectors.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in embedder.pooling.parameters())
 
 
 def test_a_list_of_one_mode(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nomicbert.notices import EmptyRowWarning
 from nomicbert.packing import PackedBatch, offsets, pack, pad, unpad
 
 TEXTS = st.lists(st.lists(st.integers(0, 99), max_size=20), max_size=6)
@@ -29,6 +33,11 @@ def texts_of(batch: PackedBatch, values: torch.Tensor) -> list[list]:
     """The values of each text, by cu_seqlens alone."""
     bounds = batch.cu_seqlens.tolist()
     return [values[a:b].tolist() for a, b in pairwise(bounds)]
+
+
+def warned_of_empty(mask: Tensor) -> AbstractContextManager[Any]:
+    """Expects the warning where a row keeps no token; elsewhere any warning is an error."""
+    return nullcontext() if mask.any(dim=1).all() else pytest.warns(EmptyRowWarning)
 
 
 @given(TEXTS)
@@ -58,6 +67,21 @@ def test_first_and_last_tokens() -> None:
     assert batch.first_tokens().dtype == batch.last_tokens().dtype == torch.int64
 
 
+@given(TEXTS)
+def test_without_empty(texts: list[list[int]]) -> None:
+    """The same as packing the others alone."""
+    batch = dataclasses.replace(pack(texts), rope_lengths=tuple(range(len(texts))))
+    found, kept = batch.without_empty()
+    assert kept == [index for index, text in enumerate(texts) if text]
+    wanted = pack([texts[index] for index in kept])
+    assert found.lengths == wanted.lengths
+    assert found.rope_lengths == tuple(kept)
+    assert found.cu_seqlens.dtype == torch.int32
+    for name in ("cu_seqlens", "position_ids", "input_ids"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name))
+    assert (found is batch) == all(texts)
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32, torch.uint8])
 @given(mask=MASKS)
 def test_round_trip_through_any_mask(dtype: torch.dtype, mask: list[list[int]]) -> None:
@@ -66,7 +90,8 @@ def test_round_trip_through_any_mask(dtype: torch.dtype, mask: list[list[int]]) 
     rows, columns = kept.shape
     ids = torch.arange(100, 100 + kept.size).view(rows, columns)
     types = ids % 2
-    batch, places = unpad(ids, torch.tensor(mask).to(dtype), types)
+    with warned_of_empty(torch.tensor(mask)):
+        batch, places = unpad(ids, torch.tensor(mask).to(dtype), types)
     assert batch.input_ids is not None
     assert batch.token_type_ids is not None
     by_row = [[c for c in range(columns) if row[c]] for row in mask]
@@ -90,7 +115,8 @@ def test_padding_on_one_side(drawn: tuple[list[int], bool, int]) -> None:
     columns = max(lengths) + extra
     mask = torch.arange(columns) < torch.tensor(lengths)[:, None]
     ids = torch.randint(100, mask.shape)
-    batch, _ = unpad(ids, mask.flip(1) if left else mask)
+    with warned_of_empty(mask):
+        batch, _ = unpad(ids, mask.flip(1) if left else mask)
     for n, places in zip(lengths, texts_of(batch, batch.position_ids), strict=True):
         assert places == list(range(columns - n, columns) if left else range(n))
 
@@ -108,7 +134,9 @@ def test_no_mask_keeps_everything() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 0)])
 def test_nothing_to_unpad(shape: tuple[int, ...]) -> None:
-    batch, places = unpad(torch.zeros(shape, dtype=torch.int64), torch.ones(shape))
+    mask = torch.ones(shape)
+    with warned_of_empty(mask):
+        batch, places = unpad(torch.zeros(shape, dtype=torch.int64), mask)
     assert batch.lengths == (0,) * shape[0]
     assert batch.cu_seqlens.tolist() == [0] * (shape[0] + 1)
     assert pad(torch.zeros(0, 4), places, *shape).shape == (*shape, 4)

@@ -218,6 +218,20 @@ def test_a_place_never_keeps_another_parameter() -> None:
         del weight
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_an_entry_keeps_its_parameters(dtype: torch.dtype, backend: Any) -> None:
+    """Else another one could take the address, and pass for it."""
+    prepared, ops = PreparedWeights(), select_ops("cpu", torch.float32, backend)
+    source, bias = torch.ones(4, 3, dtype=dtype), torch.ones(4, dtype=dtype)
+    alive = [weakref.ref(source), weakref.ref(bias)]
+    prepared.get(ops, (0, "linear"), source, bias, "linear")
+    del source, bias
+    assert all(parameter() is not None for parameter in alive)
+    prepared.clear()
+    assert all(parameter() is None for parameter in alive)
+
+
 def test_backends_do_not_share() -> None:
     prepared, source = PreparedWeights(), torch.randn(4, 3)
     for name in ("torch", "reference", "torch"):

@@ -11,7 +11,7 @@ import pytest
 
 from nomicbert import Embedder
 from nomicbert.errors import ConfigError
-from nomicbert.prompts import PromptWarning
+from nomicbert.notices import PromptWarning
 from tests.checkpoints import build_checkpoint
 from tests.variants import RETRIEVAL
 

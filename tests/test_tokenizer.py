@@ -55,7 +55,7 @@ def test_ids_are_transformers(pair: Pair, text: str, limit: int) -> None:
     (ids,), cut = ours.encode([text], limit)
     assert ids == _theirs(theirs, text, limit)
     whole = _theirs(theirs, text, 100_000)
-    assert cut == (len(whole) > limit)
+    assert cut == ([0] if len(whole) > limit else [])
 
 
 def test_ids_of_many_texts(pair: Pair) -> None:
@@ -64,7 +64,8 @@ def test_ids_of_many_texts(pair: Pair) -> None:
     for limit in LIMITS:
         ids, cut = ours.encode(texts, limit)
         assert ids == [_theirs(theirs, text, limit) for text in texts]
-        assert cut == sum(len(_theirs(theirs, text, 100_000)) > limit for text in texts)
+        whole = [len(_theirs(theirs, text, 100_000)) for text in texts]
+        assert cut == [i for i, length in enumerate(whole) if length > limit]
 
 
 def _rewrite(folder: Path, file: str, **changes: Any) -> None:
@@ -85,7 +86,7 @@ def test_truncation_and_padding_of_the_file_are_switched_off(tmp_path: Path) -> 
     tokenizer = Tokenizer.from_folder(tmp_path, ROWS)
     ids, cut = tokenizer.encode(["fox", "fox " * 200, "fox " * 300], 256)
     assert [len(row) for row in ids] == [3, 202, 256]
-    assert cut == 1
+    assert cut == [2]
     assert Embedder.from_pretrained(tmp_path).max_seq_length == 256
 
 
@@ -161,9 +162,6 @@ def test_max_seq_length(
     build_checkpoint(tmp_path, variant, num_hidden_layers=1)
     _rewrite(tmp_path, "sentence_bert_config.json", max_seq_length=sentence_bert)
     _rewrite(tmp_path, "tokenizer_config.json", model_max_length=tokenizer_says)
-    tokenizer = Tokenizer.from_folder(tmp_path, ROWS)
-    stated = tokenizer_says is not ... and tokenizer_says < 1e6
-    assert tokenizer.model_max_length == (tokenizer_says if stated else None)
     assert Embedder.from_pretrained(tmp_path).max_seq_length == served
 
 

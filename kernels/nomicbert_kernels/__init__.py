@@ -8,7 +8,16 @@
 8.0
 """
 
-from nomicbert_kernels.backend import Backend, BackendError, Ops, select_ops
+from nomicbert_kernels.backend import (
+    Backend,
+    BackendError,
+    Ops,
+    choose_ops,
+    compute_dtype,
+    fastest_dtype,
+    has_bf16_instructions,
+    select_ops,
+)
 from nomicbert_kernels.tensors import (
     Activation,
     EmbeddingTables,
@@ -33,6 +42,10 @@ __all__ = [
     "Run",
     "Weight",
     "WeightKind",
+    "choose_ops",
+    "compute_dtype",
+    "fastest_dtype",
+    "has_bf16_instructions",
     "select_ops",
     "values",
 ]

@@ -2,6 +2,7 @@
 
 reference: the specification, short and slow, sums in fp32. torch: fast on whatever torch runs on, a
 CPU first. triton: kernels of our own. The choice is made once for a device and dtype, and logged.
+The dtype to compute in is decided here too.
 """
 
 import logging
@@ -36,6 +37,8 @@ from nomicbert_kernels.tensors import Activation, Plan, Run, Weight, WeightKind
 
 Backend = Literal["auto", "reference", "torch", "triton"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# What torch.cpu.get_capabilities() calls products in bf16: on x86 two of them, on ARM one.
+BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +127,47 @@ TORCH = Ops(
 )
 
 
+def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the hidden states where parameters are stored in `dtype`.
+
+    It is the same one, except for fp16 on a CPU: its products take some ten times as long as those
+    in fp32, so the parameters stay fp16 in memory and are widened for the arithmetic.
+    """
+    return torch.float32 if device.type == "cpu" and dtype == torch.float16 else dtype
+
+
+def has_bf16_instructions() -> bool:
+    """Whether this CPU multiplies in bf16, and oneDNN is there to use that."""
+    capabilities = torch.cpu.get_capabilities()
+    found = any(capabilities.get(name) for name in BF16_INSTRUCTIONS)
+    return found and linear_torch.onednn_packs(torch.bfloat16)
+
+
+def fastest_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype that a device computes fastest in, and why it is that one."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major >= 8:
+            return torch.bfloat16, f"compute capability {major}.{minor} multiplies in bfloat16"
+        return torch.float16, f"compute capability {major}.{minor} has no bfloat16"
+    if device.type != "cpu":
+        return torch.float32, "the others have not been measured there"
+    if has_bf16_instructions():
+        return torch.bfloat16, "it has bfloat16 instructions"
+    return torch.float32, "it has no bfloat16 instructions that oneDNN uses"
+
+
 def select_ops(device: torch.device | str, dtype: torch.dtype, backend: Backend = "auto") -> Ops:
-    """Choose the functions for a device and a dtype.
+    """Choose the functions for a device and a dtype, and log why; see `choose_ops`."""
+    ops, why = choose_ops(device, dtype, backend)
+    logger.info("backend %s for %s in %s: %s", ops.name, device, dtype, why)
+    return ops
+
+
+def choose_ops(
+    device: torch.device | str, dtype: torch.dtype, backend: Backend = "auto"
+) -> tuple[Ops, str]:
+    """The functions for a device and a dtype, and why it is these.
 
     Args:
         device: where the hidden states live.
@@ -148,11 +190,7 @@ def select_ops(device: torch.device | str, dtype: torch.dtype, backend: Backend 
         raise BackendError(
             "backend 'triton' is not part of this version: use 'auto', 'torch' or 'reference'"
         )
-    ops = REFERENCE if backend == "reference" else TORCH
-    if backend == "auto":
-        packs = device.type == "cpu" and linear_torch.onednn_packs(dtype)
-        why = "oneDNN packs its weights" if packs else "it runs wherever torch does"
-        logger.info("backend %s for %s in %s: %s", ops.name, device, dtype, why)
-    else:
-        logger.info("backend %s for %s in %s: asked for", ops.name, device, dtype)
-    return ops
+    if backend != "auto":
+        return REFERENCE if backend == "reference" else TORCH, "asked for"
+    packs = device.type == "cpu" and linear_torch.onednn_packs(dtype)
+    return TORCH, "oneDNN packs its weights" if packs else "it runs wherever torch does"

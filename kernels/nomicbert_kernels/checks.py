@@ -43,9 +43,9 @@ def fits(name: str, x: Tensor | Activation, weight: Weight) -> None:
         raise ValueError(f"{name} is on {data.device}, but the weight is on {source.device}")
     # a scaled Activation is multiplied out to the weight's dtype; autocast brings the two together
     plain = isinstance(x, Tensor) or x.scale is None
-    mixed = plain and data.dtype != source.dtype
+    mixed = plain and data.dtype != weight.dtype
     if mixed and not torch.is_autocast_enabled(data.device.type):
-        raise ValueError(f"{name} is {data.dtype}, but the weight is {source.dtype}")
+        raise ValueError(f"{name} is {data.dtype}, but the weight is {weight.dtype}")
 
 
 def is_like(name: str, x: Tensor | None, shape: Sequence[int], like: Tensor) -> None:

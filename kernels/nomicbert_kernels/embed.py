@@ -65,16 +65,16 @@ def embed(
         token_type_ids: (T,) int; None means type 0 for every token.
         position_ids: (T,) int, needed exactly when `tables.position` is there.
         tables: the three tables, fp32, fp16 or bf16.
-        weight: (H,) of the LayerNorm.
+        weight: (H,) of the LayerNorm; its dtype is the one that is computed in.
         bias: (H,) of the LayerNorm.
         eps: added to the variance.
         inputs_embeds: (T, H) or None.
 
-    Returns: (T, H), dtype of the tables; sums and statistics in fp32.
+    Returns: (T, H), dtype of `weight`; sums and statistics in fp32.
     Raises: ValueError: an id outside its table, shape or device mismatch.
     """
     check(input_ids, token_type_ids, position_ids, tables, inputs_embeds)
-    acc = accumulator(tables.word)
+    acc = accumulator(weight)
     z = (tables.word[input_ids] if inputs_embeds is None else inputs_embeds).to(acc)
     if tables.token_type is not None:
         row = (
@@ -85,4 +85,4 @@ def embed(
         z = z + tables.token_type[row].to(acc)
     if tables.position is not None:
         z = z + tables.position[position_ids].to(acc)
-    return normalise(z, weight, bias, eps).to(tables.word.dtype)
+    return normalise(z, weight, bias, eps).to(weight.dtype)

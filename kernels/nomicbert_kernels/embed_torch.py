@@ -1,4 +1,7 @@
-"""Gather, add and normalise with torch's own kernels, in the dtype of the tables."""
+"""Gather, add and normalise with torch's own kernels, in the dtype of the LayerNorm.
+
+Tables may be stored in a narrower one: what is gathered is widened, never a whole table.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +24,7 @@ def embed(
     reference.check(input_ids, token_type_ids, position_ids, tables, inputs_embeds)
     z = inputs_embeds if input_ids is None else F.embedding(input_ids, tables.word)
     assert z is not None  # check() let exactly one of the two pass
+    z = z.to(weight.dtype)  # and with it the sums below
     if tables.token_type is not None:
         table = tables.token_type
         z = z + (table[0] if token_type_ids is None else F.embedding(token_type_ids, table))

@@ -14,7 +14,7 @@ from nomicbert_kernels.tensors import Activation, Weight, values
 def check(x: Tensor | Activation, weight: Weight) -> Tensor:
     """Refuse arguments that do not fit; return `x` as a plain tensor."""
     checks.fits("x", x, weight)
-    return values(x, weight.source.dtype)
+    return values(x, weight.dtype)
 
 
 def activate(z: Tensor) -> Tensor:
@@ -34,4 +34,4 @@ def gelu(x: Tensor | Activation, weight: Weight) -> Tensor:
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
     """
     data = check(x, weight)
-    return activate(product(data, weight)).to(weight.source.dtype)
+    return activate(product(data, weight)).to(weight.dtype)

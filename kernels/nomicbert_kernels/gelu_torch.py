@@ -13,5 +13,5 @@ def gelu(x: Tensor | Activation, weight: Weight) -> Tensor:
     data = reference.check(x, weight)
     packed = usable(data, weight)
     if not packed:
-        return F.gelu(F.linear(data, weight.source, weight.bias))
+        return F.gelu(F.linear(data, weight.source.to(weight.dtype), weight.bias))
     return product(data, packed[0], weight.bias, "gelu")

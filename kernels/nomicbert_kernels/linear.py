@@ -14,7 +14,7 @@ def check(
 ) -> tuple[Tensor, Tensor | None]:
     """Refuse arguments that do not fit; return `x` and `residual` as plain tensors."""
     checks.fits("x", x, weight)
-    data = values(x, weight.source.dtype)
+    data = values(x, weight.dtype)
     added = None if residual is None else values(residual, data.dtype)
     checks.is_like("residual", added, (data.shape[0], weight.source.shape[0]), data)
     return data, added
@@ -44,4 +44,4 @@ def linear(
     y = product(data, weight)
     if added is not None:
         y = y + added.to(y.dtype)
-    return y.to(weight.source.dtype)
+    return y.to(weight.dtype)

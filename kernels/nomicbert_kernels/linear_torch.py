@@ -91,7 +91,7 @@ def linear(
     data, added = reference.check(x, weight, residual)
     packed = usable(data, weight, added)
     if not packed:
-        y = F.linear(data, weight.source, weight.bias)
+        y = F.linear(data, weight.source.to(weight.dtype), weight.bias)
         return y if added is None else y + added
     if added is None:
         return product(data, packed[0], weight.bias)

@@ -17,7 +17,7 @@ from nomicbert_kernels.tensors import Activation, Weight, accumulator, values
 def check(x: Tensor | Activation, router: Weight, up: Weight, down: Weight, top_k: int) -> Tensor:
     """Refuse arguments that do not fit; return `x` as a plain tensor."""
     checks.fits("x", x, router)
-    data = values(x, router.source.dtype)
+    data = values(x, router.dtype)
     experts, hidden = router.source.shape
     inner = up.source.shape[1]
     checks.is_like("up", up.source, (experts, inner, hidden), data)
@@ -54,4 +54,4 @@ def moe(x: Tensor | Activation, router: Weight, up: Weight, down: Weight, top_k:
         y = y + gates[:, expert, None] * (inner @ down.source[expert].to(acc).T)
     if down.bias is not None:
         y = y + down.bias.to(acc)
-    return y.to(router.source.dtype)
+    return y.to(router.dtype)

@@ -24,7 +24,8 @@ def expert_mlp(x: Tensor, up: Weight, down: Weight, expert: int) -> Tensor:
     packed_up, packed_down = usable(x, up), usable(x, down)
     if packed_up and packed_down:
         return product(product(x, packed_up[expert], None, "gelu"), packed_down[expert], None)
-    return F.linear(F.gelu(F.linear(x, up.source[expert])), down.source[expert])
+    inner = F.gelu(F.linear(x, up.source[expert].to(up.dtype)))
+    return F.linear(inner, down.source[expert].to(down.dtype))
 
 
 def moe(x: Tensor | Activation, router: Weight, up: Weight, down: Weight, top_k: int) -> Tensor:

@@ -16,7 +16,7 @@ from nomicbert_kernels.tensors import Activation, Rope, Weight, values
 def check(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_heads: int) -> Tensor:
     """Refuse arguments that do not fit; return `x` as a plain tensor."""
     checks.fits("x", x, weight)
-    data = values(x, weight.source.dtype)
+    data = values(x, weight.dtype)
     width = weight.source.shape[0]
     if num_heads < 1 or width % (3 * num_heads):
         raise ValueError(f"{width} rows of Wqkv do not divide into 3 x {num_heads} heads")
@@ -76,4 +76,4 @@ def qkv_rotary(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_he
     if rope is not None:
         qkv = qkv.clone()
         qkv[:, :2] = rotate(qkv[:, :2], rope)
-    return qkv.to(weight.source.dtype)
+    return qkv.to(weight.dtype)

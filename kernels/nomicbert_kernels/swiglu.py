@@ -19,7 +19,7 @@ def check(x: Tensor | Activation, weight: Weight) -> Tensor:
             f"the gated weight stacks up and gate, so its rows must be even, "
             f"not {weight.source.shape[0]}"
         )
-    return values(x, weight.source.dtype)
+    return values(x, weight.dtype)
 
 
 def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor:
@@ -35,4 +35,4 @@ def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor:
     """
     data = check(x, weight)
     up, gate = product(data, weight).chunk(2, dim=1)
-    return (up * gate * torch.sigmoid(gate)).to(weight.source.dtype)
+    return (up * gate * torch.sigmoid(gate)).to(weight.dtype)

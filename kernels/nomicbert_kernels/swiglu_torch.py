@@ -13,7 +13,7 @@ def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor:
     data = reference.check(x, weight)
     packed = usable(data, weight)
     if not packed:
-        up, gate = F.linear(data, weight.source, weight.bias).chunk(2, dim=1)
+        up, gate = F.linear(data, weight.source.to(weight.dtype), weight.bias).chunk(2, dim=1)
         return up * F.silu(gate)
     packed_up, packed_gate = packed
     bias_up, bias_gate = (None, None) if weight.bias is None else weight.bias.chunk(2)

@@ -21,16 +21,24 @@ class Weight:
 
     Attributes:
         source: (N, K), the parameter itself. Ops use it whenever gradients are recorded.
-        bias: (N,) or None.
+        bias: (N,) in `dtype`, or None.
         packed: what the backend made of `source`: the same numbers in blocks that suit its
             matrix product, in one piece or several; None where `source` serves as it is.
         scale: (N,) fp32 factors of a quantised `packed`, or None.
+        computed_in: the dtype that `packed` serves, where `source` may be stored in a narrower
+            one; None for that of `source`.
     """
 
     source: Tensor
     bias: Tensor | None = None
     packed: tuple[Tensor, ...] | None = None
     scale: Tensor | None = None
+    computed_in: torch.dtype | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the hidden states that it multiplies, and of the result."""
+        return self.computed_in or self.source.dtype
 
 
 @dataclass(frozen=True)

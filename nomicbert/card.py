@@ -1,0 +1,42 @@
+"""What a checkpoint's card (README.md) says of its licence.
+
+Source: the front matter of model cards, which Hugging Face documents: YAML between two lines of
+three dashes. Only its top-level scalars are read, so no YAML library is needed.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+# Creative Commons' "nc", and the words that licences with names of their own use.
+NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
+SCALAR = re.compile(r"(license|license_name): *([^\s#].*?) *(#.*)?")
+
+
+@dataclass(frozen=True)
+class License:
+    """The licence of the weights.
+
+    Attributes:
+        name: an identifier such as "apache-2.0" or "cc-by-nc-4.0".
+        non_commercial: whether the name says that commercial use is forbidden.
+    """
+
+    name: str
+    non_commercial: bool
+
+
+def read_license(folder: Path) -> License | None:
+    """The licence that the card of a checkpoint folder states, or None."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return None
+    first, *lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines() or [""]
+    if first.strip() != "---" or "---" not in map(str.rstrip, lines):
+        return None
+    front = lines[: list(map(str.rstrip, lines)).index("---")]
+    found = {m[1]: m[2].strip("\"'") for line in front if (m := SCALAR.fullmatch(line))}
+    # "other" stands for a licence that only its name tells
+    name = found.get("license_name") if found.get("license") in (None, "other") else None
+    name = name or found.get("license")
+    return License(name, bool(NON_COMMERCIAL.search(name))) if name else None

@@ -1,0 +1,81 @@
+"""Vectors as they come -> blocks of rows -> the writer of a format.
+
+Where in the flow: the last step of `nomicbert embed`, between `Embedder.encode_iter` with the
+reader behind it and the files that are open.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from nomicbert.cli import console
+from nomicbert.cli.files import OutputFormat
+from nomicbert.cli.reading import Reader, Record
+from nomicbert.cli.writing import Vectors, Write, jsonl_writer, npy_writer
+
+# What is written together, as a row group of Parquet: so many rows at most, or so many letters.
+BLOCK_ROWS = 4096
+BLOCK_LETTERS = 1 << 24
+
+
+def open_writer(
+    form: OutputFormat, outputs: list[BinaryIO], empty: Vectors, field: str
+) -> AbstractContextManager[Write]:
+    """The writer of a format.
+
+    Args:
+        form: of the output.
+        outputs: the file to write, and after it the one for the fields beside a .npy, if any.
+        empty: (0, width), of the dtype of the vectors to come.
+        field: the text's name among the fields.
+    """
+    if form is OutputFormat.parquet:
+        from nomicbert.cli.parquet import parquet_writer  # needs pyarrow
+
+        return parquet_writer(outputs[0], empty)
+    if form is OutputFormat.jsonl:
+        return jsonl_writer(outputs[0], empty)
+    return npy_writer(outputs[0], empty, outputs[1] if outputs[1:] else None, field)
+
+
+def write_all(vectors: Iterator[Any], reader: Reader, write: Write) -> int:
+    """Write every vector with its record, and say on stderr how many hold NaN or infinity.
+
+    Args:
+        vectors: rows, (width,) each.
+        reader: of the texts that they belong to.
+        write: an open writer's.
+
+    Returns: how many there were.
+    """
+    count = broken = 0
+    first = ""
+    for records, rows in _blocks(vectors, reader):
+        block = np.stack(rows)
+        write(records, block)
+        count += len(rows)
+        unsound = np.flatnonzero(~np.isfinite(block).all(1))
+        if len(unsound):
+            broken += len(unsound)
+            first = first or records[unsound[0]].where
+    if broken:
+        console.say(f"{broken:,} vectors hold NaN or infinity, the first that of {first}")
+    return count
+
+
+def _blocks(vectors: Iterator[Any], reader: Reader) -> Iterator[tuple[list[Record], list[Any]]]:
+    """Neighbouring records with their vectors, as many as are written together."""
+    records: list[Record] = []
+    rows: list[Any] = []
+    letters = 0
+    for row in vectors:
+        rows.append(row)
+        records.append(record := reader.take())
+        letters += len(record.source)
+        if len(rows) >= BLOCK_ROWS or letters >= BLOCK_LETTERS:
+            yield records, rows
+            records, rows, letters = [], [], 0
+    if rows:
+        yield records, rows

@@ -1,0 +1,111 @@
+"""What `nomicbert embed` refuses before it loads a model.
+
+Where in the flow: between the command's options and the work; each function raises a ValueError
+that says which option to change.
+"""
+
+import importlib.util
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nomicbert.cli.files import OutputFormat
+from nomicbert.cli.reading import STDIN, InputFormat
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+RANGES_ADVICE = (
+    "the smallest and largest number of each column; make it from the vectors of a float32 run: "
+    "python -c \"import numpy as np; v = np.load('vectors.npy'); "
+    "np.save('ranges.npy', [v.min(0), v.max(0)])\""
+)
+
+
+def refuse_both(**options: object) -> None:
+    """Raise if more than one of these options, named as in Python, has been given."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"give {' or '.join(given)}, not both")
+
+
+def text_field(form: InputFormat, field: str | None) -> str:
+    """The name under which a record holds its text: --field, which plain text has none of."""
+    if form is InputFormat.text and field is not None:
+        raise ValueError(
+            f"--field {field} is for JSONL, but the input is read as text: "
+            "drop it, or say --input-format jsonl"
+        )
+    return "text" if field is None else field
+
+
+def output_files(output: str, form: OutputFormat, given: InputFormat) -> list[str]:
+    """The output, and where .npy has no place for what JSONL objects hold, the file for that."""
+    if form is not OutputFormat.npy:
+        return [output]
+    stem = output[:-4] if output.lower().endswith(".npy") else output
+    meta = f"{stem}.meta.jsonl"
+    if given is InputFormat.jsonl:
+        return [output, meta]
+    if os.path.exists(meta):
+        raise ValueError(
+            f"{meta} is there from another run and would not belong to the new vectors: "
+            "remove it, or choose another --output"
+        )
+    return [output]
+
+
+def keep_apart(outputs: list[str], inputs: list[str | None]) -> None:
+    """Refuse to write over a file that is read."""
+    for output in filter(os.path.exists, outputs):
+        written = os.stat(output)
+        for path in filter(None, inputs):
+            if path != STDIN and not os.path.exists(path):
+                continue  # opening it will say so
+            read = os.fstat(0) if path == STDIN else os.stat(path)
+            if stat.S_ISREG(read.st_mode) and os.path.samestat(written, read):
+                raise ValueError(f"{output} is read and would be overwritten: choose another name")
+
+
+def need_pyarrow(output: str) -> None:
+    """Refuse a Parquet output where pyarrow is not installed."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ImportError(f'writing {output} needs pyarrow: pip install "nomicbert[parquet]"')
+
+
+def read_ranges(
+    path: str | None, precision: str, dim: int | None
+) -> "npt.NDArray[np.float32] | None":
+    """Read --ranges.
+
+    Args:
+        path: a .npy file, or None.
+        precision: that it is for.
+        dim: width of the vectors, where an option says it.
+
+    Returns: (2, dim) fp32, or None.
+    Raises: ValueError: missing, not readable, of another shape, or not for this precision.
+    """
+    if path is None:
+        if precision in ("int8", "uint8"):
+            raise ValueError(f"--precision {precision} needs --ranges FILE.npy: {RANGES_ADVICE}")
+        return None
+    import numpy as np
+
+    try:
+        with Path(path).open("rb") as file:
+            ranges = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise ValueError(f"cannot read --ranges {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"--ranges {path} is no .npy file of numbers: {error}") from error
+    if ranges.ndim != 2 or len(ranges) != 2 or ranges.dtype.kind not in "fiu":
+        raise ValueError(
+            f"--ranges {path} holds {ranges.dtype} {ranges.shape}, wanted (2, dim): {RANGES_ADVICE}"
+        )
+    from nomicbert.precision import check
+
+    found = check(precision, ranges, dim or ranges.shape[1])
+    return None if found is None else found.numpy()

@@ -1,0 +1,207 @@
+"""`nomicbert embed`: a file of texts -> a file of vectors, of any size.
+
+Where in the flow: `reading` takes the texts from the input line by line, `Embedder.encode_iter`
+turns them into vectors window by window, `blocks` hands these to a writer of the output that
+`files` has opened. Memory does not grow with the input.
+"""
+
+import time
+from collections.abc import Generator
+from contextlib import ExitStack, closing
+from enum import Enum
+from typing import Annotated, Any, cast
+
+import typer
+
+from nomicbert.cli import checks, console, files, reading
+from nomicbert.cli.files import OutputFormat
+from nomicbert.cli.info import BackendName, Dtype
+from nomicbert.cli.reading import InputFormat
+
+EXAMPLES = """\b
+Examples:
+  nomicbert embed texts.txt -m ./my-checkpoint --prompt-name search_document -o vectors.npy
+  nomicbert embed docs.jsonl --field body -m ./my-checkpoint -o docs.parquet
+  zcat docs.jsonl.gz | nomicbert embed --input-format jsonl -m ./my-checkpoint -o docs.npy
+  nomicbert embed queries.txt -m ./my-checkpoint -o - | jq -c .embedding
+"""
+
+
+class Precision(str, Enum):
+    """What --precision takes."""
+
+    float32 = "float32"
+    float16 = "float16"
+    int8 = "int8"
+    uint8 = "uint8"
+    binary = "binary"
+    ubinary = "ubinary"
+
+
+class Truncate(str, Enum):
+    """What --truncate takes."""
+
+    end = "end"
+    error = "error"
+    chunk = "chunk"
+
+
+def embed(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", metavar="PATH_OR_ID", help="A checkpoint's folder or repository id."
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Ends in .npy, .jsonl or .parquet; - for stdout."
+        ),
+    ],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="One text a line, or JSONL; - for stdin.")
+    ] = reading.STDIN,
+    input_format: Annotated[
+        InputFormat | None,
+        typer.Option(help="If none: jsonl for .jsonl and .ndjson, else text.", show_default=False),
+    ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where the text of a JSONL object is; text if none.",
+            show_default=False,
+        ),
+    ] = None,
+    output_format: Annotated[
+        OutputFormat | None,
+        typer.Option(help="If none: by the output's suffix.", show_default=False),
+    ] = None,
+    prompt_name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which of the checkpoint's prompts to put before texts."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A text of your own to put there.")
+    ] = None,
+    matryoshka_dim: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Short vectors by the checkpoint's recipe."),
+    ] = None,
+    truncate_dim: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="The first N numbers, nothing more.")
+    ] = None,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Scale vectors to length 1 at the end.")
+    ] = False,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the vectors as they are written.")
+    ] = Precision.float32,
+    ranges: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.npy",
+            help="(2, dim) smallest and largest of each column, for int8 and uint8.",
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Tokens of a text; the checkpoint's limit if none."),
+    ] = None,
+    truncate: Annotated[
+        Truncate,
+        typer.Option(help="Longer texts: cut the end, refuse, or pool over all their parts."),
+    ] = Truncate.end,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Of the model; auto is the checkpoint's own.")
+    ] = Dtype.float32,
+    device: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one."),
+    ] = "auto",
+    backend: Annotated[
+        BackendName, typer.Option(help="The functions that compute.")
+    ] = BackendName.auto,
+    rotary_scaling_factor: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="ALPHA", help="Of dynamic NTK scaling, in place of the checkpoint's own."
+        ),
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Tokens of a batch at most.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of the repository.")
+    ] = None,
+    local_files_only: Annotated[
+        bool, typer.Option("--local-files-only", help="Never reach for the network.")
+    ] = False,
+    progress: Annotated[
+        bool | None,
+        typer.Option(
+            "--progress/--no-progress", help="A bar on stderr; if neither: on a terminal."
+        ),
+    ] = None,
+) -> None:
+    """Embed a file of texts, one vector a line, in its order.
+
+    A blank line of a text file is a text too: row i is line i. The fields of JSONL objects are
+    carried along; a .npy output puts them, without the text, into FILE.meta.jsonl beside it. A file
+    appears under its name only when all of it is there.
+    """
+    form, out_form = (
+        reading.choose_format(source, input_format),
+        files.choose_format(output, output_format),
+    )
+    field = checks.text_field(form, field)
+    checks.refuse_both(prompt_name=prompt_name, prompt=prompt)
+    checks.refuse_both(matryoshka_dim=matryoshka_dim, truncate_dim=truncate_dim)
+    outputs = checks.output_files(output, out_form, form)
+    checks.keep_apart(outputs, [source, ranges])
+    limits = checks.read_ranges(ranges, precision.value, matryoshka_dim or truncate_dim)
+    if out_form is OutputFormat.parquet:
+        checks.need_pyarrow(output)
+    with ExitStack() as stack:
+        reader = stack.enter_context(closing(reading.open_reader(source, form, field)))
+        reader.check_first_line()
+        opened = [stack.enter_context(files.open_output(path)) for path in outputs]
+
+        # Take seconds: what is wrong with the arguments has been said by now.
+        from nomicbert.cli import blocks
+        from nomicbert.embedder import Embedder
+
+        embedder = Embedder(
+            model,
+            revision=revision,
+            local_files_only=local_files_only,
+            dtype=dtype.value,
+            device=device,
+            backend=backend.value,
+            rotary_scaling_factor=rotary_scaling_factor,
+        )
+        options: dict[str, Any] = {
+            "prompt_name": prompt_name,
+            "prompt": prompt,
+            "matryoshka_dim": matryoshka_dim,
+            "truncate_dim": truncate_dim,
+            "normalize_embeddings": normalize,
+            "precision": precision.value,
+            "ranges": limits,
+            "batch_tokens": batch_tokens,
+            "max_length": max_length,
+            "truncate": truncate.value,
+        }
+        started = time.perf_counter()
+        empty = embedder.encode([], **options)  # the width and dtype of all that come
+        write = stack.enter_context(blocks.open_writer(out_form, opened, empty, field))
+        vectors = embedder.encode_iter(reader, show_progress_bar=progress, **options)
+        # closes the progress bar, too, when writing fails
+        stack.enter_context(closing(cast("Generator[Any, None, None]", vectors)))
+        count = blocks.write_all(vectors, reader, write)
+        seconds = time.perf_counter() - started
+    console.say(
+        f"{count:,} vectors of {empty.shape[1]:,} {empty.dtype} numbers in {seconds:.1f} s: "
+        f"{' and '.join(map(files.label, outputs))}"
+    )

@@ -1,0 +1,90 @@
+"""What a model computes with: the ops of a backend, and weights prepared for them.
+
+Both are chosen at the first use, and dropped when the parameters move, are cast or are replaced.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from nomicbert.prepared import PreparedWeights
+from nomicbert_kernels import Backend, Ops, compute_dtype, has_bf16_instructions, select_ops
+
+logger = logging.getLogger(__name__)
+
+Self = TypeVar("Self", bound="Computing")
+
+
+class Computing(nn.Module):
+    """A module whose parameters, all on one device and in one dtype, the ops compute with.
+
+    Attributes:
+        backend: "auto", "reference", "torch" or "triton".
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        """Choose nothing yet: the parameters may still move."""
+        super().__init__()
+        self.backend = backend
+        self._prepared = PreparedWeights()
+        self._ops: Ops | None = None
+        self._said: set[torch.dtype] = set()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        return next(self.parameters()).dtype
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of the hidden states on their way through the layers."""
+        return compute_dtype(self.device, self.dtype)
+
+    @property
+    def ops(self) -> Ops:
+        """The functions of the backend, chosen at the first use on a device and dtype."""
+        if self._ops is None:
+            self._ops = select_ops(self.device, self.compute_dtype, self.backend)
+            self._say_what_the_dtype_costs()
+        return self._ops
+
+    def _say_what_the_dtype_costs(self) -> None:
+        """Once a model, and where the arithmetic runs: it may be loaded here to move to a GPU."""
+        dtype = self.dtype
+        if self.device.type != "cpu" or dtype in self._said:
+            return
+        self._said.add(dtype)
+        if dtype == torch.float16:
+            logger.warning("float16 on a CPU is stored as float16 and computed in float32")
+        elif dtype == torch.bfloat16 and not has_bf16_instructions():
+            logger.info("bfloat16 is slower than float32 on a CPU without instructions for it")
+
+    def _drop_prepared(self) -> None:
+        self._prepared.clear()
+        self._ops = None
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Every move and cast (`to`, `half`, `cuda`) comes through here."""
+        self._drop_prepared()
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Switch dropout on or off; prepared weights are dropped when that changes anything."""
+        if mode != self.training:
+            self._drop_prepared()
+        return super().train(mode)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As in torch; prepared weights are dropped."""
+        self._drop_prepared()
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)

@@ -1,0 +1,235 @@
+"""What a checkpoint is, and what `Embedder` would do with it; no number of its weights is read.
+
+Where in the flow: beside the embedder; `nomicbert info` prints it. Facts come from the functions
+that loading itself calls, with parameters on torch's meta device, so that what loading refuses is
+refused here with the same error.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nomicbert import checkpoint, hub
+from nomicbert.card import License, read_license
+from nomicbert.config import EncoderConfig
+from nomicbert.dialects import read_config
+from nomicbert.keywords import check_target
+from nomicbert.limits import Limit, read_limit
+from nomicbert.model import NomicBert
+from nomicbert.modules import module_folders, read_pooling
+from nomicbert.pooling import Pooling
+from nomicbert.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
+from nomicbert.renames import canonical, recipes
+from nomicbert.settings import read_json
+from nomicbert.similarity import stated_similarity
+from nomicbert.tokenizer import Tokenizer
+from nomicbert_kernels import Backend, choose_ops, compute_dtype
+
+# What every encoder has, under its name on disk.
+WORD = "embeddings.word_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class Files:
+    """How the weights lie on disk.
+
+    Attributes:
+        config_keys: names that config.json's keys carry: "legacy" (n_embd), "native" (hidden_size)
+            or "both".
+        tensor_prefix: what stands before the encoder's own tensor names, such as "bert.".
+        format: "safetensors" or "bin".
+        shards: how many files the encoder's weights are divided into.
+        dtypes: of the tensors that are read.
+        bytes: of the weight files, those of Dense layers included.
+        parameters: how many numbers are read, those of Dense layers included.
+        unread: names of the encoder's tensors that are not read.
+        beside: weight files of another kind that lie there too, and are not read.
+    """
+
+    config_keys: str
+    tensor_prefix: str
+    format: str
+    shards: int
+    dtypes: list[str]
+    bytes: int
+    parameters: int
+    unread: list[str]
+    beside: list[str]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the encoder would run with, and why with this backend."""
+
+    backend: str
+    device: str
+    dtype: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """All that can be said of a checkpoint before its weights are read.
+
+    Attributes:
+        folder: of the checkpoint.
+        license: of the weights; None where the card does not say.
+        vocabulary: tokens that the tokenizer knows; the embedding may have more rows.
+        similarity: as the checkpoint means it.
+    """
+
+    folder: Path
+    license: License | None
+    config: EncoderConfig
+    files: Files
+    pooling: Pooling
+    prompts: Prompts
+    limit: Limit
+    similarity: str
+    vocabulary: int
+    target: Target
+
+    @property
+    def dense(self) -> list[tuple[int, int, str]]:
+        """(columns in, columns out, activation) of each Dense layer."""
+        layers = [layer for layer in self.pooling.dense if isinstance(layer, torch.nn.Linear)]
+        pairs = zip(layers, self.pooling.activations, strict=True)
+        return [(layer.in_features, layer.out_features, name) for layer, name in pairs]
+
+    @property
+    def matryoshka(self) -> str:
+        """The steps behind `matryoshka_dim`."""
+        return "layer_norm -> slice -> L2" if self.pooling.matryoshka_layer_norm else "slice -> L2"
+
+    @property
+    def query_prompt(self) -> str | None:
+        """Name of the prompt that `encode_query` puts before a text."""
+        return self.prompts.first_of(QUERY_NAMES) or self.prompts.default
+
+    @property
+    def document_prompt(self) -> str | None:
+        """Name of the prompt that `encode_document` puts before a text."""
+        return self.prompts.first_of(DOCUMENT_NAMES) or self.prompts.default
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what is easily overlooked."""
+        return list(_notes(self))
+
+
+def describe(
+    path_or_repo_id: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str | None = None,
+    backend: Backend = "auto",
+    rotary_scaling_factor: float | None = None,
+) -> Description:
+    """Look at a checkpoint as `Embedder` would load it.
+
+    Args:
+        path_or_repo_id: a local folder, or a repository of the hub, which is fetched first.
+        revision: branch, tag or commit of the repository.
+        local_files_only: never reach for the network.
+        dtype: as for `NomicBert.from_pretrained`, like all that follow.
+        device: where the parameters would go.
+        backend: "auto", "reference", "torch" or "triton".
+        rotary_scaling_factor: alpha of dynamic NTK scaling in place of the checkpoint's own.
+
+    Raises: NomicBertError, BackendError, ValueError: whatever loading would raise.
+    """
+    wanted, place = check_target(
+        dtype=dtype, torch_dtype=None, device=device, device_map=None, backend=backend
+    )
+    folder = hub.resolve(path_or_repo_id, revision=revision, local_files_only=local_files_only)
+    modules = module_folders(folder)
+    encoder = next((path for kind, path in modules if kind == "Transformer"), folder)
+    config = read_config(encoder, rotary_scaling_factor)
+    wanted = wanted or checkpoint.disk_dtype(encoder, config)
+    dense = [path for kind, path in modules if kind == "Dense"]
+    files = _look_at_files(encoder, config, dense)
+    with torch.device("meta"):
+        pooling = read_pooling(folder, config, wanted)
+    tokenizer = Tokenizer.from_folder(encoder, config.vocab_size)
+    ops, reason = choose_ops(place, compute_dtype(place, wanted), backend)
+    return Description(
+        folder=folder,
+        license=read_license(folder),
+        config=config,
+        files=files,
+        pooling=pooling,
+        prompts=Prompts.from_folder(folder, config),
+        limit=read_limit(encoder, config),
+        similarity=stated_similarity(folder),
+        vocabulary=tokenizer.rust.get_vocab_size(),
+        target=Target(ops.name, str(place), str(wanted).removeprefix("torch."), reason),
+    )
+
+
+def _look_at_files(encoder: Path, config: EncoderConfig, dense: list[Path]) -> Files:
+    with torch.device("meta"), checkpoint.Unfilled():
+        model = NomicBert(config)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    checkpoint.load_state(encoder, config, shapes, dtype=torch.float32, device="meta")
+    wanted = {part for recipe in recipes(config, list(shapes)) for part in recipe.parts}
+    tensors = checkpoint.TensorFiles(encoder)
+    used = [name for name in tensors.names() if canonical(name) in wanted]
+    word = next(name for name in used if canonical(name) == WORD)
+    read = [(tensors, name) for name in used]
+    read += [(each, name) for each in map(checkpoint.TensorFiles, dense) for name in each.names()]
+    paths = _weight_files(encoder)
+    return Files(
+        config_keys=_config_keys(config),
+        tensor_prefix=word.removesuffix(WORD),
+        format=paths[0].suffix.removeprefix("."),
+        shards=len(paths),
+        dtypes=sorted({str(each.read(name).dtype).removeprefix("torch.") for each, name in read}),
+        bytes=sum(p.stat().st_size for place in (encoder, *dense) for p in _weight_files(place)),
+        parameters=sum(math.prod(each.shape(name)) for each, name in read),
+        unread=sorted(set(tensors.names()).difference(used)),
+        beside=[n for n in checkpoint.WEIGHT_FILES if (encoder / n).is_file()][1:],
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that `checkpoint.TensorFiles`, which has checked them, opens."""
+    chosen = next(p for n in checkpoint.WEIGHT_FILES if (p := folder / n).is_file())
+    if chosen.suffix != ".json":
+        return [chosen]
+    return [folder / shard for shard in sorted(set(read_json(chosen)["weight_map"].values()))]
+
+
+def _config_keys(config: EncoderConfig) -> str:
+    legacy, native = "n_embd" in config.source, "hidden_size" in config.source
+    return "both" if legacy and native else "legacy" if legacy else "native"
+
+
+def _notes(d: Description) -> Iterator[str]:
+    config, files = d.config, d.files
+    if d.license and d.license.non_commercial:
+        yield f"the licence {d.license.name} forbids commercial use of the weights"
+    stated = config.source.get("max_position_embeddings")
+    trained = config.max_trained_positions
+    if config.rotary_dim and stated not in (None, trained):
+        yield (
+            f"max_position_embeddings of {stated} in config.json is the served length; the trained "
+            f"length is {trained}"
+        )
+    if config.rotary_dim and d.limit.tokens > trained and not config.rotary_scaling_factor:
+        yield (
+            f"texts of more than {trained} tokens are longer than any that it was trained on, and "
+            "their angles are not scaled: nomic-ai's card sets rotary_scaling_factor to 2 for them"
+        )
+    if not (d.folder / "modules.json").is_file():
+        yield "there is no modules.json: texts are pooled by mean"
+    dtype = config.source.get("dtype") or config.source.get("torch_dtype")
+    if isinstance(dtype, str) and [dtype] != files.dtypes:
+        yield f"config.json says {dtype}, the weights are {' and '.join(files.dtypes)}"
+    if files.beside:
+        yield f"{' and '.join(files.beside)} lies there too and is not read"

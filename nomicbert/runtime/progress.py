@@ -1,0 +1,58 @@
+"""The progress bar of a stream of texts: tokens done, tokens a second, time left."""
+
+from collections.abc import Iterator
+from operator import length_hint
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+# A bar that nobody asked for shows itself after as many seconds.
+DELAY = 2.0
+
+
+class Progress:
+    """A bar that counts tokens, because they are what takes time.
+
+    How many there will be is estimated from the texts read so far and from how many are left, where
+    their iterator tells that (`__length_hint__`, as those of lists do).
+    """
+
+    def __init__(self, show: bool | None, texts: Iterator[Any]) -> None:
+        """`show`: None shows the bar on a terminal, once the work has taken a while."""
+        self._texts = texts
+        self._read = self._tokens = 0
+        self._bar: Any = tqdm(
+            desc="Embedding",
+            unit=" tokens",
+            unit_scale=True,
+            # tqdm's own rule for None: on a terminal only
+            disable=None if show is None else not show,
+            delay=DELAY if show is None else 0,
+        )
+
+    def read(self, lengths: list[int]) -> None:
+        """Texts of so many tokens have been read and wait to be encoded."""
+        self._read += len(lengths)
+        self._tokens += sum(lengths)
+        left = length_hint(self._texts, -1)
+        if left >= 0:
+            # shown with the next tokens: a refresh would not wait for the delay
+            self._bar.total = round(self._tokens * (1 + left / self._read))
+
+    def done(self, tokens: int) -> None:
+        """So many tokens have been encoded."""
+        self._bar.update(tokens)
+
+    def __enter__(self) -> "Progress":
+        """The bar itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the bar."""
+        self._bar.close()
