@@ -4,7 +4,8 @@
     ├── ConfigError      config.json or another settings file is missing, unreadable or unsupported
     ├── CheckpointError  weights are missing, damaged, or do not fit the model
     ├── HubError         a folder or repository cannot be found or reached
-    └── TokenizerError   the tokenizer's files are missing or do not fit the model
+    ├── TokenizerError   the tokenizer's files are missing or do not fit the model
+    └── TextError        one of the texts cannot be embedded as asked
 
 A wrong argument of a call is a plain ValueError or TypeError, as anywhere in Python.
 """
@@ -28,3 +29,18 @@ class HubError(NomicBertError, OSError):
 
 class TokenizerError(NomicBertError, ValueError):
     """The tokenizer's files are missing, unreadable, or do not fit the model."""
+
+
+class TextError(NomicBertError, ValueError):
+    """One of the texts cannot be embedded as asked.
+
+    Attributes:
+        index: of the text among the inputs, from 0.
+        problem: what it is or does, and what to do.
+    """
+
+    def __init__(self, index: int, problem: str) -> None:
+        """The message begins with the index."""
+        super().__init__(f"input {index} {problem}")
+        self.index = index
+        self.problem = problem

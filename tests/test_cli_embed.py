@@ -523,7 +523,7 @@ def test_model_and_output_are_required() -> None:
         (["--prompt-name", "nope"], "unknown prompt_name 'nope'"),
         (["--device", "nope"], "unknown device 'nope'"),
         ([*INT8, "--ranges", "{width}"], "ranges must be (2, "),
-        (["--prompt", "", "--max-length", "4", "--truncate", "error"], "is longer than 4 tokens"),
+        (["--prompt", "", "--max-length", "9", "--truncate", "error"], "line 3: it is longer than"),
     ],
 )
 def test_mistakes_that_the_model_finds_leave_nothing(

@@ -13,10 +13,11 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from nomicbert.cli import checks, console, files, reading
+from nomicbert.cli import checks, console, files, options, reading
 from nomicbert.cli.files import OutputFormat
-from nomicbert.cli.info import BackendName, Dtype
+from nomicbert.cli.options import BackendName, DtypeName
 from nomicbert.cli.reading import InputFormat
+from nomicbert.errors import TextError
 
 EXAMPLES = """\b
 Examples:
@@ -113,31 +114,15 @@ def embed(
         Truncate,
         typer.Option(help="Longer texts: cut the end, refuse, or pool over all their parts."),
     ] = Truncate.end,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Of the model; auto is the checkpoint's own.")
-    ] = Dtype.float32,
-    device: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one."),
-    ] = "auto",
-    backend: Annotated[
-        BackendName, typer.Option(help="The functions that compute.")
-    ] = BackendName.auto,
-    rotary_scaling_factor: Annotated[
-        float | None,
-        typer.Option(
-            min=0, metavar="ALPHA", help="Of dynamic NTK scaling, in place of the checkpoint's own."
-        ),
-    ] = None,
+    dtype: options.Dtype = DtypeName.float32,
+    device: options.Device = "auto",
+    backend: options.Backend = BackendName.auto,
+    rotary_scaling_factor: options.RotaryScalingFactor = None,
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Tokens of a batch at most.")
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of the repository.")
-    ] = None,
-    local_files_only: Annotated[
-        bool, typer.Option("--local-files-only", help="Never reach for the network.")
-    ] = False,
+    revision: options.Revision = None,
+    local_files_only: options.LocalFilesOnly = False,
     progress: Annotated[
         bool | None,
         typer.Option(
@@ -148,13 +133,11 @@ def embed(
     """Embed a file of texts, one vector a line, in its order.
 
     A blank line of a text file is a text too: row i is line i. The fields of JSONL objects are
-    carried along; a .npy output puts them, without the text, into FILE.meta.jsonl beside it. A file
+    carried along; a .npy output puts them, without the text, into a .meta.jsonl beside it. A file
     appears under its name only when all of it is there.
     """
-    form, out_form = (
-        reading.choose_format(source, input_format),
-        files.choose_format(output, output_format),
-    )
+    form = reading.choose_format(source, input_format)
+    out_form = files.choose_format(output, output_format)
     field = checks.text_field(form, field)
     checks.refuse_both(prompt_name=prompt_name, prompt=prompt)
     checks.refuse_both(matryoshka_dim=matryoshka_dim, truncate_dim=truncate_dim)
@@ -181,7 +164,7 @@ def embed(
             backend=backend.value,
             rotary_scaling_factor=rotary_scaling_factor,
         )
-        options: dict[str, Any] = {
+        asked: dict[str, Any] = {
             "prompt_name": prompt_name,
             "prompt": prompt,
             "matryoshka_dim": matryoshka_dim,
@@ -194,12 +177,16 @@ def embed(
             "truncate": truncate.value,
         }
         started = time.perf_counter()
-        empty = embedder.encode([], **options)  # the width and dtype of all that come
+        empty = embedder.encode([], **asked)  # the width and dtype of all that come
         write = stack.enter_context(blocks.open_writer(out_form, opened, empty, field))
-        vectors = embedder.encode_iter(reader, show_progress_bar=progress, **options)
+        vectors = embedder.encode_iter(reader, show_progress_bar=progress, **asked)
         # closes the progress bar, too, when writing fails
         stack.enter_context(closing(cast("Generator[Any, None, None]", vectors)))
-        count = blocks.write_all(vectors, reader, write)
+        try:
+            count = blocks.write_all(vectors, reader, write)
+        except TextError as error:
+            where = f"{reader.name}, line {error.index + 1}"
+            raise ValueError(f"{where}: it {error.problem}") from error
         seconds = time.perf_counter() - started
     console.say(
         f"{count:,} vectors of {empty.shape[1]:,} {empty.dtype} numbers in {seconds:.1f} s: "

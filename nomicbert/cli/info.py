@@ -7,13 +7,13 @@ document for programs, whose fields docs/info.md lists.
 import json
 import textwrap
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nomicbert.cli import console
+from nomicbert.cli import console, options
+from nomicbert.cli.options import BackendName, DtypeName
 
 if TYPE_CHECKING:
     from nomicbert.describe import Description
@@ -31,53 +31,17 @@ LABEL = 13
 LISTED = 4
 
 
-class Dtype(str, Enum):
-    """What --dtype takes."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-    auto = "auto"
-    fastest = "fastest"
-
-
-class BackendName(str, Enum):
-    """What --backend takes."""
-
-    auto = "auto"
-    reference = "reference"
-    torch = "torch"
-    triton = "triton"
-
-
 def info(
     model: Annotated[
         str,
         typer.Argument(metavar="MODEL", help="A checkpoint's folder or repository id."),
     ],
-    revision: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Branch, tag or commit of the repository."),
-    ] = None,
-    local_files_only: Annotated[
-        bool, typer.Option("--local-files-only", help="Never reach for the network.")
-    ] = False,
-    device: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one."),
-    ] = "auto",
-    dtype: Annotated[
-        Dtype, typer.Option(help="Of the parameters once loaded; auto is the checkpoint's own.")
-    ] = Dtype.float32,
-    backend: Annotated[
-        BackendName, typer.Option(help="The functions that compute.")
-    ] = BackendName.auto,
-    rotary_scaling_factor: Annotated[
-        float | None,
-        typer.Option(
-            min=0, metavar="ALPHA", help="Of dynamic NTK scaling, in place of the checkpoint's own."
-        ),
-    ] = None,
+    revision: options.Revision = None,
+    local_files_only: options.LocalFilesOnly = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = DtypeName.float32,
+    backend: options.Backend = BackendName.auto,
+    rotary_scaling_factor: options.RotaryScalingFactor = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document instead of lines.")
     ] = False,

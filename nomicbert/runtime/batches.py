@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
+from nomicbert.errors import TextError
+
 # A window is read, tokenised and sorted at a time: so many texts at most, or so many letters.
 WINDOW_TEXTS = 8192
 WINDOW_LETTERS = 1 << 20
@@ -26,9 +28,10 @@ def checked(inputs: Iterable[Any]) -> Iterator[str]:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"input {index} is not valid Unicode: a lone surrogate, "
-                    f"{text[error.start]!r}, at letter {error.start}"
+                raise TextError(
+                    index,
+                    f"is not valid Unicode: a lone surrogate, {text[error.start]!r}, at letter "
+                    f"{error.start}",
                 ) from error
         yield text
 

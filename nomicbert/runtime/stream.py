@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from nomicbert.errors import TextError
 from nomicbert.model import NomicBert
 from nomicbert.notices import TruncationWarning, warn
 from nomicbert.packing import PackedBatch, pack
@@ -80,7 +81,7 @@ class Stream:
 
         Raises:
             TypeError: an input that is no str.
-            ValueError: one that is no valid Unicode; one that is too long, with truncate "error".
+            TextError: one that is no valid Unicode; one that is too long, with truncate "error".
         """
         job, read, cut = self.job, 0, 0
         texts = checked(inputs)
@@ -99,9 +100,10 @@ class Stream:
                     prompted = [job.prompt + text for text in window]
                     ids, cut_here = self.tokenizer.encode(prompted, job.max_length)
                     if cut_here and job.truncate == "error":
-                        raise ValueError(
-                            f"input {read + cut_here[0]} is longer than {job.max_length} tokens: "
-                            "shorten it, or choose truncate='end' or 'chunk'"
+                        raise TextError(
+                            read + cut_here[0],
+                            f"is longer than {job.max_length} tokens: shorten it, or choose "
+                            "truncate 'end' or 'chunk'",
                         )
                     read += len(window)
                     cut += len(cut_here)
