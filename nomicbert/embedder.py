@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nomicbert import hub
-from nomicbert.keywords import as_device, check_target, refuse_unknown
+from nomicbert.keywords import as_device, as_whole, check_target, refuse_unknown
 from nomicbert.limits import longest, read_limit
 from nomicbert.model import NomicBert
 from nomicbert.modules import module_folders, read_pooling
@@ -62,7 +62,7 @@ class Embedder:
         Raises: NomicBertError: anything of the checkpoint missing, damaged or unsupported.
         """
         known = NomicBert.from_pretrained.__kwdefaults__ or {}
-        unknown = {k: v for k, v in model_keywords.items() if k not in known}
+        unknown = [name for name in model_keywords if name not in known]
         refuse_unknown(unknown, type(self), NomicBert.from_pretrained)
         target = ("dtype", "torch_dtype", "device", "device_map", "backend")
         check_target(**{key: model_keywords.get(key, known[key]) for key in target})
@@ -227,7 +227,8 @@ class Embedder:
         Raises: ValueError, TypeError: an argument, at once; or a text, when it is read.
         """
         known = Request.__dataclass_fields__
-        refuse_unknown({k: v for k, v in keywords.items() if k not in known}, type(self).encode)
+        unknown = [name for name in keywords if name not in known]
+        refuse_unknown(unknown, self.encode_iter, Request)
         if isinstance(inputs, str):
             raise TypeError("encode_iter takes many texts: give a lone one to encode")
         request = Request(**keywords)
@@ -257,13 +258,10 @@ class Embedder:
         limit = self.max_seq_length if max_length is None else max_length
         least = len(self.tokenizer.prefix) + len(self.tokenizer.suffix) + 1
         most = longest(self.model.config)
-        if (
-            not isinstance(limit, int | np.integer)
-            or limit < least
-            or (most is not None and limit > most)
-        ):
+        name = "max_length (or max_seq_length)"
+        if as_whole(name, limit) < least or (most is not None and limit > most):
             wanted = f"at least {least}" if most is None else f"{least} to {most}"
-            raise ValueError(f"max_length (or max_seq_length) must be {wanted}, not {limit}")
+            raise ValueError(f"{name} must be {wanted}, not {limit}")
         return limit
 
     def _open(self, request: Request) -> tuple[Stream, int]:

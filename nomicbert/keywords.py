@@ -3,9 +3,10 @@
 import difflib
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
+import numpy as np
 import torch
 
 from nomicbert_kernels import Backend, compute_dtype, fastest_dtype, select_ops
@@ -15,7 +16,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 logger = logging.getLogger(__name__)
 
 
-def refuse_unknown(unknown: Mapping[str, Any], *functions: Callable[..., Any]) -> None:
+def refuse_unknown(unknown: Collection[str], *functions: Callable[..., Any]) -> None:
     """Raise a TypeError for a keyword that none of the functions has, naming the nearest one."""
     if not unknown:
         return
@@ -29,6 +30,13 @@ def refuse_unknown(unknown: Mapping[str, Any], *functions: Callable[..., Any]) -
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
     raise TypeError(f"{functions[0].__qualname__} has no keyword {name!r}: {hint}")
+
+
+def as_whole(name: str, value: Any) -> int:
+    """A whole number from what a user may write; a TypeError names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    return int(value)
 
 
 def as_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype | None:

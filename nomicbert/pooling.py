@@ -7,11 +7,11 @@ Source: pooling modes and order of modules as in sentence-transformers; the Matr
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nomicbert.keywords import as_whole
 from nomicbert.model import NomicBert
 from nomicbert.packing import PackedBatch, offsets
 from nomicbert.prepared import PreparedWeights
@@ -77,9 +77,7 @@ class Pooling(nn.Module):
             dim = getattr(finish, name)
             if dim is None:
                 continue
-            if isinstance(dim, bool) or not isinstance(dim, int | np.integer):
-                raise TypeError(f"{name} must be an integer, not {dim!r}")
-            if not 1 <= dim <= width:
+            if not 1 <= as_whole(name, dim) <= width:
                 raise ValueError(f"{name} must be 1 to {width}, not {dim}")
         if finish.matryoshka_dim is not None and finish.truncate_dim is not None:
             raise ValueError("give matryoshka_dim or truncate_dim, not both")

@@ -4,7 +4,7 @@ Only the beginning of a long text reaches the model, so only that is worth token
 tokenizer that is given half a word finds other ids, so a cut needs a proof. Two are known here:
 
 - Between two words. The normalizers and pre-tokenizers listed below look at nothing beyond a word,
-  so what follows a space, or for BERT a Chinese character, cannot reach back across it.
+  so what follows white space, or for BERT a Chinese character, cannot reach back across it.
 - Within a run of Chinese characters, for a Unigram model, which does not split them. Its best
   path (Viterbi) to a position depends on what stands before that position alone. No piece reaches
   across a run that is longer than the longest one in any piece, so the path of the whole text
@@ -26,6 +26,8 @@ from tokenizers import Tokenizer as RustTokenizer
 
 # Unified ideographs, which every Unicode normal form leaves as they are.
 IDEOGRAPH = "[\u4e00-\u9fff]"
+# What a word may end with: no mark that belongs to the letter before it, nothing like a space.
+ENDING = r"[\w!-~]"
 # Normalizers that change a letter by itself and its combining marks alone.
 LOCAL = {
     "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Lowercase", "StripAccents", "Strip",
@@ -59,17 +61,21 @@ class Cuts:
             "BertPreTokenizer"
         ]:
             ideographs = IDEOGRAPH[1:-1] if normalizers[0]["handle_chinese_chars"] else ""
-            return cls(re.compile(rf"(?<=\w)(?=[ \t\n{ideographs}])"))
+            return cls(re.compile(rf"(?<={ENDING})(?=[ \t\r\n{ideographs}])"))
         metaspace = kinds in (["Metaspace"], ["WhitespaceSplit", "Metaspace"])
         if not metaspace or not splitters[-1].get("split", True):
             return cls(None)
         if not all(_is_local(part, splitters[-1]["replacement"]) for part in normalizers):
             return cls(None)
+        words = rf"(?<={ENDING})(?= )"
+        spaced = rust.normalizer is not None and rust.normalizer.normalize_str("a\tb\rc\nd")
+        if "WhitespaceSplit" in kinds or spaced == "a b c d":
+            words = rf"(?<={ENDING})(?=[ \t\r\n])"
         if type(rust.model).__name__ != "Unigram":
-            return cls(re.compile(r"(?<=\w)(?= )"), rust.normalizer)
+            return cls(re.compile(words), rust.normalizer)
         runs = re.findall(f"{IDEOGRAPH}+", "\n".join(rust.get_vocab()))
         longest = max(map(len, runs), default=1)
-        return cls(re.compile(rf"(?<=\w)(?= )|{IDEOGRAPH}{{{longest + 1}}}"), rust.normalizer)
+        return cls(re.compile(rf"{words}|{IDEOGRAPH}{{{longest + 1}}}"), rust.normalizer)
 
     def ends(self, text: str, start: int) -> list[int]:
         """Ends of prefixes of `text`, about `start` letters long, to be tokenised together.
@@ -82,7 +88,7 @@ class Cuts:
             if run and self._normal(run) == run:
                 return [*range(first + 1, match.end())]
             # where nothing is left of the last letter, spaces meet that are one in the whole text
-            if not run and re.search(r"\w$", self._normal(text[first - 1])):
+            if not run and re.search(rf"{ENDING}\Z", self._normal(text[first - 1])):
                 return [first]
         return [len(text)]
 

@@ -63,6 +63,8 @@ class Prompts:
         name = self.default if name is None else name
         if name is None:
             return ""
+        if name in (QUERY_NAMES[0], DOCUMENT_NAMES[0]) and not any(self.by_name.values()):
+            return ""  # sentence-transformers has these two, empty, where none are shipped
         if name not in self.by_name:
             known = ", ".join(map(repr, self.by_name)) or "none"
             raise ValueError(f"unknown prompt_name {name!r}; this checkpoint has: {known}")

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from tests.vocabularies import HANZI, chinese_wordpiece, unigram, wordpiece
 
 Build = Callable[[], Tokenizer]
+LATIN = {ord(letter): f"<{i}>" for i, letter in enumerate(HANZI)}
 COMMON = HANZI[:8]  # the Chinese characters of the long pieces
 WORDS = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
 METASPACE = pre_tokenizers.Metaspace()
@@ -58,6 +59,14 @@ def tight_unigram() -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram([*pieces.items()], unk_id=0, byte_fallback=False))
     tokenizer.pre_tokenizer = METASPACE
     return tokenizer
+
+
+def _latin_unigram() -> Tokenizer:
+    """No Chinese character is known to it."""
+    raw = json.loads(unigram().to_str())
+    vocab = raw["model"]["vocab"]
+    raw["model"]["vocab"] = [[piece.translate(LATIN), score] for piece, score in vocab]
+    return Tokenizer.from_str(json.dumps(raw))
 
 
 def _table() -> normalizers.Precompiled:
@@ -122,6 +131,7 @@ CUT: dict[str, Build] = {
     "strip": lambda: rich_unigram(n.NFKC(), n.Strip(), _spaces_to("▁")),
     "strip, words": lambda: rich_unigram(n.NFKC(), n.Strip(), _spaces_to("▁"), split=WORDS),
     "no accents": lambda: rich_unigram(n.NFKD(), n.StripAccents(), n.Lowercase(), _spaces_to(" ")),
+    "no Chinese": _latin_unigram,
     "bytes": lambda: rich_unigram(n.NFC(), _spaces_to(" "), byte_fallback=True),
     "table": lambda: rich_unigram(_table(), split=WORDS),
     "table, strip": lambda: rich_unigram(_table(), n.Strip(left=False), _spaces_to("▁")),
@@ -137,7 +147,7 @@ WHOLE: dict[str, Build] = {
     "other pre-tokenizer": lambda: rich_unigram(n.NFKC(), split=pre_tokenizers.Punctuation()),
     "words joined": lambda: rich_unigram(split=pre_tokenizers.Metaspace(split=False)),
     "other normalizer": lambda: rich_unigram(n.Prepend("x")),
-    "letters replaced": lambda: rich_unigram(n.Replace("a", "b")),
+    "letters replaced": lambda: rich_unigram(n.NFKC(), n.Replace("a", "b")),
     "spaces joined": lambda: rich_unigram(_spaces_to("▁"), split=pre_tokenizers.Metaspace("_")),
     "bert, otherwise split": lambda: _english(pre_tokenizer=pre_tokenizers.Whitespace()),
     "bert, not normalised": lambda: _english(normalizer=None),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import pairwise
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nomicbert.runtime.batches import token_batches
+from nomicbert.errors import TextError
+from nomicbert.runtime import batches
+from nomicbert.runtime.batches import as_iterator, checked, text_windows, token_batches
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=40)
 
@@ -33,3 +38,60 @@ def test_by_hand() -> None:
     assert list(token_batches(lengths, 10)) == [[4], [1], [0, 2, 5, 3, 6]]
     assert list(token_batches(lengths, 10, 2)) == [[4], [1], [0, 2], [5, 3], [6]]
     assert list(token_batches([], 10)) == []
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 60), st.none() | st.integers(1, 30))
+def test_windows(lengths: list[int], most: int, budget: int, useful: int | None) -> None:
+    texts = ["x" * length for length in lengths]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "WINDOW_TEXTS", most)
+        patch.setattr(batches, "WINDOW_LETTERS", budget)
+        windows = list(text_windows(texts, useful))
+    assert [text for window in windows for text in window] == texts
+
+    def letters(window: list[str]) -> int:
+        return sum(len(text) if useful is None else min(len(text), useful) for text in window)
+
+    for window in windows:
+        assert 1 <= len(window) <= most
+        assert letters(window[:-1]) < budget
+    for window in windows[:-1]:  # none is closed before it is full
+        assert len(window) == most or letters(window) >= budget
+
+
+def test_what_can_be_read_in_order() -> None:
+    assert list(as_iterator(("a", "b"))) == ["a", "b"]
+    texts = iter("ab")
+    assert as_iterator(texts) is texts
+    for wrong in (b"a", {"a": 1}, OrderedDict(a=1), {"a"}, frozenset()):
+        with pytest.raises(TypeError, match=f"collection of str, not {type(wrong).__name__}"):
+            as_iterator(wrong)
+
+
+@given(st.lists(st.text("a北😀\ud800\udfff", max_size=3), max_size=4))
+def test_texts_that_can_be_written_pass(texts: list[str]) -> None:
+    flawed = [i for i, text in enumerate(texts) if any("\ud800" <= c <= "\udfff" for c in text)]
+    if not flawed:
+        assert list(checked(texts)) == texts
+        return
+    with pytest.raises(TextError) as caught:
+        list(checked(texts))
+    assert caught.value.index == flawed[0]
+    place = next(i for i, c in enumerate(texts[flawed[0]]) if "\ud800" <= c <= "\udfff")
+    assert str(caught.value).endswith(f"at letter {place}")
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"a", ["a"], {"a": 1}, float("nan")])
+def test_what_is_no_text(wrong: Any) -> None:
+    texts = checked(["a", "b", wrong])
+    assert [next(texts), next(texts)] == ["a", "b"]
+    with pytest.raises(TypeError, match=f"^input 2 must be a str, not {type(wrong).__name__}: "):
+        next(texts)
+
+
+def test_long_texts_of_which_little_counts_do_not_fill_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batches, "WINDOW_HELD", 1000)
+    windows = list(text_windows(("x" * 300 for _ in range(10)), 2))
+    assert [len(window) for window in windows] == [4, 4, 2]

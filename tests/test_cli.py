@@ -254,20 +254,29 @@ def start(*args: str, **settings: str) -> subprocess.Popen[str]:
     )
 
 
+def told(number: int) -> str:
+    """What a person who has pressed Ctrl-C sees."""
+    return "nomicbert: interrupted\n" if number == signal.SIGINT else ""
+
+
 @posix
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGTERM, 143)]
+)
 def test_a_signal_ends_with_cleaning_up(number: int, code: int) -> None:
-    assert interrupt(start("-c", WORKING), number) == (code, "cleaned up\n", "")
+    assert interrupt(start("-c", WORKING), number) == (code, "cleaned up\n", told(number))
 
 
 @posix
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGTERM, 143)]
+)
 def test_a_signal_while_torch_is_imported(number: int, code: int, tmp_path: Path) -> None:
     slow = "import time\nprint('started', flush=True)\ntime.sleep(60)\n"
     (tmp_path / "torch.py").write_text(slow)
     paths = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
     process = start("-m", "nomicbert", "info", str(tmp_path), PYTHONPATH=paths)
-    assert interrupt(process, number) == (code, "", "")
+    assert interrupt(process, number) == (code, "", told(number))
 
 
 @posix

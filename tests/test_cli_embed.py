@@ -694,7 +694,7 @@ def test_nothing_stands_under_the_name_before_the_end(
     assert out.read_bytes() == b"of an earlier run"
     if number is not signal.SIGKILL:
         assert list(tmp_path.iterdir()) == [out]
-        assert err == b""
+        assert err == (b"nomicbert: interrupted\n" if number is signal.SIGINT else b"")
 
 
 def heed_interrupts() -> None:
@@ -787,3 +787,37 @@ def peak_memory(process: int) -> int:
     """Bytes of RAM that a process has held at most."""
     status = Path(f"/proc/{process}/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def test_standard_output_is_not_the_input(texts: Path, checkpoint: Path) -> None:
+    """Else it would read what it writes, without end."""
+    before = texts.read_bytes()
+    command = [sys.executable, "-m", "nomicbert", "embed", str(texts), "-m", str(checkpoint)]
+    with texts.open("ab") as itself:
+        done = subprocess.run(
+            [*command, "--prompt", "", "-o", "-"],
+            stdout=itself,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert "standard output is read and would be overwritten" in one_line(done.stderr)
+    assert texts.read_bytes() == before
+
+
+@on_linux
+def test_a_closed_standard_output(texts: Path, checkpoint: Path, embedder: Embedder) -> None:
+    """As a daemon's may be: the file is what counts."""
+    out = texts.with_name("v.npy")
+    command = [sys.executable, "-m", "nomicbert", "embed", str(texts), "-m", str(checkpoint)]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command, "--prompt", "", "-o", str(out)],
+        stderr=subprocess.PIPE,
+        env=environment(),
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.load(out), embedder.encode(TEXTS, prompt=""))

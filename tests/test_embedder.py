@@ -192,7 +192,7 @@ def test_max_length(bert: Embedder, nomic: Embedder) -> None:
         short = bert.encode(long, max_length=12)
     assert np.array_equal(short, bert.encode("fox " * 10))
     assert not np.array_equal(short, bert.encode(long))
-    for wrong in (2, 0, -5, 513, 10.5):
+    for wrong in (2, 0, -5, 513):
         with pytest.raises(ValueError, match=rf"max_length .* must be 3 to 512, not {wrong}"):
             bert.encode(long, max_length=wrong)
     with pytest.raises(ValueError, match=r"max_length .* must be at least 3, not 2"):
@@ -270,3 +270,21 @@ def test_mistakes_of_from_pretrained(tmp_path: Path) -> None:
         Embedder.from_pretrained(tmp_path, dtpye=torch.float32)
     with pytest.raises(TypeError, match="did you mean 'revision'"):
         Embedder.from_pretrained(tmp_path, revison="main")
+
+
+def test_whole_numbers_only(bert: Embedder) -> None:
+    for name in ("batch_size", "batch_tokens", "max_length"):
+        for wrong in (8.0, True, "8"):
+            with pytest.raises(TypeError, match=f"{name}.* must be an integer, not {wrong!r}"):
+                bert.encode(TEXTS, **{name: wrong})
+    bert.max_seq_length = None
+    try:
+        with pytest.raises(TypeError, match=r"max_seq_length\) must be an integer, not None"):
+            bert.encode(TEXTS)
+    finally:
+        bert.max_seq_length = 512
+
+
+def test_a_keyword_that_only_encode_has(bert: Embedder) -> None:
+    with pytest.raises(TypeError, match="encode_iter has no keyword 'sentences': known are"):
+        bert.encode_iter(TEXTS, sentences=TEXTS)

@@ -28,7 +28,7 @@ def embedder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Embedder:
 
 
 def _given(call: Callable[[], Any]) -> list[tuple[type[Warning], str, int]]:
-    """(class, text, lines below the beginning of `call`) of the warnings that point at this file."""
+    """(class, text, how many lines below the beginning of `call`) of its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         call()

@@ -38,7 +38,22 @@ ATOMS = [
     ),
     *("\u200b", "\u200d", "\ufeff", "\u00ad", "\ufe0f", "\x00", "\x07", "\ufffd", "▁", "_", "@x@"),
     *("[SEP]", "</s>", "<mask>", " <mask>", "<unk>", "[MASK]", "[unused3]", ".", ",", "。", "'"),
-    *("fox", "FOX", "language", "learning", "search_", "jump", "a", "1", "½", "²", "①", "x" * 101),
+    *(
+        "fox",
+        "fox\n",
+        "fox\tjump",
+        "FOX",
+        "language",
+        "learning",
+        "search_",
+        "jump",
+        "a",
+        "1",
+        "½",
+        "²",
+        "①",
+        "x" * 101,
+    ),
     *("\u0301", "\u0327", "\u3099", "é", "e\u0301", "Å", "ß", "İ", "Σ", "ΟΔΟΣ", "ﬁ", "㍿", "㈱"),
     *("北", "北京", "深度学习", "学习", COMMON, HANZI[:30], "龘", "靐", "㐀", "\U00020000", "，"),
     *("\uf900", "\u8c48", "\u2f00", "が", "カ", "ﾊﾞ", "한", "\u1112\u1161\u11ab", "ع", "\u064e"),
@@ -117,6 +132,7 @@ def test_every_cut_is_safe(name: str, text: str) -> None:
     rust = built(name)
     cuts, ids = Cuts.of(rust), whole_ids(rust, text)
     for ends in {tuple(cuts.ends(text, start)) for start in range(len(text) + 1)}:
+        assert ends
         agreed = alike([whole_ids(rust, text[:end]) for end in ends])
         assert agreed == ids[: len(agreed)], ends
 
@@ -127,7 +143,17 @@ def test_these_are_cut(name: str) -> None:
     for start, end in ((2, 3), (3, 3), (4, 9), (5, 9)):
         assert cuts.ends("the river is long", start) == [end]
     assert cuts.ends("the river is long", 14) == [17]
-    assert cuts.ends("fox. (fox) -- ", 4) == [14]  # no letter before a space
+    assert cuts.ends("fox. (fox) -- ", 4) == [4]
+    assert cuts.ends("fox\u200b fox\u0301 \ufffd fox", 1) == [15]  # nothing is known of these
+
+
+def test_cuts_between_lines() -> None:
+    """Where the tokenizer splits there, or a newline becomes a space."""
+    lines = ("english", "bert, cased", "nmt", "nmt, words", "strip, words")
+    for name in (*lines, "strip", "no normalizer", "metaspace, wordpiece"):
+        for gap in "\t\r\n":
+            ends = Cuts.of(built(name)).ends("fox" + gap + "dog", 2)
+            assert ends == ([3] if name in lines else [7])
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import io
 import re
-import sys
+import time
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from typing import Any
 
 import pytest
@@ -65,13 +66,6 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> list[Bar]:
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    return screen
 
 
 class Reader:
@@ -145,21 +139,31 @@ def test_quiet_in_a_file(
     assert capsys.readouterr() == ("", "")
 
 
-def test_quiet_on_a_terminal_while_the_work_is_short(bert: Embedder, terminal: Terminal) -> None:
-    bert.encode(TEXTS)
-    [*bert.encode_iter(TEXTS)]
-    assert terminal.getvalue() == ""
+def test_quiet_on_a_terminal_while_the_work_is_short(bert: Embedder) -> None:
+    with redirect_stderr(Terminal()) as screen:
+        bert.encode(TEXTS)
+        [*bert.encode_iter(TEXTS)]
+    assert screen.getvalue() == ""
 
 
 def test_shown_on_a_terminal_once_it_takes_long(
-    bert: Embedder, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+    bert: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "DELAY", 1e-9)
-    bert.encode(TEXTS)
-    assert "Embedding: 100%" in terminal.getvalue()
-    before = len(terminal.getvalue())
-    bert.encode(TEXTS, show_progress_bar=False)
-    assert len(terminal.getvalue()) == before
+    def slowly() -> Iterator[str]:
+        for text in TEXTS:
+            time.sleep(0.05)
+            yield text
+
+    monkeypatch.setattr(progress, "DELAY", 0.3)
+    with redirect_stderr(Terminal()) as screen:
+        stream = bert.encode_iter(slowly())
+        next(stream)
+        assert screen.getvalue() == ""
+        assert len([*stream]) == 9
+        assert re.search(r"Embedding: 75\.0 tokens .* tokens/s\]\n$", screen.getvalue())
+        before = len(screen.getvalue())
+        [*bert.encode_iter(slowly(), show_progress_bar=False)]
+        assert len(screen.getvalue()) == before
 
 
 def test_a_stream_that_is_left_closes_its_bar(bert: Embedder, bars: list[Bar]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from nomicbert import Embedder
 from nomicbert.errors import ConfigError
 from nomicbert.notices import PromptWarning
+from nomicbert.prompts import Prompts
 from tests.checkpoints import build_checkpoint
 from tests.variants import RETRIEVAL
 
@@ -91,6 +92,19 @@ def test_queries_and_documents(variant: str, query: str, document: str, tmp_path
     assert _same(other, embedder.encode(TEXT, prompt="word: ")[:5])
 
 
+def test_a_stream_has_its_prompt(tmp_path: Path) -> None:
+    embedder = _load(tmp_path, "nomic-v1.5")
+    texts = [TEXT, "", "x"]
+    wanted = embedder.encode([f"clustering: {text}" for text in texts], prompt="")
+    for keywords in ({"prompt_name": "clustering"}, {"prompt": "clustering: "}):
+        assert _same(np.stack([*embedder.encode_iter(texts, **keywords)]), wanted)
+    with pytest.raises(ValueError, match="unknown prompt_name 'web'"):
+        embedder.encode_iter(texts, prompt_name="web")
+    with pytest.warns(PromptWarning):
+        vectors = [*embedder.encode_iter(texts)]
+    assert _same(np.stack(vectors), embedder.encode(texts, prompt=""))
+
+
 def test_the_first_known_name_wins(tmp_path: Path) -> None:
     prompts = {"corpus": "c: ", "passage": "p: ", "document": "d: ", "search_query": "s: "}
     embedder = _load(tmp_path, "e5", prompts=prompts)
@@ -117,8 +131,8 @@ def test_mistakes_in_a_call(tmp_path: Path) -> None:
         embedder.encode(TEXT, prompt_name="query", prompt="query: ")
     with pytest.raises(TypeError, match="prompt must be a str, not 3"):
         embedder.encode(TEXT, prompt=3)
-    with pytest.raises(ValueError, match="unknown prompt_name 'query'; this checkpoint has: none"):
-        _load(tmp_path / "conan", "conan-v1").encode(TEXT, prompt_name="query")
+    with pytest.raises(ValueError, match="unknown prompt_name 'web'; this checkpoint has: none"):
+        _load(tmp_path / "conan", "conan-v1").encode(TEXT, prompt_name="web")
 
 
 @pytest.mark.parametrize(
@@ -162,3 +176,19 @@ def test_nothing_is_said_where_a_prompt_is_there(tmp_path: Path) -> None:
 def test_nothing_is_said_of_a_checkpoint_without_that_rule(tmp_path: Path) -> None:
     for variant in ("conan-v1", "e5", "nomic-v2-moe"):
         assert _load(tmp_path / variant, variant).encode(TEXT).shape in ((64,), (112,))
+
+
+def test_query_and_document_are_empty_where_none_are_shipped(tmp_path: Path) -> None:
+    """As in sentence-transformers, which has these two from the start."""
+    embedder = _load(tmp_path, "e5")
+    if not any(embedder.prompts.values()):
+        wanted = embedder.encode(TEXT)
+        for name in ("query", "document"):
+            assert _same(embedder.encode(TEXT, prompt_name=name), wanted)
+    bare = Prompts({"query": "", "document": ""})
+    assert bare.choose("query", None) == ""
+    assert Prompts().choose("document", None) == ""
+    with pytest.raises(ValueError, match="unknown prompt_name 'passage'"):
+        Prompts().choose("passage", None)
+    with pytest.raises(ValueError, match="unknown prompt_name 'query'"):
+        Prompts({"search_query": "search_query: "}).choose("query", None)

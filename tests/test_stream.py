@@ -17,6 +17,7 @@ from nomicbert import Embedder
 from nomicbert.notices import TruncationWarning
 from nomicbert.runtime import batches
 from tests.checkpoints import build_checkpoint
+from tests.sameness import same
 from tests.vocabularies import SENTENCES, WORDS
 
 TEXTS = [*SENTENCES, "", *WORDS[:9], "the river is long " * 12]
@@ -70,6 +71,12 @@ def test_the_vectors_of_encode(keywords: dict[str, Any], bert: Embedder, windows
     rows = [*bert.encode_iter(TEXTS, **keywords)]
     assert all(isinstance(row, np.ndarray) and row.dtype == np.float32 for row in rows)
     assert np.array_equal(np.stack(rows), wanted)
+
+
+def test_a_vector_does_not_depend_on_its_neighbours(bert: Embedder, windows: None) -> None:
+    alone = [bert.encode(text) for text in TEXTS]
+    assert all(map(same, bert.encode_iter(TEXTS), alone))
+    assert all(map(same, bert.encode_iter(TEXTS[::-1]), alone[::-1]))
 
 
 def test_any_iterable(bert: Embedder, windows: None, tmp_path: Path) -> None:
@@ -239,3 +246,4 @@ def test_a_text_that_cannot_be(
     assert len([next(stream) for _ in range(8)]) == 8
     with pytest.raises(error, match=re.escape(message)):
         next(stream)
+    assert len([*bert.encode_iter(texts[:9])]) == 9

@@ -28,7 +28,7 @@ spaced = st.builds(
     lambda parts, gap: gap.join(parts), words, st.sampled_from([" ", "  ", "\n", ""])
 )
 marks = st.sampled_from(
-    ["[SEP]", "[CLS]", "[MASK]", "</s>", "<s>", "<mask>", "[unused3]", " [SEP]"]
+    ["[SEP]", "[CLS]", "[MASK]", "</s>", "<s>", "<mask>", "[unused3]", " [SEP]", "\x00", "\x07"]
 )
 any_text = st.lists(st.one_of(st.text(max_size=40), spaced, marks), max_size=4).map("".join)
 
@@ -66,6 +66,52 @@ def test_ids_of_many_texts(pair: Pair) -> None:
         assert ids == [_theirs(theirs, text, limit) for text in texts]
         whole = [len(_theirs(theirs, text, 100_000)) for text in texts]
         assert cut == [i for i, length in enumerate(whole) if length > limit]
+
+
+@pytest.mark.parametrize("limit", [5, 64, 512])
+def test_long_texts(pair: Pair, limit: int) -> None:
+    """Far more than is looked at: words, a flood of spaces, a word without end, Chinese, NULs."""
+    ours, theirs = pair
+    texts = [
+        "".join(text * count for text, count in parts)
+        for parts in (
+            [("the river is long and deep. ", 900)],
+            [("fox ", 3), (" ", 9000), ("dog ", 3000)],
+            [("x", 9000), (" fox", 3000)],
+            [("北京大学在中国什么是深度学习", 900)],
+            [("北京大学，", 20), ("fox jump ", 900), ("[SEP]", 5), ("学习", 2000)],
+            [("fox\x00dog ", 2000)],
+            [("\x00", 5000), ("fox \ufffd", 900)],
+        )
+    ]
+    ids, cut = ours.encode(texts, limit)
+    assert ids == [_theirs(theirs, text, limit) for text in texts]
+    whole = [len(_theirs(theirs, text, 100_000)) for text in texts]
+    assert cut == [i for i, length in enumerate(whole) if length > limit]
+
+
+@given(text=any_text, limit=st.sampled_from(LIMITS))
+@settings(max_examples=80)
+def test_windows_are_transformers(pair: Pair, text: str, limit: int) -> None:
+    ours, theirs = pair
+    (windows,) = ours.encode_windows([text], "", limit)
+    overflow = theirs(
+        text, truncation=True, max_length=limit, stride=0, return_overflowing_tokens=True
+    )
+    assert windows == overflow["input_ids"]
+
+
+def test_a_prompt_stands_in_every_window(pair: Pair) -> None:
+    ours, theirs = pair
+    prompt = "search query: "
+    ids = _theirs(theirs, prompt + "the river is long and deep " * 9, 10_000)
+    head = len(_theirs(theirs, prompt, 100)) - 1
+    rest = ids[head:-1]
+    (windows,) = ours.encode_windows(["the river is long and deep " * 9], prompt, 20)
+    room = 20 - head - 1
+    parts = [rest[i : i + room] for i in range(0, len(rest), room)]
+    assert windows == [[*ids[:head], *part, ids[-1]] for part in parts]
+    assert len(windows) > 3
 
 
 def _rewrite(folder: Path, file: str, **changes: Any) -> None:

@@ -448,3 +448,30 @@ def test_a_pipe_is_written_straight(tmp_path: Path) -> None:
         reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     os.close(reader)
     assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+def test_a_file_that_is_replaced_keeps_its_rights(tmp_path: Path) -> None:
+    path = tmp_path / "v.npy"
+    path.write_bytes(b"private")
+    path.chmod(0o600)
+    with open_output(str(path)) as file:
+        file.write(b"private too")
+    assert path.read_bytes() == b"private too"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_parquet_refuses_what_no_column_holds(
+    to_table: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = "[" * 500 + "]" * 500
+    for value in (deep, "9" * 25):
+        with pytest.raises(ValueError, match=r"line 1: the field 'n', .* does not fit") as caught:
+            to_table([f'{{"text": "a", "n": {value}}}'])
+        assert "the values before it" not in str(caught.value)
+    from nomicbert.cli import parquet
+
+    monkeypatch.setattr(parquet, "MOST_COLUMNS", 3)
+    lines = ['{"text": "a", "b": 1}', '{"text": "a", "c": 1}']
+    assert to_table(lines).metadata.num_rows == 2
+    with pytest.raises(ValueError, match="the first 3 rows have 4 different fields, more than"):
+        to_table([*lines, '{"text": "a", "d": 1}'])

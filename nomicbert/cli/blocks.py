@@ -4,7 +4,9 @@ Where in the flow: the last step of `nomicbert embed`, between `Embedder.encode_
 reader behind it and the files that are open.
 """
 
-from collections.abc import Iterator
+import ctypes
+import os
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
@@ -52,9 +54,11 @@ def write_all(vectors: Iterator[Any], reader: Reader, write: Write) -> int:
     """
     count = broken = 0
     first = ""
+    give_back = _trimmer()
     for records, rows in _blocks(vectors, reader):
         block = np.stack(rows)
         write(records, block)
+        give_back()
         count += len(rows)
         unsound = np.flatnonzero(~np.isfinite(block).all(1))
         if len(unsound):
@@ -63,6 +67,16 @@ def write_all(vectors: Iterator[Any], reader: Reader, write: Write) -> int:
     if broken:
         console.say(f"{broken:,} vectors hold NaN or infinity, the first that of {first}")
     return count
+
+
+def _trimmer() -> Callable[[], object]:
+    """What returns freed memory to the system, where the C library (glibc) offers it.
+
+    It would keep the room of every large tensor otherwise, in pieces that no later one fits, and a
+    process that runs for hours would seem to grow.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    return (lambda: None) if trim is None else (lambda: trim(0))
 
 
 def _blocks(vectors: Iterator[Any], reader: Reader) -> Iterator[tuple[list[Record], list[Any]]]:

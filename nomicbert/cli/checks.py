@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nomicbert.cli.files import OutputFormat
+from nomicbert.cli.files import STDOUT, OutputFormat, label
 from nomicbert.cli.reading import STDIN, InputFormat
 
 if TYPE_CHECKING:
@@ -59,14 +59,17 @@ def output_files(output: str, form: OutputFormat, given: InputFormat) -> list[st
 
 def keep_apart(outputs: list[str], inputs: list[str | None]) -> None:
     """Refuse to write over a file that is read."""
-    for output in filter(os.path.exists, outputs):
-        written = os.stat(output)
+    for output in outputs:
         for path in filter(None, inputs):
-            if path != STDIN and not os.path.exists(path):
-                continue  # opening it will say so
-            read = os.fstat(0) if path == STDIN else os.stat(path)
+            try:
+                written = os.fstat(1) if output == STDOUT else os.stat(output)
+                read = os.fstat(0) if path == STDIN else os.stat(path)
+            except OSError:
+                continue  # one of them is not there: opening it will say so, if it has to be
             if stat.S_ISREG(read.st_mode) and os.path.samestat(written, read):
-                raise ValueError(f"{output} is read and would be overwritten: choose another name")
+                raise ValueError(
+                    f"{label(output)} is read and would be overwritten: choose another name"
+                )
 
 
 def need_pyarrow(output: str) -> None:

@@ -26,6 +26,9 @@ from nomicbert.errors import NomicBertError
 FAILED = 1  # the machine refused: a full disk, a missing right, a pipe that nobody reads any more
 USAGE_ERROR = 2  # an argument, a file or an installation that the user can put right
 
+# Ctrl-C, a closed terminal (which Windows does not know), and `kill`.
+ENDINGS = (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM), signal.SIGTERM)
+
 LOGGERS = ("nomicbert", "nomicbert_kernels")
 
 
@@ -61,7 +64,7 @@ def put(text: str) -> None:
 
 def say(text: str) -> None:
     """Write one line to stderr, above a progress bar where one is shown."""
-    line = f"nomicbert: {' '.join(text.split())}"
+    line = f"nomicbert: {' '.join(filter(None, map(str.strip, text.splitlines())))}"
     bars: Any = sys.modules.get("tqdm")
     if bars is None:
         typer.echo(line, err=True)
@@ -80,8 +83,12 @@ def _exit_code(error: Exception) -> int | None:
     if isinstance(error, OSError) and not isinstance(error, NomicBertError | ValueError):
         return FAILED
     if isinstance(error, RuntimeError):
+        import torch
+
         from nomicbert_kernels import BackendError
 
+        if isinstance(error, torch.OutOfMemoryError):
+            return FAILED
         return USAGE_ERROR if isinstance(error, BackendError) else None
     return USAGE_ERROR
 
@@ -103,6 +110,8 @@ def _naming_stdout() -> Iterator[None]:
 
 
 def _flush_stdout() -> None:
+    if sys.stdout is None:  # closed before we began, as a daemon's may be
+        return
     try:
         with _naming_stdout():
             sys.stdout.flush()
@@ -113,16 +122,16 @@ def _flush_stdout() -> None:
 
 
 def _exit_by(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGINT:
+        say("interrupted")
     sys.exit(128 + number)
 
 
 @contextlib.contextmanager
 def _signals_as_exits() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the command as sys.exit does: what cleans up behind it runs."""
+    """Let these signals end the command as sys.exit does: what cleans up behind it runs."""
     wanted = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) not in (signal.SIG_IGN, None)
+        number for number in ENDINGS if signal.getsignal(number) not in (signal.SIG_IGN, None)
     ]
     before = {number: signal.signal(number, _exit_by) for number in wanted}
     try:

@@ -103,6 +103,8 @@ def open_output(path: str) -> Iterator[BinaryIO]:
             file.flush()
             if final is not None and beside is not None:
                 with _named(path):
+                    if final.exists():
+                        os.chmod(beside, stat.S_IMODE(final.stat().st_mode))
                     # some filesystems tell only now that there was no room
                     os.fsync(file.fileno())
                     os.replace(beside, final)

@@ -17,7 +17,9 @@ from nomicbert.cli.reading import EMBEDDING, Record
 from nomicbert.cli.writing import Vectors, Write
 
 # What pyarrow raises for a value that a column cannot hold.
-MISFITS = (ValueError, TypeError, OverflowError, NotImplementedError)
+MISFITS = (ValueError, TypeError, OverflowError, NotImplementedError, RecursionError)
+# A table of more columns than this is an accident, and takes minutes and gigabytes a block.
+MOST_COLUMNS = 1000
 ADVICE = "(a .jsonl output takes any object)"
 
 
@@ -39,6 +41,11 @@ def parquet_writer(file: BinaryIO, empty: Vectors) -> Iterator[Write]:
         nonlocal writer
         if writer is None:
             names = list(dict.fromkeys(name for record in records for name in record.fields))
+            if len(names) > MOST_COLUMNS:
+                raise ValueError(
+                    f"the first {len(records)} rows have {len(names)} different fields, more than "
+                    f"the {MOST_COLUMNS} that become columns {ADVICE}"
+                )
             columns = [_column(records, name) for name in names]
         else:
             known = writer.schema.names
@@ -81,15 +88,25 @@ def _column(records: list[Record], name: str, kind: Any = None) -> Any:
         row = bisect_left(range(len(values)), True, key=lambda i: _misfits(values[: i + 1], kind))
     else:
         # what fits in part is cut without a word: 2.5 to 2, a key that a struct lacks, ...
-        kept = zip(values, array.to_pylist(), strict=True)
-        row = next((i for i, pair in enumerate(kept) if not _same(*pair)), -1)
+        row = _first_cut(values, array)
         if row < 0:
             return array
         column = f"a column of type {array.type}"
+    if row == 0 and kind is None:
+        column = "any column of Parquet"
     raise ValueError(
         f"{records[row].where}: the field {name!r}, {reprlib.repr(values[row])}, does not fit "
         f"{column} {ADVICE}"
     )
+
+
+def _first_cut(values: list[Any], array: Any) -> int:
+    """The first row whose value has not come through whole, or -1."""
+    try:
+        kept = zip(values, array.to_pylist(), strict=True)
+        return next((i for i, pair in enumerate(kept) if not _same(*pair)), -1)
+    except RecursionError:  # nested too deeply to compare
+        return next(i for i, value in enumerate(values) if isinstance(value, dict | list))
 
 
 def _misfits(values: list[Any], kind: Any) -> bool:

@@ -20,7 +20,9 @@ STDIN = "-"
 EMBEDDING = "embedding"
 BOM = b"\xef\xbb\xbf"
 # Files whose lines are surely not one text each.
-OTHER_SUFFIXES = (".json", ".csv", ".tsv", ".parquet", ".npy")
+OTHER_SUFFIXES = (
+    ".json", ".csv", ".tsv", ".parquet", ".npy", ".gz", ".bz2", ".xz", ".zst", ".zip",
+)  # fmt: skip
 # How many field names an error lists.
 LISTED = 10
 KINDS = {

@@ -8,6 +8,8 @@ from nomicbert.errors import TextError
 # A window is read, tokenised and sorted at a time: so many texts at most, or so many letters.
 WINDOW_TEXTS = 8192
 WINDOW_LETTERS = 1 << 20
+# And so many letters at most that are held, though no more than a few of each text count.
+WINDOW_HELD = 1 << 24
 
 
 def as_iterator(inputs: Any) -> Iterator[Any]:
@@ -44,13 +46,14 @@ def text_windows(texts: Iterable[str], useful: int | None = None) -> Iterator[li
         useful: letters of a text that count at most, where those beyond are never tokenised.
     """
     window: list[str] = []
-    letters = 0
+    letters = held = 0
     for text in texts:
         window.append(text)
+        held += len(text)
         letters += len(text) if useful is None else min(len(text), useful)
-        if len(window) >= WINDOW_TEXTS or letters >= WINDOW_LETTERS:
+        if len(window) >= WINDOW_TEXTS or letters >= WINDOW_LETTERS or held >= WINDOW_HELD:
             yield window
-            window, letters = [], 0
+            window, letters, held = [], 0, 0
     if window:
         yield window
 

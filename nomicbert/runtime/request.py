@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nomicbert import precision as formats
+from nomicbert.keywords import as_whole
 from nomicbert.precision import Precision
 from nomicbert.runtime.stream import Truncate
 
@@ -18,7 +19,7 @@ OutputValue = Literal["sentence_embedding", "token_embeddings"]
 BATCH_TOKENS = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """The keywords of `Embedder.encode`, which documents them."""
 
@@ -59,7 +60,7 @@ class Request:
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
         for name in ("batch_tokens", "batch_size"):
-            if (size := getattr(self, name)) is not None and size < 1:
+            if (size := getattr(self, name)) is not None and as_whole(name, size) < 1:
                 raise ValueError(f"{name} must be at least 1, not {size}")
         if self.truncate == "chunk" and pool_mode != "mean":
             raise ValueError(
