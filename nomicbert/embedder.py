@@ -235,11 +235,11 @@ class Embedder:
         stream, width = self._open(request)
         return request.each(stream.run(as_iterator(inputs)), width)
 
-    def encode_query(self, inputs: str | Iterable[str], **keywords: Any) -> Any:
+    def encode_query(self, inputs: str | Iterable[str] | None = None, **keywords: Any) -> Any:
         """`encode` with the checkpoint's prompt for queries, if it has one."""
         return self._encode_as(QUERY_NAMES, inputs, keywords)
 
-    def encode_document(self, inputs: str | Iterable[str], **keywords: Any) -> Any:
+    def encode_document(self, inputs: str | Iterable[str] | None = None, **keywords: Any) -> Any:
         """`encode` with the checkpoint's prompt for documents, if it has one."""
         return self._encode_as(DOCUMENT_NAMES, inputs, keywords)
 
@@ -248,7 +248,7 @@ class Embedder:
         return similarity(a, b, self.similarity_fn_name)
 
     def _encode_as(
-        self, names: tuple[str, ...], inputs: str | Iterable[str], keywords: dict[str, Any]
+        self, names: tuple[str, ...], inputs: str | Iterable[str] | None, keywords: dict[str, Any]
     ) -> Any:
         if keywords.get("prompt_name") is None and keywords.get("prompt") is None:
             keywords["prompt_name"] = self._prompts.first_of(names)

@@ -59,6 +59,8 @@ class Prompts:
                 raise TypeError(f"prompt must be a str, not {prompt!r}")
             if name is not None:
                 raise ValueError("give prompt_name or prompt, not both")
+            if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+                raise ValueError(f"prompt {prompt!r} is not valid Unicode: it has a lone surrogate")
             return prompt
         name = self.default if name is None else name
         if name is None:

@@ -63,7 +63,8 @@ def test_forms_of_input(bert: Embedder) -> None:
     assert wanted.dtype == np.float32
     for inputs in (tuple(TEXTS), iter(TEXTS), (text for text in TEXTS), np.array(TEXTS)):
         assert np.array_equal(bert.encode(inputs), wanted)
-    assert np.array_equal(bert.encode(sentences=TEXTS), wanted)
+    for call in (bert.encode, bert.encode_query, bert.encode_document):
+        assert np.array_equal(call(sentences=TEXTS), wanted)
     one = bert.encode(TEXTS[0])
     assert one.shape == (112,)
     assert np.array_equal(one, wanted[0])

@@ -131,6 +131,8 @@ def test_mistakes_in_a_call(tmp_path: Path) -> None:
         embedder.encode(TEXT, prompt_name="query", prompt="query: ")
     with pytest.raises(TypeError, match="prompt must be a str, not 3"):
         embedder.encode(TEXT, prompt=3)
+    with pytest.raises(ValueError, match=r"prompt 'a\\ud800' is not valid Unicode"):
+        embedder.encode(TEXT, prompt="a\ud800")
     with pytest.raises(ValueError, match="unknown prompt_name 'web'; this checkpoint has: none"):
         _load(tmp_path / "conan", "conan-v1").encode(TEXT, prompt_name="web")
 
