@@ -1,1 +1,1 @@
-"""What makes a stream of texts fast: batches by tokens."""
+"""A stream of texts -> a stream of vectors: what a call asks for, windows, batches, progress."""
