@@ -465,7 +465,11 @@ def test_parquet_refuses_what_no_column_holds(
 ) -> None:
     deep = "[" * 500 + "]" * 500
     for value in (deep, "9" * 25):
-        with pytest.raises(ValueError, match=r"line 1: the field 'n', .* does not fit") as caught:
+        # how deep Python itself goes hangs on its version
+        message = (
+            r"line 1: the field 'n', .* does not fit|Parquet has no such column: .* too deeply"
+        )
+        with pytest.raises(ValueError, match=message) as caught:
             to_table([f'{{"text": "a", "n": {value}}}'])
         assert "the values before it" not in str(caught.value)
     from nomicbert.cli import parquet

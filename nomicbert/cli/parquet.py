@@ -74,7 +74,7 @@ def parquet_writer(file: BinaryIO, empty: Vectors) -> Iterator[Write]:
 def _open_writer(file: BinaryIO, schema: Any) -> Any:
     try:
         return pq.ParquetWriter(file, schema)
-    except MISFITS as error:
+    except (*MISFITS, OSError) as error:  # OSError: nested too deeply
         raise ValueError(f"Parquet has no such column: {error} {ADVICE}") from error
 
 
