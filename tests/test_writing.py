@@ -463,13 +463,9 @@ def test_a_file_that_is_replaced_keeps_its_rights(tmp_path: Path) -> None:
 def test_parquet_refuses_what_no_column_holds(
     to_table: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deep = "[" * 500 + "]" * 500
-    for value in (deep, "9" * 25):
-        # how deep Python itself goes hangs on its version
-        message = (
-            r"line 1: the field 'n', .* does not fit|Parquet has no such column: .* too deeply"
-        )
-        with pytest.raises(ValueError, match=message) as caught:
+    assert to_table(['{"text": "a", "n": ' + "[" * 30 + "]" * 30 + "}"]).metadata.num_rows == 1
+    for value in ("[" * 31 + "]" * 31, "[" * 500 + "]" * 500, "9" * 25):
+        with pytest.raises(ValueError, match=r"line 1: the field 'n', .* does not fit") as caught:
             to_table([f'{{"text": "a", "n": {value}}}'])
         assert "the values before it" not in str(caught.value)
     from nomicbert.cli import parquet

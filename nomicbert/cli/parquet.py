@@ -20,6 +20,8 @@ from nomicbert.cli.writing import Vectors, Write
 MISFITS = (ValueError, TypeError, OverflowError, NotImplementedError, RecursionError)
 # A table of more columns than this is an accident, and takes minutes and gigabytes a block.
 MOST_COLUMNS = 1000
+# Nested more deeply than this (two levels of the format each), a file is written that none reads.
+DEEPEST = 30
 ADVICE = "(a .jsonl output takes any object)"
 
 
@@ -74,7 +76,7 @@ def parquet_writer(file: BinaryIO, empty: Vectors) -> Iterator[Write]:
 def _open_writer(file: BinaryIO, schema: Any) -> Any:
     try:
         return pq.ParquetWriter(file, schema)
-    except (*MISFITS, OSError) as error:  # OSError: nested too deeply
+    except MISFITS as error:
         raise ValueError(f"Parquet has no such column: {error} {ADVICE}") from error
 
 
@@ -102,11 +104,19 @@ def _column(records: list[Record], name: str, kind: Any = None) -> Any:
 
 def _first_cut(values: list[Any], array: Any) -> int:
     """The first row whose value has not come through whole, or -1."""
-    try:
-        kept = zip(values, array.to_pylist(), strict=True)
-        return next((i for i, pair in enumerate(kept) if not _same(*pair)), -1)
-    except RecursionError:  # nested too deeply to compare
+    if _depth(array.type) > DEEPEST:
         return next(i for i, value in enumerate(values) if isinstance(value, dict | list))
+    kept = zip(values, array.to_pylist(), strict=True)
+    return next((i for i, pair in enumerate(kept) if not _same(*pair)), -1)
+
+
+def _depth(kind: Any) -> int:
+    """How many lists and structs lie in each other."""
+    if pa.types.is_list(kind):
+        return 1 + _depth(kind.value_type)
+    if pa.types.is_struct(kind):
+        return 1 + max((_depth(field.type) for field in kind), default=0)
+    return 0
 
 
 def _misfits(values: list[Any], kind: Any) -> bool:
