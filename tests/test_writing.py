@@ -464,6 +464,8 @@ def test_parquet_refuses_what_no_column_holds(
     to_table: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert to_table(['{"text": "a", "n": ' + "[" * 30 + "]" * 30 + "}"]).metadata.num_rows == 1
+    with pytest.raises(ValueError, match="line 2: the field 'n'"):  # the first is not to blame
+        to_table(['{"text": "a", "n": []}', '{"text": "a", "n": ' + "[" * 31 + "]" * 31 + "}"])
     for value in ("[" * 31 + "]" * 31, "[" * 500 + "]" * 500, "9" * 25):
         with pytest.raises(ValueError, match=r"line 1: the field 'n', .* does not fit") as caught:
             to_table([f'{{"text": "a", "n": {value}}}'])

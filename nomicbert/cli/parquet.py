@@ -103,9 +103,9 @@ def _column(records: list[Record], name: str, kind: Any = None) -> Any:
 
 
 def _first_cut(values: list[Any], array: Any) -> int:
-    """The first row whose value has not come through whole, or -1."""
+    """The first row whose value does not come through whole, or lies too deep; else -1."""
     if _depth(array.type) > DEEPEST:
-        return next(i for i, value in enumerate(values) if isinstance(value, dict | list))
+        return max(range(len(values)), key=lambda i: _depth(pa.infer_type([values[i]])))
     kept = zip(values, array.to_pylist(), strict=True)
     return next((i for i, pair in enumerate(kept) if not _same(*pair)), -1)
 
