@@ -29,14 +29,15 @@ parity: $(VENV)/.installed-test  ## compare with transformers, on weights of a f
 	NOMICBERT_SEED=$${NOMICBERT_SEED:-$$($(RUN) -c "import secrets; print(secrets.randbelow(10**6))")} \
 		$(RUN) -m pytest tests/parity
 
-bench:  ## (not yet) measure throughput against peers
-	@echo "make bench: the benchmarks (bench/) do not exist yet" >&2; exit 1
+bench: $(VENV)/.installed-test  ## time each op against its peers; ARGS="--quick" to see that they run
+	$(RUN) -m pytest bench -o python_files='bench_*.py' $(ARGS)
 
-aot:  ## (not yet) compile the Triton kernels without a GPU
-	@echo "make aot: the Triton kernels (kernels/nomicbert_kernels/*_triton.py) do not exist yet" >&2; exit 1
+aot: $(VENV)/.installed-test  ## compile every Triton kernel for every architecture, without a GPU; ARGS="--arch sm_90"
+	PYTHONPATH=.:kernels $(RUN) -m bench.aot $(or $(ARGS),--out bench/results/aot.json)
 
-gpu:  ## (not yet) run the tests that need a GPU
-	@echo "make gpu: the tests marked gpu do not exist yet" >&2; exit 1
+# Installs nothing: torch, triton, transformers and pytest are those of the machine with the GPU.
+gpu:  ## prove every kernel and whole models on this machine's GPU, from the source tree
+	PYTHONPATH=.:kernels $(PYTHON) -m pytest --import-mode=importlib -m gpu tests $(ARGS)
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -150,7 +150,7 @@ class Pooling(nn.Module):
 def pool_rows(ops: Ops, rows: Tensor, layer_norm: bool, dim: int | None, unit: bool) -> Tensor:
     """The end of pooling for (B, H) rows that are vectors already: texts of one token each."""
     ones = [1] * rows.shape[0]
-    # the plan of one-token texts does not look at heads
-    plan = ops.plan(ones, 1, rows.shape[1], rows.dtype)
+    # nothing attends here: as many heads of one number as the rows are wide
+    plan = ops.plan(ones, rows.shape[1], 1, rows.dtype)
     pooled: Tensor = ops.pool(rows, offsets(ones, rows.device), plan, "cls", layer_norm, dim, unit)
     return pooled

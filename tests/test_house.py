@@ -65,9 +65,11 @@ OPS = {"attention", "embed", "gelu", "layer_norm", "linear", "moe", "pool", "qkv
 KERNEL_ROOMS = [
     {"tensors"},
     {"checks", "launch"},
+    {"library", "tiling"},
     OPS,
-    {f"{op}_{backend}" for op in OPS for backend in ("torch", "triton")},
+    {f"{op}_{backend}" for op in OPS for backend in ("torch", "triton")} | {"gemm_triton"},
     {"backend"},
+    {"tuning"},
     {""},
 ]
 
@@ -78,7 +80,10 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     "safetensors": lambda module: module == "nomicbert.checkpoint",
     "sentence_transformers": lambda module: module.startswith("nomicbert.verify"),
     "transformers": lambda module: module.startswith("nomicbert.verify"),
-    "triton": lambda module: module.startswith("nomicbert_kernels.") and module.endswith("_triton"),
+    "triton": lambda module: (
+        (module.startswith("nomicbert_kernels.") and module.endswith("_triton"))
+        or module.startswith("nomicbert_kernels.tuning")
+    ),
     "typer": lambda module: module.startswith("nomicbert.cli"),
 }
 KERNEL_LIBRARIES = {"nomicbert_kernels", "numpy", "torch", "triton"}

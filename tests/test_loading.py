@@ -107,7 +107,10 @@ def test_wrong_values_are_refused_before_weights_are_read(
         NomicBert.from_pretrained(folder, **keywords)
 
 
-def test_a_backend_that_cannot_run_is_refused_before_weights_are_read(folder: Path) -> None:
+def test_a_backend_that_cannot_run_is_refused_before_weights_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     (folder / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(BackendError, match="backend 'triton'"):
         NomicBert.from_pretrained(folder, backend="triton")

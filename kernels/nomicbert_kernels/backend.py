@@ -5,7 +5,10 @@ CPU first. triton: kernels of our own. The choice is made once for a device and 
 The dtype to compute in is decided here too.
 """
 
+import functools
+import importlib.util
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -20,6 +23,7 @@ from nomicbert_kernels import (
     embed_torch,
     gelu,
     gelu_torch,
+    launch,
     layer_norm,
     layer_norm_torch,
     linear,
@@ -32,6 +36,7 @@ from nomicbert_kernels import (
     qkv_rotary_torch,
     swiglu,
     swiglu_torch,
+    tiling,
 )
 from nomicbert_kernels.tensors import Activation, Plan, Run, Weight, WeightKind
 
@@ -39,6 +44,8 @@ Backend = Literal["auto", "reference", "torch", "triton"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # What torch.cpu.get_capabilities() calls products in bf16: on x86 two of them, on ARM one.
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
+# The least that the kernels are compiled for: sm_80 has bf16 and asynchronous copies.
+LEAST_CAPABILITY = (8, 0)
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +134,79 @@ TORCH = Ops(
 )
 
 
+@functools.cache
+def triton_ops(device: torch.device) -> Ops:
+    """The kernels of this package, launched on `device`.
+
+    Raises: BackendError: triton is missing or too old, or was imported before it was told to
+        interpret.
+    """
+    try:
+        from nomicbert_kernels import (
+            attention_triton,
+            embed_triton,
+            gelu_triton,
+            gemm_triton,
+            layer_norm_triton,
+            linear_triton,
+            moe_triton,
+            pool_triton,
+            qkv_rotary_triton,
+            swiglu_triton,
+        )
+    except ImportError as error:
+        raise BackendError(
+            f"backend 'triton' needs triton 3.6 or later ({error}): pip install 'nomicbert[gpu]'"
+        ) from error
+    if device.type == "cpu" and not gemm_triton.INTERPRETED:
+        raise BackendError(
+            "TRITON_INTERPRET was set after triton had been imported: set it before the start"
+        )
+
+    def plan(lengths: Sequence[int], num_heads: int, head_dim: int, dtype: torch.dtype) -> Plan:
+        return tiling.plan_tiles(lengths, head_dim, dtype, device)
+
+    return Ops(
+        name="triton",
+        prepare=keep_source,
+        plan=plan,
+        embed=embed_triton.embed,
+        linear=linear_triton.linear,
+        qkv_rotary=qkv_rotary_triton.qkv_rotary,
+        attention=attention_triton.attention,
+        layer_norm=layer_norm_triton.layer_norm,
+        swiglu=swiglu_triton.swiglu,
+        gelu=gelu_triton.gelu,
+        moe=moe_triton.moe,
+        pool=pool_triton.pool,
+    )
+
+
+def interprets() -> bool:
+    """Whether triton is told to run kernels in Python, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What keeps the kernels from running here, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install 'nomicbert[gpu]'"
+    if device.type == "cpu" and interprets():
+        if dtype == torch.bfloat16:
+            return "triton's interpreter computes bfloat16 wrongly: take float32 or float16"
+        return None
+    if device.type != "cuda":
+        return (
+            f"it needs a CUDA device, not {device.type}; to follow its kernels on a CPU, slowly, "
+            "set TRITON_INTERPRET=1 before the start"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if not torch.version.hip and capability < LEAST_CAPABILITY:
+        found, wanted = (".".join(map(str, c)) for c in (capability, LEAST_CAPABILITY))
+        return f"compute capability {found} is below {wanted}"
+    return None
+
+
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """The dtype of the hidden states where parameters are stored in `dtype`.
 
@@ -186,11 +266,18 @@ def choose_ops(
         raise ValueError(
             f"hidden states cannot be {dtype}: choose one of {', '.join(map(str, DTYPES))}"
         )
+    problem = why_not_triton(device, dtype)
     if backend == "triton":
-        raise BackendError(
-            "backend 'triton' is not part of this version: use 'auto', 'torch' or 'reference'"
-        )
+        if problem:
+            raise BackendError(f"backend 'triton' cannot run here: {problem}")
+        return triton_ops(device), "asked for"
     if backend != "auto":
         return REFERENCE if backend == "reference" else TORCH, "asked for"
+    if device.type == "cuda":
+        arch = launch.architecture(device)
+        if problem is None and launch.proven(arch):
+            return triton_ops(device), f"its kernels are proven on {arch}"
+        waits = f"the kernels of backend 'triton' have not been run on {arch} yet: ask for them"
+        return TORCH, problem or waits
     packs = device.type == "cpu" and linear_torch.onednn_packs(dtype)
     return TORCH, "oneDNN packs its weights" if packs else "it runs wherever torch does"

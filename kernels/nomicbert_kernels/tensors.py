@@ -90,14 +90,32 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """Neighbouring tokens that a kernel takes at a time, listed on the device.
+
+    Attributes:
+        table: (n, 4) int32 rows of first token, tokens, first text, and the text after the last.
+            A tile is a part of one text, or several whole short ones; one of 0 tokens is idle.
+        text: (T,) int32, the text of each token.
+        rows: tokens of a tile at most.
+    """
+
+    table: Tensor
+    text: Tensor
+    rows: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a backend walks the texts of one batch; made once a batch by `Ops.plan`.
 
     Attributes:
-        runs: in the order of the texts; texts without tokens are left out.
+        runs: in the order of the texts; texts without tokens are left out. For reference and torch.
+        tiles: for triton, else None.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...] = ()
+    tiles: Tiles | None = None
 
 
 @dataclass(frozen=True)

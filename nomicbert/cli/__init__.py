@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from nomicbert import __version__
-from nomicbert.cli import console, demo, embed, info
+from nomicbert.cli import console, demo, embed, info, tune
 
 app = typer.Typer(
     name="nomicbert",
@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "embed": (embed.embed, embed.EXAMPLES),
     "info": (info.info, info.EXAMPLES),
     "demo": (demo.demo, demo.EXAMPLES),
+    "tune": (tune.tune, tune.EXAMPLES),
 }
 for _name, (_command, _examples) in COMMANDS.items():
     app.command(_name, epilog=_examples)(_command)

@@ -1,4 +1,4 @@
-"""What the tests of the ops share: both forms, drawn tensors, texts' lengths, the kernel bound.
+"""What the tests of the ops share: the forms, drawn tensors, texts' lengths, the kernel bound.
 
 Truths are written out in each test in fp64; nothing here computes an op.
 """
@@ -16,11 +16,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nomicbert_kernels import Activation, Ops, Weight, select_ops
+from nomicbert_kernels.backend import triton_ops, why_not_triton
 from nomicbert_kernels.linear_torch import onednn_packs
 
-FORMS = ("reference", "torch")
+# The interpreter stands in for a GPU; where there is one, tests/gpu has its own.
+INTERPRETS = why_not_triton(torch.device("cpu"), torch.float32) is None
+if INTERPRETS:
+    from tests.interpreter import bf16, speed
+
+    bf16.install()
+    speed.install()
+FORMS = ("reference", "torch", "triton") if INTERPRETS else ("reference", "torch")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-BOTH_FORMS = pytest.mark.parametrize("form", FORMS)
+EVERY_FORM = pytest.mark.parametrize("form", FORMS)
 ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 # Bits of a row are promised where oneDNN packs the weights.
 PACKED_DTYPES = pytest.mark.parametrize(
@@ -46,6 +54,8 @@ SLICES = [(0, m) for m in (1, 2, 3, 4, 7, 8, 9, 16, 17, 33, 64, 100)] + [(5, 1),
 
 
 def ops_of(form: str, dtype: torch.dtype = torch.float32) -> Ops:
+    if form == "triton":  # by its name it would refuse bf16, which is interpreted rightly here
+        return triton_ops(torch.device("cpu"))
     return select_ops("cpu", dtype, form)  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.ops.cases import (
     ALL_DTYPES,
-    BOTH_FORMS,
+    EVERY_FORM,
     FORMS,
     LENGTHS,
     SEEDS,
@@ -54,7 +54,7 @@ def draw_qkv(lengths: list[int], heads: int, size: int, seed: int, dtype=torch.f
     return draw(sum(lengths), 3, heads, size, seed=seed, dtype=dtype, scale=1.5)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @ALL_DTYPES
 @settings(max_examples=15)
 @given(LENGTHS, st.integers(1, 3), st.integers(1, 33), st.booleans(), SEEDS)
@@ -68,7 +68,7 @@ def test_bound(
     assert_within(got, truth, plain, dtype)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @settings(max_examples=15)
 @given(LENGTHS, SEEDS)
 def test_rows_are_rows_of_the_whole(form: str, lengths: list[int], seed: int) -> None:
@@ -93,13 +93,13 @@ def test_reference_is_the_formula(seed: int) -> None:
     assert_exact(ops.attention(qkv, offsets_of(lengths), plan, 0.4), formula(qkv, lengths, 0.4))
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
 def test_no_tokens(form: str, lengths: list[int]) -> None:
     assert run(form, torch.empty(0, 3, 2, 4), lengths, 1.0).shape == (0, 8)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize("rows", [None, torch.tensor([2, 3, 20])])
 def test_gradients(form: str, rows: Tensor | None, seed: int) -> None:
     lengths = [3, 1, 17]
@@ -157,7 +157,7 @@ def weights_of(form: str, p: float, seed: int, n: int = 48) -> Tensor:
     return run(form, qkv, [n, n], 0.1, dropout_p=p, seed=seed).view(2, n, 2, n)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_dropout_zeroes_a_share_and_grows_the_rest(form: str) -> None:
     plain, out = weights_of(form, 0.0, 11), weights_of(form, 0.3, 11)
     kept = out != 0
@@ -168,7 +168,7 @@ def test_dropout_zeroes_a_share_and_grows_the_rest(form: str) -> None:
     assert not torch.equal(kept[:, :, 0], kept[:, :, 1])
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_dropout_preserves_the_mean(form: str) -> None:
     plain = weights_of(form, 0.0, 0, n=8)
     mean = torch.stack([weights_of(form, 0.3, seed, n=8) for seed in range(100)]).mean(0)
@@ -217,7 +217,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize(("message", "changed"), REFUSED)
 def test_refusals(form: str, message: str, changed: dict[str, Any]) -> None:
     plan = ops_of(form).plan([2, 3], 2, 4, torch.float32)

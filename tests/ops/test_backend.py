@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +26,12 @@ from nomicbert_kernels import (
     Rope,
     Run,
     WeightKind,
+    choose_ops,
+    launch,
     select_ops,
     values,
 )
-from tests.ops.cases import BOTH_FORMS, NEEDS_PACKING, draw, offsets_of, ops_of, refuses
+from tests.ops.cases import EVERY_FORM, NEEDS_PACKING, draw, offsets_of, ops_of, refuses
 
 OPS = ["embed", "linear", "qkv_rotary", "attention", "layer_norm", "swiglu", "gelu", "moe", "pool"]
 
@@ -39,14 +47,15 @@ def onednn_switched_off() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("backend", "name"), [("auto", "torch"), ("torch", "torch"), ("reference", "reference")]
+    ("backend", "name"),
+    [("auto", "torch"), ("torch", "torch"), ("reference", "reference"), ("triton", "triton")],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_names(backend: Backend, name: str, dtype: torch.dtype) -> None:
     ops = select_ops(torch.device("cpu"), dtype, backend)
     assert ops.name == name
     for op in OPS:
-        ending = op if name == "reference" else f"{op}_torch"
+        ending = op if name == "reference" else f"{op}_{name}"
         assert getattr(ops, op).__module__ == f"nomicbert_kernels.{ending}"
 
 
@@ -76,11 +85,90 @@ def test_unknown_backend() -> None:
         select_ops("cpu", torch.float32, "cuda")  # type: ignore[arg-type]
 
 
-def test_triton_is_refused() -> None:
-    message = "backend 'triton' is not part of this version: use 'auto', 'torch' or 'reference'"
-    with pytest.raises(BackendError, match=message):
-        select_ops("cpu", torch.float32, "triton")
+H200 = (9, 0)
+# what is there -> the backend's error, or its name and the end of the reason
+WITHOUT = {
+    "no device": (
+        {"interpret": ""},
+        "cpu",
+        "it needs a CUDA device, not cpu; to follow its kernels",
+    ),
+    "another device": ({}, "meta", "it needs a CUDA device, not meta"),
+    "no triton": ({"spec": None}, "cpu", "triton is not installed: pip install 'nomicbert[gpu]'"),
+    "an old device": ({"capability": (7, 5)}, "cuda", "compute capability 7.5 is below 8.0"),
+    "bf16": ({}, "cpu", "triton's interpreter computes bfloat16 wrongly"),
+}
+
+
+def pretend(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    interpret: str = "1",
+    spec: object = "there",
+    capability: tuple[int, int] = H200,
+    proven: bool = False,
+) -> None:
+    """A machine of this kind, as far as the choice of a backend can see."""
+    monkeypatch.setenv("TRITON_INTERPRET", interpret)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(launch, "proven", lambda arch: proven)
+    monkeypatch.setattr(
+        launch, "architecture", lambda device: "sm_" + "".join(map(str, capability))
+    )
+
+
+@pytest.mark.parametrize("missing", WITHOUT)
+def test_triton_is_refused(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by name and unable to run, it is an error; nothing else steps in."""
+    machine, device, message = WITHOUT[missing]
+    pretend(monkeypatch, **machine)
+    dtype = torch.bfloat16 if missing == "bf16" else torch.float32
+    with pytest.raises(
+        BackendError, match=re.escape(f"backend 'triton' cannot run here: {message}")
+    ):
+        select_ops(device, dtype, "triton")
     assert issubclass(BackendError, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "reason"),
+    [
+        ({"proven": True}, "triton", "its kernels are proven on sm_90"),
+        ({}, "torch", "the kernels of backend 'triton' have not been run on sm_90 yet"),
+        ({"proven": True, "capability": (7, 5)}, "torch", "compute capability 7.5 is below 8.0"),
+        ({"proven": True, "spec": None}, "torch", "triton is not installed"),
+    ],
+)
+def test_auto_on_a_gpu(
+    machine: dict[str, Any], name: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, **machine)
+    ops, why = choose_ops("cuda", torch.bfloat16)
+    assert ops.name == name
+    assert why.startswith(reason)
+
+
+def test_an_interpreter_asked_for_too_late() -> None:
+    """Triton's own functions are compiled ones by then."""
+    code = """
+import os, sys, triton, torch
+os.environ["TRITON_INTERPRET"] = "1"
+from nomicbert_kernels import BackendError, select_ops
+try:
+    select_ops("cpu", torch.float32, "triton")
+except BackendError as error:
+    print(error)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.startswith("TRITON_INTERPRET was set after triton had been imported")
 
 
 def logged(caplog: pytest.LogCaptureFixture, dtype: torch.dtype, backend) -> str:
@@ -143,7 +231,7 @@ def results(form: str, dtype: torch.dtype, exact: bool = False) -> dict[str, tor
         }
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_weight_stored_narrower_than_it_is_multiplied(
     recorded: bool, form: str, seed: int
@@ -221,7 +309,7 @@ def test_what_onednn_does_not_serve_stays_as_it_is() -> None:
     assert prepare(torch.empty(4, 3, device="meta"), None, "linear").packed is None
 
 
-@BOTH_FORMS
+@pytest.mark.parametrize("form", ["reference", "torch"])
 @given(lengths=st.lists(st.sampled_from([0, 1, 1, 2, 3]), max_size=12))
 def test_a_plan_joins_neighbours_of_one_length(form: str, lengths: list[int]) -> None:
     plan = ops_of(form).plan(lengths, 2, 8, torch.float32)

@@ -14,7 +14,7 @@ from torch import Tensor
 from nomicbert_kernels import EmbeddingTables
 from tests.ops.cases import (
     ALL_DTYPES,
-    BOTH_FORMS,
+    EVERY_FORM,
     ROWS,
     SEEDS,
     SLICES,
@@ -52,7 +52,7 @@ def draw_tables(width: int, seed: int, dtype: torch.dtype = torch.float32) -> tu
     return tuple(draw(*size, seed=seed + i, dtype=dtype) for i, size in enumerate(sizes))
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @ALL_DTYPES
 @settings(max_examples=20)
 @given(ROWS, WIDTHS, st.booleans(), st.booleans(), st.booleans(), st.booleans(), SEEDS)
@@ -99,7 +99,7 @@ def test_reference_is_the_formula(seed: int) -> None:
     assert_exact(got, norm(z, w, b))
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_tables_stored_narrower_than_the_norm(form: str, seed: int) -> None:
     """The sums are taken in the wider dtype, to the bit."""
     wide = [t.half().float() for t in draw_tables(13, seed)]
@@ -114,7 +114,7 @@ def test_tables_stored_narrower_than_the_norm(form: str, seed: int) -> None:
             assert torch.equal(got, truth)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_no_tokens(form: str) -> None:
     word, token_type, position, w, b = draw_tables(7, 1)
     none = torch.zeros(0, dtype=torch.int64)
@@ -123,7 +123,7 @@ def test_no_tokens(form: str) -> None:
     assert ops_of(form).embed(None, None, none, tables, w, b, EPS, torch.ones(0, 7)).numel() == 0
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize("typed", [False, True])
 def test_gradients(form: str, typed: bool, seed: int) -> None:
     ids, kinds, places = (draw_ids(17, n, seed) for n in (WORDS, TYPES, POSITIONS))
@@ -141,7 +141,7 @@ def test_gradients(form: str, typed: bool, seed: int) -> None:
     assert_gradients(op, formula, *draw_tables(13, seed), seed=seed)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_gradients_of_inputs_embeds(form: str, seed: int) -> None:
     word, token_type, _, w, b = draw_tables(13, seed)
     tables = EmbeddingTables(word, token_type)
@@ -197,7 +197,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize(("message", "changed"), REFUSED)
 def test_refusals(form: str, message: str, changed: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {

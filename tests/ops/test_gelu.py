@@ -12,7 +12,7 @@ from torch import Tensor
 from nomicbert_kernels import Weight
 from tests.ops.cases import (
     ALL_DTYPES,
-    BOTH_FORMS,
+    EVERY_FORM,
     NEEDS_PACKING,
     PACKED_DTYPES,
     ROWS,
@@ -38,7 +38,7 @@ def formula(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return z * torch.special.erfc(-z / 2**0.5) / 2
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @ALL_DTYPES
 @settings(max_examples=20)
 @given(ROWS, WIDTHS, WIDTHS, st.booleans(), st.booleans(), SEEDS)
@@ -70,7 +70,7 @@ def test_reference_is_the_formula(seed: int) -> None:
     assert_exact(got, formula(x, w, b))
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_it_is_the_exact_gelu(form: str) -> None:
     """Where the tanh approximation is furthest off, by 4.7e-4, as a table of erf has it."""
     ops = ops_of(form)
@@ -79,7 +79,7 @@ def test_it_is_the_exact_gelu(form: str) -> None:
     assert got.item() == pytest.approx(2.3 * 0.98927589, abs=2e-6)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_no_tokens(form: str) -> None:
     ops = ops_of(form)
     weight = ops.prepare(draw(4, 3, seed=1), draw(4, seed=2), "linear")
@@ -87,7 +87,7 @@ def test_no_tokens(form: str) -> None:
         assert ops.gelu(torch.empty(0, 3), weight).shape == (0, 4)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_gradients(form: str, seed: int) -> None:
     ops = ops_of(form)
     assert_gradients(
@@ -123,7 +123,7 @@ def test_a_row_keeps_its_bits(dtype: torch.dtype, width: int, inner: int, seed: 
     assert_rows_keep_their_bits(lambda x: ops.gelu(x, weight), x)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_activations(form: str, seed: int) -> None:
     ops = ops_of(form)
     weight = ops.prepare(draw(4, 9, seed=seed), None, "linear")
@@ -140,7 +140,7 @@ REFUSED = {
 }
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize("message", REFUSED)
 def test_refusals(form: str, message: str) -> None:
     with refuses(message):

@@ -13,7 +13,7 @@ from torch import Tensor
 from nomicbert_kernels import Activation, values
 from tests.ops.cases import (
     ALL_DTYPES,
-    BOTH_FORMS,
+    EVERY_FORM,
     ROWS,
     SEEDS,
     WIDTHS,
@@ -41,7 +41,7 @@ def formula(x: Tensor, w: Tensor | None, b: Tensor | None, r: Tensor | None, eps
     return y if b is None else y + b.double()
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @ALL_DTYPES
 @settings(max_examples=20)
 @given(ROWS, WIDTHS, st.booleans(), st.booleans(), st.booleans(), SEEDS)
@@ -75,7 +75,7 @@ def test_reference_is_the_formula(rows: int, width: int, seed: int) -> None:
     torch.testing.assert_close(got, formula(x, w, b, r), rtol=1e-9, atol=1e-9)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize("eps", [1e-5, 1e-12])
 def test_eps_on_rows_of_low_variance(form: str, eps: float) -> None:
     """Rows whose variance is near eps: the other eps would give another result by far."""
@@ -92,13 +92,13 @@ def test_the_variance_is_the_biased_one() -> None:
     assert_exact(got, torch.tensor([[-1.0, 1.0]], dtype=torch.float64))
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_no_tokens(form: str) -> None:
     ops, none = ops_of(form), torch.empty(0, 3)
     assert values(ops.layer_norm(none, torch.ones(3), None, EPS, none)).shape == (0, 3)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_gradients(form: str, seed: int) -> None:
     ops = ops_of(form)
     assert_gradients(
@@ -121,7 +121,7 @@ def test_a_row_keeps_its_bits(dtype: torch.dtype, width: int, seed: int) -> None
     )
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_activations(form: str, seed: int) -> None:
     ops = ops_of(form)
     w, b = draw(9, seed=seed), draw(9, seed=seed + 1)
@@ -155,7 +155,7 @@ REFUSED = {
 }
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize("message", REFUSED)
 def test_refusals(form: str, message: str) -> None:
     x, weight, bias, residual = REFUSED[message]

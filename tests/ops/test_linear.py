@@ -14,7 +14,7 @@ from torch import Tensor
 from nomicbert_kernels import Activation, Weight
 from tests.ops.cases import (
     ALL_DTYPES,
-    BOTH_FORMS,
+    EVERY_FORM,
     NEEDS_PACKING,
     PACKED_DTYPES,
     ROWS,
@@ -39,7 +39,7 @@ def formula(x: Tensor, w: Tensor, b: Tensor | None, r: Tensor | None) -> Tensor:
     return y if r is None else y + r.double()
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @ALL_DTYPES
 @settings(max_examples=20)
 @given(ROWS, WIDTHS, WIDTHS, st.booleans(), st.booleans(), st.booleans(), SEEDS)
@@ -78,7 +78,7 @@ def test_reference_is_the_formula(rows: int, k: int, n: int, seed: int) -> None:
     assert_exact(got, formula(x, w, b, r))
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_no_tokens(form: str) -> None:
     ops = ops_of(form)
     weight = ops.prepare(draw(4, 3, seed=1), draw(4, seed=2), "linear")
@@ -87,7 +87,7 @@ def test_no_tokens(form: str) -> None:
         assert ops.linear(torch.empty(0, 3), weight, torch.empty(0, 4)).shape == (0, 4)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_gradients(form: str, seed: int) -> None:
     ops = ops_of(form)
     assert_gradients(
@@ -143,7 +143,7 @@ def test_a_row_keeps_its_bits(dtype: torch.dtype, k: int, n: int, seed: int) -> 
     assert_rows_keep_their_bits(lambda x: ops.linear(x[:, :k], weight, x[:, k:]), both)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_activations(form: str, seed: int) -> None:
     ops = ops_of(form)
     weight = ops.prepare(draw(4, 9, seed=seed), draw(4, seed=seed + 1), "linear")
@@ -154,7 +154,7 @@ def test_activations(form: str, seed: int) -> None:
         assert torch.equal(ops.linear(x, weight, narrow), ops.linear(x, weight, same))
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_a_scaled_activation_takes_the_dtype_of_the_weight(form: str, seed: int) -> None:
     ops = ops_of(form, torch.bfloat16)
     weight = ops.prepare(draw(4, 9, seed=seed, dtype=torch.bfloat16), None, "linear")
@@ -178,7 +178,7 @@ REFUSED = {
 }
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize("message", REFUSED)
 def test_refusals(form: str, message: str) -> None:
     ops = ops_of(form)

@@ -12,7 +12,7 @@ from torch import Tensor
 from nomicbert_kernels import Weight
 from tests.ops.cases import (
     ALL_DTYPES,
-    BOTH_FORMS,
+    EVERY_FORM,
     NEEDS_PACKING,
     PACKED_DTYPES,
     ROWS,
@@ -91,7 +91,7 @@ def run(form: str, x: Tensor, router: Tensor, up: Tensor, down: Tensor, b, k: in
     )
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @ALL_DTYPES
 @settings(max_examples=12)
 @given(ROWS, st.integers(1, 5), st.integers(1, 23), st.integers(1, 23), st.data(), SEEDS)
@@ -133,7 +133,7 @@ def test_reference_is_the_formula_without_renormalisation(seed: int) -> None:
     assert (got - ((got - b) / total + b)).abs().max() > 0.1
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_an_expert_that_gets_no_token(form: str, seed: int) -> None:
     router, up, down, b = draw_weights(4, 9, 7, seed)
     x = draw(30, 9, seed=seed + 9).abs()
@@ -147,13 +147,13 @@ def test_an_expert_that_gets_no_token(form: str, seed: int) -> None:
     torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-5)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_no_tokens(form: str) -> None:
     with torch.no_grad():
         assert run(form, torch.empty(0, 9), *draw_weights(4, 9, 7, 1), 2).shape == (0, 9)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_gradients(form: str, seed: int) -> None:
     x = draw(40, 9, seed=seed + 9)
     weights = draw_weights(4, 9, 7, seed)
@@ -220,7 +220,7 @@ def test_a_row_keeps_its_bits(dtype: torch.dtype, hidden: int, inner: int, seed:
     assert_rows_keep_their_bits(lambda x: run("torch", x, *weights, 2), x)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_activations(form: str, seed: int) -> None:
     weights = draw_weights(4, 9, 7, seed)
     with torch.no_grad():
@@ -242,7 +242,7 @@ REFUSED = {
 }
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize("message", REFUSED)
 def test_refusals(form: str, message: str) -> None:
     x, up, down, k = REFUSED[message]

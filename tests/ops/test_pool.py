@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.ops.cases import (
     ALL_DTYPES,
-    BOTH_FORMS,
+    EVERY_FORM,
     LENGTHS,
     SEEDS,
     assert_exact,
@@ -73,7 +73,7 @@ def run(form: str, hidden: Tensor, lengths: list[int], mode: str, *finish) -> Te
     return ops.pool(hidden, offsets_of(lengths), plan, mode, *finish)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @ALL_DTYPES
 @settings(max_examples=30)
 @given(
@@ -115,7 +115,7 @@ def test_reference_is_the_formula(
     assert_exact(got, formula(hidden, lengths, mode, *finish))
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_by_hand(form: str) -> None:
     hidden = torch.tensor([[9.0, 9.0], [1.0, 8.0], [2.0, 4.0], [3.0, 0.0], [0.0, 6.0]])
     found = {mode: run(form, hidden, [1, 4], mode)[1].tolist() for mode in MODES}
@@ -129,7 +129,7 @@ def test_by_hand(form: str) -> None:
     }
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @ALL_MODES
 @pytest.mark.parametrize("lengths", [[0], [0, 0, 0], [0, 2, 0, 0, 1, 0]])
 def test_texts_without_tokens_give_zeros(
@@ -141,12 +141,12 @@ def test_texts_without_tokens_give_zeros(
     torch.testing.assert_close(got.double().norm(dim=1), torch.tensor(lengths).double().clamp(0, 1))
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_no_texts(form: str) -> None:
     assert run(form, torch.empty(0, 6), [], "mean", True, 4, True).shape == (0, 4)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @ALL_MODES
 @pytest.mark.parametrize("finish", [(False, None, False), (True, 6, True)])
 def test_gradients(form: str, mode: str, finish: tuple[bool, int | None, bool], seed: int) -> None:
@@ -197,7 +197,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize(("message", "changed"), REFUSED)
 def test_refusals(form: str, message: str, changed: dict[str, Any]) -> None:
     plan = ops_of(form).plan([2, 3], 1, 6, torch.float32)

@@ -14,7 +14,7 @@ from torch import Tensor
 from nomicbert_kernels import Rope, Weight
 from tests.ops.cases import (
     ALL_DTYPES,
-    BOTH_FORMS,
+    EVERY_FORM,
     NEEDS_PACKING,
     PACKED_DTYPES,
     ROWS,
@@ -83,7 +83,7 @@ def shapes(make: st.DrawFn) -> tuple[int, int, int, int]:
     return heads, size, 2 * make(st.integers(0, size // 2)), make(st.integers(1, 40))
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @ALL_DTYPES
 @settings(max_examples=20)
 @given(ROWS, shapes(), st.booleans(), st.booleans(), st.booleans(), SEEDS)
@@ -120,7 +120,7 @@ def test_reference_is_the_formula(rotary_dim: int, interleaved: bool, seed: int)
     assert_exact(got, formula(x, w, b, rope, 2))
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_a_quarter_turn(form: str) -> None:
     """By hand: queries and keys (1, 2, 3, 4) of which two dimensions turn, values as they are."""
     x, w = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.eye(4).repeat(3, 1)
@@ -131,7 +131,7 @@ def test_a_quarter_turn(form: str) -> None:
     assert got.tolist() == [[[[-2.0, 1.0, 3.0, 4.0]]] * 2 + [[[1.0, 2.0, 3.0, 4.0]]]]
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize("turned", [False, True])
 def test_no_tokens(form: str, turned: bool) -> None:
     ops = ops_of(form)
@@ -141,7 +141,7 @@ def test_no_tokens(form: str, turned: bool) -> None:
         assert ops.qkv_rotary(torch.empty(0, 5), weight, rope, 2).shape == (0, 3, 2, 4)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("rotary_dim", [0, 4, 6])
 def test_gradients(form: str, rotary_dim: int, interleaved: bool, seed: int) -> None:
@@ -186,7 +186,7 @@ def test_a_row_keeps_its_bits(dtype: torch.dtype, interleaved: bool, seed: int) 
     assert_rows_keep_their_bits(op, x)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_activations(form: str, seed: int) -> None:
     ops = ops_of(form)
     weight, rope = ops.prepare(draw(24, 9, seed=seed), None, "linear"), draw_rope(6, 4, False, seed)
@@ -217,7 +217,7 @@ REFUSED = {
 }  # fmt: skip
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize("message", REFUSED)
 def test_refusals(form: str, message: str) -> None:
     x, rope, heads = REFUSED[message]

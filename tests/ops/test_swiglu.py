@@ -12,7 +12,7 @@ from torch import Tensor
 from nomicbert_kernels import Weight
 from tests.ops.cases import (
     ALL_DTYPES,
-    BOTH_FORMS,
+    EVERY_FORM,
     NEEDS_PACKING,
     PACKED_DTYPES,
     ROWS,
@@ -39,7 +39,7 @@ def formula(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return up * gate / (1 + torch.exp(-gate))
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @ALL_DTYPES
 @settings(max_examples=20)
 @given(ROWS, WIDTHS, st.integers(1, 40), st.booleans(), st.booleans(), SEEDS)
@@ -72,7 +72,7 @@ def test_reference_is_the_formula(seed: int) -> None:
     assert_exact(got, formula(x, w, b))
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_up_comes_first(form: str) -> None:
     """By hand: up 2, gate 1, so 2 / (1 + 1 / e)."""
     ops = ops_of(form)
@@ -81,7 +81,7 @@ def test_up_comes_first(form: str) -> None:
         assert ops.swiglu(torch.ones(1, 1), weight).item() == pytest.approx(1.4621172, rel=1e-6)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_no_tokens(form: str) -> None:
     ops = ops_of(form)
     weight = ops.prepare(draw(8, 3, seed=1), draw(8, seed=2), "gated")
@@ -89,7 +89,7 @@ def test_no_tokens(form: str) -> None:
         assert ops.swiglu(torch.empty(0, 3), weight).shape == (0, 4)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_gradients(form: str, seed: int) -> None:
     ops = ops_of(form)
     assert_gradients(
@@ -129,7 +129,7 @@ def test_a_row_keeps_its_bits(dtype: torch.dtype, width: int, inner: int, seed: 
     assert_rows_keep_their_bits(lambda x: ops.swiglu(x, weight), x)
 
 
-@BOTH_FORMS
+@EVERY_FORM
 def test_activations(form: str, seed: int) -> None:
     ops = ops_of(form)
     weight = ops.prepare(draw(8, 9, seed=seed), None, "gated")
@@ -146,7 +146,7 @@ REFUSED = {
 }
 
 
-@BOTH_FORMS
+@EVERY_FORM
 @pytest.mark.parametrize("message", REFUSED)
 def test_refusals(form: str, message: str) -> None:
     x, w = REFUSED[message]

@@ -1,0 +1,227 @@
+"""The calls that `bench.aot` compiles for: each op with the shapes of models that people run.
+
+Numbers are zeros, and few rows stand for many: nothing of a compiled kernel hangs on them, except
+where a launch table has rows for few and for many.
+"""
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nomicbert_kernels import tiling
+from nomicbert_kernels.tensors import EmbeddingTables, Rope, Weight
+
+Call = Callable[[], Tensor]
+# On both sides of every "up_to" of rows in the tables, and of the longest text that attention calls
+# short; odd, as batches are.
+ROWS = (33, 301)
+VOCABULARY = 64
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of an encoder, in the terms of `nomicbert_kernels.tensors`.
+
+    Attributes:
+        rotary: angles instead of learned positions, and no biases.
+    """
+
+    name: str
+    hidden: int
+    heads: int
+    inner: int
+    mlp: str
+    rotary: bool
+
+    @property
+    def head_dim(self) -> int:
+        """Size of a head."""
+        return self.hidden // self.heads
+
+
+MODELS = (
+    Model("nomic", 768, 12, 3072, "swiglu", True),
+    Model("bert-large", 1024, 16, 4096, "gelu", False),
+    Model("minilm", 384, 12, 1536, "gelu", False),
+    Model("nomic-moe", 768, 12, 3072, "moe", True),
+)
+# Head sizes that the models above lack.
+HEADS = (
+    Model("heads of 128", 768, 6, 3072, "gelu", True),
+    Model("heads of 256", 768, 3, 3072, "gelu", True),
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One op with all its shapes, for one launch table, architecture and dtype.
+
+    Attributes:
+        tables: the folder that the table lies in.
+        quick: only the leading model that has the op.
+    """
+
+    table: str
+    arch: str
+    dtype: str
+    op: str
+    tables: Path
+    quick: bool
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the tensors of one call.
+
+    Attributes:
+        dtype: of the hidden states.
+        rows: how many tokens.
+    """
+
+    dtype: torch.dtype
+    rows: int
+
+    def zeros(self, *shape: int) -> Tensor:
+        """A parameter or an activation that wants its gradient."""
+        return torch.zeros(*shape, dtype=self.dtype, requires_grad=True)
+
+    def weight(self, bias: bool, *shape: int) -> Weight:
+        """A linear layer's parameters, (N, K)."""
+        return Weight(self.zeros(*shape), self.zeros(shape[-2]) if bias else None)
+
+    def ids(self) -> Tensor:
+        """Token ids, types or positions."""
+        return torch.zeros(self.rows, dtype=torch.int64)
+
+    def lengths(self) -> list[int]:
+        """Texts, a long one and short ones."""
+        short = self.rows // 20
+        return [self.rows - 2 * short, short, short]
+
+    def offsets(self) -> Tensor:
+        """cu_seqlens of `lengths`."""
+        return torch.tensor([0, *self.lengths()], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+
+    def rope(self, model: Model, interleaved: bool) -> Rope:
+        """Angles of the texts, the whole head rotating."""
+        table = torch.zeros(max(self.lengths()), model.head_dim // 2)
+        row = torch.zeros(self.rows, dtype=torch.int32)
+        return Rope(table, table.clone(), row, model.head_dim, interleaved)
+
+
+def linear(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
+    """The out and the down projection with their residual, and plain ones."""
+    if model.mlp == "moe":
+        return
+    for width in (model.hidden, model.inner):
+        x, weight = make.zeros(make.rows, width), make.weight(not model.rotary, model.hidden, width)
+        yield functools.partial(ops.linear, x, weight, make.zeros(make.rows, model.hidden))
+        yield functools.partial(ops.linear, x, weight)
+
+
+def qkv_rotary(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
+    """Half-split pairs, interleaved ones, and none."""
+    x = make.zeros(make.rows, model.hidden)
+    weight = make.weight(not model.rotary, 3 * model.hidden, model.hidden)
+    ropes = [make.rope(model, False), make.rope(model, True)] if model.rotary else [None]
+    for rope in ropes:
+        yield functools.partial(ops.qkv_rotary, x, weight, rope, model.heads)
+
+
+def mlp(name: str, factor: int) -> Any:
+    """Swiglu or gelu, whose weight has `factor` rows for a column of the result."""
+
+    def calls(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
+        if model.mlp == name:
+            x = make.zeros(make.rows, model.hidden)
+            weight = make.weight(not model.rotary, factor * model.inner, model.hidden)
+            yield functools.partial(getattr(ops, name), x, weight)
+
+    return calls
+
+
+def moe(ops: types.ModuleType, model: Model, make: Maker, experts: int = 8) -> Iterator[Call]:
+    """Top 2 of 8 experts."""
+    if model.mlp == "moe":
+        yield functools.partial(
+            ops.moe,
+            make.zeros(make.rows, model.hidden),
+            make.weight(False, experts, model.hidden),
+            Weight(make.zeros(experts, model.inner, model.hidden)),
+            Weight(make.zeros(experts, model.hidden, model.inner), make.zeros(model.hidden)),
+            2,
+        )
+
+
+def layer_norm(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
+    """With the residual, alone, and without weight and bias."""
+    x, residual = make.zeros(make.rows, model.hidden), make.zeros(make.rows, model.hidden)
+    weight, bias = make.zeros(model.hidden), make.zeros(model.hidden)
+    yield functools.partial(ops.layer_norm, x, weight, bias, 1e-12, residual)
+    yield functools.partial(ops.layer_norm, x, weight, bias, 1e-12)
+    yield functools.partial(ops.layer_norm, x, None, None, 1e-5)
+
+
+def embed(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
+    """From ids and from embeddings, with learned positions where the model has them."""
+    tables = EmbeddingTables(
+        make.zeros(VOCABULARY, model.hidden),
+        make.zeros(2, model.hidden),
+        None if model.rotary else make.zeros(VOCABULARY, model.hidden),
+    )
+    norm = make.zeros(model.hidden), make.zeros(model.hidden), 1e-12
+    positions = None if model.rotary else make.ids()
+    yield functools.partial(ops.embed, make.ids(), make.ids(), positions, tables, *norm)
+    given = make.zeros(make.rows, model.hidden)
+    yield functools.partial(ops.embed, None, None, positions, tables, *norm, given)
+
+
+def attention(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
+    """All rows, and one a text."""
+    qkv = make.zeros(make.rows, 3, model.heads, model.head_dim)
+    plan = tiling.plan_tiles(make.lengths(), model.head_dim, make.dtype, "cpu")
+    offsets, scale = make.offsets(), model.head_dim**-0.5
+    yield functools.partial(ops.attention, qkv, offsets, plan, scale)
+    yield functools.partial(ops.attention, qkv, offsets, plan, scale, rows=offsets[:-1])
+
+
+def pool(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
+    """Every mode, then the card's recipe."""
+    hidden, offsets = make.zeros(make.rows, model.hidden), make.offsets()
+    call = functools.partial(ops.pool, hidden, offsets, None)
+    for mode in ("mean", "cls", "max", "mean_sqrt_len", "lasttoken", "weightedmean"):
+        yield functools.partial(call, mode)
+    yield functools.partial(call, "mean", True, model.hidden // 3, True)
+
+
+CALLS: dict[str, Any] = {
+    "attention": attention,
+    "embed": embed,
+    "gelu": mlp("gelu", 1),
+    "layer_norm": layer_norm,
+    "linear": linear,
+    "moe": moe,
+    "pool": pool,
+    "qkv_rotary": qkv_rotary,
+    "swiglu": mlp("swiglu", 2),
+}
+
+
+def cases(
+    op: str, module: types.ModuleType, dtype: torch.dtype, quick: bool
+) -> Iterator[tuple[str, Call]]:
+    """(what it stands for, the call) of one op; quick: of the leading model that has the op."""
+    for model in MODELS + (HEADS if op in ("attention", "qkv_rotary") else ()):
+        made = False
+        for rows in ROWS:
+            for call in CALLS[op](module, model, Maker(dtype, rows)):
+                made = True
+                yield f"{model.name}, {rows} rows", call
+        if made and quick:
+            return

@@ -1,0 +1,262 @@
+"""Compiles what the ops would launch on an architecture, on a machine that has none.
+
+The launchers themselves run, on CPU tensors of a model's shapes. Only the last step is replaced:
+where a kernel would be launched it is compiled, so specialisation, descriptors and settings are
+those of a real launch. Triton finds a driver that knows nothing but the name of the target.
+What the kernels would have written is zeros, and nobody looks at it.
+"""
+
+import contextlib
+import functools
+import importlib
+import json
+import re
+import subprocess
+import tempfile
+import time
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.cache import get_cache_manager
+from triton.runtime.jit import JITFunction
+
+from bench.aot_cases import Task, cases
+from nomicbert_kernels import launch
+
+# What a compiler that refuses a kernel raises: the language's errors, a failed pass, a failed check
+# of its own, an option that a backend does not know.
+REFUSALS = (triton.TritonError, RuntimeError, AssertionError, ValueError, KeyError)
+# Counted in the disassembly: an instruction's name follows its address and its predicate.
+INSTRUCTION = re.compile(
+    r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE
+)
+REPORT = "nomicbert-aot.json"
+
+
+class Driver:
+    """All that compiling asks of a driver: which target, and which cache of kernels is its own."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return hash((self.target.backend, self.target.arch)) & 0xFFFF
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+
+def target_of(arch: str) -> GPUTarget:
+    """sm_90 or gfx942 as the compiler names it."""
+    if arch.startswith("sm_"):
+        return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    return GPUTarget("hip", arch, 64)
+
+
+def cuda_report(kernel: Any) -> dict[str, Any]:
+    """Registers, local memory traffic and kinds of instruction of a cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+
+        def dump(option: str) -> str:
+            command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        registers = re.search(r"REG:(\d+)", dump("-res-usage"))
+        found = INSTRUCTION.findall(dump("-sass"))
+    if registers is None or not found:
+        raise RuntimeError("cuobjdump's output is not in the form known here")
+    names, ptx = set(found), kernel.asm["ptx"]
+    return {
+        "registers": int(registers[1]),
+        "spills": sum(name in ("STL", "LDL") for name in found),
+        "wgmma": bool(names & {"HGMMA", "QGMMA", "IGMMA"}),
+        "tensor_cores": any(re.match(r"[HQIB]G?MMA$|UTC[HQI]MMA$", name) for name in names),
+        "tma": bool(names & {"UTMALDG", "UTMASTG"}),
+        "cp_async": "LDGSTS" in names,
+        "tf32": "tf32" in ptx,
+    }
+
+
+def hip_report(kernel: Any) -> dict[str, Any]:
+    """The same of AMD's assembly."""
+    text = kernel.asm["amdgcn"]
+
+    def most(name: str) -> int:
+        return max(map(int, re.findall(rf"\.{name}:\s+(\d+)", text)), default=0)
+
+    return {
+        "registers": most("vgpr_count"),
+        "spills": most("vgpr_spill_count") + most("sgpr_spill_count"),
+        "wgmma": False,
+        "tensor_cores": "v_mfma" in text,
+        "tma": False,
+        "cp_async": False,
+        "tf32": "xf32" in text,
+    }
+
+
+def examine(kernel: Any) -> dict[str, Any]:
+    """What a compiled kernel needs and uses; kept beside it in triton's cache."""
+    cache = get_cache_manager(kernel.hash)
+    known = cache.get_file(REPORT)
+    if known:
+        return dict(json.loads(Path(known).read_text(encoding="utf-8")))
+    report = hip_report(kernel) if "amdgcn" in kernel.asm else cuda_report(kernel)
+    report["shared"] = kernel.metadata.shared
+    report["tensor_memory"] = getattr(kernel.metadata, "tmem_size", None) or 0
+    products = re.findall(r"tt\.dot\b.*-> tensor<(\d+)x", kernel.asm["ttir"])
+    # rows of the largest matrix product, 0 where there is none
+    report["dot_rows"] = max(map(int, products), default=0)
+    cache.put(json.dumps(report), REPORT, binary=False)
+    return report
+
+
+class Recorder:
+    """Stands where kernels are launched, and where their settings are looked up."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.records: dict[str, dict[str, Any]] = {}
+        self.asked: set[tuple[str, int]] = set()
+        self.rows: set[tuple[str, int, int]] = set()
+        self.library = False
+        self.looked_up: dict[tuple[str, int, int], dict[str, Any]] = {}
+        self.case = ""
+        self.look_up = launch.settings
+        self.run = JITFunction.run
+
+    def settings(
+        self, kernel: str, device: torch.device, dtype: torch.dtype, **sizes: int
+    ) -> launch.Settings:
+        """The row that a launch on the architecture finds, with its fused kernel."""
+        found = self.look_up(kernel, device, dtype, **sizes)
+        rows = launch.table(self.task.table)[kernel, dtype.itemsize]
+        index = next(i for i, row in enumerate(rows) if row.settings is found)
+        self.asked.add((kernel, dtype.itemsize))
+        self.looked_up[kernel, dtype.itemsize, index] = found.keywords
+        return replace(found, library=self.library and found.library)
+
+    def launch(self, function: JITFunction, *args: Any, grid: Any, **keywords: Any) -> None:
+        """Compile in place of a launch, and note what came out."""
+        keywords.pop("warmup")
+        start = time.perf_counter()
+        error, kernel = "", None
+        try:
+            kernel = self.run(function, *args, grid=grid, warmup=True, **keywords)
+        except REFUSALS as refusal:
+            error = f"{type(refusal).__name__}: {refusal}".strip()
+        seconds = time.perf_counter() - start
+        # one row may be read for the plan and another, of the same settings, for the launch
+        served = [row for row, given in self.looked_up.items() if given.items() <= keywords.items()]
+        self.rows.update(served)
+        bound = dict(zip(function.arg_names, args, strict=False)) | keywords
+        settings = {
+            name: value
+            for name, value in bound.items()
+            if name in launch.OPTIONS or (name.isupper() and isinstance(value, (bool, int, str)))
+        }
+        key = kernel.hash if kernel is not None else repr((function.__name__, settings, error))
+        if key in self.records:
+            return
+        self.records[key] = {
+            "kernel": function.__name__,
+            "op": self.task.op,
+            "rows": served,
+            "table": self.task.table,
+            "arch": self.task.arch,
+            "dtype": self.task.dtype,
+            "case": self.case,
+            "settings": settings,
+            "seconds": round(seconds, 2),
+            "error": error,
+            **({} if kernel is None else examine(kernel)),
+        }
+
+
+def no_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """In place of the library's products, which are slow in fp16 on a CPU, and zeros here."""
+    return x.new_zeros(*x.shape[:-1], weight.shape[0])
+
+
+def no_matmul(x: Tensor, other: Tensor) -> Tensor:
+    """The same for x @ other."""
+    return x.new_zeros(*x.shape[:-1], other.shape[-1])
+
+
+@contextlib.contextmanager
+def compiling(recorder: Recorder) -> Iterator[None]:
+    """Launches are recorded, products left out; memory is zeros, for no kernel fills it."""
+    task = recorder.task
+    driver = triton.runtime.driver
+    before = driver._active
+    driver.set_active(Driver(target_of(task.arch)))
+
+    @functools.wraps(recorder.run)
+    def run(function: JITFunction, *args: Any, **keywords: Any) -> None:
+        recorder.launch(function, *args, **keywords)
+
+    patches = [
+        mock.patch.object(JITFunction, "run", run),
+        mock.patch.object(launch, "architecture", return_value=task.table),
+        mock.patch.object(launch, "settings", recorder.settings),
+        mock.patch.object(launch, "TABLES", task.tables),
+        mock.patch.object(torch.nn.functional, "linear", no_product),
+        mock.patch.object(Tensor, "__matmul__", no_matmul),
+        mock.patch.object(torch, "empty", torch.zeros),
+        mock.patch.object(torch, "empty_like", torch.zeros_like),
+        mock.patch.object(Tensor, "new_empty", Tensor.new_zeros),
+    ]
+    launch.table.cache_clear()
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        try:
+            yield
+        finally:
+            driver._active = before
+    launch.table.cache_clear()
+
+
+def module_of(op: str) -> types.ModuleType:
+    """The op's Triton form."""
+    return importlib.import_module(f"nomicbert_kernels.{op}_triton")
+
+
+def launch_all(call: Callable[[], Tensor], recorder: Recorder) -> None:
+    """With the library's product and without, then with a gradient, whose kernels follow."""
+    for recorder.library in (True, False):
+        with torch.no_grad():
+            call()
+    result = call()
+    if result.requires_grad:
+        result.backward(torch.zeros_like(result))
+
+
+def compile_task(task: Task) -> dict[str, Any]:
+    """Every kernel that the op launches, and the rows of its table that were reached."""
+    torch.set_num_threads(1)
+    recorder = Recorder(task)
+    with compiling(recorder):
+        module, dtype = module_of(task.op), getattr(torch, task.dtype)
+        for name, call in cases(task.op, module, dtype, task.quick):
+            recorder.case = name
+            launch_all(call, recorder)
+    return {
+        "records": list(recorder.records.values()),
+        "asked": sorted(recorder.asked),
+        "rows": sorted(recorder.rows),
+        "triton": triton.__version__,
+    }

@@ -1,0 +1,381 @@
+"""LayerNorm of x + residual in one kernel: a warp a row, the row in registers, fp32 statistics.
+
+A tile of rows is held as (CHUNKS, ROWS, LANES), columns in the first and last place: Triton hands
+out lanes from the last place on and then warps, so that each warp owns whole rows and reads 16
+bytes a lane. Rows too wide for the registers of one warp are shared by the warps of a program.
+
+The backward pass keeps no statistics: it reads the row anyway and computes them again. Gradients
+of weight and bias are summed in two steps of fixed order, so that they repeat to the bit.
+
+Source: Ba et al. 2016, arXiv:1607.06450, eq. 3-4.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nomicbert_kernels import launch
+from nomicbert_kernels import layer_norm as reference
+from nomicbert_kernels.gemm_triton import by_rows
+from nomicbert_kernels.library import watched
+from nomicbert_kernels.tensors import Activation
+
+# Columns that one warp holds, 32 values a lane, and the warps of a program of such rows.
+WARP_COLUMNS = 1024
+WARPS = 4
+# Columns of the widest row: eight warps.
+MOST_COLUMNS = 8192
+# Bytes that the lanes of a warp read at once.
+WARP_BYTES = 512
+# Programs of the backward pass at most, each with one partial sum.
+PROGRAMS = 512
+
+
+@triton.jit
+def tile_columns(CHUNKS: tl.constexpr, LANES: tl.constexpr):
+    """The columns of a tile, (CHUNKS, 1, LANES)."""
+    chunk = tl.arange(0, CHUNKS)[:, None, None]
+    return chunk * LANES + tl.arange(0, LANES)[None, None, :]
+
+
+@triton.jit
+def load_rows(matrix, r, stride, c, mask):
+    """A tile of the rows r (int64) of a matrix, fp32; zeros where the mask is off."""
+    pointers = matrix + r[None, :, None] * stride + c
+    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_vector(vector, r, c, mask):
+    """A vector of one value a column, once for each row of the tile, so that no warp waits."""
+    pointers = vector + (r * 0)[None, :, None] + c
+    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def row_mean(tile, WIDTH: tl.constexpr):
+    """The mean of each row, (1, ROWS, 1); beyond its columns the tile holds zeros."""
+    return (tl.sum(tl.sum(tile, 0), 1) / WIDTH)[None, :, None]
+
+
+@triton.jit
+def standardise(z, mask, eps, WIDTH: tl.constexpr):
+    """(z - mean) / sqrt(var + eps), and the factor 1 / sqrt(var + eps)."""
+    centred = tl.where(mask, z - row_mean(z, WIDTH), 0.0)
+    factor = tl.rsqrt(row_mean(centred * centred, WIDTH) + eps)
+    return centred * factor, factor
+
+
+@triton.jit
+def affine(z, weight, bias, r, c, mask):
+    """z * weight + bias, either of which may be None."""
+    if weight is not None:
+        z *= load_vector(weight, r, c, mask)
+    if bias is not None:
+        z += load_vector(bias, r, c, mask)
+    return z
+
+
+@triton.jit
+def input_gradient(dy, weight, standard, factor, r, c, mask, WIDTH: tl.constexpr):
+    """The gradient of z, of the gradient of the result and what `standardise` gave."""
+    if weight is not None:
+        dy *= load_vector(weight, r, c, mask)
+    along = row_mean(dy * standard, WIDTH)
+    return (dy - row_mean(dy, WIDTH) - standard * along) * factor
+
+
+@triton.jit
+def store_sum(partial, tile, WIDTH: tl.constexpr, CHUNKS: tl.constexpr, LANES: tl.constexpr):
+    """Write the sum over the rows of a tile as this program's row of a (programs, WIDTH)."""
+    c = tl.arange(0, CHUNKS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    place = partial + tl.program_id(0).to(tl.int64) * WIDTH + c
+    tl.store(place, tl.sum(tile, 1), mask=c < WIDTH)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def layer_norm_kernel(
+    x,
+    residual,
+    weight,
+    bias,
+    y,
+    rows,
+    stride_x,
+    stride_r,
+    eps,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """y (rows, WIDTH), contiguous."""
+    c = tile_columns(CHUNKS, LANES)
+    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    mask = (r < rows)[None, :, None] & (c < WIDTH)
+    z = load_rows(x, r, stride_x, c, mask)
+    if residual is not None:
+        z += load_rows(residual, r, stride_r, c, mask)
+    standard, _ = standardise(z, mask, eps, WIDTH)
+    h = affine(standard, weight, bias, r, c, mask)
+    tl.store(y + r[None, :, None] * WIDTH + c, h.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows", "share"])
+def layer_norm_backward_kernel(
+    dy,
+    x,
+    residual,
+    weight,
+    dz,
+    dweight,
+    dbias,
+    rows,
+    share,
+    stride_dy,
+    stride_x,
+    stride_r,
+    eps,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """dz (rows, WIDTH), and a row of dweight and dbias (programs, WIDTH) for `share` rows."""
+    c = tile_columns(CHUNKS, LANES)
+    first = tl.program_id(0).to(tl.int64) * share
+    last = tl.minimum(first + share, rows)
+    along = tl.zeros((CHUNKS, ROWS, LANES), tl.float32)
+    total = tl.zeros((CHUNKS, ROWS, LANES), tl.float32)
+    for row in range(first, last, ROWS):
+        r = row + tl.arange(0, ROWS)
+        mask = (r < last)[None, :, None] & (c < WIDTH)
+        z = load_rows(x, r, stride_x, c, mask)
+        if residual is not None:
+            z += load_rows(residual, r, stride_r, c, mask)
+        g = load_rows(dy, r, stride_dy, c, mask)
+        standard, factor = standardise(z, mask, eps, WIDTH)
+        if dweight is not None:
+            along += tl.where(mask, g * standard, 0.0)
+        if dbias is not None:
+            total += g
+        d = input_gradient(g, weight, standard, factor, r, c, mask, WIDTH)
+        tl.store(dz + r[None, :, None] * WIDTH + c, d.to(dz.dtype.element_ty), mask=mask)
+    if dweight is not None:
+        store_sum(dweight, along, WIDTH, CHUNKS, LANES)
+    if dbias is not None:
+        store_sum(dbias, total, WIDTH, CHUNKS, LANES)
+
+
+def refuse_double(name: str, x: Tensor) -> None:
+    """The kernels compute in fp32, which fp64 would not survive."""
+    if x.dtype == torch.float64:
+        raise ValueError(
+            f"{name} is torch.float64, but backend 'triton' computes in fp32: use fp32, fp16 or "
+            "bf16, or backend 'reference'"
+        )
+
+
+def refuse_wide(width: int) -> None:
+    """A row has to fit in the registers of a program."""
+    if width > MOST_COLUMNS:
+        raise ValueError(
+            f"rows of {width} columns are too wide for backend 'triton', which takes "
+            f"{MOST_COLUMNS} at most: use backend 'torch'"
+        )
+
+
+def tiling(width: int, dtype: torch.dtype) -> dict[str, int]:
+    """Launch keywords for rows of this width."""
+    refuse_wide(width)
+    lanes = WARP_BYTES // dtype.itemsize
+    chunks = triton.next_power_of_2(triton.cdiv(width, lanes))
+    warps = chunks * lanes // WARP_COLUMNS
+    keywords = {"WIDTH": width, "CHUNKS": chunks, "LANES": lanes, **launch.COMMON}
+    if warps <= 1:
+        return keywords | {"ROWS": WARPS, "num_warps": WARPS}
+    return keywords | {"ROWS": 1, "num_warps": warps}
+
+
+def shares(rows: int, tile: int) -> tuple[int, int]:
+    """How many programs a backward pass has, and how many rows each takes, in whole tiles."""
+    share = triton.cdiv(triton.cdiv(rows, PROGRAMS), tile) * tile
+    return triton.cdiv(rows, share), share
+
+
+def partial_sums(programs: int, like: Tensor | None, wanted: bool) -> Tensor | None:
+    """Room for a row of sums a program, where the gradient of a parameter is wanted."""
+    if like is None or not wanted:
+        return None
+    return like.new_empty(programs, like.shape[0], dtype=torch.float32)
+
+
+def second_sum(partial: Tensor | None, like: Tensor | None, x: Tensor) -> Tensor:
+    """The gradient of a parameter of its partial sums; (0,) where it is not wanted."""
+    if partial is None or like is None:
+        return x.new_empty(0)
+    return partial.sum(0).to(like.dtype)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Launch: x and residual (T, H), weight and bias (H,) -> (T, H) in `dtype`."""
+    x, residual = by_rows(x), residual if residual is None else by_rows(residual)
+    rows, width = x.shape
+    y = x.new_empty(rows, width, dtype=dtype)
+    if y.numel():
+        keywords = tiling(width, x.dtype)
+        layer_norm_kernel[(triton.cdiv(rows, keywords["ROWS"]),)](
+            x,
+            residual,
+            weight if weight is None else weight.contiguous(),
+            bias if bias is None else bias.contiguous(),
+            y,
+            rows,
+            x.stride(0),
+            0 if residual is None else residual.stride(0),
+            eps,
+            **keywords,
+        )
+    return y
+
+
+@torch.library.custom_op("nomicbert::layer_norm", mutates_args=())
+def layer_norm_op(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`forward`, as torch's graphs see it."""
+    return forward(x, weight, bias, eps, residual, dtype)
+
+
+@layer_norm_op.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+def sum_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
+    """The dtype that x + residual has in torch."""
+    return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+
+
+@torch.library.custom_op("nomicbert::layer_norm_backward", mutates_args=())
+def layer_norm_backward_op(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x + residual (T, H), and of weight and bias (H,) where those are wanted."""
+    dy, x, residual = by_rows(dy), by_rows(x), residual if residual is None else by_rows(residual)
+    rows, width = x.shape
+    dz = x.new_empty(rows, width, dtype=sum_dtype(x, residual))
+    keywords = tiling(width, x.dtype)
+    programs, share = shares(rows, keywords["ROWS"]) if dz.numel() else (0, 0)
+    dweight, dbias = (
+        partial_sums(programs, parameter, want)
+        for parameter, want in zip((weight, bias), wanted, strict=True)
+    )
+    if programs:
+        layer_norm_backward_kernel[(programs,)](
+            dy,
+            x,
+            residual,
+            weight if weight is None else weight.contiguous(),
+            dz,
+            dweight,
+            dbias,
+            rows,
+            share,
+            dy.stride(0),
+            x.stride(0),
+            0 if residual is None else residual.stride(0),
+            eps,
+            **keywords,
+        )
+    return dz, second_sum(dweight, weight, x), second_sum(dbias, bias, x)
+
+
+@layer_norm_backward_op.register_fake
+def _(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    dweight, dbias = (
+        x.new_empty(0)
+        if parameter is None or not want
+        else torch.empty_like(parameter, memory_format=torch.contiguous_format)
+        for parameter, want in zip((weight, bias), wanted, strict=True)
+    )
+    return x.new_empty(x.shape, dtype=sum_dtype(x, residual)), dweight, dbias
+
+
+def save(ctx, inputs, output) -> None:
+    """Keep the inputs alone; the statistics are computed again."""
+    x, weight, bias, ctx.eps, residual, _ = inputs
+    ctx.save_for_backward(x, weight, bias, residual)
+
+
+def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients in the order of the inputs."""
+    x, weight, bias, residual = ctx.saved_tensors
+    for_x, *wanted, _, for_residual, _ = ctx.needs_input_grad
+    dz, dweight, dbias = layer_norm_backward_op(dy, x, weight, bias, ctx.eps, residual, wanted)
+    return (
+        dz.to(x.dtype) if for_x else None,
+        dweight if wanted[0] else None,
+        dbias if wanted[1] else None,
+        None,
+        dz.to(residual.dtype) if for_residual else None,
+        None,
+    )
+
+
+layer_norm_op.register_autograd(backward, setup_context=save)
+
+
+def result_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
+    """That of x; under autocast the one that torch's own layer_norm gives on the device."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x.dtype
+    return torch.float32 if x.device.type == "cuda" else sum_dtype(x, residual)
+
+
+def layer_norm(
+    x: Tensor | Activation,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | Activation | None = None,
+) -> Tensor:
+    """See `nomicbert_kernels.layer_norm`; at most 8192 columns."""
+    data, added = reference.check(x, weight, bias, residual)
+    refuse_double("x", data)
+    run = layer_norm_op if watched(data, weight, bias, added) else forward
+    return run(data, weight, bias, eps, added, result_dtype(data, added))

@@ -1,0 +1,54 @@
+"""When a Triton launch goes through torch.library, and when it need not.
+
+Each launch is registered as a functional custom op, so that autograd, torch.compile, torch.export
+and fake tensors know it. Where none of them looks on, the kernel is launched directly: a custom op
+costs some ten microseconds a call, as much as a small kernel.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nomicbert_kernels.tensors import Weight
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is made of these."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def watched(*tensors: Tensor | None) -> bool:
+    """Whether a launch has to be seen: recorded, traced, or made of tensors that are not plain."""
+    if torch.compiler.is_compiling():
+        return True
+    return any(type(t) not in PLAIN for t in tensors if t is not None) or recorded(*tensors)
+
+
+def autocast(x: Tensor, weight: Weight) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Input, weight and bias of a product in one dtype: autocast's where that is on."""
+    source, bias = weight.source, weight.bias
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, source.to(weight.dtype), bias
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype), source.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def linear_gradients(
+    dz: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x (T, K), weight (N, K) and bias (N,) from that of x Wᵀ + b, dz (T, N).
+
+    Args:
+        dz: (T, N).
+        x: (T, K).
+        weight: (N, K).
+        needed: which of the three are wanted; the others come back as None.
+    """
+    return (
+        dz @ weight if needed[0] else None,
+        dz.T @ x if needed[1] else None,
+        dz.sum(0) if needed[2] else None,
+    )

@@ -1,0 +1,186 @@
+"""Linear layer in one kernel: product, bias, and what follows while the sum is in registers.
+
+What follows is the residual, or for `gelu_triton` the activation or its derivative. Where the
+library's product is the faster one (its residual comes free, as the addend of addmm), it is taken.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nomicbert_kernels import launch
+from nomicbert_kernels import linear as reference
+from nomicbert_kernels.gemm_triton import (
+    add_bias,
+    by_rows,
+    grid,
+    operands,
+    product,
+    store_tile,
+    tile_at,
+)
+from nomicbert_kernels.library import autocast, linear_gradients, watched
+from nomicbert_kernels.tensors import Activation, Weight
+
+
+@triton.jit
+def finish(z, other, FINISH: tl.constexpr):
+    """What follows the product: z + other, gelu(z), or other * gelu'(z)."""
+    if FINISH == "add":
+        z += other
+    if FINISH == "gelu":
+        z = 0.5 * z * (1.0 + tl.math.erf(z * 0.7071067811865476))
+    if FINISH == "gelu_backward":
+        density = 0.3989422804014327 * tl.math.exp2(z * z * -0.7213475204444817)
+        z = other * (0.5 * (1.0 + tl.math.erf(z * 0.7071067811865476)) + z * density)
+    return z
+
+
+@triton.jit(do_not_specialize=["rows"])
+def linear_kernel(
+    x,
+    weight,
+    bias,
+    other,
+    y,
+    rows,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    stride_x,
+    stride_w,
+    stride_other,
+    FINISH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """y (rows, N) = finish(x Wᵀ + b, other); other (rows, N) or None."""
+    tiles_m = tl.cdiv(rows, BLOCK_M)
+    tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    first, step = tl.program_id(0), tl.num_programs(0)
+    for index in tl.range(first, tiles_m * tiles_n, step, flatten=FLATTEN):
+        tile_m, tile_n = tile_at(index, tiles_m, tiles_n, GROUP)
+        m, n = tile_m * BLOCK_M, tile_n * BLOCK_N
+        z = product(
+            x,
+            weight,
+            m,
+            n,
+            rows,
+            N,
+            K,
+            stride_x,
+            stride_w,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            DESCRIPTORS,
+            PRECISION,
+        )
+        z = add_bias(z, bias, n, N, BLOCK_N)
+        if other is not None:
+            r = m + tl.arange(0, BLOCK_M)
+            c = n + tl.arange(0, BLOCK_N)
+            places = other + r.to(tl.int64)[:, None] * stride_other + c[None, :]
+            mask = (r < rows)[:, None] & (c < N)[None, :]
+            z = finish(z, tl.load(places, mask=mask, other=0.0).to(tl.float32), FINISH)
+        else:
+            z = finish(z, z, FINISH)
+        store_tile(y, z, m, n, rows, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
+
+
+def launch_linear(
+    settings: launch.Settings,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    kind: str,
+) -> Tensor:
+    """Launch: x (T, K), weight (N, K), bias (N,) or None, other (T, N) or None -> (T, N).
+
+    What follows the product is of a `kind`: "none", "add", "gelu" or "gelu_backward".
+    """
+    x, weight = by_rows(x), by_rows(weight)
+    rows, width = x.shape
+    y = x.new_empty(rows, weight.shape[0])
+    if not y.numel():
+        return y
+    other = None if other is None else by_rows(other)
+    a, w, out, keywords = operands(settings, x, weight, y)
+    linear_kernel[grid(settings, rows, y.shape[1], x.device)](
+        a,
+        w,
+        bias,
+        other,
+        out,
+        rows,
+        y.shape[1],
+        width,
+        x.stride(0),
+        weight.stride(0),
+        0 if other is None else other.stride(0),
+        kind,
+        **keywords,
+    )
+    return y
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """x (T, K), weight (N, K), bias (N,) or None, residual (T, N) or None -> (T, N)."""
+    sizes = {"rows": x.shape[0], "n": weight.shape[0], "k": weight.shape[1]}
+    s = launch.settings("linear", x.device, x.dtype, **sizes)
+    if not s.library:
+        kind = "none" if residual is None else "add"
+        return launch_linear(s, x, weight, bias, residual, kind)
+    if residual is None:
+        return F.linear(x, weight, bias)
+    if bias is None:
+        return torch.addmm(residual, x, weight.T)
+    return F.linear(x, weight, bias).add_(residual)
+
+
+@torch.library.custom_op("nomicbert::linear", mutates_args=())
+def linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """`forward`, as torch's graphs see it."""
+    return forward(x, weight, bias, residual)
+
+
+@linear_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keep x and the weight."""
+    ctx.save_for_backward(*inputs[:2])
+
+
+def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias and residual."""
+    x, weight = ctx.saved_tensors
+    d_residual = dy if ctx.needs_input_grad[3] else None
+    return *linear_gradients(dy, x, weight, ctx.needs_input_grad), d_residual
+
+
+linear_op.register_autograd(backward, setup_context=save)
+
+
+def linear(
+    x: Tensor | Activation, weight: Weight, residual: Tensor | Activation | None = None
+) -> Tensor:
+    """See `nomicbert_kernels.linear`."""
+    data, added = reference.check(x, weight, residual)
+    data, source, bias = autocast(data, weight)
+    run = linear_op if watched(data, source, bias, added) else forward
+    if added is None or added.dtype == data.dtype:
+        return run(data, source, bias, added)
+    return run(data, source, bias, None) + added

@@ -1,0 +1,169 @@
+"""SwiGLU in one kernel: both products and the gate, so that only the result is written.
+
+A program holds two accumulators for one tile of x. Written apart, up and gate would cost 2 I
+elements a token to write and as many to read.
+Where the library's product is the faster one, it is followed by a kernel for the gate alone.
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nomicbert_kernels import launch
+from nomicbert_kernels import swiglu as reference
+from nomicbert_kernels.gemm_triton import (
+    add_bias,
+    by_rows,
+    grid,
+    load_block,
+    operands,
+    store_tile,
+    tile_at,
+)
+from nomicbert_kernels.library import autocast, linear_gradients, watched
+from nomicbert_kernels.tensors import Activation, Weight
+
+# Columns that a program of the gate alone takes.
+BLOCK = 1024
+
+
+@triton.jit(do_not_specialize=["rows"])
+def swiglu_kernel(
+    x,
+    weight,
+    bias,
+    y,
+    rows,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    stride_x,
+    stride_w,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """y (rows, N) = up * silu(gate); weight (2 N, K), the up rows first."""
+    even: tl.constexpr = K % BLOCK_K == 0
+    tiles_m = tl.cdiv(rows, BLOCK_M)
+    tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    first, step = tl.program_id(0), tl.num_programs(0)
+    for index in tl.range(first, tiles_m * tiles_n, step, flatten=FLATTEN):
+        tile_m, tile_n = tile_at(index, tiles_m, tiles_n, GROUP)
+        m, n = tile_m * BLOCK_M, tile_n * BLOCK_N
+        up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for k in range(0, K, BLOCK_K):
+            a = load_block(x, m, k, rows, K, stride_x, BLOCK_M, BLOCK_K, even, DESCRIPTORS)
+            b = load_block(weight, n, k, 2 * N, K, stride_w, BLOCK_N, BLOCK_K, even, DESCRIPTORS)
+            c = load_block(
+                weight, N + n, k, 2 * N, K, stride_w, BLOCK_N, BLOCK_K, even, DESCRIPTORS
+            )
+            up = tl.dot(a, b.T, up, input_precision=PRECISION)
+            gate = tl.dot(a, c.T, gate, input_precision=PRECISION)
+        if bias is not None:
+            up = add_bias(up, bias, n, N, BLOCK_N)
+            gate = add_bias(gate, bias + N, n, N, BLOCK_N)
+        h = up * gate * tl.sigmoid(gate)
+        store_tile(y, h, m, n, rows, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
+
+
+@triton.jit
+def gate_kernel(z, y, N: tl.constexpr, BLOCK: tl.constexpr):
+    """y (rows, N) = up * silu(gate) of z (rows, 2 N); a program takes BLOCK columns of a row."""
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    up = tl.load(z + row * 2 * N + c, mask=c < N, other=0.0).to(tl.float32)
+    gate = tl.load(z + row * 2 * N + N + c, mask=c < N, other=0.0).to(tl.float32)
+    tl.store(y + row * N + c, (up * gate * tl.sigmoid(gate)).to(y.dtype.element_ty), mask=c < N)
+
+
+@triton.jit
+def gate_backward_kernel(dy, stride_dy, z, dz, N: tl.constexpr, BLOCK: tl.constexpr):
+    """dz (rows, 2 N) of dy (rows, N) and z (rows, 2 N)."""
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    up = tl.load(z + row * 2 * N + c, mask=c < N, other=0.0).to(tl.float32)
+    gate = tl.load(z + row * 2 * N + N + c, mask=c < N, other=0.0).to(tl.float32)
+    dh = tl.load(dy + row * stride_dy + c, mask=c < N, other=0.0).to(tl.float32)
+    s = tl.sigmoid(gate)
+    d_up = dh * gate * s
+    d_gate = dh * up * s * (1.0 + gate * (1.0 - s))
+    tl.store(dz + row * 2 * N + c, d_up.to(dz.dtype.element_ty), mask=c < N)
+    tl.store(dz + row * 2 * N + N + c, d_gate.to(dz.dtype.element_ty), mask=c < N)
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Launch: x (T, H), weight (2 I, H), bias (2 I,) or None -> (T, I)."""
+    x, weight = by_rows(x), by_rows(weight)
+    rows, width = x.shape
+    inner = weight.shape[0] // 2
+    y = x.new_empty(rows, inner)
+    if not y.numel():
+        return y
+    s = launch.settings("swiglu", x.device, x.dtype, rows=rows, n=inner, k=width)
+    if s.library:
+        z = F.linear(x, weight, bias)
+        gate_kernel[(rows, triton.cdiv(inner, BLOCK))](z, y, inner, BLOCK, **launch.COMMON)
+        return y
+    a, w, out, keywords = operands(s, x, weight, y)
+    swiglu_kernel[grid(s, rows, inner, x.device)](
+        a, w, bias, out, rows, inner, width, x.stride(0), weight.stride(0), **keywords
+    )
+    return y
+
+
+@torch.library.custom_op("nomicbert::swiglu", mutates_args=())
+def swiglu_op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`forward`, as torch's graphs see it."""
+    return forward(x, weight, bias)
+
+
+@swiglu_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0] // 2)
+
+
+@torch.library.custom_op("nomicbert::swiglu_backward", mutates_args=())
+def swiglu_backward_op(dy: Tensor, z: Tensor) -> Tensor:
+    """Gradient (T, 2 I) of what was gated, z (T, 2 I), from that of the result, dy (T, I)."""
+    dy, z = by_rows(dy), z.contiguous()
+    rows, inner = dy.shape
+    dz = torch.empty_like(z)
+    if dz.numel():
+        gate_backward_kernel[(rows, triton.cdiv(inner, BLOCK))](
+            dy, dy.stride(0), z, dz, inner, BLOCK, **launch.COMMON
+        )
+    return dz
+
+
+@swiglu_backward_op.register_fake
+def _(dy: Tensor, z: Tensor) -> Tensor:
+    return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+def save(ctx, inputs, output) -> None:
+    """Keep the inputs alone: both products are computed again, which costs no memory."""
+    ctx.save_for_backward(*inputs)
+
+
+def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias."""
+    x, weight, bias = ctx.saved_tensors
+    dz = swiglu_backward_op(dy, F.linear(x, weight, bias))
+    return linear_gradients(dz, x, weight, ctx.needs_input_grad)
+
+
+swiglu_op.register_autograd(backward, setup_context=save)
+
+
+def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor:
+    """See `nomicbert_kernels.swiglu`."""
+    data, source, bias = autocast(reference.check(x, weight), weight)
+    run = swiglu_op if watched(data, source, bias) else forward
+    return run(data, source, bias)

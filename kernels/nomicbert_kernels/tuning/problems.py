@@ -1,0 +1,265 @@
+"""What is measured: a model's calls of the kernels that have launch settings, on drawn numbers.
+
+A problem is one kernel, one size of its weight, and one range of the number of rows. Time does not
+hang on the numbers, but whether a candidate is right shows on them only.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nomicbert_kernels.backend import Ops
+from nomicbert_kernels.launch import Row
+from nomicbert_kernels.tensors import Rope, Weight
+
+KERNELS = ("qkv_rotary", "swiglu", "gelu", "linear", "attention", "experts")
+# Where the best settings change: few rows wait for the weight, many for the matrix units. The
+# limits of the shipped rows come in addition.
+LIMITS = (64, 512)
+# Rows that stand for all beyond the last limit: enough for every multiprocessor, several times.
+LARGE = 8192
+# Lengths of the texts that attention is measured on, taken in turn until the rows are full.
+SHORT_TEXTS = (16, 32, 64, 128, 256)
+LONG_TEXTS = (512, 1024, 2048)
+# Rows of the table of angles.
+POSITIONS = 512
+# A token whose last chosen expert leads by less may be sent elsewhere by rounding alone.
+CLEAR = 1e-3
+SEED = 0
+
+Call = Callable[[], Tensor]
+Prepare = Callable[[Ops, torch.dtype], Call]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of an encoder, in the terms of `nomicbert_kernels.tensors`.
+
+    Attributes:
+        fused_rotary: angles that the projection's kernel applies itself: whole heads of a power of
+            two, in halves. Others are rotated after the library's product, which has no settings.
+        experts: of every second layer; 0 for none.
+    """
+
+    name: str
+    hidden: int
+    heads: int
+    inner: int
+    mlp: Literal["swiglu", "gelu"]
+    rotary: bool
+    fused_rotary: bool
+    bias: bool
+    experts: int = 0
+    top_k: int = 0
+
+    @property
+    def head_dim(self) -> int:
+        """Size of a head."""
+        return self.hidden // self.heads
+
+
+# The shapes of the checkpoints that most people run.
+LEADING = (
+    Model("nomic-embed-text-v1.5", 768, 12, 3072, "swiglu", True, True, False),
+    Model("nomic-embed-text-v2-moe", 768, 12, 3072, "gelu", True, True, True, 8, 2),
+    Model("BERT-large", 1024, 16, 4096, "gelu", False, False, True),
+    Model("MiniLM", 384, 12, 1536, "gelu", False, False, True),
+)
+
+
+class Draw:
+    """Draws numbers of one dtype on one device, the same ones each time."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Start from the one seed."""
+        self.dtype, self.device = dtype, device
+        self._generator = torch.Generator(device).manual_seed(SEED)
+
+    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
+        """Normal numbers."""
+        drawn = torch.randn(shape, generator=self._generator, device=self.device)
+        return (drawn * scale).to(self.dtype)
+
+    def weight(self, *shape: int) -> Tensor:
+        """A weight whose product is as large as its input."""
+        return self(*shape, scale=shape[-1] ** -0.5)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kernel at one size.
+
+    Attributes:
+        kernel: its name in the launch tables.
+        exactly: the sizes that its rows name.
+        up_to: largest number of rows that it stands for; None for all beyond the other problems.
+        rows: the number of rows that is measured; None where settings do not hang on it.
+        make: draws the tensors; returns what makes the call from them, for any ops and dtype.
+        whole: columns that a tile must not cut: a head's, where the kernel turns heads.
+    """
+
+    kernel: str
+    exactly: Mapping[str, int]
+    up_to: int | None
+    rows: int | None
+    make: Callable[[Draw], Prepare] = field(compare=False, repr=False)
+    whole: int = 1
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """All that a row of the tables may compare."""
+        return {**self.exactly, **({} if self.rows is None else {"rows": self.rows})}
+
+    @property
+    def shape(self) -> str:
+        """The sizes in words: "3072 x 768", or "heads of 64"."""
+        if "head_dim" in self.exactly:
+            return f"heads of {self.exactly['head_dim']}"
+        return " x ".join(map(str, self.exactly.values()))
+
+
+def linear(n: int, k: int, bias: bool, residual: bool, rows: int, draw: Draw) -> Prepare:
+    """linear, with the residual that follows the output projections."""
+    x, source = draw(rows, k), draw.weight(n, k)
+    added = draw(rows, n) if residual else None
+    b = draw(n) if bias else None
+
+    def prepare(ops: Ops, dtype: torch.dtype) -> Call:
+        weight = ops.prepare(source.to(dtype), None if b is None else b.to(dtype), "linear")
+        after = None if added is None else added.to(dtype)
+        return functools.partial(ops.linear, x.to(dtype), weight, after)
+
+    return prepare
+
+
+def mlp(kernel: str, n: int, k: int, bias: bool, rows: int, draw: Draw) -> Prepare:
+    """Either kind of MLP, up to its last product."""
+    x, source = draw(rows, k), draw.weight(2 * n if kernel == "swiglu" else n, k)
+    b = draw(source.shape[0]) if bias else None
+
+    def prepare(ops: Ops, dtype: torch.dtype) -> Call:
+        kind: Literal["gated", "linear"] = "gated" if kernel == "swiglu" else "linear"
+        weight = ops.prepare(source.to(dtype), None if b is None else b.to(dtype), kind)
+        return functools.partial(getattr(ops, kernel), x.to(dtype), weight)
+
+    return prepare
+
+
+def qkv_rotary(model: Model, rows: int, draw: Draw) -> Prepare:
+    """qkv_rotary with angles of whole heads."""
+    x, source = draw(rows, model.hidden), draw.weight(3 * model.hidden, model.hidden)
+    b = draw(3 * model.hidden) if model.bias else None
+    angles = draw(POSITIONS, model.head_dim // 2).float()
+    row = torch.arange(rows, dtype=torch.int32, device=draw.device) % POSITIONS
+    rope = Rope(angles.cos(), angles.sin(), row, model.head_dim)
+
+    def prepare(ops: Ops, dtype: torch.dtype) -> Call:
+        weight = ops.prepare(source.to(dtype), None if b is None else b.to(dtype), "linear")
+        return functools.partial(ops.qkv_rotary, x.to(dtype), weight, rope, model.heads)
+
+    return prepare
+
+
+def attention(model: Model, texts: Sequence[int], one_each: bool, rows: int, draw: Draw) -> Prepare:
+    """Attention over texts of these lengths, in turn; of all their tokens, or one of each."""
+    lengths: list[int] = []
+    for length in itertools.cycle(texts):
+        if lengths and sum(lengths) + length > rows:
+            break
+        lengths.append(length)
+    qkv = draw(sum(lengths), 3, model.heads, model.head_dim)
+    ends = torch.tensor([0, *lengths], dtype=torch.int32, device=draw.device)
+    offsets = ends.cumsum(0, dtype=torch.int32)
+    wanted = offsets[:-1] if one_each else None
+
+    def prepare(ops: Ops, dtype: torch.dtype) -> Call:
+        plan = ops.plan(lengths, model.heads, model.head_dim, dtype)
+        scale = model.head_dim**-0.5
+        return functools.partial(ops.attention, qkv.to(dtype), offsets, plan, scale, rows=wanted)
+
+    return prepare
+
+
+def experts(model: Model, rows: int, draw: Draw) -> Prepare:
+    """The whole mixture, on tokens whose experts are no matter of rounding; rows count pairs."""
+    tokens, chosen = max(1, rows // model.top_k), model.top_k
+    x, router = draw(2 * tokens, model.hidden), draw.weight(model.experts, model.hidden)
+    if chosen < model.experts:
+        shares = torch.softmax(x.float() @ router.float().T, dim=-1).sort(descending=True).values
+        x = x[shares[:, chosen - 1] - shares[:, chosen] > CLEAR]
+    x = x[:tokens].contiguous()
+    up = draw.weight(model.experts, model.inner, model.hidden)
+    down = draw.weight(model.experts, model.hidden, model.inner)
+    b = draw(model.hidden) if model.bias else None
+
+    def prepare(ops: Ops, dtype: torch.dtype) -> Call:
+        weights: tuple[Weight, ...] = (
+            ops.prepare(router.to(dtype), None, "router"),
+            ops.prepare(up.to(dtype), None, "experts"),
+            ops.prepare(down.to(dtype), None if b is None else b.to(dtype), "experts"),
+        )
+        return functools.partial(ops.moe, x.to(dtype), *weights, chosen)
+
+    return prepare
+
+
+def products(model: Model) -> Iterator[tuple[str, int, int, Callable[..., Prepare]]]:
+    """(kernel, n, k, what makes it from a number of rows and `draw`) of a model's products."""
+    h, inner, bias = model.hidden, model.inner, model.bias
+    if model.fused_rotary:
+        yield "qkv_rotary", 3 * h, h, functools.partial(qkv_rotary, model)
+    elif not model.rotary:
+        yield "linear", 3 * h, h, functools.partial(linear, 3 * h, h, bias, False)
+    for k in (h, inner):
+        yield "linear", h, k, functools.partial(linear, h, k, bias, True)
+    yield model.mlp, inner, h, functools.partial(mlp, model.mlp, inner, h, bias)
+    if model.experts:
+        for n, k in ((inner, h), (h, inner)):
+            yield "experts", n, k, functools.partial(experts, model)
+
+
+def limits_of(kernel: str, shipped: Collection[Row]) -> list[int]:
+    """Numbers of rows at which settings may change, rising."""
+    stated = {row.up_to["rows"] for row in shipped if row.kernel == kernel and "rows" in row.up_to}
+    return sorted(stated.union(LIMITS))
+
+
+def problems(
+    models: Sequence[Model], kernels: Collection[str], shipped: Collection[Row]
+) -> list[Problem]:
+    """What is to be measured for some models, each size once.
+
+    Args:
+        models: whose shapes.
+        kernels: some of KERNELS.
+        shipped: rows of the shipped table, for elements of the size that is measured.
+    """
+    found: dict[tuple[object, ...], Problem] = {}
+
+    def add(problem: Problem) -> None:
+        key = (problem.kernel, *problem.exactly.items(), problem.up_to)
+        found.setdefault(key, problem)
+
+    for model in models:
+        for kernel, n, k, maker in products(model):
+            if kernel in kernels:
+                whole = model.head_dim if kernel == "qkv_rotary" else 1
+                limits = limits_of(kernel, shipped)
+                for up_to in (*limits, None):
+                    rows = max(LARGE, 2 * limits[-1]) if up_to is None else up_to
+                    make = functools.partial(maker, rows)
+                    add(Problem(kernel, {"n": n, "k": k}, up_to, rows, make, whole))
+        if "attention" in kernels:
+            for kernel, texts, one_each in (
+                ("attention_short", SHORT_TEXTS, False),
+                ("attention_long", LONG_TEXTS, False),
+                ("attention_rows", SHORT_TEXTS, True),
+            ):
+                make = functools.partial(attention, model, texts, one_each, LARGE)
+                add(Problem(kernel, {"head_dim": model.head_dim}, None, None, make))
+    return list(found.values())

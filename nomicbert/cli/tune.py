@@ -1,0 +1,230 @@
+"""`nomicbert tune`: measures launch settings of the Triton kernels on this machine's GPU.
+
+Where in the flow: `nomicbert_kernels.tuning` checks and times the candidates; here a checkpoint
+becomes sizes, and `tuned` says what was found. docs/tune.md says how the
+table is used.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nomicbert import __version__
+from nomicbert.cli import options, tuned
+
+if TYPE_CHECKING:
+    import torch
+
+    from nomicbert_kernels.launch import Row
+    from nomicbert_kernels.tuning.problems import Model, Problem
+    from nomicbert_kernels.tuning.search import Result, Search
+
+EXAMPLES = """\b
+Examples:
+  nomicbert tune
+  nomicbert tune nomic-ai/nomic-embed-text-v1.5 --quick
+  nomicbert tune ./my-checkpoint --kernel swiglu --kernel attention --dtype float16
+  nomicbert tune --dry-run
+"""
+# Seconds until a bar that nobody asked for shows itself.
+DELAY = 2.0
+
+
+class KernelName(str, Enum):
+    """What --kernel takes."""
+
+    qkv_rotary = "qkv_rotary"
+    swiglu = "swiglu"
+    gelu = "gelu"
+    linear = "linear"
+    attention = "attention"
+    experts = "experts"
+
+
+class TunedDtype(str, Enum):
+    """What --dtype takes here."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+def tune(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A checkpoint's folder or repository id; without one, the leading shapes.",
+            show_default=False,
+        ),
+    ] = None,
+    revision: options.Revision = None,
+    local_files_only: options.LocalFilesOnly = False,
+    device: options.Device = "auto",
+    dtype: Annotated[
+        TunedDtype, typer.Option(help="Of the hidden states; those of one width share their rows.")
+    ] = TunedDtype.bfloat16,
+    kernel: Annotated[
+        list[KernelName] | None,
+        typer.Option(help="Only this kernel; may be given several times.", show_default=False),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Try the tiles only, a few candidates each.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be measured, and stop.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document instead of lines.")
+    ] = False,
+) -> None:
+    """Find faster launch settings of the Triton kernels on this machine's GPU.
+
+    Each candidate is checked against the reference first. What beats the shipped settings by more
+    than the times scatter is written to a table that is read before them.
+    """
+    # Takes seconds: what is wrong with the arguments has been said by now.
+    import torch
+
+    from nomicbert.keywords import as_device
+    from nomicbert_kernels import launch
+    from nomicbert_kernels.tuning import tables
+    from nomicbert_kernels.tuning.problems import KERNELS, LEADING, problems
+
+    place = as_device(device)
+    wanted = getattr(torch, dtype.value)
+    if not dry_run:
+        _need_gpu(place, wanted)
+    models = [_read_model(model, revision, local_files_only)] if model else list(LEADING)
+    arch = launch.architecture(place) if _measurable(place) else launch.SAFE
+    shipped = tables.shipped_rows(arch, wanted.itemsize)
+    kernels = [name.value for name in kernel] if kernel else KERNELS
+    found = problems(models, kernels, shipped)
+    if not found:
+        raise ValueError(f"{model} has none of these kernels: {', '.join(kernels)}")
+    if dry_run:
+        _plan(found, shipped, arch, wanted.itemsize, quick, as_json)
+    else:
+        _measure(found, shipped, place, wanted, quick, as_json)
+
+
+def _measurable(device: "torch.device") -> bool:
+    """Whether times on a device say anything: those of triton's interpreter do not."""
+    return device.type == "cuda"
+
+
+def _need_gpu(device: "torch.device", dtype: "torch.dtype") -> None:
+    """Refuse what the kernels do not run on.
+
+    Raises: BackendError.
+    """
+    from nomicbert_kernels import BackendError, choose_ops
+
+    if not _measurable(device):
+        raise BackendError(
+            f"tuning measures the kernels of backend 'triton', which needs a CUDA device, not "
+            f"{device.type}: --dry-run says what it would measure"
+        )
+    choose_ops(device, dtype, "triton")
+
+
+def _read_model(model: str, revision: str | None, local_files_only: bool) -> "Model":
+    """The sizes of a checkpoint."""
+    from nomicbert import hub
+    from nomicbert.dialects import read_config
+    from nomicbert.modules import module_folders
+    from nomicbert_kernels.tuning.problems import Model
+
+    folder = hub.resolve(model, revision=revision, local_files_only=local_files_only)
+    parts = module_folders(folder)
+    config = read_config(next((path for kind, path in parts if kind == "Transformer"), folder))
+    size = config.head_dim
+    whole = config.rotary_dim == size and not config.rotary_interleaved and size & (size - 1) == 0
+    return Model(
+        name=model,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        inner=config.intermediate_size,
+        mlp=config.hidden_act,
+        rotary=config.rotary_dim > 0,
+        fused_rotary=whole,
+        bias=config.qkv_bias,
+        experts=config.num_experts,
+        top_k=config.moe_top_k,
+    )
+
+
+def _plan(
+    found: "Sequence[Problem]",
+    shipped: "Sequence[Row]",
+    arch: str,
+    size: int,
+    quick: bool,
+    as_json: bool,
+) -> None:
+    """Print what would be measured."""
+    from nomicbert_kernels import launch
+    from nomicbert_kernels.tuning import tables
+    from nomicbert_kernels.tuning.candidates import candidates
+
+    known = arch != launch.SAFE
+    # without a GPU nobody knows how many would fit
+    counts = [len(candidates(p, shipped, arch, size, quick)) if known else None for p in found]
+    put = tuned.put_plan_document if as_json else tuned.put_plan
+    put(found, counts, *((arch, tables.path_of(arch)) if known else (None, None)))
+
+
+def _measure(
+    found: "Sequence[Problem]",
+    shipped: "Sequence[Row]",
+    device: "torch.device",
+    dtype: "torch.dtype",
+    quick: bool,
+    as_json: bool,
+) -> None:
+    """Measure, write the table, and print what came out."""
+    import torch
+    from tqdm import tqdm
+
+    from nomicbert_kernels import launch, select_ops
+    from nomicbert_kernels.tuning import tables
+    from nomicbert_kernels.tuning.search import Search, triton_version
+    from nomicbert_kernels.tuning.timing import gpu_timer
+
+    arch, triton = launch.architecture(device), triton_version()
+    earlier = tables.read_tuned(arch, triton)
+    tables.check_writable(arch)
+    ops = select_ops(device, dtype, "triton")
+    with tqdm(desc="Tuning", unit=" candidates", disable=None, delay=DELAY) as bar:
+        search = Search(ops, device, dtype, shipped, gpu_timer(device), bar.update)
+        results = _search(found, search, quick, bar)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    about = {
+        "written_by": f"nomicbert tune {__version__}",
+        "written_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": name,
+        "torch": torch.__version__,
+        "triton": triton,
+    }
+    rows = tables.merge(results, earlier, dtype.itemsize, triton)
+    path = tables.write(arch, rows, about)
+    if as_json:
+        where = {"architecture": arch, "dtype": str(dtype).removeprefix("torch.")}
+        tuned.put_document(results, {**about, **where, "path": str(path)})
+    else:
+        tuned.put_results(results)
+    tuned.say_what_happened(results, path)
+
+
+def _search(found: "Sequence[Problem]", search: "Search", quick: bool, bar: Any) -> "list[Result]":
+    """Solve the problems one by one."""
+    tried = [search.candidates(problem, quick) for problem in found]
+    bar.total = sum(map(len, tried))
+    results = []
+    for problem, settings in zip(found, tried, strict=True):
+        bar.set_postfix_str(f"{problem.kernel} {problem.shape}", refresh=False)
+        results.append(search.solve(problem, settings))
+    return results

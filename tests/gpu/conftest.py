@@ -1,0 +1,132 @@
+"""What holds for every test here: exact fp32 around it, poisoned results, and a report.
+
+A test notes its error and its bound through `record`, which fails beyond the bound. Notes travel
+with pytest's own reports, so that a failing test is in the file as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.gpu.report import Report, results_folder
+from tests.gpu.support import ARCHITECTURE, DEVICE, HAS_DEVICE, INTERPRETED
+
+Record = Callable[..., None]
+NOTES = "gpu records"
+REPORTED = "gpu"
+REPORT = pytest.StashKey[Report]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            # time on a GPU is dear: a library's new warning is no reason to lose a result
+            item.add_marker(pytest.mark.filterwarnings("default"))
+            item.user_properties.append((REPORTED, True))
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Iterator[Record]:
+    """note(error, bound, op=, dtype=, check=): keep the figures; fail beyond the bound."""
+    notes: list[dict[str, Any]] = []
+    request.node.user_properties.append((NOTES, notes))
+
+    def note(error: float, bound: float, **what: Any) -> None:
+        words = {key: str(value).removeprefix("torch.") for key, value in what.items()}
+        notes.append({**words, "error": float(error), "bound": float(bound)})
+        assert error <= bound, f"off by {error:.3g}, allowed {bound:.3g}: {words}"
+
+    return note
+
+
+@pytest.fixture(autouse=True)
+def exact_products() -> Iterator[None]:
+    """fp32 around the kernels is fp32, and 16-bit products are summed in fp32."""
+    matmul = torch.backends.cuda.matmul
+    before = torch.get_float32_matmul_precision()
+    half = matmul.allow_fp16_reduced_precision_reduction
+    brain = matmul.allow_bf16_reduced_precision_reduction
+    torch.set_float32_matmul_precision("highest")
+    matmul.allow_fp16_reduced_precision_reduction = False
+    matmul.allow_bf16_reduced_precision_reduction = False
+    yield
+    torch.set_float32_matmul_precision(before)
+    matmul.allow_fp16_reduced_precision_reduction = half
+    matmul.allow_bf16_reduced_precision_reduction = brain
+
+
+@pytest.fixture(autouse=True)
+def free_memory() -> Iterator[None]:
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exact_bf16() -> None:
+    """In the interpreter bf16 needs help."""
+    if INTERPRETED:
+        from tests.interpreter import bf16
+
+        bf16.install()
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is handed out unfilled holds NaN: what a kernel leaves out shows."""
+
+    def poison(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def made(*args: Any, **keywords: Any) -> torch.Tensor:
+            out = make(*args, **keywords)
+            return out.fill_(float("nan")) if out.is_floating_point() else out
+
+        return made
+
+    monkeypatch.setattr(torch, "empty", poison(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+    assert torch.zeros(1, device=DEVICE).new_empty(3).isnan().all()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if HAS_DEVICE:
+        config.stash[REPORT] = Report(ARCHITECTURE, results_folder())
+        config.pluginmanager.register(Collector(config.stash[REPORT]))
+
+
+class Collector:
+    """Hands pytest's reports on to ours; under xdist they come from the workers."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if (REPORTED, True) not in map(tuple, report.user_properties):
+            return
+        if report.when != "call" and report.passed:
+            return
+        notes = [note for name, found in report.user_properties if name == NOTES for note in found]
+        self.report.add(
+            report.nodeid,
+            report.outcome,
+            notes if report.when == "call" else [],
+            "" if report.passed else reason(report),
+        )
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.report.here:
+            terminalreporter.section("on the GPU" if not INTERPRETED else "in the interpreter")
+            for line in self.report.lines():
+                terminalreporter.write_line(line)
+
+
+def reason(report: pytest.TestReport) -> str:
+    """Why a test did not pass, in one line."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        return str(report.longrepr[2])
+    lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
+    return (lines or report.longreprtext.splitlines() or [""])[0].removeprefix("E").strip()[:300]

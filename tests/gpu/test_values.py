@@ -1,0 +1,102 @@
+"""Every kernel against the fp64 truth: dtypes, real sizes, odd numbers of tokens, rows apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from bench.problem import error_and_bound
+from tests.gpu.calls import BY_TEXTS, BY_TOKENS, PRODUCTS, Case, named
+from tests.gpu.conftest import Record
+from tests.gpu.support import (
+    ALL_DTYPES,
+    APART,
+    BATCHES,
+    DEVICE,
+    EDGES,
+    NOMIC,
+    TOKENS,
+    draw,
+    force_library,
+    ops,
+)
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
+
+# For the leading model alone: the truth takes its time, or its memory.
+HEAVY = ("queries", "longest")
+TRUTH_BYTES = 40 * 2**30
+TEXTS = pytest.mark.parametrize(
+    ("case", "texts"),
+    [
+        pytest.param(case, texts, id=f"{case.name}-{texts}")
+        for case in BY_TEXTS
+        for texts in BATCHES
+        if texts not in HEAVY or case.model == NOMIC
+    ],
+)
+
+
+def check(
+    case: Case,
+    dtype: torch.dtype,
+    size: int | Sequence[int],
+    seed: int,
+    record: Record,
+    apart: int = 0,
+    what: str = "values",
+) -> None:
+    """One call within the bound of a kernel."""
+    problem = case.problem(draw(dtype, seed, apart), size)
+    with torch.no_grad():
+        got = problem.run(ops())
+        figures = error_and_bound(got, problem.truth(), problem.plain())
+    shape = size if isinstance(size, int) else f"{len(size)} texts up to {max(size)}"
+    record(*figures, check=what, op=case.name, dtype=dtype, size=shape, apart=apart)
+
+
+@named(BY_TOKENS)
+@ALL_DTYPES
+def test_tokens(case: Case, dtype: torch.dtype, seed: int, record: Record) -> None:
+    for size in EDGES:
+        check(case, dtype, size, seed, record)
+    for apart in APART:
+        check(case, dtype, TOKENS, seed, record, apart, "rows apart")
+
+
+@named(PRODUCTS)
+@pytest.mark.parametrize("library", [False, True], ids=["kernel", "library"])
+@ALL_DTYPES
+def test_forced(
+    case: Case,
+    library: bool,
+    dtype: torch.dtype,
+    seed: int,
+    record: Record,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The product by our kernel and by the library, whichever the tables take."""
+    force_library(monkeypatch, library)
+    what = "library" if library else "kernel"
+    for size in EDGES:
+        check(case, dtype, size, seed, record, what=what)
+    for apart in APART if dtype == torch.bfloat16 else ():
+        check(case, dtype, TOKENS, seed, record, apart, f"{what}, rows apart")
+
+
+@TEXTS
+@ALL_DTYPES
+def test_texts(case: Case, texts: str, dtype: torch.dtype, seed: int, record: Record) -> None:
+    if texts == "longest" and DEVICE.type == "cuda":
+        memory = torch.cuda.get_device_properties(DEVICE).total_memory
+        if memory < TRUTH_BYTES:
+            pytest.skip(f"the fp64 truth takes {TRUTH_BYTES / 2**30:.0f} GiB")
+    lengths = BATCHES[texts]
+    if case.variant == "one row":
+        lengths = tuple(n for n in lengths if n)  # a text without tokens has no row
+    check(case, dtype, lengths, seed, record, what=f"texts: {texts}")
+    if texts == "edges":
+        for apart in APART:
+            check(case, dtype, lengths, seed, record, apart, "rows apart")

@@ -1,0 +1,107 @@
+"""bf16 in Triton's interpreter, to the bit.
+
+The interpreter keeps bf16 as the 16-bit integers of its bits, and works on those: arithmetic and
+products come out as garbage without a word, and fp32 is cut off instead of rounded. `install`
+makes casts round to nearest even, has `tl.dot` multiply in fp32 (exact: a product of two bf16
+numbers fits), and refuses all other arithmetic, so that kernels widen what they load. fp16 and
+fp32 are left as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, ScanOps, TensorHandle
+
+# What would work on the bits as if they were integers.
+ARITHMETIC = ("binary_op", "unary_op", "create_clampf", "create_fma")
+
+
+def is_bf16(value: Any) -> bool:
+    return isinstance(value, TensorHandle) and value.dtype.scalar == tl.bfloat16
+
+
+def widen(bits: np.ndarray) -> np.ndarray:
+    """The fp32 numbers that bf16 bits stand for."""
+    return (np.asarray(bits, np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def narrow(numbers: np.ndarray) -> np.ndarray:
+    """The bits of fp32 numbers rounded to bf16, to nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
+    odd = bits >> 16 & np.uint32(1)
+    rounded = bits + np.uint32(0x7FFF) + odd >> 16
+    return np.where(np.isnan(numbers), bits >> 16 | 0x40, rounded).astype(np.uint16)
+
+
+def widened(handle: TensorHandle) -> TensorHandle:
+    return TensorHandle(widen(handle.data), tl.float32) if is_bf16(handle) else handle
+
+
+def replace(owner: type, name: str, make: Callable[[Callable[..., Any]], Any]) -> None:
+    """Put make(what stood there) in the place of a method."""
+    setattr(owner, name, make(getattr(owner, name)))
+
+
+def constant(_: Any, number: float) -> TensorHandle:
+    """What 3.6 lacks: a bf16 number that stands in the kernel."""
+    return TensorHandle(narrow(np.array([number], np.float32)), tl.bfloat16)
+
+
+def exact_cast(cast: Callable[..., Any]) -> Callable[..., Any]:
+    def cast_impl(builder: Any, source: TensorHandle, to: Any) -> TensorHandle:
+        if is_bf16(source) == (to.scalar == tl.bfloat16):
+            return cast(builder, source, to)
+        if is_bf16(source):
+            return cast(builder, widened(source), to)
+        return TensorHandle(narrow(source.data.astype(np.float32)), tl.bfloat16)
+
+    return cast_impl
+
+
+def exact_dot(dot: Callable[..., Any]) -> Callable[..., Any]:
+    def create_dot(builder: Any, a: TensorHandle, b: TensorHandle, *rest: Any) -> Any:
+        return dot(builder, widened(a), widened(b), *rest)
+
+    return create_dot
+
+
+def refuse_operands(name: str) -> Callable[[Callable[..., Any]], Any]:
+    def make(work: Callable[..., Any]) -> Callable[..., Any]:
+        def refused(builder: Any, *operands: Any) -> Any:
+            if any(is_bf16(operand) for operand in operands):
+                raise TypeError(f"bf16 in {name}: the interpreter cannot; cast to float32 first")
+            return work(builder, *operands)
+
+        return refused
+
+    return make
+
+
+def refuse_inputs(name: str) -> Callable[[Callable[..., Any]], Any]:
+    def make(work: Callable[..., Any]) -> Callable[..., Any]:
+        def refused(self: Any, inputs: tuple[Any, ...]) -> Any:
+            if any(is_bf16(value.handle) for value in inputs):
+                raise TypeError(f"bf16 in {name}: the interpreter cannot; cast to float32 first")
+            return work(self, inputs)
+
+        return refused
+
+    return make
+
+
+def install() -> None:
+    """Make bf16 exact from here on; a second call changes nothing."""
+    if getattr(InterpreterBuilder, "exact_bf16", False):
+        return
+    replace(InterpreterBuilder, "cast_impl", exact_cast)
+    replace(InterpreterBuilder, "create_dot", exact_dot)
+    for name in ARITHMETIC:
+        replace(InterpreterBuilder, name, refuse_operands(name))
+    replace(ReduceOps, "apply_impl", refuse_inputs("a reduction"))
+    replace(ScanOps, "apply_impl", refuse_inputs("a scan"))
+    InterpreterBuilder.get_bf16 = constant
+    InterpreterBuilder.exact_bf16 = True

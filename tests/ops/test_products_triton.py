@@ -1,0 +1,346 @@
+"""The matrix-product kernels: every way to launch them, bits of a row, torch.library, autocast.
+
+Values and gradients in each dtype stand in the tests of each op; here stands what is Triton's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nomicbert_kernels import Rope, Weight, launch
+from nomicbert_kernels import gelu as gelu_reference
+from nomicbert_kernels import linear as linear_reference
+from nomicbert_kernels import moe as moe_reference
+from nomicbert_kernels import qkv_rotary as qkv_reference
+from nomicbert_kernels import swiglu as swiglu_reference
+from tests.ops.cases import INTERPRETS, assert_rows_keep_their_bits, assert_within, draw
+
+if not INTERPRETS:
+    pytest.skip("triton is not interpreted here: see tests/gpu", allow_module_level=True)
+
+from nomicbert_kernels import (
+    gelu_triton,
+    gemm_triton,
+    linear_triton,
+    moe_triton,
+    qkv_rotary_triton,
+    swiglu_triton,
+)
+
+HEADS, SIZE, WIDTH = 2, 16, 40
+
+
+def weight(rows: int, seed: int, dtype: torch.dtype = torch.float32) -> Weight:
+    drawn = draw(rows, WIDTH, seed=seed, dtype=dtype, scale=0.3)
+    return Weight(drawn, draw(rows, seed=seed + 1, dtype=dtype))
+
+
+def exact(w: Weight) -> Weight:
+    return Weight(w.source.double(), None if w.bias is None else w.bias.double())
+
+
+def rope(tokens: int, dim: int = SIZE, interleaved: bool = False) -> Rope:
+    angle = draw(50, dim // 2, seed=9) * 3
+    row = torch.arange(tokens, dtype=torch.int32) * 7 % 50
+    return Rope(angle.cos(), angle.sin(), row, dim, interleaved)
+
+
+def residual(tokens: int, dtype: torch.dtype) -> Tensor:
+    return draw(tokens, 72, seed=8, dtype=dtype)
+
+
+# op -> (the Triton form, the reference) of x (T, WIDTH)
+Op = Callable[[Tensor], Tensor]
+OPS: dict[str, tuple[Op, Op]] = {
+    "linear": (
+        lambda x: linear_triton.linear(x, weight(72, 1, x.dtype), residual(len(x), x.dtype)),
+        lambda x: linear_reference.linear(
+            x.double(), exact(weight(72, 1, x.dtype)), residual(len(x), x.dtype).double()
+        ),
+    ),
+    "gelu": (
+        lambda x: gelu_triton.gelu(x, weight(72, 1, x.dtype)),
+        lambda x: gelu_reference.gelu(x.double(), exact(weight(72, 1, x.dtype))),
+    ),
+    "swiglu": (
+        lambda x: swiglu_triton.swiglu(x, weight(144, 1, x.dtype)),
+        lambda x: swiglu_reference.swiglu(x.double(), exact(weight(144, 1, x.dtype))),
+    ),
+    "qkv_rotary": (
+        lambda x: qkv_rotary_triton.qkv_rotary(
+            x, weight(3 * HEADS * SIZE, 1, x.dtype), rope(len(x)), HEADS
+        ),
+        lambda x: qkv_reference.qkv_rotary(
+            x.double(), exact(weight(3 * HEADS * SIZE, 1, x.dtype)), rope(len(x)), HEADS
+        ),
+    ),
+}
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, library: bool = False, **constants: Any) -> None:
+    """Every kernel takes these settings from now on, beside those of its row."""
+    chosen = launch.settings
+
+    def settings(*args: Any, **sizes: int) -> launch.Settings:
+        row = chosen(*args, **sizes)
+        return dataclasses.replace(row, constants={**row.constants, **constants}, library=library)
+
+    monkeypatch.setattr(launch, "settings", settings)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"DESCRIPTORS": True, "FLATTEN": True},
+        {"DESCRIPTORS": False, "FLATTEN": True},
+        {"DESCRIPTORS": True, "FLATTEN": False},
+        {"BLOCK_M": 16, "BLOCK_N": 128, "BLOCK_K": 16, "GROUP": 1},
+        {"BLOCK_M": 64, "BLOCK_N": 16, "BLOCK_K": 64, "GROUP": 8},
+        {"library": True},
+    ],
+    ids=lambda settings: "-".join(f"{name}{value}" for name, value in settings.items()),
+)
+def test_every_way_to_launch(
+    op: str, dtype: torch.dtype, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched(monkeypatch, **settings)
+    form, reference = OPS[op]
+    x = draw(40, WIDTH, seed=3, dtype=dtype)
+    truth = reference(x)
+    # the spread that rounding the truth itself leaves
+    assert_within(form(x), truth, truth.to(dtype), dtype)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_row_keeps_its_bits(op: str) -> None:
+    form, _ = OPS[op]
+    if op == "linear":
+
+        def form(x: Tensor) -> Tensor:
+            return linear_triton.linear(x, weight(72, 1))
+
+    if op == "qkv_rotary":  # the angle of a token is its own, wherever its row stands
+        same = dataclasses.replace(rope(1), row=torch.full((400,), 3, dtype=torch.int32))
+
+        def form(x: Tensor) -> Tensor:
+            angles = dataclasses.replace(same, row=same.row[: len(x)])
+            return qkv_rotary_triton.qkv_rotary(x, weight(3 * HEADS * SIZE, 1), angles, HEADS)
+
+    assert_rows_keep_their_bits(form, draw(200, WIDTH, seed=4))
+
+
+def test_operands_that_no_descriptor_can_hold() -> None:
+    s = launch.settings("swiglu", torch.device("cpu"), torch.float32, rows=8, n=8, k=8)
+    assert s["DESCRIPTORS"]
+    even, odd = torch.empty(8, 8), torch.empty(8, 9)
+    assert gemm_triton.operands(s, even, even, even)[3]["DESCRIPTORS"]
+    for x in (odd, odd[:, 1:], odd[:, :8]):  # rows of 36 bytes
+        *same, keywords = gemm_triton.operands(s, even, x, even)
+        assert not keywords["DESCRIPTORS"]
+        assert [a is b for a, b in zip(same, (even, x, even), strict=True)] == [True] * 3
+
+
+def test_the_common_head_is_rotated_in_the_epilogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(*_: Any) -> None:
+        raise RuntimeError("rotated apart")
+
+    monkeypatch.setattr(qkv_rotary_triton, "rotate_", apart)
+    x, w = draw(5, WIDTH, seed=1), weight(3 * HEADS * SIZE, 2)
+    qkv_rotary_triton.qkv_rotary(x, w, rope(5), HEADS)
+    for angles in (rope(5, SIZE // 2), rope(5, SIZE, interleaved=True)):
+        with pytest.raises(RuntimeError, match="rotated apart"):
+            qkv_rotary_triton.qkv_rotary(x, w, angles, HEADS)
+    with pytest.raises(RuntimeError, match="rotated apart"):  # 20 is no power of two
+        qkv_rotary_triton.qkv_rotary(x, weight(120, 2), rope(5, 20), HEADS)
+
+
+@triton.jit
+def tiles_kernel(seen, tiles_m, tiles_n, GROUP: tl.constexpr):
+    """Where the tile of each index lies."""
+    row, column = gemm_triton.tile_at(tl.program_id(0), tiles_m, tiles_n, GROUP)
+    tl.store(seen + tl.program_id(0), row * tiles_n + column)
+
+
+@pytest.mark.parametrize(
+    ("tiles_m", "tiles_n", "group"), [(1, 1, 8), (7, 3, 2), (5, 4, 8), (9, 1, 4)]
+)
+def test_every_tile_is_taken_once(tiles_m: int, tiles_n: int, group: int) -> None:
+    seen = torch.full((tiles_m * tiles_n,), -1, dtype=torch.int32)
+    tiles_kernel[(len(seen),)](seen, tiles_m, tiles_n, group)
+    assert sorted(seen.tolist()) == list(range(len(seen)))
+    # the first programs share columns of the weight: they run down a group's rows
+    height = min(group, tiles_m)
+    assert seen[:height].tolist() == [row * tiles_n for row in range(height)]
+
+
+def leaf(*shape: int, seed: int) -> Tensor:
+    return draw(*shape, seed=seed, scale=0.5).requires_grad_()
+
+
+def registered() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    x, w, b = leaf(33, 24, seed=1), leaf(12, 24, seed=2), leaf(12, seed=3)
+    angles = rope(33, 4)
+    qkv = (angles.cos, angles.sin, angles.row)
+    return {
+        "linear": (linear_triton.linear_op, (x, w, b, leaf(33, 12, seed=4))),
+        "linear-bare": (linear_triton.linear_op, (x, w, None, None)),
+        "gelu": (gelu_triton.gelu_op, (x, w, b)),
+        "gelu_backward": (
+            gelu_triton.gelu_backward_op,
+            (draw(33, 12, seed=4), x.detach(), w.detach(), None),
+        ),
+        "swiglu": (swiglu_triton.swiglu_op, (x, w, b)),
+        "swiglu_backward": (
+            swiglu_triton.swiglu_backward_op,
+            (draw(33, 6, seed=4), draw(33, 12, seed=5)),
+        ),
+        "qkv_rotary": (qkv_rotary_triton.qkv_rotary_op, (x, w, b, *qkv, 1, False)),
+        "qkv_rotary_backward": (
+            qkv_rotary_triton.qkv_rotary_backward_op,
+            (draw(33, 3, 1, 4, seed=5), *qkv, True),
+        ),
+        "moe": (
+            moe_triton.moe_op,
+            (*(draw(*s, seed=1) for s in ((9, 8), (4, 8), (4, 6, 8), (4, 8, 6), (8,))), 2),
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", registered())
+def test_opcheck(name: str) -> None:
+    op, args = registered()[name]
+    torch.library.opcheck(op, args)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_one_graph_for_any_number_of_tokens(op: str) -> None:
+    """Compiled as one graph with a token dimension that stays open, forward and backward."""
+    if op in ("linear", "qkv_rotary"):  # what their rows draw would be traced
+        other, angles = leaf(72, WIDTH, seed=5), rope(64)
+        rows = {"linear": Weight(other), "qkv_rotary": Weight(leaf(96, WIDTH, seed=6))}
+
+        def form(x: Tensor) -> Tensor:
+            if op == "linear":
+                return linear_triton.linear(x, rows[op])
+            here = dataclasses.replace(angles, row=angles.row[: x.shape[0]])
+            return qkv_rotary_triton.qkv_rotary(x, rows[op], here, HEADS)
+    else:
+        w = Weight(leaf(144, WIDTH, seed=6), leaf(144, seed=7))
+        module = {"gelu": gelu_triton.gelu, "swiglu": swiglu_triton.swiglu}[op]
+
+        def form(x: Tensor) -> Tensor:
+            return module(x, w)
+
+    torch.compiler.reset()
+    compiled = torch.compile(form, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for tokens in (33, 5, 64):
+            x = leaf(tokens, WIDTH, seed=tokens)
+            got, wanted = compiled(x), form(x)
+            upstream = draw(*wanted.shape, seed=1)
+            (d_got,) = torch.autograd.grad(got, x, upstream)
+            (d_wanted,) = torch.autograd.grad(wanted, x, upstream)
+            assert torch.equal(got, wanted)
+            assert torch.equal(d_got, d_wanted)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("op", ["linear", "gelu", "swiglu", "qkv_rotary"])
+def test_autocast(op: str) -> None:
+    """Products run in autocast's dtype; a residual in fp32 is added in fp32."""
+    x, w = draw(20, WIDTH, seed=1), draw(96, WIDTH, seed=2, scale=0.3)
+    calls: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "linear": lambda x, w: linear_triton.linear(x, Weight(w)),
+        "gelu": lambda x, w: gelu_triton.gelu(x, Weight(w)),
+        "swiglu": lambda x, w: swiglu_triton.swiglu(x, Weight(w)),
+        "qkv_rotary": lambda x, w: qkv_rotary_triton.qkv_rotary(x, Weight(w), rope(20), HEADS),
+    }
+    wanted = calls[op](x.half(), w.half())
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(calls[op](x, w), wanted)
+        if op == "linear":
+            r = draw(20, 96, seed=3)
+            got = linear_triton.linear(x, Weight(w), r)
+            assert got.dtype == torch.float32
+            assert torch.equal(got, wanted + r)
+
+
+def test_nothing_goes_through_the_dispatcher_unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A custom op costs as much as a small kernel: without gradients the launch is direct."""
+
+    def dispatched(*_: Any) -> None:
+        raise RuntimeError("dispatched")
+
+    for module in (linear_triton, gelu_triton, swiglu_triton, qkv_rotary_triton, moe_triton):
+        name = module.__name__.rpartition(".")[2].removesuffix("_triton")
+        monkeypatch.setattr(module, f"{name}_op", dispatched)
+    x = draw(5, WIDTH, seed=1)
+    for form, _ in OPS.values():
+        form(x)
+    w = weight(72, 1)
+    w.source.requires_grad_()
+    with torch.no_grad():
+        linear_triton.linear(x, w)
+    with pytest.raises(RuntimeError, match="dispatched"):
+        linear_triton.linear(x, w)
+
+
+def test_experts_that_get_no_token() -> None:
+    """All tokens choose the same two of eight; and one token alone."""
+    x = draw(40, WIDTH, seed=1).abs()
+    router = torch.zeros(8, WIDTH)
+    router[6], router[1] = 0.3, 0.1
+    up, down = draw(8, 24, WIDTH, seed=2), draw(8, WIDTH, 24, seed=3, scale=0.2)
+    weights = Weight(router), Weight(up), Weight(down, draw(WIDTH, seed=4))
+    for rows in (40, 1):
+        truth = moe_reference.moe(x[:rows].double(), *map(exact, weights), 2)
+        plain = moe_reference.moe(x[:rows], *weights, 2)
+        assert_within(moe_triton.moe(x[:rows], *weights, 2), truth, plain, torch.float32)
+
+
+def test_gradients_of_experts_come_from_torch(caplog: pytest.LogCaptureFixture) -> None:
+    moe_triton.say_training_is_slow.cache_clear()
+    weights = [Weight(leaf(*s, seed=5)) for s in ((4, WIDTH), (4, 24, WIDTH), (4, WIDTH, 24))]
+    x = draw(30, WIDTH, seed=1)
+    with caplog.at_level("INFO", logger="nomicbert_kernels"):
+        got = moe_triton.moe(x, *weights, 2)
+        moe_triton.moe(x, *weights, 2)
+    assert [r.getMessage() for r in caplog.records] == [
+        "gradients of a mixture of experts are computed by torch, expert by expert"
+    ]
+    wanted = moe_reference.moe(x, *weights, 2)
+    leaves = [w.source for w in weights]
+    upstream = draw(30, WIDTH, seed=2)
+    pairs = zip(
+        torch.autograd.grad(got, leaves, upstream),
+        torch.autograd.grad(wanted, leaves, upstream),
+        strict=True,
+    )
+    for a, b in pairs:
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+def test_library_and_kernel_agree_on_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training takes the same derivative whichever product runs."""
+    x, w, b = leaf(20, WIDTH, seed=1), leaf(72, WIDTH, seed=2), leaf(72, seed=3)
+    upstream = draw(20, 72, seed=4)
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(gelu_triton.gelu(x, Weight(w, b)), [x, w, b], upstream)
+
+    ours = gradients()
+    launched(monkeypatch, library=True)
+    for a, c in zip(ours, gradients(), strict=True):
+        assert (a - c).abs().max() <= 2e-6 * c.abs().max()
+    assert torch.equal(gelu_triton.gelu(x, Weight(w, b)), F.gelu(F.linear(x, w, b)))

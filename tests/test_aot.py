@@ -1,0 +1,109 @@
+"""Kernels compiled for real architectures, in a process of its own: no GPU, no interpreter.
+
+A part of `make aot`, whose whole takes minutes; and tables with planted faults, each of which the
+command has to name.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nomicbert_kernels import launch
+
+ROOT = Path(__file__).parents[1]
+LINUX = sys.platform == "linux" and importlib.util.find_spec("triton") is not None
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not LINUX, reason="needs triton, which brings its compilers along"),
+]
+
+
+def compile_rows(out: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], Any]:
+    """Run the command for bf16; the process, and what it wrote."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    command = [sys.executable, "-m", "bench.aot", "--dtype", "bf16", "--out", str(out)]
+    done = subprocess.run(
+        [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    return done, json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
+
+
+def planted(folder: Path, arch: str, **changes: Any) -> Path:
+    """Tables of one architecture whose rows for swiglu are changed."""
+    stored = json.loads((launch.TABLES / f"{arch}.json").read_text(encoding="utf-8"))
+    rows = [
+        row | changes if (row["kernel"], row["bytes"]) == ("swiglu", 2) else row
+        for row in stored["rows"]
+    ]
+    (folder / f"{arch}.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    return folder
+
+
+def test_shipped_rows_hold_the_rules(tmp_path: Path) -> None:
+    kernels = ("--kernel", "swiglu", "qkv_rotary", "layer_norm")
+    done, records = compile_rows(
+        tmp_path / "out.json", "--quick", "--arch", "sm_80", "sm_90", *kernels
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for arch in ("sm_80", "sm_90"):
+        mine = [record for record in records if record["arch"] == arch]
+        assert {"swiglu_kernel", "gate_kernel", "gate_backward_kernel", "qkv_rotary_kernel"} <= {
+            record["kernel"] for record in mine
+        }
+        # not by the command's own judgement
+        assert max(record["shared"] for record in mine) <= launch.SHARED_MEMORY[arch]
+        assert not any(record["spills"] for record in mine)
+        products = [record for record in mine if record["dot_rows"]]
+        assert len(products) >= 4
+        assert all(record["tensor_cores"] for record in products)
+        assert all(record["wgmma"] == (arch == "sm_90") for record in products)
+        assert all(record["tma"] == (arch == "sm_90") for record in products)
+        assert all(record["cp_async"] == (arch == "sm_80") for record in products)
+
+
+FAULTS = {
+    "shared": ({"BLOCK_M": 128, "BLOCK_N": 128, "num_stages": 8}, "bytes of shared memory, where"),
+    "spills": ({"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 4}, "spills"),
+    "refused": ({"BLOCK_M": 48}, "arange's range must be a power of 2"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named(fault: str, tmp_path: Path) -> None:
+    changes, message = FAULTS[fault]
+    tables = planted(tmp_path, "sm_80", **changes)
+    done, records = compile_rows(
+        tmp_path / "out.json", "--arch", "sm_80", "--kernel", "swiglu", "--tables", str(tables)
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    broken = {record["kernel"]: record["broken"] for record in records if record["broken"]}
+    assert set(broken) == {"swiglu_kernel"}
+    assert message in broken["swiglu_kernel"][0]
+    assert message in done.stdout
+
+
+def test_a_row_that_nothing_reaches_is_named(tmp_path: Path) -> None:
+    stored = json.loads((launch.TABLES / "sm_80.json").read_text(encoding="utf-8"))
+    unreached = {"kernel": "swiglu", "bytes": 2, "up_to": {"rows": 1}, "num_warps": 4}
+    stored["rows"].insert(0, unreached)
+    (tmp_path / "sm_80.json").write_text(json.dumps(stored), encoding="utf-8")
+    options = ("--arch", "sm_80", "--kernel", "swiglu", "--tables", str(tmp_path))
+    done, _ = compile_rows(tmp_path / "out.json", *options)
+    assert done.returncode == 1
+    assert "sm_80: row 0 of swiglu for 2 bytes is never launched" in done.stdout
+
+
+def test_a_size_without_a_row_is_named(tmp_path: Path) -> None:
+    tables = planted(tmp_path, "sm_80", up_to={"rows": 64})
+    options = ("--arch", "sm_80", "--kernel", "swiglu", "--tables", str(tables))
+    done, _ = compile_rows(tmp_path / "out.json", *options)
+    assert done.returncode == 1
+    assert "no launch settings for swiglu" in done.stdout

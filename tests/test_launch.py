@@ -1,0 +1,226 @@
+"""The launch tables: how a row is found, and that those that ship are complete."""
+
+import ast
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nomicbert_kernels import launch
+
+CPU = torch.device("cpu")
+KERNELS = Path(launch.__file__).parents[1]
+SHIPPED = sorted(path.stem for path in launch.TABLES.glob("*.json"))
+# Larger than anything a row may name as its most.
+HUGE = 10**9
+# What a product names where its sizes are handed on as **sizes.
+PRODUCT = {"rows", "n", "k"}
+KNOWN = {"kernel", "bytes", "up_to", "exactly", "library", *launch.OPTIONS}
+
+
+@pytest.fixture(autouse=True)
+def only_what_ships(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Tables are read afresh, and none was tuned on this machine."""
+    monkeypatch.setenv("NOMICBERT_LAUNCH", str(tmp_path / "nothing"))
+    launch.table.cache_clear()
+    yield
+    launch.table.cache_clear()
+
+
+def row(most: int | None = None, tile: int = 16, **more: Any) -> dict[str, Any]:
+    sizes = {} if most is None else {"up_to": {"rows": most}}
+    return {"kernel": "swiglu", "bytes": 4, **sizes, "BLOCK_M": tile, "num_warps": 4, **more}
+
+
+def use(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    *,
+    shipped: dict[str, list[dict[str, Any]]],
+    tuned: dict[str, list[dict[str, Any]]] | None = None,
+    arch: str = "sm_90",
+) -> None:
+    """Let the tables be these, on a device of this architecture."""
+    for name, tables in (("shipped", shipped), ("tuned", tuned or {})):
+        (folder / name).mkdir()
+        for table, rows in tables.items():
+            text = json.dumps({"rows": rows})
+            (folder / name / f"{table}.json").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(launch, "TABLES", folder / "shipped")
+    monkeypatch.setattr(launch, "architecture", lambda device: arch)
+    monkeypatch.setenv("NOMICBERT_LAUNCH", str(folder / "tuned"))
+
+
+def tile(rows: int, dtype: torch.dtype = torch.float32, **sizes: int) -> Any:
+    return launch.settings("swiglu", CPU, dtype, rows=rows, **sizes)["BLOCK_M"]
+
+
+def test_a_row_is_read_into_constants_and_options() -> None:
+    read = launch.read_row(row(64, 32, PRECISION="ieee", num_stages=3, maxnreg=128, library=True))
+    assert read.settings.constants == {"BLOCK_M": 32, "PRECISION": "ieee"}
+    assert read.settings.options == {"num_warps": 4, "num_stages": 3, "maxnreg": 128}
+    assert read.settings.library
+    assert read.settings.keywords == {
+        "BLOCK_M": 32,
+        "PRECISION": "ieee",
+        "num_warps": 4,
+        "num_stages": 3,
+        "maxnreg": 128,
+        "enable_fp_fusion": True,
+    }
+    assert (read.kernel, read.bytes, read.up_to, read.exactly) == ("swiglu", 4, {"rows": 64}, {})
+    assert not launch.read_row(row()).settings.library
+
+
+def test_the_first_row_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = [row(64, 16), row(128, 32), row(96, 64), row(None, 128)]
+    use(monkeypatch, tmp_path, shipped={"sm_90": rows})
+    assert [tile(n) for n in (1, 64, 65, 96, 128, 129)] == [16, 16, 32, 32, 32, 128]
+
+
+def test_every_size_of_up_to_and_exactly_has_to_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    both = row(64, 16, exactly={"n": 768})
+    both["up_to"]["k"] = 512
+    use(monkeypatch, tmp_path, shipped={"sm_90": [both, row(None, 128)]})
+    assert tile(64, n=768, k=512) == 16
+    assert tile(65, n=768, k=512) == 128
+    assert tile(64, n=767, k=512) == 128
+    assert tile(64, n=768, k=513) == 128
+
+
+def test_rows_are_for_one_size_of_element(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = [row(None, 16) | {"bytes": 2}, row(None, 32)]
+    use(monkeypatch, tmp_path, shipped={"sm_90": rows})
+    assert tile(1, torch.bfloat16) == tile(1, torch.float16) == 16
+    assert tile(1, torch.float32) == 32
+
+
+def test_what_was_measured_here_stands_before_what_ships(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tuned = {"sm_90": [row(64, 256)], "sm_80": [row(None, 512)]}
+    use(monkeypatch, tmp_path, shipped={"sm_90": [row(None, 16)]}, tuned=tuned)
+    assert tile(64) == 256
+    assert tile(65) == 16
+
+
+def test_an_unknown_architecture_takes_the_safe_rows_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shipped = {"sm_90": [row(None, 16)], "safe": [row(None, 64)]}
+    use(monkeypatch, tmp_path, shipped=shipped, arch="sm_75")
+    with caplog.at_level(logging.INFO, logger=launch.__name__):
+        assert [tile(1), tile(1)] == [64, 64]
+    assert [record.message for record in caplog.records] == [
+        "no launch table for sm_75: taking rows that are safe everywhere"
+    ]
+
+
+def test_a_known_architecture_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    use(monkeypatch, tmp_path, shipped={"sm_90": [row()]})
+    with caplog.at_level(logging.INFO, logger=launch.__name__):
+        tile(1)
+    assert not caplog.records
+
+
+def test_no_row_is_an_error_that_says_what_was_sought(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use(monkeypatch, tmp_path, shipped={"sm_90": [row(64)]})
+    with pytest.raises(LookupError, match=r"swiglu in torch\.float32 with {'rows': 65} on sm_90"):
+        tile(65)
+    with pytest.raises(LookupError, match=r"gelu in torch\.float32"):
+        launch.settings("gelu", CPU, torch.float32, rows=1)
+
+
+def test_tuned_tables_lie_in_the_cache_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("NOMICBERT_LAUNCH", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert launch.tuned_folder() == tmp_path / "nomicbert" / "launch"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert launch.tuned_folder() == Path.home() / ".cache" / "nomicbert" / "launch"
+
+
+def asked_for() -> dict[str, tuple[str, set[str]]]:
+    """Every string that stands first in a launch.settings(...): (file, the sizes named with it)."""
+    found = {}
+    for path in KERNELS.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "launch.settings"):
+                continue
+            if isinstance(node.args[0], ast.Constant):
+                names = {word.arg for word in node.keywords if word.arg}
+                found[node.args[0].value] = (path.name, names or PRODUCT)
+    return found
+
+
+ASKED = asked_for()
+
+
+def test_the_kernels_that_ask_are_found() -> None:
+    assert {"swiglu", "gelu", "linear", "qkv_rotary", "experts", "attention_long"} <= set(ASKED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_table_is_well_formed(name: str) -> None:
+    text = (launch.TABLES / f"{name}.json").read_text(encoding="utf-8")
+    rows = json.loads(text)["rows"]
+    # one row a line, so that a change of one row is a change of one line
+    assert len(text.splitlines()) == len(rows) + 2
+    for stored in rows:
+        constants = {key for key in stored if key.isupper()}
+        assert set(stored) - constants <= KNOWN, stored
+        assert stored["bytes"] in (2, 4), stored
+        for key in constants:
+            if key.startswith("BLOCK_"):
+                assert stored[key] >= 16, stored
+                assert stored[key] & (stored[key] - 1) == 0, stored
+        if name != launch.INTERPRETER:
+            assert {"num_warps", "num_stages"} <= set(stored), stored
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_table_serves_every_kernel_at_every_size(name: str) -> None:
+    table = launch.table(name)
+    for kernel, (where, _) in ASKED.items():
+        for size in (2, 4):
+            rows = table.get((kernel, size), [])
+            assert rows, f"{name} has no row for {kernel} with {size} bytes, which {where} asks for"
+            assert {**rows[-1].up_to, **rows[-1].exactly} == {}, (name, kernel, size)
+    assert {kernel for kernel, _ in table} == set(ASKED), name
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_rows_compare_what_their_kernel_names_and_none_hides_the_next(name: str) -> None:
+    for (kernel, _), rows in launch.table(name).items():
+        sizes = ASKED[kernel][1]
+        for i, row in enumerate(rows):
+            assert {*row.up_to, *row.exactly} <= sizes, (kernel, row)
+            largest = dict.fromkeys(sizes, HUGE) | dict(row.up_to) | dict(row.exactly)
+            assert not any(earlier.fits(largest) for earlier in rows[:i]), (name, kernel, i)
+
+
+def test_every_architecture_with_a_limit_has_a_table() -> None:
+    assert set(SHIPPED) == {*launch.SHARED_MEMORY, launch.SAFE, launch.INTERPRETER}
+
+
+@pytest.mark.parametrize("name", sorted({*SHIPPED} - {"sm_90", "sm_100", "sm_120", "interpreter"}))
+def test_descriptors_are_for_machines_that_have_them(name: str) -> None:
+    rows = launch.read_table(launch.TABLES / f"{name}.json")
+    assert not any(row.settings.constants.get("DESCRIPTORS") for row in rows)
+
+
+@pytest.mark.parametrize("name", sorted({*SHIPPED} - {"interpreter"}))
+def test_full_precision_is_the_rule(name: str) -> None:
+    for row in launch.read_table(launch.TABLES / f"{name}.json"):
+        assert row.settings["PRECISION"] == "ieee", row
