@@ -246,7 +246,10 @@ class NomicBert(Computing):
         """How the backend walks texts of these lengths."""
         config = self.config
         heads, size = config.num_attention_heads, config.head_dim
-        return self.ops.plan(lengths, heads, size, self.compute_dtype)
+        kind = self.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else self.compute_dtype
+        return self.ops.plan(lengths, heads, size, dtype)
 
     def context(self, batch: PackedBatch) -> ForwardContext:
         """Plan a forward pass over these texts: how to walk them, and their rotary angles."""

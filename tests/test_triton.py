@@ -5,10 +5,12 @@ Then as one graph: torch.compile with tokens that vary, torch.export with an ope
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from nomicbert import Embedder, NomicBert
 from nomicbert.context import ForwardContext
 from nomicbert.packing import PackedBatch, pack
-from nomicbert_kernels import Plan, Rope
+from nomicbert_kernels import Plan, Rope, tiling
 from nomicbert_kernels.tensors import Tiles
 from tests.checkpoints import build_checkpoint
 from tests.ops.cases import INTERPRETS
@@ -106,6 +108,22 @@ def test_embedder(variant: str, tmp_path: Path) -> None:
     assert np.abs(alone[0] - vectors["triton"][2]).max() <= EMBEDDING
 
 
+def test_autocast_plans_for_its_dtype(tmp_path: Path) -> None:
+    """The tiles are those of the dtype that attention will see."""
+    model = load(tmp_path, "minilm", "triton")
+    asked: list[torch.dtype] = []
+
+    def plan(lengths: Any, heads: int, size: int, dtype: torch.dtype) -> Plan:
+        asked.append(dtype)
+        return tiling.plan_tiles(lengths, size, dtype, "cpu")
+
+    model._ops = dataclasses.replace(model.ops, plan=plan)
+    model.plan([3])
+    with torch.autocast("cpu", torch.float16):
+        model.plan([3])
+    assert asked == [torch.float32, torch.float16]
+
+
 class PackedCore(nn.Module):
     """The packed core of a model as export wants it: tensors in, a tensor out."""
 
@@ -159,7 +177,7 @@ def test_one_graph(variant: str, tmp_path: Path) -> None:
     compiled = torch.compile(core, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
         # no two dimensions alike, and none of 1: torch takes those for constants
-        for lengths in ((3, 17, 9, 20), (35, 2), (33, 5, 1)):
+        for lengths in ((3, 17, 9, 20, 18, 19), (35, 2), (33, 5, 1)):
             inputs = core.inputs(batch_of(*lengths))
             assert torch.equal(compiled(*inputs), core(*inputs))
     if variant != "nomic-v2-moe":  # whose experts torch differentiates, one by one

@@ -37,6 +37,18 @@ def attention(
 ) -> Tensor:
     """Attend within each text.
 
+    >>> import torch
+    >>> from nomicbert_kernels import select_ops
+    >>> ops = select_ops("cpu", torch.float32)
+    >>> lengths, heads, size = [1, 2], 1, 2
+    >>> qkv = torch.tensor([[0.0, 0, 0, 0, 5, 6], [0, 0, 0, 0, 1, 2], [0, 0, 0, 0, 3, 4]])
+    >>> plan = ops.plan(lengths, heads, size, qkv.dtype)
+    >>> cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32)
+    >>> ops.attention(qkv.view(3, 3, heads, size), cu_seqlens, plan, scale=size**-0.5)
+    tensor([[5., 6.],
+            [2., 3.],
+            [2., 3.]])
+
     Args:
         qkv: (T, 3, h, d), queries and keys already rotated; fp32, fp16 or bf16.
         cu_seqlens: (B + 1,) int32, text b owns tokens cu_seqlens[b] to cu_seqlens[b + 1] - 1.

@@ -10,8 +10,9 @@ The exponentials are powers of two, log2 e being part of the scale. For the back
 logarithm of each query's sum is kept; the weights are computed again from it:
     dV = Pᵀ dO,  dS = P (dO Vᵀ - rowsum(dO O)),  dQ = scale dS K,  dK = scale dSᵀ Q.
 One kernel walks over keys for dQ, one over queries for dK and dV: nothing is added atomically, and
-a result has the same bits in every run. A text that shares a tile may differ in its last bits from
-the same text elsewhere in a tile, since the sum over a block takes the block's order.
+a result has the same bits in every run. A text may differ in its last bits from the same text in
+another batch: in a shared tile the sum over a block takes the block's order, and the longest text
+of a batch decides which tiles it gets.
 
 Source: Dao 2023, arXiv:2307.08691, algorithms 1 and 2; Milakov and Gimelshein 2018,
 arXiv:1805.02867.
@@ -29,7 +30,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from nomicbert_kernels import attention as reference
 from nomicbert_kernels import launch
 from nomicbert_kernels.attention_torch import say_dropout_is_slow
-from nomicbert_kernels.library import watched
+from nomicbert_kernels.library import on_its_device, watched
 from nomicbert_kernels.tensors import Plan
 from nomicbert_kernels.tiling import check_head_dim, settings_of
 
@@ -157,8 +158,9 @@ def attention_kernel(
         if rows is not None:
             token = tl.load(rows + query)
         text_q = tl.load(text + token)
-        q_part = qkv + head * stride_h
-        k_part, v_part = q_part + stride_3, q_part + 2 * stride_3
+        q_part = qkv + head.to(tl.int64) * stride_h
+        k_part = q_part + stride_3
+        v_part = k_part + stride_3
         q = load_rows(q_part, token, stride_t, None, D, BLOCK_D, False)
         # finite, so that a row none of whose keys has come yet subtracts to no NaN
         largest = tl.full((BLOCK_M,), -3.4028234663852886e38, tl.float32)
@@ -240,8 +242,9 @@ def query_gradient_kernel(
         if rows is not None:
             token = tl.load(rows + query)
         text_q = tl.load(text + token)
-        q_part = qkv + head * stride_h
-        k_part, v_part = q_part + stride_3, q_part + 2 * stride_3
+        q_part = qkv + head.to(tl.int64) * stride_h
+        k_part = q_part + stride_3
+        v_part = k_part + stride_3
         q = load_rows(q_part, token, stride_t, None, D, BLOCK_D, False)
         do = load_rows(d_out + head * D, query, heads * D, None, D, BLOCK_D, False)
         o = load_rows(out + head * D, query, heads * D, None, D, BLOCK_D, False)
@@ -309,9 +312,9 @@ def key_gradient_kernel(
         m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
         key = first + tl.minimum(m, count - 1)
         text_k = tl.load(text + key)
-        q_part = qkv + head * stride_h
+        q_part = qkv + head.to(tl.int64) * stride_h
         k = load_rows(q_part + stride_3, key, stride_t, None, D, BLOCK_D, False)
-        v = load_rows(q_part + 2 * stride_3, key, stride_t, None, D, BLOCK_D, False)
+        v = load_rows(q_part + stride_3 + stride_3, key, stride_t, None, D, BLOCK_D, False)
         do_part = d_out + head * D
         lse_part = lse + head.to(tl.int64) * queries
         delta_part = delta + head.to(tl.int64) * queries
@@ -364,11 +367,13 @@ def describable(qkv: Tensor) -> bool:
     return (
         size in DESCRIBABLE
         and qkv.stride()[1:] == (heads * size, size, 1)
+        and qkv.stride(0) >= 3 * heads * size
         and qkv.stride(0) * width % 16 == 0
         and qkv.data_ptr() % 16 == 0
     )
 
 
+@on_its_device
 def forward(
     qkv: Tensor,
     cu_seqlens: Tensor,
@@ -393,6 +398,7 @@ def forward(
     """
     if qkv.stride(3) != 1:
         qkv = qkv.contiguous()
+    cu_seqlens, rows = cu_seqlens.contiguous(), None if rows is None else rows.contiguous()
     heads, size = qkv.shape[2:]
     check_head_dim(size)
     queries = qkv.shape[0] if rows is None else rows.shape[0]
@@ -463,6 +469,7 @@ def _(
 
 
 @torch.library.custom_op("nomicbert::attention_backward", mutates_args=())
+@on_its_device
 def attention_backward_op(
     d_out: Tensor,
     qkv: Tensor,
@@ -478,6 +485,7 @@ def attention_backward_op(
     """Gradient (T, 3, h, d) of qkv from that of the result."""
     if qkv.stride(3) != 1:
         qkv = qkv.contiguous()
+    cu_seqlens, rows = cu_seqlens.contiguous(), None if rows is None else rows.contiguous()
     d_out, out = d_out.contiguous(), out.contiguous()
     tokens, _, heads, size = qkv.shape
     # of a text with one query, the other queries have no gradient
@@ -555,6 +563,11 @@ def attention(
     tiles = plan.tiles
     if tiles is None:
         raise ValueError("the plan has no tiles: make it with the `plan` of backend 'triton'")
+    if tiles.text.shape[0] != qkv.shape[0]:
+        raise ValueError(
+            f"the plan is of {tiles.text.shape[0]} tokens, but qkv has {qkv.shape[0]}: make it of "
+            "the same lengths"
+        )
     if scale <= 0.0:
         # the kernels scale the largest logit, so it must stay the largest
         qkv = torch.cat((qkv[:, :1] * (-1.0 if scale < 0.0 else 0.0), qkv[:, 1:]), 1)

@@ -259,6 +259,9 @@ def choose_ops(
         BackendError: the backend cannot run here.
     """
     device = torch.device(device)
+    if str(device) == "cuda" and torch.cuda.is_available():
+        # what is kept for a device is kept for this one, whichever is the current one later
+        device = torch.device("cuda", torch.cuda.current_device())
     if backend not in get_args(Backend):
         known = ", ".join(get_args(Backend))
         raise ValueError(f"unknown backend {backend!r}: choose one of {known}")

@@ -60,6 +60,15 @@ def embed(
 ) -> Tensor:
     """Gather, add and normalise.
 
+    >>> import torch
+    >>> from nomicbert_kernels import EmbeddingTables, select_ops
+    >>> ops = select_ops("cpu", torch.float32)
+    >>> tables = EmbeddingTables(word=torch.tensor([[0.0, 2.0], [4.0, 0.0]]))
+    >>> ids = torch.tensor([1, 0])
+    >>> ops.embed(ids, None, None, tables, torch.ones(2), torch.zeros(2), 1e-12)
+    tensor([[ 1., -1.],
+            [-1.,  1.]])
+
     Args:
         input_ids: (T,) int, or None when `inputs_embeds` stands in for the word rows.
         token_type_ids: (T,) int; None means type 0 for every token.

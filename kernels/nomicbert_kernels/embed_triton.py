@@ -33,7 +33,7 @@ from nomicbert_kernels.layer_norm_triton import (
     tile_columns,
     tiling,
 )
-from nomicbert_kernels.library import watched
+from nomicbert_kernels.library import on_its_device, watched
 from nomicbert_kernels.tensors import EmbeddingTables
 
 # The gradient of a table: tokens and columns that a program reads at once.
@@ -267,6 +267,7 @@ def operands(
     )
 
 
+@on_its_device
 def forward(
     ids: Tensor | None,
     types: Tensor | None,
@@ -344,6 +345,7 @@ def _(
 
 
 @torch.library.custom_op("nomicbert::embed_backward", mutates_args=())
+@on_its_device
 def embed_backward_op(
     dy: Tensor,
     ids: Tensor | None,
@@ -406,6 +408,7 @@ def _(
 
 
 @torch.library.custom_op("nomicbert::table_gradient", mutates_args=())
+@on_its_device
 def table_gradient_op(dz: Tensor, ids: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
     """Gradient (rows, H) of a table from that of the rows (T, H) that were gathered by ids (T,)."""
     dz = dz.contiguous()
@@ -420,7 +423,7 @@ def table_gradient_op(dz: Tensor, ids: Tensor, rows: int, dtype: torch.dtype) ->
         table_gradient_kernel[(rows, triton.cdiv(width, COLUMNS), parts)](
             dz, order, offsets, y, width, TOKENS, COLUMNS, num_warps=1, **launch.COMMON
         )
-    return y.sum(0).to(dtype) if parts > 1 else y[0].clone()
+    return y.sum(0).to(dtype) if parts > 1 else y.view(rows, width)
 
 
 @table_gradient_op.register_fake

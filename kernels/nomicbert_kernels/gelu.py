@@ -25,6 +25,13 @@ def activate(z: Tensor) -> Tensor:
 def gelu(x: Tensor | Activation, weight: Weight) -> Tensor:
     """Multiply by a weight, add the bias, activate.
 
+    >>> import torch
+    >>> from nomicbert_kernels import select_ops
+    >>> ops = select_ops("cpu", torch.float32)
+    >>> weight = ops.prepare(torch.eye(2), None, "linear")
+    >>> ops.gelu(torch.tensor([[0.0, 1.0]]), weight)
+    tensor([[0.0000, 0.8413]])
+
     Args:
         x: (T, H), fp32, fp16 or bf16, last dim contiguous; or an Activation of that shape.
         weight: source (I, H), bias (I,) or None.

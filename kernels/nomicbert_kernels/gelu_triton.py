@@ -47,7 +47,7 @@ def gelu_backward_op(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None)
     """Gradient (T, I) of what was activated, from that of the result, dy (T, I)."""
     s = settings_for(x, weight)
     if s.library:
-        dz: Tensor = torch.ops.aten.gelu_backward(dy, F.linear(x, weight, bias))
+        dz: Tensor = torch.ops.aten.gelu_backward(dy.contiguous(), F.linear(x, weight, bias))
         return dz
     return launch_linear(s, x, weight, bias, dy, "gelu_backward")
 

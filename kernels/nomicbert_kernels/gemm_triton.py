@@ -2,9 +2,9 @@
 
 A program walks over tiles of the result. GROUP rows of tiles are taken together, so that programs
 that run side by side read the same part of the weight from L2. Operands come through tensor
-descriptors (TMA, from sm_90 on) or plain pointers (cp.async on sm_80). The shape of a tile does not
-depend on the number of rows it finds, and no sum is split among programs: a row of the result has
-the same bits whatever stands beside it.
+descriptors (TMA, from sm_90 on) or plain pointers (cp.async on sm_80). No sum is split among
+programs, and a tile has one shape within a row of the launch tables: there, a row of the result has
+the same bits whatever stands beside it. The library's products promise no such thing.
 
 Source: Tillet et al. 2019, doi:10.1145/3315508.3329973.
 """
@@ -138,10 +138,10 @@ def grid(settings: Settings, rows: int, columns: int, device: torch.device) -> t
 
 
 def describable(t: Tensor) -> bool:
-    """Whether a descriptor can hold a matrix: 16-byte rows and start, contiguous columns."""
+    """Whether a descriptor can hold a matrix: 16-byte rows and start, rows that lie apart."""
     size = t.element_size()
     aligned = t.data_ptr() % 16 == 0 and t.stride(0) * size % 16 == 0
-    return aligned and t.stride(1) == 1
+    return aligned and t.stride(1) == 1 and t.stride(0) >= t.shape[1] > 0
 
 
 def operands(
@@ -167,3 +167,8 @@ def operands(
 def by_rows(t: Tensor) -> Tensor:
     """The matrix with contiguous columns, as the kernels read it."""
     return t if t.stride(1) == 1 else t.contiguous()
+
+
+def dense(vector: Tensor | None) -> Tensor | None:
+    """The vector without gaps, as the kernels read it."""
+    return None if vector is None else vector.contiguous()

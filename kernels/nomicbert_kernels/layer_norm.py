@@ -44,6 +44,13 @@ def layer_norm(
 ) -> Tensor | Activation:
     """Normalise each row after adding the residual.
 
+    >>> import torch
+    >>> from nomicbert_kernels import select_ops
+    >>> ops = select_ops("cpu", torch.float32)
+    >>> x, residual = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]])
+    >>> ops.layer_norm(x, torch.ones(2), torch.zeros(2), 1e-12, residual)
+    tensor([[-1.,  1.]])
+
     Args:
         x: (T, H), fp32, fp16 or bf16, last dim contiguous; or an Activation of that shape.
         weight: (H,) or None for ones.

@@ -18,7 +18,7 @@ from torch import Tensor
 from nomicbert_kernels import launch
 from nomicbert_kernels import layer_norm as reference
 from nomicbert_kernels.gemm_triton import by_rows
-from nomicbert_kernels.library import watched
+from nomicbert_kernels.library import on_its_device, watched
 from nomicbert_kernels.tensors import Activation
 
 # Columns that one warp holds, 32 values a lane, and the warps of a program of such rows.
@@ -218,6 +218,7 @@ def second_sum(partial: Tensor | None, like: Tensor | None, x: Tensor) -> Tensor
     return partial.sum(0).to(like.dtype)
 
 
+@on_its_device
 def forward(
     x: Tensor,
     weight: Tensor | None,
@@ -278,6 +279,7 @@ def sum_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
 
 
 @torch.library.custom_op("nomicbert::layer_norm_backward", mutates_args=())
+@on_its_device
 def layer_norm_backward_op(
     dy: Tensor,
     x: Tensor,

@@ -5,14 +5,34 @@ and fake tensors know it. Where none of them looks on, the kernel is launched di
 costs some ten microseconds a call, as much as a small kernel.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from nomicbert_kernels.tensors import Weight
 
 PLAIN = (Tensor, torch.nn.Parameter)
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def on_its_device(launch: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Launch on the GPU that holds the first tensor: Triton takes the current one."""
+
+    @functools.wraps(launch)
+    def run(*args: Arguments.args, **keywords: Arguments.kwargs) -> Result:
+        device = next(a.device for a in args if isinstance(a, Tensor))
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return launch(*args, **keywords)
+        with torch.cuda.device(device):
+            return launch(*args, **keywords)
+
+    return run
 
 
 def recorded(*tensors: Tensor | None) -> bool:
@@ -20,11 +40,26 @@ def recorded(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether forward-mode differentiation follows it."""
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
 def watched(*tensors: Tensor | None) -> bool:
-    """Whether a launch has to be seen: recorded, traced, or made of tensors that are not plain."""
+    """Whether a launch has to be seen: recorded, traced, or made of tensors that are not plain.
+
+    Raises: NotImplementedError: a tensor with a tangent: the kernels have no forward mode.
+    """
     if torch.compiler.is_compiling():
         return True
-    return any(type(t) not in PLAIN for t in tensors if t is not None) or recorded(*tensors)
+    given = [t for t in tensors if t is not None]
+    if forward_ad._current_level >= 0 and any(map(has_tangent, given)):
+        raise NotImplementedError(
+            "backend 'triton' has no forward-mode derivatives: use backend 'torch'"
+        )
+    if torch._C._len_torch_dispatch_stack() or any(type(t) not in PLAIN for t in given):
+        return True
+    return recorded(*given)
 
 
 def autocast(x: Tensor, weight: Weight) -> tuple[Tensor, Tensor, Tensor | None]:

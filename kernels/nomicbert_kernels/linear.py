@@ -32,6 +32,13 @@ def linear(
 ) -> Tensor:
     """Multiply by a weight, add bias and residual.
 
+    >>> import torch
+    >>> from nomicbert_kernels import select_ops
+    >>> ops = select_ops("cpu", torch.float32)
+    >>> weight = ops.prepare(torch.eye(2), torch.tensor([0.0, 1.0]), "linear")
+    >>> ops.linear(torch.tensor([[3.0, 4.0]]), weight, residual=torch.tensor([[10.0, 20.0]]))
+    tensor([[13., 25.]])
+
     Args:
         x: (T, K), fp32, fp16 or bf16, last dim contiguous; or an Activation of that shape.
         weight: source (N, K), bias (N,) or None.

@@ -1,7 +1,8 @@
 """Linear layer in one kernel: product, bias, and what follows while the sum is in registers.
 
 What follows is the residual, or for `gelu_triton` the activation or its derivative. Where the
-library's product is the faster one (its residual comes free, as the addend of addmm), it is taken.
+library's product is taken to be the faster one, it is called: with the residual as addend, or with
+the bias as one and a pass more for the residual, which is then rounded twice.
 """
 
 from typing import Any
@@ -17,13 +18,14 @@ from nomicbert_kernels import linear as reference
 from nomicbert_kernels.gemm_triton import (
     add_bias,
     by_rows,
+    dense,
     grid,
     operands,
     product,
     store_tile,
     tile_at,
 )
-from nomicbert_kernels.library import autocast, linear_gradients, watched
+from nomicbert_kernels.library import autocast, linear_gradients, on_its_device, watched
 from nomicbert_kernels.tensors import Activation, Weight
 
 
@@ -97,6 +99,7 @@ def linear_kernel(
         store_tile(y, z, m, n, rows, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
 
 
+@on_its_device
 def launch_linear(
     settings: launch.Settings,
     x: Tensor,
@@ -119,7 +122,7 @@ def launch_linear(
     linear_kernel[grid(settings, rows, y.shape[1], x.device)](
         a,
         w,
-        bias,
+        dense(bias),
         other,
         out,
         rows,

@@ -30,6 +30,15 @@ def check(x: Tensor | Activation, router: Weight, up: Weight, down: Weight, top_
 def moe(x: Tensor | Activation, router: Weight, up: Weight, down: Weight, top_k: int) -> Tensor:
     """Route each token to its experts and add their outputs.
 
+    >>> import torch
+    >>> from nomicbert_kernels import select_ops
+    >>> ops = select_ops("cpu", torch.float32)
+    >>> router = ops.prepare(torch.tensor([[0.0], [0.0]]), None, "router")
+    >>> up = ops.prepare(torch.full((2, 1, 1), 10.0), None, "experts")
+    >>> down = ops.prepare(torch.tensor([[[1.0]], [[3.0]]]), None, "experts")
+    >>> ops.moe(torch.ones(1, 1), router, up, down, top_k=2)  # half of 10 * 1, half of 10 * 3
+    tensor([[20.]])
+
     Args:
         x: (T, H), fp32, fp16 or bf16, last dim contiguous; or an Activation of that shape.
         router: source (E, H), no bias.

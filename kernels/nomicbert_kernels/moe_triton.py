@@ -1,4 +1,4 @@
-"""Mixture of experts in four kernels, without a word between host and device.
+"""Mixture of experts in four kernels, without a word between host and device; gradients by torch.
 
 route: logits, softmax and the k largest of each token in one pass over x. Then the (token, expert)
 pairs are sorted by expert, and each product takes tiles of one expert's pairs: up gathers its rows
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from nomicbert_kernels import launch, moe_torch
 from nomicbert_kernels import moe as reference
-from nomicbert_kernels.gemm_triton import by_rows, load_block, product, tile_at
-from nomicbert_kernels.library import recorded, watched
+from nomicbert_kernels.gemm_triton import by_rows, dense, load_block, product, tile_at
+from nomicbert_kernels.library import on_its_device, recorded, watched
 from nomicbert_kernels.linear_triton import finish
 from nomicbert_kernels.tensors import Activation, Weight
 
@@ -59,11 +59,14 @@ def route_kernel(
     exponentials = tl.exp(logits - tl.max(logits, 1)[:, None])
     p = exponentials / tl.sum(exponentials, 1)[:, None]
     p = tl.where((expert < E)[None, :], p, -1.0)
+    # a token that is not finite has no largest probability: it goes to the first experts, as NaN
+    broken = tl.max((p != p).to(tl.int32), 1) > 0
     r = m + tl.arange(0, BLOCK_M)
     for place in tl.static_range(TOP):
-        best = tl.argmax(p, 1)
+        best = tl.where(broken, place, tl.argmax(p, 1))
+        largest = tl.where(broken, float("nan"), tl.max(p, 1))
         at = r.to(tl.int64) * TOP + place
-        tl.store(probabilities + at, tl.max(p, 1), mask=r < rows)
+        tl.store(probabilities + at, largest, mask=r < rows)
         tl.store(chosen + at, best, mask=r < rows)
         p = tl.where(expert[None, :] == best[:, None], -1.0, p)
 
@@ -201,6 +204,7 @@ def experts_product(
     return y
 
 
+@on_its_device
 def forward(
     x: Tensor, router: Tensor, up: Tensor, down: Tensor, bias: Tensor | None, top_k: int
 ) -> Tensor:
@@ -218,7 +222,7 @@ def forward(
     inner = experts_product(x, up, pair, offsets, top_k, up=True)
     outputs = experts_product(inner, down, pair, offsets, top_k, up=False)
     combine_kernel[(tokens, triton.cdiv(width, BLOCK))](
-        outputs, probabilities, bias, y, width, top_k, BLOCK, **launch.COMMON
+        outputs, probabilities, dense(bias), y, width, top_k, BLOCK, **launch.COMMON
     )
     return y
 

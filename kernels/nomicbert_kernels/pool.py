@@ -67,6 +67,16 @@ def pool(
 ) -> Tensor:
     """Pool each text's hidden states.
 
+    >>> import torch
+    >>> from nomicbert_kernels import select_ops
+    >>> ops = select_ops("cpu", torch.float32)
+    >>> hidden = torch.tensor([[3.0, 0.0], [3.0, 8.0], [0.0, 7.0]])
+    >>> plan = ops.plan([2, 1], 1, 2, hidden.dtype)
+    >>> cu_seqlens = torch.tensor([0, 2, 3], dtype=torch.int32)
+    >>> ops.pool(hidden, cu_seqlens, plan, "mean", normalize=True)
+    tensor([[0.6000, 0.8000],
+            [0.0000, 1.0000]])
+
     Args:
         hidden: (T, H), fp32, fp16 or bf16, last dim contiguous.
         cu_seqlens: (B + 1,) int32, text b owns rows cu_seqlens[b] to cu_seqlens[b + 1] - 1.

@@ -20,7 +20,7 @@ from nomicbert_kernels import launch
 from nomicbert_kernels import pool as reference
 from nomicbert_kernels.gemm_triton import by_rows
 from nomicbert_kernels.layer_norm_triton import refuse_double, refuse_wide
-from nomicbert_kernels.library import watched
+from nomicbert_kernels.library import on_its_device, watched
 from nomicbert_kernels.tensors import Plan, PoolMode
 
 # Tokens of a piece.
@@ -287,6 +287,7 @@ def tiling(width: int) -> dict[str, int]:
     return {**sizes, "num_warps": WARPS, **launch.COMMON}
 
 
+@on_its_device
 def forward(
     hidden: Tensor,
     cu_seqlens: Tensor,
@@ -355,6 +356,7 @@ def _(hidden: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
 
 
 @torch.library.custom_op("nomicbert::pool_backward", mutates_args=())
+@on_its_device
 def pool_backward_op(
     dy: Tensor,
     cu_seqlens: Tensor,

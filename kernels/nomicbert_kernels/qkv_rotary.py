@@ -61,6 +61,14 @@ def rotate(qk: Tensor, rope: Rope) -> Tensor:
 def qkv_rotary(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_heads: int) -> Tensor:
     """Project to queries, keys and values; rotate queries and keys.
 
+    >>> import torch
+    >>> from nomicbert_kernels import Rope, select_ops
+    >>> ops = select_ops("cpu", torch.float32)
+    >>> weight = ops.prepare(torch.eye(2).repeat(3, 1), None, "linear")
+    >>> quarter = Rope(torch.zeros(1, 1), torch.ones(1, 1), torch.zeros(1, dtype=torch.int32), 2)
+    >>> ops.qkv_rotary(torch.tensor([[1.0, 2.0]]), weight, quarter, num_heads=1).tolist()
+    [[[[-2.0, 1.0]], [[-2.0, 1.0]], [[1.0, 2.0]]]]
+
     Args:
         x: (T, H), fp32, fp16 or bf16, last dim contiguous; or an Activation of that shape.
         weight: source (3 h d, H): all queries, all keys, all values; bias (3 h d,) or None.

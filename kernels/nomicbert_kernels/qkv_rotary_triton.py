@@ -18,13 +18,14 @@ from nomicbert_kernels import qkv_rotary as reference
 from nomicbert_kernels.gemm_triton import (
     add_bias,
     by_rows,
+    dense,
     grid,
     operands,
     product,
     store_tile,
     tile_at,
 )
-from nomicbert_kernels.library import autocast, linear_gradients, watched
+from nomicbert_kernels.library import autocast, linear_gradients, on_its_device, watched
 from nomicbert_kernels.linear_triton import linear
 from nomicbert_kernels.tensors import Activation, Rope, Weight
 
@@ -151,6 +152,7 @@ def rotate_kernel(
     tl.store(start + to_b[None, :], (b * c + a * s).to(qkv.dtype.element_ty), mask=mask)
 
 
+@on_its_device
 def rotate_(
     qkv: Tensor, cos: Tensor, sin: Tensor, row: Tensor, interleaved: bool, sign: float = 1.0
 ) -> Tensor:
@@ -176,6 +178,7 @@ def rotate_(
     return qkv
 
 
+@on_its_device
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -205,7 +208,7 @@ def forward(
     qkv_rotary_kernel[grid(s, tokens, wide, x.device)](
         a,
         w,
-        bias,
+        dense(bias),
         cos.contiguous(),
         sin.contiguous(),
         row.contiguous(),

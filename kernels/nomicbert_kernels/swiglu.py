@@ -25,6 +25,13 @@ def check(x: Tensor | Activation, weight: Weight) -> Tensor:
 def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor:
     """Both products and the gate.
 
+    >>> import torch
+    >>> from nomicbert_kernels import select_ops
+    >>> ops = select_ops("cpu", torch.float32)
+    >>> up_and_gate = torch.tensor([[2.0], [1.0]])
+    >>> ops.swiglu(torch.ones(1, 1), ops.prepare(up_and_gate, None, "gated"))
+    tensor([[1.4621]])
+
     Args:
         x: (T, H), fp32, fp16 or bf16, last dim contiguous; or an Activation of that shape.
         weight: source (2 I, H): the up rows, then the gate rows; bias (2 I,) or None.

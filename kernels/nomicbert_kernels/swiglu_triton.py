@@ -16,13 +16,14 @@ from nomicbert_kernels import swiglu as reference
 from nomicbert_kernels.gemm_triton import (
     add_bias,
     by_rows,
+    dense,
     grid,
     load_block,
     operands,
     store_tile,
     tile_at,
 )
-from nomicbert_kernels.library import autocast, linear_gradients, watched
+from nomicbert_kernels.library import autocast, linear_gradients, on_its_device, watched
 from nomicbert_kernels.tensors import Activation, Weight
 
 # Columns that a program of the gate alone takes.
@@ -98,6 +99,7 @@ def gate_backward_kernel(dy, stride_dy, z, dz, N: tl.constexpr, BLOCK: tl.conste
     tl.store(dz + row * 2 * N + N + c, d_gate.to(dz.dtype.element_ty), mask=c < N)
 
 
+@on_its_device
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Launch: x (T, H), weight (2 I, H), bias (2 I,) or None -> (T, I)."""
     x, weight = by_rows(x), by_rows(weight)
@@ -113,7 +115,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return y
     a, w, out, keywords = operands(s, x, weight, y)
     swiglu_kernel[grid(s, rows, inner, x.device)](
-        a, w, bias, out, rows, inner, width, x.stride(0), weight.stride(0), **keywords
+        a, w, dense(bias), out, rows, inner, width, x.stride(0), weight.stride(0), **keywords
     )
     return y
 
@@ -130,6 +132,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @torch.library.custom_op("nomicbert::swiglu_backward", mutates_args=())
+@on_its_device
 def swiglu_backward_op(dy: Tensor, z: Tensor) -> Tensor:
     """Gradient (T, 2 I) of what was gated, z (T, 2 I), from that of the result, dy (T, I)."""
     dy, z = by_rows(dy), z.contiguous()

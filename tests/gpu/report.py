@@ -24,10 +24,9 @@ Result = dict[str, Any]
 
 
 def results_folder() -> Path | None:
-    """NOMICBERT_RESULTS, else OUT, else bench/results; on a CPU only where one is named."""
-    for name in ("NOMICBERT_RESULTS", "OUT"):
-        if os.environ.get(name):
-            return Path(os.environ[name])
+    """NOMICBERT_RESULTS, else bench/results; on a CPU only where one is named."""
+    if os.environ.get("NOMICBERT_RESULTS"):
+        return Path(os.environ["NOMICBERT_RESULTS"])
     return ROOT / "bench/results" if torch.cuda.is_available() else None
 
 

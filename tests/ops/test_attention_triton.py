@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nomicbert_kernels import Plan, tiling
-from nomicbert_kernels.backend import interprets
 from tests.ops.cases import (
+    INTERPRETS,
     LENGTHS,
     SEEDS,
     assert_gradients,
@@ -26,7 +26,7 @@ from tests.ops.cases import (
     spread,
 )
 
-if not interprets():
+if not INTERPRETS:
     pytest.skip("Triton compiles here: tests/gpu has these", allow_module_level=True)
 
 from nomicbert_kernels import attention_triton
@@ -200,6 +200,29 @@ def test_large_logits(seed: int) -> None:
     qkv = draw_qkv([40, 3], 16, seed) * 8
     truth = formula(qkv.double(), [40, 3], 2.0)
     assert_within(run(qkv, [40, 3], 2.0), truth, formula(qkv, [40, 3], 2.0), torch.float32)
+
+
+def test_a_plan_of_other_texts_is_refused() -> None:
+    plan = tiling.plan_tiles([3, 9], 16, torch.float32, "cpu")
+    qkv = draw(16, 3, 2, 16, seed=1)
+    with refuses("the plan is of 12 tokens, but qkv has 16: make it of the same lengths"):
+        attention_triton.attention(qkv, offsets_of([16]), plan, 0.25)
+
+
+def test_rows_and_offsets_of_any_stride() -> None:
+    lengths = [5, 3, 8]
+    qkv, plan = draw(16, 3, 2, 16, seed=1), tiling.plan_tiles([5, 3, 8], 16, torch.float32, "cpu")
+    cu = offsets_of(lengths)
+    apart = torch.stack((cu, torch.full_like(cu, 99)), 1)[:, 0]
+    rows = torch.tensor([2, 99, 6, 99, 8, 99])[::2]
+    wanted = attention_triton.attention(qkv, cu, plan, 0.25, rows=rows.contiguous())
+    assert torch.equal(attention_triton.attention(qkv, apart, plan, 0.25, rows=rows), wanted)
+    leaf = qkv.clone().requires_grad_()
+    gradients = [
+        torch.autograd.grad(attention_triton.attention(leaf, c, plan, 0.25, rows=r).sum(), leaf)[0]
+        for c, r in ((cu, rows.contiguous()), (apart, rows))
+    ]
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("rows", [None, torch.tensor([2, 3, 20])], ids=["all", "rows"])

@@ -5,7 +5,10 @@ Values and gradients in each dtype stand in the tests of each op; here stands wh
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -28,10 +31,15 @@ if not INTERPRETS:
     pytest.skip("triton is not interpreted here: see tests/gpu", allow_module_level=True)
 
 from nomicbert_kernels import (
+    attention_triton,
+    embed_triton,
     gelu_triton,
     gemm_triton,
+    layer_norm_triton,
+    library,
     linear_triton,
     moe_triton,
+    pool_triton,
     qkv_rotary_triton,
     swiglu_triton,
 )
@@ -329,6 +337,135 @@ def test_gradients_of_experts_come_from_torch(caplog: pytest.LogCaptureFixture) 
     )
     for a, b in pairs:
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy's
+def test_a_token_that_is_not_finite_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No largest probability, and padding among the experts of a tile: still NaN, and no memory."""
+    empty = Tensor.new_empty
+    monkeypatch.setattr(Tensor, "new_empty", lambda *a, **k: empty(*a, **k).fill_(7.0))
+    weights = [Weight(draw(*s, seed=5)) for s in ((3, WIDTH), (3, 24, WIDTH), (3, WIDTH, 24))]
+    x = draw(6, WIDTH, seed=1)
+    clean = moe_triton.moe(x, *weights, 2)
+    x[2, 5], x[4, 0] = float("nan"), float("inf")
+    got = moe_triton.moe(x, *weights, 2)
+    assert got[[2, 4]].isnan().all()
+    assert torch.equal(got[[0, 1, 3, 5]], clean[[0, 1, 3, 5]])
+
+
+@pytest.mark.parametrize("op", ["linear", "gelu", "swiglu", "qkv_rotary", "moe"])
+def test_a_bias_of_any_stride(op: str) -> None:
+    x, w = draw(9, WIDTH, seed=1), draw(96, WIDTH, seed=2)
+    experts = Weight(draw(3, WIDTH, seed=3)), Weight(draw(3, 24, WIDTH, seed=4))
+    calls: dict[str, Callable[[Tensor], Tensor]] = {
+        "linear": lambda b: linear_triton.linear(x, Weight(w, b)),
+        "gelu": lambda b: gelu_triton.gelu(x, Weight(w, b)),
+        "swiglu": lambda b: swiglu_triton.swiglu(x, Weight(w, b)),
+        "qkv_rotary": lambda b: qkv_rotary_triton.qkv_rotary(x, Weight(w, b), rope(9), HEADS),
+        "moe": lambda b: moe_triton.moe(
+            x, *experts, Weight(draw(3, WIDTH, 24, seed=5), b[:WIDTH]), 2
+        ),
+    }
+    column = draw(96, 3, seed=6)[:, 1]
+    one = torch.tensor([2.0]).expand(96)
+    for bias in (column, one):
+        assert torch.equal(
+            calls[op](bias), calls[op](bias.clone(memory_format=torch.contiguous_format))
+        )
+
+
+def test_rows_that_no_descriptor_can_hold() -> None:
+    assert gemm_triton.describable(torch.empty(4, 8))
+    for x in (
+        torch.empty(1, 8).expand(4, 8),
+        torch.empty(80).as_strided((9, 64), (2, 1)),
+        torch.empty(4, 0),
+    ):
+        assert not gemm_triton.describable(x)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own use of it
+def test_forward_mode_is_refused() -> None:
+    x, w = draw(5, WIDTH, seed=1), weight(72, 1)
+    with torch.autograd.forward_ad.dual_level():
+        linear_triton.linear(x, w)  # nothing to follow
+        dual = torch.autograd.forward_ad.make_dual(x, draw(5, WIDTH, seed=2))
+        with pytest.raises(NotImplementedError, match="no forward-mode derivatives: use backend"):
+            linear_triton.linear(dual, w)
+
+
+class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+    """Names of the ops that pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_dispatch_mode_sees_the_launch() -> None:
+    with Seen() as seen:
+        linear_triton.linear(draw(5, WIDTH, seed=1), weight(72, 1))
+    assert "nomicbert::linear" in seen.names
+
+
+class OnSecond(Tensor):
+    """Says that it lies on the second GPU."""
+
+    device = torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize(("current", "entered"), [(0, [1]), (1, [])])
+def test_a_launch_goes_to_the_gpu_of_its_tensors(
+    current: int, entered: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+
+    class Device:
+        def __init__(self, device: torch.device) -> None:
+            found.append(device.index)
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: Any) -> None: ...
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    there = torch.empty(2).as_subclass(OnSecond)
+    assert library.on_its_device(lambda *args, name: (len(args), name))(None, there, name=3) == (
+        2,
+        3,
+    )
+    assert found == entered
+
+
+@pytest.mark.parametrize("module", [linear_triton, gelu_triton, swiglu_triton, qkv_rotary_triton,
+                                    moe_triton, attention_triton, layer_norm_triton, embed_triton,
+                                    pool_triton])  # fmt: skip
+def test_every_launch_is_guarded(module: Any) -> None:
+    """Whatever calls a kernel sets the device first, or is called by what does."""
+    source = inspect.getsource(module)
+    tree = ast.parse(source)
+    functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
+    launching = {
+        name
+        for name, f in functions.items()
+        if not any("triton.jit" in ast.unparse(d) for d in f.decorator_list)
+        and re.search(r"_kernel\[", ast.unparse(f))
+    }
+    guarded = {
+        name
+        for name, f in functions.items()
+        if any(ast.unparse(d) == "on_its_device" for d in f.decorator_list)
+    }
+    for name in launching - guarded:  # then every caller of it is guarded
+        callers = {n for n, f in functions.items() if n != name and f"{name}(" in ast.unparse(f)}
+        assert callers, name
+        assert callers <= guarded, (name, callers)
+    assert launching or module is gelu_triton
 
 
 def test_library_and_kernel_agree_on_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

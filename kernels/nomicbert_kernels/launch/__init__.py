@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 TABLES = Path(__file__).parent
 # For an architecture without a table: rows that compile everywhere and need 48 KiB at most.
 SAFE = "safe"
+# Others of a family that has a table: the same units, as much shared memory or more.
+RELATIVES = {"sm_87": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120"}
 # What runs the kernels on CPU tensors.
 INTERPRETER = "interpreter"
 # Bytes of shared memory that one program may use. Source: CUDA C++ Programming Guide, table
@@ -128,15 +130,13 @@ def read_table(path: Path) -> list[Row]:
     try:
         return [read_row(row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is no launch table ({error!r}): delete it, or run `nomicbert tune` again"
-        ) from error
+        raise ValueError(f"{path} is no launch table ({error!r}): delete it") from error
 
 
 @functools.cache
 def table(arch: str) -> dict[tuple[str, int], list[Row]]:
     """(kernel, bytes of an element) -> the rows for it, those measured on this machine first."""
-    shipped = TABLES / f"{arch}.json"
+    shipped = TABLES / f"{RELATIVES.get(arch, arch)}.json"
     if not shipped.is_file():
         logger.info("no launch table for %s: taking rows that are safe everywhere", arch)
         shipped = TABLES / f"{SAFE}.json"

@@ -2,7 +2,8 @@
 
 The calls take turns, so that a clock that sinks or a neighbour that wakes meets all of them alike.
 Before each one L2 is overwritten: a layer's weight is not there when its turn comes in a model.
-The GPU's own clock is read, and the overwriting gives the host time to launch.
+The GPU's own clock is read; it waits a little before each call, so that the host has launched by
+then and its time is not counted.
 """
 
 import statistics
@@ -11,8 +12,10 @@ from typing import Any
 
 import torch
 
-# Bytes that are written before each call: more than any L2 holds, and long enough to launch in.
+# Bytes that are written before each call: more than any L2 holds.
 FLUSHED = 256 * 2**20
+# Cycles that the GPU then waits: some 200 microseconds, longer than any call takes to launch.
+AHEAD = 400_000
 
 # (calls, rounds) -> for each call the microseconds of each round.
 Timer = Callable[[Sequence[Callable[[], object]], int], list[list[float]]]
@@ -31,6 +34,7 @@ def gpu_timer(device: torch.device) -> Timer:
                 index = (place + each) % len(calls)
                 start, end = event(enable_timing=True), event(enable_timing=True)
                 flushed.zero_()
+                torch.cuda._sleep(AHEAD)  # type: ignore[no-untyped-call]
                 start.record()
                 calls[index]()
                 end.record()
