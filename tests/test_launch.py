@@ -224,3 +224,44 @@ def test_descriptors_are_for_machines_that_have_them(name: str) -> None:
 def test_full_precision_is_the_rule(name: str) -> None:
     for row in launch.read_table(launch.TABLES / f"{name}.json"):
         assert row.settings["PRECISION"] == "ieee", row
+
+
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [("sm_90", "sm_90"), ("sm_121", "sm_120"), ("sm_103", "sm_100"), ("sm_87", "sm_86"),
+     ("sm_75", "safe"), ("gfx1100", "safe")],
+)  # fmt: skip
+def test_relatives_share_a_table(arch: str, name: str) -> None:
+    assert launch.shipped(arch).stem == name
+    assert launch.shipped(arch).is_file()
+
+
+def unproven(tables: Path, results: Path) -> Iterator[str]:
+    """Tables that call themselves proven without a green report of the tests marked gpu."""
+    for path in sorted(tables.glob("*.json")):
+        if not json.loads(path.read_text("utf-8")).get("proven"):
+            continue
+        report = results / f"gpu-{path.stem}.json"
+        counts = json.loads(report.read_text("utf-8"))["counts"] if report.is_file() else {}
+        if not counts.get("passed") or set(counts) - {"passed", "skipped"}:
+            yield path.stem
+
+
+def test_proven_is_what_has_been_shown() -> None:
+    """`auto` takes the kernels where a table says proven: it may not say so on a mere belief."""
+    assert not list(unproven(launch.TABLES, Path(__file__).parents[1] / "bench/results"))
+
+
+def test_proven_without_a_green_report_is_seen(tmp_path: Path) -> None:
+    for arch, counts in {
+        "sm_1": {"passed": 3, "skipped": 1},
+        "sm_2": {"passed": 3, "failed": 1},
+        "sm_3": {"skipped": 4},
+        "sm_4": None,
+    }.items():
+        (tmp_path / f"{arch}.json").write_text('{"proven": true, "rows": []}')
+        if counts is not None:
+            (tmp_path / "results").mkdir(exist_ok=True)
+            (tmp_path / f"results/gpu-{arch}.json").write_text(json.dumps({"counts": counts}))
+    (tmp_path / "sm_5.json").write_text('{"rows": []}')
+    assert list(unproven(tmp_path, tmp_path / "results")) == ["sm_2", "sm_3", "sm_4"]

@@ -133,17 +133,22 @@ def read_table(path: Path) -> list[Row]:
         raise ValueError(f"{path} is no launch table ({error!r}): delete it") from error
 
 
+def shipped(arch: str) -> Path:
+    """The table that comes with the package: its own, a relative's, or the safe one."""
+    path = TABLES / f"{RELATIVES.get(arch, arch)}.json"
+    return path if path.is_file() else TABLES / f"{SAFE}.json"
+
+
 @functools.cache
 def table(arch: str) -> dict[tuple[str, int], list[Row]]:
     """(kernel, bytes of an element) -> the rows for it, those measured on this machine first."""
-    shipped = TABLES / f"{RELATIVES.get(arch, arch)}.json"
-    if not shipped.is_file():
+    path = shipped(arch)
+    if path.stem == SAFE:
         logger.info("no launch table for %s: taking rows that are safe everywhere", arch)
-        shipped = TABLES / f"{SAFE}.json"
     tuned = tuned_folder() / f"{arch}.json"
     rows = read_table(tuned) if tuned.is_file() else []
     found: dict[tuple[str, int], list[Row]] = {}
-    for row in rows + read_table(shipped):
+    for row in rows + read_table(path):
         found.setdefault((row.kernel, row.bytes), []).append(row)
     return found
 
@@ -151,8 +156,8 @@ def table(arch: str) -> dict[tuple[str, int], list[Row]]:
 @functools.cache
 def proven(arch: str) -> bool:
     """Whether the tests marked gpu have passed there: a table says so after `make gpu` did."""
-    shipped = TABLES / f"{arch}.json"
-    return shipped.is_file() and bool(json.loads(shipped.read_text("utf-8")).get("proven", False))
+    path = TABLES / f"{arch}.json"
+    return path.is_file() and bool(json.loads(path.read_text("utf-8")).get("proven", False))
 
 
 def settings(kernel: str, device: torch.device, dtype: torch.dtype, **sizes: int) -> Settings:

@@ -26,9 +26,7 @@ RawRow = dict[str, Any]
 
 def shipped_rows(arch: str, size: int) -> list[Row]:
     """Rows of the table that is shipped for an architecture, for elements of `size` bytes."""
-    path = launch.TABLES / f"{arch}.json"
-    rows = launch.read_table(path if path.is_file() else launch.TABLES / f"{launch.SAFE}.json")
-    return [row for row in rows if row.bytes == size]
+    return [row for row in launch.read_table(launch.shipped(arch)) if row.bytes == size]
 
 
 def path_of(arch: str) -> Path:
