@@ -2,6 +2,7 @@
 #   make test PYTHON=python3.12      another interpreter (remove .venv first)
 
 PYTHON ?= python3
+JOBS   ?= 2
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
@@ -17,8 +18,8 @@ help:  ## list the targets
 demo: $(VENV)/.installed-demo  ## search the standard library by meaning, with a real checkpoint, offline
 	$(VENV)/bin/nomicbert demo
 
-test: $(VENV)/.installed-test  ## run the test suite
-	$(RUN) -m pytest
+test: $(VENV)/.installed-test  ## run the test suite, on JOBS processes
+	$(RUN) -m pytest -n $(JOBS) -p no:benchmark
 
 lint: $(VENV)/.installed-lint  ## check style and types
 	$(RUN) -m ruff check .

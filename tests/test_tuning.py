@@ -374,10 +374,11 @@ def test_calls_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append("-"))
     monkeypatch.setattr(timing, "FLUSHED", 16)
     times = timing.gpu_timer(CPU)([call(name) for name in "abc"], 3)
     assert times == [[pytest.approx(length[name])] * 3 for name in "abc"]
-    assert "".join(order) == "abcbcacab"
+    assert "".join(order) == "-a-b-c-b-c-a-c-a-b"  # the GPU waits before each
 
 
 def test_spread_is_the_middle_half() -> None:
