@@ -215,12 +215,15 @@ def test_every_op_has_its_benchmark() -> None:
 
 def run_bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([".", "kernels", str(folder)])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    # what this suite runs on does not hold for that one: its interpreter, its other processes
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    environment |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
     return subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-o", "python_files=bench_*.py"),
-            *("-p", "no:cacheprovider", "bench/bench_gelu.py", "-k", "minilm"),
+            *("-p", "no:cacheprovider", "-p", "no:xdist"),
+            *("bench/bench_gelu.py", "-k", "minilm"),
             *("--device", "cpu", "--backend", "torch", "--quick"),
             *arguments,
         ],
