@@ -27,7 +27,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 TABLES = Path(__file__).parent
-# For an architecture without a table: rows that compile everywhere and need 48 KiB at most.
+# For an architecture without a table: small tiles, which need 64 KiB of shared memory at most.
 SAFE = "safe"
 # Others of a family that has a table: the same units, as much shared memory or more.
 RELATIVES = {"sm_87": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120"}
