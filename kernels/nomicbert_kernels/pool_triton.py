@@ -278,11 +278,11 @@ def pool_backward_kernel(
     tl.store(out, d.to(y.dtype.element_ty), mask=mask)
 
 
-def tiling(width: int) -> dict[str, int]:
-    """Launch keywords for rows of this width."""
+def tiling(width: int, block: int = BLOCK) -> dict[str, int]:
+    """Launch keywords for rows of this width, of which a program reads `block` values at once."""
     refuse_wide(width)
     columns = triton.next_power_of_2(width)
-    tokens = min(MOST_TOKENS, max(1, BLOCK // columns))
+    tokens = min(MOST_TOKENS, max(1, block // columns))
     sizes = {"WIDTH": width, "TOKENS": tokens, "COLUMNS": columns}
     return {**sizes, "num_warps": WARPS, **launch.COMMON}
 
@@ -372,7 +372,8 @@ def pool_backward_op(
     y = dy.new_empty(rows, width, dtype=dtype)
     if not y.numel():
         return y
-    keywords = tiling(width)
+    # addresses of two sides are held here: whole blocks spill on sm_120
+    keywords = tiling(width, BLOCK // 2)
     ties = None
     if hidden is not None:
         hidden = by_rows(hidden)
