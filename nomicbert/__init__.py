@@ -12,13 +12,39 @@ from nomicbert.errors import NomicBertError
 
 if TYPE_CHECKING:
     from nomicbert.embedder import Embedder
+    from nomicbert.heads import (
+        NomicBertForMaskedLM,
+        NomicBertForPreTraining,
+        NomicBertForQuestionAnswering,
+        NomicBertForSequenceClassification,
+        NomicBertForTokenClassification,
+    )
     from nomicbert.model import NomicBert
 
 __version__ = "0.1.0"
 
-__all__ = ["Embedder", "EncoderConfig", "NomicBert", "NomicBertError", "__version__"]
+__all__ = [
+    "Embedder",
+    "EncoderConfig",
+    "NomicBert",
+    "NomicBertError",
+    "NomicBertForMaskedLM",
+    "NomicBertForPreTraining",
+    "NomicBertForQuestionAnswering",
+    "NomicBertForSequenceClassification",
+    "NomicBertForTokenClassification",
+    "__version__",
+]
 
-_HOMES = {"Embedder": "nomicbert.embedder", "NomicBert": "nomicbert.model"}
+_HOMES = {
+    "Embedder": "nomicbert.embedder",
+    "NomicBert": "nomicbert.model",
+    "NomicBertForMaskedLM": "nomicbert.heads",
+    "NomicBertForPreTraining": "nomicbert.heads",
+    "NomicBertForQuestionAnswering": "nomicbert.heads",
+    "NomicBertForSequenceClassification": "nomicbert.heads",
+    "NomicBertForTokenClassification": "nomicbert.heads",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ import pickle
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from nomicbert.config import EncoderConfig
 from nomicbert.dialects import hub_config
 from nomicbert.errors import CheckpointError
 from nomicbert.finite import not_finite, warn_not_finite
-from nomicbert.renames import IGNORED, Recipe, canonical, recipes
+from nomicbert.renames import ENCODER_PREFIX, IGNORED, PADDED, Recipe, canonical, recipes
 from nomicbert.settings import read_json
 
 logger = logging.getLogger(__name__)
@@ -138,19 +138,18 @@ class Unfilled(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def disk_dtype(folder: Path, config: EncoderConfig) -> torch.dtype:
+def disk_dtype(files: TensorFiles, config: EncoderConfig) -> torch.dtype:
     """The dtype the checkpoint says it has, else that of its first floating tensor."""
     stated = config.source.get("dtype") or config.source.get("torch_dtype")
     dtype = getattr(torch, str(stated).removeprefix("torch."), None)
     if isinstance(dtype, torch.dtype):
         return dtype
-    files = TensorFiles(folder)
     floating = (d for n in files.names() if (d := files.read(n).dtype).is_floating_point)
     return next(floating, torch.float32)
 
 
 def load_state(
-    folder: Path,
+    files: TensorFiles,
     config: EncoderConfig,
     shapes: Mapping[str, tuple[int, ...]],
     *,
@@ -158,11 +157,11 @@ def load_state(
     device: torch.device | str = "cpu",
     strict: bool = True,
 ) -> dict[str, Tensor]:
-    """Read every parameter of the encoder; one WeightWarning names what is NaN or infinite.
+    """Read every parameter of a model; one WeightWarning names what is NaN or infinite.
 
     Args:
-        folder: a checkpoint in a hub layout.
-        config: of the same folder.
+        files: of a checkpoint in a hub layout.
+        config: of the same checkpoint.
         shapes: our parameter names and their shapes.
         dtype: to convert to while copying; no second copy is made.
         device: to place the parameters on.
@@ -172,10 +171,9 @@ def load_state(
     Returns: our names -> parameters.
     Raises: CheckpointError: damaged file; tensors missing, left over, or of another shape.
     """
-    files = TensorFiles(folder)
     wanted = list(recipes(config, list(shapes)))
-    on_disk = _by_canonical_name(files, {part for recipe in wanted for part in recipe.parts})
-    _report(folder, config, files, on_disk, wanted, shapes, strict)
+    on_disk = by_canonical_name(files, {part for recipe in wanted for part in recipe.parts})
+    _report(config, files, on_disk, wanted, shapes, strict)
     state: dict[str, Tensor] = {}
     broken: dict[str, int] = {}
     for recipe in wanted:
@@ -184,8 +182,8 @@ def load_state(
             tensor = files.read(on_disk[part])
             if not tensor.is_floating_point() or tensor.layout != torch.strided:
                 raise CheckpointError(
-                    f"{on_disk[part]} of {folder} holds {tensor.dtype}, {tensor.layout}: only "
-                    "dense floating point weights are supported"
+                    f"{on_disk[part]} of {files.folder} holds {tensor.dtype}, {tensor.layout}: "
+                    "only dense floating point weights are supported"
                 )
             if recipe.form == "stacked" and tensor.shape[0] < view.shape[0]:
                 view[tensor.shape[0] :].zero_()  # rows that pad the vocabulary
@@ -193,17 +191,19 @@ def load_state(
             view.copy_(tensor.view(view.shape))
         broken |= not_finite(parameter, files.read, [on_disk[part] for part in recipe.parts])
         state[recipe.target] = parameter
-    warn_not_finite(folder, broken, dtype)
+    warn_not_finite(files.folder, broken, dtype)
     return state
 
 
-def _by_canonical_name(files: TensorFiles, parts: set[str]) -> dict[str, str]:
+def by_canonical_name(files: TensorFiles, parts: Collection[str] = ()) -> dict[str, str]:
+    """Names without prefixes -> names on disk; two names of one of `parts` must hold the same."""
     on_disk: dict[str, str] = {}
     for name in files.names():
         plain = canonical(name)
-        if plain in on_disk and (plain in parts or not IGNORED.fullmatch(plain)):
+        twice = plain in on_disk and (plain in parts or not IGNORED.fullmatch(plain))
+        if twice and not torch.equal(files.read(on_disk[plain]), files.read(name)):
             raise CheckpointError(
-                f"{files.folder} holds both {on_disk[plain]} and {name}: which is the encoder's "
+                f"{files.folder} holds both {on_disk[plain]} and {name}, which differ: which is "
                 f"{plain}?"
             )
         on_disk[plain] = name
@@ -211,7 +211,6 @@ def _by_canonical_name(files: TensorFiles, parts: set[str]) -> dict[str, str]:
 
 
 def _report(
-    folder: Path,
     config: EncoderConfig,
     files: TensorFiles,
     on_disk: Mapping[str, str],
@@ -229,7 +228,7 @@ def _report(
         if part not in on_disk:
             continue
         found = files.shape(on_disk[part])
-        may_pad = part == "embeddings.word_embeddings.weight" and unpadded is not None
+        may_pad = part in PADDED and unpadded is not None
         if found != shape and not (may_pad and found == (unpadded, *shape[1:])):
             wrong.append(f"{on_disk[part]} is {found}, wanted {shape}")
     left = [name for plain, name in on_disk.items() if plain not in parts]
@@ -243,14 +242,16 @@ def _report(
     ]
     if lines:
         raise CheckpointError(
-            f"the tensors of {folder} do not fit its config.json ({config.model_type}, "
+            f"the tensors of {files.folder} do not fit its config.json ({config.model_type}, "
             f"{config.num_hidden_layers} layers): " + "; ".join(lines)
         )
     if left:
-        logger.info("%s: not needed by the encoder and left unread: %s", folder, ", ".join(left))
+        logger.info("%s: not needed and left unread: %s", files.folder, ", ".join(left))
 
 
-def save(folder: Path, config: EncoderConfig, state: Mapping[str, Tensor]) -> None:
+def save(
+    folder: Path, config: EncoderConfig, state: Mapping[str, Tensor], extra: Mapping[str, Any]
+) -> None:
     """Write config.json and model.safetensors in the layout that the hub has.
 
     Each file is written beside its final name and then renamed, so that a reader never sees half
@@ -260,22 +261,25 @@ def save(folder: Path, config: EncoderConfig, state: Mapping[str, Tensor]) -> No
         folder: made when it does not exist.
         config: of the encoder.
         state: our names -> parameters.
+        extra: keys of config.json that a head adds.
     """
     tensors = {}
     for recipe in recipes(config, list(state)):
         parameter = state[recipe.target].detach().cpu()
+        inside = recipe.target.startswith("encoder.")
+        prefix = ENCODER_PREFIX[config.model_type] if inside else ""
         for part, view in zip(recipe.parts, recipe.views(parameter), strict=True):
             shape = recipe.part_shape(tuple(parameter.shape))
             tensor = view.reshape(shape).contiguous()
             # safetensors refuses tensors that share memory, as the parts of a fused one do
-            tensors[part] = tensor.clone() if len(recipe.parts) > 1 else tensor
+            tensors[prefix + part] = tensor.clone() if len(recipe.parts) > 1 else tensor
     dtype = next(iter(tensors.values())).dtype
     for name in WEIGHT_FILES[1:]:
         if (folder / name).exists():
             logger.warning(
                 "%s holds an older %s, which some loaders prefer: remove it", folder, name
             )
-    settings = json.dumps(hub_config(config, dtype), indent=2, sort_keys=True) + "\n"
+    settings = json.dumps({**hub_config(config, dtype), **extra}, indent=2, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
         weights, text = Path(beside, "model.safetensors"), Path(beside, "config.json")

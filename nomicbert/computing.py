@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nomicbert.prepared import PreparedWeights
+from nomicbert.prepared import Place, PreparedWeights
 from nomicbert_kernels import Backend, Ops, compute_dtype, has_bf16_instructions, select_ops
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,15 @@ class Computing(nn.Module):
             self._ops = select_ops(self.device, self.compute_dtype, self.backend)
             self._say_what_the_dtype_costs()
         return self._ops
+
+    def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
+        """A linear layer behind the encoder's own: (rows, K) -> (rows, N) in `compute_dtype`."""
+        return self.product(x, layer.weight, layer.bias, (id(layer), "linear"))
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, place: Place) -> Tensor:
+        """The same for parameters of no such layer; `place` names their use."""
+        y: Tensor = self.ops.linear(x, self._prepared.get(self.ops, place, weight, bias, "linear"))
+        return y
 
     def _say_what_the_dtype_costs(self) -> None:
         """Once a model, and where the arithmetic runs: it may be loaded here to move to a GPU."""

@@ -151,9 +151,10 @@ def describe(
     modules = module_folders(folder)
     encoder = next((path for kind, path in modules if kind == "Transformer"), folder)
     config = read_config(encoder, rotary_scaling_factor)
-    wanted = wanted or checkpoint.disk_dtype(encoder, config)
+    tensors = checkpoint.TensorFiles(encoder)
+    wanted = wanted or checkpoint.disk_dtype(tensors, config)
     dense = [path for kind, path in modules if kind == "Dense"]
-    files = _look_at_files(encoder, config, dense)
+    files = _look_at_files(tensors, config, dense)
     with torch.device("meta"):
         pooling = read_pooling(folder, config, wanted)
     tokenizer = Tokenizer.from_folder(encoder, config.vocab_size)
@@ -172,17 +173,19 @@ def describe(
     )
 
 
-def _look_at_files(encoder: Path, config: EncoderConfig, dense: list[Path]) -> Files:
+def _look_at_files(
+    tensors: checkpoint.TensorFiles, config: EncoderConfig, dense: list[Path]
+) -> Files:
     with torch.device("meta"), checkpoint.Unfilled():
         model = NomicBert(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    checkpoint.load_state(encoder, config, shapes, dtype=torch.float32, device="meta")
+    checkpoint.load_state(tensors, config, shapes, dtype=torch.float32, device="meta")
     wanted = {part for recipe in recipes(config, list(shapes)) for part in recipe.parts}
-    tensors = checkpoint.TensorFiles(encoder)
     used = [name for name in tensors.names() if canonical(name) in wanted]
     word = next(name for name in used if canonical(name) == WORD)
     read = [(tensors, name) for name in used]
     read += [(each, name) for each in map(checkpoint.TensorFiles, dense) for name in each.names()]
+    encoder = tensors.folder
     paths = _weight_files(encoder)
     return Files(
         config_keys=_config_keys(config),

@@ -8,24 +8,24 @@ Source: Nussbaum et al. 2024, arXiv:2402.01613; Devlin et al. 2018, arXiv:1810.0
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from nomicbert import checkpoint, hub
+from nomicbert import pretrained
+from nomicbert.checkpoint import TensorFiles
 from nomicbert.computing import Computing
 from nomicbert.config import EncoderConfig
 from nomicbert.context import ForwardContext, Hidden
-from nomicbert.dialects import read_config
 from nomicbert.embeddings import Embeddings
-from nomicbert.keywords import check_target, refuse_unknown
+from nomicbert.keywords import as_whole, refuse_unknown
 from nomicbert.layer import Layer
 from nomicbert.output import EncoderOutput, Value
-from nomicbert.packing import PackedBatch, pad, unpad
+from nomicbert.packing import PackedBatch, tokens_of, unpad
 from nomicbert.rope import RotaryTables
-from nomicbert_kernels import Backend, Plan, compute_dtype, select_ops, values
+from nomicbert_kernels import Backend, Plan, values
 
 
 class NomicBert(Computing):
@@ -58,14 +58,13 @@ class NomicBert(Computing):
         width = config.hidden_size
         self.pooler = nn.Linear(width, width) if add_pooling_layer else None
         self.rotary = RotaryTables(config) if config.rotary_dim else None
+        self.gradient_checkpointing = False
         self._initialise()
 
     def _initialise(self) -> None:
         """The distribution that BERT and NomicBERT are trained from."""
         for name, parameter in self.named_parameters():
-            if "norm" not in name:
-                std = 0.0 if name.endswith("bias") else self.config.initializer_range
-                nn.init.normal_(parameter, std=std)
+            pretrained.initialise(name, parameter, self.config.initializer_range)
 
     @classmethod
     def from_pretrained(
@@ -119,42 +118,32 @@ class NomicBert(Computing):
             ValueError: unknown dtype, device or backend. BackendError: one that cannot run here.
         """
         refuse_unknown(unknown, cls.from_pretrained)
-        wanted, target = check_target(
-            dtype=dtype,
-            torch_dtype=torch_dtype,
-            device=device,
-            device_map=device_map,
-            backend=backend,
-            say=True,
-        )
-        folder = hub.resolve(
+
+        def build(config: EncoderConfig, _: TensorFiles) -> "tuple[NomicBert, tuple[str, ...]]":
+            return cls(config, backend=backend, add_pooling_layer=add_pooling_layer), ()
+
+        return pretrained.load(
+            build,
             path_or_repo_id,
             revision=revision,
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
+            dtype=dtype,
+            device=device,
+            backend=backend,
+            rotary_scaling_factor=rotary_scaling_factor,
+            strict=strict,
+            torch_dtype=torch_dtype,
+            device_map=device_map,
         )
-        config = read_config(folder, rotary_scaling_factor)
-        if wanted is None:
-            wanted = checkpoint.disk_dtype(folder, config)
-            select_ops(target, compute_dtype(target, wanted), backend)
-        with torch.device("meta"), checkpoint.Unfilled():
-            model = cls(config, backend=backend, add_pooling_layer=add_pooling_layer)
-        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        # loaded inside somebody's inference_mode, the parameters could never be trained
-        with torch.inference_mode(False):
-            state = checkpoint.load_state(
-                folder, config, shapes, dtype=wanted, device=target, strict=strict
-            )
-            model.load_state_dict(state, assign=True)
-        return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors as the hub has them, for any loader of such.
 
         The folder may be the one that the model was loaded from.
         """
-        checkpoint.save(Path(folder), self.config, self.state_dict())
+        pretrained.save(folder, self.config, self)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embedding table."""
@@ -164,6 +153,34 @@ class NomicBert(Computing):
         """Replace the word embedding table; the vocabulary may have another size."""
         self.embeddings.word = value
         self.config = replace(self.config, vocab_size=value.num_embeddings)
+
+    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
+        """Cut the word embedding table to so many rows, or add rows that are yet to be trained.
+
+        Args:
+            new_num_tokens: rows of the new table, at least 1.
+
+        Returns: the new table, (new_num_tokens, hidden_size).
+        """
+        old = self.embeddings.word.weight
+        if as_whole("new_num_tokens", new_num_tokens) < 1:
+            raise ValueError(f"new_num_tokens must be at least 1, not {new_num_tokens}")
+        table = nn.Embedding(new_num_tokens, old.shape[1], dtype=old.dtype, device=old.device)
+        pretrained.initialise("word.weight", table.weight, self.config.initializer_range)
+        kept = min(new_num_tokens, old.shape[0])
+        with torch.no_grad():
+            table.weight[:kept] = old[:kept]
+        table.weight.requires_grad_(old.requires_grad)
+        self.set_input_embeddings(table)
+        return table
+
+    def gradient_checkpointing_enable(self) -> None:
+        """In training, keep each layer's input only and compute the layer again going back."""
+        self.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all that going back needs, which is faster."""
+        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -192,27 +209,15 @@ class NomicBert(Computing):
         Raises: ValueError: shapes that differ, a mask of other values, an id outside its table,
             more tokens than learned positions.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("forward takes either input_ids or inputs_embeds, and not both")
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        assert tokens is not None  # exactly one of the two is there
-        dims = 2 if inputs_embeds is None else 3
-        if tokens.dim() != dims:
-            name = "input_ids" if inputs_embeds is None else "inputs_embeds"
-            raise ValueError(f"{name} must have {dims} dimensions, not shape {tuple(tokens.shape)}")
-        if input_ids is not None and input_ids.is_floating_point():
-            raise ValueError(f"input_ids must be integers, not {input_ids.dtype}")
-        rows, columns = tokens.shape[:2]
-        batch, places = unpad(tokens, attention_mask, token_type_ids, position_ids)
-        ctx = self.context(batch)
+        tokens = tokens_of(input_ids, inputs_embeds)
+        batch, padding = unpad(tokens, attention_mask, token_type_ids, position_ids)
         states: list[Tensor] | None = [] if output_hidden_states else None
-        last = pad(self.core(ctx, states=states), places, rows, columns)
-        pooled = hidden = None
+        last = padding.pad(self.encode_packed(batch, states=states))
+        pooled = None
         if self.pooler is not None:
-            pooled = ctx.ops.linear(last[:, 0], ctx.weight(self.pooler)).tanh().to(self.dtype)
-        if states is not None:
-            hidden = tuple(pad(x, places, rows, columns).to(self.dtype) for x in states)
-        output = EncoderOutput(last.to(self.dtype), pooled, hidden)
+            pooled = self.linear(last[:, 0], self.pooler).tanh().to(self.dtype)
+        hidden = states and tuple(padding.pad(x).to(self.dtype) for x in states)
+        output = EncoderOutput(last.to(self.dtype), pooled, hidden or None)
         return output if return_dict else output.to_tuple()
 
     def encode_packed(
@@ -234,10 +239,16 @@ class NomicBert(Computing):
     ) -> Tensor:
         """All that follows planning, for torch.compile(fullgraph=True); see `encode_packed`."""
         x: Hidden = self.embeddings(ctx)
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers, start=1):
             if states is not None:
                 states.append(values(x))
-            x = layer(x, ctx, rows if index == len(self.layers) else None)
+            only = rows if index == len(self.layers) else None
+            x = (
+                checkpoint(layer, x, ctx, only, use_reentrant=False)
+                if again
+                else layer(x, ctx, only)
+            )
         if states is not None:
             states.append(values(x))
         return values(x)

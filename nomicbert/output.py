@@ -1,4 +1,4 @@
-"""What the encoder returns: readable by attribute, key and index, as in transformers."""
+"""What the models return: readable by attribute, key and index, as in transformers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -9,9 +9,34 @@ from torch import Tensor
 Value = Tensor | tuple[Tensor, ...]
 
 
+class Output(Mapping[str, Value]):
+    """A dataclass of tensors; what is None was not asked for and is left out of the mapping."""
+
+    def to_tuple(self) -> tuple[Value, ...]:
+        """All that is there, in the order of the attributes."""
+        return tuple(self[name] for name in self)
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        """By name, or by place among what is there."""
+        if isinstance(key, str):
+            if key not in list(self):
+                raise KeyError(key)
+            return getattr(self, key)
+        return self.to_tuple()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of what is there."""
+        names = (field.name for field in fields(self))  # type: ignore[arg-type]
+        return (name for name in names if getattr(self, name) is not None)
+
+    def __len__(self) -> int:
+        """How many values are there."""
+        return sum(1 for _ in self)
+
+
 @dataclass(frozen=True, eq=False)
-class EncoderOutput(Mapping[str, Value]):
-    """Output of `NomicBert.forward`; what was not asked for is None and is left out of the mapping.
+class EncoderOutput(Output):
+    """Output of `NomicBert.forward`.
 
     Attributes:
         last_hidden_state: (batch, seq_len, hidden_size); zeros where attention_mask is 0.
@@ -23,26 +48,36 @@ class EncoderOutput(Mapping[str, Value]):
     pooler_output: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
-    def to_tuple(self) -> tuple[Value, ...]:
-        """All that is there, in the order of the attributes."""
-        return tuple(self[name] for name in self)
 
-    def __getitem__(self, key: str | int | slice) -> Any:
-        """By name, or by place among what is there."""
-        if isinstance(key, str):
-            value: Value | None = getattr(self, key, None) if key in _NAMES else None
-            if value is None:
-                raise KeyError(key)
-            return value
-        return self.to_tuple()[key]
+@dataclass(frozen=True, eq=False)
+class LogitsOutput(Output):
+    """Output of a head that gives one row of logits a text or a token.
 
-    def __iter__(self) -> Iterator[str]:
-        """Names of what is there."""
-        return (name for name in _NAMES if getattr(self, name) is not None)
+    Attributes:
+        loss: () fp32, or None without labels.
+        logits: (batch, num_labels), or (batch, seq_len, num_labels or vocab_size) with zeros where
+            attention_mask is 0.
+        hidden_states: the embeddings' output and each layer's, or None.
+    """
 
-    def __len__(self) -> int:
-        """How many values are there."""
-        return sum(1 for _ in self)
+    loss: Tensor | None
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
-_NAMES = tuple(f.name for f in fields(EncoderOutput))
+@dataclass(frozen=True, eq=False)
+class SpanOutput(Output):
+    """Output of the head for question answering.
+
+    Attributes:
+        loss: () fp32, or None without positions.
+        start_logits: (batch, seq_len) that an answer starts there; the dtype's smallest number
+            where attention_mask is 0, so that no answer does.
+        end_logits: the same for its last token.
+        hidden_states: the embeddings' output and each layer's, or None.
+    """
+
+    loss: Tensor | None
+    start_logits: Tensor
+    end_logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None

@@ -88,12 +88,51 @@ def pack(texts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> 
     )
 
 
+@dataclass(frozen=True)
+class Padding:
+    """Where the tokens of a packed batch stood in the padded one that it was made of.
+
+    Attributes:
+        places: (T,) int64, of each token in the flattened rows.
+        rows: of the padded batch.
+        columns: of the padded batch.
+    """
+
+    places: Tensor
+    rows: int
+    columns: int
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """Put (T, N) back to where it came from: (rows, columns, N), zeros elsewhere."""
+        padded = packed.new_zeros(self.rows * self.columns, packed.shape[1])
+        padded = padded.index_copy(0, self.places, packed)
+        return padded.view(self.rows, self.columns, packed.shape[1])
+
+
+def tokens_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """The one of the two that is given: (B, S) int, or (B, S, H).
+
+    Raises: ValueError: both or neither, another number of dimensions, ids that are no integers.
+    """
+    if input_ids is not None and inputs_embeds is None:
+        name, tokens, dims = "input_ids", input_ids, 2
+    elif input_ids is None and inputs_embeds is not None:
+        name, tokens, dims = "inputs_embeds", inputs_embeds, 3
+    else:
+        raise ValueError("forward takes either input_ids or inputs_embeds, and not both")
+    if tokens.dim() != dims:
+        raise ValueError(f"{name} must have {dims} dimensions, not shape {tuple(tokens.shape)}")
+    if input_ids is not None and input_ids.is_floating_point():
+        raise ValueError(f"input_ids must be integers, not {input_ids.dtype}")
+    return tokens
+
+
 def unpad(
     tokens: Tensor,
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
     position_ids: Tensor | None = None,
-) -> tuple[PackedBatch, Tensor]:
+) -> tuple[PackedBatch, Padding]:
     """Drop the padding of a padded batch.
 
     Args:
@@ -104,7 +143,7 @@ def unpad(
         token_type_ids: (B, S) int or None.
         position_ids: (B, S) or (1, S) or (S,) int, in place of the column numbers.
 
-    Returns: the batch, and (T,) int64 places of its tokens in the flattened (B S) rows.
+    Returns: the batch, and where its tokens stood.
     Raises: ValueError: shapes that differ, a mask of other values than 0 and 1, a position of a
         kept token below 0.
     """
@@ -147,7 +186,7 @@ def unpad(
         input_ids=rows if tokens.dim() == 2 else None,
         token_type_ids=None if token_type_ids is None else token_type_ids.flatten()[places],
         inputs_embeds=rows if tokens.dim() == 3 else None,
-    ), places
+    ), Padding(places, batch, length)
 
 
 def _name_empty(rows: list[int]) -> str:
@@ -159,18 +198,3 @@ def _name_empty(rows: list[int]) -> str:
         f"rows {', '.join(names[:-1])} and {names[-1]} of attention_mask keep no token: "
         "their hidden states are zeros"
     )
-
-
-def pad(hidden: Tensor, places: Tensor, batch: int, length: int) -> Tensor:
-    """Put packed rows back where they came from.
-
-    Args:
-        hidden: (T, H).
-        places: (T,) int64, from `unpad`.
-        batch: rows of the padded batch.
-        length: columns of the padded batch.
-
-    Returns: (batch, length, H), zeros where nothing was kept.
-    """
-    rows = hidden.new_zeros(batch * length, hidden.shape[1])
-    return rows.index_copy(0, places, hidden).view(batch, length, hidden.shape[1])

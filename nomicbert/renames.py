@@ -18,10 +18,22 @@ from nomicbert.config import EncoderConfig
 # What training code and task heads put before the encoder's own names.
 PREFIXES = ("bert.", "nomic_bert.", "trunk.", "model.")
 
-# Tensors that no encoder needs: constants that we compute, and other models' heads.
+# Tensors that no encoder needs: constants that we compute, and what stands behind the encoder.
 IGNORED = re.compile(
-    r"(.*\.)?(position_ids|inv_freq|norm_factor)|(cls|seq_relationship|pooler)\..*"
+    r"(.*\.)?(position_ids|inv_freq|norm_factor)"
+    r"|(cls|seq_relationship|pooler|classifier|qa_outputs)\..*"
 )
+
+# Heads, whose hub names have no prefix; ours are those of `heads`.
+HEADS = {
+    "transform": "cls.predictions.transform.dense",
+    "classifier": "classifier",
+    "qa_outputs": "qa_outputs",
+}
+DECODER_WEIGHT, DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.bias"
+WORDS = "embeddings.word_embeddings.weight"
+# One row a word: fewer of them may be stored than the vocabulary is rounded up to.
+PADDED = (WORDS, DECODER_WEIGHT, DECODER_BIAS)
 
 NOMIC = {
     "embeddings.word": "embeddings.word_embeddings",
@@ -59,6 +71,10 @@ BERT_LAYER = {
     "mlp_norm": "output.LayerNorm",
 }
 NOMIC_POOLER = {"pooler": "pooler.dense"}
+NOMIC_HEADS = HEADS | {"transform_norm": "cls.predictions.transform.layer_norm"}
+BERT_HEADS = HEADS | {"transform_norm": "cls.predictions.transform.LayerNorm"}
+# Where an encoder's tensors stand in the file of a model with a head.
+ENCODER_PREFIX = {"nomic_bert": "nomic_bert.", "bert": "bert."}
 
 Form = Literal["stacked", "experts", "experts_transposed"]
 
@@ -93,14 +109,12 @@ class Recipe:
 
 
 def canonical(name: str) -> str:
-    """A hub name without prefixes and with today's LayerNorm names."""
+    """A hub name without prefixes, with today's LayerNorm names and one name for tied biases."""
     while name.startswith(PREFIXES):
         name = name.split(".", 1)[1]
-    return re.sub(
-        r"LayerNorm\.gamma$",
-        "LayerNorm.weight",
-        re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name),
-    )
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+    return DECODER_BIAS if name == "cls.predictions.decoder.bias" else name
 
 
 def recipes(config: EncoderConfig, parameters: list[str]) -> Iterator[Recipe]:
@@ -108,14 +122,19 @@ def recipes(config: EncoderConfig, parameters: list[str]) -> Iterator[Recipe]:
 
     Args:
         config: decides which hub layout is meant.
-        parameters: our names.
+        parameters: our names; those of an encoder inside a model with a head begin "encoder.".
     """
     nomic = config.model_type == "nomic_bert"
     top, layer = (NOMIC | NOMIC_POOLER, NOMIC_LAYER) if nomic else (BERT, BERT_LAYER)
+    heads = NOMIC_HEADS if nomic else BERT_HEADS
     hub_layers = "encoder.layers" if nomic else "encoder.layer"
     for target in parameters:
-        match = re.fullmatch(r"layers\.(\d+)\.(.*)", target)
-        stem = match[2] if match else target
+        if target in ("decoder", "decoder_bias"):
+            yield Recipe(target, (DECODER_BIAS if target == "decoder_bias" else DECODER_WEIGHT,))
+            continue
+        name = target.removeprefix("encoder.")
+        match = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
+        stem = match[2] if match else name
         home = f"{hub_layers}.{match[1]}." if match else ""
         if match and stem in NOMIC_MOE:
             form: Form = "stacked"
@@ -124,6 +143,6 @@ def recipes(config: EncoderConfig, parameters: list[str]) -> Iterator[Recipe]:
             yield Recipe(target, (home + NOMIC_MOE[stem],), form)
             continue
         stem, _, kind = stem.rpartition(".")
-        parts = (layer if match else top)[stem]
+        parts = (layer if match else top | heads)[stem]
         parts = (parts,) if isinstance(parts, str) else parts
         yield Recipe(target, tuple(f"{home}{part}.{kind}" for part in parts))

@@ -45,7 +45,7 @@ def test_missing_extra_and_wrong_tensors_stand_in_one_error(folder: Path) -> Non
     del tensors["encoder.layers.1.attn.Wqkv.weight"]
     del tensors["emb_ln.bias"]
     tensors["encoder.layers.7.norm1.weight"] = torch.ones(64)
-    tensors["classifier.weight"] = torch.ones(2, 64)
+    tensors["adapter.weight"] = torch.ones(2, 64)
     tensors["encoder.layers.0.mlp.fc12.weight"] = torch.ones(97, 64)
     save_file(tensors, folder / SAFE)
     text = refused(folder, r"do not fit its config.json \(nomic_bert, 3 layers\): ")
@@ -54,7 +54,7 @@ def test_missing_extra_and_wrong_tensors_stand_in_one_error(folder: Path) -> Non
     assert wrong == (
         "1 of another shape: encoder.layers.0.mlp.fc12.weight is (97, 64), wanted (96, 64)"
     )
-    assert left == "2 left over: classifier.weight, encoder.layers.7.norm1.weight"
+    assert left == "2 left over: adapter.weight, encoder.layers.7.norm1.weight"
     # what is left over may pass; what is missing or wrong may not
     text = refused(folder, "2 missing", strict=False)
     assert "1 of another shape" in text
@@ -63,8 +63,8 @@ def test_missing_extra_and_wrong_tensors_stand_in_one_error(folder: Path) -> Non
 
 def test_strict_false_loads_beside_strangers(folder: Path) -> None:
     tensors = read_tensors(folder)
-    save_file(tensors | {"classifier.weight": torch.ones(2, 64)}, folder / SAFE)
-    refused(folder, "1 left over: classifier.weight")
+    save_file(tensors | {"adapter.weight": torch.ones(2, 64)}, folder / SAFE)
+    refused(folder, "1 left over: adapter.weight")
     model = NomicBert.from_pretrained(folder, strict=False)
     assert torch.equal(model.embeddings.norm.bias, tensors["emb_ln.bias"])
 
@@ -87,8 +87,13 @@ def test_a_layout_of_the_other_model_is_no_random_encoder(tmp_path: Path) -> Non
 
 def test_two_names_for_one_tensor(folder: Path) -> None:
     tensors = read_tensors(folder)
-    save_file(tensors | {"bert.emb_ln.bias": tensors["emb_ln.bias"].clone()}, folder / SAFE)
-    refused(folder, "holds both .*emb_ln.bias and .*emb_ln.bias: which is the encoder's emb_ln.bi")
+    twin = tensors["emb_ln.bias"].clone()
+    save_file(tensors | {"bert.emb_ln.bias": twin}, folder / SAFE)
+    bias = NomicBert.from_pretrained(folder).embeddings.norm.bias
+    assert torch.equal(bias, tensors["emb_ln.bias"])
+    twin[3] += 1e-3
+    save_file(tensors | {"bert.emb_ln.bias": twin}, folder / SAFE)
+    refused(folder, "holds both .*emb_ln.bias and .*emb_ln.bias, which differ: which is emb_ln.bi")
 
 
 def test_no_weights_at_all(folder: Path) -> None:

@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 PUBLIC = {
-    "nomicbert": ["Embedder", "EncoderConfig", "NomicBert", "NomicBertError", "__version__"],
+    "nomicbert": [
+        "Embedder",
+        "EncoderConfig",
+        "NomicBert",
+        "NomicBertError",
+        "NomicBertForMaskedLM",
+        "NomicBertForPreTraining",
+        "NomicBertForQuestionAnswering",
+        "NomicBertForSequenceClassification",
+        "NomicBertForTokenClassification",
+        "__version__",
+    ],
     "nomicbert_kernels": [
         "Activation",
         "Backend",
@@ -48,7 +59,7 @@ ROOMS = [
     {"prepared"},
     {"computing", "context"},
     {"attention", "embeddings", "mlp"},
-    {"layer"},
+    {"layer", "pretrained"},
     {"model"},
     {"heads", "pooling", "precision", "similarity"},
     {"modules"},

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nomicbert.notices import EmptyRowWarning
-from nomicbert.packing import PackedBatch, offsets, pack, pad, unpad
+from nomicbert.packing import PackedBatch, offsets, pack, unpad
 
 TEXTS = st.lists(st.lists(st.integers(0, 99), max_size=20), max_size=6)
 MASKS = st.integers(1, 9).flatmap(
@@ -91,7 +91,7 @@ def test_round_trip_through_any_mask(dtype: torch.dtype, mask: list[list[int]]) 
     ids = torch.arange(100, 100 + kept.size).view(rows, columns)
     types = ids % 2
     with warned_of_empty(torch.tensor(mask)):
-        batch, places = unpad(ids, torch.tensor(mask).to(dtype), types)
+        batch, padding = unpad(ids, torch.tensor(mask).to(dtype), types)
     assert batch.input_ids is not None
     assert batch.token_type_ids is not None
     by_row = [[c for c in range(columns) if row[c]] for row in mask]
@@ -103,7 +103,7 @@ def test_round_trip_through_any_mask(dtype: torch.dtype, mask: list[list[int]]) 
     assert batch.rope_lengths == (columns,) * rows
 
     hidden = torch.stack([batch.input_ids.double(), -batch.input_ids.double()], dim=1)
-    back = pad(hidden, places, rows, columns).numpy()
+    back = padding.pad(hidden).numpy()
     np.testing.assert_array_equal(back[..., 0], np.where(kept, ids.numpy(), 0))
     np.testing.assert_array_equal(back[..., 1], np.where(kept, -ids.numpy(), 0))
 
@@ -123,23 +123,23 @@ def test_padding_on_one_side(drawn: tuple[list[int], bool, int]) -> None:
 
 def test_no_mask_keeps_everything() -> None:
     ids = torch.tensor([[4, 5, 6], [7, 8, 9]])
-    batch, places = unpad(ids)
+    batch, padding = unpad(ids)
     assert batch.input_ids is not None
     assert batch.input_ids.tolist() == [4, 5, 6, 7, 8, 9]
     assert batch.position_ids.tolist() == [0, 1, 2, 0, 1, 2]
     assert batch.token_type_ids is None
     assert batch.lengths == (3, 3)
-    assert torch.equal(pad(ids.view(6, 1).float(), places, 2, 3).squeeze(2), ids.float())
+    assert torch.equal(padding.pad(ids.view(6, 1).float()).squeeze(2), ids.float())
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 0)])
 def test_nothing_to_unpad(shape: tuple[int, ...]) -> None:
     mask = torch.ones(shape)
     with warned_of_empty(mask):
-        batch, places = unpad(torch.zeros(shape, dtype=torch.int64), mask)
+        batch, padding = unpad(torch.zeros(shape, dtype=torch.int64), mask)
     assert batch.lengths == (0,) * shape[0]
     assert batch.cu_seqlens.tolist() == [0] * (shape[0] + 1)
-    assert pad(torch.zeros(0, 4), places, *shape).shape == (*shape, 4)
+    assert padding.pad(torch.zeros(0, 4)).shape == (*shape, 4)
 
 
 def test_embeddings_are_unpadded_in_place_of_ids() -> None:
@@ -153,9 +153,9 @@ def test_embeddings_are_unpadded_in_place_of_ids() -> None:
 def test_gradients_flow_through_unpad_and_pad() -> None:
     embeds = torch.randn(2, 3, 4, requires_grad=True)
     mask = torch.tensor([[1, 0, 1], [0, 1, 0]])
-    batch, places = unpad(embeds, mask)
+    batch, padding = unpad(embeds, mask)
     assert batch.inputs_embeds is not None
-    pad(batch.inputs_embeds * 3, places, 2, 3).sum().backward()
+    padding.pad(batch.inputs_embeds * 3).sum().backward()
     assert torch.equal(embeds.grad, (mask * 3.0)[..., None].expand(2, 3, 4))
 
 

@@ -1,0 +1,75 @@
+"""What the outputs of a classification head mean, as config.json says it: in both dialects alike.
+
+Source: PretrainedConfig of transformers, whose keys these are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from nomicbert.errors import ConfigError
+
+Problem = Literal["regression", "single_label_classification", "multi_label_classification"]
+PROBLEMS: tuple[Problem, ...] = get_args(Problem)
+# Where config.json says nothing. Source: PretrainedConfig of transformers.
+DEFAULT_COUNT = 2
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a head.
+
+    Attributes:
+        names: of each column of the logits.
+        problem_type: which loss is meant; None lets the labels of each call decide.
+        dropout_p: before the classifier; None takes that of the hidden states.
+    """
+
+    names: tuple[str, ...]
+    problem_type: Problem | None = None
+    dropout_p: float | None = None
+
+    @classmethod
+    def numbered(cls, count: int) -> "Labels":
+        """LABEL_0, LABEL_1 and so on."""
+        if count < 1:
+            raise ValueError(f"num_labels must be at least 1, not {count}")
+        return cls(tuple(f"LABEL_{i}" for i in range(count)))
+
+    @classmethod
+    def read(cls, source: Mapping[str, Any]) -> "Labels":
+        """From config.json.
+
+        Raises: ConfigError: labels that are not numbered from 0, an unknown problem_type.
+        """
+        names = source.get("id2label")
+        if names is None:
+            labels = cls.numbered(int(source.get("num_labels") or DEFAULT_COUNT))
+        else:
+            wanted = [str(i) for i in range(len(names))]
+            if not names or sorted(names, key=str) != sorted(wanted):
+                raise ConfigError(f"id2label must count from 0 without gaps, not {names!r}")
+            labels = cls(tuple(str(names[i]) for i in wanted))
+        return replace(labels, dropout_p=source.get("classifier_dropout")).meant_as(
+            source.get("problem_type")
+        )
+
+    def meant_as(self, problem_type: str | None) -> "Labels":
+        """The same for another kind of loss; ConfigError for one that nobody knows."""
+        known: dict[str | None, Problem | None] = {None: None, **{name: name for name in PROBLEMS}}
+        if problem_type not in known:
+            raise ConfigError(
+                f"problem_type must be one of {', '.join(PROBLEMS)}, not {problem_type!r}"
+            )
+        return replace(self, problem_type=known[problem_type])
+
+    def as_config(self) -> dict[str, Any]:
+        """The keys of config.json."""
+        keys: dict[str, Any] = {
+            "id2label": {str(i): name for i, name in enumerate(self.names)},
+            "label2id": {name: i for i, name in enumerate(self.names)},
+            "num_labels": len(self.names),
+        }
+        if self.problem_type is not None:
+            keys["problem_type"] = self.problem_type
+        return keys
