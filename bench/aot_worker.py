@@ -34,10 +34,8 @@ from nomicbert_kernels import launch
 # What a compiler that refuses a kernel raises: the language's errors, a failed pass, a failed check
 # of its own, an option that a backend does not know.
 REFUSALS = (triton.TritonError, RuntimeError, AssertionError, ValueError, KeyError)
-# Counted in the disassembly: an instruction's name follows its address and its predicate.
-INSTRUCTION = re.compile(
-    r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE
-)
+# In the disassembly an instruction's name follows its address and its predicate.
+SPILL = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(?:STL|LDL)\b", re.MULTILINE)
 REPORT = "nomicbert-aot.json"
 
 
@@ -74,18 +72,19 @@ def cuda_report(kernel: Any) -> dict[str, Any]:
             command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-        registers = re.search(r"REG:(\d+)", dump("-res-usage"))
-        found = INSTRUCTION.findall(dump("-sass"))
-    if registers is None or not found:
-        raise RuntimeError("cuobjdump's output is not in the form known here")
-    names, ptx = set(found), kernel.asm["ptx"]
+        usage = re.search(r"REG:(\d+) STACK:(\d+)", dump("-res-usage"))
+        if usage is None:
+            raise RuntimeError("cuobjdump's output is not in the form known here")
+        # without a stack nothing can spill; disassembling takes as long as compiling
+        spills = SPILL.findall(dump("-sass")) if int(usage[2]) else []
+    ptx = kernel.asm["ptx"]
     return {
-        "registers": int(registers[1]),
-        "spills": sum(name in ("STL", "LDL") for name in found),
-        "wgmma": bool(names & {"HGMMA", "QGMMA", "IGMMA"}),
-        "tensor_cores": any(re.match(r"[HQIB]G?MMA$|UTC[HQI]MMA$", name) for name in names),
-        "tma": bool(names & {"UTMALDG", "UTMASTG"}),
-        "cp_async": "LDGSTS" in names,
+        "registers": int(usage[1]),
+        "spills": len(spills),
+        "wgmma": "wgmma.mma_async" in ptx,
+        "tensor_cores": bool(re.search(r"wgmma\.mma_async|\bmma\.sync|tcgen05\.mma", ptx)),
+        "tma": "cp.async.bulk.tensor" in ptx,
+        "cp_async": bool(re.search(r"cp\.async\.c[ag]\.", ptx)),
         "tf32": "tf32" in ptx,
     }
 

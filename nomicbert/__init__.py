@@ -11,6 +11,7 @@ from nomicbert.config import EncoderConfig
 from nomicbert.errors import NomicBertError
 
 if TYPE_CHECKING:
+    from nomicbert.cross_encoder import CrossEncoder
     from nomicbert.embedder import Embedder
     from nomicbert.heads import (
         NomicBertForMaskedLM,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CrossEncoder",
     "Embedder",
     "EncoderConfig",
     "NomicBert",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CrossEncoder": "nomicbert.cross_encoder",
     "Embedder": "nomicbert.embedder",
     "NomicBert": "nomicbert.model",
     "NomicBertForMaskedLM": "nomicbert.heads",

@@ -254,9 +254,6 @@ def save(
 ) -> None:
     """Write config.json and model.safetensors in the layout that the hub has.
 
-    Each file is written beside its final name and then renamed, so that a reader never sees half
-    of one, and the folder may be the one that the weights came from.
-
     Args:
         folder: made when it does not exist.
         config: of the encoder.
@@ -279,11 +276,18 @@ def save(
             logger.warning(
                 "%s holds an older %s, which some loaders prefer: remove it", folder, name
             )
-    settings = json.dumps({**hub_config(config, dtype), **extra}, indent=2, sort_keys=True) + "\n"
+    write(folder, tensors, {**hub_config(config, dtype), **extra})
+
+
+def write(folder: Path, tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Write model.safetensors and config.json, each beside its final name and then renamed.
+
+    So a reader never sees half of one, and the folder may be the one that the weights came from.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
         weights, text = Path(beside, "model.safetensors"), Path(beside, "config.json")
         save_file(tensors, weights, metadata={"format": "pt"})
-        text.write_text(settings, encoding="utf-8")
+        text.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(weights, folder / weights.name)
         os.replace(text, folder / text.name)

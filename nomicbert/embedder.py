@@ -5,6 +5,7 @@ Arguments that sentence-transformers has too carry its names and its meaning.
 
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from nomicbert.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
 from nomicbert.runtime.batches import as_iterator, checked
 from nomicbert.runtime.request import BATCH_TOKENS, OutputValue, Request
 from nomicbert.runtime.stream import Job, Stream, Truncate
+from nomicbert.saving import save_modules
 from nomicbert.similarity import similarity, stated_similarity
 from nomicbert.tokenizer import Tokenizer
 
@@ -115,6 +117,11 @@ class Embedder:
         self.model.to(device)
         self.pooling.to(device)
         return self
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write all of it in the layout of the hub, for this class or sentence-transformers."""
+        parts = (self.model, self.tokenizer, self.pooling, self._prompts)
+        save_modules(Path(folder), *parts, self.max_seq_length, self.similarity_fn_name)
 
     def get_sentence_embedding_dimension(self) -> int:
         """Width of a vector before truncate_dim or matryoshka_dim."""

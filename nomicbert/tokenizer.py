@@ -15,6 +15,11 @@ from nomicbert.errors import TokenizerError
 from nomicbert.prefixes import Cuts
 from nomicbert.settings import Settings, optional
 
+Pair = tuple[str, str]
+
+# What transformers reads beside tokenizer.json.
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
+
 # Texts that have no more letters than this for each wanted token are tokenised whole.
 LETTERS_A_TOKEN = 6
 
@@ -26,6 +31,7 @@ class Tokenizer:
         prefix: special token ids before a text.
         suffix: special token ids after it.
         lower_case: lower every text first, as sentence_bert_config.json may ask.
+        beside: other files of the checkpoint's tokenizer, name -> content.
     """
 
     def __init__(self, rust: RustTokenizer, lower_case: bool = False) -> None:
@@ -41,6 +47,8 @@ class Tokenizer:
             raise TokenizerError("the tokenizer does not put its special tokens around a text")
         self.prefix, self.suffix = full[:start], full[start + len(bare) :]
         self._cuts = Cuts.of(rust)
+        self._for_pairs: RustTokenizer | None = None
+        self.beside: dict[str, bytes] = {}
 
     @classmethod
     def from_folder(cls, folder: Path, vocab_size: int) -> "Tokenizer":
@@ -72,7 +80,16 @@ class Tokenizer:
                 f"{vocab_size} rows"
             )
         stated = optional(folder / "sentence_bert_config.json")
-        return cls(rust, stated.flag("do_lower_case", default=False))
+        tokenizer = cls(rust, stated.flag("do_lower_case", default=False))
+        beside = (folder / name for name in BESIDE)
+        tokenizer.beside = {path.name: path.read_bytes() for path in beside if path.is_file()}
+        return tokenizer
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, and what stood beside it for other loaders, into a folder."""
+        self.rust.save(str(folder / "tokenizer.json"))
+        for name, content in self.beside.items():
+            (folder / name).write_bytes(content)
 
     def encode(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], list[int]]:
         """Token ids of each text with its special tokens, at most `max_length` of them.
@@ -117,6 +134,32 @@ class Tokenizer:
             starts = range(length, max(len(body), length + 1), room)
             windows.append([[*head, *body[i : i + room], *self.suffix] for i in starts])
         return windows
+
+    def encode_pairs(
+        self, pairs: Sequence[Pair], max_length: int
+    ) -> tuple[list[list[int]], list[list[int]], list[int]]:
+        """Token ids of pairs with their special tokens, at most `max_length` of them.
+
+        Args:
+            pairs: any number.
+            max_length: tokens are taken from the end of the longer text until the pair fits.
+
+        Returns: the ids, their type ids (which text a token is of), and the indices of the pairs
+            that were cut.
+        Raises: ValueError: no room beside the special tokens.
+        """
+        special = self.rust.num_special_tokens_to_add(is_pair=True)
+        if max_length <= special:
+            raise ValueError(f"a pair needs more than {special} tokens, not {max_length}")
+        if self._for_pairs is None:
+            # a copy: what `encode` relies on must not change
+            self._for_pairs = RustTokenizer.from_str(self.rust.to_str())
+        rust = self._for_pairs
+        rust.enable_truncation(max_length, strategy="longest_first")
+        lowered = [(a.lower(), b.lower()) for a, b in pairs] if self.lower_case else list(pairs)
+        found = rust.encode_batch(lowered)
+        cut = [index for index, encoding in enumerate(found) if encoding.overflowing]
+        return [e.ids for e in found], [e.type_ids for e in found], cut
 
     def _first_ids(self, texts: Sequence[str], wanted: int) -> list[list[int]]:
         """Ids of each text without special tokens: all, or at least the first `wanted`."""

@@ -14,6 +14,7 @@ import pytest
 
 PUBLIC = {
     "nomicbert": [
+        "CrossEncoder",
         "Embedder",
         "EncoderConfig",
         "NomicBert",
@@ -63,8 +64,9 @@ ROOMS = [
     {"model"},
     {"heads", "pooling", "precision", "similarity"},
     {"modules"},
+    {"saving"},
     {"runtime"},
-    {"embedder"},
+    {"cross_encoder", "embedder"},
     {""},
     {"describe", "verify"},
     {"cli"},

@@ -26,16 +26,22 @@ def checked(inputs: Iterable[Any]) -> Iterator[str]:
     for index, text in enumerate(inputs):
         if not isinstance(text, str):
             raise TypeError(f"input {index} must be a str, not {type(text).__name__}: {text!r:.80}")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise TextError(
-                    index,
-                    f"is not valid Unicode: a lone surrogate, {text[error.start]!r}, at letter "
-                    f"{error.start}",
-                ) from error
+        check_text(index, text)
         yield text
+
+
+def check_text(index: int, text: str) -> None:
+    """Refuse a text that cannot be written: TextError."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TextError(
+            index,
+            f"is not valid Unicode: a lone surrogate, {text[error.start]!r}, at letter "
+            f"{error.start}",
+        ) from error
 
 
 def text_windows(texts: Iterable[str], useful: int | None = None) -> Iterator[list[str]]:

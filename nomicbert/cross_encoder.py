@@ -1,0 +1,267 @@
+"""CrossEncoder: pairs of texts in, scores out. The facade over a head that classifies texts.
+
+Arguments that sentence-transformers has too carry its names and its meaning.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nomicbert import hub
+from nomicbert.errors import ConfigError
+from nomicbert.heads import NomicBertForSequenceClassification
+from nomicbert.keywords import as_device
+from nomicbert.limits import longest, read_limit
+from nomicbert.notices import TruncationWarning, warn
+from nomicbert.packing import pack
+from nomicbert.pooling import ACTIVATIONS
+from nomicbert.runtime.batches import WINDOW_TEXTS, check_text, token_batches
+from nomicbert.runtime.progress import Progress
+from nomicbert.runtime.request import BATCH_TOKENS
+from nomicbert.settings import optional
+from nomicbert.tokenizer import Pair, Tokenizer
+
+Activation = Callable[[Tensor], Tensor]
+
+
+class CrossEncoder:
+    """Scores pairs of texts with one checkpoint, as a reranker does.
+
+    Attributes:
+        model: encoder and head.
+        tokenizer: pairs -> token ids.
+        activation_fn: from logits to scores: the checkpoint's own, else the sigmoid of a lone
+            label and nothing of several.
+        max_seq_length: tokens of a pair at most, special ones included; may be set.
+    """
+
+    def __init__(
+        self,
+        path_or_repo_id: str | os.PathLike[str],
+        *,
+        num_labels: int | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **model_keywords: Any,
+    ) -> None:
+        """Load a checkpoint that classifies texts.
+
+        Args:
+            path_or_repo_id: a local folder or a repository of the hub.
+            num_labels: columns of the logits; a checkpoint without a head gets a new one with it.
+            revision: branch, tag or commit of the repository.
+            cache_dir: where downloads are kept, in place of Hugging Face's default.
+            token: for private repositories.
+            local_files_only: never reach for the network.
+            **model_keywords: dtype, device, backend and the others of
+                `NomicBertForSequenceClassification.from_pretrained`.
+
+        Raises: NomicBertError: anything of the checkpoint missing, damaged or unsupported.
+        """
+        folder = hub.resolve(
+            path_or_repo_id,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        self.model = NomicBertForSequenceClassification.from_pretrained(
+            folder, num_labels=num_labels, **model_keywords
+        )
+        config = self.model.config
+        self.tokenizer = Tokenizer.from_folder(folder, config.vocab_size)
+        self.max_seq_length = read_limit(folder, config).tokens
+        stated = (
+            optional(folder / "config_sentence_transformers.json").raw.get("activation_fn")
+            or (config.source.get("sentence_transformers") or {}).get("activation_fn")
+            or config.source.get("sbert_ce_default_activation_function")
+        )
+        self.activation_fn = _activation(stated, len(self.model.labels.names))
+        if stated is not None:
+            # where both sentence-transformers and this class will find it once it is saved
+            source = {**config.source, "sentence_transformers": {"activation_fn": stated}}
+            self.model.encoder.config = replace(config, source=source)
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_repo_id: str | os.PathLike[str], **keywords: Any
+    ) -> "CrossEncoder":
+        """The constructor, under the name that it has in transformers."""
+        return cls(path_or_repo_id, **keywords)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.model.device
+
+    @property
+    def num_labels(self) -> int:
+        """Columns of the logits."""
+        return len(self.model.labels.names)
+
+    def predict(
+        self,
+        inputs: Pair | Iterable[Pair],
+        *,
+        batch_size: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        show_progress_bar: bool | None = None,
+        activation_fn: Activation | None = None,
+        apply_softmax: bool = False,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: torch.device | str | None = None,
+    ) -> Any:
+        """Score pairs, in eval mode and without gradients.
+
+        >>> reranker.predict([("Who wrote it?", "Harper Lee did."), ("Who?", "In 1960.")]).shape
+        (2,)
+
+        Args:
+            inputs: one pair of texts or any number of them.
+            batch_size: pairs of a batch at most; batches are cut by tokens.
+            batch_tokens: tokens of a batch at most.
+            show_progress_bar: None shows one on a terminal when the work takes long.
+            activation_fn: in place of the checkpoint's.
+            apply_softmax: make the scores of several labels sum to 1.
+            convert_to_numpy: False returns a list of tensors.
+            convert_to_tensor: one tensor on the model's device.
+            device: move the model there first.
+
+        Returns: (n,) fp32 for one label, (n, num_labels) for several; without the n for a lone
+            pair. Pairs that are too long lose tokens of the longer text, with one warning.
+        Raises: TypeError: an input that is no pair of str. TextError: one that is no valid Unicode.
+        """
+        lone = isinstance(inputs, tuple | list) and [type(x) for x in inputs] == [str, str]
+        pairs = _checked([inputs] if lone else inputs)
+        if device is not None and (target := as_device(device)) != self.device:
+            self.model.to(target)
+        self.model.eval()
+        scores = self._scores(pairs, batch_tokens, batch_size, show_progress_bar)
+        scores = (activation_fn or self.activation_fn)(scores)
+        scores = scores.squeeze(1) if self.num_labels == 1 and scores.dim() > 1 else scores
+        if apply_softmax and scores.dim() > 1:
+            scores = scores.softmax(1)
+        found: Any = scores
+        if not convert_to_tensor:
+            found = scores.cpu().numpy() if convert_to_numpy else list(scores)
+        return found[0] if lone else found
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_k: int | None = None,
+        return_documents: bool = False,
+        **keywords: Any,
+    ) -> list[dict[str, Any]]:
+        """Order documents by their score beside a query, the best first.
+
+        Args:
+            query: one text.
+            documents: any number of them.
+            top_k: how many to return; None returns all.
+            return_documents: put each document's text under "text".
+            **keywords: those of `predict` that do not say what is returned.
+
+        Returns: for each document its place in `documents` as "corpus_id" and its "score".
+        Raises: ValueError: a checkpoint of several labels. What `predict` raises.
+        """
+        if self.num_labels != 1:
+            raise ValueError(
+                f"rank needs one score a pair, but this checkpoint gives {self.num_labels}: "
+                "use predict"
+            )
+        texts = list(documents)
+        pairs = [(query, text) for text in texts]
+        scores = np.asarray(self.predict(pairs, **keywords)) if pairs else np.zeros(0, np.float32)
+        order = np.argsort(-scores, kind="stable")[:top_k].tolist()
+        rows: list[dict[str, Any]] = [{"corpus_id": i, "score": float(scores[i])} for i in order]
+        for row in rows if return_documents else []:
+            row["text"] = texts[row["corpus_id"]]
+        return rows
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write model and tokenizer, for this class or sentence-transformers; see `Embedder`."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save(Path(folder))
+
+    def _limit(self) -> int:
+        most = longest(self.model.config)
+        if self.max_seq_length < 1 or (most is not None and self.max_seq_length > most):
+            raise ValueError(f"max_seq_length must be 1 to {most}, not {self.max_seq_length}")
+        return self.max_seq_length
+
+    @torch.inference_mode()
+    def _scores(
+        self,
+        pairs: list[Pair],
+        batch_tokens: int,
+        batch_size: int | None,
+        show_progress_bar: bool | None,
+    ) -> Tensor:
+        """Logits (n, num_labels) fp32 in the order of the pairs, on the model's device."""
+        logits = torch.zeros(len(pairs), self.num_labels, device=self.device)
+        remaining, cut = iter(pairs), 0
+        with Progress(show_progress_bar, remaining) as progress:
+            for start in range(0, len(pairs), WINDOW_TEXTS):
+                window = [next(remaining) for _ in pairs[start : start + WINDOW_TEXTS]]
+                ids, types, cut_here = self.tokenizer.encode_pairs(window, self._limit())
+                cut += len(cut_here)
+                lengths = [len(row) for row in ids]
+                progress.read(lengths)
+                for indices in token_batches(lengths, batch_tokens, batch_size):
+                    kinds = torch.tensor([kind for i in indices for kind in types[i]])
+                    batch = replace(
+                        pack([ids[i] for i in indices], self.device),
+                        token_type_ids=kinds.to(self.device),
+                    )
+                    found = self.model.packed_logits(batch).float()
+                    logits[[start + i for i in indices]] = found
+                    progress.done(sum(batch.lengths))
+        if cut:
+            warn(
+                f"{cut} of {len(pairs)} pairs were longer than {self.max_seq_length} tokens and "
+                "were cut there",
+                TruncationWarning,
+            )
+        return logits
+
+
+def _checked(pairs: Iterable[Any]) -> list[Pair]:
+    """All pairs; an error names the first that is none."""
+    found: list[Pair] = []
+    for index, pair in enumerate(_each(pairs)):
+        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(x, str) for x in pair):
+            raise TypeError(f"input {index} must be a pair of str, not {pair!r:.80}")
+        for text in pair:
+            check_text(index, text)
+        found.append((str(pair[0]), str(pair[1])))
+    return found
+
+
+def _each(pairs: Any) -> Iterator[Any]:
+    if isinstance(pairs, str | bytes):
+        raise TypeError("inputs must be pairs of str, not one text")
+    return iter(pairs)
+
+
+def _activation(stated: Any, num_labels: int) -> Activation:
+    """What a checkpoint names, or sentence-transformers' default."""
+    if stated is None:
+        return torch.sigmoid if num_labels == 1 else ACTIVATIONS["Identity"]
+    name = str(stated).rpartition(".")[2]
+    if not str(stated).startswith("torch.nn.") or name not in ACTIVATIONS:
+        raise ConfigError(
+            f"activation_fn = {stated!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]

@@ -1,0 +1,200 @@
+"""CrossEncoder: scores of pairs against sentence-transformers on the same folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentence_transformers
+import torch
+from safetensors.torch import save_file
+
+from nomicbert import CrossEncoder
+from nomicbert.errors import CheckpointError, ConfigError, TextError
+from nomicbert.notices import TruncationWarning
+from tests.checkpoints import build_checkpoint, edit_config, read_config, read_tensors
+from tests.vocabularies import SENTENCES, WORDS
+
+LONG = " ".join(WORDS * 9)
+PAIRS = [(a, b) for a in SENTENCES[:4] for b in SENTENCES[2:]]
+BOUND = 1e-5  # logits of a tiny model with redrawn weights, fp32
+
+
+def build(folder: Path, labels: int = 1, variant: str = "bge-en", **config: Any) -> Path:
+    """A reranker as the hub has them: no modules.json, a classifier behind the pooler."""
+    build_checkpoint(folder, variant, max_position_embeddings=96)
+    (folder / "modules.json").unlink()
+    (folder / "config_sentence_transformers.json").unlink()
+    width = read_config(folder)["hidden_size"]
+    draw = torch.Generator().manual_seed(5)
+    head = {
+        "pooler.dense.weight": torch.randn(width, width, generator=draw) / width**0.5,
+        "pooler.dense.bias": torch.randn(width, generator=draw) / 5,
+        "classifier.weight": torch.randn(labels, width, generator=draw) / 4,
+        "classifier.bias": torch.randn(labels, generator=draw) / 4,
+    }
+    encoder = {k: v for k, v in read_tensors(folder).items() if not k.startswith("pooler")}
+    tensors = {f"bert.{k}" if "classifier" not in k else k: v for k, v in (encoder | head).items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    edit_config(
+        folder,
+        architectures=["BertForSequenceClassification"],
+        id2label={str(i): f"LABEL_{i}" for i in range(labels)},
+        **config,
+    )
+    return folder
+
+
+def judge(folder: Path) -> sentence_transformers.CrossEncoder:
+    return sentence_transformers.CrossEncoder(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_scores_equal_sentence_transformers(labels: int, tmp_path: Path) -> None:
+    folder = build(tmp_path, labels)
+    model, truth = CrossEncoder(folder), judge(folder)
+    found, wanted = model.predict(PAIRS), truth.predict(PAIRS)
+    assert found.shape == ((len(PAIRS),) if labels == 1 else (len(PAIRS), 3))
+    assert found.dtype == np.float32
+    assert np.ptp(found) > 0.05  # the pairs matter
+    np.testing.assert_allclose(found, wanted, atol=BOUND, rtol=0)
+    if labels == 3:
+        found = model.predict(PAIRS, apply_softmax=True)
+        np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
+        wanted = truth.predict(PAIRS, apply_softmax=True)
+        np.testing.assert_allclose(found, wanted, atol=BOUND, rtol=0)
+
+
+def test_pairs_that_are_too_long_lose_the_same_tokens(tmp_path: Path) -> None:
+    """The end of the longer text, one token at a time; both, where both are long."""
+    folder = build(tmp_path)
+    model, truth = CrossEncoder(folder), judge(folder)
+    assert model.max_seq_length == 96
+    pairs = [("x", LONG), (LONG, "what is"), (LONG, LONG[:500]), (LONG[:400], LONG), ("x", "x")]
+    with pytest.warns(TruncationWarning, match="4 of 5 pairs were longer than 96 tokens"):
+        found = model.predict(pairs)
+    np.testing.assert_allclose(found, truth.predict(pairs), atol=BOUND, rtol=0)
+
+
+def test_neighbours_do_not_matter(tmp_path: Path) -> None:
+    model = CrossEncoder(build(tmp_path))
+    together = model.predict(PAIRS)
+    for options in ({"batch_size": 1}, {"batch_tokens": 40}, {"show_progress_bar": False}):
+        np.testing.assert_array_equal(model.predict(PAIRS, **options), together)
+    alone = [model.predict(pair) for pair in PAIRS]
+    assert all(np.ndim(score) == 0 for score in alone)
+    np.testing.assert_array_equal(alone, together)
+
+
+def test_forms_of_the_result(tmp_path: Path) -> None:
+    model = CrossEncoder(build(tmp_path))
+    wanted = model.predict(PAIRS)
+    tensor = model.predict(iter(PAIRS), convert_to_tensor=True)
+    assert isinstance(tensor, torch.Tensor)
+    np.testing.assert_array_equal(tensor.numpy(), wanted)
+    rows = model.predict([list(pair) for pair in PAIRS], convert_to_numpy=False)
+    assert [float(row) for row in rows] == wanted.tolist()
+    assert model.predict([]).shape == (0,)
+    raw = model.predict(PAIRS, activation_fn=lambda x: x)
+    np.testing.assert_allclose(1 / (1 + np.exp(-raw)), wanted, atol=1e-6)
+
+
+TANH = "torch.nn.modules.activation.Tanh"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"sentence_transformers": {"activation_fn": TANH}},
+        {"sbert_ce_default_activation_function": TANH},
+        None,
+    ],
+)
+def test_the_activation_is_the_checkpoints(keys: dict[str, Any] | None, tmp_path: Path) -> None:
+    """As sentence-transformers 4, 3 and, in a file of its own, 6 write it."""
+    folder = build(tmp_path / "a", **(keys or {}))
+    if keys is None:
+        truth = judge(folder)
+        truth.activation_fn = torch.nn.Tanh()
+        folder = tmp_path / "b"
+        truth.save_pretrained(str(folder), create_model_card=False)
+    model = CrossEncoder(folder)
+    raw = model.predict(PAIRS, activation_fn=lambda x: x)
+    np.testing.assert_allclose(model.predict(PAIRS), np.tanh(raw), atol=1e-6)
+    wanted = judge(folder).predict(PAIRS)
+    np.testing.assert_allclose(model.predict(PAIRS), wanted, atol=BOUND)
+    model.save_pretrained(tmp_path / "c")
+    np.testing.assert_array_equal(CrossEncoder(tmp_path / "c").predict(PAIRS), model.predict(PAIRS))
+    np.testing.assert_allclose(judge(tmp_path / "c").predict(PAIRS), wanted, atol=BOUND)
+
+
+def test_an_unknown_activation_is_refused(tmp_path: Path) -> None:
+    folder = build(tmp_path, sbert_ce_default_activation_function="my.module.Squash")
+    with pytest.raises(ConfigError, match=r"activation_fn = 'my.module.Squash' is not supported"):
+        CrossEncoder(folder)
+
+
+def test_rank_equals_sentence_transformers(tmp_path: Path) -> None:
+    folder = build(tmp_path)
+    model, truth = CrossEncoder(folder), judge(folder)
+    for options in ({}, {"top_k": 3}, {"return_documents": True}):
+        found = model.rank("deep learning", SENTENCES, **options)
+        wanted = truth.rank("deep learning", SENTENCES, **options)
+        assert [row.keys() for row in found] == [row.keys() for row in wanted]
+        for mine, other in zip(found, wanted, strict=True):
+            assert mine["corpus_id"] == other["corpus_id"]
+            assert mine.get("text") == other.get("text")
+            assert mine["score"] == pytest.approx(other["score"], abs=BOUND)
+    assert model.rank("deep learning", []) == []
+
+
+def test_rank_needs_one_label(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rank needs one score a pair, .* gives 3: use predict"):
+        CrossEncoder(build(tmp_path, 3)).rank("a", ["b"])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "message"),
+    [
+        ("just a text", TypeError, "inputs must be pairs of str, not one text"),
+        ([("a", "b"), ("c",)], TypeError, r"input 1 must be a pair of str, not \('c',\)"),
+        ([("a", "b"), "cd"], TypeError, "input 1 must be a pair of str, not 'cd'"),
+        ([("a", 3)], TypeError, "input 0 must be a pair of str"),
+        ([("a", "b"), ("a", "\ud800")], TextError, "1 is not valid Unicode"),
+    ],
+)
+def test_what_is_no_pair(inputs: Any, error: type, message: str, tmp_path: Path) -> None:
+    model = CrossEncoder(build(tmp_path))
+    with pytest.raises(error, match=message):
+        model.predict(inputs)
+
+
+def test_a_length_that_cannot_be(tmp_path: Path) -> None:
+    model = CrossEncoder(build(tmp_path))
+    model.max_seq_length = 97
+    with pytest.raises(ValueError, match="max_seq_length must be 1 to 96, not 97"):
+        model.predict(PAIRS)
+    model.max_seq_length = 3
+    with pytest.raises(ValueError, match="a pair needs more than 3 tokens, not 3"):
+        model.predict(PAIRS)
+
+
+def test_an_embedding_checkpoint_is_no_reranker_unless_asked(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path, "nomic-v1.5")
+    with pytest.raises(
+        CheckpointError, match=r"no head for SequenceClassification \(it has none\)"
+    ):
+        CrossEncoder(tmp_path)
+    model = CrossEncoder(tmp_path, num_labels=1)
+    assert model.num_labels == 1
+    assert np.isfinite(model.predict(PAIRS)).all()
+
+
+def test_saved_and_loaded_by_both(tmp_path: Path) -> None:
+    model = CrossEncoder(build(tmp_path / "a"))
+    wanted = model.predict(PAIRS)
+    model.save_pretrained(tmp_path / "b")
+    np.testing.assert_array_equal(CrossEncoder(tmp_path / "b").predict(PAIRS), wanted)
+    np.testing.assert_allclose(judge(tmp_path / "b").predict(PAIRS), wanted, atol=BOUND, rtol=0)
