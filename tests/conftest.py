@@ -28,6 +28,7 @@ for _name in ("TRANSFORMERS_OFFLINE", "TRANSFORMERS_CACHE", "SENTENCE_TRANSFORME
     os.environ.pop(_name, None)
 os.environ["HF_HOME"] = _home
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["MTEB_CACHE"] = _home
 # Its downloader is compiled code, which would walk past the guard below.
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 

