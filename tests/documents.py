@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.checkpoints import build_checkpoint
 from tests.fake_hub import FakeHub, Repository
+from tests.rerankers import build_reranker
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,6 +24,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 SETTING_UP = ("make ", "pip install ")
 
 CHECKPOINTS = {"nomic-ai/nomic-embed-text-v1.5": "nomic-v1.5"}
+RERANKER = "cross-encoder/ms-marco-MiniLM-L6-v2"
 # because the documents print it; one layer is enough, and quick
 REAL_WIDTH = {"hidden_size": 768, "num_attention_heads": 12}
 
@@ -45,8 +47,12 @@ def commands(document: Path) -> tuple[list[str], list[str]]:
 
 def serve(hub: FakeHub, folder: Path) -> None:
     """Put the checkpoints of the documents on the hub."""
-    for repo_id, variant in CHECKPOINTS.items():
-        place = build_checkpoint(folder / variant, variant, num_hidden_layers=1, **REAL_WIDTH)
+    places = {
+        repo_id: build_checkpoint(folder / variant, variant, num_hidden_layers=1, **REAL_WIDTH)
+        for repo_id, variant in CHECKPOINTS.items()
+    }
+    places[RERANKER] = build_reranker(folder / "reranker")
+    for repo_id, place in places.items():
         files = {
             str(path.relative_to(place)): path.read_bytes()
             for path in place.rglob("*")

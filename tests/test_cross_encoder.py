@@ -9,42 +9,17 @@ import numpy as np
 import pytest
 import sentence_transformers
 import torch
-from safetensors.torch import save_file
 
 from nomicbert import CrossEncoder
 from nomicbert.errors import CheckpointError, ConfigError, TextError
 from nomicbert.notices import TruncationWarning
-from tests.checkpoints import build_checkpoint, edit_config, read_config, read_tensors
+from tests.checkpoints import build_checkpoint
+from tests.rerankers import build_reranker
 from tests.vocabularies import SENTENCES, WORDS
 
 LONG = " ".join(WORDS * 9)
 PAIRS = [(a, b) for a in SENTENCES[:4] for b in SENTENCES[2:]]
 BOUND = 1e-5  # logits of a tiny model with redrawn weights, fp32
-
-
-def build(folder: Path, labels: int = 1, variant: str = "bge-en", **config: Any) -> Path:
-    """A reranker as the hub has them: no modules.json, a classifier behind the pooler."""
-    build_checkpoint(folder, variant, max_position_embeddings=96)
-    (folder / "modules.json").unlink()
-    (folder / "config_sentence_transformers.json").unlink()
-    width = read_config(folder)["hidden_size"]
-    draw = torch.Generator().manual_seed(5)
-    head = {
-        "pooler.dense.weight": torch.randn(width, width, generator=draw) / width**0.5,
-        "pooler.dense.bias": torch.randn(width, generator=draw) / 5,
-        "classifier.weight": torch.randn(labels, width, generator=draw) / 4,
-        "classifier.bias": torch.randn(labels, generator=draw) / 4,
-    }
-    encoder = {k: v for k, v in read_tensors(folder).items() if not k.startswith("pooler")}
-    tensors = {f"bert.{k}" if "classifier" not in k else k: v for k, v in (encoder | head).items()}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    edit_config(
-        folder,
-        architectures=["BertForSequenceClassification"],
-        id2label={str(i): f"LABEL_{i}" for i in range(labels)},
-        **config,
-    )
-    return folder
 
 
 def judge(folder: Path) -> sentence_transformers.CrossEncoder:
@@ -53,7 +28,7 @@ def judge(folder: Path) -> sentence_transformers.CrossEncoder:
 
 @pytest.mark.parametrize("labels", [1, 3])
 def test_scores_equal_sentence_transformers(labels: int, tmp_path: Path) -> None:
-    folder = build(tmp_path, labels)
+    folder = build_reranker(tmp_path, labels)
     model, truth = CrossEncoder(folder), judge(folder)
     found, wanted = model.predict(PAIRS), truth.predict(PAIRS)
     assert found.shape == ((len(PAIRS),) if labels == 1 else (len(PAIRS), 3))
@@ -69,7 +44,7 @@ def test_scores_equal_sentence_transformers(labels: int, tmp_path: Path) -> None
 
 def test_pairs_that_are_too_long_lose_the_same_tokens(tmp_path: Path) -> None:
     """The end of the longer text, one token at a time; both, where both are long."""
-    folder = build(tmp_path)
+    folder = build_reranker(tmp_path)
     model, truth = CrossEncoder(folder), judge(folder)
     assert model.max_seq_length == 96
     pairs = [("x", LONG), (LONG, "what is"), (LONG, LONG[:500]), (LONG[:400], LONG), ("x", "x")]
@@ -79,7 +54,7 @@ def test_pairs_that_are_too_long_lose_the_same_tokens(tmp_path: Path) -> None:
 
 
 def test_neighbours_do_not_matter(tmp_path: Path) -> None:
-    model = CrossEncoder(build(tmp_path))
+    model = CrossEncoder(build_reranker(tmp_path))
     together = model.predict(PAIRS)
     for options in ({"batch_size": 1}, {"batch_tokens": 40}, {"show_progress_bar": False}):
         np.testing.assert_array_equal(model.predict(PAIRS, **options), together)
@@ -89,7 +64,7 @@ def test_neighbours_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_forms_of_the_result(tmp_path: Path) -> None:
-    model = CrossEncoder(build(tmp_path))
+    model = CrossEncoder(build_reranker(tmp_path))
     wanted = model.predict(PAIRS)
     tensor = model.predict(iter(PAIRS), convert_to_tensor=True)
     assert isinstance(tensor, torch.Tensor)
@@ -114,7 +89,7 @@ TANH = "torch.nn.modules.activation.Tanh"
 )
 def test_the_activation_is_the_checkpoints(keys: dict[str, Any] | None, tmp_path: Path) -> None:
     """As sentence-transformers 4, 3 and, in a file of its own, 6 write it."""
-    folder = build(tmp_path / "a", **(keys or {}))
+    folder = build_reranker(tmp_path / "a", **(keys or {}))
     if keys is None:
         truth = judge(folder)
         truth.activation_fn = torch.nn.Tanh()
@@ -131,13 +106,13 @@ def test_the_activation_is_the_checkpoints(keys: dict[str, Any] | None, tmp_path
 
 
 def test_an_unknown_activation_is_refused(tmp_path: Path) -> None:
-    folder = build(tmp_path, sbert_ce_default_activation_function="my.module.Squash")
+    folder = build_reranker(tmp_path, sbert_ce_default_activation_function="my.module.Squash")
     with pytest.raises(ConfigError, match=r"activation_fn = 'my.module.Squash' is not supported"):
         CrossEncoder(folder)
 
 
 def test_rank_equals_sentence_transformers(tmp_path: Path) -> None:
-    folder = build(tmp_path)
+    folder = build_reranker(tmp_path)
     model, truth = CrossEncoder(folder), judge(folder)
     for options in ({}, {"top_k": 3}, {"return_documents": True}):
         found = model.rank("deep learning", SENTENCES, **options)
@@ -152,7 +127,7 @@ def test_rank_equals_sentence_transformers(tmp_path: Path) -> None:
 
 def test_rank_needs_one_label(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rank needs one score a pair, .* gives 3: use predict"):
-        CrossEncoder(build(tmp_path, 3)).rank("a", ["b"])
+        CrossEncoder(build_reranker(tmp_path, 3)).rank("a", ["b"])
 
 
 @pytest.mark.parametrize(
@@ -166,13 +141,13 @@ def test_rank_needs_one_label(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_pair(inputs: Any, error: type, message: str, tmp_path: Path) -> None:
-    model = CrossEncoder(build(tmp_path))
+    model = CrossEncoder(build_reranker(tmp_path))
     with pytest.raises(error, match=message):
         model.predict(inputs)
 
 
 def test_a_length_that_cannot_be(tmp_path: Path) -> None:
-    model = CrossEncoder(build(tmp_path))
+    model = CrossEncoder(build_reranker(tmp_path))
     model.max_seq_length = 97
     with pytest.raises(ValueError, match="max_seq_length must be 1 to 96, not 97"):
         model.predict(PAIRS)
@@ -193,7 +168,7 @@ def test_an_embedding_checkpoint_is_no_reranker_unless_asked(tmp_path: Path) -> 
 
 
 def test_saved_and_loaded_by_both(tmp_path: Path) -> None:
-    model = CrossEncoder(build(tmp_path / "a"))
+    model = CrossEncoder(build_reranker(tmp_path / "a"))
     wanted = model.predict(PAIRS)
     model.save_pretrained(tmp_path / "b")
     np.testing.assert_array_equal(CrossEncoder(tmp_path / "b").predict(PAIRS), wanted)

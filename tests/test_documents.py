@@ -108,12 +108,14 @@ def _with_examples() -> list[str]:
 
 RUN_EXAMPLES = """
 import doctest, importlib, sys
-from nomicbert import Embedder
+from nomicbert import CrossEncoder, Embedder
 
 module = importlib.import_module(sys.argv[1])
 texts = ["t-SNE draws a map of data.", "TSNE is a stock symbol too."]
 embedder = Embedder.from_pretrained("nomic-ai/nomic-embed-text-v1.5")
-tested = doctest.testmod(module, extraglobs={"embedder": embedder, "texts": texts})
+reranker = CrossEncoder("cross-encoder/ms-marco-MiniLM-L6-v2")
+names = {"embedder": embedder, "reranker": reranker, "texts": texts}
+tested = doctest.testmod(module, extraglobs=names)
 print(tested.attempted)
 sys.exit(tested.failed)
 """
