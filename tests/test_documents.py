@@ -34,9 +34,14 @@ def _names(documents: list[Path]) -> list[str]:
 
 def test_the_documents_are_seen() -> None:
     """The tests below would pass on nothing."""
-    assert {"README.md", "docs/demo.md", "docs/embed.md", "docs/info.md", "docs/tune.md"} <= set(
-        _names(DOCUMENTS)
-    )
+    assert {
+        "README.md",
+        "docs/demo.md",
+        "docs/embed.md",
+        "docs/info.md",
+        "docs/tune.md",
+        "docs/verify.md",
+    } <= set(_names(DOCUMENTS))
     readme, setting_up = commands(DOCUMENTS[0])
     assert any("nomicbert embed" in block for block in readme)
     assert len(blocks(DOCUMENTS[0], "python")) >= 2

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from nomicbert import __version__
-from nomicbert.cli import console, demo, embed, info, tune
+from nomicbert.cli import console, demo, embed, info, tune, verify
 
 app = typer.Typer(
     name="nomicbert",
@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "info": (info.info, info.EXAMPLES),
     "demo": (demo.demo, demo.EXAMPLES),
     "tune": (tune.tune, tune.EXAMPLES),
+    "verify": (verify.verify, verify.EXAMPLES),
 }
 for _name, (_command, _examples) in COMMANDS.items():
     app.command(_name, epilog=_examples)(_command)

@@ -1,0 +1,134 @@
+"""What one model of ours is asked, in one dtype on one backend."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nomicbert.checkpoint import TensorFiles
+from nomicbert.embedder import Embedder
+from nomicbert.model import NomicBert
+from nomicbert.notices import TruncationWarning
+from nomicbert.renames import canonical, recipes
+from nomicbert.verify import measures
+from nomicbert.verify.bounds import HALF_VALUES
+from nomicbert.verify.formula import matryoshka
+from nomicbert.verify.report import Row
+from nomicbert.verify.texts import TEXTS, Batch
+from nomicbert.verify.truth import Truth
+from nomicbert_kernels import compute_dtype
+from nomicbert_kernels.linear_torch import onednn_packs
+
+# The sizes that nomic-embed-text-v1.5's card names.
+SIZES = (768, 512, 256, 128, 64)
+# Threads up to which a vector in bfloat16 keeps its bits.
+MOST_THREADS = 12
+
+
+def tensors_row(folder: Path, model: NomicBert) -> Row:
+    """How many numbers of the model and of the tensors that it took do not pair up.
+
+    Args:
+        folder: of the weights.
+        model: loaded from it. Rows that only round the vocabulary up come from no tensor, rightly.
+    """
+    files, parameters = TensorFiles(folder), dict(model.named_parameters())
+    parts = {part for recipe in recipes(model.config, list(parameters)) for part in recipe.parts}
+    taken = [name for name in files.names() if canonical(name) in parts]
+    read = sum(math.prod(files.shape(name)) for name in taken)
+    words = next(files.shape(name) for name in taken if name.endswith("word_embeddings.weight"))
+    padding = (model.config.vocab_size - words[0]) * words[1]
+    filled = sum(p.numel() for p in parameters.values() if not p.is_meta)
+    held = sum(p.numel() for p in parameters.values())
+    lost = abs(filled - padding - read) + held - filled
+    what = f"{len(taken)} taken, {len(files.names()) - len(taken)} unread"
+    return Row("tensors", None, None, what, "lost", lost, 0)
+
+
+def hidden_rows(
+    model: NomicBert, truth: Truth, theirs: dict[str, Tensor], backend: str
+) -> list[Row]:
+    """Hidden states of a padded batch against the reference.
+
+    Args:
+        model: ours.
+        truth: of the reference.
+        theirs: its states in the model's dtype, by the form of attention.
+        backend: the model's.
+    """
+    ours, padding = _packed_states(model, truth.batch)
+    kept: slice | Tensor = slice(None) if truth.clear is None else truth.clear
+    bound = measures.half_bound(model.dtype)
+    if bound is None:
+        note = "" if truth.clear is None else f", {int(truth.clear.sum())} tokens"
+        return [
+            measures.hidden_row(ours[:, kept], states[:, kept], padding, backend, form + note)
+            for form, states in theirs.items()
+        ]
+    (states,) = theirs.values()
+    # rounding to 16 bits turns tokens that are clear in 32
+    judged = truth.clear is None and ours[-1].numel() >= HALF_VALUES
+    return measures.half_rows(ours, states, truth.states, bound, backend, judged)
+
+
+def embedding_rows(embedder: Embedder, truth: Truth, backend: str) -> list[Row]:
+    """Vectors of the sentences, in full and in each Matryoshka size that the card names."""
+    dtype = embedder.model.dtype
+    kept: slice | Tensor = slice(None) if truth.clear_texts is None else truth.clear_texts
+    unit = truth.unit[kept]
+    what = f"{len(unit)} vectors"
+    judged = truth.clear_texts is None or (dtype == torch.float32 and len(unit) > 0)
+    ours = encode(embedder, TEXTS, normalize_embeddings=True)[kept]
+    rows = [measures.embedding_row(ours, unit, dtype, backend, what, judged)]
+    if dtype != torch.float32 or not embedder.pooling.matryoshka_layer_norm:
+        return rows
+    for size in SIZES:
+        if size <= truth.vectors.shape[1]:
+            ours = encode(embedder, TEXTS[:-1], matryoshka_dim=size)  # the long one takes longest
+            wanted = matryoshka(truth.vectors[:-1], size)
+            rows.append(measures.matryoshka_row(ours, wanted, backend))
+    return rows
+
+
+def invariance_row(embedder: Embedder) -> Row:
+    """The same sentence alone and among others, to the bit: on a CPU with backend torch."""
+    together = encode(embedder, TEXTS)
+    few = encode(embedder, TEXTS[::-1], batch_tokens=150).flip(0)
+    differ = 0
+    for number, text in enumerate(TEXTS):
+        alone = encode(embedder, [text])[0]
+        # NaN has no equal, not even itself
+        differ += not (torch.equal(alone, together[number]) and torch.equal(alone, few[number]))
+    dtype = embedder.model.dtype
+    promised = onednn_packs(compute_dtype(embedder.device, dtype)) and (
+        dtype != torch.bfloat16 or torch.get_num_threads() <= MOST_THREADS
+    )
+    what = f"{len(TEXTS)} vectors"
+    name = str(dtype).removeprefix("torch.")
+    bound = 0 if promised else None
+    return Row("invariance", name, "torch", what, "changed", differ, bound)
+
+
+def encode(embedder: Embedder, texts: Sequence[str], **keywords: Any) -> Tensor:
+    """Vectors (n, dim) without a prompt; what is too long is cut without a word, on both sides."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)
+        vectors = embedder.encode(
+            list(texts), prompt="", show_progress_bar=False, convert_to_tensor=True, **keywords
+        )
+    on_cpu: Tensor = vectors.cpu()
+    return on_cpu
+
+
+@torch.no_grad()
+def _packed_states(model: NomicBert, batch: Batch) -> tuple[Tensor, float]:
+    """(layers + 1, tokens, hidden) of a padded batch, and the largest number in its padding."""
+    arguments = batch.padded(model.device)
+    found = model(**arguments, output_hidden_states=True).hidden_states
+    mask = arguments["attention_mask"].bool()
+    padding = max(measures.largest(state[~mask]) for state in found)
+    return torch.stack([state[mask] for state in found]).cpu(), padding

@@ -1,0 +1,193 @@
+"""Load both sides, compare, and report: the steps of a verification in their order."""
+
+import contextlib
+import gc
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from nomicbert import hub
+from nomicbert.embedder import Embedder
+from nomicbert.keywords import as_device
+from nomicbert.modules import module_folders
+from nomicbert.notices import WeightWarning
+from nomicbert.verify.bounds import HALF_VALUES
+from nomicbert.verify.checks import embedding_rows, hidden_rows, invariance_row, tensors_row
+from nomicbert.verify.references import choose, need_transformers
+from nomicbert.verify.report import Report
+from nomicbert.verify.speed import speed_row
+from nomicbert.verify.texts import TEXTS, Batch, cut
+from nomicbert.verify.truth import Truth
+from nomicbert_kernels import Backend, BackendError, choose_ops, compute_dtype
+
+BACKENDS: tuple[Backend, ...] = ("reference", "torch", "triton")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+Step = Callable[[str], object]
+
+
+def verify(
+    path_or_repo_id: str | os.PathLike[str],
+    *,
+    against: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    device: torch.device | str | None = None,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    backends: Sequence[Backend] | None = None,
+    step: Step = lambda what: None,
+) -> Report:
+    """Compare a checkpoint's numbers with those of the reference, on this machine.
+
+    Args:
+        path_or_repo_id: a local folder, or a repository of the hub.
+        against: what the reference reads in its place, such as the same weights in another layout.
+        revision: branch, tag or commit of the repository.
+        local_files_only: never reach for the network.
+        device: where both sides compute; default the CPU.
+        dtypes: of the model, one or several of fp32, bf16 and fp16.
+        backends: None takes all that can run there.
+        step: told before each step what it does; `count_steps` says how many there will be.
+
+    Raises:
+        ImportError: transformers is not installed.
+        NomicBertError, ValueError: whatever loading raises.
+        BackendError: a backend that was asked for and cannot run.
+    """
+    need_transformers()
+    place = as_device(device)
+    chosen, notes = _choose_backends(place, dtypes, backends)
+    step("files")
+    folder = hub.resolve(path_or_repo_id, revision=revision, local_files_only=local_files_only)
+    other = folder
+    if against is not None:
+        other = hub.resolve(against, local_files_only=local_files_only)
+    embedder = Embedder.from_pretrained(folder, device=place)
+    tensors = tensors_row(_encoder(folder), embedder.model)
+    batch, longest = _batch(embedder), embedder.max_seq_length
+    del embedder
+    step("the reference")
+    encoder = choose(_encoder(other), place)
+    truth = Truth(encoder, _encoder(other), other, batch, longest)
+    report = Report(
+        model=os.fspath(path_or_repo_id),
+        against=os.fspath(path_or_repo_id if against is None else against),
+        reference=encoder.name,
+        embedding_reference=truth.name,
+        reason=encoder.reason,
+        notes=[*notes, *_remarks(truth, place, dtypes)],
+        rows=[tensors],
+    )
+    with _said_once():
+        for dtype in dtypes:
+            forms = encoder.forms if dtype == torch.float32 else encoder.forms[:1]
+            step(f"the reference in {_name(dtype)}")
+            theirs = {form: encoder.states(batch, dtype, form) for form in forms}
+            for backend in chosen[dtype]:
+                step(f"{backend} in {_name(dtype)}")
+                ours = Embedder.from_pretrained(folder, device=place, dtype=dtype, backend=backend)
+                report.rows += hidden_rows(ours.model, truth, theirs, backend)
+                report.rows += embedding_rows(ours, truth, backend)
+                if backend == "torch" and place.type == "cpu":
+                    report.rows.append(invariance_row(ours))
+                del ours
+                gc.collect()
+        step("speed")
+        timed = speed_row(folder, truth, dtypes[0], "auto" if backends is None else backends[0])
+        report.rows += [timed] if timed else []
+    return report
+
+
+def count_steps(dtypes: Sequence[torch.dtype], backends: int) -> int:
+    """At most how many steps `verify` takes."""
+    return 3 + len(dtypes) * (1 + backends)
+
+
+def _choose_backends(
+    device: torch.device, dtypes: Sequence[torch.dtype], asked: Sequence[Backend] | None
+) -> tuple[dict[torch.dtype, list[Backend]], list[str]]:
+    """Those that run in each dtype, and what is said of the others.
+
+    Raises: BackendError: one that was asked for cannot run in any dtype.
+    """
+    chosen: dict[torch.dtype, list[Backend]] = {dtype: [] for dtype in dtypes}
+    notes: dict[str, list[str]] = {}
+    for backend in asked or BACKENDS:
+        problem: BackendError | None = None
+        for dtype in dtypes:
+            try:
+                choose_ops(device, compute_dtype(device, dtype), backend)
+            except BackendError as error:
+                problem = error
+                notes.setdefault(str(error), []).append(_name(dtype))
+            else:
+                chosen[dtype].append(backend)
+        if asked and problem and not any(backend in found for found in chosen.values()):
+            raise problem
+    everywhere = len(dtypes)
+    return chosen, [
+        why if len(names) == everywhere else f"{', '.join(names)}: {why}"
+        for why, names in notes.items()
+    ]
+
+
+def _batch(embedder: Embedder) -> Batch:
+    """Ids of the sentences, as many as a ratio of errors needs."""
+    config = embedder.model.config
+    ids, _ = embedder.tokenizer.encode(TEXTS, embedder.max_seq_length)
+    stream = [token for text in ids for token in text]
+    return cut(stream, config.type_vocab_size, -(-HALF_VALUES // config.hidden_size))
+
+
+def _encoder(folder: Path) -> Path:
+    """Where the Transformer module of a checkpoint lies."""
+    modules = module_folders(folder)
+    return next((path for kind, path in modules if kind == "Transformer"), folder)
+
+
+def _remarks(truth: Truth, device: torch.device, dtypes: Sequence[torch.dtype]) -> list[str]:
+    """What is easily misread in the numbers."""
+    remarks = []
+    if truth.encoder.reason:
+        remarks.append(
+            f"not compared with transformers: {truth.encoder.reason}. Checked against the formula "
+            "instead, written out from the tensors and config.json without this package's model"
+        )
+    if truth.lacks_library:
+        remarks.append(
+            "sentence-transformers is not installed: vectors are compared with transformers' "
+            'hidden states, pooled by formula (pip install "nomicbert[verify]" for the whole)'
+        )
+    if device.type == "cpu" and torch.float16 in dtypes:
+        remarks.append(
+            "float16 on a CPU: the reference computes in it, this package stores it and computes "
+            "in float32"
+        )
+    if truth.clear is not None:
+        remarks.append(
+            "which experts a token takes can hang on the last bit: tokens near such a border are "
+            "left out in float32, and 16-bit numbers are shown without a bound"
+        )
+    return remarks
+
+
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """Load a checkpoint again without the warnings of the first time."""
+    costs = logging.getLogger("nomicbert.computing")  # the report says what float16 means here
+    level = costs.level
+    costs.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", WeightWarning)
+            yield
+    finally:
+        costs.setLevel(level)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
