@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from nomicbert import renames
 from nomicbert.config import EncoderConfig
 from nomicbert.dialects import hub_config
 from nomicbert.errors import CheckpointError
@@ -172,7 +173,8 @@ def load_state(
     Raises: CheckpointError: damaged file; tensors missing, left over, or of another shape.
     """
     wanted = list(recipes(config, list(shapes)))
-    on_disk = by_canonical_name(files, {part for recipe in wanted for part in recipe.parts})
+    parts = {part for recipe in wanted for part in recipe.parts}
+    on_disk = by_canonical_name(files, parts, renames.is_untied(config))
     _report(config, files, on_disk, wanted, shapes, strict)
     state: dict[str, Tensor] = {}
     broken: dict[str, int] = {}
@@ -195,10 +197,12 @@ def load_state(
     return state
 
 
-def by_canonical_name(files: TensorFiles, parts: Collection[str] = ()) -> dict[str, str]:
+def by_canonical_name(
+    files: TensorFiles, parts: Collection[str] = (), untied: bool = False
+) -> dict[str, str]:
     """Names without prefixes -> names on disk; two names of one of `parts` must hold the same."""
     on_disk: dict[str, str] = {}
-    for name in files.names():
+    for name in renames.computed(files.names(), untied):
         plain = canonical(name)
         twice = plain in on_disk and (plain in parts or not IGNORED.fullmatch(plain))
         if twice and not torch.equal(files.read(on_disk[plain]), files.read(name)):
@@ -270,6 +274,8 @@ def save(
             tensor = view.reshape(shape).contiguous()
             # safetensors refuses tensors that share memory, as the parts of a fused one do
             tensors[prefix + part] = tensor.clone() if len(recipe.parts) > 1 else tensor
+    if renames.DECODER_WEIGHT in tensors and renames.DECODER_BIAS in tensors:
+        tensors[renames.UNTIED_BIAS] = tensors[renames.DECODER_BIAS].clone()
     dtype = next(iter(tensors.values())).dtype
     for name in WEIGHT_FILES[1:]:
         if (folder / name).exists():

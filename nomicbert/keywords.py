@@ -25,7 +25,7 @@ def refuse_unknown(unknown: Collection[str], *functions: Callable[..., Any]) -> 
         parameter.name
         for function in functions
         for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in unknown
     }
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"

@@ -79,8 +79,8 @@ def load(
 def initialise(name: str, parameter: Tensor, std: float) -> None:
     """Draw from the distribution that BERT and NomicBERT are trained from; norms stay as made."""
     if "norm" not in name:
-        with torch.no_grad():
-            parameter.normal_(std=0.0 if name.endswith("bias") else std)
+        # torch.nn.init's, which `checkpoint.Unfilled` sees and skips
+        nn.init.normal_(parameter, std=0.0 if name.endswith("bias") else std)
 
 
 def save(

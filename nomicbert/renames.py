@@ -31,6 +31,9 @@ HEADS = {
     "qa_outputs": "qa_outputs",
 }
 DECODER_WEIGHT, DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.bias"
+# The same bias under the name of the layer that adds it. Where config.json unties the words, the
+# two are parameters of their own, and only this one is computed with.
+UNTIED_BIAS = "cls.predictions.decoder.bias"
 WORDS = "embeddings.word_embeddings.weight"
 # One row a word: fewer of them may be stored than the vocabulary is rounded up to.
 PADDED = (WORDS, DECODER_WEIGHT, DECODER_BIAS)
@@ -114,7 +117,19 @@ def canonical(name: str) -> str:
         name = name.split(".", 1)[1]
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
-    return DECODER_BIAS if name == "cls.predictions.decoder.bias" else name
+    return DECODER_BIAS if name == UNTIED_BIAS else name
+
+
+def is_untied(config: EncoderConfig) -> bool:
+    """Whether config.json says that the scores of words have a table and a bias of their own."""
+    return config.source.get("tie_word_embeddings") is False
+
+
+def computed(names: list[str], untied: bool) -> list[str]:
+    """Hub names without that of an untied bias that nothing is computed with."""
+    if not untied or not any(name.endswith(UNTIED_BIAS) for name in names):
+        return names
+    return [name for name in names if not name.endswith(DECODER_BIAS)]
 
 
 def recipes(config: EncoderConfig, parameters: list[str]) -> Iterator[Recipe]:

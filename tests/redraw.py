@@ -73,6 +73,8 @@ def redraw(
             shape, gain * 2.5 / math.sqrt(shape[0] // experts)
         ),
         r"fc2|layer\.\d+\.output\.dense": lambda shape: linear(shape, 1.6),
+        # small before its norm, so that a wrong epsilon shows there too
+        r"transform\.dense": lambda shape: linear(shape, 0.05),
         r"": linear,
     }
     drawn: Tensors = {}

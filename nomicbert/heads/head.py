@@ -46,10 +46,7 @@ class Head(nn.Module):
         """
         super().__init__()
         self.encoder = NomicBert(config, backend=backend, add_pooling_layer=self.pooled)
-        stated = Labels.read(config.source)
-        self.labels = (
-            stated if num_labels in (None, len(stated.names)) else Labels.numbered(num_labels)
-        )
+        self.labels = Labels.read(config.source).counting(num_labels)
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
@@ -109,9 +106,12 @@ class Head(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors as transformers has them for this head."""
+        pretrained.save(folder, self.config, self, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """What config.json says of this head."""
         family = {"nomic_bert": "NomicBert", "bert": "Bert"}[self.config.model_type]
-        extra: dict[str, Any] = {"architectures": [f"{family}For{self.task}"]}
-        pretrained.save(folder, self.config, self, {**extra, **self.labels.as_config()})
+        return {"architectures": [f"{family}For{self.task}"], **self.labels.as_config()}
 
     @property
     def config(self) -> EncoderConfig:

@@ -36,6 +36,12 @@ class Labels:
             raise ValueError(f"num_labels must be at least 1, not {count}")
         return cls(tuple(f"LABEL_{i}" for i in range(count)))
 
+    def counting(self, count: int | None) -> "Labels":
+        """The same for so many columns, numbered where that is another count; None keeps it."""
+        if count is None or count == len(self.names):
+            return self
+        return replace(self, names=self.numbered(count).names)
+
     @classmethod
     def read(cls, source: Mapping[str, Any]) -> "Labels":
         """From config.json.
@@ -46,8 +52,9 @@ class Labels:
         if names is None:
             labels = cls.numbered(int(source.get("num_labels") or DEFAULT_COUNT))
         else:
-            wanted = [str(i) for i in range(len(names))]
-            if not names or sorted(names, key=str) != sorted(wanted):
+            count = len(names) if isinstance(names, Mapping) else 0
+            wanted = [str(i) for i in range(count)]
+            if not count or set(names) != set(wanted):
                 raise ConfigError(f"id2label must count from 0 without gaps, not {names!r}")
             labels = cls(tuple(str(names[i]) for i in wanted))
         return replace(labels, dropout_p=source.get("classifier_dropout")).meant_as(

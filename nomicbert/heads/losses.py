@@ -86,7 +86,7 @@ def texts(logits: Tensor, labels: Tensor, problem_type: Problem | None) -> Tenso
     return F.binary_cross_entropy_with_logits(found, wanted)
 
 
-def spans(starts: Tensor, ends: Tensor, first: Tensor, last: Tensor) -> Tensor:
+def spans(starts: Tensor, ends: Tensor, first: Tensor, last: Tensor, padding: Padding) -> Tensor:
     """Mean cross entropy of the first and the last token of an answer.
 
     Args:
@@ -94,10 +94,14 @@ def spans(starts: Tensor, ends: Tensor, first: Tensor, last: Tensor) -> Tensor:
         ends: see `starts`.
         first: (batch,) or (batch, 1) int, the right token; seq_len or more for no answer in sight.
         last: see `first`.
+        padding: where the tokens stand; an answer cannot begin or end elsewhere.
 
-    Raises: ValueError: another shape, or a position below 0.
+    Raises: ValueError: another shape, or a position below 0 or on padding.
     """
     batch, length = starts.shape
+    # one column more, for answers out of sight
+    tokens = starts.new_zeros(batch * length, dtype=torch.bool).index_fill(0, padding.places, True)
+    possible = F.pad(tokens.view(batch, length), (0, 1), value=True)
     losses = []
     for name, logits, given in (("start", starts, first), ("end", ends, last)):
         if tuple(given.shape) not in ((batch,), (batch, 1)) or given.is_floating_point():
@@ -109,5 +113,11 @@ def spans(starts: Tensor, ends: Tensor, first: Tensor, last: Tensor) -> Tensor:
         if places.numel() and int(places.min()) < 0:
             raise ValueError(f"{name}_positions count from 0, not {int(places.min())}")
         places = places.clamp(max=length)
+        wrong = (~possible.gather(1, places[:, None])).nonzero()
+        if wrong.numel():
+            row = int(wrong[0, 0])
+            raise ValueError(
+                f"{name}_positions of row {row} is {int(places[row])}, where attention_mask is 0"
+            )
         losses.append(F.cross_entropy(logits.float(), places, ignore_index=length))
     return torch.stack(losses).mean()

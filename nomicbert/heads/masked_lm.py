@@ -3,6 +3,8 @@
 Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,8 +58,11 @@ class NomicBertForMaskedLM(LabelledHead):
     ) -> "NomicBertForMaskedLM":
         if count is not None:
             raise ValueError("num_labels is for classes: here every word of the vocabulary is one")
-        bias, tied = not lacks_biases(config, files), is_tied(files)
+        bias, tied = not lacks_biases(config, files), is_tied(config, files)
         return cls(config, backend=backend, bias=bias, tied=tied)
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "tie_word_embeddings": self.decoder is None}
 
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
         """As `NomicBert.resize_token_embeddings`; new words begin with a bias of 0."""

@@ -63,7 +63,7 @@ class NomicBertForQuestionAnswering(Head):
             output_hidden_states: also return the embeddings' output and each layer's.
             return_dict: False returns a plain tuple.
 
-        Raises: ValueError: a position below 0, and what `NomicBert.forward` raises.
+        Raises: ValueError: a position below 0 or on padding, and what `NomicBert.forward` raises.
         """
         logits, _, padding, hidden = self._run(
             input_ids,
@@ -83,6 +83,6 @@ class NomicBertForQuestionAnswering(Head):
         )
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = losses.spans(starts, ends, start_positions, end_positions)
+            loss = losses.spans(starts, ends, start_positions, end_positions, padding)
         output = SpanOutput(loss, starts, ends, hidden)
         return output if return_dict else output.to_tuple()

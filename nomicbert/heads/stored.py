@@ -9,7 +9,7 @@ from torch import nn
 from nomicbert.checkpoint import TensorFiles, by_canonical_name
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import CheckpointError
-from nomicbert.renames import DECODER_BIAS, DECODER_WEIGHT, WORDS
+from nomicbert.renames import DECODER_BIAS, DECODER_WEIGHT, WORDS, is_untied
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,10 @@ def new_parameters(
     return new
 
 
-def is_tied(files: TensorFiles) -> bool:
+def is_tied(config: EncoderConfig, files: TensorFiles) -> bool:
     """Whether the scores of words come from the word embedding table."""
+    if is_untied(config):
+        return False
     names = by_canonical_name(files)
     if DECODER_WEIGHT not in names or WORDS not in names:
         return True

@@ -14,6 +14,7 @@ BACKENDS = ("reference", "torch")
 HIDDEN = 1e-4  # hidden states in float32, max abs
 EMBEDDING = 1e-6  # unit vectors in float32, max abs
 GRADIENT = 1e-4  # of a parameter in float32, max abs difference / max abs
+LOSS = 1e-5  # of a head in float32, abs
 # Without rotary a key's bias shifts all logits of a query alike, so that its true gradient is 0;
 # what rounding leaves is held against the gradient of the query's bias.
 KEY_BIAS = 1e-5
