@@ -1,17 +1,70 @@
 """What holds for every parity test: uninitialised memory is NaN, so that none of it is an output.
 
-In torch's deterministic mode every new tensor that is not filled is filled with NaN.
+In torch's deterministic mode every new tensor that is not filled is filled with NaN. What the tests
+measured is carried from them to the end of the run, where it is printed and, where a folder is
+given, written.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import platform
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
+from tests.parity import report
 from tests.parity.support import Case
+
+KEY = "parity"
+STARTED = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--parity-report", metavar="FOLDER", help="write what was measured there")
+
+
+@pytest.fixture(autouse=True)
+def noted(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A place for what the test measures; it travels with the test's report."""
+    report.ROWS = {}
+    yield
+    rows = [dataclasses.asdict(row) for row in report.ROWS.values()]
+    request.node.user_properties.append((KEY, rows))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    outcomes = terminalreporter.stats
+    done = [r for kind in ("passed", "failed") for r in outcomes.get(kind, [])]
+    # noted when a test is torn down, so its last report has it
+    last = {r.nodeid: r for r in [*done, *outcomes.get("", [])] if hasattr(r, "user_properties")}
+    rows = [
+        (test, row)
+        for test, found in last.items()
+        for key, values in found.user_properties
+        for row in (values if key == KEY else [])
+    ]
+    failed = sorted({r.nodeid for kind in ("failed", "error") for r in outcomes.get(kind, [])})
+    if not rows and not failed:
+        return
+    terminalreporter.section("parity")
+    terminalreporter.write_line(report.as_text(report.table(rows, failed)))
+    folder = config.getoption("parity_report", None)
+    if folder:
+        about = {
+            "seed": os.environ.get("NOMICBERT_SEED", "fixed"),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "seconds": round(time.monotonic() - STARTED),
+        }
+        report.write(Path(folder), about, rows, failed)
 
 
 @pytest.fixture(autouse=True)

@@ -148,9 +148,3 @@ def clear_tokens(folder: Path, batch: Batch, least: float = 0.5) -> Tensor:
     clear = kept & settled & (margins > ROUTER_MARGIN)
     assert clear.sum() >= least * kept.sum()
     return clear
-
-
-def difference(a: Tensor, b: Tensor) -> float:
-    """The largest absolute difference; NaN on either side fails every comparison with it."""
-    assert a.shape == b.shape
-    return (a.double() - b.double()).abs().max().item()

@@ -17,7 +17,8 @@ from tests.checkpoints import read_config, read_tensors
 from tests.oracle import oracle_forward
 from tests.parity.bounds import BACKENDS, GRADIENT
 from tests.parity.gradients import BERT, HUB, NOMIC, Gradients, compare, stacked
-from tests.parity.support import Batch, Case, clear_tokens, difference, ours, theirs
+from tests.parity.report import held
+from tests.parity.support import Batch, Case, clear_tokens, ours, theirs
 
 
 def loss_of(last: Tensor, batch: Batch) -> Tensor:
@@ -115,7 +116,7 @@ def test_gradients_reach_the_word_vectors(backend: str, case: Case) -> None:
         found.append(leaf.grad * batch["attention_mask"][..., None])
     mine, reference = found
     scale = reference.abs().max()
-    assert difference(mine / scale, reference / scale) <= GRADIENT
+    held("gradient", mine / scale, reference / scale, GRADIENT)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -9,12 +9,12 @@ import torch
 
 from tests.checkpoints import VARIANTS, read_config, read_tensors
 from tests.parity.bounds import BACKENDS, HIDDEN
+from tests.parity.report import difference, held
 from tests.parity.support import (
     NATIVE,
     ORACLE_ONLY,
     Case,
     clear_tokens,
-    difference,
     hidden_states,
     masked,
     oracle_states,
@@ -62,7 +62,7 @@ def test_rows_equal_transformers(variant: str, case: Case) -> None:
         truth = masked(hidden_states(theirs(native, attention), batch), batch)
         assert len(truth) == read_config(native)["num_hidden_layers"] + 1
         for backend in BACKENDS:
-            assert difference(mine[backend], truth) <= HIDDEN, (attention, backend)
+            held("hidden states", mine[backend], truth, HIDDEN, (attention, backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -73,7 +73,7 @@ def test_key_families_equal_transformers(dialect: str, backend: str, case: Case)
     assert ("n_embd" in read_config(folder)) == (dialect == "both")
     batch = case.batch(folder)
     truth = masked(hidden_states(theirs(folder), batch), batch)
-    assert difference(hidden_states(ours(folder, backend), batch), truth) <= HIDDEN
+    held("hidden states", hidden_states(ours(folder, backend), batch), truth, HIDDEN)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -83,7 +83,7 @@ def test_what_transformers_lacks_equals_the_oracle(name: str, backend: str, case
     folder = case.build(variant, **changes)
     batch = case.batch(folder)
     mine = hidden_states(ours(folder, backend), batch)
-    assert difference(mine, oracle_states(folder, batch)) <= HIDDEN
+    held("hidden states", mine, oracle_states(folder, batch), HIDDEN)
     # the change is one: with the row's own settings the same weights would give something else
     if "rotary_emb_fraction" in changes or "rotary_emb_interleaved" in changes:
         plain = hidden_states(ours(case.build(variant), backend), batch)
@@ -97,7 +97,7 @@ def test_prefixed_row_equals_the_oracle(backend: str, case: Case) -> None:
     assert "rope_parameters" not in read_config(folder)
     batch = case.batch(folder)
     mine = hidden_states(ours(folder, backend), batch)
-    assert difference(mine, oracle_states(folder, batch)) <= HIDDEN
+    held("hidden states", mine, oracle_states(folder, batch), HIDDEN)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -108,10 +108,10 @@ def test_experts_equal_the_oracle(top_k: int, backend: str, case: Case) -> None:
     batch = case.batch(folder)
     truth, mine = oracle_states(folder, batch), hidden_states(ours(folder, backend), batch)
     if top_k == read_config(folder)["num_experts"]:
-        assert difference(mine, truth) <= HIDDEN
+        held("hidden states", mine, truth, HIDDEN)
         return
     clear = clear_tokens(folder, batch)
-    assert difference(mine[:, clear], truth[:, clear]) <= HIDDEN
+    held("hidden states", mine[:, clear], truth[:, clear], HIDDEN)
     assert not mine[:, ~batch["attention_mask"].bool()].any()
 
 
@@ -122,4 +122,4 @@ def test_stored_half_precision_equals_transformers(dtype: torch.dtype, case: Cas
         folder = case.build_native(variant, on_disk_dtype=dtype)
         batch = case.batch(folder)
         truth = masked(hidden_states(theirs(folder), batch), batch)
-        assert difference(hidden_states(ours(folder, "torch"), batch), truth) <= HIDDEN
+        held("hidden states", hidden_states(ours(folder, "torch"), batch), truth, HIDDEN)
