@@ -29,7 +29,11 @@ def refuse_unknown(unknown: Collection[str], *functions: Callable[..., Any]) -> 
     }
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-    raise TypeError(f"{functions[0].__qualname__} has no keyword {name!r}: {hint}")
+    first = functions[0]
+    # a class method inherited from elsewhere goes by the class that was called
+    owner = getattr(first, "__self__", None)
+    called = f"{owner.__name__}.{first.__name__}" if isinstance(owner, type) else first.__qualname__
+    raise TypeError(f"{called} has no keyword {name!r}: {hint}")
 
 
 def as_whole(name: str, value: Any) -> int:

@@ -461,6 +461,25 @@ def test_another_vocabulary(family: str, tied: bool, rows: int, tmp_path: Path) 
     assert distance(found, theirs_too) <= HIDDEN
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [131, 100])
+@pytest.mark.parametrize("tied", [True, False])
+def test_another_table_of_words(tied: bool, rows: int, tmp_path: Path) -> None:
+    """The scores follow its size, and where words are tied its numbers."""
+    folder = build_head(tmp_path, "NomicBert", "MaskedLM")
+    model = NomicBertForMaskedLM.from_pretrained(folder if tied else untied(folder))
+    ids, kept = IDS.clamp(max=99), min(rows, 120)
+    before = scores(model(ids, MASK))
+    table = torch.nn.Embedding(rows, 64)
+    table.weight[:kept] = model.get_input_embeddings().weight[:kept]
+    table.weight[kept - 1] += 1
+    model.set_input_embeddings(table)
+    found = scores(model(ids, MASK))
+    assert found.shape == (3, 5, rows)
+    assert distance(found[..., : kept - 1], before[..., : kept - 1]) <= HIDDEN
+    assert (distance(found[..., kept - 1], before[..., kept - 1]) > 1) == tied
+
+
 @pytest.mark.parametrize("rows", [131, 100])
 @pytest.mark.parametrize("task", ["SequenceClassification", "QuestionAnswering"])
 def test_another_vocabulary_under_other_heads(

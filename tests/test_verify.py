@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nomicbert import NomicBert
-from nomicbert.verify import bounds, measures, references, speed, truth
+from nomicbert.verify import measures, references, speed, truth
 from nomicbert.verify.checks import tensors_row
 from nomicbert.verify.formula import matryoshka, read_steps
 from nomicbert.verify.oracle import oracle

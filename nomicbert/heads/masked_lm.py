@@ -64,19 +64,28 @@ class NomicBertForMaskedLM(LabelledHead):
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "tie_word_embeddings": self.decoder is None}
 
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the word embedding table; scores follow its size, new words with a bias of 0."""
+        super().set_input_embeddings(value)
+        self._follow(value.weight)
+
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
         """As `NomicBert.resize_token_embeddings`; new words begin with a bias of 0."""
         table = super().resize_token_embeddings(new_num_tokens)
-        for name, like in (("decoder", table.weight), ("decoder_bias", table.weight[:, 0])):
+        self._follow(table.weight)
+        return table
+
+    def _follow(self, words: Tensor) -> None:
+        """Give decoder and bias a row for each row of the word embedding table."""
+        for name, like in (("decoder", words), ("decoder_bias", words[:, 0])):
             old = getattr(self, name)
-            if old is None:
+            if old is None or len(old) == len(like):
                 continue
             new = torch.zeros_like(like, requires_grad=False)
             pretrained.initialise(name, new, self.config.initializer_range)
             kept = min(len(old), len(new))
             new[:kept] = old.detach()[:kept]
             setattr(self, name, nn.Parameter(new, requires_grad=old.requires_grad))
-        return table
 
     def packed_logits(self, batch: PackedBatch, states: list[Tensor] | None = None) -> Tensor:
         """(T, vocab_size) of packed texts."""

@@ -84,6 +84,23 @@ def test_prompts_and_slices_equal_sentence_transformers(backend: str, case: Case
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("variant", ["nomic-v1.5", "nomic-v1"])
+def test_matryoshka_sizes_equal_the_cards_recipe(variant: str, backend: str, case: Case) -> None:
+    """Written out from sentence-transformers' full vectors; v1 has no layer_norm in it."""
+    folder = case.build_native(variant, **WIDE)
+    texts = TEXTS[:3]
+    model = SentenceTransformer(str(folder), device="cpu")
+    full = torch.from_numpy(model.encode(texts)).double()
+    if variant == "nomic-v1.5":
+        full = nn.functional.layer_norm(full, full.shape[1:])
+    embedder = Embedder.from_pretrained(folder, backend=backend)
+    for dim in (256, 192, 128, 64, 7):
+        truth = nn.functional.normalize(full[:, :dim])
+        vectors = torch.from_numpy(embedder.encode(texts, prompt="", matryoshka_dim=dim))
+        held("embedding", vectors, truth, EMBEDDING, dim)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_experts_equal_the_oracle(backend: str, case: Case) -> None:
     """Texts all of whose tokens are routed clearly."""
     folder = case.build("nomic-v2-moe", **WIDE)

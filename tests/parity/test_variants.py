@@ -65,6 +65,15 @@ def test_rows_equal_transformers(variant: str, case: Case) -> None:
             held("hidden states", mine[backend], truth, HIDDEN, (attention, backend))
 
 
+@pytest.mark.parametrize("variant", ["nomic-v1.5", "bge-en", "arctic-m-long"])
+def test_triton_equals_transformers(variant: str, case: Case) -> None:
+    """In the interpreter, where there is no GPU: few and short texts."""
+    folder = case.build(variant)
+    batch = case.batch(folder, lengths=(5, 17, 1))
+    truth = masked(hidden_states(theirs(case.build_native(variant)), batch), batch)
+    held("hidden states", hidden_states(ours(folder, "triton"), batch), truth, HIDDEN, variant)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dialect", ["native", "both"])
 def test_key_families_equal_transformers(dialect: str, backend: str, case: Case) -> None:
