@@ -26,9 +26,9 @@ lint: $(VENV)/.installed-lint  ## check style and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-parity: $(VENV)/.installed-test  ## compare with transformers, on weights of a fresh seed
+parity: $(VENV)/.installed-test  ## compare with transformers, on weights of a fresh seed; ends with a table
 	NOMICBERT_SEED=$${NOMICBERT_SEED:-$$($(RUN) -c "import secrets; print(secrets.randbelow(10**6))")} \
-		$(RUN) -m pytest tests/parity
+		$(RUN) -m pytest tests/parity -n $(JOBS) -p no:benchmark --parity-report . $(ARGS)
 
 bench: $(VENV)/.installed-test  ## time each op against its peers; ARGS="--quick" to see that they run
 	$(RUN) -m pytest bench -o python_files='bench_*.py' $(ARGS)

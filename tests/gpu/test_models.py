@@ -20,11 +20,11 @@ from nomicbert import Embedder, NomicBert
 from tests.gpu.conftest import Record
 from tests.gpu.support import DEVICE, INTERPRETED
 from tests.parity.bounds import EMBEDDING, HALF, HALF_VALUES, HIDDEN, HalfBound
+from tests.parity.report import difference
 from tests.parity.support import (
     Batch,
     Case,
     clear_tokens,
-    difference,
     hidden_states,
     masked,
     theirs,
