@@ -31,6 +31,7 @@ TENSOR_MEMORY = 512
 # A warp group's product takes 64 rows at a time. Source: PTX ISA, "wgmma.mma_async".
 WGMMA_ROWS = 64
 BEST_EFFORT = ("gfx942",)
+NUMBERS = ("registers", "spills", "shared", "tensor_memory", "dot_rows")
 USES = ("wgmma", "tensor_cores", "tma", "cp_async", "tf32")
 SHORT = {"num_warps": "w", "num_stages": "s", "BLOCK_M": "M", "BLOCK_N": "N", "BLOCK_K": "K"}
 
@@ -72,6 +73,40 @@ def uncovered(results: list[dict[str, Any]], tables: Path) -> Iterator[tuple[str
             index = counts[key] = counts.get(key, -1) + 1
             if key in asked and (*key, index) not in reached:
                 yield name, f"row {index} of {row.kernel} for {row.bytes} bytes is never launched"
+
+
+def is_launch(name: str) -> bool:
+    """Whether a setting says how a kernel is launched, and not for which shape."""
+    known = (*launch.OPTIONS, "GROUP", "DESCRIPTORS", "FLATTEN", "PRECISION")
+    return name in known or name.startswith("BLOCK_")
+
+
+def summed_up(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record for all shapes that a kernel was compiled for with the same launch settings.
+
+    Numbers are the largest of theirs; an instruction counts as used where all of them use it.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        launched = {name: value for name, value in record["settings"].items() if is_launch(name)}
+        same = {name: record[name] for name in ("table", "arch", "dtype", "kernel", "op", "triton")}
+        same |= {"settings": launched, "shared_limit": record["shared_limit"]}
+        groups.setdefault(json.dumps(same), []).append(record)
+    summary = []
+    for key, group in groups.items():
+        found = [record for record in group if not record["error"]]
+        errors = [record["error"] for record in group if record["error"]]
+        summary.append(
+            {
+                **json.loads(key),
+                "shapes": len(group),
+                "error": errors[0] if errors else "",
+                "broken": sorted({text for record in group for text in record["broken"]}),
+                **{name: max((r[name] for r in found), default=0) for name in NUMBERS},
+                **{name: bool(found) and all(r[name] for r in found) for name in USES},
+            }
+        )
+    return summary
 
 
 def describe(settings: dict[str, Any]) -> str:
@@ -152,16 +187,18 @@ def line(record: dict[str, Any]) -> str:
         found = [str(record["registers"]), str(record["spills"]), shared, " ".join(uses)]
     names = [record[name] for name in ("arch", "dtype", "kernel")]
     names[0] += " (safe)" if record["table"] == launch.SAFE else ""
-    return "| " + " | ".join([*names, describe(record["settings"]), *found]) + " |"
+    shapes = [str(record["shapes"])] if "shapes" in record else []
+    return "| " + " | ".join([*names, describe(record["settings"]), *shapes, *found]) + " |"
 
 
-def report(records: list[dict[str, Any]], broken: list[str]) -> str:
-    """Everything in markdown: what is broken first, then a row for each kernel."""
+def report(records: list[dict[str, Any]], count: int, broken: list[str]) -> str:
+    """Everything in markdown: what is broken first, then a row for each kernel and setting."""
     versions = ", ".join(sorted({record["triton"] for record in records}))
     verdict = "\n".join(f"- {text}" for text in broken) or "No rule is broken."
-    title = f"# Kernels compiled ahead of time\n\ntriton {versions}, {len(records)} kernels."
-    head = "| architecture | dtype | kernel | settings | registers | spills | shared | uses |"
-    rows = [head, "|---|---|---|---|---:|---:|---:|---|", *map(line, records)]
+    title = f"# Kernels compiled ahead of time\n\ntriton {versions}, {count} kernels."
+    names = "architecture dtype kernel settings shapes registers spills shared uses".split()
+    rows = [f"| {' | '.join(names)} |", "|---|---|---|---|---:|---:|---:|---:|---|"]
+    rows += map(line, records)
     return "\n\n".join([title, verdict, "\n".join(rows)]) + "\n"
 
 
@@ -189,10 +226,11 @@ def main(arguments: list[str] | None = None) -> int:
     broken += [result["failed"] for result in results if "failed" in result]
     if not options.quick:
         broken += [f"{name}: {text}" for name, text in uncovered(results, options.tables)]
-    text = report(records, broken + [f"warning: {text}" for text in warned])
+    summary = sorted(summed_up(records), key=line)
+    text = report(summary, len(records), broken + [f"warning: {text}" for text in warned])
     print(text)
     if options.out:
-        write(options.out, records, text)
+        write(options.out, summary, text)
     print(f"{len(records)} kernels, {len(broken)} broken rules", file=sys.stderr)
     return 1 if broken else 0
 
