@@ -15,9 +15,9 @@ from torch import Tensor
 from nomicbert import NomicBert
 from tests.checkpoints import read_config, read_tensors
 from tests.oracle import oracle_forward
-from tests.parity.bounds import BACKENDS, GRADIENT
+from tests.parity.bounds import BACKENDS, GRADIENT, HALF
 from tests.parity.gradients import BERT, HUB, NOMIC, Gradients, compare, stacked
-from tests.parity.report import held
+from tests.parity.report import held, within
 from tests.parity.support import Batch, Case, clear_tokens, ours, theirs
 
 
@@ -51,6 +51,33 @@ def test_gradients_equal_transformers(
     for name, gradient in mine.items():
         compare(name, gradient, stacked(name, reference, table, layers), rotary)
     assert sum(g.numel() for g in mine.values()) == sum(g.numel() for g in reference.values())
+
+
+@pytest.mark.parametrize("variant", ["nomic-v1.5", "bge-en"])
+def test_autocast_costs_no_more_than_in_transformers(variant: str, case: Case) -> None:
+    """bf16 on the way: the error of all gradients together, against each side's own in float32.
+
+    Of the backend that one trains with: the specification rounds after each step.
+    """
+    # wide enough to settle a ratio of errors
+    folder = case.build_native(variant, hidden_size=256, intermediate_size=384)
+    batch = case.batch(folder, least=1)
+
+    def lost(model: torch.nn.Module) -> float:
+        truth = gradients(model, batch)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = gradients(model, batch)
+        assert all(gradient.dtype == torch.float32 for gradient in found.values())
+        wrong = sum(float((found[name] - truth[name]).square().sum()) for name in truth)
+        return (wrong / sum(float(g.square().sum()) for g in truth.values())) ** 0.5
+
+    reference = lost(theirs(folder))
+    assert reference > 1e-3  # bf16 was honoured
+    mine = lost(ours(folder, "torch"))
+    assert mine > 1e-3
+    what = "autocast to bf16: rms error of gradients, of transformers' own"
+    within(what, mine / reference, HALF[0].rms, variant)
 
 
 def oracle_gradients(folder: Path, batch: Batch) -> Gradients:
