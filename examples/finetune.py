@@ -22,6 +22,7 @@ from nomicbert import Embedder
 from nomicbert.cli.corpus import read_passages
 from nomicbert.packing import pack
 from nomicbert.pooling import Finish
+from nomicbert.prompts import DOCUMENT_NAMES, QUERY_NAMES
 
 Pair = tuple[str, str]
 HELD_OUT = 200
@@ -75,8 +76,10 @@ def train(embedder: Embedder, pairs: list[Pair], options: argparse.Namespace) ->
     embedder.model.train()
     rng = random.Random(options.seed)
     kind = embedder.device.type
-    query = next((n for n in ("query", "search_query") if n in embedder.prompts), None)
-    document = next((n for n in ("passage", "search_document") if n in embedder.prompts), None)
+    query, document = (
+        next((name for name in names if name in embedder.prompts), None)
+        for names in (QUERY_NAMES, DOCUMENT_NAMES)
+    )
     for step in range(1, options.steps + 1):
         batch = rng.sample(pairs, min(options.batch_size, len(pairs)))
         with torch.autocast(kind, torch.bfloat16, enabled=options.bf16):

@@ -3,6 +3,7 @@
 Arguments that sentence-transformers has too carry its names and its meaning.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -11,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nomicbert import hub
 from nomicbert.errors import ConfigError
 from nomicbert.heads import NomicBertForSequenceClassification
-from nomicbert.keywords import as_device
+from nomicbert.keywords import as_device, as_whole
 from nomicbert.limits import longest, read_limit
 from nomicbert.notices import TruncationWarning, warn
 from nomicbert.packing import pack
@@ -24,8 +25,11 @@ from nomicbert.pooling import ACTIVATIONS
 from nomicbert.runtime.batches import WINDOW_TEXTS, check_text, token_batches
 from nomicbert.runtime.progress import Progress
 from nomicbert.runtime.request import BATCH_TOKENS
+from nomicbert.saving import activation_path, save_pair_tokenizer
 from nomicbert.settings import optional
 from nomicbert.tokenizer import Pair, Tokenizer
+
+logger = logging.getLogger(__name__)
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -85,10 +89,6 @@ class CrossEncoder:
             or config.source.get("sbert_ce_default_activation_function")
         )
         self.activation_fn = _activation(stated, len(self.model.labels.names))
-        if stated is not None:
-            # where both sentence-transformers and this class will find it once it is saved
-            source = {**config.source, "sentence_transformers": {"activation_fn": stated}}
-            self.model.encoder.config = replace(config, source=source)
 
     @classmethod
     def from_pretrained(
@@ -145,8 +145,13 @@ class CrossEncoder:
         if device is not None and (target := as_device(device)) != self.device:
             self.model.to(target)
         self.model.eval()
-        scores = self._scores(pairs, batch_tokens, batch_size, show_progress_bar)
-        scores = (activation_fn or self.activation_fn)(scores)
+        for name, size in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
+            if size is not None and as_whole(name, size) < 1:
+                raise ValueError(f"{name} must be at least 1, not {size}")
+        logits = self._scores(pairs, batch_tokens, batch_size, show_progress_bar)
+        with torch.no_grad():
+            # a copy: what inference_mode makes, an activation may not change
+            scores = (activation_fn or self.activation_fn)(logits.clone())
         scores = scores.squeeze(1) if self.num_labels == 1 and scores.dim() > 1 else scores
         if apply_softmax and scores.dim() > 1:
             scores = scores.softmax(1)
@@ -191,9 +196,18 @@ class CrossEncoder:
         return rows
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write model and tokenizer, for this class or sentence-transformers; see `Embedder`."""
+        """Write model, tokenizer, length and activation, for this class or sentence-transformers.
+
+        An activation that is none of torch.nn is left out, with a word in the log.
+        """
+        stated = _path_of(self.activation_fn)
+        if stated is None:
+            logger.warning("activation_fn has no name in torch.nn and is not saved: set it again")
+        config = self.model.config
+        source = {**config.source, "sentence_transformers": {"activation_fn": stated}}
+        self.model.encoder.config = replace(config, source=source if stated else config.source)
         self.model.save_pretrained(folder)
-        self.tokenizer.save(Path(folder))
+        save_pair_tokenizer(Path(folder), self.tokenizer, self.max_seq_length)
 
     def _limit(self) -> int:
         most = longest(self.model.config)
@@ -241,7 +255,8 @@ def _checked(pairs: Iterable[Any]) -> list[Pair]:
     """All pairs; an error names the first that is none."""
     found: list[Pair] = []
     for index, pair in enumerate(_each(pairs)):
-        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(x, str) for x in pair):
+        listed = list(pair) if isinstance(pair, list | tuple | np.ndarray) else []
+        if len(listed) != 2 or not all(isinstance(text, str) for text in listed):
             raise TypeError(f"input {index} must be a pair of str, not {pair!r:.80}")
         for text in pair:
             check_text(index, text)
@@ -258,10 +273,18 @@ def _each(pairs: Any) -> Iterator[Any]:
 def _activation(stated: Any, num_labels: int) -> Activation:
     """What a checkpoint names, or sentence-transformers' default."""
     if stated is None:
-        return torch.sigmoid if num_labels == 1 else ACTIVATIONS["Identity"]
+        return ACTIVATIONS["Sigmoid" if num_labels == 1 else "Identity"]
     name = str(stated).rpartition(".")[2]
     if not str(stated).startswith("torch.nn.") or name not in ACTIVATIONS:
         raise ConfigError(
             f"activation_fn = {stated!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
+
+
+def _path_of(activation: Activation) -> str | None:
+    """The name that `_activation` reads back, or None for what torch.nn does not have."""
+    names = [name for name, known in ACTIVATIONS.items() if activation is known]
+    if isinstance(activation, nn.Module) and type(activation).__name__ in ACTIVATIONS:
+        names.append(type(activation).__name__)
+    return activation_path(names[0]) if names else None

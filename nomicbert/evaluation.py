@@ -96,7 +96,9 @@ class MTEBEncoder:
             (NOMIC_PROMPTS if nomic else embedder.prompts) if prompts is None else prompts
         )
         # for tasks that know neither queries nor documents, as in mteb's nomic_models.py
-        self._otherwise = NOMIC_PROMPTS["document"] if nomic and prompts is None else None
+        self._otherwise = NOMIC_PROMPTS["document"] if nomic else None
+        if prompts is not None:
+            self._otherwise = ""  # not the checkpoint's own
         self._layer_norm = embedder.pooling.matryoshka_layer_norm
         self._name, self._revision = name, revision
 
@@ -168,7 +170,7 @@ class MTEBEncoder:
         return vectors
 
     def prompt_of(self, task: str, kind: str, side: str | None) -> str | None:
-        """The prompt for a task's texts, or None where `prompts` has none for them.
+        """The prompt for a task's texts; None leaves it to the checkpoint, where none were given.
 
         Args:
             task: such as "STS12".

@@ -151,6 +151,10 @@ class NomicBert(Computing):
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the word embedding table; the vocabulary may have another size."""
+        if value.embedding_dim != self.config.hidden_size:
+            raise ValueError(
+                f"the table must be {self.config.hidden_size} wide, not {value.embedding_dim}"
+            )
         self.embeddings.word = value
         self.config = replace(self.config, vocab_size=value.num_embeddings)
 
@@ -174,8 +178,11 @@ class NomicBert(Computing):
         self.set_input_embeddings(table)
         return table
 
-    def gradient_checkpointing_enable(self) -> None:
-        """In training, keep each layer's input only and compute the layer again going back."""
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+        """In training, keep each layer's input only and compute the layer again going back.
+
+        The keyword is accepted for existing call sites: here torch's newer form always runs.
+        """
         self.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:

@@ -13,6 +13,7 @@ from nomicbert.notices import PromptWarning, warn
 from nomicbert.settings import read_json
 
 NOMIC_TASKS = ("search_query", "search_document", "classification", "clustering")
+CARDS_PROMPTS = {task: f"{task}: " for task in NOMIC_TASKS}
 # sentence-transformers' own names first, then the card's
 QUERY_NAMES = ("query", "search_query")
 DOCUMENT_NAMES = ("document", "passage", "corpus", "search_document")
@@ -47,7 +48,7 @@ class Prompts:
         # sentence-transformers writes empty prompts for checkpoints that have none
         if any(shipped.values()) or config.model_type != "nomic_bert":
             return cls(dict(shipped), default)
-        return cls({task: f"{task}: " for task in NOMIC_TASKS}, required=True)
+        return cls(dict(CARDS_PROMPTS), required=True)
 
     def choose(self, name: str | None, prompt: str | None) -> str:
         """The text to put before the inputs of a call.

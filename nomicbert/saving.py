@@ -13,7 +13,8 @@ from nomicbert import checkpoint
 from nomicbert.model import NomicBert
 from nomicbert.modules import FLAGS
 from nomicbert.pooling import Pooling
-from nomicbert.prompts import Prompts
+from nomicbert.prompts import CARDS_PROMPTS, Prompts
+from nomicbert.settings import optional
 from nomicbert.tokenizer import Tokenizer
 
 ACTIVATION_HOMES = {"Identity": "torch.nn.modules.linear"}
@@ -52,7 +53,7 @@ def save_modules(
         for i, (kind, path) in enumerate(places)
     ]
     modes = {flag: mode == pooling.mode for flag, mode in FLAGS.items()}
-    shipped = {} if prompts.required else prompts.by_name
+    shipped = {} if prompts.by_name == CARDS_PROMPTS else prompts.by_name
     _write(folder / "modules.json", modules)
     _write(
         folder / "sentence_bert_config.json",
@@ -72,15 +73,29 @@ def save_modules(
         zip(pooling.dense, pooling.activations, strict=True), start=2
     ):
         assert isinstance(layer, nn.Linear)  # Pooling takes no other
-        home = ACTIVATION_HOMES.get(activation, OTHER_ACTIVATIONS)
         settings = {
             "in_features": layer.in_features,
             "out_features": layer.out_features,
             "bias": layer.bias is not None,
-            "activation_function": f"{home}.{activation}",
+            "activation_function": activation_path(activation),
         }
         tensors = {f"linear.{name}": p.detach().cpu() for name, p in layer.named_parameters()}
         checkpoint.write(folder / f"{i}_Dense", tensors, settings)
+
+
+def save_pair_tokenizer(folder: Path, tokenizer: Tokenizer, max_seq_length: int) -> None:
+    """Write a reranker's tokenizer with its limit, where each loader of such looks for that."""
+    tokenizer.save(folder)
+    limits = {"max_seq_length": max_seq_length, "do_lower_case": tokenizer.lower_case}
+    _write(folder / "sentence_bert_config.json", limits)
+    path = folder / "tokenizer_config.json"
+    stated = dict(optional(path).raw)
+    _write(path, {**stated, "model_max_length": max_seq_length})
+
+
+def activation_path(name: str) -> str:
+    """A class of torch.nn as sentence-transformers writes it."""
+    return f"{ACTIVATION_HOMES.get(name, OTHER_ACTIVATIONS)}.{name}"
 
 
 def _write(path: Path, content: Any) -> None:

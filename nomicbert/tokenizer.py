@@ -31,6 +31,7 @@ class Tokenizer:
         prefix: special token ids before a text.
         suffix: special token ids after it.
         lower_case: lower every text first, as sentence_bert_config.json may ask.
+        gives_types: whether the texts of a pair are told apart by type ids.
         beside: other files of the checkpoint's tokenizer, name -> content.
     """
 
@@ -47,7 +48,7 @@ class Tokenizer:
             raise TokenizerError("the tokenizer does not put its special tokens around a text")
         self.prefix, self.suffix = full[:start], full[start + len(bare) :]
         self._cuts = Cuts.of(rust)
-        self._for_pairs: RustTokenizer | None = None
+        self.gives_types = True
         self.beside: dict[str, bytes] = {}
 
     @classmethod
@@ -81,6 +82,8 @@ class Tokenizer:
             )
         stated = optional(folder / "sentence_bert_config.json")
         tokenizer = cls(rust, stated.flag("do_lower_case", default=False))
+        inputs = settings.raw.get("model_input_names")
+        tokenizer.gives_types = inputs is None or "token_type_ids" in inputs
         beside = (folder / name for name in BESIDE)
         tokenizer.beside = {path.name: path.read_bytes() for path in beside if path.is_file()}
         return tokenizer
@@ -144,22 +147,41 @@ class Tokenizer:
             pairs: any number.
             max_length: tokens are taken from the end of the longer text until the pair fits.
 
-        Returns: the ids, their type ids (which text a token is of), and the indices of the pairs
-            that were cut.
+        Returns: the ids, their type ids (which text a token is of; 0 where the checkpoint's
+            tokenizer gives none), and the indices of the pairs that were cut.
         Raises: ValueError: no room beside the special tokens.
         """
-        special = self.rust.num_special_tokens_to_add(is_pair=True)
+        (before, between, after), kinds = self._pair_form()
+        special = len(before) + len(between) + len(after)
         if max_length <= special:
             raise ValueError(f"a pair needs more than {special} tokens, not {max_length}")
-        if self._for_pairs is None:
-            # a copy: what `encode` relies on must not change
-            self._for_pairs = RustTokenizer.from_str(self.rust.to_str())
-        rust = self._for_pairs
-        rust.enable_truncation(max_length, strategy="longest_first")
-        lowered = [(a.lower(), b.lower()) for a, b in pairs] if self.lower_case else list(pairs)
-        found = rust.encode_batch(lowered)
-        cut = [index for index, encoding in enumerate(found) if encoding.overflowing]
-        return [e.ids for e in found], [e.type_ids for e in found], cut
+        room = max_length - special
+        sides = [self._first_ids([pair[side] for pair in pairs], room + 1) for side in (0, 1)]
+        ids, types, cut = [], [], []
+        for index, (first, second) in enumerate(zip(*sides, strict=True)):
+            a, b = len(first), len(second)
+            if a + b > room:
+                cut.append(index)
+                if min(a, b) > room:  # which of them is longer can decide on one token
+                    a, b = (len(body) for body in self._ids(pairs[index]))
+                a, b = longest_first(a, b, room)
+            parts = (before, first[:a], between, second[:b], after)
+            ids.append([token for part in parts for token in part])
+            lengths = zip(kinds, parts, strict=True)
+            types.append([kind for kind, part in lengths for _ in part])
+        return ids, types, cut
+
+    def _pair_form(self) -> tuple[list[list[int]], list[int]]:
+        """Special tokens before, between and after two texts, and the type of all five parts."""
+        bare = self.rust.encode("a", add_special_tokens=False).ids
+        full = self.rust.encode("a", "a")
+        places = [i for i in range(len(full.ids)) if full.ids[i : i + len(bare)] == bare]
+        if len(places) != 2:
+            raise TokenizerError("the tokenizer does not put its special tokens around two texts")
+        starts = [0, places[0], places[0] + len(bare), places[1], places[1] + len(bare)]
+        special = [full.ids[: starts[1]], full.ids[starts[2] : starts[3]], full.ids[starts[4] :]]
+        types = [*full.type_ids, 0] if self.gives_types else [0] * (len(full.ids) + 1)
+        return special, [types[start] for start in starts]
 
     def _first_ids(self, texts: Sequence[str], wanted: int) -> list[list[int]]:
         """Ids of each text without special tokens: all, or at least the first `wanted`."""
@@ -190,6 +212,17 @@ class Tokenizer:
         lowered = [text.lower() for text in texts] if self.lower_case else list(texts)
         encodings = self.rust.encode_batch_fast(lowered, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+
+def longest_first(a: int, b: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts are kept where both together are more than there is room for.
+
+    Source: the strategy of this name in the `tokenizers` library.
+    """
+    shorter, longer = min(a, b), room - min(a, b)
+    if shorter > longer:
+        shorter, longer = room // 2, room - room // 2
+    return (longer, shorter) if a > b else (shorter, longer)
 
 
 def _agreed(first: list[int], others: list[list[int]]) -> int:

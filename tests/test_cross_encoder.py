@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import sentence_transformers
 import torch
+import transformers
 
 from nomicbert import CrossEncoder
 from nomicbert.errors import CheckpointError, ConfigError, TextError
@@ -137,6 +139,8 @@ def test_rank_needs_one_label(tmp_path: Path) -> None:
         ([("a", "b"), ("c",)], TypeError, r"input 1 must be a pair of str, not \('c',\)"),
         ([("a", "b"), "cd"], TypeError, "input 1 must be a pair of str, not 'cd'"),
         ([("a", 3)], TypeError, "input 0 must be a pair of str"),
+        ([1, 2], TypeError, "input 0 must be a pair of str, not 1"),
+        ([{"q": "a", "d": "b"}], TypeError, "input 0 must be a pair of str"),
         ([("a", "b"), ("a", "\ud800")], TextError, "1 is not valid Unicode"),
     ],
 )
@@ -173,3 +177,79 @@ def test_saved_and_loaded_by_both(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "b")
     np.testing.assert_array_equal(CrossEncoder(tmp_path / "b").predict(PAIRS), wanted)
     np.testing.assert_allclose(judge(tmp_path / "b").predict(PAIRS), wanted, atol=BOUND, rtol=0)
+
+
+def test_long_texts_are_cut_before_they_are_paired(tmp_path: Path) -> None:
+    """The ids of transformers, whichever text is longer; all that lies beyond is left alone."""
+    model = CrossEncoder(build_reranker(tmp_path))
+    judge_of_ids = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    lengths = (0, 1, 40, 46, 47, 92, 93, 94, 300, 3000)
+    texts = [" ".join((WORDS * 80)[:length]) for length in lengths]
+    pairs = [(a, b) for a in texts for b in texts]
+    for limit in (95, 96, 4):
+        ids, types, cut = model.tokenizer.encode_pairs(pairs, limit)
+        wanted = judge_of_ids(
+            [a for a, _ in pairs], [b for _, b in pairs], truncation=True, max_length=limit
+        )
+        assert ids == wanted["input_ids"]
+        assert types == wanted["token_type_ids"]
+        whole = judge_of_ids([a for a, _ in pairs], [b for _, b in pairs])["input_ids"]
+        assert cut == [i for i, row in enumerate(whole) if len(row) > limit]
+
+
+def test_words_that_are_added_later_count(tmp_path: Path) -> None:
+    model = CrossEncoder(build_reranker(tmp_path))
+    before = model.tokenizer.encode_pairs([("zzqq", "a")], 20)[0][0]
+    model.tokenizer.rust.add_tokens(["zzqq"])
+    after = model.tokenizer.encode_pairs([("zzqq", "a")], 20)[0][0]
+    assert len(after) == 5 < len(before)
+
+
+def test_types_only_where_the_checkpoint_has_them(tmp_path: Path) -> None:
+    folder = build_reranker(tmp_path)
+    path = folder / "tokenizer_config.json"
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    with_types = CrossEncoder(folder).predict(PAIRS)
+    inputs = {"model_input_names": ["input_ids", "attention_mask"]}
+    path.write_text(json.dumps({**stated, **inputs}), encoding="utf-8")
+    found = CrossEncoder(folder).predict(PAIRS)
+    np.testing.assert_allclose(found, judge(folder).predict(PAIRS), atol=BOUND, rtol=0)
+    assert np.abs(found - with_types).max() > 0.01
+
+
+def test_what_was_set_is_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = CrossEncoder(build_reranker(tmp_path / "a"))
+    model.max_seq_length = 24
+    model.activation_fn = torch.nn.Tanh()
+    pairs = [("x", LONG)]
+    with pytest.warns(TruncationWarning):
+        wanted = model.predict(pairs)
+    model.save_pretrained(tmp_path / "b")
+    assert not caplog.records
+    again = CrossEncoder(tmp_path / "b")
+    assert again.max_seq_length == 24
+    with pytest.warns(TruncationWarning):
+        np.testing.assert_array_equal(again.predict(pairs), wanted)
+    np.testing.assert_allclose(judge(tmp_path / "b").predict(pairs), wanted, atol=BOUND)
+    model.activation_fn = lambda x: x + 1
+    model.save_pretrained(tmp_path / "b")
+    assert "activation_fn has no name in torch.nn and is not saved" in caplog.text
+
+
+def test_activations_of_every_kind(tmp_path: Path) -> None:
+    """In place, and with parameters: neither is stopped by what the encoder ran under."""
+    model = CrossEncoder(build_reranker(tmp_path))
+    raw = model.predict(PAIRS, activation_fn=lambda x: x)
+    found = model.predict(PAIRS, activation_fn=torch.nn.ReLU(inplace=True))
+    np.testing.assert_array_equal(found, np.maximum(raw, 0))
+    scale = torch.nn.Linear(1, 1)
+    found = model.predict(PAIRS, activation_fn=scale, convert_to_tensor=True)
+    assert not found.requires_grad
+    wanted = scale.weight.item() * raw + scale.bias.item()
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "batch_tokens"])
+def test_batches_of_nothing(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
+        CrossEncoder(build_reranker(tmp_path)).predict(PAIRS, **{name: 0})

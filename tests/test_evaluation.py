@@ -178,10 +178,13 @@ def test_the_most_special_prompt_counts(nomic: Embedder) -> None:
         prompts = {key: f"{key}: " for key in reversed(order[first:])}
         found = MTEBEncoder(nomic, prompts=prompts).prompt_of("Local", "STS", "query")
         name = get_prompt_name(prompts, metadata, PromptType.query)  # type: ignore[arg-type]
-        assert found == (prompts[name] if name else None)
+        assert found == (prompts[name] if name else "")
     prompts = {key: f"{key}: " for key in order}
     assert MTEBEncoder(nomic, prompts=prompts).prompt_of("Local", "STS", None) == "Local: "
     assert MTEBEncoder(nomic, prompts=prompts).prompt_of("Other", "STS", None) == "STS: "
+    # nothing of the checkpoint's own in their place
+    for side in ("query", "document", None):
+        assert MTEBEncoder(nomic, prompts={}).prompt_of("Other", "Retrieval", side) == ""
 
 
 @pytest.mark.parametrize(

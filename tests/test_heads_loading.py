@@ -512,3 +512,26 @@ def test_what_is_read_is_not_drawn_first(folders: Folders, monkeypatch: Any) -> 
         NomicBert.from_pretrained(folder)
     with pytest.raises(AssertionError, match="drawn"):
         OURS["TokenClassification"].from_pretrained(folders["Bert", "MaskedLM"], num_labels=2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "approximate"), [("gelu", "none"), ("gelu_new", "tanh")])
+def test_gelu_of_the_words_head(name: str, approximate: str, tmp_path: Path) -> None:
+    """NomicBERT's own code approximates under the newer name, in this head and not in the MLP."""
+    build_checkpoint(tmp_path / "a", "nomic-v2-moe")
+    made = NomicBertForMaskedLM(NomicBert.from_pretrained(tmp_path / "a").config).eval()
+    for parameter in made.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.3)
+    made.save_pretrained(tmp_path / "b")
+    edit_config(tmp_path / "b", activation_function=name)
+    model = NomicBertForMaskedLM.from_pretrained(tmp_path / "b")
+    ids = torch.tensor([[2, 5, 6, 9, 30]])
+    linear = torch.nn.functional.linear
+    x = linear(model.encoder(ids)[0], model.transform.weight, model.transform.bias)
+    x = model.transform_norm(torch.nn.functional.gelu(x, approximate=approximate))
+    wanted = linear(x, model.get_input_embeddings().weight, model.decoder_bias)
+    found = model(ids).logits
+    assert (found - wanted).abs().max() <= 1e-4
+    model.save_pretrained(tmp_path / "c")
+    again = NomicBertForMaskedLM.from_pretrained(tmp_path / "c")
+    assert torch.equal(again(ids).logits, found)

@@ -219,6 +219,11 @@ def test_dropout(variant: str, key: str, tmp_path: Path) -> None:
     assert torch.equal(encode(model.eval()), encode(model))
 
 
+def test_a_table_of_another_width_is_refused(model: NomicBert) -> None:
+    with pytest.raises(ValueError, match="the table must be 64 wide, not 7"):
+        model.set_input_embeddings(torch.nn.Embedding(100, 7))
+
+
 def test_the_backend_is_chosen_anew_after_a_cast(
     model: NomicBert, monkeypatch: pytest.MonkeyPatch
 ) -> None:

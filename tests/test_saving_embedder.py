@@ -83,3 +83,11 @@ def test_trained_weights_are_what_is_saved(tmp_path: Path) -> None:
     again = vectors(Embedder(tmp_path / "b"))
     np.testing.assert_array_equal(again, vectors(embedder))
     assert np.abs(again - before).max() > 1e-3
+
+
+def test_prompts_that_were_added_are_kept(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path / "a", "nomic-v1.5")
+    embedder = Embedder(tmp_path / "a")
+    embedder.prompts["query"] = "search_query: "
+    embedder.save_pretrained(tmp_path / "b")
+    assert Embedder(tmp_path / "b").prompts == embedder.prompts

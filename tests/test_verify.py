@@ -28,6 +28,7 @@ from nomicbert.verify.run import verify
 from nomicbert.verify.texts import LENGTHS, TEXTS, Batch, cut
 from tests.checkpoints import build_checkpoint, edit_config, read_config, read_tensors
 from tests.oracle import oracle_forward, oracle_matryoshka, oracle_pool, router_margins
+from tests.rerankers import build_reranker
 
 CPU = torch.device("cpu")
 WIDE: dict[str, Any] = {"hidden_size": 256, "num_hidden_layers": 2}
@@ -352,3 +353,8 @@ def test_the_sentences_are_of_many_kinds() -> None:
     scripts = ["LATIN", "CYRILLIC", "CJK", "HIRAGANA", "ARABIC", "DEVANAGARI"]
     names = {unicodedata.name(letter, "-").split()[0] for text in TEXTS for letter in text.strip()}
     assert names >= set(scripts)
+
+
+def test_a_head_behind_the_encoder_is_no_reason(tmp_path: Path) -> None:
+    """transformers leaves a classifier unread too, and rightly."""
+    assert references.choose(build_reranker(tmp_path), torch.device("cpu")).reason == ""

@@ -140,7 +140,7 @@ class Head(nn.Module):
         """As `NomicBert.resize_token_embeddings`."""
         return self.encoder.resize_token_embeddings(new_num_tokens)
 
-    def gradient_checkpointing_enable(self) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
         """As `NomicBert.gradient_checkpointing_enable`."""
         self.encoder.gradient_checkpointing_enable()
 

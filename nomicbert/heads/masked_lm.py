@@ -62,7 +62,12 @@ class NomicBertForMaskedLM(LabelledHead):
         return cls(config, backend=backend, bias=bias, tied=tied)
 
     def _settings(self) -> dict[str, Any]:
-        return {**super()._settings(), "tie_word_embeddings": self.decoder is None}
+        settings = {**super()._settings(), "tie_word_embeddings": self.decoder is None}
+        return {**settings, "activation_function": "gelu_new"} if self._is_tanh() else settings
+
+    def _is_tanh(self) -> bool:
+        """Whether GELU is the approximation: NomicBERT's own code has it under this name, here."""
+        return self.config.source.get("activation_function") == "gelu_new"
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the word embedding table; scores follow its size, new words with a bias of 0."""
@@ -91,8 +96,11 @@ class NomicBertForMaskedLM(LabelledHead):
         """(T, vocab_size) of packed texts."""
         encoder = self.encoder
         x = encoder.linear(encoder.encode_packed(batch, states=states), self.transform)
-        # as the gated MLP below it, else exact GELU
-        x = F.silu(x) if self.config.hidden_act == "swiglu" else F.gelu(x)
+        # as the gated MLP below it, else GELU
+        if self.config.hidden_act == "swiglu":
+            x = F.silu(x)
+        else:
+            x = F.gelu(x, approximate="tanh" if self._is_tanh() else "none")
         norm = self.transform_norm
         weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
         x = values(encoder.ops.layer_norm(x, weight, bias, norm.eps))

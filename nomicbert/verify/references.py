@@ -22,7 +22,9 @@ from nomicbert.verify.oracle import Meaning, oracle, read_meaning
 from nomicbert.verify.texts import Batch
 
 # Tensors that no hidden state needs: constants, and other models' heads.
-NEEDLESS = re.compile(r"(.*\.)?(position_ids|inv_freq|norm_factor)|(.*\.)?(cls|pooler)\..*")
+NEEDLESS = re.compile(
+    r"(.*\.)?(position_ids|inv_freq|norm_factor)|(.*\.)?(cls|pooler|classifier|qa_outputs)\..*"
+)
 # How many names of tensors a reason lists.
 LISTED = 3
 # Keys of config.json that transformers wants as whole numbers.
