@@ -23,14 +23,11 @@ from nomicbert.model import NomicBert
 from nomicbert.modules import module_folders, read_pooling
 from nomicbert.pooling import Pooling
 from nomicbert.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
-from nomicbert.renames import canonical, recipes
+from nomicbert.renames import WORDS, canonical, recipes
 from nomicbert.settings import read_json
 from nomicbert.similarity import stated_similarity
 from nomicbert.tokenizer import Tokenizer
 from nomicbert_kernels import Backend, choose_ops, compute_dtype
-
-# What every encoder has, under its name on disk.
-WORD = "embeddings.word_embeddings.weight"
 
 
 @dataclass(frozen=True)
@@ -182,14 +179,14 @@ def _look_at_files(
     checkpoint.load_state(tensors, config, shapes, dtype=torch.float32, device="meta")
     wanted = {part for recipe in recipes(config, list(shapes)) for part in recipe.parts}
     used = [name for name in tensors.names() if canonical(name) in wanted]
-    word = next(name for name in used if canonical(name) == WORD)
+    word = next(name for name in used if canonical(name) == WORDS)
     read = [(tensors, name) for name in used]
     read += [(each, name) for each in map(checkpoint.TensorFiles, dense) for name in each.names()]
     encoder = tensors.folder
     paths = _weight_files(encoder)
     return Files(
         config_keys=_config_keys(config),
-        tensor_prefix=word.removesuffix(WORD),
+        tensor_prefix=word.removesuffix(WORDS),
         format=paths[0].suffix.removeprefix("."),
         shards=len(paths),
         dtypes=sorted({str(each.read(name).dtype).removeprefix("torch.") for each, name in read}),

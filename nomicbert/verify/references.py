@@ -7,7 +7,6 @@ not what the checkpoint says, it is no reference, and the reason is told.
 
 import contextlib
 import gc
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,14 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nomicbert.renames import IGNORED, canonical
 from nomicbert.settings import read_json
 from nomicbert.verify.oracle import Meaning, oracle, read_meaning
 from nomicbert.verify.texts import Batch
 
-# Tensors that no hidden state needs: constants, and other models' heads.
-NEEDLESS = re.compile(
-    r"(.*\.)?(position_ids|inv_freq|norm_factor)|(.*\.)?(cls|pooler|classifier|qa_outputs)\..*"
-)
 # How many names of tensors a reason lists.
 LISTED = 3
 # Keys of config.json that transformers wants as whole numbers.
@@ -257,8 +253,9 @@ def _left_out(report: dict[str, Any]) -> str:
     """What transformers has filled at random, or has not taken though a hidden state needs it."""
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     missing = [*report["missing_keys"], *mismatched]
-    missing = sorted(name for name in missing if not NEEDLESS.fullmatch(name))
-    unread = sorted(name for name in report["unexpected_keys"] if not NEEDLESS.fullmatch(name))
+    missing = sorted(name for name in missing if not IGNORED.fullmatch(canonical(name)))
+    unread = report["unexpected_keys"]
+    unread = sorted(name for name in unread if not IGNORED.fullmatch(canonical(name)))
     parts = [
         f"{what} {len(names)} of its tensors ({', '.join(names[:LISTED])}"
         f"{', ...' if len(names) > LISTED else ''})"
