@@ -39,7 +39,7 @@ class ForwardContext:
         return self.prepared.get(self.ops, (id(layer), kind), layer.weight, layer.bias, kind)
 
     def project(
-        self, x: Tensor, layer: nn.Linear, residual: Hidden, dropout_p: float
+        self, x: Hidden, layer: nn.Linear, residual: Hidden, dropout_p: float
     ) -> tuple[Tensor, Hidden | None]:
         """The linear layer that ends a sublayer, and what is still to be added to it.
 

@@ -81,6 +81,7 @@ KERNEL_ROOMS = [
     {"library", "tiling"},
     OPS,
     {f"{op}_{backend}" for op in OPS for backend in ("torch", "triton")} | {"gemm_triton"},
+    {f"{op}_int8" for op in ("gelu", "linear", "qkv_rotary", "swiglu")},
     {"backend"},
     {"tuning"},
     {""},

@@ -1,8 +1,8 @@
 """The one place that decides which form of each op runs.
 
 reference: the specification, short and slow, sums in fp32. torch: fast on whatever torch runs on, a
-CPU first. triton: kernels of our own. The choice is made once for a device and dtype, and logged.
-The dtype to compute in is decided here too.
+CPU first. int8: torch's, with linear layers in bytes, for a CPU. triton: kernels of our own. The
+choice is made once for a device and dtype, and logged. The dtype to compute in is decided here too.
 """
 
 import functools
@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -22,25 +22,29 @@ from nomicbert_kernels import (
     embed,
     embed_torch,
     gelu,
+    gelu_int8,
     gelu_torch,
     launch,
     layer_norm,
     layer_norm_torch,
     linear,
+    linear_int8,
     linear_torch,
     moe,
     moe_torch,
     pool,
     pool_torch,
     qkv_rotary,
+    qkv_rotary_int8,
     qkv_rotary_torch,
     swiglu,
+    swiglu_int8,
     swiglu_torch,
     tiling,
 )
 from nomicbert_kernels.tensors import Activation, Plan, Run, Weight, WeightKind
 
-Backend = Literal["auto", "reference", "torch", "triton"]
+Backend = Literal["auto", "reference", "torch", "int8", "triton"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # What torch.cpu.get_capabilities() calls products in bf16: on x86 two of them, on ARM one.
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
@@ -72,8 +76,8 @@ class Ops:
     qkv_rotary: Callable[..., Tensor]
     attention: Callable[..., Tensor]
     layer_norm: Callable[..., Tensor | Activation]
-    swiglu: Callable[..., Tensor]
-    gelu: Callable[..., Tensor]
+    swiglu: Callable[..., Tensor | Activation]
+    gelu: Callable[..., Tensor | Activation]
     moe: Callable[..., Tensor]
     pool: Callable[..., Tensor]
 
@@ -131,6 +135,16 @@ TORCH = Ops(
     gelu=gelu_torch.gelu,
     moe=moe_torch.moe,
     pool=pool_torch.pool,
+)
+
+INT8 = replace(
+    TORCH,
+    name="int8",
+    prepare=linear_int8.prepare,
+    linear=linear_int8.linear,
+    qkv_rotary=qkv_rotary_int8.qkv_rotary,
+    swiglu=swiglu_int8.swiglu,
+    gelu=gelu_int8.gelu,
 )
 
 
@@ -207,6 +221,15 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def why_not_int8(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What keeps int8 products from running here, or None."""
+    if device.type != "cpu":
+        return f"it is for a CPU, not {device.type}"
+    if dtype != torch.float32:
+        return f"its hidden states are float32, not {dtype}: take dtype float32 or float16"
+    return linear_int8.why_not()
+
+
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """The dtype of the hidden states where parameters are stored in `dtype`.
 
@@ -269,6 +292,10 @@ def choose_ops(
         raise ValueError(
             f"hidden states cannot be {dtype}: choose one of {', '.join(map(str, DTYPES))}"
         )
+    if backend == "int8":
+        if problem := why_not_int8(device, dtype):
+            raise BackendError(f"backend 'int8' cannot run here: {problem}")
+        return INT8, "asked for"
     problem = why_not_triton(device, dtype)
     if backend == "triton":
         if problem:

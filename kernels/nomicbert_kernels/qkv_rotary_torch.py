@@ -7,6 +7,24 @@ from nomicbert_kernels import qkv_rotary as reference
 from nomicbert_kernels.linear_torch import linear
 from nomicbert_kernels.tensors import Activation, Rope, Weight
 
+# Tokens rotated at a time, so that their queries and keys stay in the cache.
+ROWS = 128
+
+
+def rotate_in_place(qkv: Tensor, rope: Rope) -> None:
+    """Rotate the queries and keys of (T, 3, h, d) in the dtype of the tables."""
+    cos = rope.cos[rope.row][:, None, None]
+    sin = rope.sin[rope.row][:, None, None]
+    parts = (torch.split(x, ROWS) for x in (qkv[:, :2], cos, sin))
+    for qk, c, s in zip(*parts, strict=True):
+        wide = qk.to(c.dtype)
+        a, b = reference.pairs(wide, rope)
+        turned = a * c - b * s
+        b.mul_(c).addcmul_(a, s)
+        a.copy_(turned)
+        if wide is not qk:
+            qk.copy_(wide)
+
 
 def qkv_rotary(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_heads: int) -> Tensor:
     """See `nomicbert_kernels.qkv_rotary`."""
@@ -14,8 +32,8 @@ def qkv_rotary(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_he
     qkv = linear(data, weight).view(reference.heads_shape(data, weight, num_heads))
     if rope is None:
         return qkv
-    rotated = reference.rotate(qkv[:, :2].to(rope.cos.dtype), rope).to(qkv.dtype)
-    if qkv.requires_grad:
-        return torch.cat([rotated, qkv[:, 2:]], dim=1)
-    qkv[:, :2] = rotated
+    if qkv.requires_grad or torch.compiler.is_compiling():
+        turned = reference.rotate(qkv[:, :2].to(rope.cos.dtype), rope).to(qkv.dtype)
+        return torch.cat([turned, qkv[:, 2:]], dim=1)
+    rotate_in_place(qkv, rope)
     return qkv

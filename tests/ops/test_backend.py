@@ -81,7 +81,7 @@ def test_unsupported_dtype(backend: Backend) -> None:
 
 
 def test_unknown_backend() -> None:
-    with refuses("unknown backend 'cuda': choose one of auto, reference, torch, triton"):
+    with refuses("unknown backend 'cuda': choose one of auto, reference, torch, int8, triton"):
         select_ops("cpu", torch.float32, "cuda")  # type: ignore[arg-type]
 
 
