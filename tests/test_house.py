@@ -69,6 +69,7 @@ ROOMS = [
     {"cross_encoder", "embedder"},
     {""},
     {"describe", "evaluation", "verify"},
+    {"throughput"},
     {"cli"},
     {"__main__"},
 ]

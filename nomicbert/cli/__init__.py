@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from nomicbert import __version__
-from nomicbert.cli import console, demo, embed, info, tune, verify
+from nomicbert.cli import bench, console, demo, embed, info, tune, verify
 
 app = typer.Typer(
     name="nomicbert",
@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "embed": (embed.embed, embed.EXAMPLES),
     "info": (info.info, info.EXAMPLES),
     "demo": (demo.demo, demo.EXAMPLES),
+    "bench": (bench.bench, bench.EXAMPLES),
     "tune": (tune.tune, tune.EXAMPLES),
     "verify": (verify.verify, verify.EXAMPLES),
 }

@@ -1,0 +1,144 @@
+"""`nomicbert bench`: how fast is this checkpoint here, and how fast would other libraries be?
+
+Where in the flow: `nomicbert.throughput` measures; here its lines become a table for people, or
+JSON lines for programs, whose fields docs/bench.md lists.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nomicbert.cli import console, options
+from nomicbert.cli.files import STDOUT
+
+if TYPE_CHECKING:
+    from nomicbert.throughput.lines import Line
+
+EXAMPLES = """\b
+Examples:
+  nomicbert bench nomic-ai/nomic-embed-text-v1.5 --quick
+  nomicbert bench ./my-checkpoint --case mixture --case latency-16 --dtype float32
+  nomicbert bench ./my-checkpoint --peer transformers --peer onnxruntime --threads 4
+  nomicbert bench ./my-checkpoint --tokens 8192 --rounds 9 --cache ./exports --json lines.jsonl
+"""
+CASES = ("fixed-128", "fixed-512", "mixture", "latency-16")
+QUICK_TOKENS, QUICK_ROUNDS = 256, 1
+# Seconds until a bar that nobody asked for shows itself.
+DELAY = 2.0
+
+
+def bench(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A checkpoint's folder or repository id."),
+    ],
+    case: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Only this one; may be given several times: fixed-N, queries, passages, mixture "
+            "or latency-N.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Only float32, bfloat16, float16 (on a GPU) or int8; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Only this one beside ours; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="In a case, about; default 2048.", show_default=False)
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Of all peers in turn; default 5.", show_default=False)
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="For each peer; default those of torch.", show_default=False),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few tokens, one round: see that everything runs.")
+    ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Keep exported models there for this checkpoint's next run."
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    revision: options.Revision = None,
+    local_files_only: options.LocalFilesOnly = False,
+    json_file: Annotated[
+        str | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Write JSON lines there; - for stdout, no table."
+        ),
+    ] = None,
+) -> None:
+    """Time a checkpoint beside the libraries that are installed here.
+
+    Whole models, token ids or strings to vectors, in turns on the same texts. A library that is
+    missing or cannot take the checkpoint is named with the reason.
+    """
+    # Takes seconds: what is wrong with the arguments has been said by now.
+    import torch
+
+    from nomicbert import hub
+    from nomicbert.keywords import as_device
+    from nomicbert.throughput.peers import DTYPES
+    from nomicbert.throughput.plan import Checkpoint, Options
+    from nomicbert.throughput.run import check, run
+    from nomicbert.throughput.table import as_text
+
+    place = as_device(device)
+    wanted = Options(
+        cases=list(dict.fromkeys(case or CASES)),
+        dtypes=list(dict.fromkeys(dtype or DTYPES)),
+        families=list(dict.fromkeys(peer)) if peer else None,
+        tokens=tokens or (QUICK_TOKENS if quick else 2048),
+        rounds=rounds or (QUICK_ROUNDS if quick else 5),
+        threads=threads or torch.get_num_threads(),
+        device=place,
+        cache=cache,
+        quick=quick,
+    )
+    check(wanted)
+    if json_file not in (None, STDOUT) and not Path(json_file).parent.is_dir():
+        raise ValueError(f"--json {json_file}: the folder {Path(json_file).parent} does not exist")
+    folder = hub.resolve(model, revision=revision, local_files_only=local_files_only)
+    checkpoint = Checkpoint.of(model, folder)
+    lines = list(_with_bar(lambda step: run(checkpoint, wanted, step)))
+    text = "\n".join(json.dumps(line, allow_nan=False) for line in lines)
+    if json_file == STDOUT:
+        console.put(text)
+        return
+    console.put(as_text(lines))
+    if json_file is not None:
+        Path(json_file).write_text(text + "\n", encoding="utf-8")
+
+
+def _with_bar(work: Any) -> "Iterator[Line]":
+    """Do the work beneath a line that says what is done."""
+    from tqdm import tqdm
+
+    with tqdm(desc="Measuring", unit=" steps", disable=None, delay=DELAY) as bar:
+
+        def step(what: str) -> None:
+            bar.set_postfix_str(what, refresh=True)
+            bar.update()
+
+        yield from work(step)

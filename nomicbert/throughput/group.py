@@ -1,0 +1,206 @@
+"""Peers in memory together: each finds its best batches, is checked, and takes its turns."""
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nomicbert.throughput import measure
+from nomicbert.throughput.batching import Batching, fastest
+from nomicbert.throughput.lines import ABSENT, MEASURED, WRONG, Line, surroundings
+from nomicbert.throughput.ours import Ids
+from nomicbert.throughput.peers import ANCHOR, AbsentError, Peer, Runner, Setting, choose
+from nomicbert.throughput.plan import Checkpoint, Options
+from nomicbert.throughput.workloads import Case
+
+Step = Callable[[str], object]
+
+# Of a latency case: calls of a peer in a round.
+LATENCY_CALLS = 20
+
+
+class Group:
+    """Peers that are in memory at the same time, and so can be timed in turns."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        options: Options,
+        setting: Setting,
+        name: str,
+        dtypes: Sequence[str],
+    ) -> None:
+        """Nothing is loaded yet."""
+        self.checkpoint, self.options, self.setting = checkpoint, options, setting
+        self.name, self.dtypes = name, dtypes
+        self.around = surroundings(options.device)
+        self.runners: dict[Peer, Runner] = {}
+        self.absent: dict[Peer, str] = {}
+
+    def lines(self, cases: Sequence[str], step: Step) -> Iterator[Line]:
+        """Load the peers, and measure one case after the other."""
+        options = self.options
+        peers = choose(options.families, self.dtypes, options.device, options.slow)
+        if not peers:  # as of float16 on a CPU
+            return
+        if ANCHOR not in peers and (options.families is None or ANCHOR.family in options.families):
+            peers.append(ANCHOR)
+        for peer in peers:
+            step(f"load {peer.name}")
+            try:
+                self.runners[peer] = peer.load(self.setting)
+            except AbsentError as error:
+                self.absent[peer] = str(error)
+            except Exception as error:  # libraries of others raise whatever they like
+                if peer.is_ours:
+                    raise
+                self.absent[peer] = f"could not be loaded: {first_line(error)}"
+        for name in cases:
+            case = self.checkpoint.case(name, options.tokens, options.device)
+            if case is None:
+                step(f"{name}: longer than the {self.checkpoint.longest} tokens of the checkpoint")
+                continue
+            yield from self._case(case, step)
+
+    def _case(self, case: Case, step: Step) -> Iterator[Line]:
+        reference, truth = self._truth(case)
+        left_out = {
+            peer: self._line(peer, case, ABSENT, reason=why) for peer, why in self.absent.items()
+        }
+        ways: dict[Peer, Batching] = {}
+        facts: dict[Peer, Line] = {}
+        for peer, runner in self.runners.items():
+            step(f"{case.name}: batches of {peer.name}")
+            try:
+                ways[peer] = self._best_way(runner, case)
+                found = runner.vectors(case, ways[peer])
+            except Exception as error:  # as above
+                if peer.is_ours:
+                    raise
+                reason = f"failed: {first_line(error)}"
+                left_out[peer] = self._line(peer, case, ABSENT, reason=reason)
+                continue
+            mean, least = measure.cosines(found, truth)
+            facts[peer] = {"reference": reference, "cosine_mean": _number(mean)}
+            facts[peer]["cosine_min"] = _number(least)
+            if found.shape != truth.shape or measure.is_wrong(least, peer.dtype):
+                reason = f"computes something else: cosine {least:.4f} to {reference}"
+                left_out[peer] = self._line(peer, case, WRONG, reason=reason, **facts[peer])
+        right = {peer: self.runners[peer] for peer in facts if peer not in left_out}
+        step(f"{case.name}: in turns")
+        times, rates = self._times(case, right, ways)
+        for peer in right:
+            yield self._measured(peer, case, ways[peer], times[peer.name], rates, facts[peer])
+        yield from left_out.values()
+
+    def _best_way(self, runner: Runner, case: Case) -> Batching:
+        ways = runner.ways(case)
+        if len(ways) == 1:
+            return ways[0]
+
+        def seconds(way: Batching) -> float:
+            started = measure.clock()
+            runner.vectors(case, way)
+            return measure.clock() - started
+
+        return fastest(ways, seconds)
+
+    def _truth(self, case: Case) -> tuple[str, np.ndarray]:
+        """What vectors are compared with, and the vectors."""
+        peer = ANCHOR if ANCHOR not in self.absent else Peer("ours", "float32", "ours")
+        try:
+            runner = self.runners.get(peer) or peer.load(self.setting)
+        except AbsentError:
+            peer = Peer("ours", "float32", "ours")
+            runner = self.runners.get(peer) or peer.load(self.setting)
+        return peer.name, runner.vectors(case, runner.ways(case)[0])
+
+    def _times(
+        self, case: Case, right: dict[Peer, Runner], ways: dict[Peer, Batching]
+    ) -> tuple[dict[str, list[float]], dict[str, float]]:
+        """Seconds of each peer's calls, and the rate of matrix products of each dtype."""
+
+        def work(peer: Peer, runner: Runner) -> measure.Work:
+            return lambda: runner.vectors(case, ways[peer])
+
+        works = {peer.name: work(peer, runner) for peer, runner in right.items()}
+        counts, config, tokens = {}, self.checkpoint.config, case.tokens
+        seconds = 0.0 if self.options.quick else measure.MATRIX_SECONDS
+        for dtype in dict.fromkeys(peer.dtype for peer in right):
+            product = measure.matrix_work(config, dtype, self.options.device, tokens)
+            works[f"matrix {dtype}"], counts[dtype] = measure.repeated(product, seconds)
+        calls = LATENCY_CALLS if case.is_latency and not self.options.quick else 1
+        times = measure.in_turns(works, self.options.rounds, calls=calls)
+        once = measure.matrix_flops(config, tokens)
+        rates = {
+            dtype: count * once / statistics.median(times[f"matrix {dtype}"])
+            for dtype, count in counts.items()
+        }
+        return times, rates
+
+    def _measured(
+        self,
+        peer: Peer,
+        case: Case,
+        way: Batching,
+        seconds: list[float],
+        rates: dict[str, float],
+        facts: Line,
+    ) -> Line:
+        median = statistics.median(seconds)
+        rate = measure.flops(self.checkpoint.config, case) / median
+        runner = self.runners[peer]
+        more: dict[str, Any] = {}
+        if isinstance(runner, Ids):
+            shares = [runner.shares(case, way) for _ in range(self.options.rounds)]
+            more["shares"] = {
+                part: statistics.median(share[part] for share in shares) for part in shares[0]
+            }
+        if case.is_latency:
+            more["p50"], more["p99"] = (float(np.quantile(seconds, q)) for q in (0.5, 0.99))
+        return self._line(
+            peer,
+            case,
+            MEASURED,
+            from_texts=runner.from_texts,
+            batch=way.name,
+            seconds=seconds,
+            median=median,
+            spread=measure.spread(seconds),
+            tokens_per_second=case.tokens / median,
+            texts_per_second=len(case.texts) / median,
+            model_flops=rate,
+            matrix_flops=rates[peer.dtype],
+            matrix_share=rate / rates[peer.dtype],
+            **facts,
+            **more,
+        )
+
+    def _line(self, peer: Peer, case: Case, status: str, **facts: Any) -> Line:
+        return {
+            "model": self.checkpoint.name,
+            "case": case.name,
+            "group": self.name,
+            "peer": peer.family,
+            "dtype": peer.dtype,
+            "status": status,
+            "reason": None,
+            "tokens": case.tokens,
+            "texts": len(case.texts),
+            "kinds": case.kinds,
+            "rounds": self.options.rounds,
+            **facts,
+            **self.around,
+        }
+
+
+def first_line(error: Exception) -> str:
+    """Of its message, cut to what fits a table."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:160]
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if np.isfinite(value) else None

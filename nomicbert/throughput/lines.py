@@ -1,0 +1,136 @@
+"""What was found, one line for each case and peer; and the ratios that follow from the lines.
+
+A line is a dict that goes to JSON as it is; docs/bench.md says what each field means.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nomicbert import __version__
+from nomicbert.verify.report import machine
+
+Line = dict[str, Any]
+
+MEASURED, ABSENT, WRONG = "measured", "absent", "wrong"
+LIBRARIES = (
+    "torch", "transformers", "sentence-transformers", "tokenizers", "onnxruntime", "onnx",
+    "openvino", "nncf", "ctranslate2", "numpy",
+)  # fmt: skip
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
+OURS = "ours"
+NAIVE = "transformers-32"
+
+
+def surroundings(device: torch.device) -> Line:
+    """Versions of all libraries, the machine, and the commit where that is known."""
+    versions: dict[str, str | None] = {
+        "nomicbert": __version__,
+        "python": platform.python_version(),
+    }
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return {
+        "versions": versions,
+        "machine": {**machine(device), "instructions": _instructions()},
+        "commit": _commit(),
+    }
+
+
+def write(lines: Iterable[Line], path: Path) -> None:
+    """Append lines to a file."""
+    with path.open("a", encoding="utf-8") as file:
+        for line in lines:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of a file.
+
+    Raises: ValueError: one is no line of this kind.
+    """
+    found = []
+    for number, text in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            known = {"model", "case", "peer", "dtype", "status"} <= set(line)
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is not JSON") from error
+        if not known:
+            raise ValueError(f"{path}, line {number} is no result of this benchmark")
+        found.append(line)
+    return found
+
+
+def ratios(lines: Sequence[Line], ours: Line) -> tuple[Line | None, float | None, float | None]:
+    """How a line of ours compares with the lines that were measured in turns with it.
+
+    Args:
+        lines: of one run or several; later ones count where a peer was measured again.
+        ours: one of them.
+
+    Returns: the fastest right peer of ours' dtype and kind of input, ours' rate over its rate, and
+        ours' rate over that of transformers in fp32 with batches of 32; each None where it is
+        missing.
+    """
+    turns = {
+        (line["peer"], line["dtype"]): line
+        for line in lines
+        if line["status"] == MEASURED
+        and all(line[key] == ours[key] for key in ("model", "case", "group"))
+    }
+    rivals = [
+        line
+        for (peer, dtype), line in turns.items()
+        if dtype == ours["dtype"] and not is_ours(peer) and line["from_texts"] == ours["from_texts"]
+    ]
+    best = max(rivals, key=_rate, default=None)
+    naive = turns.get((NAIVE, "float32"))
+    return (
+        best,
+        _rate(ours) / _rate(best) if best else None,
+        _rate(ours) / _rate(naive) if naive else None,
+    )
+
+
+def is_ours(peer: str) -> bool:
+    """Whether a line's peer is this package."""
+    return peer in (OURS, f"{OURS}-texts")
+
+
+def _rate(line: Line) -> float:
+    return float(line["tokens_per_second"])
+
+
+def _instructions() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""
+    flags = set(next((x for x in text.splitlines() if x.startswith("flags")), "").split())
+    return [name for name in INSTRUCTIONS if name in flags]
+
+
+def _commit() -> str | None:
+    """Of the source tree that this file lies in."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", os.fspath(root), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,101 @@
+"""OpenVINO: the converted model in fp32, with bf16 products, and in two forms of int8.
+
+"openvino-weights" keeps weights in int8 and lets the CPU plugin quantise activations as they come;
+"openvino-ptq" is NNCF's full quantisation, whose scales were measured on texts of the case's kind.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nomicbert.throughput.batching import padded
+from nomicbert.throughput.onnx_peers import INPUTS, need, without_chatter
+from nomicbert.throughput.peers import Runner, Setting
+from nomicbert.throughput.sentence import PaddedRunner, load_sentence, pad_id
+
+# Texts that scales are measured on, at most.
+SAMPLE = 48
+# One scale for each row of activations, however wide.
+WHOLE_ROW = str(2**31 - 1)
+
+
+def load(family: str, dtype: str, setting: Setting) -> Runner:
+    """See peers.Peer.load."""
+    need("openvino")
+    if dtype == "int8":
+        need("nncf")
+    options = {"INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32"}
+    name = {"openvino-weights": "weights", "openvino-ptq": "ptq"}.get(family, "float")
+    if name == "weights":
+        options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = WHOLE_ROW
+    return Compiled(_file(name, setting), options, setting)
+
+
+def _file(name: str, setting: Setting) -> Path:
+    """The model in this form, in the cache, made if it is not there."""
+    import openvino
+
+    path = setting.cache / f"openvino-{name}.xml"
+    if path.is_file():
+        return path
+    if name == "float":
+        model = _converted(setting)
+    else:
+        import nncf
+
+        model = openvino.Core().read_model(_file("float", setting))
+        pad = pad_id(setting)
+        with without_chatter():
+            if name == "weights":
+                mode = nncf.CompressWeightsMode.INT8_SYM
+                model = nncf.compress_weights(model, mode=mode)
+            else:
+                rows = [
+                    dict(zip(INPUTS, padded([ids], pad), strict=True))
+                    for ids in setting.sample[:SAMPLE]
+                ]
+                model = nncf.quantize(
+                    model,
+                    nncf.Dataset(rows),
+                    model_type=nncf.ModelType.TRANSFORMER,
+                    subset_size=len(rows),
+                )
+    openvino.save_model(model, path, compress_to_fp16=False)
+    return path
+
+
+def _converted(setting: Setting) -> Any:
+    """The checkpoint with its pooling, traced."""
+    import openvino
+
+    sentence = load_sentence(setting, "float32")
+    ids = torch.randint(1, 100, (2, 24))
+    example = dict(zip(INPUTS, (ids, torch.ones_like(ids)), strict=True))
+    with without_chatter():
+        model = openvino.convert_model(sentence, example_input=example)
+    for tensor in model.inputs:
+        tensor.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+class Compiled(PaddedRunner):
+    """A compiled model and one request."""
+
+    def __init__(self, path: Path, options: dict[str, str], setting: Setting) -> None:
+        """Compile the file for the CPU."""
+        import openvino
+
+        super().__init__(pad_id(setting))
+        fixed = {"INFERENCE_NUM_THREADS": setting.threads, "PERFORMANCE_HINT": "LATENCY"}
+        compiled = openvino.Core().compile_model(path, "CPU", fixed | options)
+        self.request: Any = compiled.create_infer_request()
+
+    def batch(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """See PaddedRunner."""
+        self.request.infer(dict(zip(INPUTS, (ids, mask), strict=True)))
+        # a copy: the next call writes into the same memory
+        found: np.ndarray = self.request.get_output_tensor(0).data.copy()
+        return found

@@ -1,0 +1,130 @@
+"""This package, from token ids or from strings, and where its time goes."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nomicbert.embedder import Embedder
+from nomicbert.packing import PackedBatch, pack
+from nomicbert.pooling import Finish
+from nomicbert.runtime.batches import token_batches
+from nomicbert.runtime.request import BATCH_TOKENS
+from nomicbert.throughput.batching import Batching, by_count
+from nomicbert.throughput.peers import AbsentError, Runner, Setting
+from nomicbert.throughput.workloads import Case
+from nomicbert_kernels import BackendError
+
+
+def load(family: str, dtype: str, setting: Setting) -> Runner:
+    """See peers.Peer.load."""
+    key = f"ours {dtype}"
+    if key not in setting.loaded:
+        try:
+            setting.loaded[key] = Embedder.from_pretrained(
+                setting.folder, dtype=dtype, device=setting.device
+            )
+        except BackendError as error:
+            raise AbsentError(str(error)) from error
+        except ValueError as error:
+            if dtype == "int8":
+                raise AbsentError("this version has no dtype int8") from error
+            raise
+    embedder = setting.loaded[key]
+    return Texts(embedder) if family == "ours-texts" else Ids(embedder)
+
+
+class Ids:
+    """Token ids to vectors, in the batches that `Embedder.encode` makes of them.
+
+    Attributes:
+        from_texts: see Runner.
+    """
+
+    from_texts = False
+
+    def __init__(self, embedder: Embedder) -> None:
+        """Nothing is computed yet."""
+        self.embedder = embedder
+
+    def ways(self, case: Case) -> list[Batching]:
+        """See Runner: it decides itself."""
+        parts = tuple(map(tuple, token_batches(case.lengths, BATCH_TOKENS)))
+        return [Batching("own", parts)]
+
+    def vectors(self, case: Case, way: Batching) -> np.ndarray:
+        """See Runner."""
+        return self._run(case, way, self.embedder.model)
+
+    def shares(self, case: Case, way: Batching) -> dict[str, float]:
+        """Seconds of one pass: "tokenise", "encode" and "pool", which holds Dense and L2."""
+        started = time.perf_counter()
+        self.embedder.tokenizer.encode(case.texts, self.embedder.max_seq_length)
+        tokenised = time.perf_counter()
+        watched = Watched(self.embedder.model)
+        self._run(case, way, watched)
+        whole = time.perf_counter() - tokenised
+        return {
+            "tokenise": tokenised - started,
+            "encode": watched.seconds,
+            "pool": whole - watched.seconds,
+        }
+
+    @torch.inference_mode()
+    def _run(self, case: Case, way: Batching, model: Any) -> np.ndarray:
+        embedder, rows = self.embedder, torch.empty(0)
+        for part in way.parts:
+            batch = pack([case.ids[i] for i in part], embedder.device)
+            found = embedder.pooling(model, batch, Finish())
+            if not rows.numel():
+                rows = found.new_empty(len(case.ids), found.shape[1])
+            rows[list(part)] = found
+        vectors: np.ndarray = rows.cpu().numpy()
+        return vectors
+
+
+class Texts:
+    """Strings to vectors: `Embedder.encode`.
+
+    Attributes:
+        from_texts: see Runner.
+    """
+
+    from_texts = True
+
+    def __init__(self, embedder: Embedder) -> None:
+        """Nothing is computed yet."""
+        self.embedder = embedder
+
+    def ways(self, case: Case) -> list[Batching]:
+        """See Runner: it decides itself."""
+        whole = by_count(case.lengths, len(case.texts))
+        return [Batching("own", whole.parts)]
+
+    def vectors(self, case: Case, way: Batching) -> np.ndarray:
+        """See Runner."""
+        found: np.ndarray = self.embedder.encode(case.texts, prompt="", show_progress_bar=False)
+        return found
+
+
+class Watched:
+    """A model that adds up the seconds of its encoder."""
+
+    def __init__(self, model: Any) -> None:
+        """Everything else is the model's own."""
+        self.model, self.seconds = model, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        """What the model has."""
+        return getattr(self.model, name)
+
+    def encode_packed(self, batch: PackedBatch, **keywords: Any) -> Tensor:
+        """The model's own, timed until the device is done."""
+        started = time.perf_counter()
+        hidden: Tensor = self.model.encode_packed(batch, **keywords)
+        if hidden.is_cuda:
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - started
+        return hidden
