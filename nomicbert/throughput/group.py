@@ -84,7 +84,7 @@ class Group:
             mean, least = measure.cosines(found, truth)
             facts[peer] = {"reference": reference, "cosine_mean": _number(mean)}
             facts[peer]["cosine_min"] = _number(least)
-            if found.shape != truth.shape or measure.is_wrong(least, peer.dtype):
+            if measure.is_wrong(least, peer.dtype):
                 reason = f"computes something else: cosine {least:.4f} to {reference}"
                 left_out[peer] = self._line(peer, case, WRONG, reason=reason, **facts[peer])
         right = {peer: self.runners[peer] for peer in facts if peer not in left_out}

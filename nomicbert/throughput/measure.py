@@ -1,5 +1,6 @@
 """Time in turns, and what follows from it: rates, spread, cosine, share of the matrix products."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -132,7 +133,12 @@ def repeated(work: Work, seconds: float, clock: Clock = clock) -> tuple[Work, in
 
 
 def cosines(found: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """(mean, least) cosine of each row of (texts, dim) to the same row of the other; or NaN."""
+    """(mean, least) cosine of each row of (texts, dim) to the same row of the other; or NaN.
+
+    Other shapes are no match: NaN.
+    """
+    if found.shape != truth.shape:
+        return math.nan, math.nan
     a, b = found.astype(np.float64), truth.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,0 +1,411 @@
+"""The texts of the whole-model benchmark, how peers are cut, timed, judged and compared."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench import throughput as driver
+from bench import throughput_report
+from nomicbert.throughput import batching, group, measure, workloads
+from nomicbert.throughput.batching import Batching, by_count, by_tokens, fastest, ways
+from nomicbert.throughput.lines import ratios, read, write
+from nomicbert.throughput.peers import ANCHOR, PEERS, AbsentError, Peer, choose
+from nomicbert.throughput.plan import Checkpoint, Options
+from nomicbert.throughput.run import run
+from nomicbert.throughput.table import as_text
+from nomicbert.throughput.workloads import Case
+from tests.checkpoints import build_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    found = {}
+    for name in ("nomic-v1.5", "conan-v1"):
+        more = {"dialect": "both"} if name == "nomic-v1.5" else {}
+        folder = build_checkpoint(tmp_path_factory.mktemp(name), name, num_hidden_layers=1, **more)
+        found[name] = Checkpoint.of(name, folder)
+    return found
+
+
+@pytest.mark.parametrize("model", ["nomic-v1.5", "conan-v1"])
+@pytest.mark.parametrize("name", ["fixed-16", "fixed-128", "passages", "queries", "mixture"])
+def test_texts_have_the_ids_that_they_stand_for(
+    name: str, model: str, checkpoints: dict[str, Checkpoint]
+) -> None:
+    checkpoint = checkpoints[model]
+    case = checkpoint.case(name, 2048, CPU)
+    assert case is not None
+    assert checkpoint.tokenizer.encode(case.texts, 8192) == (case.ids, [])
+    assert case.tokens == 2048
+    assert len(set(case.texts)) > len(case.texts) // 2
+    again = checkpoint.case(name, 2048, CPU)
+    other = checkpoint.case(name, 2048, CPU, seed=1)
+    assert again == case
+    assert other is not None
+    assert other.texts != case.texts
+
+
+def test_chinese_texts_are_characters(checkpoints: dict[str, Checkpoint]) -> None:
+    case = checkpoints["conan-v1"].case("fixed-16", 64, CPU)
+    assert case is not None
+    assert all(len(text) == 14 and "\u4e00" <= min(text) for text in case.texts)
+    english = checkpoints["nomic-v1.5"].case("fixed-16", 64, CPU)
+    assert english is not None
+    assert all(len(text.split()) == 14 for text in english.texts)
+
+
+def test_lengths_of_each_kind() -> None:
+    rng = np.random.default_rng(0)
+    queries = workloads.lengths_of("queries", 40_000, rng, 8192)
+    passages = workloads.lengths_of("passages", 200_000, rng, 8192)
+    documents = workloads.lengths_of("documents", 200_000, rng, 8192)
+    assert min(queries) == 3
+    assert 14 < max(queries) <= 20
+    assert np.mean(queries) == pytest.approx(8, rel=0.03)
+    assert (min(passages), max(passages)) == (16, 256)
+    assert np.mean(passages) == pytest.approx(70, rel=0.03)
+    assert min(documents[:-1]) >= 512
+    assert max(documents) <= 2048
+    # as many in each octave: the mean of a log-uniform draw is (b - a) / log(b / a)
+    assert np.mean(documents) == pytest.approx(1536 / math.log(4), rel=0.08)
+    on_gpu = workloads.lengths_of("documents", 400_000, rng, 8192, long_documents=True)
+    assert 6000 < max(on_gpu) <= 8192
+    assert workloads.lengths_of("fixed-128", 1000, rng, 8192) == [128] * 7
+    assert workloads.lengths_of("fixed-8192", 1000, rng, 8192) == [8192]
+    assert workloads.lengths_of("latency-32", 1000, rng, 8192) == [32]
+
+
+def test_a_mixture_is_shared_out_by_tokens(checkpoints: dict[str, Checkpoint]) -> None:
+    case = checkpoints["nomic-v1.5"].case("mixture", 10_000, CPU)
+    assert case is not None
+    assert case.kinds == {"queries": 1000, "passages": 6000, "documents": 3000}
+    assert case.tokens == 10_000
+    # not in the order of their kinds
+    long = [place for place, length in enumerate(case.lengths) if length > 256]
+    assert long
+    assert long != list(range(len(case.ids) - len(long), len(case.ids)))
+
+
+def test_texts_beyond_the_limit(checkpoints: dict[str, Checkpoint]) -> None:
+    bert = checkpoints["conan-v1"]
+    assert bert.longest == 512
+    assert bert.case("fixed-2048", 4096, CPU) is None
+    assert bert.case("fixed-512", 512, CPU) is not None
+    mixture = bert.case("mixture", 4096, CPU)
+    assert mixture is not None
+    assert max(mixture.lengths) <= 512
+    with pytest.raises(ValueError, match="unknown case 'fixed-17'"):
+        bert.case("fixed-17", 64, CPU)
+
+
+def case_of(lengths: list[int], name: str = "mixture") -> Case:
+    return Case(name, [[1] * length for length in lengths], ["x"] * len(lengths))
+
+
+def test_ways_to_cut_a_case() -> None:
+    assert by_count([5, 9, 7], 2).parts == ((1, 2), (0,))
+    assert by_tokens([5, 9, 7, 1], 18).parts == ((1, 2), (0, 3))
+    assert [way.name for way in ways(case_of([16] * 4))] == ["1", "4"]
+    assert [way.name for way in ways(case_of([16], "latency-16"))] == ["1"]
+    # eight texts of 4096 would be 32768 padded tokens
+    assert [way.name for way in ways(case_of([4096] * 9))] == ["1", "4"]
+    mixed = ways(case_of([2000, *[10] * 100]))
+    assert "4096 tokens" in [way.name for way in mixed]
+    for way in mixed:
+        assert sorted(itertools.chain(*way.parts)) == list(range(101))
+
+
+def test_padding() -> None:
+    ids, mask = batching.padded([[5, 6, 7], [8]], pad=2)
+    assert ids.tolist() == [[5, 6, 7], [8, 2, 2]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_the_fastest_way() -> None:
+    cost = {"1": [4.0], "4": [2.0], "8": [2.2], "16": [3.0], "32": [1.0]}
+    tried: list[str] = []
+
+    def seconds(way: Batching) -> float:
+        tried.append(way.name)
+        return cost[way.name][0]
+
+    choices = [Batching(name, ()) for name in cost]
+    assert fastest(choices, seconds).name == "4"
+    assert tried == ["1", "4", "8", "16"]  # 16 is hopeless, and so is what comes after it
+    # short passes are made twice, and the better one counts
+    turns = iter([0.5, 0.4, 0.9, 0.1])
+    assert fastest(choices[:2], lambda way: next(turns)).name == "4"
+
+
+class FakeClock:
+    """Time that passes only as works say."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_turns_alternate() -> None:
+    clock, order = FakeClock(), []
+    costs = {"a": iter([1.0, 9.0, 2.0]), "b": iter([5.0, 5.0, 7.0])}
+
+    def work(name: str) -> measure.Work:
+        def once() -> None:
+            order.append(name)
+            clock.now += next(costs[name])
+
+        return once
+
+    times = measure.in_turns({"a": work("a"), "b": work("b")}, 3, clock)
+    assert order == ["a", "b"] * 3
+    assert times == {"a": [1.0, 9.0, 2.0], "b": [5.0, 5.0, 7.0]}
+    assert measure.spread([1.0, 2.0, 9.0]) == pytest.approx(4 / 2)
+    assert measure.spread([1.0]) == 0.0
+
+
+def test_several_calls_in_a_turn_begin_uncounted() -> None:
+    clock, costs = FakeClock(), iter([50.0, 1.0, 2.0, 60.0, 3.0, 4.0])
+
+    def once() -> None:
+        clock.now += next(costs)
+
+    assert measure.in_turns({"a": once}, 2, clock, calls=2) == {"a": [1.0, 2.0, 3.0, 4.0]}
+
+
+def test_operations_of_a_model(checkpoints: dict[str, Checkpoint]) -> None:
+    case = case_of([3, 5])
+    config = checkpoints["nomic-v1.5"].config
+    assert (config.hidden_size, config.intermediate_size) == (64, 96)
+    weights = 4 * 64 * 64 + 3 * 64 * 96
+    assert measure.flops(config, case) == 2 * weights * 8 + 4 * 64 * (9 + 25)
+    config = checkpoints["conan-v1"].config
+    weights = 4 * 64 * 64 + 2 * 64 * 96
+    assert measure.flops(config, case) == 2 * weights * 8 + 4 * 64 * (9 + 25)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_matrix_products_have_the_shape_that_is_counted(
+    dtype: str, checkpoints: dict[str, Checkpoint]
+) -> None:
+    config = checkpoints["nomic-v1.5"].config
+    result: Any = measure.matrix_work(config, dtype, CPU, 40)()
+    assert tuple(result.shape) == (40, 96)
+    assert measure.matrix_flops(config, 40) == 2 * 40 * 64 * 96
+    assert measure.matrix_rows(10**6) == measure.MATRIX_ROWS
+
+
+def test_cosines() -> None:
+    truth = np.array([[1.0, 0.0], [0.0, 2.0]], dtype=np.float32)
+    found = np.array([[3.0, 0.0], [3.0, 4.0]], dtype=np.float32)
+    assert measure.cosines(found, truth) == (pytest.approx(0.9), pytest.approx(0.8))
+    assert measure.is_wrong(0.8, "int8")
+    assert not measure.is_wrong(0.95, "int8")
+    assert measure.is_wrong(0.95, "float32")
+    assert measure.is_wrong(math.nan, "int8")
+
+
+def test_who_takes_part() -> None:
+    names = [peer.name for peer in PEERS]
+    assert len(set(names)) == len(names)
+    everyone = {peer.family for peer in choose(None, ["float32", "int8"], CPU, slow=False)}
+    assert {"ours", "ours-texts", "onnxruntime", "openvino-ptq", "ctranslate2"} <= everyone
+    assert "transformers-compile" not in everyone
+    assert ANCHOR in choose(None, ["float32"], CPU, slow=False)
+    assert choose(None, ["float16"], CPU, slow=False) == []
+    few = [peer.name for peer in choose(["openvino"], ["bfloat16"], CPU, slow=False)]
+    assert few == ["ours bfloat16", "ours-texts bfloat16", "openvino bfloat16"]
+    named = choose(["transformers-compile"], ["float32"], CPU, slow=False)
+    assert "transformers-compile float32" in [peer.name for peer in named]
+    with pytest.raises(ValueError, match="unknown peer 'abacus'"):
+        choose(["abacus"], ["float32"], CPU, slow=False)
+
+
+class Fake:
+    """A peer that copies the truth, with a fault."""
+
+    from_texts = False
+
+    def __init__(self, truth: Any, fault: Any) -> None:
+        self.truth, self.fault = truth, fault
+
+    def ways(self, case: Case) -> list[Batching]:
+        return [by_count(case.lengths, 1), by_count(case.lengths, 4)]
+
+    def vectors(self, case: Case, way: Batching) -> np.ndarray:
+        vectors: np.ndarray = self.fault(self.truth.vectors(case, self.truth.ways(case)[0]))
+        return vectors
+
+
+FAULTS: dict[str, Any] = {
+    "right": lambda vectors: 2 * vectors,
+    "swapped": lambda vectors: vectors[::-1].copy(),
+    "nan": lambda vectors: vectors * np.where(vectors == vectors[0, 0], np.nan, 1),
+    "narrow": lambda vectors: vectors[:, :-1],
+    "breaks": lambda vectors: vectors.reshape(7, -1, 11),
+}
+
+
+def test_only_right_peers_are_ranked(
+    checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [peer for peer in PEERS if peer.name in ("ours float32", "transformers-32 float32")]
+    fakes = [Peer(name, "float32", "fakes") for name in (*FAULTS, "missing")]
+    right = Peer.load
+
+    def load(peer: Peer, setting: Any) -> Any:
+        if peer.family == "missing":
+            raise AbsentError("nobody has written it")
+        if peer.family in FAULTS:
+            return Fake(right(known[0], setting), FAULTS[peer.family])
+        return right(peer, setting)
+
+    monkeypatch.setattr(Peer, "load", load)
+    monkeypatch.setattr(group, "choose", lambda *_: [*known, *fakes])
+    options = Options(["fixed-16", "latency-16"], ["float32"], tokens=64, rounds=2, quick=True)
+    lines = list(run(checkpoints["nomic-v1.5"], options))
+    first = {line["peer"]: line for line in lines if line["case"] == "fixed-16"}
+    status = {name: line["status"] for name, line in first.items()}
+    assert status == {
+        "ours": "measured",
+        "transformers-32": "measured",
+        "right": "measured",
+        "swapped": "wrong",
+        "nan": "wrong",
+        "narrow": "wrong",
+        "breaks": "absent",
+        "missing": "absent",
+    }
+    assert first["missing"]["reason"] == "nobody has written it"
+    assert first["breaks"]["reason"].startswith("failed: cannot reshape")
+    assert first["nan"]["cosine_min"] is None
+    ours = first["ours"]
+    assert (ours["tokens"], ours["texts"], len(ours["seconds"])) == (64, 4, 2)
+    assert ours["tokens_per_second"] == pytest.approx(64 / np.median(ours["seconds"]))
+    assert ours["texts_per_second"] == pytest.approx(4 / np.median(ours["seconds"]))
+    assert ours["matrix_share"] == pytest.approx(ours["model_flops"] / ours["matrix_flops"])
+    assert set(ours["shares"]) == {"tokenise", "encode", "pool"}
+    assert min(ours["shares"].values()) > 0
+    assert ours["cosine_min"] == pytest.approx(1, abs=1e-5)
+    assert ours["reference"] == "transformers-32 float32"
+    latency = next(x for x in lines if (x["case"], x["peer"]) == ("latency-16", "ours"))
+    assert latency["p50"] == pytest.approx(np.median(latency["seconds"]))
+    assert latency["p99"] >= latency["p50"]
+    text = as_text(lines)
+    assert "swapped float32: WRONG, not ranked: computes something else" in text
+    assert "missing float32: nobody has written it\n" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_fault_of_ours_is_no_absence(
+    checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("our own fault")
+
+    monkeypatch.setattr("nomicbert.throughput.ours.Ids.vectors", refuse)
+    options = Options(["fixed-16"], ["float32"], families=["ours"], tokens=16, quick=True)
+    with pytest.raises(RuntimeError, match="our own fault"):
+        list(run(checkpoints["conan-v1"], options))
+
+
+def line_of(peer: str, dtype: str, rate: float | None, **more: Any) -> dict[str, Any]:
+    status = "absent" if rate is None else "measured"
+    plain = {
+        "model": "m", "case": "c", "group": "float32", "reason": "none", "from_texts": False,
+        "batch": "4", "texts": 1, "tokens": 2, "texts_per_second": 1.0, "spread": 0.1,
+        "model_flops": 2e9, "matrix_flops": 4e9, "matrix_share": 0.5, "cosine_mean": 1.0,
+        "cosine_min": 0.5, "commit": None, "versions": {"torch": "2"},
+        "machine": {"gpu": None, "cpu": "abacus", "instructions": ["avx2"], "threads": 3},
+    }  # fmt: skip
+    found = plain | {"peer": peer, "dtype": dtype, "status": status, "tokens_per_second": rate}
+    return found | more
+
+
+LINES = [
+    line_of("ours", "float32", 300.0, shares={"tokenise": 1.0, "encode": 3.0}),
+    line_of("transformers-32", "float32", 100.0),
+    line_of("fast", "float32", 600.0),
+    line_of("faster", "int8", 900.0),
+    line_of("from strings", "float32", 800.0, from_texts=True),
+    line_of("elsewhere", "float32", 950.0, case="d"),
+    line_of("gone", "float32", None),
+    line_of("bad", "float32", 990.0, status="wrong"),
+]
+
+
+def test_ratios() -> None:
+    best, over_best, over_naive = ratios(LINES, LINES[0])
+    assert best is not None
+    assert (best["peer"], over_best, over_naive) == ("fast", 0.5, 3.0)
+    assert ratios(LINES[:1], LINES[0]) == (None, None, None)
+    # measured again: the later line counts
+    again = [*LINES, line_of("fast", "float32", 200.0)]
+    assert ratios(again, LINES[0])[1:] == (1.5, 3.0)
+
+
+def test_lines_on_disk(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    write(LINES[:2], path)
+    write(LINES[2:], path)
+    assert read(path) == LINES
+    path.write_text('{"model": "m"}\n')
+    with pytest.raises(ValueError, match="line 1 is no result"):
+        read(path)
+    path.write_text("{}\n{")
+    with pytest.raises(ValueError, match="line 1 is no result"):
+        read(path)
+    path.write_text(json.dumps(LINES[0]) + "\n{")
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        read(path)
+
+
+def test_the_report(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    write([*LINES, line_of("fast", "float32", 200.0)], path)
+    throughput_report.main([str(path)])
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in path.with_suffix(".md").read_text("utf-8").splitlines()
+        if row.startswith("| c |")
+    ]
+    assert rows[0] == ["c", "ours float32", "300", "fast 200", "1.50", "3.00", "25 / 75"]
+    found = {row[1]: row for row in rows[1:]}
+    assert set(found) == {
+        "ours float32", "transformers-32 float32", "fast float32", "faster int8",
+        "from strings float32",
+    }  # fmt: skip
+    assert found["fast float32"][2:] == [
+        "4", "200", "1.0", "10.0%", "2", "50%", "1.00000 / 0.50000", "0.67",
+    ]  # fmt: skip
+    text = path.with_suffix(".md").read_text("utf-8")
+    assert "- gone float32: none (c)" in text
+    assert "- bad float32: wrong, not ranked: none (c)" in text
+
+
+def test_the_driver_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    cases, dtypes = ["fixed-16", "latency-16"], ["float32", "int8"]
+    options = Options(cases, dtypes, together=False)
+    todo = [(part.cases, part.dtypes) for part in driver.missing(path, "m", options)]
+    assert todo == [(cases, ["float32"]), (cases, ["int8"])]
+    write([line_of("ours", "int8", 1.0, case="fixed-16", group="int8")], path)
+    todo = [(part.cases, part.dtypes) for part in driver.missing(path, "m", options)]
+    assert todo == [(cases, ["float32"]), (["latency-16"], ["int8"])]
+    together = Options(cases, dtypes, together=True)
+    todo = [(part.cases, part.dtypes) for part in driver.missing(path, "m", together)]
+    assert todo == [(["fixed-16"], ["float32"]), (["latency-16"], dtypes)]
+    write([line_of("ours", "int8", 1.0, case="latency-16", group="all")], path)
+    write([line_of("ours", "int8", 1.0, case="fixed-16", group="float32")], path)
+    assert driver.missing(path, "m", together) == []
+    assert len(driver.missing(path, "other", together)) == 3
