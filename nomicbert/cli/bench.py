@@ -99,7 +99,7 @@ def bench(
 
     from nomicbert import hub
     from nomicbert.keywords import as_device
-    from nomicbert.throughput.peers import DTYPES
+    from nomicbert.throughput.peers import dtypes_of
     from nomicbert.throughput.plan import Checkpoint, Options
     from nomicbert.throughput.run import check, run
     from nomicbert.throughput.table import as_text
@@ -107,7 +107,7 @@ def bench(
     place = as_device(device)
     wanted = Options(
         cases=list(dict.fromkeys(case or CASES)),
-        dtypes=list(dict.fromkeys(dtype or DTYPES)),
+        dtypes=list(dict.fromkeys(dtype or dtypes_of(place))),
         families=list(dict.fromkeys(peer)) if peer else None,
         tokens=tokens or (QUICK_TOKENS if quick else 2048),
         rounds=rounds or (QUICK_ROUNDS if quick else 5),
@@ -121,6 +121,10 @@ def bench(
         raise ValueError(f"--json {json_file}: the folder {Path(json_file).parent} does not exist")
     folder = hub.resolve(model, revision=revision, local_files_only=local_files_only)
     checkpoint = Checkpoint.of(model, folder)
+    for name in wanted.cases:
+        if checkpoint.case(name, wanted.tokens, place) is None:
+            most = checkpoint.longest
+            console.say(f"{name} is left out: this checkpoint's texts have {most} tokens at most")
     lines = list(_with_bar(lambda step: run(checkpoint, wanted, step)))
     text = "\n".join(json.dumps(line, allow_nan=False) for line in lines)
     if json_file == STDOUT:

@@ -134,6 +134,11 @@ FAMILIES = list(dict.fromkeys(peer.family for peer in PEERS))
 ANCHOR = next(peer for peer in PEERS if peer.name == "transformers-32 float32")
 
 
+def dtypes_of(device: torch.device) -> list[str]:
+    """Those that somebody computes in on a device."""
+    return [d for d in DTYPES if any(d == p.dtype and device.type in p.devices for p in PEERS)]
+
+
 def choose(
     families: Sequence[str] | None, dtypes: Sequence[str], device: torch.device, slow: bool
 ) -> list[Peer]:

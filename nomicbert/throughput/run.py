@@ -19,14 +19,19 @@ SAMPLE_TEXTS, SAMPLE_TOKENS, SAMPLE_SEED = 16, 8192, 1
 
 
 def check(options: Options) -> None:
-    """Raises: ValueError: an unknown case, dtype or peer."""
+    """Refuse what cannot be measured.
+
+    Raises: ValueError: an unknown case, dtype or peer; a dtype that nobody has on the device.
+    """
     for name, known, given in (
         ("case", NAMES, options.cases),
         ("dtype", DTYPES, options.dtypes),
     ):
         if unknown := [value for value in given if value not in known]:
             raise ValueError(f"unknown {name} {unknown[0]!r}: it must be one of {', '.join(known)}")
-    choose(options.families, options.dtypes, options.device, options.slow)
+    for dtype in options.dtypes:
+        if not choose(options.families, [dtype], options.device, options.slow):
+            raise ValueError(f"nobody computes in {dtype} on {options.device.type}: choose another")
 
 
 def run(checkpoint: Checkpoint, options: Options, step: Step = lambda what: None) -> Iterator[Line]:
