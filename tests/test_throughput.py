@@ -21,7 +21,7 @@ from nomicbert.throughput.peers import ANCHOR, PEERS, AbsentError, Peer, choose
 from nomicbert.throughput.plan import Checkpoint, Options
 from nomicbert.throughput.run import run
 from nomicbert.throughput.table import as_text
-from nomicbert.throughput.workloads import Case
+from nomicbert.throughput.workloads import Case, Words
 from tests.checkpoints import build_checkpoint
 
 CPU = torch.device("cpu")
@@ -53,6 +53,8 @@ def test_texts_have_the_ids_that_they_stand_for(
     assert again == case
     assert other is not None
     assert other.texts != case.texts
+    if not name.startswith("fixed"):
+        assert other.lengths != case.lengths
 
 
 def test_chinese_texts_are_characters(checkpoints: dict[str, Checkpoint]) -> None:
@@ -62,6 +64,24 @@ def test_chinese_texts_are_characters(checkpoints: dict[str, Checkpoint]) -> Non
     english = checkpoints["nomic-v1.5"].case("fixed-16", 64, CPU)
     assert english is not None
     assert all(len(text.split()) == 14 for text in english.texts)
+
+
+def test_words_that_fall_into_pieces_are_not_drawn(
+    checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, right = checkpoints["nomic-v1.5"].tokenizer, workloads._bodies
+    assert "river" in Words.of(tokenizer).pieces
+
+    def in_pieces(tokenizer: Any, texts: Any) -> list[list[int]]:
+        bodies = right(tokenizer, texts)
+        return [
+            ids * (2 if text == "river" else 1) for text, ids in zip(texts, bodies, strict=True)
+        ]
+
+    monkeypatch.setattr(workloads, "_bodies", in_pieces)
+    words = Words.of(tokenizer).pieces
+    assert "river" not in words
+    assert "red" in words
 
 
 def test_lengths_of_each_kind() -> None:
@@ -143,8 +163,8 @@ def test_the_fastest_way() -> None:
     assert fastest(choices, seconds).name == "4"
     assert tried == ["1", "4", "8", "16"]  # 16 is hopeless, and so is what comes after it
     # short passes are made twice, and the better one counts
-    turns = iter([0.5, 0.4, 0.9, 0.1])
-    assert fastest(choices[:2], lambda way: next(turns)).name == "4"
+    turns = iter([0.5, 0.1, 0.4, 0.3])
+    assert fastest(choices[:2], lambda way: next(turns)).name == "1"
 
 
 class FakeClock:
