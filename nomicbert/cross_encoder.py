@@ -23,6 +23,7 @@ from nomicbert.notices import TruncationWarning, warn
 from nomicbert.packing import pack
 from nomicbert.pooling import ACTIVATIONS
 from nomicbert.runtime.batches import WINDOW_TEXTS, check_text, token_batches
+from nomicbert.runtime.memory import keep_freed_memory
 from nomicbert.runtime.progress import Progress
 from nomicbert.runtime.request import BATCH_TOKENS
 from nomicbert.saving import activation_path, save_pair_tokenizer
@@ -224,6 +225,7 @@ class CrossEncoder:
         show_progress_bar: bool | None,
     ) -> Tensor:
         """Logits (n, num_labels) fp32 in the order of the pairs, on the model's device."""
+        keep_freed_memory(self.device)
         logits = torch.zeros(len(pairs), self.num_labels, device=self.device)
         remaining, cut = iter(pairs), 0
         with Progress(show_progress_bar, remaining) as progress:

@@ -8,6 +8,7 @@ is `linear_torch`'s, on the weight itself.
 Source: Dettmers et al. 2022, arXiv:2208.07339, section 2.1 (vector-wise scales).
 """
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -61,12 +62,10 @@ def quantise(x: Tensor, out: Activation | None = None) -> Activation:
     if out is None:
         out = Activation(torch.empty(x.shape, dtype=torch.int8), torch.empty(x.shape[0]))
     assert out.scale is not None
-    # two reductions are quicker than a copy of |x|
-    largest = torch.maximum(x.amax(1), x.amin(1).neg_())
-    torch.div(largest, STEPS, out=out.scale)
-    # a row of zeros has any scale
-    inverse = STEPS / largest.clamp_(min=TINY)
-    out.data.copy_((x * inverse[:, None]).round_())
+    # two reductions are quicker than a copy of |x|; a row of zeros has any scale
+    largest = torch.maximum(x.amax(1), x.amin(1).neg_()).clamp_(min=TINY)
+    torch.mul(largest, 1 / STEPS, out=out.scale)
+    out.data.copy_((x * (STEPS / largest)[:, None]).round_())
     return out
 
 
@@ -87,13 +86,19 @@ def chunks(x: Tensor | Activation) -> Iterator[tuple[slice, Activation]]:
             yield rows, Activation(x.data[rows], x.scale[rows])
 
 
+@functools.cache
+def no_zero_points(count: int) -> Tensor:
+    """What oneDNN is told of so many output channels: none is moved."""
+    return torch.zeros(count, dtype=torch.int64)
+
+
 def product(x: Activation, packed: Tensor, scale: Tensor) -> Tensor:
     """(rows, K) int8 times a packed weight: (rows, N) fp32, the rows' own scales left out."""
     if x.data.shape[1] % 8:
         moved = x.data.view(torch.uint8).bitwise_xor(ZERO)
     else:
         moved = x.data.view(torch.int64).bitwise_xor(SIGNS).view(torch.uint8)
-    zeros = torch.zeros(scale.shape[0], dtype=torch.int64)
+    zeros = no_zero_points(scale.shape[0])
     y: Tensor = torch.ops.onednn.qlinear_pointwise(
         moved, 1.0, ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )

@@ -57,10 +57,12 @@ def usable(x: Tensor, weight: Weight, added: Tensor | None = None) -> tuple[Tens
     """The packed pieces; none where gradients or autocast, which they do not follow, are on."""
     if weight.packed is None or x.shape[0] == 0 or torch.is_autocast_enabled(x.device.type):
         return ()
-    # a bias or a residual alone may ask for a gradient: the fused product would lose it in silence
-    inputs = (x, weight.source, weight.bias, added)
-    recorded = any(t is not None and t.requires_grad for t in inputs)
-    return () if recorded and torch.is_grad_enabled() else weight.packed
+    if torch.is_grad_enabled():
+        # a bias or a residual alone may ask for a gradient: the fused product would lose it
+        inputs = (x, weight.source, weight.bias, added)
+        if any(t is not None and t.requires_grad for t in inputs):
+            return ()
+    return weight.packed
 
 
 def product(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:

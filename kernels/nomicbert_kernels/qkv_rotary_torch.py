@@ -13,14 +13,12 @@ ROWS = 128
 
 def rotate_in_place(qkv: Tensor, rope: Rope) -> None:
     """Rotate the queries and keys of (T, 3, h, d) in the dtype of the tables."""
-    cos = rope.cos[rope.row][:, None, None]
-    sin = rope.sin[rope.row][:, None, None]
-    parts = (torch.split(x, ROWS) for x in (qkv[:, :2], cos, sin))
-    for qk, c, s in zip(*parts, strict=True):
-        wide = qk.to(c.dtype)
+    parts = (qkv[:, :2], *(table[:, None, None] for table in rope.of_tokens))
+    for qk, cos, sin in zip(*(torch.split(part, ROWS) for part in parts), strict=True):
+        wide = qk.to(cos.dtype)
         a, b = reference.pairs(wide, rope)
-        turned = a * c - b * s
-        b.mul_(c).addcmul_(a, s)
+        turned = a * cos - b * sin
+        b.mul_(cos).addcmul_(a, sin)
         a.copy_(turned)
         if wide is not qk:
             qk.copy_(wide)

@@ -5,6 +5,7 @@ T tokens of all texts end to end, B texts, H hidden size, h attention heads, d h
 I intermediate size, N and K the output and input width of a linear layer.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -71,6 +72,11 @@ class Rope:
     row: Tensor
     rotary_dim: int
     interleaved: bool = False
+
+    @functools.cached_property
+    def of_tokens(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of each token, (T, rotary_dim / 2), gathered once for all layers."""
+        return self.cos[self.row], self.sin[self.row]
 
 
 class Run(NamedTuple):

@@ -19,6 +19,7 @@ from nomicbert.packing import PackedBatch, pack
 from nomicbert.pooling import Finish, Pooling
 from nomicbert.prompts import Prompts
 from nomicbert.runtime.batches import checked, text_windows, token_batches
+from nomicbert.runtime.memory import keep_freed_memory
 from nomicbert.runtime.progress import Progress
 from nomicbert.tokenizer import LETTERS_A_TOKEN, Tokenizer
 
@@ -84,6 +85,7 @@ class Stream:
             TextError: one that is no valid Unicode; one that is too long, with truncate "error".
         """
         job, read, cut = self.job, 0, 0
+        keep_freed_memory(self.model.device)
         texts = checked(inputs)
         if not job.prompt_is_chosen:
             texts = self.prompts.watch(job.prompt, texts)
