@@ -17,8 +17,8 @@ from torch import Tensor
 from nomicbert_kernels import checks, linear_torch
 from nomicbert_kernels.tensors import Activation, Weight, WeightKind, values
 
-# Rows taken at a time: what is done to a product finds it in the cache, and a call does enough.
-ROWS = 512
+# Rows taken at a time: enough for a call, and no more than has to be held.
+ROWS = 1024
 STEPS = 127
 # oneDNN's kernels multiply unsigned bytes: a signed one is moved by this much, and the sum back.
 ZERO = 128
@@ -56,16 +56,17 @@ def prepare(source: Tensor, bias: Tensor | None, kind: WeightKind) -> Weight:
 def quantise(x: Tensor, out: Activation | None = None) -> Activation:
     """Round each row of (T, K) fp32 to whole multiples of a 127th of its largest magnitude.
 
-    A row with a NaN or an infinity has such a scale too, and so has what becomes of it. `x` may be
-    overwritten; `out` is a place for the result.
+    A row with a NaN or an infinity has such a scale too, and so has what becomes of it. With `out`,
+    a place for the result, `x` is used up.
     """
-    if out is None:
-        out = Activation(torch.empty(x.shape, dtype=torch.int8), torch.empty(x.shape[0]))
-    assert out.scale is not None
     # two reductions are quicker than a copy of |x|; a row of zeros has any scale
     largest = torch.maximum(x.amax(1), x.amin(1).neg_()).clamp_(min=TINY)
-    torch.mul(largest, 1 / STEPS, out=out.scale)
-    out.data.copy_((x * (STEPS / largest)[:, None]).round_())
+    inverse = (STEPS / largest)[:, None]
+    if out is None:
+        return Activation((x * inverse).round_().to(torch.int8), largest.div_(STEPS))
+    assert out.scale is not None
+    out.data.copy_(x.mul_(inverse).round_())
+    torch.div(largest, STEPS, out=out.scale)
     return out
 
 

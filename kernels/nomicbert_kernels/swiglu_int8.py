@@ -1,7 +1,7 @@
 """SwiGLU in int8: two products of bytes, the gate in fp32, the result rounded to bytes again.
 
-A factor that all of a row share does not change what the row is rounded to. So without a bias the
-up half is not multiplied by its token's scale; the result's scale is.
+A factor that all of a row share does not change what the row is rounded to. So without biases
+up * gate is not multiplied by its token's scales; the result's scale is.
 """
 
 import torch
@@ -28,11 +28,16 @@ def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
     scale = torch.empty(data.shape[0])
     for rows, some in chunks(x):
         assert some.scale is not None
-        z = scaled(some, gate, scale_gate, bias_gate)
-        y = product(some, up, scale_up) if bias_up is None else scaled(some, up, scale_up, bias_up)
+        if bias_up is None:
+            y, z = product(some, up, scale_up), product(some, gate, scale_gate)
+            e = z * some.scale.neg()[:, None]
+        else:
+            y = scaled(some, up, scale_up, bias_up)
+            z = scaled(some, gate, scale_gate, bias_gate)
+            e = z.neg()
         # torch's silu gives an element other bits at the end of a thread's share; these do not
-        y.mul_(z).div_(z.neg_().exp_().add_(1.0))
+        y.mul_(z).div_(e.exp_().add_(1.0))
         quantise(y, Activation(out[rows], scale[rows]))
         if bias_up is None:
-            scale[rows] *= some.scale
+            scale[rows] *= some.scale.square()
     return Activation(out, scale)
