@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nomicbert.prepared import Place, PreparedWeights
-from nomicbert_kernels import Backend, Ops, compute_dtype, has_bf16_instructions, select_ops
+from nomicbert_kernels import Backend, Ops, compute_dtype, select_ops
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ class Computing(nn.Module):
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, place: Place) -> Tensor:
         """The same for parameters of no such layer; `place` names their use."""
-        y: Tensor = self.ops.linear(x, self._prepared.get(self.ops, place, weight, bias, "linear"))
+        prepared = self._prepared.get(self.ops, place, weight, bias, "linear", self.compute_dtype)
+        y: Tensor = self.ops.linear(x, prepared)
         return y
 
     def _say_what_the_dtype_costs(self) -> None:
@@ -73,8 +74,8 @@ class Computing(nn.Module):
         self._said.add(dtype)
         if dtype == torch.float16:
             logger.warning("float16 on a CPU is stored as float16 and computed in float32")
-        elif dtype == torch.bfloat16 and not has_bf16_instructions():
-            logger.info("bfloat16 is slower than float32 on a CPU without instructions for it")
+        elif dtype != self.compute_dtype:
+            logger.info("bfloat16 on this CPU is stored as bfloat16 and computed in float32")
 
     def _drop_prepared(self) -> None:
         self._prepared.clear()

@@ -36,7 +36,8 @@ class ForwardContext:
 
     def weight(self, layer: nn.Linear, kind: WeightKind = "linear") -> Weight:
         """A linear layer's parameters, prepared."""
-        return self.prepared.get(self.ops, (id(layer), kind), layer.weight, layer.bias, kind)
+        place = (id(layer), kind)
+        return self.prepared.get(self.ops, place, layer.weight, layer.bias, kind, self.dtype)
 
     def project(
         self, x: Hidden, layer: nn.Linear, residual: Hidden, dropout_p: float

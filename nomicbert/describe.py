@@ -60,11 +60,17 @@ class Files:
 
 @dataclass(frozen=True)
 class Target:
-    """What the encoder would run with, and why with this backend."""
+    """What the encoder would run with, and why with this backend.
+
+    Attributes:
+        dtype: of the parameters.
+        computed_in: dtype of the hidden states.
+    """
 
     backend: str
     device: str
     dtype: str
+    computed_in: str
     reason: str
 
 
@@ -155,7 +161,9 @@ def describe(
     with torch.device("meta"):
         pooling = read_pooling(folder, config, wanted)
     tokenizer = Tokenizer.from_folder(encoder, config.vocab_size)
-    ops, reason = choose_ops(place, compute_dtype(place, wanted), backend)
+    computed = compute_dtype(place, wanted)
+    ops, reason = choose_ops(place, computed, backend)
+    stored_in, computed_in = (str(dtype).removeprefix("torch.") for dtype in (wanted, computed))
     return Description(
         folder=folder,
         license=read_license(folder),
@@ -166,7 +174,7 @@ def describe(
         limit=read_limit(encoder, config),
         similarity=stated_similarity(folder),
         vocabulary=tokenizer.rust.get_vocab_size(),
-        target=Target(ops.name, str(place), str(wanted).removeprefix("torch."), reason),
+        target=Target(ops.name, str(place), stored_in, computed_in, reason),
     )
 
 

@@ -62,9 +62,11 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Hidden, ctx: ForwardContext) -> tuple[Tensor, Hidden | None]:
         """(T, H) -> (T, H), and the residual, still to be added."""
-        up = ctx.prepared.get(ctx.ops, (id(self), "up"), self.experts_up, None, "experts")
+        up = ctx.prepared.get(
+            ctx.ops, (id(self), "up"), self.experts_up, None, "experts", ctx.dtype
+        )
         down = ctx.prepared.get(
-            ctx.ops, (id(self), "down"), self.experts_down, self.bias, "experts"
+            ctx.ops, (id(self), "down"), self.experts_down, self.bias, "experts", ctx.dtype
         )
         y = ctx.ops.moe(x, ctx.weight(self.router, "router"), up, down, self.top_k)
         return F.dropout(y, self.dropout_p, self.training), x

@@ -97,7 +97,8 @@ class NomicBert(Computing):
             token: for private repositories; True takes the stored one.
             local_files_only: never reach for the network.
             dtype: of the parameters; "auto" takes the checkpoint's own, "fastest" the one that the
-                device computes fastest in. On a CPU float16 is computed in float32.
+                device computes fastest in. A CPU computes float16 in float32, and so bfloat16 if it
+                has no instructions for it.
             device: where the parameters go; default the CPU.
             backend: "auto", "reference", "torch" or "triton".
             rotary_scaling_factor: alpha of dynamic NTK scaling for texts beyond the trained

@@ -15,7 +15,7 @@ from nomicbert.keywords import as_whole
 from nomicbert.model import NomicBert
 from nomicbert.packing import PackedBatch, offsets
 from nomicbert.prepared import PreparedWeights
-from nomicbert_kernels import Ops, PoolMode
+from nomicbert_kernels import Ops, PoolMode, compute_dtype
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Identity": lambda x: x,
@@ -107,8 +107,9 @@ class Pooling(nn.Module):
         """All that follows pooling: (B, hidden_size) fp32 -> (B, dim) fp32."""
         x = pooled
         for layer, activation in zip(self._linears(), self.activations, strict=True):
+            dtype = compute_dtype(layer.weight.device, layer.weight.dtype)
             weight = self._prepared.get(
-                ops, (id(layer), "linear"), layer.weight, layer.bias, "linear"
+                ops, (id(layer), "linear"), layer.weight, layer.bias, "linear", dtype
             )
             x = ACTIVATIONS[activation](ops.linear(x.to(weight.dtype), weight)).float()
         return self._last(pool_rows(ops, x, *self._recipe(finish)), finish)

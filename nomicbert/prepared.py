@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nomicbert_kernels import Ops, Weight, WeightKind, compute_dtype
+from nomicbert_kernels import Ops, Weight, WeightKind
 
 Stamp = tuple[Any, ...]
 Place = tuple[int, str]
@@ -64,17 +64,25 @@ def is_same(pair: tuple[Tensor, Tensor]) -> bool:
     return torch.equal(*pair)
 
 
-def widened(source: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def widened(
+    source: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
     """Both in the dtype that they are computed in, which mostly is their own."""
-    dtype = compute_dtype(source.device, source.dtype)
     return source.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def prepare(ops: Ops, now: Stamp, source: Tensor, bias: Tensor | None, kind: WeightKind) -> Entry:
+def prepare(
+    ops: Ops,
+    now: Stamp,
+    source: Tensor,
+    bias: Tensor | None,
+    kind: WeightKind,
+    dtype: torch.dtype,
+) -> Entry:
     """Make a weight of parameters that look so now."""
     # it may serve a step of training later, as nothing can that was made under inference_mode
     with torch.inference_mode(False), torch.no_grad():
-        weight = ops.prepare(*widened(source, bias), kind)
+        weight = ops.prepare(*widened(source, bias, dtype), kind)
     if weight.packed is not None:
         # beside the packed numbers a cast of the same ones would only take memory
         weight = replace(weight, source=source, computed_in=weight.dtype)
@@ -95,7 +103,13 @@ class PreparedWeights:
         self._entries: dict[Place, Entry] = {}
 
     def get(
-        self, ops: Ops, place: Place, source: Tensor, bias: Tensor | None, kind: WeightKind
+        self,
+        ops: Ops,
+        place: Place,
+        source: Tensor,
+        bias: Tensor | None,
+        kind: WeightKind,
+        dtype: torch.dtype,
     ) -> Weight:
         """The parameter as `ops` wants it, made now if it is new or has changed.
 
@@ -105,17 +119,18 @@ class PreparedWeights:
             source: the parameter, (N, K) or (E, N, K).
             bias: (N,) or None.
             kind: how it is used.
+            dtype: of the hidden states; told, because a compiled graph cannot ask the CPU.
 
-        Returns: the weight; its `dtype` is the one that hidden states must have.
+        Returns: the weight; its `dtype` is that one.
         """
         trained = source.requires_grad or (bias is not None and bias.requires_grad)
         # a step of training would prepare for nothing, and a compiled graph knows no packed tensors
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and trained):
-            return Weight(*widened(source, bias))
-        now = (ops.name, stamp(source), stamp(bias))
+            return Weight(*widened(source, bias, dtype))
+        now = (ops.name, dtype, stamp(source), stamp(bias))
         entry = self._entries.get(place)
         if entry is None or entry.stamp != now or not all(map(is_same, entry.samples)):
-            entry = self._entries[place] = prepare(ops, now, source, bias, kind)
+            entry = self._entries[place] = prepare(ops, now, source, bias, kind, dtype)
         return entry.weight
 
     def clear(self) -> None:

@@ -238,6 +238,7 @@ def test_options_are_those_of_loading(tmp_path: Path) -> None:
         "name": "torch",
         "device": "cpu" if not torch.cuda.is_available() else "cuda",
         "dtype": "float32",
+        "computed_in": "float32",
         "reason": scaled["backend"]["reason"],
     }
     assert scaled["backend"]["reason"] in (

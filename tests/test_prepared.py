@@ -213,7 +213,9 @@ def test_a_place_never_keeps_another_parameter() -> None:
     prepared, ops = PreparedWeights(), select_ops("cpu", torch.float32)
     x = torch.eye(3)
     for i in range(40):
-        weight = prepared.get(ops, (0, "linear"), torch.full((4, 3), float(i)), None, "linear")
+        source = torch.full((4, 3), float(i))
+        weight = prepared.get(ops, (0, "linear"), source, None, "linear", torch.float32)
+        del source
         assert torch.equal(ops.linear(x, weight), torch.full((3, 4), float(i)))
         del weight
 
@@ -225,7 +227,7 @@ def test_an_entry_keeps_its_parameters(dtype: torch.dtype, backend: Any) -> None
     prepared, ops = PreparedWeights(), select_ops("cpu", torch.float32, backend)
     source, bias = torch.ones(4, 3, dtype=dtype), torch.ones(4, dtype=dtype)
     alive = [weakref.ref(source), weakref.ref(bias)]
-    prepared.get(ops, (0, "linear"), source, bias, "linear")
+    prepared.get(ops, (0, "linear"), source, bias, "linear", torch.float32)
     del source, bias
     assert all(parameter() is not None for parameter in alive)
     prepared.clear()
@@ -237,7 +239,7 @@ def test_backends_do_not_share() -> None:
     for name in ("torch", "reference", "torch"):
         ops = select_ops("cpu", torch.float32, name)  # type: ignore[arg-type]
         mine, wanted = (
-            prepared.get(ops, (0, "linear"), source, None, "linear"),
+            prepared.get(ops, (0, "linear"), source, None, "linear", torch.float32),
             ops.prepare(source, None, "linear"),
         )
         assert (mine.packed is None) == (wanted.packed is None)

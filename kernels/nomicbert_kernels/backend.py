@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -233,16 +233,26 @@ def why_not_int8(device: torch.device, dtype: torch.dtype) -> str | None:
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """The dtype of the hidden states where parameters are stored in `dtype`.
 
-    It is the same one, except for fp16 on a CPU: its products take some ten times as long as those
-    in fp32, so the parameters stay fp16 in memory and are widened for the arithmetic.
+    It is the same one, except on a CPU for fp16, and for bf16 where `has_bf16_instructions` finds
+    none: such products take some ten and some four times as long as those in fp32, so the
+    parameters stay as narrow in memory and are widened for the arithmetic.
     """
-    return torch.float32 if device.type == "cpu" and dtype == torch.float16 else dtype
+    if device.type != "cpu":
+        return dtype
+    slow = dtype == torch.float16 or (dtype == torch.bfloat16 and not has_bf16_instructions())
+    return torch.float32 if slow else dtype
+
+
+@functools.cache
+def multiplies_bf16(look: Callable[[], Mapping[str, object]]) -> bool:
+    """Whether what `look` tells of a CPU has one of the instructions; each is asked once."""
+    capabilities = look()
+    return any(capabilities.get(name) for name in BF16_INSTRUCTIONS)
 
 
 def has_bf16_instructions() -> bool:
     """Whether this CPU multiplies in bf16, and oneDNN is there to use that."""
-    capabilities = torch.cpu.get_capabilities()
-    found = any(capabilities.get(name) for name in BF16_INSTRUCTIONS)
+    found = multiplies_bf16(torch.cpu.get_capabilities)
     return found and linear_torch.onednn_packs(torch.bfloat16)
 
 

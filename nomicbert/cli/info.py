@@ -133,6 +133,7 @@ def as_document(model: str, d: "Description") -> dict[str, Any]:
             "name": d.target.backend,
             "device": d.target.device,
             "dtype": d.target.dtype,
+            "computed_in": d.target.computed_in,
             "reason": d.target.reason,
         },
         "notes": d.notes,
@@ -188,7 +189,10 @@ def _rows(model: str, d: "Description") -> Iterator[tuple[str, str]]:
     for number, line in enumerate(_prompts(d)):
         yield "" if number else "prompts", line
     yield "max length", f"{d.limit.tokens} tokens ({d.limit.source})"
-    yield "backend", f"{target.backend} on {target.device} in {target.dtype}: {target.reason}"
+    dtype = target.dtype
+    if target.computed_in != dtype:
+        dtype += f", computed in {target.computed_in}"
+    yield "backend", f"{target.backend} on {target.device} in {dtype}: {target.reason}"
     for number, note in enumerate(d.notes):
         yield "" if number else "notes", note
 

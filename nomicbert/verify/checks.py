@@ -25,7 +25,7 @@ from nomicbert_kernels.linear_torch import onednn_packs
 
 # The sizes that nomic-embed-text-v1.5's card names.
 SIZES = (768, 512, 256, 128, 64)
-# Threads up to which a vector in bfloat16 keeps its bits.
+# Threads up to which a vector that is computed in bfloat16 keeps its bits.
 MOST_THREADS = 12
 
 
@@ -104,8 +104,9 @@ def invariance_row(embedder: Embedder) -> Row:
         # NaN has no equal, not even itself
         differ += not (torch.equal(alone, together[number]) and torch.equal(alone, few[number]))
     dtype = embedder.model.dtype
-    promised = onednn_packs(compute_dtype(embedder.device, dtype)) and (
-        dtype != torch.bfloat16 or torch.get_num_threads() <= MOST_THREADS
+    computed = compute_dtype(embedder.device, dtype)
+    promised = onednn_packs(computed) and (
+        computed != torch.bfloat16 or torch.get_num_threads() <= MOST_THREADS
     )
     what = f"{len(TEXTS)} vectors"
     name = str(dtype).removeprefix("torch.")

@@ -162,10 +162,11 @@ def _remarks(truth: Truth, device: torch.device, dtypes: Sequence[torch.dtype]) 
             "sentence-transformers is not installed: vectors are compared with transformers' "
             'hidden states, pooled by formula (pip install "nomicbert[verify]" for the whole)'
         )
-    if device.type == "cpu" and torch.float16 in dtypes:
+    widened = [_name(dtype) for dtype in dtypes if compute_dtype(device, dtype) != dtype]
+    if widened:
         remarks.append(
-            "float16 on a CPU: the reference computes in it, this package stores it and computes "
-            "in float32"
+            f"{' and '.join(widened)} on this CPU: the reference computes in it, this package "
+            "stores it and computes in float32"
         )
     if truth.clear is not None:
         remarks.append(
@@ -178,7 +179,7 @@ def _remarks(truth: Truth, device: torch.device, dtypes: Sequence[torch.dtype]) 
 @contextlib.contextmanager
 def _said_once() -> Iterator[None]:
     """Load a checkpoint again without the warnings of the first time."""
-    costs = logging.getLogger("nomicbert.computing")  # the report says what float16 means here
+    costs = logging.getLogger("nomicbert.computing")  # the report says what 16 bits mean here
     level = costs.level
     costs.setLevel(logging.ERROR)
     try:
