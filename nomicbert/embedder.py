@@ -151,8 +151,8 @@ class Embedder:
     ) -> Any:
         """Embed texts, in eval mode and without gradients.
 
-        On a CPU with oneDNN a text's vector has the same bits whatever texts are beside it (in bf16
-        on up to 12 threads).
+        On a CPU with oneDNN a text's vector has the same bits whatever texts are beside it (on up
+        to 12 threads where the CPU computes in bf16).
 
         >>> embedder.encode(["What is TSNE?", "Who is Laurens?"], prompt_name="search_query").shape
         (2, 768)

@@ -189,6 +189,17 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
+def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """One of `tests.cpus.CPU_DTYPES`, on a CPU that is made out to be of its kind."""
+    from tests.cpus import pretend
+
+    kind, found = request.param
+    if found is not None:
+        pretend(monkeypatch, found)
+    return kind
+
+
+@pytest.fixture
 def seed() -> int:
     """The seed that a randomised test starts from."""
     return read_seed()

@@ -1,4 +1,7 @@
-"""dtypes: float16 on a CPU is stored so and computed in float32; "fastest" is the device's best."""
+"""dtypes: what is stored narrow and computed in float32; "fastest" is the device's best.
+
+On a CPU that is float16, and bfloat16 where the CPU has no instructions for it.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,16 @@ from nomicbert.packing import PackedBatch, pack
 from nomicbert_kernels import linear_torch
 from nomicbert_kernels.backend import compute_dtype, fastest_dtype
 from tests.checkpoints import build_checkpoint
+from tests.cpus import pretend
 from tests.ops.cases import NEEDS_PACKING
 from tests.vocabularies import SENTENCES
 
-HALF, FULL = torch.float16, torch.float32
+HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
 BACKENDS = ("reference", "torch")
 # gated, experts in the second layer, plain with learned positions
 VARIANTS = ("nomic-v1.5", "nomic-v2-moe", "gte")
 WIDENED = "float16 on a CPU is stored as float16 and computed in float32"
-SLOWER = "bfloat16 is slower than float32 on a CPU without instructions for it"
+BRAIN_WIDENED = "bfloat16 on this CPU is stored as bfloat16 and computed in float32"
 IDS = torch.arange(30).view(3, 10)
 MASK = (torch.arange(10) < torch.tensor([10, 4, 7])[:, None]).long()
 
@@ -283,6 +287,11 @@ def test_said_once_a_model(folders: dict[str, Path], caplog: pytest.LogCaptureFi
     assert said(caplog) == [line, line]
 
 
+def without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that has no instructions for bf16."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+
+
 def capable(monkeypatch: pytest.MonkeyPatch, *names: str, onednn: bool = True) -> None:
     """A CPU with these instructions, as torch would tell of it."""
     found = {"amx_bf16": False, "avx512_bf16": False, "avx2": True} | dict.fromkeys(names, True)
@@ -290,8 +299,105 @@ def capable(monkeypatch: pytest.MonkeyPatch, *names: str, onednn: bool = True) -
     monkeypatch.setattr(linear_torch, "onednn_packs", lambda dtype: onednn)
 
 
+@pytest.fixture(params=[(v, b) for v in VARIANTS for b in BACKENDS], ids="-".join)
+def brain(request: pytest.FixtureRequest, folders: dict[str, Path]) -> NomicBert:
+    variant, name = request.param
+    return NomicBert.from_pretrained(folders[variant], dtype=BRAIN, backend=name)
+
+
+def test_bfloat16_without_instructions_equals_full(
+    brain: NomicBert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch)
+    full = full_copy(brain)
+    assert equal(brain, full)
+    assert {p.dtype for p in brain.parameters()} == {BRAIN}
+    with torch.no_grad():
+        mine, wanted = (m(IDS, MASK, output_hidden_states=True) for m in (brain, full))
+    assert mine.last_hidden_state.dtype == BRAIN
+    for x, y in zip(mine.hidden_states, wanted.hidden_states, strict=True):
+        assert torch.equal(x, y.to(BRAIN))
+    for model in (brain, full):
+        model.encode_packed(batch_of(3, 12, 1)).square().sum().backward()
+    for layers in zip(brain.layers, full.layers, strict=True):
+        (x, y) = (layer.attention.out.weight.grad for layer in layers)
+        assert y.abs().max() > 0
+        assert torch.equal(x, y.to(BRAIN))
+
+
+def test_bfloat16_follows_the_instructions(
+    brain: NomicBert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the CPU as it is now: neither weights nor plans of another kind are left over."""
+    without(monkeypatch)
+    full = full_copy(brain)
+    assert equal(brain, full)
+    pretend(monkeypatch, True)
+    mine = packed(brain)
+    assert mine.dtype == BRAIN
+    assert not torch.equal(mine, packed(full).to(BRAIN))
+    assert {e.weight.dtype for e in brain._prepared._entries.values()} == {BRAIN}
+    pretend(monkeypatch, False)
+    assert equal(brain, full)
+    assert {e.weight.dtype for e in brain._prepared._entries.values()} == {FULL}
+
+
+def test_vectors_in_bfloat16(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Dense layer's follow the instructions too."""
+    without(monkeypatch)
+    mine, full = (Embedder(folders["conan-v1"], dtype=dtype) for dtype in (BRAIN, FULL))
+    for module in (full.model, full.pooling):
+        module.bfloat16().float()
+    wanted = full.encode(SENTENCES, prompt="")
+    assert (mine.encode(SENTENCES, prompt="") == wanted).all()
+    pretend(monkeypatch, True)
+    assert (mine.encode(SENTENCES, prompt="") != wanted).any()
+
+
+def test_the_core_in_bfloat16_is_one_graph(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch cannot be asked for a CPU's instructions from inside a graph."""
+    without(monkeypatch)
+    model = NomicBert.from_pretrained(folders["nomic-v2-moe"], dtype=BRAIN, backend="torch")
+    torch.compiler.reset()
+    compiled = torch.compile(model.core, fullgraph=True, backend="eager")
+    ctx = model.context(batch_of(3, 9))
+    with torch.no_grad():
+        found = compiled(ctx)
+        assert found.dtype == FULL
+        assert (found - model.core(ctx)).abs().max() <= 1e-5
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("stored", [FULL, BRAIN])
+def test_autocast_is_as_it_was(
+    stored: torch.dtype, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It multiplies in bf16 wherever it is asked to, whatever the parameters are kept in."""
+    model = NomicBert.from_pretrained(folders["nomic-v1.5"], dtype=stored, backend="torch")
+    without(monkeypatch)
+    products: list[torch.dtype] = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "linear",
+        lambda *args: (y := linear(*args), products.append(y.dtype))[0],
+    )
+    with torch.no_grad(), torch.autocast("cpu", BRAIN):
+        mine = packed(model)
+        wanted = packed(full_copy(model))
+        assert model.plan([3]) == full_copy(model).plan([3])
+    assert set(products) == {BRAIN}
+    assert torch.equal(mine, wanted)
+    if stored == FULL:
+        pretend(monkeypatch, True)
+        with torch.no_grad(), torch.autocast("cpu", BRAIN):
+            assert torch.equal(packed(model), mine)
+
+
 @pytest.mark.parametrize(
-    ("names", "wanted"), [((), [(logging.INFO, SLOWER)]), (("avx512_bf16",), [])]
+    ("names", "wanted"), [((), [(logging.INFO, BRAIN_WIDENED)]), (("avx512_bf16",), [])]
 )
 def test_what_bfloat16_costs(
     names: tuple[str, ...],
@@ -312,7 +418,8 @@ def test_which_dtype_computes() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda:1")
     for dtype in (FULL, HALF, torch.bfloat16, torch.float64):
         assert compute_dtype(gpu, dtype) == dtype
-        assert compute_dtype(cpu, dtype) == (FULL if dtype == HALF else dtype)
+        if dtype != BRAIN:  # which hangs on the CPU, below
+            assert compute_dtype(cpu, dtype) == (FULL if dtype == HALF else dtype)
 
 
 NO_BF16 = "dtype='fastest' is torch.float32 on this CPU: it has no bfloat16 instructions"
@@ -325,6 +432,15 @@ CPUS = [
     (("bf16",), True, torch.bfloat16, BF16),
     (("amx_fp16", "avx512_fp16"), True, FULL, NO_BF16),
 ]
+
+
+@pytest.mark.parametrize(("names", "onednn", "dtype"), [case[:3] for case in CPUS])
+def test_which_cpu_computes_in_bfloat16(
+    names: tuple[str, ...], onednn: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capable(monkeypatch, *names, onednn=onednn)
+    assert compute_dtype(torch.device("cpu"), BRAIN) == dtype
+    assert compute_dtype(torch.device("cuda:1"), BRAIN) == BRAIN
 
 
 @pytest.mark.parametrize(("names", "onednn", "dtype", "note"), CPUS)

@@ -18,6 +18,7 @@ from nomicbert.notices import EmptyRowWarning
 from nomicbert.packing import pack, unpad
 from nomicbert.pooling import Finish
 from tests.checkpoints import build_checkpoint
+from tests.cpus import CPU_DTYPES
 
 BACKENDS = ("reference", "torch")
 MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken", "weightedmean")
@@ -201,7 +202,7 @@ def test_a_text_of_length_zero(
         assert not embedder.encode(empty, prompt="", **keywords).any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "nomic-v2-moe", "bge-en"])
 @torch.inference_mode()

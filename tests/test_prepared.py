@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nomicbert import EncoderConfig, NomicBert
 from nomicbert.prepared import PreparedWeights
 from nomicbert_kernels import linear_torch, select_ops
+from tests.cpus import CPU_DTYPES
 
 CONFIGS = {
     "bert": EncoderConfig("bert", 40, 24, 2, 3, 32, 2, 64, 1e-12),
@@ -180,7 +181,7 @@ def test_load_state_dict(model: NomicBert) -> None:
         assert torch.equal(run(model), run(other))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [*CPU_DTYPES[1:], (torch.float16, None)], indirect=True)
 def test_another_dtype_and_back(model: NomicBert, dtype: torch.dtype) -> None:
     before = run(model)
     model.to(dtype)

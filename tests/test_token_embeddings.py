@@ -18,6 +18,7 @@ from nomicbert import Embedder
 from nomicbert.notices import TruncationWarning
 from nomicbert.runtime import batches
 from tests.checkpoints import build_checkpoint
+from tests.cpus import CPU_DTYPES
 from tests.sameness import BOUNDS, HAS_ONEDNN
 from tests.vocabularies import SENTENCES
 
@@ -57,7 +58,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("variant", ["conan-v1", "nomic-v1.5", "nomic-v2-moe", "bge-en"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
 def test_hidden_states_of_each_text_alone(
     variant: str, dtype: torch.dtype, load: Callable[..., Embedder]
 ) -> None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert import Embedder, NomicBert
+from tests.cpus import pretend
 from tests.gpu.conftest import Record
 from tests.gpu.support import DEVICE, INTERPRETED
 from tests.parity.bounds import EMBEDDING, HALF, HALF_VALUES, HIDDEN, HalfBound
@@ -132,8 +133,12 @@ def test_16_bits(
 
 
 def allow_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backend refuses bf16 in the interpreter, which these tests have mended."""
+    """The backend refuses bf16 in the interpreter, which these tests have mended.
+
+    And a CPU without instructions for it would compute in float32.
+    """
     if INTERPRETED:
+        pretend(monkeypatch, True)
         monkeypatch.setattr("nomicbert_kernels.backend.why_not_triton", lambda device, dtype: None)
 
 

@@ -1,8 +1,9 @@
 """16-bit dtypes: the error against the float32 truth, in units of transformers' own error.
 
-What float16 means on a CPU differs: transformers computes in it, this package only stores in it and
-computes in float32. So its rows compare two ways of computing with the same rounded weights, of
-which ours is the more exact; what is left of our own error is measured below by itself.
+What 16 bits mean on a CPU differs: transformers computes in them, this package stores float16, and
+bfloat16 where the CPU has no instructions for it, and computes in float32. Such rows compare two
+ways of computing with the same rounded weights, of which ours is the more exact; what is left of
+our own error is measured below by itself. bfloat16 is tested as both kinds of CPU compute it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from nomicbert import Embedder
+from tests.cpus import pretend
 from tests.parity.bounds import BACKENDS, HALF, HALF_VALUES, HIDDEN, HalfBound
 from tests.parity.report import within
 from tests.parity.support import Case, hidden_states, masked, ours, theirs
@@ -25,6 +27,20 @@ from tests.vocabularies import SENTENCES, WORDS
 LENGTHS = (96, 64, 64, 33, 128, 7, 80, 96)
 # wide enough for the real head size and weights that are not overly sensitive to rounding
 SIZES = {"hidden_size": 256, "intermediate_size": 384}
+
+# bf16 twice: as a CPU with instructions for it computes, and as one without
+BOUNDS = [
+    pytest.param((bound, found), id=f"{bound.dtype}{'' if found else '-in-float32'}")
+    for bound in HALF
+    for found in ((True, False) if bound.dtype == torch.bfloat16 else (False,))
+]
+
+
+@pytest.fixture
+def bound(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> HalfBound:
+    half, found = request.param
+    pretend(monkeypatch, found)
+    return half
 
 
 def errors(states: Tensor, truth: Tensor, kept: Tensor) -> tuple[float, float]:
@@ -43,7 +59,7 @@ def with_rounded_weights(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize("bound", HALF, ids=lambda bound: str(bound.dtype))
+@pytest.mark.parametrize("bound", BOUNDS, indirect=True)
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "bge-en"])
 def test_rounding_is_no_worse_than_transformers(variant: str, bound: HalfBound, case: Case) -> None:
     """Against the float32 weights, and against them rounded: the arithmetic's error alone."""
@@ -68,20 +84,24 @@ def test_rounding_is_no_worse_than_transformers(variant: str, bound: HalfBound, 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "gte", "bge-en"])
-def test_float16_is_float32_with_rounded_weights(variant: str, backend: str, case: Case) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bits_are_float32_with_rounded_weights(
+    dtype: torch.dtype, variant: str, backend: str, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """But for one rounding of the result, the bound is that of float32."""
+    pretend(monkeypatch, False)
     folder = case.build_native(variant)
     batch = case.batch(folder)
-    truth = masked(hidden_states(with_rounded_weights(folder, torch.float16), batch), batch)
-    mine = hidden_states(ours(folder, backend, dtype=torch.float16), batch)
-    assert mine.dtype == torch.float16
-    rounding = torch.finfo(torch.float16).eps / 2 * truth.abs()
+    truth = masked(hidden_states(with_rounded_weights(folder, dtype), batch), batch)
+    mine = hidden_states(ours(folder, backend, dtype=dtype), batch)
+    assert mine.dtype == dtype
+    rounding = torch.finfo(dtype).eps / 2 * truth.abs()
     beyond = ((mine.double() - truth.double()).abs() - rounding).max().item()
     within("hidden states", beyond, HIDDEN)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("bound", HALF, ids=lambda bound: str(bound.dtype))
+@pytest.mark.parametrize("bound", BOUNDS, indirect=True)
 def test_a_cast_model_equals_a_loaded_one(bound: HalfBound, backend: str, case: Case) -> None:
     """After a forward pass in float32: neither weights nor angles of then are left over."""
     folder = case.build("nomic-v1.5")
@@ -92,7 +112,7 @@ def test_a_cast_model_equals_a_loaded_one(bound: HalfBound, backend: str, case: 
     assert torch.equal(hidden_states(model.to(bound.dtype), batch), wanted)
 
 
-@pytest.mark.parametrize("bound", HALF, ids=lambda bound: str(bound.dtype))
+@pytest.mark.parametrize("bound", BOUNDS, indirect=True)
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "conan-v1"])
 def test_embeddings_point_the_same_way(variant: str, bound: HalfBound, case: Case) -> None:
     """Against sentence-transformers in float32, for texts from one word to some two hundred."""

@@ -17,6 +17,7 @@ from nomicbert import Embedder
 from nomicbert.notices import TruncationWarning
 from nomicbert.runtime import batches
 from tests.checkpoints import build_checkpoint
+from tests.cpus import CPU_DTYPES
 from tests.parity.report import within
 from tests.sameness import same
 from tests.vocabularies import WORDS
@@ -71,7 +72,7 @@ def _unchanged(
     within("vectors that change with their batch", len(changed), 0, changed)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
 def test_alone_and_in_twenty_batches(dtype: torch.dtype, folder: Path, seed: int) -> None:
     model = Embedder.from_pretrained(folder, dtype=dtype, backend="torch")
     rng = random.Random(seed)
@@ -88,7 +89,7 @@ def test_alone_and_in_twenty_batches(dtype: torch.dtype, folder: Path, seed: int
         _unchanged(ids, got, alone, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
 def test_among_copies_of_itself(dtype: torch.dtype, folder: Path, seed: int) -> None:
     model = Embedder.from_pretrained(folder, dtype=dtype, backend="torch")
     texts = [_text(random.Random(seed), n) for n in (3, 40, 200)]
@@ -99,7 +100,7 @@ def test_among_copies_of_itself(dtype: torch.dtype, folder: Path, seed: int) -> 
             _unchanged([i] * copies, got, alone, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
 def test_one_row_alone_at_the_real_widths(dtype: torch.dtype, tmp_path: Path, seed: int) -> None:
     """With CLS a lone text is one row of the last layer's products, which take another path."""
     widths = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -112,7 +113,7 @@ def test_one_row_alone_at_the_real_widths(dtype: torch.dtype, tmp_path: Path, se
         _unchanged(ids, got, alone, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
 def test_a_scaled_neighbour(dtype: torch.dtype, tmp_path: Path, seed: int) -> None:
     """3000 tokens are beyond the trained length: that text's rotary angles are its own."""
     build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=2)
