@@ -21,6 +21,7 @@ from nomicbert.describe import describe
 from nomicbert.errors import NomicBertError
 from tests.checkpoints import build_checkpoint, edit_config, read_config, tensor_shapes
 from tests.command_line import ROOT, environment, one_line, run_cli, run_python
+from tests.cpus import pretend
 from tests.fake_hub import FakeHub, Repository
 
 Facts = dict[str, Any]
@@ -229,6 +230,22 @@ def test_it_is_what_embedder_does(name: str, tmp_path: Path) -> None:
     assert ("layer_norm" in facts["matryoshka"]) == embedder.pooling.matryoshka_layer_norm
     assert facts["backend"]["name"] == embedder.model.ops.name
     assert facts["backend"]["dtype"] == str(embedder.model.dtype).removeprefix("torch.")
+    computed = str(embedder.model.compute_dtype).removeprefix("torch.")
+    assert facts["backend"]["computed_in"] == computed
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_where_bfloat16_is_computed_in_float32(
+    found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, found)
+    folder = build_checkpoint(tmp_path / "v1", "nomic-v1", num_hidden_layers=1)
+    options = ("--dtype", "bfloat16", "--device", "cpu")
+    assert info(folder, *options)["backend"]["computed_in"] == ("bfloat16" if found else "float32")
+    code, out, _ = run_cli("info", str(folder), *options)
+    assert code == 0
+    computed = "" if found else ", computed in float32"
+    assert f"torch on cpu in bfloat16{computed}: " in " ".join(out.split())
 
 
 def test_options_are_those_of_loading(tmp_path: Path) -> None:

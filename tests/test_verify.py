@@ -11,22 +11,25 @@ import re
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nomicbert import NomicBert
+from nomicbert import Embedder, NomicBert
 from nomicbert.verify import measures, references, speed, truth
-from nomicbert.verify.checks import tensors_row
+from nomicbert.verify.checks import invariance_row, tensors_row
 from nomicbert.verify.formula import matryoshka, read_steps
 from nomicbert.verify.oracle import oracle
 from nomicbert.verify.references import Formula, Transformers, choose
 from nomicbert.verify.report import Report, Row
-from nomicbert.verify.run import verify
+from nomicbert.verify.run import _remarks, verify
 from nomicbert.verify.texts import LENGTHS, TEXTS, Batch, cut
+from nomicbert_kernels.linear_torch import onednn_packs
 from tests.checkpoints import build_checkpoint, edit_config, read_config, read_tensors
+from tests.cpus import pretend
 from tests.oracle import oracle_forward, oracle_matryoshka, oracle_pool, router_margins
 from tests.rerankers import build_reranker
 
@@ -358,3 +361,33 @@ def test_the_sentences_are_of_many_kinds() -> None:
 def test_a_head_behind_the_encoder_is_no_reason(tmp_path: Path) -> None:
     """transformers leaves a classifier unread too, and rightly."""
     assert references.choose(build_reranker(tmp_path), torch.device("cpu")).reason == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "widened"), [(True, "float16 on"), (False, "bfloat16 and float16 on")]
+)
+def test_what_is_computed_in_float32_is_told(
+    found: bool, widened: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And bf16 that is computed so keeps its bits on any number of threads."""
+    pretend(monkeypatch, found)
+    told = SimpleNamespace(encoder=SimpleNamespace(reason=""), lacks_library="", clear=None)
+    cpu, dtypes = torch.device("cpu"), (torch.float32, torch.bfloat16, torch.float16)
+    (note,) = _remarks(told, cpu, dtypes)  # type: ignore[arg-type]
+    assert note.startswith(f"{widened} this CPU: the reference computes in")
+    assert _remarks(told, cpu, dtypes[:1]) == []  # type: ignore[arg-type]
+    assert _remarks(told, torch.device("cuda"), dtypes) == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_threads_matter_where_bfloat16_is_multiplied(
+    found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, found)
+    embedder = Embedder(build(tmp_path, "nomic-v1.5"), dtype=torch.bfloat16, backend="torch")
+    bounds = []
+    for threads in (12, 13):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        bounds.append(invariance_row(embedder).bound)
+    zero = 0 if onednn_packs(torch.float32) else None
+    assert bounds == [zero, None if found else zero]
