@@ -95,7 +95,8 @@ def no_zero_points(count: int) -> Tensor:
 
 def product(x: Activation, packed: Tensor, scale: Tensor) -> Tensor:
     """(rows, K) int8 times a packed weight: (rows, N) fp32, the rows' own scales left out."""
-    if x.data.shape[1] % 8:
+    # eight bytes are taken at a time where the rows begin at a multiple of eight
+    if any(place % 8 for place in (x.data.shape[1], x.data.stride(0), x.data.storage_offset())):
         moved = x.data.view(torch.uint8).bitwise_xor(ZERO)
     else:
         moved = x.data.view(torch.int64).bitwise_xor(SIGNS).view(torch.uint8)
