@@ -1,0 +1,163 @@
+"""Backend "int8": when it multiplies in bytes, when torch's form steps in, and when it refuses."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from nomicbert_kernels import Backend, BackendError, choose_ops, linear_int8, linear_torch, values
+from nomicbert_kernels.tensors import Rope
+from tests.ops.cases import NEEDS_PACKING, draw, ops_of
+from tests.ops.test_backend import onednn_switched_off
+
+WHY_NOT = linear_int8.why_not()
+NEEDS_BYTES = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+# What each op reads that can be trained, in the order of `result`.
+LEAVES = {
+    "linear": ("x", "weight", "bias", "residual"),
+    "swiglu": ("x", "weight", "bias"),
+    "gelu": ("x", "weight", "bias"),
+    "qkv_rotary": ("x", "weight", "bias"),
+}
+PAIRS = [(name, leaf) for name, leaves in LEAVES.items() for leaf in leaves]
+
+
+def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def result(name: str, form: str, trained: str, seed: int, record: bool = True) -> list[Tensor]:
+    """An op's result; where gradients are recorded, that of the one leaf that is trained too."""
+    shapes = {"x": (50, 16), "weight": (24, 16), "bias": (24,), "residual": (50, 24)}
+    x, w, b, r = leaves = [draw(*shape, seed=seed + i) for i, shape in enumerate(shapes.values())]
+    leaf = leaves[[*shapes].index(trained)].requires_grad_()
+    angle = draw(50, 2, seed=seed + 4)
+    rope = Rope(angle.cos(), angle.sin(), torch.arange(50, dtype=torch.int32), 4)
+    ops = ops_of(form)
+    weight = ops.prepare(w, b, "gated" if name == "swiglu" else "linear")
+    with torch.set_grad_enabled(record):
+        if name == "linear":
+            y = ops.linear(x, weight, r)
+        elif name == "qkv_rotary":
+            y = ops.qkv_rotary(x, weight, rope, 2)
+        else:
+            y = getattr(ops, name)(x, weight)
+    if not record:
+        return [values(y)]
+    return [y, *torch.autograd.grad(y.square().sum(), leaf)]
+
+
+@NEEDS_BYTES
+@pytest.mark.parametrize(("name", "leaf"), PAIRS)
+def test_gradients_are_those_of_torch(name: str, leaf: str, seed: int) -> None:
+    got, wanted = (result(name, form, leaf, seed) for form in ("int8", "torch"))
+    assert same_bits(got, wanted)
+    assert wanted[1].abs().max() > 0
+    # where none are recorded, the same parameters are multiplied in bytes
+    got, plain = (result(name, form, leaf, seed, record=False) for form in ("int8", "torch"))
+    assert not same_bits(got, plain)
+
+
+@NEEDS_BYTES
+@pytest.mark.parametrize("record", [False, True])
+@pytest.mark.parametrize("name", LEAVES)
+def test_autocast_is_followed(name: str, record: bool, seed: int) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        got, wanted = (result(name, form, "x", seed, record) for form in ("int8", "torch"))
+    assert same_bits(got, wanted)
+    assert not same_bits(got, result(name, "int8", "x", seed, record))
+
+
+@NEEDS_BYTES
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("router", (4, 16)), ("experts", (3, 8, 16)), ("linear", (0, 16))]
+)
+def test_kinds_that_are_not_rounded(kind: str, shape: tuple[int, ...], seed: int) -> None:
+    source, bias = draw(*shape, seed=seed), draw(4, seed=seed + 1)
+    got, wanted = (ops_of(form).prepare(source, bias, kind) for form in ("int8", "torch"))
+    assert got.scale is None
+    assert got.source is source
+    assert got.bias is bias
+    assert (got.packed is None) == (wanted.packed is None) == (0 in shape)
+    for mine, theirs in zip(got.packed or (), wanted.packed or (), strict=True):
+        assert mine.dtype == torch.float32
+        assert torch.equal(mine.to_dense(), theirs.to_dense())
+
+
+@NEEDS_BYTES
+def test_a_mixture_of_experts_is_torchs(seed: int) -> None:
+    x, shapes = draw(30, 16, seed=seed), {"router": (4, 16), "up": (4, 24, 16), "down": (4, 16, 24)}
+    found = []
+    for form in ("int8", "torch"):
+        ops = ops_of(form)
+        weights = [
+            ops.prepare(draw(*shape, seed=seed), None, "router" if name == "router" else "experts")
+            for name, shape in shapes.items()
+        ]
+        found.append(ops.moe(x, *weights, 2))
+    assert torch.equal(*found)
+
+
+@NEEDS_BYTES
+@pytest.mark.parametrize("kind", ["linear", "gated"])
+def test_what_is_prepared(kind: str, seed: int) -> None:
+    """Bytes and a factor for each output channel, beside the parameter as it was."""
+    source = draw(12, 16, seed=seed)
+    before = source.clone()
+    weight = ops_of("int8").prepare(source, None, kind)
+    assert weight.source is source
+    assert torch.equal(source, before)
+    assert weight.dtype == torch.float32
+    assert weight.scale is not None
+    assert torch.equal(weight.scale, source.abs().amax(1) / 127)
+    assert weight.packed is not None
+    assert len(weight.packed) == (2 if kind == "gated" else 1)
+    assert all(piece.element_size() == 1 for piece in weight.packed)
+
+
+@NEEDS_BYTES
+def test_it_is_taken_when_asked_for() -> None:
+    ops, why = choose_ops("cpu", torch.float32, "int8")
+    assert (ops.name, why) == ("int8", "asked for")
+    for op in LEAVES:
+        assert getattr(ops, op).__module__ == f"nomicbert_kernels.{op}_int8"
+    for op in ("embed", "attention", "layer_norm", "moe", "pool"):
+        assert getattr(ops, op) is getattr(ops_of("torch"), op)
+    assert choose_ops("cpu", torch.float32)[0].name == "torch"
+
+
+def refused(why: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    backend: Backend = "int8"
+    message = f"backend 'int8' cannot run here: {why}"
+    with pytest.raises(BackendError, match=f"^{re.escape(message)}$"):
+        choose_ops(device, dtype, backend)
+
+
+@pytest.mark.parametrize("device", ["cuda", "meta"])
+def test_another_device(device: str) -> None:
+    refused(f"it is for a CPU, not {device}", device)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_hidden_states(dtype: torch.dtype) -> None:
+    why = f"its hidden states are float32, not {dtype}: take dtype float32 or float16"
+    refused(why, dtype=dtype)
+
+
+@NEEDS_PACKING
+def test_a_cpu_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"avx512_f": True, "avx512_vnni": False, "avx_vnni": False, "amx_int8": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    refused("this CPU has none of the instructions avx512_vnni, avx_vnni, amx_int8")
+    for name in ("avx512_vnni", "avx_vnni", "amx_int8"):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {name: True})
+        assert choose_ops("cpu", torch.float32, "int8")[0].name == "int8"
+
+
+def test_onednn_switched_off() -> None:
+    with onednn_switched_off():
+        assert not linear_torch.onednn_packs(torch.float32)
+        refused("this torch has no oneDNN, or it is switched off")
