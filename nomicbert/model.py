@@ -48,7 +48,7 @@ class NomicBert(Computing):
 
         Args:
             config: sizes and kinds.
-            backend: "auto", "reference", "torch" or "triton"; chosen at the first forward pass.
+            backend: as for `from_pretrained`; chosen at the first forward pass.
             add_pooling_layer: also compute tanh(dense(first token)) as `pooler_output`.
         """
         super().__init__(backend)
@@ -100,7 +100,11 @@ class NomicBert(Computing):
                 device computes fastest in. A CPU computes float16 in float32, and so bfloat16 if it
                 has no instructions for it.
             device: where the parameters go; default the CPU.
-            backend: "auto", "reference", "torch" or "triton".
+            backend: "auto", "reference", "torch", "int8" or "triton". "int8" is for CPUs with VNNI
+                (or AMX) and float32 or float16: linear layers multiply bytes, with a scale for each
+                token and output channel, which is less exact; the rest is float32. It is taken only
+                when asked for. Parameters stay as they are, so memory does not shrink; training,
+                autocast and torch.compile compute without bytes.
             rotary_scaling_factor: alpha of dynamic NTK scaling for texts beyond the trained
                 length, in place of the checkpoint's own; 0 switches it off.
             add_pooling_layer: also load the tanh pooler and return `pooler_output`.

@@ -94,7 +94,8 @@ def complete(words: str) -> list[str]:
 
 COMPLETIONS = {
     "nomicbert i": ["info"],
-    "nomicbert info . --backend ": ["auto", "reference", "torch", "triton"],
+    "nomicbert info . --backend ": ["auto", "reference", "torch", "int8", "triton"],
+    "nomicbert embed . --backend i": ["int8"],
     "nomicbert info . --backend t": ["torch", "triton"],
     "nomicbert info . --dtype b": ["bfloat16"],
     "nomicbert info --loc": ["--local-files-only"],

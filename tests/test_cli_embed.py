@@ -24,6 +24,7 @@ from nomicbert.cli import blocks, embed
 from nomicbert.cli.reading import InputFormat, open_reader
 from nomicbert.embedder import Embedder
 from nomicbert.runtime.stream import Truncate
+from nomicbert_kernels import linear_int8
 from tests.checkpoints import build_checkpoint
 from tests.command_line import environment, one_line, run_cli, run_python
 from tests.sameness import same
@@ -170,6 +171,17 @@ def test_precisions(
     if form != "jsonl":
         assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found.astype(expected.dtype), expected)
+
+
+@pytest.mark.skipif(linear_int8.why_not() is not None, reason="no int8 products on this CPU")
+def test_backend_int8(texts: Path, checkpoint: Path, embedder: Embedder, tmp_path: Path) -> None:
+    out = tmp_path / "out.npy"
+    options = ("--prompt", "", "--backend", "int8", "--device", "cpu")
+    run_well(texts, "-m", checkpoint, "-o", out, *options)
+    found, plain = np.load(out), embedder.encode(TEXTS, prompt="")
+    expected = Embedder(checkpoint, backend="int8").encode(TEXTS, prompt="")
+    np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(found, plain)
 
 
 OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {

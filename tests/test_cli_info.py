@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from nomicbert import Embedder
 from nomicbert.describe import describe
 from nomicbert.errors import NomicBertError
+from nomicbert_kernels import linear_int8
 from tests.checkpoints import build_checkpoint, edit_config, read_config, tensor_shapes
 from tests.command_line import ROOT, environment, one_line, run_cli, run_python
 from tests.cpus import pretend
@@ -381,6 +382,21 @@ def test_lines_for_people_are_short(
     assert "             none" not in lines  # the word for no prompts at all, behind the label
 
 
+@pytest.mark.skipif(linear_int8.why_not() is not None, reason="no int8 products on this CPU")
+def test_int8_is_said(tmp_path: Path) -> None:
+    folder = build_checkpoint(tmp_path, "minilm", num_hidden_layers=1)
+    options = ("--backend", "int8", "--device", "cpu")
+    assert info(folder, *options)["backend"] == {
+        "name": "int8",
+        "device": "cpu",
+        "dtype": "float32",
+        "reason": "asked for",
+    }
+    code, out, err = run_cli("info", str(folder), *options)
+    assert (code, err) == (0, "")
+    assert "backend      int8 on cpu in float32: asked for\n" in out
+
+
 def test_what_only_lines_say_elsewhere(tmp_path: Path) -> None:
     """Wording of what is rare: shards, partial rotation, a default prompt."""
     folder = build_checkpoint(
@@ -464,6 +480,7 @@ def test_a_damaged_checkpoint_is_one_line(damage: Any, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--backend", "triton", "--device", "cpu"], "it needs a CUDA device, not cpu"),
+        (["--backend", "int8", "--dtype", "bfloat16"], "its hidden states are float32"),
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["--rotary-scaling-factor", "2"], "a bert checkpoint has no rotary_scaling_factor"),
     ],

@@ -275,6 +275,7 @@ def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["--dtype", "float64"], "float64"),
         (["--backend", "auto"], "auto"),
+        (["--backend", "int8"], "int8"),
         (["--json", "no/such/folder/report.json"], "no/such/folder does not exist"),
         (["--against", "no/such/folder/"], "no/such/folder"),
     ],

@@ -22,6 +22,7 @@ class BackendName(str, Enum):
     auto = "auto"
     reference = "reference"
     torch = "torch"
+    int8 = "int8"
     triton = "triton"
 
 

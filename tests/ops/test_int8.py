@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nomicbert_kernels import Activation, Rope, Weight, linear_int8, values
+from nomicbert_kernels import Activation, Rope, linear_int8, values
 from tests.ops.cases import ROWS, SEEDS, WIDTHS, draw, ops_of, spread
 
 WHY_NOT = linear_int8.why_not()
@@ -62,7 +62,9 @@ def plus(p: Tensor, b: Tensor | None) -> Tensor:
     return p if b is None else p + b.double()
 
 
-def inputs(rows: int, k: int, n: int, seed: int, bias: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def inputs(
+    rows: int, k: int, n: int, seed: int, bias: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """x, weight, bias; rows and channels of very different sizes."""
     x, w = (off_ties(draw(m, k, seed=seed + i)) for i, m in enumerate((rows, n)))
     x, w = (t * 2.0 ** torch.arange(len(t)).remainder(9)[:, None] for t in (x, w))
