@@ -22,7 +22,7 @@ class Computing(nn.Module):
     """A module whose parameters, all on one device and in one dtype, the ops compute with.
 
     Attributes:
-        backend: "auto", "reference", "torch" or "triton".
+        backend: "auto", "reference", "torch", "int8" or "triton".
     """
 
     def __init__(self, backend: Backend) -> None:

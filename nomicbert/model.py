@@ -101,10 +101,10 @@ class NomicBert(Computing):
                 has no instructions for it.
             device: where the parameters go; default the CPU.
             backend: "auto", "reference", "torch", "int8" or "triton". "int8" is for CPUs with VNNI
-                (or AMX) and float32 or float16: linear layers multiply bytes, with a scale for each
-                token and output channel, which is less exact; the rest is float32. It is taken only
-                when asked for. Parameters stay as they are, so memory does not shrink; training,
-                autocast and torch.compile compute without bytes.
+                (or AMX): linear layers multiply bytes, with a scale for each token and output
+                channel, which is less exact; the rest is float32. It is taken only when asked for.
+                Parameters stay as they are, so memory does not shrink; training, autocast and
+                torch.compile compute without bytes.
             rotary_scaling_factor: alpha of dynamic NTK scaling for texts beyond the trained
                 length, in place of the checkpoint's own; 0 switches it off.
             add_pooling_layer: also load the tanh pooler and return `pooler_output`.

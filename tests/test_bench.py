@@ -209,11 +209,13 @@ def test_ceilings_are_measured() -> None:
 
 def test_every_op_has_its_benchmark() -> None:
     assert {path.stem for path in (ROOT / "bench").glob("bench_*.py")} == {
-        f"bench_{op}" for op in OPS
+        f"bench_{name}" for name in (*OPS, "tokenizer")
     }
 
 
-def run_bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_bench(
+    folder: Path, *arguments: str, what: tuple[str, ...] = ("bench/bench_gelu.py", "-k", "minilm")
+) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([".", "kernels", str(folder)])
     # what this suite runs on does not hold for that one: its interpreter, its other processes
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
@@ -223,7 +225,7 @@ def run_bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
         [
             *(sys.executable, "-m", "pytest", "-q", "-o", "python_files=bench_*.py"),
             *("-p", "no:cacheprovider", "-p", "no:xdist"),
-            *("bench/bench_gelu.py", "-k", "minilm"),
+            *what,
             *("--device", "cpu", "--backend", "torch", "--quick"),
             *arguments,
         ],
@@ -251,6 +253,17 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert info["roofline_percent"] > 0
     for peer in info["peers"].values():
         assert peer["ratio"] == pytest.approx(peer["seconds"] / info["seconds"])
+
+
+def test_tokenizers_against_a_saved_run(tmp_path: Path) -> None:
+    what = ("bench/bench_tokenizer.py", f"--benchmark-storage={tmp_path}")
+    saved = run_bench(tmp_path, "--benchmark-save=before", what=what)
+    assert saved.returncode == 0, saved.stdout + saved.stderr
+    compared = run_bench(tmp_path, "--benchmark-compare=0001", what=what)
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    for name in ("ours", "tokenizers", "transformers"):
+        assert f"test_tokenizer[{name}] (NOW)" in compared.stdout
+        assert f"test_tokenizer[{name}] (0001_before)" in compared.stdout
 
 
 def test_end_to_end_with_a_broken_op(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""Texts to token ids: ours, the library below it, and transformers on the same files.
+
+Real texts, the standard library's docstrings, by the packaged all-MiniLM-L6-v2. The three share a
+tokenizer written in Rust; what is compared is what each does around it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as RustTokenizer
+
+from nomicbert.cli.corpus import read_passages
+from nomicbert.cli.demo import packaged_weights
+from nomicbert.tokenizer import Tokenizer
+
+LONGEST = 256
+VOCABULARY = 30522
+
+Encode = Callable[[list[str]], Sequence[Sequence[int]]]
+
+
+def ours() -> Encode:
+    tokenizer = Tokenizer.from_folder(packaged_weights(), VOCABULARY)
+    return lambda texts: tokenizer.encode(texts, LONGEST)[0]
+
+
+def tokenizers() -> Encode:
+    rust = RustTokenizer.from_file(str(packaged_weights() / "tokenizer.json"))
+    rust.no_padding()
+    rust.enable_truncation(LONGEST)
+    return lambda texts: [found.ids for found in rust.encode_batch(texts)]
+
+
+def transformers() -> Encode:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(packaged_weights(), local_files_only=True)
+
+    def encode(texts: list[str]) -> Sequence[Sequence[int]]:
+        ids: list[list[int]] = tokenizer(texts, truncation=True, max_length=LONGEST)["input_ids"]
+        return ids
+
+    return encode
+
+
+@pytest.fixture(scope="module")
+def texts(pytestconfig: pytest.Config) -> list[str]:
+    return [passage.text for passage in read_passages(20 if pytestconfig.option.quick else 2000)]
+
+
+@pytest.mark.parametrize("make", [ours, tokenizers, transformers])
+def test_tokenizer(benchmark: Any, texts: list[str], make: Callable[[], Encode]) -> None:
+    encode = make()
+    # one that gives other ids does other work
+    assert list(map(list, encode(texts))) == list(map(list, ours()(texts)))
+    benchmark(encode, texts)

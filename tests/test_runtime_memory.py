@@ -1,0 +1,115 @@
+"""Freed memory: what one batch has freed, the next takes again."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nomicbert.runtime import memory
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+FAULTS = """
+import resource
+import torch
+from nomicbert.runtime.memory import keep_freed_memory
+
+keep_freed_memory(torch.device("cpu"))
+
+def take():
+    for _ in range(3):
+        torch.ones(4, 1 << 20)
+        torch.ones(16, 1 << 20)
+
+take()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+take()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+class Malloc:
+    """Stands in for the C library."""
+
+    def __init__(self, *accepted: int) -> None:
+        self.accepted, self.calls = accepted, []  # type: ignore[var-annotated]
+
+    def mallopt(self, name: int, value: int) -> int:
+        self.calls.append((name, value))
+        return int(value in self.accepted)
+
+
+@pytest.fixture(autouse=True)
+def afresh() -> None:
+    memory.tell_glibc.cache_clear()
+
+
+def faults(**environment: str) -> int:
+    """Pages that a process fetches for memory that it has had before."""
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment,
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not os.confstr("CS_GNU_LIBC_VERSION"),
+    reason="needs glibc",
+)
+def test_no_page_is_fetched_twice() -> None:
+    page = resource.getpagesize()
+    taken = 3 * (4 + 16) * (4 << 20) // page
+    assert faults() < 0.05 * taken
+    # the switch: each piece is handed back and fetched again
+    assert faults(NOMICBERT_KEEP_MEMORY="0") > 0.5 * taken
+
+
+@pytest.mark.parametrize(
+    ("accepted", "told"),
+    [
+        ((memory.KEPT, *memory.PIECES), True),
+        ((memory.KEPT, memory.PIECES[1]), True),  # an older glibc
+        ((memory.KEPT,), False),
+        (memory.PIECES, False),
+        ((), False),
+    ],
+)
+def test_what_glibc_answers(
+    accepted: tuple[int, ...], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Malloc(*accepted)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: library)
+    assert memory.tell_glibc() is told
+    assert memory.tell_glibc() is told
+    asked = [(memory.M_TRIM_THRESHOLD, memory.KEPT), (memory.M_MMAP_THRESHOLD, memory.PIECES[0])]
+    assert library.calls[:2] == asked
+    # the smaller size is asked for where the larger is refused, and all of it once
+    assert len(library.calls) == (2 if memory.PIECES[0] in accepted else 3)
+
+
+def test_no_such_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
+    assert memory.tell_glibc() is False
+
+
+@pytest.mark.parametrize(("device", "switch"), [("meta", "1"), ("cpu", "0")])
+def test_left_alone(device: str, switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Malloc()
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setenv("NOMICBERT_KEEP_MEMORY", switch)
+    memory.keep_freed_memory(torch.device(device))
+    assert not library.calls
+    monkeypatch.setenv("NOMICBERT_KEEP_MEMORY", "1")
+    memory.keep_freed_memory(CPU)
+    assert library.calls
