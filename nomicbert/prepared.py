@@ -26,14 +26,13 @@ class Entry(NamedTuple):
     Attributes:
         stamp: of both parameters.
         parameters: kept alive, so that no other ones can take their addresses.
-        samples: (numbers as they were, a view of them as they are) of each parameter that the
-            weight holds a copy of.
+        samples: of those that the weight holds a copy of, None for the others.
         weight: what was made.
     """
 
     stamp: Stamp
     parameters: tuple[Tensor, Tensor | None]
-    samples: tuple[tuple[Tensor, Tensor], ...]
+    samples: tuple[Tensor | None, Tensor | None]
     weight: Weight
 
 
@@ -47,21 +46,19 @@ def stamp(tensor: Tensor | None) -> Stamp:
 
 
 def sample(tensor: Tensor) -> Tensor:
-    """A view of a few of a parameter's numbers, spread over it.
+    """A few of a parameter's numbers, spread over it.
 
     A change through `parameter.data`, as averaging and merging of weights often makes, moves no
     version; it does move these. One that leaves most of the parameter alone goes unseen.
     """
-    kept = tensor.detach()
-    # of one that is laid out otherwise, its first row: to flatten it would be to copy it
-    flat = kept.view(-1) if kept.is_contiguous() else kept[(0,) * (kept.dim() - 1)]
+    flat = tensor.detach().flatten()
     # one more than an even share, so that the samples do not all fall into one column
     return flat[:: flat.numel() // SAMPLED + 1]
 
 
-def is_same(pair: tuple[Tensor, Tensor]) -> bool:
-    """Whether a parameter still has the numbers of its sample."""
-    return torch.equal(*pair)
+def same(kept: Tensor | None, now: Tensor | None) -> bool:
+    """Whether a parameter still has the numbers of its sample, if there is one."""
+    return kept is None or now is None or torch.equal(kept, sample(now))
 
 
 def widened(
@@ -88,11 +85,11 @@ def prepare(
         weight = replace(weight, source=source, computed_in=weight.dtype)
     # what is used as it is cannot be out of date; on a GPU a look would make the host wait
     cast, looks = source.dtype != weight.dtype, source.device.type == "cpu"
-    watched = [source] if looks and (cast or weight.packed is not None) else []
-    if looks and cast and bias is not None:
-        watched.append(bias)
-    samples = tuple((view.clone(), view) for view in map(sample, watched))
-    return Entry(now, (source, bias), samples, weight)
+    kept = (
+        sample(source).clone() if looks and (cast or weight.packed is not None) else None,
+        sample(bias).clone() if looks and cast and bias is not None else None,
+    )
+    return Entry(now, (source, bias), kept, weight)
 
 
 class PreparedWeights:
@@ -129,7 +126,7 @@ class PreparedWeights:
             return Weight(*widened(source, bias, dtype))
         now = (ops.name, dtype, stamp(source), stamp(bias))
         entry = self._entries.get(place)
-        if entry is None or entry.stamp != now or not all(map(is_same, entry.samples)):
+        if entry is None or entry.stamp != now or not all(map(same, entry.samples, (source, bias))):
             entry = self._entries[place] = prepare(ops, now, source, bias, kind, dtype)
         return entry.weight
 

@@ -390,6 +390,7 @@ def test_int8_is_said(tmp_path: Path) -> None:
         "name": "int8",
         "device": "cpu",
         "dtype": "float32",
+        "computed_in": "float32",
         "reason": "asked for",
     }
     code, out, err = run_cli("info", str(folder), *options)
@@ -489,6 +490,7 @@ def test_what_cannot_be_loaded_so(
     options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    pretend(monkeypatch, True)
     folder = build_checkpoint(tmp_path, "minilm", num_hidden_layers=1)
     code, out, err = run_cli("info", str(folder), *options)
     assert (code, out) == (2, "")

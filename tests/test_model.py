@@ -277,3 +277,17 @@ def test_ids_that_are_no_integers() -> None:
     model = NomicBert(EncoderConfig("bert", 40, 24, 1, 3, 32, 2, 64, 1e-12))
     with pytest.raises(ValueError, match=r"input_ids must be integers, not torch\.float32"):
         model(torch.ones(1, 3))
+
+
+def test_gradients_by_torch_func(folders: Mapping[str, Path]) -> None:
+    model = NomicBert.from_pretrained(folders["nomic-v1.5"])
+    model(IDS, MASK).last_hidden_state.square().sum().backward()
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        out = torch.func.functional_call(model, parameters, (IDS, MASK))
+        return out.last_hidden_state.square().sum()
+
+    found = torch.func.grad(loss)({name: p.detach() for name, p in model.named_parameters()})
+    for name, p in model.named_parameters():
+        wanted = torch.zeros_like(p) if p.grad is None else p.grad
+        assert (found[name] - wanted).abs().max() <= 1e-4 * wanted.abs().max(), name

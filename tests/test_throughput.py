@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,16 @@ import torch
 
 from bench import throughput as driver
 from bench import throughput_report
-from nomicbert.throughput import batching, group, measure, workloads
+from nomicbert.throughput import batching, group, measure, memory, torch_peers, workloads
 from nomicbert.throughput.batching import Batching, by_count, by_tokens, fastest, ways
 from nomicbert.throughput.lines import ratios, read, write
-from nomicbert.throughput.peers import ANCHOR, PEERS, AbsentError, Peer, choose
+from nomicbert.throughput.peers import ANCHOR, OURS, PEERS, AbsentError, Peer, choose
 from nomicbert.throughput.plan import Checkpoint, Options
 from nomicbert.throughput.run import run
 from nomicbert.throughput.table import as_text
 from nomicbert.throughput.workloads import Case, Words
 from tests.checkpoints import build_checkpoint
+from tests.cpus import pretend
 
 CPU = torch.device("cpu")
 
@@ -161,8 +165,9 @@ def test_the_fastest_way() -> None:
 
     choices = [Batching(name, ()) for name in cost]
     assert fastest(choices, seconds).name == "4"
-    assert tried == ["1", "4", "8", "16"]  # 16 is hopeless, and so is what comes after it
-    # short passes are made twice, and the better one counts
+    # 16 is hopeless, and so is what comes after it
+    assert tried == ["1", "1", "4", "4", "8", "8", "16", "16"]
+    # the better of two passes counts
     turns = iter([0.5, 0.1, 0.4, 0.3])
     assert fastest(choices[:2], lambda way: next(turns)).name == "1"
 
@@ -188,7 +193,7 @@ def test_turns_alternate() -> None:
         return once
 
     times = measure.in_turns({"a": work("a"), "b": work("b")}, 3, clock)
-    assert order == ["a", "b"] * 3
+    assert order == ["a", "b", "b", "a", "a", "b"]
     assert times == {"a": [1.0, 9.0, 2.0], "b": [5.0, 5.0, 7.0]}
     assert measure.spread([1.0, 2.0, 9.0]) == pytest.approx(4 / 2)
     assert measure.spread([1.0]) == 0.0
@@ -223,6 +228,47 @@ def test_matrix_products_have_the_shape_that_is_counted(
     assert tuple(result.shape) == (40, 96)
     assert measure.matrix_flops(config, 40) == 2 * 40 * 64 * 96
     assert measure.matrix_rows(10**6) == measure.MATRIX_ROWS
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_products_are_computed_as_ours_are(
+    found: bool, checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, found)
+    result: Any = measure.matrix_work(checkpoints["conan-v1"].config, "bfloat16", CPU, 40)()
+    assert result.dtype == (torch.bfloat16 if found else torch.float32)
+
+
+@pytest.mark.skipif(not memory.STATUS.is_file(), reason="Linux says it of a process alone")
+def test_a_peak_is_the_process_s_own() -> None:
+    """What its parent has had counts towards its ru_maxrss."""
+    code = "from nomicbert.throughput.memory import peak; print(peak())"
+    alone = int(subprocess.check_output([sys.executable, "-c", code], env=environment()))
+    fat = (
+        "import subprocess, sys; ballast = bytearray(2 << 30); "
+        f"print(subprocess.check_output([sys.executable, '-c', {code!r}]).decode())"
+    )
+    below = int(subprocess.check_output([sys.executable, "-c", fat], env=environment()))
+    assert below == pytest.approx(alone, rel=0.1)
+
+
+def environment() -> dict[str, str]:
+    roots = Path(__file__).parents[1]
+    return os.environ | {"PYTHONPATH": os.pathsep.join((str(roots), str(roots / "kernels")))}
+
+
+def test_ours_stand_in_for_the_reference(
+    checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any) -> Any:
+        raise AbsentError("transformers is not installed")
+
+    monkeypatch.setattr(torch_peers, "load", missing)
+    assert OURS in PEERS
+    assert "cuda" in OURS.devices
+    options = Options(cases=["fixed-16"], dtypes=["float32"], families=["ours"], tokens=32)
+    lines = list(run(checkpoints["nomic-v1.5"], options))
+    assert {line["reference"] for line in lines if line["status"] == "measured"} == {OURS.name}
 
 
 def test_cosines() -> None:

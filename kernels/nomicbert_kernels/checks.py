@@ -67,12 +67,11 @@ def is_offsets(cu_seqlens: Tensor, total: int) -> None:
         )
     if not readable(cu_seqlens):
         return
-    offsets = cu_seqlens.numpy()
-    if offsets[0] != 0 or offsets[-1] != total:
-        found = f"from {offsets[0]} to {offsets[-1]}"
-        raise ValueError(f"cu_seqlens must run from 0 to {total}, not {found}")
-    if (offsets[1:] < offsets[:-1]).any():
-        raise ValueError(f"cu_seqlens must not fall: {offsets.tolist()[:20]}")
+    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
+    if first != 0 or last != total:
+        raise ValueError(f"cu_seqlens must run from 0 to {total}, not from {first} to {last}")
+    if bool((cu_seqlens[1:] < cu_seqlens[:-1]).any()):
+        raise ValueError(f"cu_seqlens must not fall: {cu_seqlens.tolist()[:20]}")
 
 
 def is_rows(rows: Tensor, cu_seqlens: Tensor) -> None:

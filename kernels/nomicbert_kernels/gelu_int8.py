@@ -17,8 +17,8 @@ def gelu(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
     data = reference.check(x, weight)
     assert weight.packed is not None
     assert weight.scale is not None
-    out = torch.empty(data.shape[0], weight.source.shape[0], dtype=torch.int8)
-    scale = torch.empty(data.shape[0])
+    out = torch.empty(data.shape[0], weight.source.shape[0], dtype=torch.int8, device=data.device)
+    scale = torch.empty(data.shape[0], dtype=torch.float32, device=data.device)
     for rows, some in chunks(x):
         y = F.gelu(scaled(some, weight.packed[0], weight.scale, weight.bias))
         quantise(y, Activation(out[rows], scale[rows]))

@@ -28,6 +28,15 @@ TINY = 1e-30
 INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
+@functools.cache
+def is_exact() -> bool:
+    """Whether oneDNN adds up bytes without loss: its kernels for older CPUs do not."""
+    most = torch.full((4, 256), STEPS, dtype=torch.int8, device="cpu")
+    one = torch.ones(4, device="cpu")
+    packed = torch.ops.onednn.qlinear_prepack(most, None)
+    return bool((product(Activation(most, one), packed, one) == 256 * STEPS**2).all())
+
+
 def why_not() -> str | None:
     """What keeps int8 products from running on this CPU, or None."""
     if not linear_torch.onednn_packs(torch.float32):
@@ -35,6 +44,9 @@ def why_not() -> str | None:
     capabilities = torch.cpu.get_capabilities()
     if not any(capabilities.get(name) for name in INSTRUCTIONS):
         return f"this CPU has none of the instructions {', '.join(INSTRUCTIONS)}"
+    # the look at the CPU comes first: without the instructions this might be slow
+    if not is_exact():
+        return "this oneDNN does not use the CPU's instructions for bytes (ONEDNN_MAX_CPU_ISA?)"
     return None
 
 
@@ -90,7 +102,7 @@ def chunks(x: Tensor | Activation) -> Iterator[tuple[slice, Activation]]:
 @functools.cache
 def no_zero_points(count: int) -> Tensor:
     """What oneDNN is told of so many output channels: none is moved."""
-    return torch.zeros(count, dtype=torch.int64)
+    return torch.zeros(count, dtype=torch.int64, device="cpu")
 
 
 def product(x: Activation, packed: Tensor, scale: Tensor) -> Tensor:
@@ -128,7 +140,7 @@ def linear(
         return linear_torch.linear(x, weight, residual)
     assert weight.packed is not None
     assert weight.scale is not None
-    out = torch.empty(data.shape[0], weight.source.shape[0])
+    out = torch.empty(data.shape[0], weight.source.shape[0], dtype=weight.dtype, device=data.device)
     checks.is_like("residual", added, out.shape, data)
     for rows, some in chunks(x):
         y = scaled(some, weight.packed[0], weight.scale, weight.bias, out[rows])

@@ -7,18 +7,19 @@ from nomicbert_kernels import qkv_rotary as reference
 from nomicbert_kernels.linear_torch import linear
 from nomicbert_kernels.tensors import Activation, Rope, Weight
 
-# Tokens rotated at a time, so that their queries and keys stay in the cache.
+# Tokens that a CPU rotates at a time, so that their queries and keys stay in its cache.
 ROWS = 128
 
 
 def rotate_in_place(qkv: Tensor, rope: Rope) -> None:
     """Rotate the queries and keys of (T, 3, h, d) in the dtype of the tables."""
     parts = (qkv[:, :2], *(table[:, None, None] for table in rope.of_tokens))
-    for qk, cos, sin in zip(*(torch.split(part, ROWS) for part in parts), strict=True):
+    count = ROWS if qkv.device.type == "cpu" else max(1, qkv.shape[0])
+    for qk, cos, sin in zip(*(torch.split(part, count) for part in parts), strict=True):
         wide = qk.to(cos.dtype)
         a, b = reference.pairs(wide, rope)
         turned = a * cos - b * sin
-        b.mul_(cos).addcmul_(a, sin)
+        b.mul_(cos).add_(a * sin)
         a.copy_(turned)
         if wide is not qk:
             qk.copy_(wide)

@@ -24,8 +24,8 @@ def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
     scale_up, scale_gate = weight.scale.chunk(2)
     bias_up, bias_gate = (None, None) if weight.bias is None else weight.bias.chunk(2)
     inner = weight.source.shape[0] // 2
-    out = torch.empty(data.shape[0], inner, dtype=torch.int8)
-    scale = torch.empty(data.shape[0])
+    out = torch.empty(data.shape[0], inner, dtype=torch.int8, device=data.device)
+    scale = torch.empty(data.shape[0], dtype=torch.float32, device=data.device)
     for rows, some in chunks(x):
         assert some.scale is not None
         if bias_up is None:

@@ -10,7 +10,7 @@ from nomicbert.throughput import measure
 from nomicbert.throughput.batching import Batching, fastest
 from nomicbert.throughput.lines import ABSENT, MEASURED, WRONG, Line, surroundings
 from nomicbert.throughput.ours import Ids
-from nomicbert.throughput.peers import ANCHOR, AbsentError, Peer, Runner, Setting, choose
+from nomicbert.throughput.peers import ANCHOR, OURS, AbsentError, Peer, Runner, Setting, choose
 from nomicbert.throughput.plan import Checkpoint, Options
 from nomicbert.throughput.workloads import Case
 
@@ -108,11 +108,11 @@ class Group:
 
     def _truth(self, case: Case) -> tuple[str, np.ndarray]:
         """What vectors are compared with, and the vectors."""
-        peer = ANCHOR if ANCHOR not in self.absent else Peer("ours", "float32", "ours")
+        peer = ANCHOR if ANCHOR not in self.absent else OURS
         try:
             runner = self.runners.get(peer) or peer.load(self.setting)
         except AbsentError:
-            peer = Peer("ours", "float32", "ours")
+            peer = OURS
             runner = self.runners.get(peer) or peer.load(self.setting)
         return peer.name, runner.vectors(case, runner.ways(case)[0])
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 
 from nomicbert.config import EncoderConfig
 from nomicbert.throughput.workloads import Case
+from nomicbert_kernels import compute_dtype
+from nomicbert_kernels.linear_torch import onednn_packs
 
 Work = Callable[[], object]
 Clock = Callable[[], float]
@@ -32,11 +34,12 @@ def clock() -> float:
 def in_turns(
     works: Mapping[str, Work], rounds: int, clock: Clock = clock, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Time works A B C A B C.
+    """Time works A B C, B C A, C A B.
 
-    What disturbs the machine for a while disturbs all of them, and medians drop the rest. In a
-    round a work is called once uncounted where it is called several times, so that what the one
-    before it left in the caches, or spinning, is not its own.
+    What disturbs the machine for a while disturbs all of them, and medians drop the rest. Each
+    round begins with another work, so that what follows on whom changes. In a round a work is
+    called once uncounted where it is called several times, so that what the one before it left in
+    the caches, or spinning, is not its own.
 
     Args:
         works: by name.
@@ -47,8 +50,11 @@ def in_turns(
     Returns: name -> seconds of each timed call.
     """
     found: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
+    names = list(works)
+    for number in range(rounds):
+        first = number % max(1, len(names))
+        for name in names[first:] + names[:first]:
+            work = works[name]
             if calls > 1:
                 work()
             for _ in range(calls):
@@ -97,11 +103,11 @@ def matrix_work(config: EncoderConfig, dtype: str, device: torch.device, tokens:
         left = torch.randint(-127, 127, (rows, hidden), dtype=torch.int8, device=device)
         right = torch.randint(-127, 127, (hidden, inner), dtype=torch.int8, device=device)
         return lambda: torch._int_mm(left, right)
-    kind = getattr(torch, dtype)
+    # the best that the machine does with numbers of this dtype
+    kind = compute_dtype(device, getattr(torch, dtype))
     x = torch.randn(rows, hidden, device=device).to(kind)
     weight = torch.randn(inner, hidden, device=device).to(kind)
-    packs: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if device.type == "cpu" and packs:
+    if device.type == "cpu" and onednn_packs(kind):
         ops = torch.ops.mkldnn
         packed = ops._reorder_linear_weight(weight)
         return lambda: ops._linear_pointwise(x, packed, None, "none", [], "")

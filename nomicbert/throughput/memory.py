@@ -1,6 +1,6 @@
 """How much memory a peer takes: it is loaded and run in a process of its own.
 
-What is reported is the most that was resident at any time (ru_maxrss): Python and its libraries,
+What is reported is the most that was resident at any time: Python and its libraries,
 the weights in all forms that loading passes through, and the work on the case. Every process also
 imports torch, which a peer without it would save: about 0.2 GB.
 """
@@ -22,8 +22,7 @@ from nomicbert.throughput.plan import Checkpoint, Options
 CASE = "memory"
 # The texts, and how many of them a peer that pads gets at once.
 WORKLOAD, BATCH = "passages", 32
-# ru_maxrss is in KiB, except on macOS.
-UNIT = 1 if sys.platform == "darwin" else 1024
+STATUS = Path("/proc/self/status")
 
 
 def measure_memory(checkpoint: Checkpoint, options: Options) -> Iterator[Line]:
@@ -66,10 +65,22 @@ def measure_memory(checkpoint: Checkpoint, options: Options) -> Iterator[Line]:
         }
 
 
+def peak() -> int:
+    """Bytes of this process that were resident at most.
+
+    Linux counts towards ru_maxrss what the parent of a process had, towards VmHWM its own alone.
+    """
+    if STATUS.is_file():
+        line = next(x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def main(given: dict[str, Any]) -> dict[str, Any]:
     """Load one peer, run it, and say how much was resident."""
-    import resource
-
     peer = next(peer for peer in PEERS if peer.name == given["peer"])
     torch.set_num_threads(given["threads"])
     checkpoint = Checkpoint.of(given["name"], Path(given["folder"]))
@@ -91,7 +102,7 @@ def main(given: dict[str, Any]) -> dict[str, Any]:
     ways = runner.ways(case)
     runner.vectors(case, ways[0] if len(ways) == 1 else by_count(case.lengths, BATCH))
     return {
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT,
+        "peak_bytes": peak(),
         "tokens": case.tokens,
         "texts": len(case.texts),
     }

@@ -11,7 +11,6 @@ from nomicbert.embedder import Embedder
 from nomicbert.packing import PackedBatch, pack
 from nomicbert.pooling import Finish
 from nomicbert.runtime.batches import token_batches
-from nomicbert.runtime.memory import keep_freed_memory
 from nomicbert.runtime.request import BATCH_TOKENS
 from nomicbert.throughput.batching import Batching, by_count
 from nomicbert.throughput.peers import AbsentError, Runner, Setting
@@ -74,7 +73,6 @@ class Ids:
     @torch.inference_mode()
     def _run(self, case: Case, way: Batching, model: Any) -> np.ndarray:
         embedder, rows = self.embedder, torch.empty(0)
-        keep_freed_memory(embedder.device)
         for part in way.parts:
             batch = pack([case.ids[i] for i in part], embedder.device)
             found = embedder.pooling(model, batch, Finish())

@@ -106,7 +106,7 @@ def _rows() -> list[Peer]:
     both = ("cpu", "cuda")
     rows = []
     for dtype in DTYPES:
-        devices = ("cuda",) if dtype == "float16" else both
+        devices = {"float16": ("cuda",), "int8": ("cpu",)}.get(dtype, both)
         rows += [Peer(family, dtype, "ours", devices) for family in ("ours", "ours-texts")]
         if dtype == "int8":
             continue
@@ -132,6 +132,7 @@ def _rows() -> list[Peer]:
 PEERS = _rows()
 FAMILIES = list(dict.fromkeys(peer.family for peer in PEERS))
 ANCHOR = next(peer for peer in PEERS if peer.name == "transformers-32 float32")
+OURS = next(peer for peer in PEERS if peer.name == "ours float32")
 
 
 def dtypes_of(device: torch.device) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from nomicbert.runtime.memory import keep_freed_memory
 from nomicbert.throughput.group import Group, Step
 from nomicbert.throughput.lines import Line
 from nomicbert.throughput.peers import DTYPES, Setting, choose
@@ -49,6 +50,8 @@ def run(checkpoint: Checkpoint, options: Options, step: Step = lambda what: None
     """
     check(options)
     threads = torch.get_num_threads()
+    # it holds for the process, and so for all who take turns in it: before any of them is loaded
+    keep_freed_memory(options.device)
     torch.set_num_threads(options.threads)
     try:
         if options.cache is not None:

@@ -217,6 +217,12 @@ REFUSED = [
 ]  # fmt: skip
 
 
+def test_a_plan_of_another_batch() -> None:
+    plan = ops_of("torch").plan([2, 2], 2, 4, torch.float32)
+    with refuses("the plan is for 4 tokens, but qkv has 5"):
+        ops_of("torch").attention(QKV, CU, plan, 1.0)
+
+
 @EVERY_FORM
 @pytest.mark.parametrize(("message", "changed"), REFUSED)
 def test_refusals(form: str, message: str, changed: dict[str, Any]) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from nomicbert_kernels.tensors import Rope
 from tests.ops.cases import NEEDS_PACKING, draw, ops_of
 from tests.ops.test_backend import onednn_switched_off
 
+ROOTS = [str(Path(__file__).parents[2] / name) for name in (".", "kernels")]
 WHY_NOT = linear_int8.why_not()
 NEEDS_BYTES = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 # What each op reads that can be trained, in the order of `result`.
@@ -155,6 +160,35 @@ def test_a_cpu_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("avx512_vnni", "avx_vnni", "amx_int8"):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {name: True})
         assert choose_ops("cpu", torch.float32, "int8")[0].name == "int8"
+
+
+@NEEDS_BYTES
+def test_a_onednn_kept_from_the_instructions() -> None:
+    """Its kernels for older CPUs add bytes up in 16 bits, which overflow."""
+    code = "from nomicbert_kernels.linear_int8 import why_not; print(why_not())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ
+        | {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "PYTHONPATH": os.pathsep.join(ROOTS)},
+    )
+    assert done.stdout.startswith("this oneDNN does not use the CPU's instructions for bytes")
+
+
+@NEEDS_BYTES
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", LEAVES)
+def test_other_defaults_change_nothing(name: str, default: torch.dtype, seed: int) -> None:
+    wanted = result(name, "int8", "x", seed, record=False)
+    linear_int8.no_zero_points.cache_clear()
+    torch.set_default_dtype(default)
+    try:
+        found = result(name, "int8", "x", seed, record=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same_bits(found, wanted)
 
 
 def test_onednn_switched_off() -> None:
