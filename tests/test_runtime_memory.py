@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from nomicbert import CrossEncoder, Embedder
 from nomicbert.runtime import memory
+from tests.checkpoints import build_checkpoint
+from tests.rerankers import build_reranker
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -116,3 +119,15 @@ def test_left_alone(device: str, switch: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("NOMICBERT_KEEP_MEMORY", "1")
     memory.keep_freed_memory(CPU)
     assert library.calls
+
+
+def test_who_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr("nomicbert.runtime.stream.keep_freed_memory", asked.append)
+    monkeypatch.setattr("nomicbert.cross_encoder.keep_freed_memory", asked.append)
+    embedder = Embedder(build_checkpoint(tmp_path / "minilm", "minilm", num_hidden_layers=1))
+    embedder.encode(["a text"])
+    assert asked == [CPU]
+    reranker = CrossEncoder(build_reranker(tmp_path / "reranker"))
+    reranker.predict([("a question", "an answer")])
+    assert asked == [CPU, CPU]
