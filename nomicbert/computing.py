@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nomicbert.prepared import Place, PreparedWeights
-from nomicbert_kernels import Backend, Ops, compute_dtype, select_ops
+from nomicbert_kernels import Backend, Ops, Weight, compute_dtype, select_ops
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,10 @@ class Computing(nn.Module):
             logger.warning("float16 on a CPU is stored as float16 and computed in float32")
         elif dtype != self.compute_dtype:
             logger.info("bfloat16 on this CPU is stored as bfloat16 and computed in float32")
+
+    def prepared_weights(self) -> list[Weight]:
+        """What has been prepared so far."""
+        return self._prepared.weights()
 
     def _drop_prepared(self) -> None:
         self._prepared.clear()

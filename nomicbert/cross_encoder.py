@@ -23,9 +23,9 @@ from nomicbert.notices import TruncationWarning, warn
 from nomicbert.packing import pack
 from nomicbert.pooling import ACTIVATIONS
 from nomicbert.runtime.batches import WINDOW_TEXTS, check_text, token_batches
+from nomicbert.runtime.budget import batch_tokens as default_tokens
 from nomicbert.runtime.memory import keep_freed_memory
 from nomicbert.runtime.progress import Progress
-from nomicbert.runtime.request import BATCH_TOKENS
 from nomicbert.saving import activation_path, save_pair_tokenizer
 from nomicbert.settings import optional
 from nomicbert.tokenizer import Pair, Tokenizer
@@ -113,7 +113,7 @@ class CrossEncoder:
         inputs: Pair | Iterable[Pair],
         *,
         batch_size: int | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         show_progress_bar: bool | None = None,
         activation_fn: Activation | None = None,
         apply_softmax: bool = False,
@@ -129,7 +129,7 @@ class CrossEncoder:
         Args:
             inputs: one pair of texts or any number of them.
             batch_size: pairs of a batch at most; batches are cut by tokens.
-            batch_tokens: tokens of a batch at most.
+            batch_tokens: tokens of a batch at most; None takes what suits the device.
             show_progress_bar: None shows one on a terminal when the work takes long.
             activation_fn: in place of the checkpoint's.
             apply_softmax: make the scores of several labels sum to 1.
@@ -149,7 +149,8 @@ class CrossEncoder:
         for name, size in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
             if size is not None and as_whole(name, size) < 1:
                 raise ValueError(f"{name} must be at least 1, not {size}")
-        logits = self._scores(pairs, batch_tokens, batch_size, show_progress_bar)
+        budget = batch_tokens or default_tokens(self.model.encoder)
+        logits = self._scores(pairs, budget, batch_size, show_progress_bar)
         with torch.no_grad():
             # a copy: what inference_mode makes, an activation may not change
             scores = (activation_fn or self.activation_fn)(logits.clone())

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from nomicbert import hub
-from nomicbert.keywords import as_device, as_whole, check_target, refuse_unknown
-from nomicbert.limits import longest, read_limit
+from nomicbert.keywords import as_device, check_target, refuse_unknown
+from nomicbert.limits import check_limit, read_limit
 from nomicbert.model import NomicBert
 from nomicbert.modules import module_folders, read_pooling
 from nomicbert.pooling import Finish
 from nomicbert.precision import Precision
 from nomicbert.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
 from nomicbert.runtime.batches import as_iterator, checked
-from nomicbert.runtime.request import BATCH_TOKENS, OutputValue, Request
+from nomicbert.runtime.budget import batch_tokens
+from nomicbert.runtime.graphs import Graphs
+from nomicbert.runtime.request import OutputValue, Request
 from nomicbert.runtime.stream import Job, Stream, Truncate
 from nomicbert.saving import save_modules
 from nomicbert.similarity import similarity, stated_similarity
@@ -85,6 +87,7 @@ class Embedder:
         self._prompts = Prompts.from_folder(folder, config)
         self.max_seq_length = read_limit(encoder, config).tokens
         self.similarity_fn_name = stated_similarity(folder)
+        self._graphs = Graphs()
 
     @classmethod
     def from_pretrained(
@@ -261,15 +264,10 @@ class Embedder:
             keywords["prompt_name"] = self._prompts.first_of(names)
         return self.encode(inputs, **keywords)
 
-    def _check_length(self, max_length: int | None) -> int:
-        limit = self.max_seq_length if max_length is None else max_length
+    def _limit(self, max_length: int | None) -> int:
         least = len(self.tokenizer.prefix) + len(self.tokenizer.suffix) + 1
-        most = longest(self.model.config)
-        name = "max_length (or max_seq_length)"
-        if as_whole(name, limit) < least or (most is not None and limit > most):
-            wanted = f"at least {least}" if most is None else f"{least} to {most}"
-            raise ValueError(f"{name} must be {wanted}, not {limit}")
-        return limit
+        limit = self.max_seq_length if max_length is None else max_length
+        return check_limit(limit, least, self.model.config)
 
     def _open(self, request: Request) -> tuple[Stream, int]:
         """Check a request against this checkpoint and make ready for it; the width of its vectors.
@@ -282,12 +280,13 @@ class Embedder:
         job = Job(
             prompt=self._prompts.choose(request.prompt_name, request.prompt),
             prompt_is_chosen=request.prompt is not None,
-            max_length=self._check_length(request.max_length),
+            max_length=self._limit(request.max_length),
             truncate=request.truncate,
             finish=finish,
             token_embeddings=request.wants_tokens,
-            batch_tokens=request.batch_tokens or BATCH_TOKENS,
+            batch_tokens=request.batch_tokens or batch_tokens(self.model),
             batch_size=request.batch_size,
+            to_host=not request.convert_to_tensor,
             show_progress_bar=request.show_progress_bar,
         )
         if self.model.training:
@@ -295,4 +294,5 @@ class Embedder:
         if request.device is not None and (target := as_device(request.device)) != self.device:
             self.to(target)
         width = request.matryoshka_dim or request.truncate_dim or self.pooling.embedding_dimension
-        return Stream(self.model, self.tokenizer, self.pooling, self._prompts, job), width
+        parts = (self.model, self.tokenizer, self.pooling, self._prompts)
+        return Stream(*parts, job, self._graphs), width

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nomicbert.config import EncoderConfig
+from nomicbert.keywords import as_whole
 from nomicbert.settings import optional
 
 NO_LIMIT = 1_000_000
@@ -48,3 +49,21 @@ def read_limit(folder: Path, config: EncoderConfig) -> Limit:
         found = Limit(config.max_position_embeddings, "config.json")
     most = longest(config)
     return found if most is None or found.tokens <= most else Limit(most, "learned positions")
+
+
+def check_limit(limit: int, least: int, config: EncoderConfig) -> int:
+    """A limit that a caller has chosen.
+
+    Args:
+        limit: tokens.
+        least: that leave room for one beside the special ones.
+        config: of the encoder.
+
+    Raises: ValueError: below `least`, or above what the checkpoint has positions for.
+    """
+    most = longest(config)
+    name = "max_length (or max_seq_length)"
+    if as_whole(name, limit) < least or (most is not None and limit > most):
+        wanted = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ValueError(f"{name} must be {wanted}, not {limit}")
+    return limit

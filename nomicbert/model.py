@@ -25,7 +25,7 @@ from nomicbert.layer import Layer
 from nomicbert.output import EncoderOutput, Value
 from nomicbert.packing import PackedBatch, tokens_of, unpad
 from nomicbert.rope import RotaryTables
-from nomicbert_kernels import Backend, Plan, values
+from nomicbert_kernels import Backend, Plan, Rope, values
 
 
 class NomicBert(Computing):
@@ -284,5 +284,14 @@ class NomicBert(Computing):
             )
         angles = None if self.rotary is None else self.rotary.table
         rope = angles and angles(batch.rope_lengths, batch.lengths, batch.position_ids)
-        plan = self.plan(batch.lengths)
+        return self.planned(batch, self.plan(batch.lengths), rope)
+
+    def planned(self, batch: PackedBatch, plan: Plan, rope: Rope | None) -> ForwardContext:
+        """A forward pass over these texts, planned by the caller."""
         return ForwardContext(self.ops, self.compute_dtype, self._prepared, batch, plan, rope)
+
+    @property
+    def plain_length(self) -> int:
+        """Tokens of the longest text whose positions stand in the table that all texts share."""
+        rotary = self.rotary
+        return self.config.max_position_embeddings if rotary is None else rotary.plain_length

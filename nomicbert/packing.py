@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nomicbert.notices import EmptyRowWarning, warn
+from nomicbert_kernels.tensors import to_device
 
 # How many rows a warning names.
 LISTED = 5
@@ -66,7 +67,7 @@ def offsets(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tenso
     """Cumulative lengths, (B + 1,) int32."""
     total = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=total[1:])
-    return torch.from_numpy(total).to(device)
+    return to_device(total, device)
 
 
 def pack(texts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> PackedBatch:
@@ -77,15 +78,25 @@ def pack(texts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> 
         device: where the tensors go.
     """
     lengths = tuple(map(len, texts))
-    ids = np.concatenate([np.asarray(t, dtype=np.int64) for t in texts] or [np.zeros(0, np.int64)])
-    positions = np.concatenate([np.arange(n) for n in lengths] or [np.zeros(0, np.int64)])
     return PackedBatch(
         lengths=lengths,
         rope_lengths=lengths,
         cu_seqlens=offsets(lengths, device),
-        position_ids=torch.from_numpy(positions).to(device),
-        input_ids=torch.from_numpy(ids).to(device),
+        position_ids=to_device(positions(lengths), device),
+        input_ids=to_device(end_to_end(texts), device),
     )
+
+
+def end_to_end(texts: Sequence[Sequence[int]]) -> np.ndarray:
+    """The token ids of all texts, (T,) int64."""
+    parts = [np.asarray(text, dtype=np.int64) for text in texts]
+    return np.concatenate(parts or [np.zeros(0, np.int64)])
+
+
+def positions(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Each token's place in its text, from 0: (T,) int64."""
+    counts = np.asarray(lengths, dtype=np.int64)
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nomicbert.context import ForwardContext
 from nomicbert.keywords import as_whole
 from nomicbert.model import NomicBert
-from nomicbert.packing import PackedBatch, offsets
+from nomicbert.packing import PackedBatch
 from nomicbert.prepared import PreparedWeights
-from nomicbert_kernels import Ops, PoolMode, compute_dtype
+from nomicbert_kernels import Ops, Plan, PoolMode, Run, Weight, compute_dtype
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Identity": lambda x: x,
@@ -93,15 +94,18 @@ class Pooling(nn.Module):
         Returns: (B, dim) fp32; a text without tokens gives zeros.
         """
         filled, kept = batch.without_empty()
-        if self.dense:
-            x = self.finish(model.ops, self.pool(model, filled), finish)
-        else:
-            x = self._last(self.pool(model, filled, *self._recipe(finish)), finish)
+        x = self.vectors(model, model.context(filled), finish)
         if filled is batch:
             return x
         # computed without them, so that the others have the same bits and no bias is added
         places = torch.tensor(kept, dtype=torch.int64, device=x.device)
         return x.new_zeros(len(batch.lengths), x.shape[1]).index_copy(0, places, x)
+
+    def vectors(self, model: NomicBert, ctx: ForwardContext, finish: Finish) -> Tensor:
+        """All that follows planning: (B, dim) fp32; nothing is known of a text without tokens."""
+        if self.dense:
+            return self.finish(model.ops, self.pool(model, ctx), finish)
+        return self._last(self.pool(model, ctx, *self._recipe(finish)), finish)
 
     def finish(self, ops: Ops, pooled: Tensor, finish: Finish) -> Tensor:
         """All that follows pooling: (B, hidden_size) fp32 -> (B, dim) fp32."""
@@ -117,22 +121,25 @@ class Pooling(nn.Module):
     def pool(
         self,
         model: NomicBert,
-        batch: PackedBatch,
+        ctx: ForwardContext,
         layer_norm: bool = False,
         dim: int | None = None,
         unit: bool = False,
     ) -> Tensor:
         """Encode and pool a batch, then layer_norm, slice and L2 where asked for: (B, dim) fp32."""
+        batch = ctx.batch
         # the first or last token alone is wanted, so the last layer computes nothing else
-        if self.mode in ("cls", "lasttoken") and batch.lengths and min(batch.lengths) > 0:
+        if self.mode in ("cls", "lasttoken") and batch.position_ids.shape[0]:
             rows = batch.first_tokens() if self.mode == "cls" else batch.last_tokens()
-            hidden = model.encode_packed(batch, rows=rows)
-            return pool_rows(model.ops, hidden, layer_norm, dim, unit)
-        hidden, plan = model.encode_packed(batch), model.plan(batch.lengths)
+            return pool_rows(model.ops, model.core(ctx, rows), layer_norm, dim, unit)
         pooled: Tensor = model.ops.pool(
-            hidden, batch.cu_seqlens, plan, self.mode, layer_norm, dim, unit
+            model.core(ctx), batch.cu_seqlens, ctx.plan, self.mode, layer_norm, dim, unit
         )
         return pooled
+
+    def prepared_weights(self) -> list[Weight]:
+        """What has been prepared of the Dense layers so far."""
+        return self._prepared.weights()
 
     def _recipe(self, finish: Finish) -> tuple[bool, int | None, bool]:
         """layer_norm, dim and L2, as the op for pooling takes them."""
@@ -150,8 +157,8 @@ class Pooling(nn.Module):
 
 def pool_rows(ops: Ops, rows: Tensor, layer_norm: bool, dim: int | None, unit: bool) -> Tensor:
     """The end of pooling for (B, H) rows that are vectors already: texts of one token each."""
-    ones = [1] * rows.shape[0]
-    # nothing attends here: as many heads of one number as the rows are wide
-    plan = ops.plan(ones, rows.shape[1], 1, rows.dtype)
-    pooled: Tensor = ops.pool(rows, offsets(ones, rows.device), plan, "cls", layer_norm, dim, unit)
+    texts = rows.shape[0]
+    plan = Plan((Run(text=0, token=0, texts=texts, length=1),) if texts else ())
+    offsets = torch.arange(texts + 1, dtype=torch.int32, device=rows.device)
+    pooled: Tensor = ops.pool(rows, offsets, plan, "cls", layer_norm, dim, unit)
     return pooled

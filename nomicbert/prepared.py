@@ -130,6 +130,10 @@ class PreparedWeights:
             entry = self._entries[place] = prepare(ops, now, source, bias, kind, dtype)
         return entry.weight
 
+    def weights(self) -> list[Weight]:
+        """All that are kept now."""
+        return [entry.weight for entry in self._entries.values()]
+
     def clear(self) -> None:
         """Forget everything; the next use makes it anew."""
         self._entries.clear()

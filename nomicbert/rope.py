@@ -9,6 +9,7 @@ Source: Su et al. 2021, arXiv:2104.09864, eq. 15; dynamic NTK: emozilla 2023, as
 code of nomic-embed-text-v1 and in transformers' "dynamic" rope type.
 """
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -56,7 +57,7 @@ class RotaryTables:
         device = position_ids.device
         scaled = {n: t for n in set(rope_lengths) if (t := self.scaled_theta(n)) != self.theta}
         plain = max((n for n in rope_lengths if n not in scaled), default=0)
-        cos, sin = self._base_rows(plain, device)
+        cos, sin = self.plain(plain, device)
         if not scaled:
             return Rope(cos, sin, position_ids.to(torch.int32), self.dim, self.interleaved)
 
@@ -77,7 +78,8 @@ class RotaryTables:
             self.interleaved,
         )
 
-    def _base_rows(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def plain(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cos and sin for the trained theta, of at least so many positions, kept for later."""
         kept = self._base.get(device)
         if kept is None or kept[0].shape[0] < length:
             cos, sin = angles(length, self.theta, self.dim)
@@ -85,6 +87,12 @@ class RotaryTables:
                 kept = cos.to(device), sin.to(device)
             self._base[device] = kept
         return kept
+
+    @property
+    def plain_length(self) -> int:
+        """Tokens of the longest text whose theta is the trained one."""
+        scales = self.factor is not None and self.dim > 2
+        return self.trained if scales else sys.maxsize
 
 
 def angles(length: int, theta: float, dim: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import functools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,6 +138,14 @@ class EmbeddingTables:
     word: Tensor
     token_type: Tensor | None = None
     position: Tensor | None = None
+
+
+def to_device(values: np.ndarray, device: torch.device | str) -> Tensor:
+    """One copy; to a GPU from pinned memory, so that the host does not wait for it."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def accumulator(x: Tensor) -> torch.dtype:

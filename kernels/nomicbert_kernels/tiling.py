@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nomicbert_kernels import launch
-from nomicbert_kernels.tensors import Plan, Tiles
+from nomicbert_kernels.tensors import Plan, Tiles, to_device
 
 # The widest head that a program holds in registers.
 WIDEST_HEAD = 256
@@ -73,12 +72,25 @@ def tile_table(lengths: np.ndarray, rows: int) -> np.ndarray:
     return np.stack((token, count, np.repeat(first, tiles), np.repeat(last, tiles)), axis=1)
 
 
-def to_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """One copy; on a GPU from pinned memory, so that the host does not wait for it."""
-    tensor = torch.from_numpy(values)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+def most_tiles(tokens: int, rows: int) -> int:
+    """How many tiles texts of so many tokens can need: no table of `tile_table` is longer.
+
+    A text with tiles of its own needs at most one for each rows / 2 of its tokens. Of tiles that
+    short texts share, two that follow each other hold more than `rows`, and a run of such tiles
+    ends with one that may hold less: at most one run more than there are texts that stand alone.
+    """
+    return 4 * -(-tokens // rows) + 1
+
+
+def tile_rows(longest: int, head_dim: int, dtype: torch.dtype, device: torch.device | str) -> int:
+    """Tokens of a tile, for a batch whose longest text has so many.
+
+    Raises: ValueError: a head size that the kernels cannot take.
+    """
+    check_head_dim(head_dim)
+    name = "attention_short" if longest <= SHORT else "attention_long"
+    rows: int = launch.settings(name, torch.device(device), dtype, head_dim=head_dim)["BLOCK_M"]
+    return rows
 
 
 def plan_tiles(
@@ -94,11 +106,8 @@ def plan_tiles(
 
     Raises: ValueError: a head size that the kernels cannot take.
     """
-    check_head_dim(head_dim)
-    device = torch.device(device)
     counts = np.asarray(lengths, dtype=np.int64)
-    name = "attention_short" if counts.max(initial=0) <= SHORT else "attention_long"
-    rows = launch.settings(name, device, dtype, head_dim=head_dim)["BLOCK_M"]
+    rows = tile_rows(int(counts.max(initial=0)), head_dim, dtype, device)
     table = tile_table(counts, rows)
     text = np.repeat(np.arange(len(counts)), counts)
     both = to_device(np.concatenate((table.ravel(), text)).astype(np.int32), device)

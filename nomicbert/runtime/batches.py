@@ -88,3 +88,20 @@ def token_batches(
         tokens += lengths[index]
     if batch:
         yield batch
+
+
+def halves(indices: list[int], lengths: Sequence[int]) -> list[list[int]]:
+    """A batch in two parts of about as many tokens; one of a single text stays whole.
+
+    Args:
+        indices: of the batch's texts.
+        lengths: tokens of all texts.
+    """
+    if len(indices) == 1:
+        return [indices]
+    left, total = 0, sum(lengths[i] for i in indices)
+    for place, index in enumerate(indices):
+        if place and 2 * left >= total:
+            break
+        left += lengths[index]
+    return [indices[:place], indices[place:]]

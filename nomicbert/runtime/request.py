@@ -15,8 +15,6 @@ from nomicbert.runtime.stream import Truncate
 
 Window = Tensor | list[Tensor]
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
-# Tokens of a batch when the call does not say.
-BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)

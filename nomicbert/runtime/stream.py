@@ -2,28 +2,40 @@
 
 Where in the flow: `Embedder` says what is wanted (a Job); here a window of texts is tokenised,
 sorted and cut into batches, each batch goes through encoder and pooling, and the window's rows come
-back in order. Memory depends on the window, not on the stream.
+back in order. Memory depends on the window, not on the stream. On a GPU the next window is
+tokenised meanwhile, and its kernels are queued before the vectors of this one have arrived.
 """
 
+import logging
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nomicbert.errors import TextError
 from nomicbert.model import NomicBert
 from nomicbert.notices import TruncationWarning, warn
-from nomicbert.packing import PackedBatch, pack
+from nomicbert.packing import pack
 from nomicbert.pooling import Finish, Pooling
 from nomicbert.prompts import Prompts
-from nomicbert.runtime.batches import checked, text_windows, token_batches
+from nomicbert.runtime.batches import checked, halves, text_windows, token_batches
+from nomicbert.runtime.graphs import Graphs
 from nomicbert.runtime.memory import keep_freed_memory
+from nomicbert.runtime.pipeline import in_turn, landing, one_ahead
 from nomicbert.runtime.progress import Progress
 from nomicbert.tokenizer import LETTERS_A_TOKEN, Tokenizer
+from nomicbert_kernels.tensors import to_device
+
+logger = logging.getLogger(__name__)
 
 Truncate = Literal["end", "error", "chunk"]
+Rows = Tensor | list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class Job:
         token_embeddings: hidden states of every token instead of one vector a text.
         batch_tokens: tokens of a batch at most.
         batch_size: texts of a batch at most, or None.
+        to_host: vectors are wanted in the host's memory.
         show_progress_bar: None shows one on a terminal when the work takes long.
     """
 
@@ -50,7 +63,20 @@ class Job:
     token_embeddings: bool
     batch_tokens: int
     batch_size: int | None
+    to_host: bool
     show_progress_bar: bool | None
+
+
+class Tokenised(NamedTuple):
+    """A window of texts as token ids.
+
+    Attributes:
+        texts: of each text its windows of `max_length` with truncate "chunk", else one.
+        cut: indices of the texts that were cut.
+    """
+
+    texts: list[list[list[int]]]
+    cut: list[int]
 
 
 class Stream:
@@ -63,109 +89,161 @@ class Stream:
         pooling: Pooling,
         prompts: Prompts,
         job: Job,
+        graphs: Graphs,
     ) -> None:
-        """The parts of a checkpoint, and what is wanted of them."""
+        """The parts of a checkpoint, what is wanted of them, and the graphs recorded so far."""
         self.model = model
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.prompts = prompts
         self.job = job
+        self.graphs = graphs
+        self._batch_tokens = job.batch_tokens
+        self._read = self._cut = 0
 
-    def run(self, inputs: Iterator[Any]) -> Iterator[Tensor | list[Tensor]]:
+    def run(self, inputs: Iterator[Any]) -> Iterator[Rows]:
         """Embed window by window.
 
         Args:
-            inputs: texts, without the prompt.
+            inputs: texts, without the prompt. On a GPU they are read two windows further than what
+                has been yielded: one is tokenised while the kernels of the other run.
 
-        Yields: a window's vectors (n, dim) fp32 in order; or, for token embeddings, as many
-            (tokens, hidden_size) in the model's dtype; on the model's device.
+        Yields: a window's vectors (n, dim) fp32 in order, on the host or on the model's device as
+            the job says; or, for token embeddings, as many (tokens, hidden_size) in the model's
+            dtype, on its device.
 
         Raises:
             TypeError: an input that is no str.
             TextError: one that is no valid Unicode; one that is too long, with truncate "error".
+            torch.OutOfMemoryError: a single text is too much for the GPU.
         """
-        job, read, cut = self.job, 0, 0
-        keep_freed_memory(self.model.device)
+        job, device = self.job, self.model.device
+        keep_freed_memory(device)
         texts = checked(inputs)
         if not job.prompt_is_chosen:
             texts = self.prompts.watch(job.prompt, texts)
         # what lies beyond the limit is never tokenised, unless every window of it is wanted
         useful = None if job.truncate == "chunk" else job.max_length * LETTERS_A_TOKEN
-        with Progress(job.show_progress_bar, inputs) as progress:
+        windows = text_windows(texts, useful)
+        ahead = overlaps(device)
+        turns = one_ahead if ahead else in_turn
+        with (
+            Progress(job.show_progress_bar, inputs) as progress,
+            ThreadPoolExecutor(1, "tokenizer") as thread,
+        ):
+
+            def tokenise(window: list[str]) -> Callable[[], Tokenised]:
+                work = partial(self._tokenise, window)
+                return thread.submit(work).result if ahead else work
+
             try:
-                for window in text_windows(texts, useful):
-                    if job.truncate == "chunk":
-                        parts = self.tokenizer.encode_windows(window, job.prompt, job.max_length)
-                        progress.read([sum(map(len, part)) for part in parts])
-                        yield self._joined(parts, progress)
-                        continue
-                    prompted = [job.prompt + text for text in window]
-                    ids, cut_here = self.tokenizer.encode(prompted, job.max_length)
-                    if cut_here and job.truncate == "error":
-                        raise TextError(
-                            read + cut_here[0],
-                            f"is longer than {job.max_length} tokens: shorten it, or choose "
-                            "truncate 'end' or 'chunk'",
-                        )
-                    read += len(window)
-                    cut += len(cut_here)
-                    progress.read(list(map(len, ids)))
-                    if job.token_embeddings:
-                        yield self._hidden(ids, progress)
-                    else:
-                        yield self._vectors(ids, progress, self._embed)
+                yield from turns(
+                    turns(windows, tokenise), lambda window: self._embed(window, progress)
+                )
             except GeneratorExit:
                 # as zip leaves it, when its other half ends
-                self._tell(cut, read)
+                self._tell()
                 raise
-        self._tell(cut, read)
+        self._tell()
 
-    def _tell(self, cut: int, read: int) -> None:
+    def _tokenise(self, window: list[str]) -> Tokenised:
+        job = self.job
+        if job.truncate == "chunk":
+            return Tokenised(self.tokenizer.encode_windows(window, job.prompt, job.max_length), [])
+        ids, cut = self.tokenizer.encode([job.prompt + text for text in window], job.max_length)
+        return Tokenised([[text] for text in ids], cut)
+
+    def _embed(self, window: Tokenised, progress: Progress) -> Callable[[], Rows]:
+        """Queue all work on a window; what is returned waits for its rows."""
+        job = self.job
+        if window.cut and job.truncate == "error":
+            raise TextError(
+                self._read + window.cut[0],
+                f"is longer than {job.max_length} tokens: shorten it, or choose "
+                "truncate 'end' or 'chunk'",
+            )
+        self._read += len(window.texts)
+        self._cut += len(window.cut)
+        progress.read([sum(map(len, parts)) for parts in window.texts])
+        if job.truncate == "chunk":
+            rows = self._joined(window.texts, progress)
+        else:
+            texts = [ids for parts in window.texts for ids in parts]
+            if job.token_embeddings:
+                states = self._hidden(texts, progress)
+                return lambda: states
+            rows = self._vectors(texts, progress, self._vectors_of)
+        return landing(rows) if job.to_host else lambda: rows
+
+    def _tell(self) -> None:
         """Warn if texts were cut."""
-        if cut:
+        if self._cut:
             warn(
-                f"{cut} of {read} texts were longer than {self.job.max_length} tokens and were cut "
-                "there",
+                f"{self._cut} of {self._read} texts were longer than {self.job.max_length} tokens "
+                "and were cut there",
                 TruncationWarning,
             )
 
     def _batches(
-        self, texts: list[list[int]], progress: Progress
-    ) -> Iterator[tuple[list[int], PackedBatch]]:
-        """(indices of texts, the texts packed), longest first."""
-        job = self.job
-        for indices in token_batches(list(map(len, texts)), job.batch_tokens, job.batch_size):
-            batch = pack([texts[i] for i in indices], self.model.device)
-            yield indices, batch
-            progress.done(sum(batch.lengths))
+        self,
+        texts: list[list[int]],
+        progress: Progress,
+        encode: Callable[[list[list[int]]], Tensor],
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """(indices of texts, what `encode` makes of them), longest first.
+
+        A batch that a GPU has no memory for is halved, and so are those after it.
+        """
+        lengths = list(map(len, texts))
+        waiting = deque(token_batches(lengths, self._batch_tokens, self.job.batch_size))
+        while waiting:
+            indices = waiting.popleft()
+            tokens = sum(lengths[i] for i in indices)
+            try:
+                found = encode([texts[i] for i in indices])
+            except torch.OutOfMemoryError:
+                if len(indices) == 1:
+                    raise
+                self._batch_tokens = max(1, min(self._batch_tokens, tokens) // 2)
+                logger.warning(
+                    "a batch of %d tokens does not fit into the memory of %s: from now on %d at "
+                    "most (batch_tokens)",
+                    tokens,
+                    self.model.device,
+                    self._batch_tokens,
+                )
+                parts = [part for batch in (indices, *waiting) for part in halves(batch, lengths)]
+                waiting = deque(parts)
+                continue
+            yield indices, found
+            progress.done(tokens)
 
     @torch.inference_mode()
     def _vectors(
         self,
         texts: list[list[int]],
         progress: Progress,
-        encode: Callable[[PackedBatch], Tensor],
+        encode: Callable[[list[list[int]]], Tensor],
     ) -> Tensor:
         """One vector for each list of token ids, in order."""
         rows = torch.empty(0)
-        for indices, batch in self._batches(texts, progress):
-            found = encode(batch)
+        for indices, found in self._batches(texts, progress, encode):
             if not rows.numel():
                 rows = found.new_empty(len(texts), found.shape[1])
-            rows[indices] = found
+            rows.index_copy_(0, to_device(np.array(indices), found.device), found)
         return rows
 
-    def _embed(self, batch: PackedBatch) -> Tensor:
-        vectors: Tensor = self.pooling(self.model, batch, self.job.finish)
-        return vectors
+    def _vectors_of(self, texts: list[list[int]]) -> Tensor:
+        return self.graphs(self.model, self.pooling, texts, self.job.finish)
 
-    def _pool(self, batch: PackedBatch) -> Tensor:
-        return self.pooling.pool(self.model, batch)
+    def _pooled(self, texts: list[list[int]]) -> Tensor:
+        model = self.model
+        return self.pooling.pool(model, model.context(pack(texts, model.device)))
 
     @torch.inference_mode()
     def _joined(self, parts: list[list[list[int]]], progress: Progress) -> Tensor:
         """Mean over the tokens of all windows of each text, then what follows pooling."""
-        means = self._vectors([ids for part in parts for ids in part], progress, self._pool)
+        means = self._vectors([ids for part in parts for ids in part], progress, self._pooled)
         pooled = means.new_zeros(len(parts), means.shape[1])
         start = 0
         for row, part in zip(pooled, parts, strict=True):
@@ -183,9 +261,19 @@ class Stream:
     @torch.inference_mode()
     def _hidden(self, texts: list[list[int]], progress: Progress) -> list[Tensor]:
         """The hidden states of each list of token ids, in order."""
+        model = self.model
         states: list[Tensor] = [torch.empty(0)] * len(texts)
-        for indices, batch in self._batches(texts, progress):
-            hidden = self.model.encode_packed(batch).to(self.model.dtype)
-            for i, rows in zip(indices, torch.split(hidden, list(batch.lengths)), strict=True):
+
+        def encode(ids: list[list[int]]) -> Tensor:
+            return model.encode_packed(pack(ids, model.device)).to(model.dtype)
+
+        for indices, hidden in self._batches(texts, progress, encode):
+            lengths = [len(texts[i]) for i in indices]
+            for i, rows in zip(indices, torch.split(hidden, lengths), strict=True):
                 states[i] = rows.clone()  # a view would keep the whole batch in memory
         return states
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether work on a device leaves the host free for other work."""
+    return device.type == "cuda"

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from nomicbert.embedder import Embedder
-from nomicbert.packing import PackedBatch, pack
+from nomicbert.packing import pack
 from nomicbert.pooling import Finish
 from nomicbert.runtime.batches import token_batches
-from nomicbert.runtime.request import BATCH_TOKENS
+from nomicbert.runtime.budget import batch_tokens
 from nomicbert.throughput.batching import Batching, by_count
 from nomicbert.throughput.peers import AbsentError, Runner, Setting
 from nomicbert.throughput.workloads import Case
@@ -49,7 +49,8 @@ class Ids:
 
     def ways(self, case: Case) -> list[Batching]:
         """See Runner: it decides itself."""
-        parts = tuple(map(tuple, token_batches(case.lengths, BATCH_TOKENS)))
+        budget = batch_tokens(self.embedder.model)
+        parts = tuple(map(tuple, token_batches(case.lengths, budget)))
         return [Batching("own", parts)]
 
     def vectors(self, case: Case, way: Batching) -> np.ndarray:
@@ -118,10 +119,10 @@ class Watched:
         """What the model has."""
         return getattr(self.model, name)
 
-    def encode_packed(self, batch: PackedBatch, **keywords: Any) -> Tensor:
+    def core(self, *given: Any) -> Tensor:
         """The model's own, timed until the device is done."""
         started = time.perf_counter()
-        hidden: Tensor = self.model.encode_packed(batch, **keywords)
+        hidden: Tensor = self.model.core(*given)
         if hidden.is_cuda:
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - started

@@ -1,0 +1,181 @@
+"""CUDA graphs: the launches of a small batch, recorded once and replayed as one.
+
+A GPU is done with a few tokens before the host has launched the ninety kernels that they pass. So
+the launches for a number of tokens, a bucket, are recorded and replayed for every batch that fits.
+
+Switch: NOMICBERT_GRAPHS=0. A size is recorded when it comes for the second time: the first may stay
+the only one. Recorded graphs read the parameters where they lie: one that has moved drops them all.
+"""
+
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nomicbert.model import NomicBert
+from nomicbert.packing import pack
+from nomicbert.pooling import Finish, Pooling
+from nomicbert.prepared import stamp
+from nomicbert.runtime.bucket import Bucket, Key, Record, Work
+from nomicbert_kernels.tiling import tile_rows
+
+logger = logging.getLogger(__name__)
+
+SWITCH = "NOMICBERT_GRAPHS"
+# Tokens of a bucket. Above the last one the kernels take longer than their launches.
+BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 5632)
+# Graphs that are kept; the one that has not been used for longest goes.
+MOST = 16
+# Sizes that have been seen once and are remembered.
+SEEN = 256
+
+
+class Recorder:
+    """Records on the current GPU; all graphs share one pool of memory, since one runs at a time."""
+
+    def __init__(self) -> None:
+        """The pool is made by the first graph."""
+        self._pool: Any = None
+
+    def __call__(self, work: Work) -> tuple[Tensor, Callable[[], None]]:
+        """See Record."""
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
+            work()  # compiles kernels and prepares weights, which cannot be recorded
+        graph = torch.cuda.CUDAGraph()
+        # other threads may go on, such as one that asks for pinned memory
+        mode = "thread_local"
+        with torch.cuda.graph(graph, self._pool, stream=aside, capture_error_mode=mode):
+            result = work()
+        current.wait_stream(aside)
+        return result, graph.replay
+
+
+class Graphs:
+    """From token ids to vectors: with a graph where one serves, else launch by launch."""
+
+    def __init__(self) -> None:
+        """Nothing is recorded yet."""
+        self._record: Record = Recorder()
+        self._kept: OrderedDict[Key, Bucket] = OrderedDict()
+        self._seen: OrderedDict[Key, None] = OrderedDict()
+        self._stamp: tuple[Any, ...] = ()
+        self._modules: list[nn.Module] = []
+        self._family: list[nn.Module | None] = []
+        self._lock = threading.Lock()
+        self._done: Any = None
+
+    def __call__(
+        self,
+        model: NomicBert,
+        pooling: Pooling,
+        texts: Sequence[Sequence[int]],
+        finish: Finish,
+    ) -> Tensor:
+        """Encode and pool a batch under inference_mode.
+
+        Args:
+            model: the encoder.
+            pooling: what follows it.
+            texts: token ids of B texts.
+            finish: what becomes of the vectors.
+
+        Returns: (B, dim) fp32 on the model's device.
+        """
+        key = self._key(model, texts, finish) if records(model) else None
+        if key is not None:
+            # the buffers are one batch's at a time, whichever thread brings it
+            with self._lock, on(model.device):
+                if bucket := self._bucket(model, pooling, key):
+                    return self._run(bucket, texts)
+        vectors: Tensor = pooling(model, pack(texts, model.device), finish)
+        return vectors
+
+    def _key(self, model: NomicBert, texts: Sequence[Sequence[int]], finish: Finish) -> Key | None:
+        """What serves these texts, or None: too many tokens or texts, or angles of their own."""
+        lengths = list(map(len, texts))
+        if not lengths or min(lengths) == 0 or max(lengths) > model.plain_length:
+            return None
+        heads = (model.config.head_dim, model.compute_dtype, model.device)
+        tile = tile_rows(max(lengths), *heads)
+        keys = (Key(tokens, tile, finish) for tokens in BUCKETS)
+        return next((key for key in keys if key.holds(lengths)), None)
+
+    def _bucket(self, model: NomicBert, pooling: Pooling, key: Key) -> Bucket | None:
+        now = (model.ops.name, model.compute_dtype, *self._places(model, pooling))
+        if now != self._stamp:
+            self._kept.clear()
+            self._stamp = now
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        if key not in self._seen:
+            self._seen[key] = None
+            if len(self._seen) > SEEN:
+                self._seen.popitem(last=False)
+            return None
+        while len(self._kept) >= MOST:
+            self._kept.popitem(last=False)
+        bucket = self._kept[key] = Bucket(model, pooling, key, self._record)
+        logger.info("recorded a graph for batches of up to %d tokens", key.tokens)
+        return bucket
+
+    def _places(self, model: NomicBert, pooling: Pooling) -> list[Any]:
+        """Where the parameters lie, and what they are where a backend has made its own of them."""
+        # a walk over all modules takes longer than a query: only a look at who is whose child
+        if self._family != [model, pooling, *children_of(self._modules)]:
+            self._modules = [*model.modules(), *pooling.modules()]
+            self._family = [model, pooling, *children_of(self._modules)]
+        parameters = [p for m in self._modules for p in m._parameters.values() if p is not None]
+        if model.ops.name == "triton":
+            return [p.data_ptr() for p in parameters]
+        return list(map(stamp, parameters))
+
+    def _run(self, bucket: Bucket, texts: Sequence[Sequence[int]]) -> Tensor:
+        if not bucket.buffer.is_cuda:
+            return bucket(texts)
+        stream = torch.cuda.current_stream(bucket.device)
+        if self._done is not None:
+            stream.wait_event(self._done)  # it may be on another thread's stream
+        found = bucket(texts)
+        self._done = stream.record_event()
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Graphs":
+        """A copied model records its own."""
+        return Graphs()
+
+    def __reduce__(self) -> tuple[type["Graphs"], tuple[()]]:
+        """A pickled one takes none along."""
+        return (Graphs, ())
+
+
+def children_of(modules: Sequence[nn.Module]) -> list[nn.Module | None]:
+    """The modules that these hold."""
+    return [child for module in modules for child in module._modules.values()]
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU the current one: streams and graphs are the current one's."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def records(model: NomicBert) -> bool:
+    """Whether graphs serve here: our kernels, on a GPU, with nobody else recording or compiling."""
+    return (
+        model.device.type == "cuda"
+        and model.ops.name in ("triton", "fp8")
+        and os.environ.get(SWITCH) != "0"
+        and not torch.is_autocast_enabled("cuda")
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.cuda.is_current_stream_capturing()
+    )

@@ -1,0 +1,272 @@
+"""runtime.graphs on a CPU: buckets filled up are exact, and no graph outlives what it reads.
+
+The kernels are interpreted, and in place of a recorded graph the same work is done again on the
+same buffers: what a graph would read and write is what is read and written here. What only a GPU
+can show is in tests/gpu/test_graphs.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nomicbert import Embedder
+from nomicbert.packing import pack
+from nomicbert.pooling import Finish
+from nomicbert.runtime import graphs
+from nomicbert.runtime.bucket import Key, layout, parts_of
+from nomicbert.runtime.graphs import Graphs
+from nomicbert_kernels.tiling import most_tiles, tile_rows, tile_table
+from tests.checkpoints import build_checkpoint
+from tests.ops.cases import INTERPRETS
+
+if not INTERPRETS:
+    pytest.skip("triton is not interpreted here: see tests/gpu", allow_module_level=True)
+
+VARIANTS = ("nomic-v1.5", "conan-v1", "bge-en", "nomic-v2-moe")
+
+
+class Again:
+    """Does the work again where a GPU would replay it; counts both."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        self.recorded += 1
+        result = work()
+
+        def replay() -> None:
+            self.replayed += 1
+            result.fill_(torch.nan)
+            result.copy_(work())
+
+        return result, replay
+
+
+@pytest.fixture(autouse=True)
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU too, and with small buckets."""
+    monkeypatch.setattr(graphs, "records", lambda model: True)
+    monkeypatch.setattr(graphs, "BUCKETS", (16, 64))
+
+
+def load(folder: Path, variant: str) -> tuple[Embedder, Graphs, Again]:
+    build_checkpoint(folder, variant, num_hidden_layers=1)
+    embedder = Embedder.from_pretrained(folder, backend="triton")
+    found, again = Graphs(), Again()
+    found._record = again
+    return embedder, found, again
+
+
+def texts_of(*lengths: int) -> list[list[int]]:
+    return [[(7 * i + 3 * n) % 90 + 5 for i in range(n)] for n in lengths]
+
+
+def eager(embedder: Embedder, texts: Sequence[Sequence[int]], finish: Finish) -> Tensor:
+    found: Tensor = embedder.pooling(embedder.model, pack(texts), finish)
+    return found
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_bits_are_those_without(variant: str, tmp_path: Path) -> None:
+    """Whatever the batch before it has left in the buffers."""
+    embedder, run, again = load(tmp_path, variant)
+    mixtures = [(2, 9), (5,), (40, 4, 4, 1), (33, 20)]
+    finishes = (Finish(), Finish(matryoshka_dim=8))[: 2 if variant == "nomic-v1.5" else 1]
+    for finish in finishes:
+        for lengths in [(1,), (17,), *mixtures]:  # the first of a bucket is not recorded
+            texts = texts_of(*lengths)
+            found = run(embedder.model, embedder.pooling, texts, finish)
+            assert torch.equal(found, eager(embedder, texts, finish)), (lengths, finish)
+    # of both buckets, for each form
+    assert again.recorded == 2 * len(finishes)
+    assert again.replayed == len(mixtures) * len(finishes)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=80), st.sampled_from([16, 64, 128]))
+def test_tables_always_have_room(lengths: list[int], rows: int) -> None:
+    for order in (lengths, sorted(lengths), [x for n in lengths for x in (n, 1)]):
+        table = tile_table(np.array(order), rows)
+        assert len(table) <= most_tiles(sum(order), rows)
+        assert table[:, 1].sum() == sum(order)
+
+
+@given(st.lists(st.integers(1, 70), max_size=9), st.sampled_from([16, 64]))
+def test_layout(lengths: list[int], tile: int) -> None:
+    """Every token of the bucket is some text's, and those that are asked for come first."""
+    key = Key(64, tile, Finish())
+    while not key.holds(lengths):
+        lengths.pop()
+    host, parts = layout(key, texts_of(*lengths)), parts_of(key)
+    ids, places, text, offsets, table = (host[part] for part in parts)
+    used, every = sum(lengths), np.diff(offsets)
+    flat = [number for one in texts_of(*lengths) for number in one]
+    assert ids.tolist() == flat + [0] * (key.tokens - used)
+    assert len(every) == key.texts
+    assert every[: len(lengths)].tolist() == lengths
+    assert every[len(lengths) :].min() >= 1
+    assert every[len(lengths) :].max() <= tile
+    assert offsets[-1] == key.tokens
+    assert places.tolist() == [i for n in every for i in range(n)]
+    assert text.tolist() == [i for i, n in enumerate(every) for _ in range(n)]
+    tiles = table.reshape(-1, 4)
+    covered = [t for first, count, _, _ in tiles for t in range(first, first + count)]
+    assert sorted(covered) == list(range(key.tokens))
+
+
+def test_what_a_bucket_holds() -> None:
+    """By hand: 8 texts of 64 tokens and 1 that fills up, each of which takes a token at least."""
+    key = Key(64, 64, Finish())
+    assert key.texts == 9
+    assert key.holds([56])
+    assert not key.holds([57])
+    assert key.holds([8] * 7 + [7])
+    assert not key.holds([8] * 8)
+    assert not key.holds([1] * 9)
+
+
+@torch.inference_mode()
+def test_what_no_bucket_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "BUCKETS", (16,))
+    embedder, run, again = load(tmp_path, "nomic-v1.5")
+    for texts in ([], texts_of(15), texts_of(0, 3), texts_of(1, 1, 1), texts_of(11, 6)):
+        for _ in range(2):
+            found = run(embedder.model, embedder.pooling, texts, Finish())
+            assert torch.equal(found, eager(embedder, texts, Finish()))
+    assert again.recorded == 0
+
+
+@torch.inference_mode()
+def test_angles_of_its_own(tmp_path: Path) -> None:
+    """A text beyond the trained length has other angles than a graph knows."""
+    build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=1, max_trained_positions=20)
+    embedder = Embedder(tmp_path, backend="triton", rotary_scaling_factor=2)
+    run, again = Graphs(), Again()
+    run._record = again
+    for length in (20, 21, 20, 21, 20):
+        texts = texts_of(length, 4)
+        found = run(embedder.model, embedder.pooling, texts, Finish())
+        assert torch.equal(found, eager(embedder, texts, Finish()))
+    assert again.recorded == 1
+    assert again.replayed == 2
+
+
+@torch.inference_mode()
+def test_too_long_for_learned_positions(tmp_path: Path) -> None:
+    embedder, run, _ = load(tmp_path, "conan-v1")
+    most = embedder.model.config.max_position_embeddings
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{most + 1} positions are more than the {most}"):
+            run(embedder.model, embedder.pooling, texts_of(most + 1), Finish())
+
+
+@pytest.mark.parametrize("change", ["in place", "moved", "replaced", "half", "dense"])
+def test_parameters_that_change(change: str, tmp_path: Path) -> None:
+    embedder, run, again = load(tmp_path, "conan-v1")
+    texts, model = texts_of(5, 3), embedder.model
+    with torch.inference_mode():
+        for _ in range(2):
+            before = run(model, embedder.pooling, texts, Finish())
+    weight = model.layers[0].attention.out.weight
+    with torch.no_grad():
+        if change == "in place":
+            weight.mul_(1.5)
+        if change == "moved":
+            weight.data = weight.data * 1.5
+        if change == "replaced":
+            model.layers[0].attention.out = copy.deepcopy(model.layers[0].attention.out)
+            model.layers[0].attention.out.weight.mul_(1.5)
+        if change == "half":
+            model.half().float()
+        if change == "dense":
+            embedder.pooling.dense[0].weight = nn.Parameter(embedder.pooling.dense[0].weight * 2)
+    with torch.inference_mode():
+        found = run(model, embedder.pooling, texts, Finish())
+        assert torch.equal(found, eager(embedder, texts, Finish()))
+    assert not torch.equal(found, before)
+    # what is read in place needs no new graph
+    assert again.recorded == (1 if change == "in place" else 2)
+
+
+@torch.inference_mode()
+def test_how_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder, run, again = load(tmp_path, "nomic-v1.5")
+    monkeypatch.setattr(graphs, "MOST", 2)
+    monkeypatch.setattr(graphs, "SEEN", 3)
+    for _ in range(2):
+        for dim in (1, 2, 3):
+            run(embedder.model, embedder.pooling, texts_of(3), Finish(truncate_dim=dim))
+    assert [key.finish.truncate_dim for key in run._kept] == [2, 3]
+    assert again.recorded == 3
+    assert len(run._seen) <= 3
+
+
+@torch.inference_mode()
+def test_through_encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedder keeps graphs from call to call."""
+    embedder, run, again = load(tmp_path, "nomic-v1.5")
+    text = "the river is long"
+    with monkeypatch.context() as without:
+        without.setattr(graphs, "records", lambda model: False)
+        wanted = embedder.encode(text, prompt="")
+    monkeypatch.setattr(embedder, "_graphs", run)
+    for _ in range(3):
+        assert np.array_equal(embedder.encode(text, prompt=""), wanted)
+    assert (again.recorded, again.replayed) == (1, 2)
+
+
+def test_two_threads(tmp_path: Path) -> None:
+    """The buffers serve one at a time: both get their own."""
+    embedder, run, again = load(tmp_path, "nomic-v1.5")
+    batches = {name: texts_of(*lengths) for name, lengths in (("a", (5, 2)), ("b", (1, 9)))}
+    with torch.inference_mode():
+        wanted = {name: eager(embedder, texts, Finish()) for name, texts in batches.items()}
+        # triton's interpreter is not for two threads: what is recorded runs under a lock
+        run(embedder.model, embedder.pooling, batches["a"], Finish())
+    wrong: list[str] = []
+
+    def work(name: str) -> None:
+        with torch.inference_mode():
+            for _ in range(4):
+                found = run(embedder.model, embedder.pooling, batches[name], Finish())
+                if not torch.equal(found, wanted[name]):
+                    wrong.append(name)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in batches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert again.recorded == 1
+
+
+def test_copies_record_their_own() -> None:
+    run = Graphs()
+    run._seen[Key(16, 16, Finish())] = None
+    for other in (copy.deepcopy(run), pickle.loads(pickle.dumps(run))):
+        assert isinstance(other, Graphs)
+        assert not other._seen
+
+
+def test_tiles_of_a_bucket_are_those_of_its_texts(tmp_path: Path) -> None:
+    """Long texts take other tiles: another graph."""
+    embedder, run, _ = load(tmp_path, "nomic-v1.5")
+    model = embedder.model
+    size, dtype, device = model.config.head_dim, model.compute_dtype, model.device
+    key = run._key(model, texts_of(5), Finish())
+    assert key == Key(16, tile_rows(5, size, dtype, device), Finish())
+    assert run._key(model, texts_of(17), Finish()) == key._replace(tokens=64)

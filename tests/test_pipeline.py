@@ -1,0 +1,276 @@
+"""runtime.pipeline: what overlaps gives the same results and errors, in the same order."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nomicbert import Embedder
+from nomicbert.errors import TextError
+from nomicbert.notices import TruncationWarning
+from nomicbert.runtime import batches, stream
+from nomicbert.runtime.pipeline import in_turn, landing, one_ahead
+from tests.checkpoints import build_checkpoint
+from tests.sameness import same
+from tests.vocabularies import SENTENCES, WORDS
+
+TEXTS = [*SENTENCES, "", *WORDS[:9], "the river is long " * 12]
+
+
+def logged(log: list[str]) -> Callable[[str], Callable[[], str]]:
+    """Begins and ends items, and writes down when."""
+
+    def begin(item: str) -> Callable[[], str]:
+        log.append(f"begin {item}")
+
+        def end() -> str:
+            log.append(f"end {item}")
+            return item.upper()
+
+        return end
+
+    return begin
+
+
+def test_order() -> None:
+    log: list[str] = []
+    for result in one_ahead(iter("abc"), logged(log)):
+        log.append(f"take {result}")
+    assert log == [
+        "begin a", "begin b", "end a", "take A", "begin c", "end b", "take B", "end c", "take C",
+    ]  # fmt: skip
+    log.clear()
+    for result in in_turn(iter("ab"), logged(log)):
+        log.append(f"take {result}")
+    assert log == ["begin a", "end a", "take A", "begin b", "end b", "take B"]
+    assert list(one_ahead(iter(()), logged(log))) == []
+
+
+class Broken(Exception):
+    """Of the caller's own."""
+
+
+def failing_input() -> Iterator[str]:
+    yield from "ab"
+    raise Broken
+
+
+@pytest.mark.parametrize("where", ["input", "begin", "end"])
+def test_errors_come_after_what_stands_before(where: str) -> None:
+    def begin(item: str) -> Callable[[], str]:
+        if where == "begin" and item == "c":
+            raise Broken
+
+        def end() -> str:
+            if where == "end" and item == "c":
+                raise Broken
+            return item
+
+        return end
+
+    found: list[str] = []
+    with pytest.raises(Broken):
+        found.extend(one_ahead(failing_input() if where == "input" else iter("abcd"), begin))
+    assert found == ["a", "b"]
+
+
+def test_rows_of_the_host_stay() -> None:
+    rows = torch.rand(2, 3)
+    assert landing(rows)() is rows
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+    return Embedder(build_checkpoint(tmp_path_factory.mktemp("m"), "conan-v1", num_hidden_layers=1))
+
+
+@pytest.fixture
+def overlapping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, with windows of four texts."""
+    monkeypatch.setattr(stream, "overlaps", lambda device: True)
+    monkeypatch.setattr(batches, "WINDOW_TEXTS", 4)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {},
+        {"convert_to_tensor": True, "truncate_dim": 5},
+        {"output_value": "token_embeddings"},
+        {"truncate": "chunk", "max_length": 8},
+        {"precision": "int8"},
+    ],
+)
+def test_same_rows(
+    keywords: dict[str, Any], embedder: Embedder, overlapping: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = embedder.encode(TEXTS, **keywords)
+    monkeypatch.setattr(stream, "overlaps", lambda device: False)
+    wanted = embedder.encode(TEXTS, **keywords)
+    for a, b in zip(found, wanted, strict=True):
+        assert same(np.asarray(a), np.asarray(b))
+
+
+def test_the_tokenizer_has_a_thread_of_its_own(
+    embedder: Embedder, overlapping: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the second window while the first is computed: neither can end before the other."""
+    meeting = threading.Barrier(2, timeout=20)
+    names: list[str] = []
+    tokenise, embed = stream.Stream._tokenise, stream.Stream._embed
+    windows = itertools.count()
+    computed = itertools.count()
+
+    def slow_tokenise(self: stream.Stream, window: list[str]) -> Any:
+        names.append(threading.current_thread().name)
+        if next(windows) == 1:
+            meeting.wait()
+        return tokenise(self, window)
+
+    def slow_embed(self: stream.Stream, *given: Any) -> Any:
+        if next(computed) == 0:
+            meeting.wait()
+        return embed(self, *given)
+
+    monkeypatch.setattr(stream.Stream, "_tokenise", slow_tokenise)
+    monkeypatch.setattr(stream.Stream, "_embed", slow_embed)
+    embedder.encode(TEXTS[:8])
+    assert len(names) == 2
+    assert all(name.startswith("tokenizer") for name in names)
+    assert not [t for t in threading.enumerate() if t.name.startswith("tokenizer")]
+
+
+def test_errors_of_texts(embedder: Embedder, overlapping: None) -> None:
+    """What stands before a bad text comes out first, and the index is the stream's."""
+    texts = [*TEXTS[:4], "fine", "a lone \ud800", "never read"]
+    found: list[Any] = []
+    with pytest.raises(TextError, match="input 5 is not valid Unicode"):
+        found.extend(embedder.encode_iter(iter(texts)))
+    assert same(found, list(embedder.encode(texts[:4])))
+
+    found.clear()
+    texts = [*["a b"] * 6, "the river is long " * 12, "a b"]
+    with pytest.raises(TextError, match="input 6 is longer than 8 tokens"):
+        found.extend(embedder.encode_iter(iter(texts), max_length=8, truncate="error"))
+    assert same(found, list(embedder.encode(["a b"] * 4)))
+
+
+def test_one_warning(embedder: Embedder, overlapping: None) -> None:
+    texts = ["the river is long " * 12, *["a b"] * 5, "the river is long " * 12]
+    with pytest.warns(TruncationWarning, match="2 of 7 texts were longer than 8 tokens") as record:
+        embedder.encode(texts, max_length=8)
+    assert len(record) == 1
+
+
+def test_closed_early(embedder: Embedder, overlapping: None) -> None:
+    """No thread stays behind, and an endless stream is read two windows further than it is used.
+
+    One is tokenised while the kernels of the other run.
+    """
+    read = itertools.count()
+    rows = embedder.encode_iter(f"text {next(read)}" for _ in itertools.count())
+    first = [next(rows) for _ in range(4)]
+    assert next(read) == 12
+    rows.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("tokenizer")]
+    assert same(first, list(embedder.encode([f"text {i}" for i in range(4)])))
+
+
+def test_flat_memory(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 200,000 texts no more is held than of 20,000."""
+    monkeypatch.setattr(stream, "overlaps", lambda device: True)
+    monkeypatch.setattr(batches, "WINDOW_TEXTS", 2000)
+
+    def vectors(self: stream.Stream, texts: list[list[int]], *_: Any) -> torch.Tensor:
+        return torch.tensor([[float(sum(ids)), float(len(ids))] for ids in texts])
+
+    monkeypatch.setattr(stream.Stream, "_vectors", vectors)
+
+    def peak(count: int) -> tuple[int, float]:
+        tracemalloc.start()
+        total = 0.0
+        for row in embedder.encode_iter(WORDS[i % len(WORDS)] for i in range(count)):
+            total += float(row[1])
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most, total
+
+    few, total = peak(20_000)
+    many, ten_times = peak(200_000)
+    assert ten_times == pytest.approx(10 * total, rel=1e-3)
+    assert many < 1.2 * few
+
+
+class Full:
+    """An encoder on a GPU that has room for so many tokens."""
+
+    def __init__(self, embedder: Embedder, room: int) -> None:
+        self.graphs, self.room = embedder._graphs, room
+        self.tokens: list[int] = []
+
+    def __call__(self, model: Any, pooling: Any, texts: list[list[int]], finish: Any) -> Any:
+        tokens = sum(map(len, texts))
+        if tokens > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.tokens.append(tokens)
+        return self.graphs(model, pooling, texts, finish)
+
+
+def test_out_of_memory(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Batches are halved until they fit; nothing is lost, moved or computed twice."""
+    wanted = embedder.encode(TEXTS)
+    whole = sum(map(len, embedder.tokenizer.encode(TEXTS, embedder.max_seq_length)[0]))
+    full = Full(embedder, 70)
+    monkeypatch.setattr(embedder, "_graphs", full)
+    monkeypatch.setattr(batches, "WINDOW_TEXTS", len(TEXTS))
+    found = embedder.encode([*TEXTS, *TEXTS])
+    assert np.array_equal(found, np.concatenate((wanted, wanted)))
+    assert sum(full.tokens) == 2 * whole
+    # the second window is cut small from the start
+    tried = [record.args[0] for record in caplog.records if "does not fit" in record.message]  # type: ignore[index]
+    assert tried
+    assert tried[0] == whole
+    assert all(tokens > 70 for tokens in tried)
+    assert len(tried) < 8
+
+
+def test_a_text_that_does_not_fit(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedder, "_graphs", Full(embedder, 10))
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        embedder.encode(TEXTS)
+
+
+def test_two_threads_on_one_embedder(tmp_path: Path) -> None:
+    """Each call gets its own rows, also of the first calls, which prepare the weights."""
+    folder = build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=2)
+    lists = [TEXTS, list(reversed(TEXTS)), TEXTS[3:12], WORDS[:30]]
+    wanted = [Embedder(folder).encode(texts, prompt="") for texts in lists]
+    for _ in range(3):
+        fresh = Embedder(folder)
+        found: dict[int, np.ndarray] = {}
+        start = threading.Barrier(len(lists))
+
+        def work(number: int, embedder: Embedder, found: dict[int, np.ndarray]) -> None:
+            start.wait()  # noqa: B023
+            found[number] = embedder.encode(lists[number], prompt="")
+
+        threads = [
+            threading.Thread(target=work, args=(number, fresh, found))
+            for number in range(len(lists))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for number, rows in enumerate(wanted):
+            assert np.array_equal(found[number], rows)
