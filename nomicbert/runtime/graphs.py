@@ -3,8 +3,9 @@
 A GPU is done with a few tokens before the host has launched the ninety kernels that they pass. So
 the launches for a number of tokens, a bucket, are recorded and replayed for every batch that fits.
 
-Switch: NOMICBERT_GRAPHS=0. A size is recorded when it comes for the second time: the first may stay
-the only one. Recorded graphs read the parameters where they lie: one that has moved drops them all.
+Switch: NOMICBERT_GRAPHS=0. A bucket is recorded when its first batch comes, so that a call which is
+repeated takes the same path each time. Recorded graphs read the parameters where they lie: one that
+has moved drops them all.
 """
 
 import logging
@@ -32,8 +33,6 @@ SWITCH = "NOMICBERT_GRAPHS"
 BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 5632)
 # Graphs that are kept; the one that has not been used for longest goes.
 MOST = 16
-# Sizes that have been seen once and are remembered.
-SEEN = 256
 
 
 class Recorder:
@@ -66,7 +65,6 @@ class Graphs:
         """Nothing is recorded yet."""
         self._record: Record = Recorder()
         self._kept: OrderedDict[Key, Bucket] = OrderedDict()
-        self._seen: OrderedDict[Key, None] = OrderedDict()
         self._stamp: tuple[Any, ...] = ()
         self._modules: list[nn.Module] = []
         self._family: list[nn.Module | None] = []
@@ -94,8 +92,7 @@ class Graphs:
         if key is not None:
             # the buffers are one batch's at a time, whichever thread brings it
             with self._lock, on(model.device):
-                if bucket := self._bucket(model, pooling, key):
-                    return self._run(bucket, texts)
+                return self._run(self._bucket(model, pooling, key), texts)
         vectors: Tensor = pooling(model, pack(texts, model.device), finish)
         return vectors
 
@@ -109,7 +106,7 @@ class Graphs:
         keys = (Key(tokens, tile, finish) for tokens in BUCKETS)
         return next((key for key in keys if key.holds(lengths)), None)
 
-    def _bucket(self, model: NomicBert, pooling: Pooling, key: Key) -> Bucket | None:
+    def _bucket(self, model: NomicBert, pooling: Pooling, key: Key) -> Bucket:
         now = (model.ops.name, model.compute_dtype, *self._places(model, pooling))
         if now != self._stamp:
             self._kept.clear()
@@ -117,11 +114,6 @@ class Graphs:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        if key not in self._seen:
-            self._seen[key] = None
-            if len(self._seen) > SEEN:
-                self._seen.popitem(last=False)
-            return None
         while len(self._kept) >= MOST:
             self._kept.popitem(last=False)
         bucket = self._kept[key] = Bucket(model, pooling, key, self._record)

@@ -1,0 +1,146 @@
+"""Recorded graphs on a GPU: the vectors of single launches, whatever is asked in between."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nomicbert import Embedder
+from nomicbert.pooling import Finish
+from nomicbert.runtime import graphs
+from tests.checkpoints import build_checkpoint
+from tests.gpu.conftest import Record
+from tests.gpu.support import DEVICE, INTERPRETED
+from tests.vocabularies import WORDS
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(INTERPRETED, reason="only a GPU records graphs: see tests/test_graphs.py"),
+]
+
+# As for a text among others: fp32 the largest difference of unit vectors, else 1 - cosine.
+BOUNDS = {torch.float32: 1e-6, torch.bfloat16: 1e-5}
+VARIANTS = ("nomic-v1.5", "conan-v1", "bge-en", "nomic-v2-moe")
+
+
+def load(folder: Path, variant: str, seed: int, dtype: torch.dtype = torch.float32) -> Embedder:
+    build_checkpoint(folder, variant, seed=seed, num_hidden_layers=2)
+    return Embedder.from_pretrained(folder, backend="triton", device=DEVICE, dtype=dtype)
+
+
+def difference(found: np.ndarray, wanted: np.ndarray, dtype: torch.dtype) -> float:
+    a, b = (x.astype(np.float64) for x in (found, wanted))
+    assert np.isfinite(a).all()
+    if dtype == torch.float32:
+        return float(np.abs(a - b).max())
+    return float((1 - (a * b).sum(1)).max())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", BOUNDS, ids=lambda dtype: str(dtype)[6:])
+def test_any_mixture(
+    variant: str,
+    dtype: torch.dtype,
+    tmp_path: Path,
+    seed: int,
+    record: Record,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Batches of all sizes in any order, so that a bucket's buffers hold others' remains."""
+    embedder = load(tmp_path, variant, seed, dtype)
+    rng = random.Random(seed)
+    keywords = {"prompt": "", "normalize_embeddings": True, "max_length": 512}
+    worst, repeats = 0.0, 0
+    for _ in range(25):
+        longest = rng.choice((4, 30, 300))
+        count = rng.choice((1, 2, 9, 40, 200))
+        texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
+        found = embedder.encode(texts, **keywords)
+        repeats += int((embedder.encode(texts, **keywords) != found).sum())
+        with monkeypatch.context() as without:
+            without.setenv(graphs.SWITCH, "0")
+            wanted = embedder.encode(texts, **keywords)
+        worst = max(worst, difference(found, wanted, dtype))
+    assert embedder._graphs._kept
+    assert len(embedder._graphs._kept) <= graphs.MOST
+    record(worst, BOUNDS[dtype], check="graphs against launches", op=variant, dtype=dtype)
+    record(repeats, 0, check="graphs repeat", op=variant, dtype=dtype)
+
+
+def test_parameters_that_change(tmp_path: Path, seed: int, record: Record) -> None:
+    embedder = load(tmp_path, "nomic-v1.5", seed)
+    before = embedder.encode("the river is long", prompt="")
+    weight = embedder.model.layers[0].attention.out.weight
+    with torch.no_grad():
+        weight.mul_(2)
+    in_place = embedder.encode("the river is long", prompt="")
+    weight.data = weight.data / 2
+    torch.cuda.empty_cache()
+    back = embedder.encode("the river is long", prompt="")
+    assert np.abs(in_place - before).max() > 1e-3
+    record(float(np.abs(back - before).max()), 0, check="graphs of moved parameters")
+
+
+def test_streams_and_threads(tmp_path: Path, seed: int, record: Record) -> None:
+    """Each thread on a stream of its own, all on one Embedder."""
+    embedder = load(tmp_path, "nomic-v1.5", seed)
+    texts = [" ".join(WORDS[: n + 1]) for n in range(8)]
+    wanted = [embedder.encode(text, prompt="") for text in texts]
+    wrong = [0] * len(texts)
+
+    def work(number: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream(DEVICE)):  # type: ignore[no-untyped-call]
+            for _ in range(30):
+                found = embedder.encode(texts[number], prompt="")
+                wrong[number] += int((found != wanted[number]).sum())
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(texts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    record(sum(wrong), 0, check="graphs in threads")
+
+
+def test_a_stream_of_texts(tmp_path: Path, seed: int, record: Record) -> None:
+    """The tokenizer's thread, pinned memory and a recording at the same time; flat memory."""
+    embedder = load(tmp_path, "nomic-v1.5", seed)
+    texts = [" ".join(WORDS[i % 7 : i % 7 + 1 + i % 5]) for i in range(60_000)]
+    wanted = embedder.encode(texts[:500], prompt="")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    rows = embedder.encode_iter(iter(texts), prompt="")
+    first = [next(rows) for _ in range(20_000)]
+    peak = torch.cuda.max_memory_allocated()
+    worst = max(float(np.abs(a - b).max()) for a, b in zip(first, wanted, strict=False))
+    for _ in rows:
+        pass
+    record(worst, BOUNDS[torch.float32], check="stream against encode")
+    grown = torch.cuda.max_memory_allocated() / peak
+    record(grown, 1.01, check="memory of a stream")
+
+
+def test_inside_a_recording_of_the_caller(tmp_path: Path, seed: int, record: Record) -> None:
+    """A caller who records the packed core gets launches, not a graph within a graph."""
+    embedder = load(tmp_path, "nomic-v1.5", seed)
+    model, pooling = embedder.model, embedder.pooling
+    texts = [[5, 6, 7, 8], [9, 10]]
+    from nomicbert.packing import pack
+
+    with torch.inference_mode():
+        ctx = model.context(pack(texts, DEVICE))
+
+        def work() -> Tensor:
+            return pooling.vectors(model, ctx, Finish())
+
+        result, replay = graphs.Recorder()(work)
+        wanted = work()
+        result.fill_(torch.nan)
+        replay()
+    record(float((result - wanted).abs().max()), 0, check="the caller's own graph")
