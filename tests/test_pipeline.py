@@ -253,6 +253,41 @@ def test_a_text_that_does_not_fit(embedder: Embedder, monkeypatch: pytest.Monkey
         embedder.encode(TEXTS)
 
 
+def test_a_device_that_is_lost(
+    embedder: Embedder, overlapping: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had been computed comes out, then torch's own error; nothing waits for ever."""
+    graphs, calls = embedder._graphs, itertools.count()
+
+    def lost(*given: Any) -> Any:
+        if next(calls) == 2:
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure", 719)
+        return graphs(*given)
+
+    monkeypatch.setattr(embedder, "_graphs", lost)
+    found: list[Any] = []
+    with pytest.raises(torch.AcceleratorError, match="unspecified launch failure"):
+        found.extend(embedder.encode_iter(iter(TEXTS)))
+    monkeypatch.setattr(embedder, "_graphs", graphs)
+    assert same(np.stack(found), embedder.encode(TEXTS[:8]))
+    assert not [t for t in threading.enumerate() if t.name.startswith("tokenizer")]
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, torch.enable_grad, torch.no_grad])
+def test_in_the_callers_own_context(
+    context: Callable[[], Any], embedder: Embedder, overlapping: None
+) -> None:
+    """Vectors are the same ones, also in a stream that is taken up elsewhere."""
+    wanted = embedder.encode(TEXTS)
+    rows = embedder.encode_iter(iter(TEXTS))
+    with context():
+        found = [next(rows) for _ in range(6)]
+    found += list(rows)
+    assert same(np.stack(found), wanted)
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
 def test_two_threads_on_one_embedder(tmp_path: Path) -> None:
     """Each call gets its own rows, also of the first calls, which prepare the weights."""
     folder = build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=2)
