@@ -3,12 +3,14 @@
     python -m bench.throughput --out bench/results/throughput-cpu.jsonl --models nomic-v1.5 minilm
 
 A model is a row of tests/variants.py, built in full size with random weights, or `minilm`, whose
-real weights come with a package, or a folder. What the file has already is not measured again, so a
-run that was stopped goes on where it was; remove lines to measure them anew.
+real weights come with a package, or a folder. A case that the file has already is not measured
+again, so a run that was stopped goes on where it was; remove its lines to measure it anew. The file
+has a case if it has a line of every peer that would take part now, on as many tokens and texts, of
+as many rounds and threads; else all of them are measured, and their lines replace the old ones.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +19,16 @@ import torch
 from nomicbert.cli.demo import packaged_weights
 from nomicbert.keywords import as_device
 from nomicbert.throughput import lines as found
-from nomicbert.throughput.memory import CASE, measure_memory
-from nomicbert.throughput.peers import dtypes_of
+from nomicbert.throughput.lines import Line
+from nomicbert.throughput.memory import CASE, WORKLOAD, measure_memory
+from nomicbert.throughput.peers import Peer, choose, dtypes_of
 from nomicbert.throughput.plan import Checkpoint, Options
 from nomicbert.throughput.run import check, run
-from nomicbert.throughput.workloads import NAMES
+from nomicbert.throughput.workloads import NAMES, Case
 
 MINILM = "minilm"
 MODELS = ("nomic-v1.5", "conan-v1", MINILM)
-ALL = "all"
+Say = Callable[[str], None]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -73,18 +76,105 @@ def folder_of(model: str, scratch: Path) -> Path:
     return folder
 
 
-def missing(path: Path, model: str, options: Options) -> list[Options]:
-    """The options cut into those parts that a file has no lines of yet."""
-    known = found.read(path) if path.is_file() else []
-    done = {(line["model"], line["case"], line["group"]) for line in known}
-    latency = [c for c in options.cases if options.together and c.startswith("latency-")]
-    others = [case for case in options.cases if case not in latency]
+def measure(path: Path, checkpoint: Checkpoint, options: Options, say: Say) -> None:
+    """Measure what a file does not answer yet, and write it there."""
+    known, kept = found.read(path) if path.is_file() else [], []
+    cases = {}
+    for name in options.cases:
+        case = checkpoint.case(name, options.tokens, options.device)
+        if case is None:
+            say(f"{name} is left out: texts have {checkpoint.longest} tokens at most")
+        else:
+            cases[name] = case
     parts = []
-    for dtype in options.dtypes:
-        cases = [case for case in others if (model, case, dtype) not in done]
-        parts += [replace(options, cases=cases, dtypes=[dtype])] if cases else []
-    cases = [case for case in latency if (model, case, ALL) not in done]
-    return [*parts, replace(options, cases=cases)] if cases else parts
+    for group, dtypes, names in replace(options, cases=list(cases)).groups():
+        peers, missing = options.peers(dtypes), []
+        for name in names:
+            block = answers(known, (checkpoint.name, name, group), cases[name], options, peers, say)
+            kept += block
+            missing += [] if block else [name]
+        parts += [replace(options, cases=missing, dtypes=dtypes)] if missing else []
+    if note := strange(kept, options.device):
+        say(note)
+    for part in parts:
+        for block in run(checkpoint, part, lambda what: say(f"  {what}")):
+            found.put(block, path)
+            for line in block:
+                rate = line.get("tokens_per_second")
+                said = line["reason"] if rate is None else f"{rate:,.0f} tokens/s"
+                say(f"{line['case']}: {line['peer']} {line['dtype']}: {said}")
+
+
+def measure_peaks(path: Path, checkpoint: Checkpoint, options: Options, say: Say) -> None:
+    """The same for peak memory."""
+    known = found.read(path) if path.is_file() else []
+    case = checkpoint.case(WORKLOAD, options.tokens, options.device)
+    if case is None:
+        say(f"peak memory is left out: texts have {checkpoint.longest} tokens at most")
+        return
+    peers = choose(options.families, options.dtypes, options.device, options.slow)
+    kept = answers(known, (checkpoint.name, CASE, CASE), case, options, peers, say)
+    if not kept:
+        say("  peak memory")
+        found.put(list(measure_memory(checkpoint, options)), path)
+    elif note := strange(kept, options.device):
+        say(note)
+
+
+def answers(
+    known: Sequence[Line],
+    key: tuple[str, str, str],
+    case: Case,
+    options: Options,
+    peers: Sequence[Peer],
+    say: Say,
+) -> list[Line]:
+    """The lines of a model, case and group if they answer what is asked; none if they do not."""
+    block = [line for line in known if found.block_of(line) == key]
+    reason = why_not(block, case, options, peers)
+    if block and reason:
+        say(f"{key[1]} of {key[2]} is measured again, and its lines replaced: {reason}")
+    return [] if reason else block
+
+
+def why_not(block: Sequence[Line], case: Case, options: Options, peers: Sequence[Peer]) -> str:
+    """What a case's lines lack or have otherwise than asked; empty where they answer it."""
+    known = {(line["peer"], line["dtype"]) for line in block}
+    lacking = [peer.name for peer in peers if (peer.family, peer.dtype) not in known]
+    if lacking:
+        return f"no line of {', '.join(lacking)}"
+    asked = {
+        "tokens": case.tokens,
+        "texts": len(case.texts),
+        "rounds": options.rounds,
+        "threads": options.threads,
+        "device": options.device.type,
+    }
+    for line in block:
+        machine = line["machine"]
+        device = "cuda" if machine["gpu"] else "cpu"
+        had = {**asked, **line, "threads": machine["threads"], "device": device}
+        for name, value in asked.items():
+            if had[name] != value:
+                return f"{name} {had[name]}, not {value}"
+    return ""
+
+
+def strange(kept: Sequence[Line], device: torch.device) -> str:
+    """In what kept lines come from elsewhere than those that would be measured now; or nothing."""
+    now = found.surroundings(device)
+    commits = {str(line["commit"])[:12] for line in kept if line["commit"] != now["commit"]}
+    versions = {
+        f"{name} {value}"
+        for line in kept
+        for name, value in line["versions"].items()
+        if value != now["versions"].get(name)
+    }
+    places = ("cpu", "gpu", "instructions")
+    others = any(line["machine"][key] != now["machine"][key] for line in kept for key in places)
+    said = [f"commit {name}" for name in sorted(commits)] + sorted(versions)
+    said += ["another machine"] if others else []
+    return f"lines that are kept come from {', '.join(said)}" if said else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,15 +197,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         check(options)
         checkpoint = Checkpoint.of(name, folder_of(model, args.scratch))
-        for part in missing(args.out, name, options):
-            for line in run(checkpoint, part, lambda what: print(f"  {what}", flush=True)):
-                found.write([line], args.out)
-                rate = line.get("tokens_per_second")
-                said = line["reason"] if rate is None else f"{rate:,.0f} tokens/s"
-                print(f"{name} {line['case']}: {line['peer']} {line['dtype']}: {said}", flush=True)
-        known = found.read(args.out) if args.out.is_file() else []
-        if args.memory and not any(x["model"] == name and x["case"] == CASE for x in known):
-            found.write(measure_memory(checkpoint, options), args.out)
+
+        def say(what: str, name: str = name) -> None:
+            print(f"{name}: {what}", flush=True)
+
+        measure(args.out, checkpoint, options, say)
+        if args.memory:
+            measure_peaks(args.out, checkpoint, options, say)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def as_markdown(lines: Sequence[Line]) -> str:
     parts = []
     for model in dict.fromkeys(line["model"] for line in lines):
         own = [line for line in lines if line["model"] == model]
-        parts += [f"## {model}", _surroundings(own[0]), *_verdicts(own), *_measured(own)]
+        # lines that were kept from an earlier run have surroundings of their own
+        places = dict.fromkeys(_surroundings(line) for line in own)
+        parts += [f"## {model}", *places, *_verdicts(own), *_measured(own)]
         parts += [*_memory(own), *_left_out(own)]
     return "\n\n".join(parts) + "\n"
 

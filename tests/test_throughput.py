@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from bench import throughput as driver
 from bench import throughput_report
-from nomicbert.throughput import batching, group, measure, memory, torch_peers, workloads
+from nomicbert.throughput import batching, measure, memory, torch_peers, workloads
 from nomicbert.throughput.batching import Batching, by_count, by_tokens, fastest, ways
-from nomicbert.throughput.lines import ratios, read, write
+from nomicbert.throughput.group import Group
+from nomicbert.throughput.lines import as_json, put, ratios, read
 from nomicbert.throughput.peers import ANCHOR, OURS, PEERS, AbsentError, Peer, choose
 from nomicbert.throughput.plan import Checkpoint, Options
 from nomicbert.throughput.run import run
-from nomicbert.throughput.table import as_text
+from nomicbert.throughput.table import as_table, left_out
 from nomicbert.throughput.workloads import Case, Words
 from tests.checkpoints import build_checkpoint
 from tests.cpus import pretend
@@ -139,14 +140,31 @@ def case_of(lengths: list[int], name: str = "mixture") -> Case:
 def test_ways_to_cut_a_case() -> None:
     assert by_count([5, 9, 7], 2).parts == ((1, 2), (0,))
     assert by_tokens([5, 9, 7, 1], 18).parts == ((1, 2), (0, 3))
-    assert [way.name for way in ways(case_of([16] * 4))] == ["1", "4"]
-    assert [way.name for way in ways(case_of([16], "latency-16"))] == ["1"]
+    assert [way.name for way in ways(case_of([16] * 4), "cpu")] == ["1", "4"]
+    for device in ("cpu", "cuda"):
+        assert [way.name for way in ways(case_of([16], "latency-16"), device)] == ["1"]
     # eight texts of 4096 would be 32768 padded tokens
-    assert [way.name for way in ways(case_of([4096] * 9))] == ["1", "4"]
-    mixed = ways(case_of([2000, *[10] * 100]))
+    assert [way.name for way in ways(case_of([4096] * 9), "cpu")] == ["1", "4"]
+    mixed = ways(case_of([2000, *[10] * 100]), "cpu")
     assert "4096 tokens" in [way.name for way in mixed]
     for way in mixed:
         assert sorted(itertools.chain(*way.parts)) == list(range(101))
+
+
+def test_a_gpu_gets_larger_batches() -> None:
+    many = case_of([16] * 2048)
+    few = ["1", "4", "8", "16", "32", "64"]
+    # 64 texts of 16 are 1024 padded tokens, 256 are 4096
+    assert [way.name for way in ways(many, "cpu")] == [*few, "4096 tokens"]
+    assert [way.name for way in ways(many, "cuda")] == [
+        *few, "128", "256", "512", "1024", "65536 tokens",
+    ]  # fmt: skip
+    long = [way.name for way in ways(case_of([512] * 1024), "cuda")]
+    # 512 texts of 512 would be 262144 padded tokens
+    assert long[-3:] == ["64", "128", "256"]
+    mixed = [way.name for way in ways(case_of([4096, *[10] * 4096]), "cuda")]
+    assert "16384 tokens" in mixed
+    assert "65536 tokens" in mixed
 
 
 def test_padding() -> None:
@@ -267,7 +285,7 @@ def test_ours_stand_in_for_the_reference(
     assert OURS in PEERS
     assert "cuda" in OURS.devices
     options = Options(cases=["fixed-16"], dtypes=["float32"], families=["ours"], tokens=32)
-    lines = list(run(checkpoints["nomic-v1.5"], options))
+    lines = [line for block in run(checkpoints["nomic-v1.5"], options) for line in block]
     assert {line["reference"] for line in lines if line["status"] == "measured"} == {OURS.name}
 
 
@@ -275,10 +293,27 @@ def test_cosines() -> None:
     truth = np.array([[1.0, 0.0], [0.0, 2.0]], dtype=np.float32)
     found = np.array([[3.0, 0.0], [3.0, 4.0]], dtype=np.float32)
     assert measure.cosines(found, truth) == (pytest.approx(0.9), pytest.approx(0.8))
-    assert measure.is_wrong(0.8, "int8")
-    assert not measure.is_wrong(0.95, "int8")
-    assert measure.is_wrong(0.95, "float32")
-    assert measure.is_wrong(math.nan, "int8")
+    assert measure.is_wrong(0.8, 1.0, "int8")
+    assert not measure.is_wrong(0.95, 1.0, "int8")
+    assert measure.is_wrong(0.95, 1.0, "float32")
+    assert measure.is_wrong(math.nan, 1.0, "int8")
+
+
+def test_norms() -> None:
+    truth = np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]], dtype=np.float32)
+    lengths = np.array([[1.1], [0.8], [1.0]], dtype=np.float32)
+    # a quarter too long is as far off as a fifth too short
+    assert measure.norm_ratio(truth * lengths, truth) == pytest.approx(0.8)
+    assert measure.norm_ratio(truth[:, ::-1] * 1.3, truth) == pytest.approx(1.3)
+    for other in (truth[:, :1], truth * np.nan, truth * 0.0):
+        assert math.isnan(measure.norm_ratio(other, truth))
+    assert math.isnan(measure.norm_ratio(truth, truth * 0.0))
+    for dtype, bound in (("float32", 0.01), ("bfloat16", 0.05), ("float16", 0.05), ("int8", 0.05)):
+        for sign in (-1, 1):
+            assert not measure.is_wrong(1.0, 1 + sign * bound * 0.9, dtype)
+            assert measure.is_wrong(1.0, 1 + sign * bound * 1.1, dtype)
+    assert measure.is_wrong(1.0, math.nan, "int8")
+    assert measure.is_wrong(1.0, math.inf, "int8")
 
 
 def test_who_takes_part() -> None:
@@ -314,7 +349,8 @@ class Fake:
 
 
 FAULTS: dict[str, Any] = {
-    "right": lambda vectors: 2 * vectors,
+    "right": lambda vectors: 1.005 * vectors,
+    "scaled": lambda vectors: 2 * vectors,
     "swapped": lambda vectors: vectors[::-1].copy(),
     "nan": lambda vectors: vectors * np.where(vectors == vectors[0, 0], np.nan, 1),
     "narrow": lambda vectors: vectors[:, :-1],
@@ -337,15 +373,18 @@ def test_only_right_peers_are_ranked(
         return right(peer, setting)
 
     monkeypatch.setattr(Peer, "load", load)
-    monkeypatch.setattr(group, "choose", lambda *_: [*known, *fakes])
+    monkeypatch.setattr(Options, "peers", lambda *_: [*known, *fakes])
     options = Options(["fixed-16", "latency-16"], ["float32"], tokens=64, rounds=2, quick=True)
-    lines = list(run(checkpoints["nomic-v1.5"], options))
+    blocks = list(run(checkpoints["nomic-v1.5"], options))
+    assert [{line["case"] for line in block} for block in blocks] == [{"fixed-16"}, {"latency-16"}]
+    lines = [line for block in blocks for line in block]
     first = {line["peer"]: line for line in lines if line["case"] == "fixed-16"}
     status = {name: line["status"] for name, line in first.items()}
     assert status == {
         "ours": "measured",
         "transformers-32": "measured",
         "right": "measured",
+        "scaled": "wrong",
         "swapped": "wrong",
         "nan": "wrong",
         "narrow": "wrong",
@@ -355,6 +394,10 @@ def test_only_right_peers_are_ranked(
     assert first["missing"]["reason"] == "nobody has written it"
     assert first["breaks"]["reason"].startswith("failed: cannot reshape")
     assert first["nan"]["cosine_min"] is None
+    assert first["nan"]["norm_ratio"] is None
+    assert first["scaled"]["norm_ratio"] == pytest.approx(2, abs=1e-3)
+    assert first["scaled"]["reason"].endswith("norm 2.0000 times that of transformers-32 float32")
+    assert first["right"]["norm_ratio"] == pytest.approx(1.005, abs=1e-3)
     ours = first["ours"]
     assert (ours["tokens"], ours["texts"], len(ours["seconds"])) == (64, 4, 2)
     assert ours["tokens_per_second"] == pytest.approx(64 / np.median(ours["seconds"]))
@@ -367,10 +410,13 @@ def test_only_right_peers_are_ranked(
     latency = next(x for x in lines if (x["case"], x["peer"]) == ("latency-16", "ours"))
     assert latency["p50"] == pytest.approx(np.median(latency["seconds"]))
     assert latency["p99"] >= latency["p50"]
-    text = as_text(lines)
+    text = left_out(lines)
     assert "swapped float32: WRONG, not ranked: computes something else" in text
     assert "missing float32: nobody has written it\n" in text
-    assert max(map(len, text.splitlines())) <= 100
+    table = as_table(blocks[0])
+    assert table.startswith("fixed-16: 4 texts, 64 tokens\n")
+    assert "scaled" not in table
+    assert max(map(len, f"{text}\n{table}".splitlines())) <= 100
 
 
 def test_a_fault_of_ours_is_no_absence(
@@ -422,9 +468,8 @@ def test_ratios() -> None:
 
 def test_lines_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
-    write(LINES[:2], path)
-    write(LINES[2:], path)
-    assert read(path) == LINES
+    put(LINES[:2], path)
+    assert read(path) == LINES[:2]
     path.write_text('{"model": "m"}\n')
     with pytest.raises(ValueError, match="line 1 is no result"):
         read(path)
@@ -436,9 +481,34 @@ def test_lines_on_disk(tmp_path: Path) -> None:
         read(path)
 
 
+def test_a_case_s_lines_replace_those_that_were_there(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    cases = [
+        [line_of(peer, "float32", rate, case=case) for peer in ("ours", "fast")]
+        for case, rate in (("a", 1.0), ("b", 2.0), ("c", 3.0))
+    ]
+    for lines in cases:
+        put(lines, path)
+    again = [line_of("ours", "float32", 9.0, case="b")]
+    put(again, path)
+    assert read(path) == [*cases[0], *again, *cases[2]]
+    other = [line_of("ours", "float32", 8.0, case="b", **{key: "x"}) for key in ("model", "group")]
+    put(other, path)
+    assert read(path) == [*cases[0], *again, *cases[2], *other]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_case_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    put(LINES[:1], path)
+    with pytest.raises(ValueError, match="Out of range float"):
+        put([LINES[1], line_of("ours", "float32", math.nan)], path)
+    assert read(path) == LINES[:1]
+
+
 def test_the_report(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
-    write([*LINES, line_of("fast", "float32", 200.0)], path)
+    path.write_text(as_json([*LINES, line_of("fast", "float32", 200.0)]))
     throughput_report.main([str(path)])
     rows = [
         [cell.strip() for cell in row.strip("|").split("|")]
@@ -456,22 +526,62 @@ def test_the_report(tmp_path: Path) -> None:
     ]  # fmt: skip
     text = path.with_suffix(".md").read_text("utf-8")
     assert "- gone float32: none (c)" in text
+    assert text.count("abacus, avx2; 3 threads. torch 2.") == 1
     assert "- bad float32: wrong, not ranked: none (c)" in text
 
 
-def test_the_driver_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_the_report_names_all_that_lines_come_from(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
-    cases, dtypes = ["fixed-16", "latency-16"], ["float32", "int8"]
-    options = Options(cases, dtypes, together=False)
-    todo = [(part.cases, part.dtypes) for part in driver.missing(path, "m", options)]
-    assert todo == [(cases, ["float32"]), (cases, ["int8"])]
-    write([line_of("ours", "int8", 1.0, case="fixed-16", group="int8")], path)
-    todo = [(part.cases, part.dtypes) for part in driver.missing(path, "m", options)]
-    assert todo == [(cases, ["float32"]), (["latency-16"], ["int8"])]
-    together = Options(cases, dtypes, together=True)
-    todo = [(part.cases, part.dtypes) for part in driver.missing(path, "m", together)]
-    assert todo == [(["fixed-16"], ["float32"]), (["latency-16"], dtypes)]
-    write([line_of("ours", "int8", 1.0, case="latency-16", group="all")], path)
-    write([line_of("ours", "int8", 1.0, case="fixed-16", group="float32")], path)
-    assert driver.missing(path, "m", together) == []
-    assert len(driver.missing(path, "other", together)) == 3
+    machine = LINES[0]["machine"] | {"threads": 4}
+    put(LINES[:1], path)
+    put([line_of("ours", "float32", 1.0, case="d", machine=machine, commit="0123456789abcd")], path)
+    throughput_report.main([str(path)])
+    text = path.with_suffix(".md").read_text("utf-8")
+    assert "\nabacus, avx2; 3 threads. torch 2.\n" in text
+    assert "\nabacus, avx2; 4 threads. torch 2. Commit 0123456789ab.\n" in text
+
+
+def test_limits_that_hold_no_text_of_a_kind(checkpoints: dict[str, Checkpoint]) -> None:
+    rng = np.random.default_rng(0)
+    for kind, least, most in (("queries", 3, 2), ("passages", 16, 15), ("documents", 16, 15)):
+        said = "passages" if kind == "documents" else kind
+        with pytest.raises(ValueError, match=f"{said} have {least} tokens or more: {most} do not"):
+            workloads.lengths_of(kind, 100, rng, most)
+        assert max(workloads.lengths_of(kind, 100, rng, least)) == least
+    for name in workloads.NAMES:
+        needed = workloads.shortest(name)
+        short = replace(checkpoints["nomic-v1.5"], longest=needed - 1)
+        assert short.case(name, 200, CPU) is None
+        enough = replace(short, longest=needed).case(name, 200, CPU)
+        assert enough is not None
+        assert max(enough.lengths) == needed
+
+
+def test_what_a_gpu_has_no_memory_for_ends_the_search(checkpoints: dict[str, Checkpoint]) -> None:
+    """And is no reason to leave a peer out."""
+    checkpoint, tried = checkpoints["nomic-v1.5"], []
+    case = checkpoint.case("fixed-16", 256, CPU)
+    assert case is not None
+
+    class Small(Fake):
+        def ways(self, case: Case) -> list[Batching]:
+            return [by_count(case.lengths, count) for count in (1, 4, 8, 16)]
+
+        def vectors(self, case: Case, way: Batching) -> np.ndarray:
+            tried.append(way.count)
+            if way.count > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return np.zeros((len(case.texts), 2), dtype=np.float32)
+
+    options = Options(["fixed-16"], ["float32"])
+    setting = checkpoint.setting(options, Path("nowhere"))
+    found = Group(checkpoint, options, setting, "float32", ["float32"])
+    assert found._best_way(Small(None, None), case).count in (1, 4)
+    assert set(tried) <= {1, 4, 8}
+
+
+@pytest.mark.parametrize("name", ["tokens", "rounds", "threads"])
+def test_numbers_below_one(name: str, checkpoints: dict[str, Checkpoint]) -> None:
+    options = replace(Options(["fixed-16"], ["float32"]), **{name: 0})
+    with pytest.raises(ValueError, match=f"{name} 0: it must be 1 or more"):
+        list(run(checkpoints["nomic-v1.5"], options))

@@ -4,18 +4,22 @@ Where in the flow: `nomicbert.throughput` measures; here its lines become a tabl
 JSON lines for programs, whose fields docs/bench.md lists.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nomicbert.cli import console, options
-from nomicbert.cli.files import STDOUT
+from nomicbert.cli.files import STDOUT, refuse_folder
 
 if TYPE_CHECKING:
+    from nomicbert.throughput.group import Step
     from nomicbert.throughput.lines import Line
+
+    Work = Callable[[Step], Iterator[list[Line]]]
 
 EXAMPLES = """\b
 Examples:
@@ -75,9 +79,7 @@ def bench(
     ] = False,
     cache: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Keep exported models there for this checkpoint's next run."
-        ),
+        typer.Option(metavar="FOLDER", help="Keep exported models there for the next run."),
     ] = None,
     device: options.Device = "auto",
     revision: options.Revision = None,
@@ -92,7 +94,8 @@ def bench(
     """Time a checkpoint beside the libraries that are installed here.
 
     Whole models, token ids or strings to vectors, in turns on the same texts. A library that is
-    missing or cannot take the checkpoint is named with the reason.
+    missing or cannot take the checkpoint is named with the reason. Each case is printed, and
+    written, when it is done. Ends with exit code 1 when nothing was measured.
     """
     # Takes seconds: what is wrong with the arguments has been said by now.
     import torch
@@ -102,7 +105,6 @@ def bench(
     from nomicbert.throughput.peers import dtypes_of
     from nomicbert.throughput.plan import Checkpoint, Options
     from nomicbert.throughput.run import check, run
-    from nomicbert.throughput.table import as_text
 
     place = as_device(device)
     wanted = Options(
@@ -117,25 +119,57 @@ def bench(
         quick=quick,
     )
     check(wanted)
-    if json_file not in (None, STDOUT) and not Path(json_file).parent.is_dir():
-        raise ValueError(f"--json {json_file}: the folder {Path(json_file).parent} does not exist")
+    file = None if json_file in (None, STDOUT) else Path(json_file)
+    if file is not None:
+        refuse_folder(str(file))
+        if not file.parent.is_dir():
+            raise ValueError(f"--json {file}: the folder {file.parent} does not exist")
     folder = hub.resolve(model, revision=revision, local_files_only=local_files_only)
     checkpoint = Checkpoint.of(model, folder)
+    cases = []
     for name in wanted.cases:
         if checkpoint.case(name, wanted.tokens, place) is None:
             most = checkpoint.longest
             console.say(f"{name} is left out: this checkpoint's texts have {most} tokens at most")
-    lines = list(_with_bar(lambda step: run(checkpoint, wanted, step)))
-    text = "\n".join(json.dumps(line, allow_nan=False) for line in lines)
-    if json_file == STDOUT:
-        console.put(text)
-        return
-    console.put(as_text(lines))
-    if json_file is not None:
-        Path(json_file).write_text(text + "\n", encoding="utf-8")
+        else:
+            cases.append(name)
+    if not cases:
+        console.say("nothing was measured: every case is left out")
+        raise typer.Exit(console.FAILED)
+    wanted = replace(wanted, cases=cases)
+    if not _measure(lambda step: run(checkpoint, wanted, step), file, json_file != STDOUT):
+        console.say("nothing was measured: nobody could take part")
+        raise typer.Exit(console.FAILED)
 
 
-def _with_bar(work: Any) -> "Iterator[Line]":
+def _measure(work: "Work", file: Path | None, tables: bool) -> bool:
+    """Print each case as a table or as lines, and write its lines, when it is done.
+
+    Returns: whether anything was measured.
+    """
+    from tqdm import tqdm
+
+    from nomicbert.throughput.lines import MEASURED, as_json
+    from nomicbert.throughput.table import as_table, left_out
+
+    lines: list[Line] = []
+    # what cannot be written is refused before the work begins
+    with nullcontext() if file is None else file.open("w", encoding="utf-8") as opened:
+        for block in _with_bar(work):
+            lines += block
+            if opened is not None:
+                opened.write(as_json(block))
+                opened.flush()
+            said = as_table(block) if tables else as_json(block).rstrip()
+            if said:
+                with tqdm.external_write_mode():
+                    console.put(f"{said}\n" if tables else said)
+    if tables and (said := left_out(lines)):
+        console.put(said)
+    return any(line["status"] == MEASURED for line in lines)
+
+
+def _with_bar(work: "Work") -> "Iterator[list[Line]]":
     """Do the work beneath a line that says what is done."""
     from tqdm import tqdm
 

@@ -11,10 +11,14 @@ import numpy as np
 
 from nomicbert.throughput.workloads import Case
 
-COUNTS = (1, 4, 8, 16, 32, 64)
-BUDGETS = (1024, 4096)
-# Padded tokens of a batch at most, unless it is a text alone.
-MOST_PADDED = 16384
+# By type of device: texts of a batch, its padded tokens, and those that it has at most unless it is
+# a text alone.
+COUNTS = {
+    "cpu": (1, 4, 8, 16, 32, 64),
+    "cuda": (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+}
+BUDGETS = {"cpu": (1024, 4096), "cuda": (1024, 4096, 16384, 65536)}
+MOST_PADDED = {"cpu": 16384, "cuda": 131072}
 # A way this much slower than the best so far ends the search: batches only grow from there.
 HOPELESS = 1.25
 
@@ -52,14 +56,20 @@ def by_tokens(lengths: Sequence[int], budget: int) -> Batching:
     return Batching(f"{budget} tokens", tuple(map(tuple, parts)))
 
 
-def ways(case: Case) -> list[Batching]:
-    """All ways that are tried, from small batches to large; no two cut the case alike."""
+def ways(case: Case, device: str) -> list[Batching]:
+    """All ways that are tried, from small batches to large; no two cut the case alike.
+
+    Args:
+        case: what is cut.
+        device: its type: "cpu" or "cuda".
+    """
     lengths = case.lengths
     if case.is_latency:
         return [by_count(lengths, 1)]
-    tried = [by_count(lengths, count) for count in COUNTS]
-    tried += [by_tokens(lengths, budget) for budget in BUDGETS]
-    distinct = {way.parts: way for way in reversed(tried) if _fits(way, lengths)}
+    tried = [by_count(lengths, count) for count in COUNTS[device]]
+    tried += [by_tokens(lengths, budget) for budget in BUDGETS[device]]
+    most = MOST_PADDED[device]
+    distinct = {way.parts: way for way in reversed(tried) if _fits(way, lengths, most)}
     return sorted(distinct.values(), key=lambda way: max(map(len, way.parts)))
 
 
@@ -91,5 +101,5 @@ def padded(ids: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndarr
     return rows, mask
 
 
-def _fits(way: Batching, lengths: Sequence[int]) -> bool:
-    return all(len(part) == 1 or len(part) * lengths[part[0]] <= MOST_PADDED for part in way.parts)
+def _fits(way: Batching, lengths: Sequence[int], most: int) -> bool:
+    return all(len(part) == 1 or len(part) * lengths[part[0]] <= most for part in way.parts)

@@ -1,6 +1,5 @@
 """CTranslate2: BERT checkpoints only, by its own converter; pooling and Dense are torch's."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,10 @@ import numpy as np
 import torch
 
 from nomicbert.settings import read_json
+from nomicbert.throughput.exports import kept
 from nomicbert.throughput.onnx_peers import need, without_chatter
 from nomicbert.throughput.peers import AbsentError, Runner, Setting
-from nomicbert.throughput.sentence import PaddedRunner, Sentence, pad_id
+from nomicbert.throughput.sentence import PaddedRunner, Sentence
 
 
 def load(family: str, dtype: str, setting: Setting) -> Runner:
@@ -23,16 +23,14 @@ def load(family: str, dtype: str, setting: Setting) -> Runner:
 
 def _folder(setting: Setting) -> Path:
     """The converted model in the cache, made if it is not there."""
-    from ctranslate2.converters import TransformersConverter
 
-    folder = setting.cache / "ctranslate2"
-    if not (folder / "model.bin").is_file():
-        part = setting.cache / "ctranslate2-part"
+    def make(folder: Path) -> None:
+        from ctranslate2.converters import TransformersConverter
+
         with without_chatter():
-            TransformersConverter(str(setting.encoder)).convert(str(part), force=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-    return folder
+            TransformersConverter(str(setting.encoder)).convert(str(folder), force=True)
+
+    return kept(setting, "ctranslate2", ("ctranslate2",), make)
 
 
 class Translated(PaddedRunner):
@@ -42,7 +40,7 @@ class Translated(PaddedRunner):
         """Load it for this dtype of products."""
         import ctranslate2
 
-        super().__init__(pad_id(setting))
+        super().__init__(setting)
         self.encoder: Any = ctranslate2.Encoder(
             str(folder),
             device="cpu",

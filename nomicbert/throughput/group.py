@@ -1,16 +1,18 @@
 """Peers in memory together: each finds its best batches, is checked, and takes its turns."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from nomicbert.throughput import measure
 from nomicbert.throughput.batching import Batching, fastest
 from nomicbert.throughput.lines import ABSENT, MEASURED, WRONG, Line, surroundings
 from nomicbert.throughput.ours import Ids
-from nomicbert.throughput.peers import ANCHOR, OURS, AbsentError, Peer, Runner, Setting, choose
+from nomicbert.throughput.peers import ANCHOR, OURS, AbsentError, Peer, Runner, Setting
 from nomicbert.throughput.plan import Checkpoint, Options
 from nomicbert.throughput.workloads import Case
 
@@ -38,15 +40,9 @@ class Group:
         self.runners: dict[Peer, Runner] = {}
         self.absent: dict[Peer, str] = {}
 
-    def lines(self, cases: Sequence[str], step: Step) -> Iterator[Line]:
-        """Load the peers, and measure one case after the other."""
-        options = self.options
-        peers = choose(options.families, self.dtypes, options.device, options.slow)
-        if not peers:  # as of float16 on a CPU
-            return
-        if ANCHOR not in peers and (options.families is None or ANCHOR.family in options.families):
-            peers.append(ANCHOR)
-        for peer in peers:
+    def cases(self, names: Sequence[str], step: Step) -> Iterator[list[Line]]:
+        """Load the peers, and measure one case after the other: the lines of each."""
+        for peer in self.options.peers(self.dtypes):
             step(f"load {peer.name}")
             try:
                 self.runners[peer] = peer.load(self.setting)
@@ -56,14 +52,14 @@ class Group:
                 if peer.is_ours:
                     raise
                 self.absent[peer] = f"could not be loaded: {first_line(error)}"
-        for name in cases:
-            case = self.checkpoint.case(name, options.tokens, options.device)
+        for name in names:
+            case = self.checkpoint.case(name, self.options.tokens, self.options.device)
             if case is None:
                 step(f"{name}: longer than the {self.checkpoint.longest} tokens of the checkpoint")
                 continue
-            yield from self._case(case, step)
+            yield self._case(case, step)
 
-    def _case(self, case: Case, step: Step) -> Iterator[Line]:
+    def _case(self, case: Case, step: Step) -> list[Line]:
         reference, truth = self._truth(case)
         left_out = {
             peer: self._line(peer, case, ABSENT, reason=why) for peer, why in self.absent.items()
@@ -82,17 +78,29 @@ class Group:
                 left_out[peer] = self._line(peer, case, ABSENT, reason=reason)
                 continue
             mean, least = measure.cosines(found, truth)
-            facts[peer] = {"reference": reference, "cosine_mean": _number(mean)}
-            facts[peer]["cosine_min"] = _number(least)
-            if measure.is_wrong(least, peer.dtype):
-                reason = f"computes something else: cosine {least:.4f} to {reference}"
+            ratio = measure.norm_ratio(found, truth)
+            facts[peer] = {
+                "reference": reference,
+                "cosine_mean": _number(mean),
+                "cosine_min": _number(least),
+                "norm_ratio": _number(ratio),
+            }
+            if measure.is_wrong(least, ratio, peer.dtype):
+                reason = (
+                    f"computes something else: cosine {least:.4f}, norm {ratio:.4f} times that of "
+                    f"{reference}"
+                )
                 left_out[peer] = self._line(peer, case, WRONG, reason=reason, **facts[peer])
         right = {peer: self.runners[peer] for peer in facts if peer not in left_out}
         step(f"{case.name}: in turns")
         times, rates = self._times(case, right, ways)
-        for peer in right:
-            yield self._measured(peer, case, ways[peer], times[peer.name], rates, facts[peer])
-        yield from left_out.values()
+        return [
+            *(
+                self._measured(peer, case, ways[peer], times[peer.name], rates, facts[peer])
+                for peer in right
+            ),
+            *left_out.values(),
+        ]
 
     def _best_way(self, runner: Runner, case: Case) -> Batching:
         ways = runner.ways(case)
@@ -101,7 +109,10 @@ class Group:
 
         def seconds(way: Batching) -> float:
             started = measure.clock()
-            runner.vectors(case, way)
+            try:
+                runner.vectors(case, way)
+            except torch.OutOfMemoryError:  # of a GPU, for batches that are too large for it
+                return math.inf
             return measure.clock() - started
 
         return fastest(ways, seconds)

@@ -47,11 +47,30 @@ def surroundings(device: torch.device) -> Line:
     }
 
 
-def write(lines: Iterable[Line], path: Path) -> None:
-    """Append lines to a file."""
-    with path.open("a", encoding="utf-8") as file:
-        for line in lines:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+def as_json(lines: Iterable[Line]) -> str:
+    """A line of JSON for each, with its end."""
+    return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+
+
+def put(lines: Sequence[Line], path: Path) -> None:
+    """Write a case's lines into a file, in the place of those that it has of the same case.
+
+    The file is written anew beside itself and renamed: a case is in it with all its lines, or not
+    at all.
+    """
+    known = read(path) if path.is_file() else []
+    new = {block_of(line) for line in lines}
+    old = [place for place, line in enumerate(known) if block_of(line) in new]
+    first = old[0] if old else len(known)
+    after = [line for line in known[first:] if block_of(line) not in new]
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(as_json([*known[:first], *lines, *after]), encoding="utf-8")
+    part.replace(path)
+
+
+def block_of(line: Line) -> tuple[str, str, str]:
+    """Model, case and group: lines that agree in them were measured in turns."""
+    return line["model"], line["case"], line["group"]
 
 
 def read(path: Path) -> list[Line]:
@@ -63,7 +82,7 @@ def read(path: Path) -> list[Line]:
     for number, text in enumerate(path.read_text("utf-8").splitlines(), 1):
         try:
             line = json.loads(text)
-            known = {"model", "case", "peer", "dtype", "status"} <= set(line)
+            known = {"model", "case", "group", "peer", "dtype", "status"} <= set(line)
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is not JSON") from error
         if not known:

@@ -22,6 +22,8 @@ MATRIX_ROWS = 1024
 MATRIX_SECONDS = 0.1
 # The least cosine to the reference, of any text, that a dtype's rounding explains.
 LEAST_COSINE = {"float32": 0.9999, "float16": 0.99, "bfloat16": 0.99, "int8": 0.9}
+# How far from 1 the ratio of a vector's norm to that of the reference may be.
+MOST_STRETCH = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.05, "int8": 0.05}
 
 
 def clock() -> float:
@@ -152,6 +154,23 @@ def cosines(found: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     return float(each.mean()), float(each.min())
 
 
-def is_wrong(least: float, dtype: str) -> bool:
-    """Whether a cosine, or NaN, says that something else was computed."""
-    return not least >= LEAST_COSINE[dtype]
+def norm_ratio(found: np.ndarray, truth: np.ndarray) -> float:
+    """Norm of a row of (texts, dim) over that of the same row of the other, or NaN.
+
+    Of all rows the ratio that is furthest from 1. Other shapes and rows of zeros are no match: NaN.
+    """
+    if found.shape != truth.shape:
+        return math.nan
+    a, b = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (found, truth))
+    if not (a > 0).all() or not (b > 0).all():
+        return math.nan
+    return math.exp(max(np.log(a / b), key=abs))
+
+
+def is_wrong(least: float, ratio: float, dtype: str) -> bool:
+    """Whether a cosine, or a ratio of norms, or NaN, says that something else was computed.
+
+    All peers are given the checkpoint's own modules, L2 with them where it has one, and nothing
+    after it. So lengths must agree as directions do: one that leaves out L2, or a scale, is wrong.
+    """
+    return not (least >= LEAST_COSINE[dtype] and abs(ratio - 1) <= MOST_STRETCH[dtype])

@@ -8,21 +8,25 @@ imports torch, which a peer without it would save: about 0.2 GB.
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nomicbert.throughput.batching import by_count
+from nomicbert.throughput.exports import MADE
 from nomicbert.throughput.lines import ABSENT, MEASURED, Line, surroundings
-from nomicbert.throughput.peers import PEERS, AbsentError, Setting, choose
+from nomicbert.throughput.peers import PEERS, AbsentError, choose
 from nomicbert.throughput.plan import Checkpoint, Options
+from nomicbert.throughput.workloads import shortest
 
 CASE = "memory"
 # The texts, and how many of them a peer that pads gets at once.
 WORKLOAD, BATCH = "passages", 32
 STATUS = Path("/proc/self/status")
+# Characters of what a process that fails says.
+LONGEST_REASON = 160
 
 
 def measure_memory(checkpoint: Checkpoint, options: Options) -> Iterator[Line]:
@@ -30,9 +34,21 @@ def measure_memory(checkpoint: Checkpoint, options: Options) -> Iterator[Line]:
 
     Args:
         checkpoint: what is loaded.
-        options: the cache, which must hold what was exported; peers, dtypes, tokens, threads.
+        options: peers, dtypes, tokens, threads, device, and a cache, which exports are kept in.
+
+    Raises: ValueError: no cache; a checkpoint whose texts are too short for WORKLOAD.
     """
+    if options.cache is None:
+        raise ValueError("peak memory needs a cache: what exporting takes is not the peer's")
+    case = checkpoint.case(WORKLOAD, options.tokens, options.device)
+    if case is None:
+        raise ValueError(
+            f"peak memory is measured on {WORKLOAD}, which have {shortest(WORKLOAD)} tokens or "
+            f"more: this checkpoint's texts have {checkpoint.longest} at most"
+        )
+    options.cache.mkdir(parents=True, exist_ok=True)
     around = surroundings(options.device)
+    around["machine"]["threads"] = options.threads
     for peer in choose(options.families, options.dtypes, options.device, options.slow):
         given = {
             "name": checkpoint.name,
@@ -43,14 +59,10 @@ def measure_memory(checkpoint: Checkpoint, options: Options) -> Iterator[Line]:
             "device": str(options.device),
             "cache": str(options.cache),
         }
-        done = subprocess.run(
-            [sys.executable, "-m", "nomicbert.throughput.memory", json.dumps(given)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        last = (done.stdout.strip().splitlines() or [""])[-1]
-        found = json.loads(last) if done.returncode == 0 else {"reason": done.stderr.strip()[-160:]}
+        found = _alone(given)
+        if found.pop("exported", False):
+            found = _alone(given)
+            found.pop("exported", None)
         status = MEASURED if "peak_bytes" in found else ABSENT
         yield {
             "model": checkpoint.name,
@@ -60,6 +72,8 @@ def measure_memory(checkpoint: Checkpoint, options: Options) -> Iterator[Line]:
             "dtype": peer.dtype,
             "status": status,
             "reason": None,
+            "tokens": case.tokens,
+            "texts": len(case.texts),
             **found,
             **around,
         }
@@ -79,33 +93,41 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def main(given: dict[str, Any]) -> dict[str, Any]:
-    """Load one peer, run it, and say how much was resident."""
+def _alone(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `main` says in a process of its own; the reason, if that process fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nomicbert.throughput.memory", json.dumps(given)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        # a traceback ends with the error; a process that the system stops says nothing
+        said = done.stderr.strip().splitlines()
+        why = said[-1][-LONGEST_REASON:] if said else f"exit code {done.returncode}"
+        return {"reason": f"failed: {why}"}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def main(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Load one peer, run it, and say how much was resident, and whether that holds an export."""
     peer = next(peer for peer in PEERS if peer.name == given["peer"])
     torch.set_num_threads(given["threads"])
     checkpoint = Checkpoint.of(given["name"], Path(given["folder"]))
     device = torch.device(given["device"])
     case = checkpoint.case(WORKLOAD, given["tokens"], device)
     assert case is not None
-    setting = Setting(
-        checkpoint.folder,
-        checkpoint.encoder,
-        device,
-        given["threads"],
-        Path(given["cache"]),
-        case.ids,
-    )
+    # with what exports are made from in a run, so that they are found again
+    options = Options((WORKLOAD,), threads=given["threads"], device=device)
+    setting = checkpoint.setting(options, Path(given["cache"]))
     try:
         runner = peer.load(setting)
     except AbsentError as error:
         return {"reason": str(error)}
     ways = runner.ways(case)
     runner.vectors(case, ways[0] if len(ways) == 1 else by_count(case.lengths, BATCH))
-    return {
-        "peak_bytes": peak(),
-        "tokens": case.tokens,
-        "texts": len(case.texts),
-    }
+    return {"peak_bytes": peak(), "exported": setting.loaded.get(MADE, False)}
 
 
 if __name__ == "__main__":

@@ -13,10 +13,13 @@ import numpy as np
 import torch
 
 from nomicbert.settings import read_json
+from nomicbert.throughput.exports import kept
 from nomicbert.throughput.peers import AbsentError, Runner, Setting
-from nomicbert.throughput.sentence import PaddedRunner, load_sentence, pad_id
+from nomicbert.throughput.sentence import PaddedRunner, load_sentence
 
 INPUTS = ("input_ids", "attention_mask")
+FILE = "model.onnx"
+LIBRARIES = ("onnx", "onnxscript")
 # Of the example that is traced, and what may come instead of it.
 EXAMPLE = (2, 24)
 MOST_TEXTS, MOST_TOKENS = 4096, 8192
@@ -25,8 +28,7 @@ MOST_TEXTS, MOST_TOKENS = 4096, 8192
 def load(family: str, dtype: str, setting: Setting) -> Runner:
     """See peers.Peer.load."""
     need("onnxruntime")
-    path = exported(setting)
-    return Session(quantized(path) if dtype == "int8" else path, setting)
+    return Session(quantized(setting) if dtype == "int8" else exported(setting), setting)
 
 
 def need(*modules: str) -> None:
@@ -38,9 +40,23 @@ def need(*modules: str) -> None:
 
 def exported(setting: Setting) -> Path:
     """The checkpoint with its pooling as an ONNX file in the cache, made if it is not there."""
-    path = setting.cache / "onnx" / "model.onnx"
-    if path.is_file():
-        return path
+    return kept(setting, "onnx", LIBRARIES, lambda folder: _export(setting, folder / FILE)) / FILE
+
+
+def quantized(setting: Setting) -> Path:
+    """The same with int8 weights, a scale for each output, and activations scaled as they come."""
+
+    def make(folder: Path) -> None:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        path = exported(setting)
+        with without_chatter():
+            quantize_dynamic(path, folder / FILE, weight_type=QuantType.QInt8, per_channel=True)
+
+    return kept(setting, "onnx-int8", (*LIBRARIES, "onnxruntime"), make) / FILE
+
+
+def _export(setting: Setting, path: Path) -> None:
     need("onnx", "onnxscript")
     sentence = load_sentence(setting, "float32")
     config = read_json(setting.encoder / "config.json")
@@ -52,8 +68,6 @@ def exported(setting: Setting) -> Path:
     ids = torch.randint(1, 100, EXAMPLE)
     mask = torch.ones_like(ids)
     mask[1, EXAMPLE[1] // 2 :] = 0
-    part = setting.cache / "onnx-part"
-    part.mkdir(exist_ok=True)
     with without_chatter():
         program = torch.onnx.export(
             sentence,
@@ -64,20 +78,7 @@ def exported(setting: Setting) -> Path:
             output_names=["vectors"],
             verbose=False,
         )
-        program.save(part / path.name, external_data=True)  # type: ignore[union-attr]
-    part.rename(path.parent)
-    return path
-
-
-def quantized(path: Path) -> Path:
-    """The same with int8 weights, a scale for each output, and activations scaled as they come."""
-    target = path.with_name("model-int8.onnx")
-    if not target.is_file():
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        with without_chatter():
-            quantize_dynamic(path, target, weight_type=QuantType.QInt8, per_channel=True)
-    return target
+        program.save(path, external_data=True)  # type: ignore[union-attr]
 
 
 @contextlib.contextmanager
@@ -101,7 +102,7 @@ class Session(PaddedRunner):
         """Read and optimise the file."""
         import onnxruntime
 
-        super().__init__(pad_id(setting))
+        super().__init__(setting)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = setting.threads
         options.log_severity_level = 3

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from nomicbert.throughput.batching import padded
+from nomicbert.throughput.exports import kept
 from nomicbert.throughput.onnx_peers import INPUTS, need, without_chatter
 from nomicbert.throughput.peers import Runner, Setting
 from nomicbert.throughput.sentence import PaddedRunner, load_sentence, pad_id
@@ -20,6 +21,7 @@ SAMPLE = 48
 # Neighbouring activations that share a scale: smaller is slower, and the plugin computes in fp32 as
 # if none was asked for when it is as wide as a row.
 GROUP = "128"
+FILE = "model.xml"
 
 
 def load(family: str, dtype: str, setting: Setting) -> Runner:
@@ -36,35 +38,37 @@ def load(family: str, dtype: str, setting: Setting) -> Runner:
 
 def _file(name: str, setting: Setting) -> Path:
     """The model in this form, in the cache, made if it is not there."""
+
+    def make(folder: Path) -> None:
+        import openvino
+
+        model = _converted(setting) if name == "float" else _in_int8(name, setting)
+        openvino.save_model(model, folder / FILE, compress_to_fp16=False)
+
+    libraries = ("openvino",) if name == "float" else ("openvino", "nncf")
+    given = setting.sample[:SAMPLE] if name == "ptq" else ""
+    return kept(setting, f"openvino-{name}", libraries, make, given) / FILE
+
+
+def _in_int8(name: str, setting: Setting) -> Any:
+    """NNCF's compressed weights, or its full quantisation."""
+    import nncf
     import openvino
 
-    path = setting.cache / f"openvino-{name}.xml"
-    if path.is_file():
-        return path
-    if name == "float":
-        model = _converted(setting)
-    else:
-        import nncf
-
-        model = openvino.Core().read_model(_file("float", setting))
+    model = openvino.Core().read_model(_file("float", setting))
+    with without_chatter():
+        if name == "weights":
+            return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
         pad = pad_id(setting)
-        with without_chatter():
-            if name == "weights":
-                mode = nncf.CompressWeightsMode.INT8_SYM
-                model = nncf.compress_weights(model, mode=mode)
-            else:
-                rows = [
-                    dict(zip(INPUTS, padded([ids], pad), strict=True))
-                    for ids in setting.sample[:SAMPLE]
-                ]
-                model = nncf.quantize(
-                    model,
-                    nncf.Dataset(rows),
-                    model_type=nncf.ModelType.TRANSFORMER,
-                    subset_size=len(rows),
-                )
-    openvino.save_model(model, path, compress_to_fp16=False)
-    return path
+        rows = [
+            dict(zip(INPUTS, padded([ids], pad), strict=True)) for ids in setting.sample[:SAMPLE]
+        ]
+        return nncf.quantize(
+            model,
+            nncf.Dataset(rows),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(rows),
+        )
 
 
 def _converted(setting: Setting) -> Any:
@@ -89,7 +93,7 @@ class Compiled(PaddedRunner):
         """Compile the file for the CPU."""
         import openvino
 
-        super().__init__(pad_id(setting))
+        super().__init__(setting)
         fixed = {"INFERENCE_NUM_THREADS": setting.threads, "PERFORMANCE_HINT": "LATENCY"}
         compiled = openvino.Core().compile_model(path, "CPU", fixed | options)
         self.request: Any = compiled.create_infer_request()

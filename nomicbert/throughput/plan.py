@@ -10,11 +10,16 @@ from nomicbert.config import EncoderConfig
 from nomicbert.dialects import read_config
 from nomicbert.limits import read_limit
 from nomicbert.modules import module_folders
-from nomicbert.throughput.peers import DTYPES
+from nomicbert.throughput.peers import ANCHOR, DTYPES, Peer, Setting, choose
 from nomicbert.throughput.workloads import Case, draw
 from nomicbert.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
+# The group of latency cases whose peers of all dtypes take turns.
+ALL = "all"
+# What scales of activations are measured on: as many texts of each kind, of another seed.
+SAMPLE_CASES = ("queries", "passages", "fixed-512")
+SAMPLE_TEXTS, SAMPLE_TOKENS, SAMPLE_SEED = 16, 8192, 1
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,22 @@ class Options:
     slow: bool = False
     together: bool = False
     quick: bool = False
+
+    def groups(self) -> list[tuple[str, list[str], list[str]]]:
+        """Name, dtypes and cases of each group: its peers are in memory together."""
+        latency = [name for name in self.cases if self.together and name.startswith("latency-")]
+        others = [name for name in self.cases if name not in latency]
+        found = [(dtype, [dtype], others) for dtype in self.dtypes if others]
+        return [*found, (ALL, list(self.dtypes), latency)] if latency else found
+
+    def peers(self, dtypes: Sequence[str]) -> list[Peer]:
+        """Who takes turns in a group of these dtypes; the common measure too, if asked for."""
+        found = choose(self.families, dtypes, self.device, self.slow)
+        if not found or ANCHOR in found:
+            return found
+        return (
+            [*found, ANCHOR] if self.families is None or ANCHOR.family in self.families else found
+        )
 
 
 @dataclass(frozen=True)
@@ -83,3 +104,11 @@ class Checkpoint:
             long_documents=device.type == "cuda",
             seed=seed,
         )
+
+    def setting(self, options: Options, cache: Path) -> Setting:
+        """What the peers of a group are loaded with; nothing is loaded yet."""
+        sample: list[list[int]] = []
+        for name in SAMPLE_CASES:
+            case = self.case(name, SAMPLE_TOKENS, options.device, SAMPLE_SEED)
+            sample += case.ids[: 2 if options.quick else SAMPLE_TEXTS] if case else []
+        return Setting(self.folder, self.encoder, options.device, options.threads, cache, sample)

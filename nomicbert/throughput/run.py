@@ -10,20 +10,20 @@ import torch
 from nomicbert.runtime.memory import keep_freed_memory
 from nomicbert.throughput.group import Group, Step
 from nomicbert.throughput.lines import Line
-from nomicbert.throughput.peers import DTYPES, Setting, choose
+from nomicbert.throughput.peers import DTYPES, choose
 from nomicbert.throughput.plan import Checkpoint, Options
 from nomicbert.throughput.workloads import NAMES
-
-# What scales of activations are measured on: as many texts of each kind, of another seed.
-SAMPLE_CASES = ("queries", "passages", "fixed-512")
-SAMPLE_TEXTS, SAMPLE_TOKENS, SAMPLE_SEED = 16, 8192, 1
 
 
 def check(options: Options) -> None:
     """Refuse what cannot be measured.
 
-    Raises: ValueError: an unknown case, dtype or peer; a dtype that nobody has on the device.
+    Raises: ValueError: an unknown case, dtype or peer; a dtype that nobody has on the device;
+        tokens, rounds or threads below one.
     """
+    for name in ("tokens", "rounds", "threads"):
+        if (number := getattr(options, name)) < 1:
+            raise ValueError(f"{name} {number}: it must be 1 or more")
     for name, known, given in (
         ("case", NAMES, options.cases),
         ("dtype", DTYPES, options.dtypes),
@@ -35,8 +35,10 @@ def check(options: Options) -> None:
             raise ValueError(f"nobody computes in {dtype} on {options.device.type}: choose another")
 
 
-def run(checkpoint: Checkpoint, options: Options, step: Step = lambda what: None) -> Iterator[Line]:
-    """Measure, and yield a line for each case and peer as soon as its case is done.
+def run(
+    checkpoint: Checkpoint, options: Options, step: Step = lambda what: None
+) -> Iterator[list[Line]]:
+    """Measure, and yield the lines of each case, one for each peer, as soon as it is done.
 
     Peers that cannot take part have lines too, which say why. torch's number of threads is set and
     set back.
@@ -46,7 +48,7 @@ def run(checkpoint: Checkpoint, options: Options, step: Step = lambda what: None
         options: what is measured.
         step: told what is done next.
 
-    Raises: ValueError: an unknown case, dtype or peer.
+    Raises: ValueError: see check.
     """
     check(options)
     threads = torch.get_num_threads()
@@ -64,24 +66,11 @@ def run(checkpoint: Checkpoint, options: Options, step: Step = lambda what: None
         torch.set_num_threads(threads)
 
 
-def _groups(checkpoint: Checkpoint, options: Options, cache: Path, step: Step) -> Iterator[Line]:
-    latency = [name for name in options.cases if options.together and name.startswith("latency-")]
-    others = [name for name in options.cases if name not in latency]
-    groups = [(dtype, [dtype], others) for dtype in options.dtypes if others]
-    groups += [("all", list(options.dtypes), latency)] if latency else []
-    sample = _sample(checkpoint, options)
-    for group, dtypes, cases in groups:
-        setting = Setting(
-            checkpoint.folder, checkpoint.encoder, options.device, options.threads, cache, sample
-        )
-        yield from Group(checkpoint, options, setting, group, dtypes).lines(cases, step)
+def _groups(
+    checkpoint: Checkpoint, options: Options, cache: Path, step: Step
+) -> Iterator[list[Line]]:
+    for group, dtypes, cases in options.groups():
+        setting = checkpoint.setting(options, cache)
+        yield from Group(checkpoint, options, setting, group, dtypes).cases(cases, step)
         del setting
         gc.collect()
-
-
-def _sample(checkpoint: Checkpoint, options: Options) -> list[list[int]]:
-    found: list[list[int]] = []
-    for name in SAMPLE_CASES:
-        case = checkpoint.case(name, SAMPLE_TOKENS, options.device, SAMPLE_SEED)
-        found += case.ids[: 2 if options.quick else SAMPLE_TEXTS] if case else []
-    return found

@@ -117,9 +117,9 @@ class PaddedRunner:
 
     from_texts = False
 
-    def __init__(self, pad: int, count: int | None = None) -> None:
-        """`pad` is the id that fills up; `count` fixes the texts of a batch."""
-        self.pad, self.count = pad, count
+    def __init__(self, setting: Setting, count: int | None = None) -> None:
+        """`count` fixes the texts of a batch."""
+        self.pad, self.device, self.count = pad_id(setting), setting.device, count
 
     def batch(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Ids and mask, each (texts, longest) int64 -> (texts, dim) fp32."""
@@ -127,7 +127,9 @@ class PaddedRunner:
 
     def ways(self, case: Case) -> list[Batching]:
         """See Runner."""
-        return ways(case) if self.count is None else [by_count(case.lengths, self.count)]
+        if self.count is not None:
+            return [by_count(case.lengths, self.count)]
+        return ways(case, self.device.type)
 
     def vectors(self, case: Case, way: Batching) -> np.ndarray:
         """See Runner."""

@@ -1,4 +1,4 @@
-"""Lines as a table of at most 100 columns for a terminal, and what belongs to it."""
+"""Lines as tables of at most 100 columns for a terminal, and what belongs to them."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,22 +12,14 @@ HEAD = ("peer", "batch", "tokens/s", "spread", "matrix", "cosine", "to ours")
 LATENCY_HEAD = ("peer", "", "p50 ms", "p99 ms", "", "cosine", "to ours")
 
 
-def as_text(lines: Sequence[Line]) -> str:
-    """A table for each case; then who is absent, and why."""
-    blocks: dict[tuple[str, str], list[Line]] = {}
-    for line in lines:
-        blocks.setdefault((line["case"], line["group"]), []).append(line)
-    parts = [_block(block) for block in blocks.values()]
-    return "\n\n".join([*filter(None, parts), *_left_out(lines)])
-
-
 def milliseconds(seconds: float) -> str:
     """As many digits as say something."""
     value = 1000 * seconds
     return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def _block(lines: Sequence[Line]) -> str:
+def as_table(lines: Sequence[Line]) -> str:
+    """The lines of a case that were measured in turns; empty where none was measured."""
     measured = [line for line in lines if line["status"] == MEASURED]
     if not measured:
         return ""
@@ -70,8 +62,11 @@ def _verdict(line: Line, measured: Sequence[Line]) -> list[str]:
     return textwrap.wrap(name + "; ".join(said), WIDTH, subsequent_indent="  ") if said else []
 
 
-def _left_out(lines: Sequence[Line]) -> list[str]:
-    """Each absent peer and each reason once; what is wrong with the cases that show it."""
+def left_out(lines: Sequence[Line]) -> str:
+    """Each absent peer and each reason once; what is wrong with the cases that show it.
+
+    Empty where nobody is left out.
+    """
     reasons: dict[tuple[str, str], list[str]] = {}
     for line in lines:
         if line["status"] != MEASURED:
@@ -87,7 +82,7 @@ def _left_out(lines: Sequence[Line]) -> list[str]:
         out += textwrap.wrap(
             f"{name}: {reason}{where}", WIDTH, initial_indent="  ", subsequent_indent="    "
         )
-    return ["\n".join(["left out:", *out])] if out else []
+    return "\n".join(["left out:", *out]) if out else ""
 
 
 def _is_own(ours: Line, line: Line) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from nomicbert.throughput.batching import COUNTS, Batching, by_count
 from nomicbert.throughput.peers import AbsentError, Runner, Setting
-from nomicbert.throughput.sentence import TORCH_DTYPES, PaddedRunner, known, load_sentence, pad_id
+from nomicbert.throughput.sentence import TORCH_DTYPES, PaddedRunner, known, load_sentence
 from nomicbert.throughput.workloads import Case
 from nomicbert.verify.references import quiet
 from nomicbert.verify.truth import sentence_transformer
@@ -29,8 +29,7 @@ class Native(PaddedRunner):
 
     def __init__(self, setting: Setting, dtype: str, count: int | None, compiled: bool) -> None:
         """`count` fixes the texts of a batch."""
-        super().__init__(pad_id(setting), count)
-        self.device = setting.device
+        super().__init__(setting, count)
         self.model: Any = load_sentence(setting, dtype)
         if compiled:
             self.model = torch.compile(self.model, dynamic=True)
@@ -62,11 +61,12 @@ class FromTexts:
         if not (setting.folder / "modules.json").is_file():
             raise AbsentError("the checkpoint has no modules.json")
         known(setting)
+        self.counts = COUNTS[setting.device.type]
         self.model = sentence_transformer(setting.folder, setting.device, TORCH_DTYPES[dtype])
 
     def ways(self, case: Case) -> list[Batching]:
         """See Runner."""
-        counts = [count for count in COUNTS if count < 2 * len(case.texts)]
+        counts = [count for count in self.counts if count < 2 * len(case.texts)]
         return [by_count(case.lengths, count) for count in counts]
 
     def vectors(self, case: Case, way: Batching) -> np.ndarray:

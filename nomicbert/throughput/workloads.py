@@ -125,6 +125,8 @@ def draw(
     """
     if name not in NAMES:
         raise ValueError(f"unknown case {name!r}: it must be one of {', '.join(NAMES)}")
+    if shortest(name) > longest:
+        return None
     rng = np.random.default_rng([seed, NAMES.index(name)])
     kinds = {name: lengths_of(name, tokens, rng, longest, long_documents)}
     if name == "mixture":
@@ -133,8 +135,6 @@ def draw(
             for kind, share in SHARES.items()
         }
     lengths = [length for kind in kinds.values() for length in kind]
-    if not lengths or max(lengths) > longest:
-        return None
     # services do not get their texts sorted
     lengths = [lengths[i] for i in rng.permutation(len(lengths))]
     words = Words.of(tokenizer, seed)
@@ -152,12 +152,21 @@ def draw(
     return Case(name, ids, texts, shares if len(shares) > 1 else {})
 
 
+def shortest(name: str) -> int:
+    """Tokens that a checkpoint must allow, so that a case is drawn; a mixture holds passages."""
+    size = name.partition("-")[2]
+    return int(size) if size else QUERIES[0] if name == "queries" else PASSAGES[0]
+
+
 def lengths_of(
     kind: str, tokens: int, rng: np.random.Generator, longest: int, long_documents: bool = False
 ) -> list[int]:
     """Lengths of texts of one kind that add up to `tokens`; the last is what is left.
 
     Where less is left than the kind's shortest text, the one before takes it if it may.
+
+    Raises: ValueError: `longest` is less than any text of the kind has; documents are drawn like
+        passages then.
     """
     family, _, size = kind.partition("-")
     if family == "latency":
@@ -174,10 +183,12 @@ def lengths_of(
     least, most = limits[kind]
     most = min(most, longest)
     if most < least:
-        return lengths_of("passages", tokens, rng, longest)
+        if kind == "documents":
+            return lengths_of("passages", tokens, rng, longest)
+        raise ValueError(f"{kind} have {least} tokens or more: {longest} do not hold one")
     found: list[int] = []
     left = tokens
-    while left:
+    while left > 0:
         length = min(left, most, max(least, _draw_length(kind, least, most, rng)))
         if length < least and found and found[-1] + length <= most:
             found[-1] += length
