@@ -9,11 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from nomicbert.throughput import onnx_peers, torch_peers
+from nomicbert import Embedder
+from nomicbert.throughput import group, onnx_peers, torch_peers
 from nomicbert.throughput.workloads import NAMES
+from nomicbert_kernels import BackendError
 from tests.checkpoints import build_checkpoint
 from tests.command_line import ROOT, one_line, run_cli
 
@@ -84,6 +87,65 @@ def test_the_table(folder: Path, tmp_path: Path) -> None:
     assert {json.loads(line)["case"] for line in path.read_text().splitlines()} == {"queries"}
 
 
+def test_lines_are_there_as_soon_as_a_case_is_done(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes later may be interrupted: file and tables hold what was measured before."""
+    right = group.Group._case
+
+    def until_latency(self: Any, case: Any, step: Any) -> Any:
+        if case.is_latency:
+            raise OSError("the machine is gone")
+        return right(self, case, step)
+
+    monkeypatch.setattr(group.Group, "_case", until_latency)
+    path = tmp_path / "lines.jsonl"
+    path.write_text("of an older run\n")
+    words = ["bench", str(folder), *QUICK, "--dtype", "float32", "--peer", "transformers-32"]
+    words += ["--case", "fixed-16", "--case", "latency-16", "--json"]
+    code, out, err = run_cli(*words, str(path))
+    assert (code, err) == (1, "nomicbert: the machine is gone\n")
+    peers = ["ours", "ours-texts", "transformers-32"]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(x["case"], x["peer"]) for x in lines] == [("fixed-16", peer) for peer in peers]
+    assert out.startswith("fixed-16: 3 texts, 48 tokens\n")
+    code, out, err = run_cli(*words, "-")
+    assert code == 1
+    assert [json.loads(line)["peer"] for line in out.splitlines()] == peers
+
+
+def test_nothing_measured(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text("of an older run\n")
+    words = ("bench", str(folder), *QUICK, "--dtype", "float32", "--json", str(path))
+    code, out, err = run_cli(*words, "--case", "fixed-2048")
+    assert (code, out) == (1, "")
+    assert err.splitlines() == [
+        "nomicbert: fixed-2048 is left out: this checkpoint's texts have 512 tokens at most",
+        "nomicbert: nothing was measured: every case is left out",
+    ]
+    assert path.read_text() == "of an older run\n"
+
+    def refuse(*_: Any) -> Any:
+        raise BackendError("not on this machine")
+
+    monkeypatch.setattr(Embedder, "from_pretrained", refuse)
+    monkeypatch.setattr(group.Group, "_truth", lambda *_: ("nobody", np.zeros((3, 2))))
+    code, out, err = run_cli(*words, "--case", "fixed-16", "--peer", "onnxruntime")
+    assert (code, err) == (1, "nomicbert: nothing was measured: nobody could take part\n")
+    assert out.startswith("left out:\n  ours float32: not on this machine\n")
+    assert {json.loads(line)["status"] for line in path.read_text().splitlines()} == {"absent"}
+
+
+def test_limits_of_a_few_tokens(tmp_path: Path) -> None:
+    folder = build_checkpoint(tmp_path, "conan-v1", num_hidden_layers=1)
+    limit = {"max_seq_length": 2, "do_lower_case": False}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(limit))
+    code, out, err = run_cli("bench", str(folder), *QUICK, *(f"--case={name}" for name in NAMES))
+    assert (code, out) == (1, "")
+    assert err.count(" is left out: this checkpoint's texts have 2 tokens at most\n") == len(NAMES)
+
+
 def test_without_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours alone, which are then their own reference."""
     monkeypatch.setattr("nomicbert.throughput.sentence.find_spec", lambda name: None)
@@ -125,6 +187,7 @@ def test_options_are_documented() -> None:
         (["--peer", "abacus"], "unknown peer 'abacus'"),
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["--json", "no/such/folder/lines.jsonl"], "no/such/folder does not exist"),
+        (["--json", "/"], "the output / is a folder"),
     ],
 )
 def test_wrong_arguments(options: list[str], message: str, folder: Path) -> None:
