@@ -1,4 +1,4 @@
-"""Peak memory of a peer in a process of its own, on a tiny checkpoint, and what goes wrong there."""
+"""Peak memory of a peer in a process of its own, on a tiny checkpoint, and what can go wrong."""
 
 from __future__ import annotations
 
