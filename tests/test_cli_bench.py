@@ -126,7 +126,7 @@ def test_nothing_measured(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     ]
     assert path.read_text() == "of an older run\n"
 
-    def refuse(*_: Any) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
         raise BackendError("not on this machine")
 
     monkeypatch.setattr(Embedder, "from_pretrained", refuse)

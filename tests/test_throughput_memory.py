@@ -9,12 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from nomicbert.throughput import memory
+from nomicbert.throughput.batching import Batching, by_count
 from nomicbert.throughput.memory import measure_memory
+from nomicbert.throughput.peers import Peer
 from nomicbert.throughput.plan import Checkpoint, Options
+from nomicbert.throughput.workloads import Case
 from tests.checkpoints import build_checkpoint
 from tests.command_line import environment
 
@@ -57,19 +61,39 @@ def test_processes_of_their_own(checkpoint: Checkpoint, options: Options) -> Non
     assert "peak_bytes" not in lines[2]
 
 
-def test_a_larger_case_takes_more(checkpoint: Checkpoint, options: Options) -> None:
-    """The peak is of the work on the case, not of a process that did nothing."""
+@pytest.mark.parametrize(("peer", "count"), [("ours", 0), ("transformers-32", 32)])
+def test_the_peak_is_read_after_the_work(
+    peer: str, count: int, checkpoint: Checkpoint, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the case that was asked for; here in this process."""
+    order: list[Any] = []
+
+    class Watched:
+        def ways(self, case: Case) -> list[Batching]:
+            own = by_count(case.lengths, 1)
+            return [own, own] if count else [Batching("own", own.parts)]
+
+        def vectors(self, case: Case, way: Batching) -> np.ndarray:
+            order.append((case.name, case.tokens, way.count))
+            return np.zeros((len(case.texts), 2))
+
+    def peak() -> int:
+        order.append("peak")
+        return 5
+
+    monkeypatch.setattr(Peer, "load", lambda *_: Watched())
+    monkeypatch.setattr(memory, "peak", peak)
     given = {
         "name": "m",
         "folder": str(checkpoint.folder),
-        "peer": "ours float32",
+        "peer": f"{peer} float32",
+        "tokens": 3000,
         "threads": 1,
         "device": "cpu",
         "cache": str(options.cache),
     }
-    small = memory._alone({**given, "tokens": 128})["peak_bytes"]
-    large = memory._alone({**given, "tokens": 400_000})["peak_bytes"]
-    assert large > small + 16 * 2**20
+    assert memory.main(given) == {"peak_bytes": 5, "exported": False}
+    assert order == [("passages", 3000, count), "peak"]
 
 
 DEATHS = {
