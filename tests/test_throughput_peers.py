@@ -86,9 +86,6 @@ def test_vectors(peer: Peer, model: str, settings: dict[str, tuple[Case, Setting
         assert (found.dtype, found.shape) == (np.float32, truth.shape)
         assert measure.cosines(found, truth)[1] > least, way.name
         assert np.abs(found - truth).max() < furthest * np.abs(truth).max(), way.name
-        print(
-            f"FOUND {peer.name} {model} {way.name} {measure.cosines(found, truth)[1]:.7f} {np.abs(found - truth).max() / np.abs(truth).max():.2e} {measure.norm_ratio(found, truth):.4f}"
-        )
         assert not measure.is_wrong(least, measure.norm_ratio(found, truth), peer.dtype), way.name
 
 
