@@ -32,10 +32,17 @@ LIBRARIES = {
     "ctranslate2": ("ctranslate2",),
 }
 # The least cosine of a text, and the largest difference of a number over the largest number.
-BOUNDS = {"float32": (0.999999, 2e-5), "bfloat16": (0.9995, 0.05), "int8": (0.99, 0.2)}
+BOUNDS = {"float32": (0.9999999, 5e-6), "bfloat16": (0.9995, 0.03), "int8": (0.995, 0.1)}
 # Scales of activations that were measured beforehand are coarser than those of each row.
 COARSE = (0.98, 0.2)
-OTHERS = [peer for peer in PEERS if not peer.is_ours and "cpu" in peer.devices]
+# CTranslate2 knows BERT only, and compiling takes its time.
+ONLY = {"ctranslate2": "conan-v1", "transformers-compile": "nomic-v1.5"}
+PAIRS = [
+    (peer, model)
+    for peer in PEERS
+    for model in MODELS
+    if not peer.is_ours and "cpu" in peer.devices and ONLY.get(peer.family, model) == model
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Case, 
     found = {}
     for name in MODELS:
         more = {"dialect": "both"} if name == "nomic-v1.5" else {}
-        folder = build_checkpoint(tmp_path_factory.mktemp(name), name, num_hidden_layers=2, **more)
+        folder = build_checkpoint(tmp_path_factory.mktemp(name), name, num_hidden_layers=1, **more)
         checkpoint = Checkpoint.of(name, folder)
         options = Options(["passages"])
         # some texts in each batch of any way, of several lengths
@@ -58,21 +65,20 @@ def bounds(peer: Peer) -> tuple[float, float]:
     return COARSE if peer.family == "openvino-ptq" else BOUNDS[peer.dtype]
 
 
-def need(peer: Peer, model: str) -> None:
+def need(peer: Peer) -> None:
     for library in LIBRARIES.get(peer.family, ("transformers",)):
         pytest.importorskip(library, reason=f"{peer.name} needs {library}, which is not installed")
     if peer.family == "transformers-compile" and not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler, and there is no g++")
-    if peer.family == "ctranslate2" and model != "conan-v1":
-        pytest.skip("CTranslate2 knows BERT only")
 
 
 # of the compiler itself, where it loads its parts
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("peer", OTHERS, ids=lambda peer: peer.name.replace(" ", "-"))
+@pytest.mark.parametrize(
+    ("peer", "model"), PAIRS, ids=[f"{p.name} {model}".replace(" ", "-") for p, model in PAIRS]
+)
 def test_vectors(peer: Peer, model: str, settings: dict[str, tuple[Case, Setting]]) -> None:
-    need(peer, model)
+    need(peer)
     case, setting = settings[model]
     truth = OURS.load(setting).vectors(case, OURS.load(setting).ways(case)[0])
     runner = peer.load(setting)
@@ -95,7 +101,7 @@ def test_exports_are_found_again(
 ) -> None:
     """And made anew for a checkpoint that has changed under its name."""
     peer = next(p for p in reversed(PEERS) if p.family == family)
-    need(peer, "nomic-v1.5")
+    need(peer)
     case, setting = settings["nomic-v1.5"]
     folder = shutil.copytree(setting.folder, tmp_path / "checkpoint")
     setting = replace(setting, folder=folder, encoder=folder, cache=tmp_path / "cache", loaded={})
@@ -106,7 +112,7 @@ def test_exports_are_found_again(
     second = peer.load(again)
     assert MADE not in again.loaded
     assert np.array_equal(second.vectors(case, second.ways(case)[0]), before)
-    build_checkpoint(folder, "nomic-v1.5", num_hidden_layers=2, dialect="both", seed=1)
+    build_checkpoint(folder, "nomic-v1.5", num_hidden_layers=1, dialect="both", seed=1)
     changed = replace(setting, loaded={})
     third = peer.load(changed)
     truth = OURS.load(changed).vectors(case, OURS.load(changed).ways(case)[0])
