@@ -35,13 +35,16 @@ LIBRARIES = {
 BOUNDS = {"float32": (0.9999999, 5e-6), "bfloat16": (0.9995, 0.03), "int8": (0.995, 0.1)}
 # Scales of activations that were measured beforehand are coarser than those of each row.
 COARSE = (0.98, 0.2)
-# CTranslate2 knows BERT only, and compiling takes its time.
+# CTranslate2 knows BERT only, and compiling takes its time: once, in float32.
 ONLY = {"ctranslate2": "conan-v1", "transformers-compile": "nomic-v1.5"}
 PAIRS = [
     (peer, model)
     for peer in PEERS
     for model in MODELS
-    if not peer.is_ours and "cpu" in peer.devices and ONLY.get(peer.family, model) == model
+    if not peer.is_ours
+    and "cpu" in peer.devices
+    and ONLY.get(peer.family, model) == model
+    and (peer.dtype == "float32" or not peer.slow)
 ]
 
 
