@@ -1,0 +1,165 @@
+"""Every op of ours beside plain and compiled torch, at the batches that a model runs in.
+
+The peers are those of the benchmarks of single ops, bench/bench_*.py. One more case joins what a
+sublayer ends with: a projection with its residual, and LayerNorm.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as F
+
+from bench import problems
+from bench.aot_cases import Model
+from bench.bench_embed import gathers_and_norm
+from bench.bench_gelu import product_and_gelu
+from bench.bench_layer_norm import sum_and_norm
+from bench.bench_linear import product_and_sum, sum_in_the_product
+from bench.bench_moe import all_experts, loop
+from bench.bench_pool import masked, segmented, summed
+from bench.bench_qkv_rotary import product_and_rotation
+from bench.bench_swiglu import product_and_gate
+from bench.gpu.place import Place
+from bench.gpu.race import Task, contest
+from bench.harness import Peer
+from bench.problem import Call, Draw, Problem, Tensors, size_of
+from nomicbert.throughput.lines import Line
+from nomicbert_kernels import Ops, values
+
+# Full tiles on 132 multiprocessors, in waves of both models; those of nomic; and few.
+TOKENS = (16896, 5632, 256)
+DRY_TOKENS = (70,)
+POOLED = (70, 512)
+# TFLOP/s that a kernel of ours needs to be ahead of cuBLAS at 600 TFLOP/s and a kernel behind it.
+BREAK_EVEN = {"qkv_rotary": 478.0, "swiglu": 465.0, "gelu": 461.0}
+
+Made = tuple[Problem, Mapping[str, Peer]]
+# (model, numbers, tokens) -> what is computed, and by whom else.
+Maker = Callable[[Model, Draw, int], Made]
+
+
+def qkv_rotary(model: Model, draw: Draw, tokens: int) -> Made:
+    peer = Peer(product_and_rotation(model), compiled=True)
+    return problems.qkv_rotary(model, draw, tokens), {"linear, rotation": peer}
+
+
+def swiglu(model: Model, draw: Draw, tokens: int) -> Made:
+    peer = Peer(product_and_gate, compiled=True)
+    return problems.swiglu(model, draw, tokens), {"linear, silu * up": peer}
+
+
+def gelu(model: Model, draw: Draw, tokens: int) -> Made:
+    peer = Peer(product_and_gelu, compiled=True)
+    return problems.gelu(model, draw, tokens), {"linear, gelu": peer}
+
+
+def linear(down: bool) -> Maker:
+    def make(model: Model, draw: Draw, tokens: int) -> Made:
+        peers = {
+            "linear + residual": Peer(product_and_sum, compiled=True),
+            "addmm": Peer(sum_in_the_product),
+        }
+        return problems.linear(model, draw, tokens, down=down), peers
+
+    return make
+
+
+def layer_norm(model: Model, draw: Draw, tokens: int) -> Made:
+    peer = Peer(sum_and_norm, compiled=True)
+    return problems.layer_norm(model, draw, tokens), {"add, layer_norm": peer}
+
+
+def sublayer_end(model: Model, draw: Draw, tokens: int) -> Made:
+    """Down projection, residual and LayerNorm: in two kernels, or in torch's."""
+    plain = problems.linear(model, draw, tokens, down=True)
+    norm = {
+        "norm": draw(model.hidden, scale=0.3, middle=1.0),
+        "shift": draw(model.hidden, scale=0.1),
+    }
+
+    def bind(ops: Ops, t: Tensors) -> Call:
+        project = plain.bind(ops, t)
+        return lambda: values(ops.layer_norm(project(), t["norm"], t["shift"], problems.EPS, None))
+
+    def normed(product: Callable[[Tensors], Call]) -> Callable[[Tensors], Call]:
+        def call(t: Tensors) -> Call:
+            project = product(t)
+            width = (model.hidden,)
+            return lambda: F.layer_norm(project(), width, t["norm"], t["shift"], problems.EPS)
+
+        return call
+
+    between = 2.0 * tokens * model.hidden * draw.dtype.itemsize
+    size = plain.bytes + size_of(*norm.values()) + between
+    problem = replace(
+        plain, op="linear, layer_norm", tensors=plain.tensors | norm, bind=bind, bytes=size
+    )
+    return problem, {
+        "linear + residual, layer_norm": Peer(normed(product_and_sum), compiled=True),
+        "addmm, layer_norm": Peer(normed(sum_in_the_product)),
+    }
+
+
+def embed(model: Model, draw: Draw, tokens: int) -> Made:
+    peer = Peer(gathers_and_norm, compiled=True)
+    return problems.embed(model, draw, tokens), {"gathers, layer_norm": peer}
+
+
+def pool(length: int) -> Maker:
+    def make(model: Model, draw: Draw, tokens: int) -> Made:
+        lengths, dim = [length] * max(1, tokens // length), model.hidden // 3
+        options: dict[str, Any] = {"layer_norm": True, "dim": dim, "normalize": True}
+        peers = {
+            "index_add": summed(lengths, dim),
+            "segment_reduce": segmented(lengths, dim),
+            "masked mean": masked(lengths, dim),
+        }
+        return problems.pool(model, draw, lengths, **options), peers
+
+    return make
+
+
+def moe(model: Model, draw: Draw, tokens: int) -> Made:
+    peers = {"loop over experts": Peer(loop), "all experts": Peer(all_experts, compiled=True)}
+    return problems.moe(model, draw, tokens), peers
+
+
+def makers(model: Model) -> dict[str, Maker]:
+    """The ops that a model runs, by the name of their case."""
+    if model.mlp == "moe":  # what is left of it runs as nomic's does
+        return {"moe": moe}
+    found = {"swiglu": swiglu} if model.mlp == "swiglu" else {"gelu": gelu}
+    return {
+        "qkv_rotary": qkv_rotary,
+        **found,
+        "linear out": linear(down=False),
+        "linear down": linear(down=True),
+        "layer_norm": layer_norm,
+        "linear, layer_norm": sublayer_end,
+        "embed": embed,
+        **{f"pool {length}": pool(length) for length in POOLED},
+    }
+
+
+def tasks(place: Place) -> Iterator[Task]:
+    """Each op of each model; of the small models in one batch only."""
+    for tokens in DRY_TOKENS if place.dry else TOKENS:
+        for model in place.models():
+            if model.name in ("minilm", "nomic-moe") and tokens not in (TOKENS[0], *DRY_TOKENS):
+                continue
+            for name in makers(model):
+                if name.startswith("pool") and int(name.split()[1]) > tokens:
+                    continue
+                even = BREAK_EVEN.get(name) if model.name in ("nomic", "bert-large") else None
+                more = {"batch": f"{tokens} tokens", "break_even_tflops": even}
+                yield Task("ops", model.name, f"{name}, {tokens}", "op", tokens, more=more)
+
+
+def measure(place: Place, task: Task) -> list[Line]:
+    """One case."""
+    (model,) = place.models(task.model)
+    name, _, tokens = task.case.rpartition(", ")
+    problem, peers = makers(model)[name](model, place.bench.draw(), int(tokens))
+    known = replace(task, tokens=problem.tokens, flops=problem.flops, bytes=problem.bytes)
+    return contest(place, known, problem, peers)

@@ -1,0 +1,212 @@
+"""Who computes whole models on a GPU: ours, and the same weights in the libraries of others.
+
+They are rows for nomicbert.throughput, which finds each one's best batches, compares its vectors
+with fp32, and times all in turns. A peer that cannot take part has a line that says why.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, get_args
+
+import torch
+
+from nomicbert.embedder import Embedder
+from nomicbert.runtime.batches import token_batches
+from nomicbert.throughput.batching import COUNTS, Batching, by_count
+from nomicbert.throughput.ours import Ids, Texts
+from nomicbert.throughput.peers import AbsentError, Peer, Runner, Setting
+from nomicbert.throughput.plan import Options
+from nomicbert.throughput.sentence import TORCH_DTYPES, known
+from nomicbert.throughput.torch_peers import NAIVE_BATCH, FromTexts, Native
+from nomicbert.throughput.workloads import Case
+from nomicbert.verify.references import quiet
+from nomicbert_kernels import Backend, BackendError
+
+# Tokens of a batch of ours: full tiles of nomic's products on 132 multiprocessors, and of both
+# models'; and all at once, as far as that is tried for the others.
+BUDGETS = (5632, 11264, 16896, 33792, 131072)
+# Batches of a case at most: in more, launching takes all the time, and the search some minutes.
+MOST_BATCHES = 64
+# Shapes and modes of torch.compile that may be kept for one function.
+RECOMPILES = 128
+
+Make = Callable[[Setting, str], Runner]
+
+
+@dataclass(frozen=True)
+class Rival(Peer):
+    """A row of whole models.
+
+    Attributes:
+        make: loads it; what it returns is kept as long as its setting.
+    """
+
+    make: Make | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether a fault of it ends the run: of nobody here, since time on a GPU is dear."""
+        return False
+
+    def load(self, setting: Setting) -> Runner:
+        """See Peer."""
+        key = f"runner of {self.name}"
+        if key not in setting.loaded:
+            assert self.make is not None
+            setting.loaded[key] = self.make(setting, self.dtype)
+        runner: Runner = setting.loaded[key]
+        return runner
+
+
+@dataclass(frozen=True)
+class Field(Options):
+    """Options with rivals in the place of the peers of nomicbert.throughput."""
+
+    rivals: tuple[Rival, ...] = ()
+
+    def peers(self, dtypes: Sequence[str]) -> list[Peer]:
+        """See Options."""
+        return [rival for rival in self.rivals if rival.dtype in dtypes]
+
+
+class Budgets(Ids):
+    """Ours, in the batches that suit it best."""
+
+    def ways(self, case: Case) -> list[Batching]:
+        """See Runner."""
+        if case.is_latency:
+            return [by_count(case.lengths, 1)]
+        cut = {
+            tuple(map(tuple, token_batches(case.lengths, budget))): budget
+            for budget in reversed(BUDGETS)
+        }
+        return [Batching(f"{budget} tokens", parts) for parts, budget in reversed(cut.items())]
+
+
+class Best(Native):
+    """transformers in its best batches."""
+
+    def ways(self, case: Case) -> list[Batching]:
+        """See Runner."""
+        return few(super().ways(case))
+
+
+class BestTexts(FromTexts):
+    """sentence-transformers in its best batches."""
+
+    def ways(self, case: Case) -> list[Batching]:
+        """See Runner."""
+        return few(super().ways(case))
+
+
+class DefaultTexts(FromTexts):
+    """sentence-transformers as it is called without a batch size."""
+
+    def ways(self, case: Case) -> list[Batching]:
+        """See Runner."""
+        return [by_count(case.lengths, NAIVE_BATCH)]
+
+
+class FlashTexts(BestTexts):
+    """sentence-transformers on FlashAttention-4, where it packs texts itself."""
+
+    def __init__(self, setting: Setting, dtype: str) -> None:
+        """Load it.
+
+        Raises: AbsentError: one of the two is missing, or does not read the checkpoint.
+        """
+        for name in ("sentence_transformers", "flash_attn"):
+            if find_spec(name) is None:
+                refuse(f"{name} is not installed")
+        from sentence_transformers import SentenceTransformer
+
+        known(setting)
+        self.counts = COUNTS[setting.device.type]
+        more = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": "flash_attention_4"}
+        with quiet():
+            self.model = SentenceTransformer(
+                str(setting.folder),
+                device=str(setting.device),
+                local_files_only=True,
+                model_kwargs=more,
+            )
+
+
+def refuse(why: str) -> Any:
+    """Raises: AbsentError."""
+    raise AbsentError(why)
+
+
+def few(ways: Sequence[Batching]) -> list[Batching]:
+    """Those of no more batches than are worth a try; the one of fewest if there is none."""
+    found = [way for way in ways if len(way.parts) <= MOST_BATCHES]
+    return found or [min(ways, key=lambda way: len(way.parts))]
+
+
+def ours(backend: str, texts: bool, setting: Setting, dtype: str) -> Runner:
+    """Ours on a backend.
+
+    Raises: AbsentError: it does not exist, or cannot run here.
+    """
+    if backend not in get_args(Backend):
+        refuse(f"there is no backend {backend}")
+    key = f"ours {backend} {dtype}"
+    if key not in setting.loaded:
+        chosen: Any = backend
+        try:
+            setting.loaded[key] = Embedder.from_pretrained(
+                setting.folder, device=setting.device, dtype=dtype, backend=chosen
+            )
+        except (BackendError, ValueError) as error:
+            raise AbsentError(str(error)) from error
+    embedder = setting.loaded[key]
+    return Texts(embedder) if texts else Budgets(embedder)
+
+
+def compiled(mode: str | None, dynamic: bool, setting: Setting, dtype: str) -> Runner:
+    """What torch.compile makes of transformers."""
+    config: Any = torch._dynamo.config
+    # beyond its limit a function would run uncompiled, and nobody would know
+    config.recompile_limit = RECOMPILES
+    config.fail_on_recompile_limit_hit = True
+    runner = Best(setting, dtype, None, compiled=False)
+    runner.model = torch.compile(runner.model, mode=mode, dynamic=dynamic)
+    return runner
+
+
+def rows(
+    backend: str, dtype: str, *, latency: bool, compiles: bool, slow: bool
+) -> tuple[Rival, ...]:
+    """The rows of a run.
+
+    Args:
+        backend: of ours.
+        dtype: of all.
+        latency: of one text at a time.
+        compiles: torch.compile takes part.
+        slow: and its search for the fastest kernels, which takes minutes.
+    """
+    make: dict[str, Make] = {
+        "ours": functools.partial(ours, backend, False),
+        "ours-texts": functools.partial(ours, backend, True),
+        "ours-fp8": functools.partial(ours, "fp8", False),
+        "transformers": lambda setting, dtype: Best(setting, dtype, None, compiled=False),
+    }
+    if not latency:
+        make["transformers-32"] = lambda setting, dtype: Native(
+            setting, dtype, NAIVE_BATCH, compiled=False
+        )
+        make["sentence-transformers-32"] = DefaultTexts
+    make["sentence-transformers"] = BestTexts
+    make["sentence-transformers-fa4"] = FlashTexts
+    if compiles:
+        make["transformers-compile"] = functools.partial(compiled, None, True)
+    if compiles and latency:
+        make["transformers-reduce-overhead"] = functools.partial(compiled, "reduce-overhead", False)
+    if compiles and slow:
+        mode = "max-autotune-no-cudagraphs"
+        make["transformers-max-autotune"] = functools.partial(compiled, mode, True)
+    both = ("cpu", "cuda")
+    return tuple(Rival(name, dtype, "", both, make=how) for name, how in make.items())

@@ -1,0 +1,141 @@
+"""From strings to vectors without end: `Embedder.encode_iter` beside its model and its tokenizer.
+
+What the model takes for the same token ids is what a stream could reach if tokenising, packing and
+copying cost nothing; the tokenizer alone, on all cores, is what it could reach at most.
+"""
+
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.gpu.models import Models
+from bench.gpu.place import Place
+from bench.gpu.race import Task, run
+from bench.gpu.rivals import Budgets
+from bench.harness import Timed, WrongValues
+from bench.timing import Work
+from nomicbert.embedder import Embedder
+from nomicbert.throughput import measure as measures
+from nomicbert.throughput.batching import fastest
+from nomicbert.throughput.lines import Line
+from nomicbert.throughput.plan import Checkpoint
+from nomicbert.throughput.workloads import Case
+
+CASES = ("passages", "queries", "mixture")
+# Tokens of a stream: a second or more.
+TOKENS, DRY_TOKENS = 2**21, 512
+STREAM, MODEL, TOKENIZER = "encode_iter", "model, from ids", "tokenizer, all cores"
+
+
+@dataclass
+class Streams:
+    """The streams of a run; one model at a time is loaded.
+
+    Attributes:
+        models: their checkpoints.
+    """
+
+    place: Place
+    models: Models
+    _loaded: dict[str, Embedder] = field(default_factory=dict)
+
+    def tasks(self) -> Iterator[Task]:
+        """Each kind of text for each model."""
+        for name in self.models.names:
+            for case in CASES:
+                yield Task("stream", Path(name).name, case, "stream", more={"source": name})
+
+    def measure(self, task: Task) -> list[Line]:
+        """One stream."""
+        assert task.more is not None
+        name = task.more["source"]
+        checkpoint = self.models.checkpoint(name)
+        tokens = DRY_TOKENS if self.place.dry else TOKENS
+        case = checkpoint.case(task.case, tokens, self.place.device)
+        if case is None:
+            return []
+        embedder = self.embedder(name, checkpoint)
+        truth: dict[str, np.ndarray] = {}
+        entrants = {
+            MODEL: functools.partial(model_only, embedder, case, truth),
+            STREAM: functools.partial(streamed, embedder, case, truth, self.place.dtype_name),
+            TOKENIZER: functools.partial(tokenised, embedder, case),
+        }
+        known = Task(
+            "stream", task.model, task.case, task.group, case.tokens,
+            more={**task.more, "batch": "own", "texts": len(case.texts), "kinds": case.kinds},
+        )  # fmt: skip
+        return run(self.place, known, entrants, measure=self.until_done)
+
+    def embedder(self, name: str, checkpoint: Checkpoint) -> Embedder:
+        """Ours, loaded."""
+        if name not in self._loaded:
+            self._loaded.clear()
+            self.place.tidy()
+            backend: Any = self.place.backend
+            self._loaded[name] = Embedder.from_pretrained(
+                checkpoint.folder,
+                device=self.place.device,
+                dtype=self.place.dtype,
+                backend=backend,
+            )
+        return self._loaded[name]
+
+    def until_done(self, work: Work) -> float:
+        """Seconds until the vectors are there."""
+        self.place.finish()
+        started = time.perf_counter()
+        work()
+        self.place.finish()
+        return time.perf_counter() - started
+
+
+def model_only(embedder: Embedder, case: Case, truth: dict[str, np.ndarray]) -> Timed:
+    """Token ids to vectors in the batches that are fastest; its vectors become the truth."""
+    runner = Budgets(embedder)
+
+    def seconds(way: Any) -> float:
+        started = measures.clock()
+        runner.vectors(case, way)
+        return measures.clock() - started
+
+    way = fastest(runner.ways(case), seconds)
+    truth["vectors"] = runner.vectors(case, way)
+    return Timed([lambda: runner.vectors(case, way)], 0.0)  # type: ignore[list-item, return-value]
+
+
+def streamed(embedder: Embedder, case: Case, truth: dict[str, np.ndarray], dtype: str) -> Timed:
+    """Strings to vectors.
+
+    Raises: WrongValues: they are others than those of the model.
+    """
+
+    def call() -> list[Any]:
+        found = embedder.encode_iter(case.texts, prompt="", show_progress_bar=False)
+        return list(found)
+
+    vectors = np.stack(call()).astype(np.float32, copy=False)
+    _, least = measures.cosines(vectors, truth["vectors"])
+    ratio = measures.norm_ratio(vectors, truth["vectors"])
+    if measures.is_wrong(least, ratio, dtype):
+        raise WrongValues(f"cosine {least:.4f}, norm {ratio:.4f} times that of the model's vectors")
+    return Timed([call], 1.0 - least)  # type: ignore[list-item]
+
+
+def tokenised(embedder: Embedder, case: Case) -> Timed:
+    """Strings to token ids.
+
+    Raises: WrongValues: they are others than those that the texts stand for.
+    """
+
+    def call() -> list[list[int]]:
+        return embedder.tokenizer.encode(case.texts, embedder.max_seq_length)[0]
+
+    if call() != case.ids:
+        raise WrongValues("the texts have other token ids")
+    return Timed([call], 0.0)  # type: ignore[list-item]
