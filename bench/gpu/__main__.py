@@ -136,8 +136,6 @@ def measured(todo: Sequence[Job], place: Place, watch: Watch, path: Path) -> Ite
             print(f"{name}: FAILED: {type(error).__name__}: {first_line(error)}", flush=True)
             yield FAILED
             continue
-        finally:
-            place.tidy()
         watch.seen.append(watch.clock() - began)
         if lines:
             found.put(lines, path)

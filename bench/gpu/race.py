@@ -6,7 +6,7 @@ One whose result is not the right one has a line that says so and no time.
 import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,8 +70,11 @@ def contest(place: Place, task: Task, problem: Problem, peers: Mapping[str, Peer
             name: functools.partial(bench.proven, peer, copies, truth, allowed, name)
             for name, (peer, allowed) in field.items()
         }
-        more = {"bound": bound, "copies": count}
-        return run(place, task, entrants, more)
+        try:
+            return run(place, task, entrants, {"bound": bound, "copies": count})
+        finally:
+            # compiled peers of the next case begin anew: there is a limit to their number
+            place.tidy()
 
 
 def run(
@@ -81,6 +84,7 @@ def run(
     more: Mapping[str, Any] | None = None,
     *,
     dtypes: Mapping[str, str] | None = None,
+    rounds: int | None = None,
     measure: Callable[[Work], float] | None = None,
 ) -> list[Line]:
     """Prove all, time those that are right, and say of the others why they are not.
@@ -91,6 +95,7 @@ def run(
         entrants: by name, in the order of their turns.
         more: what else the lines say.
         dtypes: of those whose dtype is not the place's.
+        rounds: in place of the place's own, where a call takes a second or more.
         measure: in place of the place's own.
 
     Raises: what the device raises once it is beyond help.
@@ -111,16 +116,19 @@ def run(
             timed.pop(name, None)
             left_out[name] = ABSENT, f"{type(error).__name__}: {first_line(error)}"
     calls = {name: one.calls for name, one in timed.items()}
-    times = interleave(calls, measure or place.measure, place.rounds, place.seconds)
+    turns = place.rounds if rounds is None else rounds
+    times = interleave(calls, measure or place.measure, turns, place.seconds)
     around = place.around()
     lines = []
     for name in entrants:
         facts: Line = {"dtype": (dtypes or {}).get(name, place.dtype_name)}
         if name in times:
-            facts |= figures(place, task, times[name], timed[name].error)
+            # the roofline is of the place's dtype, and so are the bytes
+            known = replace(task, bytes=0.0) if name in (dtypes or {}) else task
+            facts |= figures(place, known, times[name], timed[name].error)
         else:
             facts["status"], facts["reason"] = left_out[name]
-        lines.append(line(task, name, {**facts, **(more or {}), "repeats": place.rounds}, around))
+        lines.append(line(task, name, {**facts, **(more or {}), "repeats": turns}, around))
     return lines
 
 

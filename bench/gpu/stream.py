@@ -29,6 +29,7 @@ from nomicbert.throughput.workloads import Case
 CASES = ("passages", "queries", "mixture")
 # Tokens of a stream: a second or more.
 TOKENS, DRY_TOKENS = 2**21, 512
+ROUNDS, DRY_ROUNDS = 6, 2
 STREAM, MODEL, TOKENIZER = "encode_iter", "model, from ids", "tokenizer, all cores"
 
 
@@ -66,11 +67,12 @@ class Streams:
             STREAM: functools.partial(streamed, embedder, case, truth, self.place.dtype_name),
             TOKENIZER: functools.partial(tokenised, embedder, case),
         }
+        rounds = DRY_ROUNDS if self.place.dry else ROUNDS
         known = Task(
             "stream", task.model, task.case, task.group, case.tokens,
             more={**task.more, "batch": "own", "texts": len(case.texts), "kinds": case.kinds},
         )  # fmt: skip
-        return run(self.place, known, entrants, measure=self.until_done)
+        return run(self.place, known, entrants, rounds=rounds, measure=self.until_done)
 
     def embedder(self, name: str, checkpoint: Checkpoint) -> Embedder:
         """Ours, loaded."""
