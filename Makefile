@@ -8,12 +8,12 @@ RUN    := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint parity bench aot gpu clean
+.PHONY: help demo test lint parity bench bench-gpu aot gpu clean
 # A set of extras is installed once, and again when pyproject.toml or constraints.txt changes.
 .PRECIOUS: $(VENV)/.installed-%
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-demo  ## search the standard library by meaning, with a real checkpoint, offline
 	$(VENV)/bin/nomicbert demo
@@ -39,6 +39,12 @@ aot: $(VENV)/.installed-test  ## compile every Triton kernel for every architect
 # Installs nothing: torch, triton, transformers and pytest are those of the machine with the GPU.
 gpu:  ## prove every kernel and whole models on this machine's GPU, from the source tree
 	PYTHONPATH=.:kernels $(PYTHON) -m pytest --import-mode=importlib -m gpu tests $(ARGS)
+
+# Goes on where it was: the lines of a case that LINES has are kept.
+bench-gpu: LINES := build/gpu.jsonl
+bench-gpu:  ## time kernels and whole models on this machine's GPU; PART=gemm, ARGS="--minutes 9"
+	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu --out $(LINES) $(if $(PART),--part $(PART)) $(ARGS)
+	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu.report $(LINES)
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -43,6 +43,13 @@ FIELDS = {
 }  # fmt: skip
 
 
+def limits() -> Any:
+    """Settings of torch.compile that are changed and set back."""
+    import torch._dynamo
+
+    return torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False)
+
+
 def half_a_second(work: Callable[[], object]) -> float:
     work()
     return SECONDS
@@ -428,9 +435,6 @@ def test_who_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_compiling_beyond_the_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    config: Any = torch._dynamo.config
-    monkeypatch.setattr(config, "recompile_limit", 8)
-    monkeypatch.setattr(config, "fail_on_recompile_limit_hit", False)
     asked: list[Any] = []
 
     class Fake:
@@ -439,10 +443,12 @@ def test_compiling_beyond_the_limit_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(rivals, "Best", Fake)
     monkeypatch.setattr(torch, "compile", lambda model, **given: asked.append((model, given)))
-    rivals.compiled("reduce-overhead", False, None, "bfloat16")  # type: ignore[arg-type]
+    with limits():
+        rivals.compiled("reduce-overhead", False, None, "bfloat16")  # type: ignore[arg-type]
+        config: Any = torch._dynamo.config
+        assert config.recompile_limit == place.RECOMPILES
+        assert config.fail_on_recompile_limit_hit
     assert asked == [("model", {"mode": "reduce-overhead", "dynamic": False})]
-    assert config.recompile_limit == rivals.RECOMPILES
-    assert config.fail_on_recompile_limit_hit
 
 
 def test_batches_that_are_tried() -> None:
@@ -599,6 +605,36 @@ def test_a_dry_run_leaves_real_figures_alone(
     assert dry(path, "--part", "gemm") == 2
     assert "give a dry run its own file" in capsys.readouterr().err
     assert path.read_text() == before
+
+
+def test_lines_from_elsewhere(here: Place) -> None:
+    own = gemm.measure(here, next(gemm.tasks(here)))
+    assert here.elsewhere(own) == ""
+    other = [dict(line) for line in own]
+    other[0]["versions"] = {**own[0]["versions"], "torch": "1.0"}
+    other[1]["machine"] = {**own[1]["machine"], "gpu": "NVIDIA H100"}
+    other[2]["commit"] = "abc"
+    assert (
+        here.elsewhere(other) == "lines that are kept come from NVIDIA H100, commit abc, torch 1.0"
+    )
+
+
+def test_copies_are_compiled_once(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers of ops have a call for each of many copies: torch.compile has to find them alike."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    right = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda work, **k: right(work, backend=backend, **k))
+    monkeypatch.setattr(Place, "copies", lambda *_: 20)
+    vars(here)["bench"] = dataclasses.replace(here.bench, compiled=True)
+    with limits():
+        found = by_peer(ops.measure(here, one(ops.tasks(here), "nomic", "swiglu, 70")))
+    assert found["linear, silu * up, compiled"]["status"] == "measured"
+    assert len(graphs) == 1
 
 
 def test_parts(here: Place, tmp_path: Path) -> None:

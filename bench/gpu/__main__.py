@@ -17,7 +17,7 @@ from pathlib import Path
 from bench.gpu.place import Place
 from bench.gpu.plan import GUESSES, PARTS, Job, jobs
 from bench.gpu.race import in_words
-from bench.throughput import MODELS, strange
+from bench.throughput import MODELS
 from nomicbert.errors import NomicBertError
 from nomicbert.throughput import lines as found
 from nomicbert.throughput.group import first_line
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None, clock: Clock = time.monotonic) 
         return MISTAKE
     args.out.parent.mkdir(parents=True, exist_ok=True)
     done = {found.block_of(line) for line in known}
-    if note := strange(known, place.device):
+    if note := place.elsewhere(known):
         print(note, flush=True)
     code = DONE
     for part in args.part:

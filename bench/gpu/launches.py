@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu.place import Place
-from bench.gpu.race import Task, run
+from bench.gpu.race import Task, run, timed_work
 from bench.harness import Timed, WrongValues
 from bench.timing import Work, repeated
 from nomicbert.throughput.lines import Line
@@ -32,19 +32,19 @@ def tasks(place: Place) -> Iterator[Task]:
 
 def measure(place: Place, task: Task) -> list[Line]:
     """One of them."""
-    assert task.more is not None
+    more = task.more or {}
     if task.case == COPY:
-        return run(place, task, {"copy_": lambda: copying(place, task.more["copied"])})
+        return run(place, task, {"copy_": lambda: copying(place, more["copied"])})
     if task.case == ONE:
         entrants = {
-            "triton": lambda: Timed([empty(place)], 0.0),
-            "torch": lambda: Timed([tiny(place)], 0.0),
+            "triton": lambda: timed_work(empty(place)),
+            "torch": lambda: timed_work(tiny(place)),
         }
         return run(place, task, entrants, measure=lambda work: launching(place, work))
-    count = task.more["kernels"]
+    count = more["kernels"]
     entrants = {
-        "graph replay": lambda: Timed([graph_of(place, empty(place), count)], 0.0),
-        "launched one by one": lambda: Timed([repeated(empty(place), count)], 0.0),
+        "graph replay": lambda: timed_work(graph_of(place, empty(place), count)),
+        "launched one by one": lambda: timed_work(repeated(empty(place), count)),
     }
     # from the host's call to the end on the device: the host may be the slower one
     return run(place, task, entrants, measure=lambda work: until_done(place, work))

@@ -3,7 +3,7 @@
 import functools
 import math
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ CLOCKS = (
     "clocks_event_reasons.active",
 )
 LIBRARIES = ("triton", "flash-attn-4")
+# Shapes and modes of torch.compile that may be kept for one function.
+RECOMPILES = 256
 DRY_MODELS = (
     Model("nomic", 64, 2, 96, "swiglu", True),
     Model("bert-large", 64, 2, 96, "gelu", False),
@@ -123,6 +125,18 @@ class Place:
         if self.is_gpu:
             torch.cuda.synchronize(self.device)
 
+    def elsewhere(self, lines: Sequence[Line]) -> str:
+        """In what lines come from elsewhere than those that are measured now; empty: in nothing."""
+        now, places = self._fixed, ("gpu", "cpu")
+        said = {f"commit {x['commit']}" for x in lines if x["commit"] != now["commit"]}
+        for line in lines:
+            was, machine = line["versions"], line["machine"]
+            said |= {
+                f"{name} {was[name]}" for name in was if was[name] != now["versions"].get(name)
+            }
+            said |= {str(machine[key]) for key in places if machine[key] != now["machine"][key]}
+        return f"lines that are kept come from {', '.join(sorted(said))}" if said else ""
+
     def tidy(self) -> None:
         """Let go of compiled graphs, and of memory that the next case may not find in one piece."""
         torch.compiler.reset()
@@ -141,6 +155,13 @@ class Place:
         cudnn = torch.backends.cudnn.version() if self.is_gpu else None
         more["cudnn"] = None if cudnn is None else str(cudnn)
         return {**found, "versions": {**found["versions"], **more}}
+
+
+def compile_or_fail() -> None:
+    """Have torch.compile raise where it would go on uncompiled, and nobody would know."""
+    config: Any = torch._dynamo.config
+    config.recompile_limit = RECOMPILES
+    config.fail_on_recompile_limit_hit = True
 
 
 def clocks(device: torch.device) -> dict[str, Any] | None:

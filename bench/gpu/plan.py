@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.gpu import attention, gemm, launches, ops
@@ -46,19 +47,16 @@ def jobs(
     """
     if part == "gemm":
         return [
-            *(
-                Job(task, lambda t=task: launches.measure(place, t))
-                for task in launches.tasks(place)
-            ),
-            *(Job(task, lambda t=task: gemm.measure(place, t)) for task in gemm.tasks(place)),
+            *(Job(task, partial(launches.measure, place, task)) for task in launches.tasks(place)),
+            *(Job(task, partial(gemm.measure, place, task)) for task in gemm.tasks(place)),
         ]
     if part == "attention":
         tasks = attention.tasks(place)
-        return [Job(task, lambda t=task: attention.measure(place, t)) for task in tasks]
+        return [Job(task, partial(attention.measure, place, task)) for task in tasks]
     if part == "ops":
-        return [Job(task, lambda t=task: ops.measure(place, t)) for task in ops.tasks(place)]
+        return [Job(task, partial(ops.measure, place, task)) for task in ops.tasks(place)]
     whole = Models(place, list(models), scratch, compiles, slow)
     if part == "stream":
         streams = Streams(place, whole)
-        return [Job(task, lambda t=task: streams.measure(t)) for task in streams.tasks()]
-    return [Job(task, lambda t=task: whole.measure(t)) for task in whole.tasks(part)]
+        return [Job(task, partial(streams.measure, task)) for task in streams.tasks()]
+    return [Job(task, partial(whole.measure, task)) for task in whole.tasks(part)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu.place import Place
+from bench.gpu.place import Place, compile_or_fail
 from bench.harness import OURS, PEER_FACTOR, Peer, Timed, WrongValues
 from bench.problem import Problem, error_and_bound
 from bench.rooflines import ceilings
@@ -54,6 +54,8 @@ class Task:
 def contest(place: Place, task: Task, problem: Problem, peers: Mapping[str, Peer]) -> list[Line]:
     """Ours and its peers on a problem of one op; the first peer is plain torch."""
     bench = place.bench
+    if bench.compiled:
+        compile_or_fail()
     with torch.inference_mode():
         truth = problem.truth()
         first = next(iter(peers.values()))
@@ -61,7 +63,8 @@ def contest(place: Place, task: Task, problem: Problem, peers: Mapping[str, Peer
         _, bound = error_and_bound(plain, truth, plain)
         del plain
         count = place.copies(problem.bytes)
-        copies = [problem.tensors, *(problem.copy() for _ in range(count - 1))]
+        # all made alike, in inference mode: torch.compile would tell the first from the others
+        copies = [problem.copy() for _ in range(count)]
         bind = functools.partial(problem.bind, place.ops)
         field = {OURS: (Peer(bind), bound)}
         for name, peer in bench.all_peers(problem, peers).items():
@@ -130,6 +133,11 @@ def run(
             facts["status"], facts["reason"] = left_out[name]
         lines.append(line(task, name, {**facts, **(more or {}), "repeats": turns}, around))
     return lines
+
+
+def timed_work(work: Callable[[], Any], error: float = 0.0) -> Timed:
+    """Something to time that has no copies, and need not return a tensor."""
+    return Timed([work], error)
 
 
 def line(task: Task, peer: str, facts: Mapping[str, Any], around: Line) -> Line:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import torch
 
+from bench.gpu.place import compile_or_fail
 from nomicbert.embedder import Embedder
 from nomicbert.runtime.batches import token_batches
 from nomicbert.throughput.batching import COUNTS, Batching, by_count
@@ -29,8 +30,6 @@ from nomicbert_kernels import Backend, BackendError
 BUDGETS = (5632, 11264, 16896, 33792, 131072)
 # Batches of a case at most: in more, launching takes all the time, and the search some minutes.
 MOST_BATCHES = 64
-# Shapes and modes of torch.compile that may be kept for one function.
-RECOMPILES = 128
 
 Make = Callable[[Setting, str], Runner]
 
@@ -167,10 +166,7 @@ def ours(backend: str, texts: bool, setting: Setting, dtype: str) -> Runner:
 
 def compiled(mode: str | None, dynamic: bool, setting: Setting, dtype: str) -> Runner:
     """What torch.compile makes of transformers."""
-    config: Any = torch._dynamo.config
-    # beyond its limit a function would run uncompiled, and nobody would know
-    config.recompile_limit = RECOMPILES
-    config.fail_on_recompile_limit_hit = True
+    compile_or_fail()
     runner = Best(setting, dtype, None, compiled=False)
     runner.model = torch.compile(runner.model, mode=mode, dynamic=dynamic)
     return runner

@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.gpu.models import Models
 from bench.gpu.place import Place
-from bench.gpu.race import Task, run
+from bench.gpu.race import Task, run, timed_work
 from bench.gpu.rivals import Budgets
 from bench.harness import Timed, WrongValues
 from bench.timing import Work
@@ -108,7 +108,7 @@ def model_only(embedder: Embedder, case: Case, truth: dict[str, np.ndarray]) -> 
 
     way = fastest(runner.ways(case), seconds)
     truth["vectors"] = runner.vectors(case, way)
-    return Timed([lambda: runner.vectors(case, way)], 0.0)  # type: ignore[list-item, return-value]
+    return timed_work(lambda: runner.vectors(case, way))
 
 
 def streamed(embedder: Embedder, case: Case, truth: dict[str, np.ndarray], dtype: str) -> Timed:
@@ -126,7 +126,7 @@ def streamed(embedder: Embedder, case: Case, truth: dict[str, np.ndarray], dtype
     ratio = measures.norm_ratio(vectors, truth["vectors"])
     if measures.is_wrong(least, ratio, dtype):
         raise WrongValues(f"cosine {least:.4f}, norm {ratio:.4f} times that of the model's vectors")
-    return Timed([call], 1.0 - least)  # type: ignore[list-item]
+    return timed_work(call, 1.0 - least)
 
 
 def tokenised(embedder: Embedder, case: Case) -> Timed:
@@ -140,4 +140,4 @@ def tokenised(embedder: Embedder, case: Case) -> Timed:
 
     if call() != case.ids:
         raise WrongValues("the texts have other token ids")
-    return Timed([call], 0.0)  # type: ignore[list-item]
+    return timed_work(call)
