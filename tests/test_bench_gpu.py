@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ from bench.gpu.place import Place
 from bench.gpu.plan import PARTS, jobs
 from bench.gpu.stream import Streams
 from nomicbert.errors import HubError
+from nomicbert.pooling import Finish
 from nomicbert.throughput.batching import by_count
 from nomicbert.throughput.lines import read
 from nomicbert.throughput.plan import Checkpoint
@@ -372,6 +373,7 @@ def test_whole_models(
 ) -> None:
     tidied: list[int] = []
     monkeypatch.setattr(Place, "tidy", lambda self: tidied.append(1))
+    monkeypatch.setattr(rivals, "Backend", Literal["auto", "torch", "triton"])
     models = models_of(here, folders, tmp_path, "nomic-v1.5")
     first, second = models.tasks("models")
     found = by_peer(models.measure(first))
@@ -432,6 +434,36 @@ def test_who_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {goal.over for goal in goals() if goal.over} <= many | names(
         latency=True, compiles=True, slow=False
     )
+
+
+def test_vectors_of_ours_come_by_way_of_graphs() -> None:
+    """Where `Embedder` records them: a small batch would take its launches' time without."""
+    given: list[Any] = []
+
+    def graphs(model: Any, pooling: Any, texts: list[list[int]], finish: Finish) -> Tensor:
+        given.append((model, pooling, texts, finish))
+        return torch.tensor([[float(sum(text)), 1.0] for text in texts])
+
+    embedder: Any = types.SimpleNamespace(model="m", pooling="p", _graphs=graphs)
+    case = Case("passages", [[1], [2, 3], [4, 5, 6]], ["x"] * 3)
+    found = rivals.Budgets(embedder).vectors(case, by_count(case.lengths, 2))
+    assert found.tolist() == [[1, 1], [5, 1], [15, 1]]
+    assert given == [
+        ("m", "p", [[4, 5, 6], [2, 3]], Finish()),
+        ("m", "p", [[1]], Finish()),
+    ]
+
+
+def test_fp8_has_a_bound_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dtypes() -> dict[str, str]:
+        found = rivals.rows("triton", "bfloat16", latency=False, compiles=False, slow=False)
+        return {rival.family: rival.dtype for rival in found}
+
+    monkeypatch.setattr(rivals, "LEAST_COSINE", {"bfloat16": 0.99})
+    assert set(dtypes().values()) == {"bfloat16"}
+    monkeypatch.setattr(rivals, "LEAST_COSINE", {"bfloat16": 0.99, "fp8": 0.9})
+    assert dtypes()["ours-fp8"] == "fp8"
+    assert dtypes()["ours"] == "bfloat16"
 
 
 def test_compiling_beyond_the_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
