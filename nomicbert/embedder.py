@@ -40,6 +40,7 @@ class Embedder:
         prompts: the checkpoint's prompts by name.
         max_seq_length: tokens of a text at most, special ones included; may be set.
         similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan".
+        graphs: what has been recorded for small batches on a GPU.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Embedder:
         self._prompts = Prompts.from_folder(folder, config)
         self.max_seq_length = read_limit(encoder, config).tokens
         self.similarity_fn_name = stated_similarity(folder)
-        self._graphs = Graphs()
+        self.graphs = Graphs()
 
     @classmethod
     def from_pretrained(
@@ -295,4 +296,4 @@ class Embedder:
             self.to(target)
         width = request.matryoshka_dim or request.truncate_dim or self.pooling.embedding_dimension
         parts = (self.model, self.tokenizer, self.pooling, self._prompts)
-        return Stream(*parts, job, self._graphs), width
+        return Stream(*parts, job, self.graphs), width

@@ -444,7 +444,7 @@ def test_vectors_of_ours_come_by_way_of_graphs() -> None:
         given.append((model, pooling, texts, finish))
         return torch.tensor([[float(sum(text)), 1.0] for text in texts])
 
-    embedder: Any = types.SimpleNamespace(model="m", pooling="p", _graphs=graphs)
+    embedder: Any = types.SimpleNamespace(model="m", pooling="p", graphs=graphs)
     case = Case("passages", [[1], [2, 3], [4, 5, 6]], ["x"] * 3)
     found = rivals.Budgets(embedder).vectors(case, by_count(case.lengths, 2))
     assert found.tolist() == [[1, 1], [5, 1], [15, 1]]
@@ -454,16 +454,11 @@ def test_vectors_of_ours_come_by_way_of_graphs() -> None:
     ]
 
 
-def test_fp8_has_a_bound_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dtypes() -> dict[str, str]:
-        found = rivals.rows("triton", "bfloat16", latency=False, compiles=False, slow=False)
-        return {rival.family: rival.dtype for rival in found}
-
-    monkeypatch.setattr(rivals, "LEAST_COSINE", {"bfloat16": 0.99})
-    assert set(dtypes().values()) == {"bfloat16"}
-    monkeypatch.setattr(rivals, "LEAST_COSINE", {"bfloat16": 0.99, "fp8": 0.9})
-    assert dtypes()["ours-fp8"] == "fp8"
-    assert dtypes()["ours"] == "bfloat16"
+def test_fp8_has_a_bound_of_its_own() -> None:
+    found = rivals.rows("triton", "bfloat16", latency=False, compiles=False, slow=False)
+    dtypes = {rival.family: rival.dtype for rival in found}
+    assert dtypes.pop("ours-fp8") == "fp8"
+    assert set(dtypes.values()) == {"bfloat16"}
 
 
 def test_compiling_beyond_the_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

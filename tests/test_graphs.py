@@ -220,7 +220,7 @@ def test_through_encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with monkeypatch.context() as without:
         without.setattr(graphs, "records", lambda model: False)
         wanted = embedder.encode(text, prompt="")
-    monkeypatch.setattr(embedder, "_graphs", run)
+    monkeypatch.setattr(embedder, "graphs", run)
     for _ in range(3):
         assert np.array_equal(embedder.encode(text, prompt=""), wanted)
     assert (again.recorded, again.replayed) == (1, 3)

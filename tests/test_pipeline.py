@@ -213,7 +213,7 @@ class Full:
     """An encoder on a GPU that has room for so many tokens."""
 
     def __init__(self, embedder: Embedder, room: int) -> None:
-        self.graphs, self.room = embedder._graphs, room
+        self.graphs, self.room = embedder.graphs, room
         # of each batch; below 0 those refused
         self.tokens: list[int] = []
 
@@ -233,7 +233,7 @@ def test_out_of_memory(
     wanted = embedder.encode(TEXTS)
     whole = sum(map(len, embedder.tokenizer.encode(TEXTS, embedder.max_seq_length)[0]))
     full = Full(embedder, 70)
-    monkeypatch.setattr(embedder, "_graphs", full)
+    monkeypatch.setattr(embedder, "graphs", full)
     monkeypatch.setattr(batches, "WINDOW_TEXTS", len(TEXTS))
     found = embedder.encode([*TEXTS, *TEXTS])
     assert np.array_equal(found, np.concatenate((wanted, wanted)))
@@ -248,7 +248,7 @@ def test_out_of_memory(
 
 
 def test_a_text_that_does_not_fit(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedder, "_graphs", Full(embedder, 10))
+    monkeypatch.setattr(embedder, "graphs", Full(embedder, 10))
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
         embedder.encode(TEXTS)
 
@@ -257,18 +257,18 @@ def test_a_device_that_is_lost(
     embedder: Embedder, overlapping: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What had been computed comes out, then torch's own error; nothing waits for ever."""
-    graphs, calls = embedder._graphs, itertools.count()
+    graphs, calls = embedder.graphs, itertools.count()
 
     def lost(*given: Any) -> Any:
         if next(calls) == 2:
             raise torch.AcceleratorError("CUDA error: unspecified launch failure", 719)
         return graphs(*given)
 
-    monkeypatch.setattr(embedder, "_graphs", lost)
+    monkeypatch.setattr(embedder, "graphs", lost)
     found: list[Any] = []
     with pytest.raises(torch.AcceleratorError, match="unspecified launch failure"):
         found.extend(embedder.encode_iter(iter(TEXTS)))
-    monkeypatch.setattr(embedder, "_graphs", graphs)
+    monkeypatch.setattr(embedder, "graphs", graphs)
     assert same(np.stack(found), embedder.encode(TEXTS[:8]))
     assert not [t for t in threading.enumerate() if t.name.startswith("tokenizer")]
 

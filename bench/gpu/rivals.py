@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, get_args
 
-import numpy as np
 import torch
 
 from bench.gpu.place import compile_or_fail
 from nomicbert.embedder import Embedder
-from nomicbert.pooling import Finish
 from nomicbert.runtime.batches import token_batches
 from nomicbert.throughput.batching import COUNTS, Batching, by_count
-from nomicbert.throughput.measure import LEAST_COSINE
 from nomicbert.throughput.ours import Ids, Texts
 from nomicbert.throughput.peers import AbsentError, Peer, Runner, Setting
 from nomicbert.throughput.plan import Options
@@ -76,23 +73,7 @@ class Field(Options):
 
 
 class Budgets(Ids):
-    """Ours, in the batches that suit it best, with the graphs that `Embedder.encode` records."""
-
-    @torch.inference_mode()
-    def vectors(self, case: Case, way: Batching) -> np.ndarray:
-        """See Runner."""
-        embedder, rows = self.embedder, torch.empty(0)
-        graphs = getattr(embedder, "_graphs", None)
-        if graphs is None:
-            return super().vectors(case, way)
-        for part in way.parts:
-            texts = [case.ids[i] for i in part]
-            found = graphs(embedder.model, embedder.pooling, texts, Finish())
-            if not rows.numel():
-                rows = found.new_empty(len(case.ids), found.shape[1])
-            rows[list(part)] = found
-        vectors: np.ndarray = rows.cpu().numpy()
-        return vectors
+    """Ours, in the batches that suit it best."""
 
     def ways(self, case: Case) -> list[Batching]:
         """See Runner."""
@@ -226,8 +207,8 @@ def rows(
         mode = "max-autotune-no-cudagraphs"
         make["transformers-max-autotune"] = functools.partial(compiled, mode, True)
     both = ("cpu", "cuda")
-    # fp8 is judged as such where nomicbert.throughput knows it, else as the dtype around it
-    own = {FP8: "fp8"} if "fp8" in LEAST_COSINE else {}
+    # judged as what it is, whatever the dtype around it
+    own = {FP8: "fp8"}
     return tuple(
         Rival(name, own.get(name, dtype), "", both, make=how) for name, how in make.items()
     )

@@ -21,9 +21,9 @@ Clock = Callable[[], float]
 MATRIX_ROWS = 1024
 MATRIX_SECONDS = 0.1
 # The least cosine to the reference, of any text, that a dtype's rounding explains.
-LEAST_COSINE = {"float32": 0.9999, "float16": 0.99, "bfloat16": 0.99, "int8": 0.9}
+LEAST_COSINE = {"float32": 0.9999, "float16": 0.99, "bfloat16": 0.99, "int8": 0.9, "fp8": 0.9}
 # How far from 1 the ratio of a vector's norm to that of the reference may be.
-MOST_STRETCH = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.05, "int8": 0.05}
+MOST_STRETCH = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.05, "int8": 0.05, "fp8": 0.05}
 
 
 def clock() -> float:
@@ -105,6 +105,11 @@ def matrix_work(config: EncoderConfig, dtype: str, device: torch.device, tokens:
         left = torch.randint(-127, 127, (rows, hidden), dtype=torch.int8, device=device)
         right = torch.randint(-127, 127, (hidden, inner), dtype=torch.int8, device=device)
         return lambda: torch._int_mm(left, right)
+    if dtype == "fp8":
+        narrow = torch.float8_e4m3fn
+        x, weight = (torch.randn(n, hidden, device=device).to(narrow) for n in (rows, inner))
+        one = torch.ones((), device=device)
+        return lambda: torch._scaled_mm(x, weight.T, one, one, out_dtype=torch.bfloat16)
     # the best that the machine does with numbers of this dtype
     kind = compute_dtype(device, getattr(torch, dtype))
     x = torch.randn(rows, hidden, device=device).to(kind)

@@ -67,8 +67,8 @@ def test_any_mixture(
             without.setenv(graphs.SWITCH, "0")
             wanted = embedder.encode(texts, **keywords)
         worst = max(worst, difference(found, wanted, dtype))
-    assert embedder._graphs._kept
-    assert len(embedder._graphs._kept) <= graphs.MOST
+    assert embedder.graphs._kept
+    assert len(embedder.graphs._kept) <= graphs.MOST
     record(worst, BOUNDS[dtype], check="graphs against launches", op=variant, dtype=dtype)
     record(repeats, 0, check="graphs repeat", op=variant, dtype=dtype)
 
