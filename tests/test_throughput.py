@@ -237,7 +237,7 @@ def test_operations_of_a_model(checkpoints: dict[str, Checkpoint]) -> None:
     assert measure.flops(config, case) == 2 * weights * 8 + 4 * 64 * (9 + 25)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "fp8"])
 def test_matrix_products_have_the_shape_that_is_counted(
     dtype: str, checkpoints: dict[str, Checkpoint]
 ) -> None:
