@@ -81,6 +81,10 @@ class Computing(nn.Module):
         """What has been prepared so far."""
         return self._prepared.weights()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which chooses ops of its own."""
+        return {**vars(self), "_ops": None}
+
     def _drop_prepared(self) -> None:
         self._prepared.clear()
         self._ops = None

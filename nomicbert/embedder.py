@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nomicbert import hub
-from nomicbert.keywords import as_device, check_target, refuse_unknown
+from nomicbert.keywords import as_device, as_devices, check_target, refuse_unknown
 from nomicbert.limits import check_limit, read_limit
 from nomicbert.model import NomicBert
 from nomicbert.modules import module_folders, read_pooling
@@ -23,8 +23,9 @@ from nomicbert.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
 from nomicbert.runtime.batches import as_iterator, checked
 from nomicbert.runtime.budget import batch_tokens
 from nomicbert.runtime.graphs import Graphs
-from nomicbert.runtime.request import OutputValue, Request
-from nomicbert.runtime.stream import Job, Stream, Truncate
+from nomicbert.runtime.request import Devices, OutputValue, Request
+from nomicbert.runtime.stream import Stream, Truncate
+from nomicbert.runtime.workers import Workers
 from nomicbert.saving import save_modules
 from nomicbert.similarity import similarity, stated_similarity
 from nomicbert.tokenizer import Tokenizer
@@ -146,7 +147,7 @@ class Embedder:
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         output_value: OutputValue = "sentence_embedding",
-        device: torch.device | str | None = None,
+        device: Devices = None,
         batch_size: int | None = None,
         batch_tokens: int | None = None,
         max_length: int | None = None,
@@ -175,10 +176,12 @@ class Embedder:
             ranges: (2, dim) smallest and largest of each column, for int8 and uint8. Without them
                 this call's own vectors are the measure: another call will quantise differently.
             convert_to_numpy: False returns a list of tensors.
-            convert_to_tensor: one tensor on the model's device.
+            convert_to_tensor: one tensor on the model's device; of several devices, on the CPU.
             output_value: "sentence_embedding"; "token_embeddings" returns a list of tensors
                 (tokens, hidden_size), special tokens included, in the model's dtype.
-            device: move the model there first.
+            device: move the model there first. A list such as ["cuda:0", "cuda:1"] leaves it where
+                it is and starts a process on each for this call, which divide the texts, and the
+                CPU's threads, among them. The calling script needs `if __name__ == "__main__":`.
             batch_size: texts of a batch at most; batches are cut by tokens.
             batch_tokens: tokens of a batch at most.
             max_length: tokens of a text at most, in place of `max_seq_length`.
@@ -278,22 +281,18 @@ class Embedder:
         request.check(self.pooling.mode)
         finish = Finish(request.matryoshka_dim, request.truncate_dim, request.normalize_embeddings)
         self.pooling.check(finish)
-        job = Job(
-            prompt=self._prompts.choose(request.prompt_name, request.prompt),
-            prompt_is_chosen=request.prompt is not None,
-            max_length=self._limit(request.max_length),
-            truncate=request.truncate,
-            finish=finish,
-            token_embeddings=request.wants_tokens,
-            batch_tokens=request.batch_tokens or batch_tokens(self.model),
-            batch_size=request.batch_size,
-            to_host=not request.convert_to_tensor,
-            show_progress_bar=request.show_progress_bar,
-        )
+        prompt = self._prompts.choose(request.prompt_name, request.prompt)
+        limit = self._limit(request.max_length)
         if self.model.training:
             self.model.eval()  # as sentence-transformers does: no vector is drawn with dropout
-        if request.device is not None and (target := as_device(request.device)) != self.device:
+        device, devices = request.device, None
+        if not isinstance(device, str | torch.device | None):
+            devices = as_devices(device)
+        elif device is not None and (target := as_device(device)) != self.device:
             self.to(target)
         width = request.matryoshka_dim or request.truncate_dim or self.pooling.embedding_dimension
-        parts = (self.model, self.tokenizer, self.pooling, self._prompts)
-        return Stream(*parts, job, self.graphs), width
+        job = request.job(prompt, limit, finish, batch_tokens(self.model))
+        parts = (self.model, self.tokenizer, self.pooling, self._prompts, job, self.graphs)
+        if devices:
+            return Workers(devices, request.batch_tokens, *parts), width
+        return Stream(*parts), width

@@ -5,7 +5,8 @@
     ├── CheckpointError  weights are missing, damaged, or do not fit the model
     ├── HubError         a folder or repository cannot be found or reached
     ├── TokenizerError   the tokenizer's files are missing or do not fit the model
-    └── TextError        one of the texts cannot be embedded as asked
+    ├── TextError        one of the texts cannot be embedded as asked
+    └── WorkerError      of several processes, those that should compute have died
 
 A wrong argument of a call is a plain ValueError or TypeError, as anywhere in Python.
 """
@@ -44,3 +45,11 @@ class TextError(NomicBertError, ValueError):
         super().__init__(f"input {index} {problem}")
         self.index = index
         self.problem = problem
+
+    def __reduce__(self) -> "tuple[type[TextError], tuple[int, str]]":
+        """As it is made, so that it can come from another process."""
+        return type(self), (self.index, self.problem)
+
+
+class WorkerError(NomicBertError, RuntimeError):
+    """Processes that should embed texts have died; or, as a cause, what one of them raised."""

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,31 @@ def as_device(device: torch.device | str | None) -> torch.device:
     if usable.type == "meta":
         raise ValueError("the device 'meta' holds no numbers: choose one that computes")
     return usable
+
+
+def as_devices(names: Sequence[torch.device | str]) -> list[torch.device]:
+    """Several devices from what a user may write: GPUs once each, or the CPU any number of times.
+
+    Raises: ValueError: none, one that is not there, or a GPU named twice.
+    """
+    listed = isinstance(names, list | tuple) and len(names) > 0
+    if not (listed and all(isinstance(name, str | torch.device) for name in names)):
+        raise ValueError(f"device must be one device's name or a list of them, not {names!r}")
+    found: list[torch.device] = []
+    for name in names:
+        # a GPU of another process gets no context in this one, which would take its memory
+        device = as_gpu(name) or as_device(name)
+        if device.type != "cpu" and device in found:
+            raise ValueError(f"device names {str(device)!r} twice: a GPU takes one process")
+        found.append(device)
+    return found
+
+
+def as_gpu(name: torch.device | str) -> torch.device | None:
+    """The CUDA device of this number, if the name has one and it is there."""
+    number = str(name).removeprefix("cuda:")
+    there = number.isdecimal() and torch.cuda.is_available()
+    return torch.device(str(name)) if there and int(number) < torch.cuda.device_count() else None
 
 
 def check_target(

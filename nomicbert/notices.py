@@ -8,13 +8,20 @@ a dtype) is logged instead.
 import os
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 
-# Ours, and torch's: a module is called through nn.Module. The separator at the end keeps out
-# neighbours whose names begin alike.
-INSIDE = tuple(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__))
+def _folder(package: str) -> str:
+    """Where a package lies, without importing it; the end keeps out neighbours of a longer name."""
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    return str(Path(spec.origin).parent) + os.sep
+
+
+# Ours, and torch's: a module is called through nn.Module.
+INSIDE = (_folder("nomicbert"), _folder("torch"))
 
 
 class PromptWarning(UserWarning):
@@ -31,6 +38,10 @@ class WeightWarning(UserWarning):
 
 class EmptyRowWarning(UserWarning):
     """A row of an attention mask keeps no token, so that there is nothing to encode."""
+
+
+class WorkerWarning(UserWarning):
+    """One of several processes has died, and the others go on without it."""
 
 
 def warn(message: str, category: type[Warning]) -> None:

@@ -23,6 +23,8 @@ from nomicbert import precision
 from nomicbert.cli import blocks, embed
 from nomicbert.cli.reading import InputFormat, open_reader
 from nomicbert.embedder import Embedder
+from nomicbert.runtime import workers
+from nomicbert.runtime.dispatch import Dispatcher
 from nomicbert.runtime.stream import Truncate
 from nomicbert_kernels import linear_int8
 from tests.checkpoints import build_checkpoint
@@ -184,6 +186,29 @@ def test_backend_int8(texts: Path, checkpoint: Path, embedder: Embedder, tmp_pat
     assert not np.array_equal(found, plain)
 
 
+def test_several_devices(
+    texts: Path,
+    checkpoint: Path,
+    embedder: Embedder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers, "LEAST_LETTERS", 8)
+    started = []
+    start = Dispatcher._start
+    monkeypatch.setattr(
+        Dispatcher, "_start", lambda self, names: (started.extend(names), start(self, names))
+    )
+    out, long = tmp_path / "out.npy", ("--truncate", "chunk", "--max-length", "4")
+    run_well(
+        *(texts, "-m", checkpoint, "-o", out, "--prompt", "", *long),
+        *("--device", "cpu", "--device", "cpu"),
+    )
+    assert started == ["cpu", "cpu"]
+    wanted = embedder.encode(TEXTS, prompt="", truncate="chunk", max_length=4)
+    np.testing.assert_array_equal(np.load(out), wanted)
+
+
 OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "prompt name": (["--prompt-name", "clustering"], {"prompt_name": "clustering"}),
     "prompt": (["--prompt", "one two: "], {"prompt": "one two: "}),
@@ -246,6 +271,7 @@ def test_every_option_arrives(texts: Path, tmp_path: Path, monkeypatch: pytest.M
         "rotary_scaling_factor": None,
     }
     assert Recorder.asked == {
+        "device": None,
         "prompt_name": None,
         "prompt": None,
         "matryoshka_dim": None,
@@ -274,6 +300,7 @@ def test_every_option_arrives(texts: Path, tmp_path: Path, monkeypatch: pytest.M
         "rotary_scaling_factor": 2.0,
     }
     assert Recorder.asked == {
+        "device": None,
         "prompt_name": "p",
         "prompt": None,
         "matryoshka_dim": 2,

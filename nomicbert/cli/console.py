@@ -20,7 +20,7 @@ from typing import Any
 
 import typer
 
-from nomicbert.errors import NomicBertError
+from nomicbert.errors import NomicBertError, WorkerError
 
 # Exit codes beside 0, and 128 + the number of the signal that ended the command.
 FAILED = 1  # the machine refused: a full disk, a missing right, a pipe that nobody reads any more
@@ -80,6 +80,8 @@ def be_verbose() -> None:
 
 def _exit_code(error: Exception) -> int | None:
     """The code that an error ends with; None for a fault of ours."""
+    if isinstance(error, WorkerError):
+        return FAILED
     if isinstance(error, OSError) and not isinstance(error, NomicBertError | ValueError):
         return FAILED
     if isinstance(error, RuntimeError):

@@ -115,7 +115,7 @@ def embed(
         typer.Option(help="Longer texts: cut the end, refuse, or pool over all their parts."),
     ] = Truncate.end,
     dtype: options.Dtype = DtypeName.float32,
-    device: options.Device = "auto",
+    device: options.Devices = ["auto"],  # noqa: B006
     backend: options.Backend = BackendName.auto,
     rotary_scaling_factor: options.RotaryScalingFactor = None,
     batch_tokens: Annotated[
@@ -160,11 +160,12 @@ def embed(
             revision=revision,
             local_files_only=local_files_only,
             dtype=dtype.value,
-            device=device,
+            device=device[0],
             backend=backend.value,
             rotary_scaling_factor=rotary_scaling_factor,
         )
         asked: dict[str, Any] = {
+            "device": device if len(device) > 1 else None,
             "prompt_name": prompt_name,
             "prompt": prompt,
             "matryoshka_dim": matryoshka_dim,

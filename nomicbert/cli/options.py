@@ -35,6 +35,14 @@ LocalFilesOnly = Annotated[
 Device = Annotated[
     str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one.")
 ]
+Devices = Annotated[
+    list[str],
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="As cuda:1 or cpu; auto: a GPU if there is one; given again: also on that one.",
+    ),
+]
 Dtype = Annotated[
     DtypeName,
     typer.Option(help="Of the model; auto: the checkpoint's own; fastest: the device's best."),

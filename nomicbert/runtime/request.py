@@ -1,6 +1,6 @@
 """What a call of `encode` asks for, and the form in which its vectors are handed over."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from nomicbert import precision as formats
 from nomicbert.keywords import as_whole
+from nomicbert.pooling import Finish
 from nomicbert.precision import Precision
-from nomicbert.runtime.stream import Truncate
+from nomicbert.runtime.stream import Job, Truncate
 
 Window = Tensor | list[Tensor]
+Devices = torch.device | str | Sequence[torch.device | str] | None
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
 
@@ -31,7 +33,7 @@ class Request:
     convert_to_numpy: bool = True
     convert_to_tensor: bool = False
     output_value: OutputValue = "sentence_embedding"
-    device: torch.device | str | None = None
+    device: Devices = None
     batch_size: int | None = None
     batch_tokens: int | None = None
     max_length: int | None = None
@@ -78,6 +80,21 @@ class Request:
                     )
             if self.truncate == "chunk":
                 raise ValueError("truncate='chunk' gives one vector, not token_embeddings")
+
+    def job(self, prompt: str, max_length: int, finish: Finish, batch_tokens: int) -> Job:
+        """What a Stream needs to know; the arguments are what this alone does not say."""
+        return Job(
+            prompt=prompt,
+            prompt_is_chosen=self.prompt is not None,
+            max_length=max_length,
+            truncate=self.truncate,
+            finish=finish,
+            token_embeddings=self.wants_tokens,
+            batch_tokens=self.batch_tokens or batch_tokens,
+            batch_size=self.batch_size,
+            to_host=not self.convert_to_tensor,
+            show_progress_bar=self.show_progress_bar,
+        )
 
     def gather(self, windows: Iterable[Window], count: int, width: int) -> Any:
         """All of a call's rows in the form asked for.
