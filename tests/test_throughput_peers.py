@@ -94,7 +94,10 @@ def test_vectors(peer: Peer, model: str, settings: dict[str, tuple[Case, Setting
         found = runner.vectors(case, way)
         assert (found.dtype, found.shape) == (np.float32, truth.shape)
         assert measure.cosines(found, truth)[1] > least, way.name
-        assert np.abs(found - truth).max() < furthest * np.abs(truth).max(), way.name
+        difference = np.abs(found - truth).max() / np.abs(truth).max()
+        assert difference < furthest, way.name
+        # who says int8 and computes in float32 would be as exact
+        assert (difference > 1e-4) == (peer.dtype != "float32"), way.name
         assert not measure.is_wrong(least, measure.norm_ratio(found, truth), peer.dtype), way.name
 
 
