@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from nomicbert_kernels import tiling
-from nomicbert_kernels.tensors import EmbeddingTables, Rope, Weight
+from nomicbert_kernels.tensors import GROUP, Activation, EmbeddingTables, Rope, Weight
 
-Call = Callable[[], Tensor]
+Call = Callable[[], Tensor | Activation]
+E4M3 = torch.float8_e4m3fn
 # On both sides of every "up_to" of rows in the tables, and of the longest text that attention calls
 # short; odd, as batches are.
 ROWS = (33, 301)
@@ -200,9 +201,40 @@ def pool(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
     yield functools.partial(call, "mean", True, model.hidden // 3, True)
 
 
+def fp8(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
+    """Every op on e4m3: rows from a kernel of their own and from LayerNorm, results of an MLP."""
+    if model.mlp == "moe":
+        return
+    hidden, bias = model.hidden, not model.rotary
+
+    def zeros(*shape: int, dtype: torch.dtype = make.dtype) -> Tensor:
+        return torch.zeros(*shape, dtype=dtype)
+
+    def weight(n: int, k: int) -> Weight:
+        packed, scale = zeros(n, k, dtype=E4M3), zeros(n, dtype=torch.float32)
+        return Weight(zeros(n, k), zeros(n) if bias else None, (packed,), scale)
+
+    def rounded(width: int, *scales: int) -> Activation:
+        return Activation(
+            zeros(make.rows, width, dtype=E4M3), zeros(make.rows, *scales, dtype=torch.float32)
+        )
+
+    x, residual = rounded(hidden), zeros(make.rows, hidden)
+    h = rounded(model.inner, -(-model.inner // GROUP))
+    first = weight(model.inner * (2 if model.mlp == "swiglu" else 1), hidden)
+    rope = make.rope(model, False) if model.rotary else None
+    yield functools.partial(ops.round_rows, residual)
+    yield functools.partial(ops.layer_norm, residual, zeros(hidden), zeros(hidden), 1e-12, residual)
+    yield functools.partial(ops.linear, x, weight(hidden, hidden), residual)
+    yield functools.partial(ops.linear, h, weight(hidden, model.inner), residual)
+    yield functools.partial(ops.qkv_rotary, x, weight(3 * hidden, hidden), rope, model.heads)
+    yield functools.partial(getattr(ops, model.mlp), x, first)
+
+
 CALLS: dict[str, Any] = {
     "attention": attention,
     "embed": embed,
+    "fp8": fp8,
     "gelu": mlp("gelu", 1),
     "layer_norm": layer_norm,
     "linear": linear,

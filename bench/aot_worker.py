@@ -30,6 +30,7 @@ from triton.runtime.jit import JITFunction
 
 from bench.aot_cases import Task, cases
 from nomicbert_kernels import launch
+from nomicbert_kernels.tensors import Activation
 
 # What a compiler that refuses a kernel raises: the language's errors, a failed pass, a failed check
 # of its own, an option that a backend does not know.
@@ -234,13 +235,13 @@ def module_of(op: str) -> types.ModuleType:
     return importlib.import_module(f"nomicbert_kernels.{op}_triton")
 
 
-def launch_all(call: Callable[[], Tensor], recorder: Recorder) -> None:
+def launch_all(call: Callable[[], Tensor | Activation], recorder: Recorder) -> None:
     """With the library's product and without, then with a gradient, whose kernels follow."""
     for recorder.library in (True, False):
         with torch.no_grad():
             call()
     result = call()
-    if result.requires_grad:
+    if isinstance(result, Tensor) and result.requires_grad:
         result.backward(torch.zeros_like(result))
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nomicbert_kernels import launch
+from nomicbert_kernels.tensors import GROUP
 
 CPU = torch.device("cpu")
 KERNELS = Path(launch.__file__).parents[1]
@@ -180,7 +181,7 @@ def test_a_table_is_well_formed(name: str) -> None:
     for stored in rows:
         constants = {key for key in stored if key.isupper()}
         assert set(stored) - constants <= KNOWN, stored
-        assert stored["bytes"] in (2, 4), stored
+        assert stored["bytes"] in (1, 2, 4), stored
         for key in constants:
             if key.startswith("BLOCK_"):
                 assert stored[key] >= 16, stored
@@ -198,6 +199,23 @@ def test_a_table_serves_every_kernel_at_every_size(name: str) -> None:
             assert rows, f"{name} has no row for {kernel} with {size} bytes, which {where} asks for"
             assert {**rows[-1].up_to, **rows[-1].exactly} == {}, (name, kernel, size)
     assert {kernel for kernel, _ in table} == set(ASKED), name
+
+
+PRODUCTS = {"linear", "qkv_rotary", "swiglu", "gelu"}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_e4m3_is_served_where_tensor_cores_take_it(name: str) -> None:
+    rows = {kernel: rows for (kernel, size), rows in launch.table(name).items() if size == 1}
+    multiplies = name in ("sm_89", "sm_90", "sm_100", "sm_120", launch.INTERPRETER)
+    assert set(rows) == (PRODUCTS if multiplies else set())
+    for kernel, found in rows.items():
+        assert {**found[-1].up_to, **found[-1].exactly} == {}, (name, kernel)
+        for row in found:
+            # a program rounds as many columns as share a scale, and steps do not cross them
+            assert row.settings["BLOCK_N"] == GROUP or kernel in ("linear", "qkv_rotary")
+            assert GROUP % row.settings["BLOCK_K"] == 0
+            assert not row.settings.library
 
 
 @pytest.mark.parametrize("name", SHIPPED)

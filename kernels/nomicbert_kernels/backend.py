@@ -1,8 +1,9 @@
 """The one place that decides which form of each op runs.
 
 reference: the specification, short and slow, sums in fp32. torch: fast on whatever torch runs on, a
-CPU first. int8: torch's, with linear layers in bytes, for a CPU. triton: kernels of our own. The
-choice is made once for a device and dtype, and logged. The dtype to compute in is decided here too.
+CPU first. int8: torch's, with linear layers in bytes, for a CPU. triton: kernels of our own. fp8:
+these, with linear layers in e4m3, for the GPUs that multiply it. The choice is made once for a
+device and dtype, and logged. The dtype to compute in is decided here too.
 """
 
 import functools
@@ -21,6 +22,7 @@ from nomicbert_kernels import (
     attention_torch,
     embed,
     embed_torch,
+    fp8,
     gelu,
     gelu_int8,
     gelu_torch,
@@ -44,12 +46,14 @@ from nomicbert_kernels import (
 )
 from nomicbert_kernels.tensors import Activation, Plan, Run, Weight, WeightKind
 
-Backend = Literal["auto", "reference", "torch", "int8", "triton"]
+Backend = Literal["auto", "reference", "torch", "int8", "triton", "fp8"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # What torch.cpu.get_capabilities() calls products in bf16: on x86 two of them, on ARM one.
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
 # The least that the kernels are compiled for: sm_80 has bf16 and asynchronous copies.
 LEAST_CAPABILITY = (8, 0)
+# The first whose tensor cores take e4m3.
+FP8_CAPABILITY = (8, 9)
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +141,18 @@ TORCH = Ops(
     pool=pool_torch.pool,
 )
 
+# What the kernels of backend "fp8" are measured against.
+FP8_REFERENCE = replace(
+    REFERENCE,
+    name="fp8",
+    prepare=fp8.prepare,
+    linear=fp8.linear_fp8,
+    qkv_rotary=fp8.qkv_rotary_fp8,
+    layer_norm=fp8.layer_norm_fp8,
+    swiglu=fp8.swiglu_fp8,
+    gelu=fp8.gelu_fp8,
+)
+
 INT8 = replace(
     TORCH,
     name="int8",
@@ -196,6 +212,24 @@ def triton_ops(device: torch.device) -> Ops:
     )
 
 
+@functools.cache
+def fp8_ops(device: torch.device) -> Ops:
+    """Those of `triton_ops` with linear layers in e4m3; it raises as that does."""
+    ops = triton_ops(device)
+    from nomicbert_kernels import fp8_triton
+
+    return replace(
+        ops,
+        name="fp8",
+        prepare=fp8.prepare,
+        linear=fp8_triton.linear,
+        qkv_rotary=fp8_triton.qkv_rotary,
+        layer_norm=fp8_triton.layer_norm,
+        swiglu=fp8_triton.swiglu,
+        gelu=fp8_triton.gelu,
+    )
+
+
 def interprets() -> bool:
     """Whether triton is told to run kernels in Python, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
@@ -218,6 +252,24 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     if not torch.version.hip and capability < LEAST_CAPABILITY:
         found, wanted = (".".join(map(str, c)) for c in (capability, LEAST_CAPABILITY))
         return f"compute capability {found} is below {wanted}"
+    return None
+
+
+def why_not_fp8(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What keeps e4m3 products from running here, or None."""
+    if problem := why_not_triton(device, dtype):
+        return problem
+    if device.type != "cuda":
+        return None
+    if torch.version.hip:
+        return "its e4m3 is NVIDIA's, which this GPU does not multiply"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FP8_CAPABILITY:
+        found, wanted = (".".join(map(str, c)) for c in (capability, FP8_CAPABILITY))
+        return f"compute capability {found} multiplies no e4m3, {wanted} and later do"
+    arch = launch.architecture(device)
+    if ("linear", 1) not in launch.table(arch):
+        return f"no launch table says how to run it on {arch}"
     return None
 
 
@@ -306,6 +358,10 @@ def choose_ops(
         if problem := why_not_int8(device, dtype):
             raise BackendError(f"backend 'int8' cannot run here: {problem}")
         return INT8, "asked for"
+    if backend == "fp8":
+        if problem := why_not_fp8(device, dtype):
+            raise BackendError(f"backend 'fp8' cannot run here: {problem}")
+        return fp8_ops(device), "asked for"
     problem = why_not_triton(device, dtype)
     if backend == "triton":
         if problem:

@@ -10,6 +10,7 @@ Source: Tillet et al. 2019, doi:10.1145/3315508.3329973.
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ def load_block(
 def product(
     x,
     weight,
+    scale_x,
     row,
     column,
     rows,
@@ -80,15 +82,54 @@ def product(
     BLOCK_K: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
+    SHARED: tl.constexpr,
 ):
-    """x Wᵀ for the tile whose first element is (row, column), (BLOCK_M, BLOCK_N) fp32."""
+    """x Wᵀ for the tile whose first element is (row, column), (BLOCK_M, BLOCK_N) fp32.
+
+    Where SHARED columns of x share a scale, and these are not all, each step's sum is scaled.
+    """
     even: tl.constexpr = K % BLOCK_K == 0
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(0, K, BLOCK_K):
         a = load_block(x, row, k, rows, K, stride_x, BLOCK_M, BLOCK_K, even, DESCRIPTORS)
         b = load_block(weight, column, k, N, K, stride_w, BLOCK_N, BLOCK_K, even, DESCRIPTORS)
-        total = tl.dot(a, b.T, total, input_precision=PRECISION)
+        if SHARED < K:
+            r = tl.minimum(row + tl.arange(0, BLOCK_M), rows - 1)
+            factor = tl.load(scale_x + (k // SHARED) * rows + r)
+            total += tl.dot(a, b.T) * factor[:, None]
+        else:
+            total = tl.dot(a, b.T, total, input_precision=PRECISION)
     return total
+
+
+@triton.jit
+def scaled(
+    tile,
+    scale_x,
+    scale_w,
+    row,
+    column,
+    rows,
+    N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The tile times a scale for each row and one for each column, either of which may be None."""
+    if scale_x is not None:
+        r = row + tl.arange(0, BLOCK_M)
+        tile *= tl.load(scale_x + r, mask=r < rows, other=0.0)[:, None]
+    if scale_w is not None:
+        c = column + tl.arange(0, BLOCK_N)
+        tile *= tl.load(scale_w + c, mask=c < N, other=0.0)[None, :]
+    return tile
+
+
+@triton.jit
+def e4m3_scale(largest):
+    """The scale of numbers of which the largest is so large, and its inverse."""
+    # far above what e4m3 needs, and as the specification has it
+    largest = tl.maximum(largest, 1e-30)
+    return tl.math.div_rn(largest, 448.0), tl.math.div_rn(448.0, largest)
 
 
 @triton.jit
@@ -121,6 +162,28 @@ def store_tile(
         mask = (r < rows)[:, None] & (c < N)[None, :]
         places = y + r.to(tl.int64)[:, None] * N + c[None, :]
         tl.store(places, tile.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_rounded(
+    y,
+    scale_y,
+    tile,
+    row,
+    column,
+    rows,
+    N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """Write a tile in e4m3, and the scale of each of its rows to (N / BLOCK_N, rows)."""
+    r = row + tl.arange(0, BLOCK_M)
+    c = column + tl.arange(0, BLOCK_N)
+    largest = tl.max(tl.where((c < N)[None, :], tl.abs(tile), 0.0), 1)
+    scale, inverse = e4m3_scale(largest)
+    tl.store(scale_y + (column // BLOCK_N) * rows + r, scale, mask=r < rows)
+    store_tile(y, tile * inverse[:, None], row, column, rows, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
 
 
 @functools.cache
@@ -162,6 +225,28 @@ def operands(
         TensorDescriptor.from_tensor(y, [m, n]),
         keywords,
     )
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What a launch on e4m3 operands takes beside them; `UNSCALED` for any other.
+
+    Attributes:
+        x: (T,), or (K / shared, T) contiguous; fp32.
+        weight: (N,) fp32.
+        y: (N / BLOCK_N, T) fp32, to be written where the result is rounded; else None.
+        shared: columns of x that share a scale; None for all.
+        dtype: of the result; None for that of x.
+    """
+
+    x: Tensor | None = None
+    weight: Tensor | None = None
+    y: Tensor | None = None
+    shared: int | None = None
+    dtype: torch.dtype | None = None
+
+
+UNSCALED = Scales()
 
 
 def by_rows(t: Tensor) -> Tensor:

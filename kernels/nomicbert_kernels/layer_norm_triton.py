@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nomicbert_kernels import launch
 from nomicbert_kernels import layer_norm as reference
-from nomicbert_kernels.gemm_triton import by_rows
+from nomicbert_kernels.gemm_triton import by_rows, e4m3_scale
 from nomicbert_kernels.library import on_its_device, watched
 from nomicbert_kernels.tensors import Activation
 
@@ -101,6 +101,8 @@ def layer_norm_kernel(
     weight,
     bias,
     y,
+    narrow,
+    scale,
     rows,
     stride_x,
     stride_r,
@@ -110,7 +112,7 @@ def layer_norm_kernel(
     CHUNKS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """y (rows, WIDTH), contiguous."""
+    """y (rows, WIDTH), contiguous; and the same in e4m3 with a scale a row, unless narrow is None."""
     c = tile_columns(CHUNKS, LANES)
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     mask = (r < rows)[None, :, None] & (c < WIDTH)
@@ -120,6 +122,36 @@ def layer_norm_kernel(
     standard, _ = standardise(z, mask, eps, WIDTH)
     h = affine(standard, weight, bias, r, c, mask)
     tl.store(y + r[None, :, None] * WIDTH + c, h.to(y.dtype.element_ty), mask=mask)
+    if narrow is not None:
+        store_narrow(narrow, scale, h, r, c, mask, rows, WIDTH)
+
+
+@triton.jit
+def store_narrow(narrow, scale, tile, r, c, mask, rows, WIDTH: tl.constexpr):
+    """Write a tile of whole rows, zeros beyond their columns, in e4m3 with the rows' scales."""
+    factor, inverse = e4m3_scale(tl.max(tl.max(tl.abs(tile), 0), 1))
+    tl.store(scale + r, factor, mask=r < rows)
+    q = (tile * inverse[None, :, None]).to(narrow.dtype.element_ty)
+    tl.store(narrow + r[None, :, None] * WIDTH + c, q, mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def narrow_kernel(
+    x,
+    narrow,
+    scale,
+    rows,
+    stride_x,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """x (rows, WIDTH) in e4m3, contiguous, with a scale a row."""
+    c = tile_columns(CHUNKS, LANES)
+    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    mask = (r < rows)[None, :, None] & (c < WIDTH)
+    store_narrow(narrow, scale, load_rows(x, r, stride_x, c, mask), r, c, mask, rows, WIDTH)
 
 
 @triton.jit(do_not_specialize=["rows", "share"])
@@ -226,8 +258,12 @@ def forward(
     eps: float,
     residual: Tensor | None,
     dtype: torch.dtype,
+    narrow: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Launch: x and residual (T, H), weight and bias (H,) -> (T, H) in `dtype`."""
+    """Launch: x and residual (T, H), weight and bias (H,) -> (T, H) in `dtype`.
+
+    `narrow`, where it is given, is filled with the same in e4m3 (T, H) and its scales (T,).
+    """
     x, residual = by_rows(x), residual if residual is None else by_rows(residual)
     rows, width = x.shape
     y = x.new_empty(rows, width, dtype=dtype)
@@ -239,6 +275,7 @@ def forward(
             weight if weight is None else weight.contiguous(),
             bias if bias is None else bias.contiguous(),
             y,
+            *(narrow or (None, None)),
             rows,
             x.stride(0),
             0 if residual is None else residual.stride(0),

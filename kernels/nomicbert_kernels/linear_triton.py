@@ -16,12 +16,16 @@ from torch import Tensor
 from nomicbert_kernels import launch
 from nomicbert_kernels import linear as reference
 from nomicbert_kernels.gemm_triton import (
+    UNSCALED,
+    Scales,
     add_bias,
     by_rows,
     dense,
     grid,
     operands,
     product,
+    scaled,
+    store_rounded,
     store_tile,
     tile_at,
 )
@@ -46,9 +50,12 @@ def finish(z, other, FINISH: tl.constexpr):
 def linear_kernel(
     x,
     weight,
+    scale_x,
+    scale_w,
     bias,
     other,
     y,
+    scale_y,
     rows,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -56,6 +63,7 @@ def linear_kernel(
     stride_w,
     stride_other,
     FINISH: tl.constexpr,
+    SHARED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -64,7 +72,11 @@ def linear_kernel(
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """y (rows, N) = finish(x Wᵀ + b, other); other (rows, N) or None."""
+    """y (rows, N) = finish(x Wᵀ + b, other); other (rows, N) or None.
+
+    In e4m3 both operands have scales: one a row of the weight, and one a row of x, or a row and
+    SHARED of its K columns. With scale_y the result is rounded too, BLOCK_N columns a scale.
+    """
     tiles_m = tl.cdiv(rows, BLOCK_M)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     first, step = tl.program_id(0), tl.num_programs(0)
@@ -74,6 +86,7 @@ def linear_kernel(
         z = product(
             x,
             weight,
+            scale_x,
             m,
             n,
             rows,
@@ -86,7 +99,9 @@ def linear_kernel(
             BLOCK_K,
             DESCRIPTORS,
             PRECISION,
+            SHARED,
         )
+        z = scaled(z, scale_x if SHARED == K else None, scale_w, m, n, rows, N, BLOCK_M, BLOCK_N)
         z = add_bias(z, bias, n, N, BLOCK_N)
         if other is not None:
             r = m + tl.arange(0, BLOCK_M)
@@ -96,7 +111,10 @@ def linear_kernel(
             z = finish(z, tl.load(places, mask=mask, other=0.0).to(tl.float32), FINISH)
         else:
             z = finish(z, z, FINISH)
-        store_tile(y, z, m, n, rows, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
+        if scale_y is not None:
+            store_rounded(y, scale_y, z, m, n, rows, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
+        else:
+            store_tile(y, z, m, n, rows, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
 
 
 @on_its_device
@@ -107,6 +125,7 @@ def launch_linear(
     bias: Tensor | None,
     other: Tensor | None,
     kind: str,
+    scales: Scales = UNSCALED,
 ) -> Tensor:
     """Launch: x (T, K), weight (N, K), bias (N,) or None, other (T, N) or None -> (T, N).
 
@@ -114,7 +133,7 @@ def launch_linear(
     """
     x, weight = by_rows(x), by_rows(weight)
     rows, width = x.shape
-    y = x.new_empty(rows, weight.shape[0])
+    y = x.new_empty(rows, weight.shape[0], dtype=scales.dtype)
     if not y.numel():
         return y
     other = None if other is None else by_rows(other)
@@ -122,9 +141,12 @@ def launch_linear(
     linear_kernel[grid(settings, rows, y.shape[1], x.device)](
         a,
         w,
+        scales.x,
+        scales.weight,
         dense(bias),
         other,
         out,
+        scales.y,
         rows,
         y.shape[1],
         width,
@@ -132,6 +154,7 @@ def launch_linear(
         weight.stride(0),
         0 if other is None else other.stride(0),
         kind,
+        scales.shared or width,
         **keywords,
     )
     return y

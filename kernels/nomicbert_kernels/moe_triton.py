@@ -52,7 +52,22 @@ def route_kernel(
     """probabilities (rows, TOP) fp32 and chosen (rows, TOP) int32, largest first."""
     m = tl.program_id(0) * BLOCK_M
     logits = product(
-        x, weight, m, 0, rows, E, K, stride_x, stride_w, BLOCK_M, BLOCK_E, BLOCK_K, False, PRECISION
+        x,
+        weight,
+        None,
+        m,
+        0,
+        rows,
+        E,
+        K,
+        stride_x,
+        stride_w,
+        BLOCK_M,
+        BLOCK_E,
+        BLOCK_K,
+        False,
+        PRECISION,
+        K,
     )
     expert = tl.arange(0, BLOCK_E)
     logits = tl.where((expert < E)[None, :], logits, float("-inf"))

@@ -16,17 +16,20 @@ from torch import Tensor
 from nomicbert_kernels import launch
 from nomicbert_kernels import qkv_rotary as reference
 from nomicbert_kernels.gemm_triton import (
+    UNSCALED,
+    Scales,
     add_bias,
     by_rows,
     dense,
     grid,
     operands,
     product,
+    scaled,
     store_tile,
     tile_at,
 )
 from nomicbert_kernels.library import autocast, linear_gradients, on_its_device, watched
-from nomicbert_kernels.linear_triton import linear
+from nomicbert_kernels.linear_triton import launch_linear, linear
 from nomicbert_kernels.tensors import Activation, Rope, Weight
 
 # Tokens that a program of the rotation alone takes, of one head.
@@ -68,6 +71,8 @@ def rotate_tile(
 def qkv_rotary_kernel(
     x,
     weight,
+    scale_x,
+    scale_w,
     bias,
     cos,
     sin,
@@ -98,6 +103,7 @@ def qkv_rotary_kernel(
         z = product(
             x,
             weight,
+            scale_x,
             m,
             n,
             rows,
@@ -110,7 +116,9 @@ def qkv_rotary_kernel(
             BLOCK_K,
             DESCRIPTORS,
             PRECISION,
+            K,
         )
+        z = scaled(z, scale_x, scale_w, m, n, rows, N, BLOCK_M, BLOCK_N)
         z = add_bias(z, bias, n, N, BLOCK_N)
         z = rotate_tile(z, cos, sin, row, m, n, rows, HEADS, D, BLOCK_M, BLOCK_N)
         store_tile(y, z, m, n, rows, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
@@ -188,6 +196,7 @@ def forward(
     row: Tensor,
     num_heads: int,
     interleaved: bool,
+    scales: Scales = UNSCALED,
 ) -> Tensor:
     """Launch: x (T, H), weight (3 h d, H), angles as in `Rope` -> (T, 3, h, d)."""
     x, weight = by_rows(x), by_rows(weight)
@@ -199,15 +208,21 @@ def forward(
     # the epilogue knows whole heads whose halves are powers of two; others are rotated afterwards
     common = 2 * cos.shape[1] == size and not interleaved and (size & (size - 1)) == 0
     shape = (tokens, 3, num_heads, size)
-    if s.library or not common or s["BLOCK_N"] % size:
+    apart = not common or s["BLOCK_N"] % size
+    if apart and scales is not UNSCALED:
+        z = launch_linear(s, x, weight, bias, None, "none", scales)
+        return rotate_(z.view(shape), cos, sin, row, interleaved)
+    if s.library or apart:
         return rotate_(F.linear(x, weight, bias).view(shape), cos, sin, row, interleaved)
-    y = x.new_empty(tokens, wide)
+    y = x.new_empty(tokens, wide, dtype=scales.dtype)
     if not y.numel():
         return y.view(shape)
     a, w, out, keywords = operands(s, x, weight, y)
     qkv_rotary_kernel[grid(s, tokens, wide, x.device)](
         a,
         w,
+        scales.x,
+        scales.weight,
         dense(bias),
         cos.contiguous(),
         sin.contiguous(),

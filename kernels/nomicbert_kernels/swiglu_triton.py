@@ -14,12 +14,16 @@ from torch import Tensor
 from nomicbert_kernels import launch
 from nomicbert_kernels import swiglu as reference
 from nomicbert_kernels.gemm_triton import (
+    UNSCALED,
+    Scales,
     add_bias,
     by_rows,
     dense,
     grid,
     load_block,
     operands,
+    scaled,
+    store_rounded,
     store_tile,
     tile_at,
 )
@@ -34,8 +38,11 @@ BLOCK = 1024
 def swiglu_kernel(
     x,
     weight,
+    scale_x,
+    scale_w,
     bias,
     y,
+    scale_y,
     rows,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -49,7 +56,10 @@ def swiglu_kernel(
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """y (rows, N) = up * silu(gate); weight (2 N, K), the up rows first."""
+    """y (rows, N) = up * silu(gate); weight (2 N, K), the up rows first.
+
+    In e4m3 each row of x and of the weight has a scale, and so has every BLOCK_N columns of y.
+    """
     even: tl.constexpr = K % BLOCK_K == 0
     tiles_m = tl.cdiv(rows, BLOCK_M)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
@@ -67,11 +77,17 @@ def swiglu_kernel(
             )
             up = tl.dot(a, b.T, up, input_precision=PRECISION)
             gate = tl.dot(a, c.T, gate, input_precision=PRECISION)
+        up = scaled(up, scale_x, scale_w, m, n, rows, N, BLOCK_M, BLOCK_N)
+        to_gate = scale_w + N if scale_w is not None else None
+        gate = scaled(gate, scale_x, to_gate, m, n, rows, N, BLOCK_M, BLOCK_N)
         if bias is not None:
             up = add_bias(up, bias, n, N, BLOCK_N)
             gate = add_bias(gate, bias + N, n, N, BLOCK_N)
         h = up * gate * tl.sigmoid(gate)
-        store_tile(y, h, m, n, rows, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
+        if scale_y is not None:
+            store_rounded(y, scale_y, h, m, n, rows, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
+        else:
+            store_tile(y, h, m, n, rows, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
 
 
 @triton.jit
@@ -113,9 +129,33 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         z = F.linear(x, weight, bias)
         gate_kernel[(rows, triton.cdiv(inner, BLOCK))](z, y, inner, BLOCK, **launch.COMMON)
         return y
-    a, w, out, keywords = operands(s, x, weight, y)
-    swiglu_kernel[grid(s, rows, inner, x.device)](
-        a, w, dense(bias), out, rows, inner, width, x.stride(0), weight.stride(0), **keywords
+    return launch_swiglu(s, x, weight, bias, y)
+
+
+@on_its_device
+def launch_swiglu(
+    settings: launch.Settings,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    scales: Scales = UNSCALED,
+) -> Tensor:
+    """Launch the kernel, which fills y (T, I)."""
+    a, w, out, keywords = operands(settings, x, weight, y)
+    swiglu_kernel[grid(settings, *y.shape, x.device)](
+        a,
+        w,
+        scales.x,
+        scales.weight,
+        dense(bias),
+        out,
+        scales.y,
+        *y.shape,
+        x.shape[1],
+        x.stride(0),
+        weight.stride(0),
+        **keywords,
     )
     return y
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 PoolMode = Literal["mean", "cls", "max", "mean_sqrt_len", "lasttoken", "weightedmean"]
 WeightKind = Literal["linear", "gated", "router", "experts"]
+# Columns of a row that share a scale, where a row has several.
+GROUP = 128
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,15 @@ class Activation:
 
     Attributes:
         data: (T, H), any dtype.
-        scale: (T,) fp32 factor of each row, or None when `data` holds the values themselves.
+        scale: (T,) fp32 factor of each row, or (T, groups) of each row's columns, GROUP at a time;
+            None when `data` holds the values themselves.
+        wide: (T, H) the values as they were before they were rounded, for who adds them on; or
+            None where nobody does.
     """
 
     data: Tensor
     scale: Tensor | None = None
+    wide: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -157,4 +163,11 @@ def values(x: Tensor | Activation, dtype: torch.dtype = torch.float32) -> Tensor
     """The plain tensor behind an op's input; a scaled one is multiplied out, then made `dtype`."""
     if isinstance(x, Tensor):
         return x
-    return x.data if x.scale is None else (x.data.float() * x.scale[:, None]).to(dtype)
+    if x.wide is not None:
+        return x.wide
+    if x.scale is None:
+        return x.data
+    factor = x.scale[:, None]
+    if x.scale.dim() == 2:
+        factor = x.scale.repeat_interleave(GROUP, 1)[:, : x.data.shape[1]]
+    return (x.data.float() * factor).to(dtype)

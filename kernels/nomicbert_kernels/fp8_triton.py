@@ -1,0 +1,166 @@
+"""The ops of backend "fp8" on a GPU: how the kernels are launched on e4m3; see `fp8` for the sums.
+
+The kernels are those of the other files, given scales. A product over x as LayerNorm rounds it adds
+up in the tensor cores: on Hopper these keep 13 bits of a sum, which over 1024 columns costs a
+fiftieth of what rounding to e4m3 does. A product over an MLP's hidden states is several times as
+long, and there it would cost a third; but its scales change every GROUP columns, so each step is
+added in fp32 anyway.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from nomicbert_kernels import (
+    checks,
+    fp8,
+    gelu_triton,
+    launch,
+    layer_norm_triton,
+    linear_triton,
+    qkv_rotary_triton,
+    swiglu_triton,
+)
+from nomicbert_kernels import layer_norm as layer_norm_reference
+from nomicbert_kernels import qkv_rotary as qkv_reference
+from nomicbert_kernels import swiglu as swiglu_reference
+from nomicbert_kernels.gemm_triton import Scales, by_rows
+from nomicbert_kernels.library import on_its_device, watched
+from nomicbert_kernels.tensors import GROUP, Activation, Rope, Weight, values
+
+
+@on_its_device
+def round_rows(x: Tensor) -> Activation:
+    """`fp8.round_rows` in one kernel."""
+    x = by_rows(x)
+    rows, width = x.shape
+    out = Activation(*narrow_like(x))
+    if x.numel():
+        keywords = layer_norm_triton.tiling(width, x.dtype)
+        layer_norm_triton.narrow_kernel[(triton.cdiv(rows, keywords["ROWS"]),)](
+            x, out.data, out.scale, rows, x.stride(0), **keywords
+        )
+    return out
+
+
+def narrow_like(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for x (T, K) in e4m3, and for a scale of each row."""
+    return x.new_empty(x.shape, dtype=fp8.E4M3), x.new_empty(x.shape[0], dtype=torch.float32)
+
+
+def usable(x: Tensor | Activation, weight: Weight, added: Tensor | None = None) -> bool:
+    """Whether the weight is in e4m3 and nobody looks on who would need the weight itself."""
+    data = x if isinstance(x, Tensor) else x.data
+    return fp8.usable(x, weight, added) and not watched(data, weight.source, weight.bias, added)
+
+
+def operands(x: Tensor | Activation, weight: Weight) -> tuple[Tensor, Tensor, Scales]:
+    """Data of x and of the weight, and their scales; x is rounded where it is not yet."""
+    assert weight.packed is not None
+    if isinstance(x, Tensor) or x.data.dtype != fp8.E4M3:
+        x = round_rows(values(x, weight.dtype))
+    assert x.scale is not None
+    grouped = x.scale.dim() == 2
+    scale = x.scale.T.contiguous() if grouped else x.scale.contiguous()
+    shared = GROUP if grouped and x.data.shape[1] > GROUP else None
+    return x.data, weight.packed[0], Scales(scale, weight.scale, None, shared, weight.dtype)
+
+
+def settings(kernel: str, x: Tensor, weight: Tensor, n: int) -> launch.Settings:
+    """The row of the launch tables for a product in e4m3 with n columns."""
+    sizes = {"rows": x.shape[0], "n": n, "k": weight.shape[1]}
+    return launch.settings(kernel, x.device, fp8.E4M3, **sizes)
+
+
+def rounding(scales: Scales, rows: int, width: int) -> Scales:
+    """The same for a result (rows, width) in e4m3."""
+    assert scales.x is not None
+    y = scales.x.new_empty(triton.cdiv(width, GROUP), rows)
+    return Scales(scales.x, scales.weight, y, scales.shared, fp8.E4M3)
+
+
+def linear(
+    x: Tensor | Activation, weight: Weight, residual: Tensor | Activation | None = None
+) -> Tensor:
+    """See `nomicbert_kernels.linear`."""
+    checks.fits("x", x, weight)
+    added = None if residual is None else values(residual, weight.dtype)
+    if not usable(x, weight, added):
+        return linear_triton.linear(x, weight, residual)
+    data, packed, scales = operands(x, weight)
+    checks.is_like("residual", added, (data.shape[0], packed.shape[0]), data)
+    s = settings("linear", data, packed, packed.shape[0])
+    kind = "none" if added is None else "add"
+    return linear_triton.launch_linear(s, data, packed, weight.bias, added, kind, scales)
+
+
+def qkv_rotary(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_heads: int) -> Tensor:
+    """See `nomicbert_kernels.qkv_rotary`."""
+    if not usable(x, weight):
+        return qkv_rotary_triton.qkv_rotary(x, weight, rope, num_heads)
+    data = qkv_reference.check(x, weight, rope, num_heads)
+    if rope is None:
+        return linear(x, weight).view(qkv_reference.heads_shape(data, weight, num_heads))
+    narrow, packed, scales = operands(only_rows(x, weight), weight)
+    return qkv_rotary_triton.forward(
+        narrow,
+        packed,
+        weight.bias,
+        rope.cos,
+        rope.sin,
+        rope.row,
+        num_heads,
+        rope.interleaved,
+        scales,
+    )
+
+
+def only_rows(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
+    """`x` as it is, unless its scales are those of groups, which two kernels do not know."""
+    grouped = isinstance(x, Activation) and x.scale is not None and x.scale.dim() == 2
+    return values(x, weight.dtype) if grouped else x
+
+
+def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
+    """See `nomicbert_kernels.swiglu`; returns e4m3 with a scale for GROUP columns of a row."""
+    if not usable(x, weight):
+        return swiglu_triton.swiglu(x, weight)
+    swiglu_reference.check(x, weight)
+    data, packed, scales = operands(only_rows(x, weight), weight)
+    rows, inner = data.shape[0], packed.shape[0] // 2
+    y, scales = data.new_empty(rows, inner, dtype=fp8.E4M3), rounding(scales, rows, inner)
+    assert scales.y is not None
+    if y.numel():
+        s = settings("swiglu", data, packed, inner)
+        swiglu_triton.launch_swiglu(s, by_rows(data), packed, weight.bias, y, scales)
+    return Activation(y, scales.y.T)
+
+
+def gelu(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
+    """See `nomicbert_kernels.gelu`; returns e4m3 with a scale for GROUP columns of a row."""
+    if not usable(x, weight):
+        return gelu_triton.gelu(x, weight)
+    checks.fits("x", x, weight)
+    data, packed, scales = operands(x, weight)
+    scales = rounding(scales, data.shape[0], packed.shape[0])
+    assert scales.y is not None
+    s = settings("gelu", data, packed, packed.shape[0])
+    y = linear_triton.launch_linear(s, data, packed, weight.bias, None, "gelu", scales)
+    return Activation(y, scales.y.T)
+
+
+def layer_norm(
+    x: Tensor | Activation,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | Activation | None = None,
+) -> Tensor | Activation:
+    """See `nomicbert_kernels.layer_norm`; returns e4m3, and the values themselves as `wide`."""
+    data, added = layer_norm_reference.check(x, weight, bias, residual)
+    if watched(data, weight, bias, added) or torch.is_autocast_enabled(data.device.type):
+        return layer_norm_triton.layer_norm(data, weight, bias, eps, added)
+    layer_norm_triton.refuse_double("x", data)
+    narrow = narrow_like(data)
+    wide = layer_norm_triton.forward(data, weight, bias, eps, added, data.dtype, narrow)
+    return Activation(*narrow, wide)
