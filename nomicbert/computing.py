@@ -22,7 +22,7 @@ class Computing(nn.Module):
     """A module whose parameters, all on one device and in one dtype, the ops compute with.
 
     Attributes:
-        backend: "auto", "reference", "torch", "int8" or "triton".
+        backend: "auto", "reference", "torch", "int8", "triton" or "fp8".
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -55,6 +55,11 @@ class Computing(nn.Module):
             self._ops = select_ops(self.device, self.compute_dtype, self.backend)
             self._say_what_the_dtype_costs()
         return self._ops
+
+    def use(self, backend: Backend) -> None:
+        """Compute with another backend from now on."""
+        self.backend = backend
+        self._drop_prepared()
 
     def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
         """A linear layer behind the encoder's own: (rows, K) -> (rows, N) in `compute_dtype`."""

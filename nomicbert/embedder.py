@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nomicbert import hub
+from nomicbert.agreement import accept
 from nomicbert.keywords import as_device, as_devices, check_target, refuse_unknown
 from nomicbert.limits import check_limit, read_limit
 from nomicbert.model import NomicBert
@@ -90,6 +91,7 @@ class Embedder:
         self.max_seq_length = read_limit(encoder, config).tokens
         self.similarity_fn_name = stated_similarity(folder)
         self.graphs = Graphs()
+        accept(self.model, self.encode_document, self.pooling.embedding_dimension)
 
     @classmethod
     def from_pretrained(

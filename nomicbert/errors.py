@@ -5,6 +5,7 @@
     ├── CheckpointError  weights are missing, damaged, or do not fit the model
     ├── HubError         a folder or repository cannot be found or reached
     ├── TokenizerError   the tokenizer's files are missing or do not fit the model
+    ├── AccuracyError    a faster arithmetic moves this checkpoint's vectors too far
     ├── TextError        one of the texts cannot be embedded as asked
     └── WorkerError      of several processes, those that should compute have died
 
@@ -30,6 +31,10 @@ class HubError(NomicBertError, OSError):
 
 class TokenizerError(NomicBertError, ValueError):
     """The tokenizer's files are missing, unreadable, or do not fit the model."""
+
+
+class AccuracyError(NomicBertError, ValueError):
+    """A faster arithmetic moves this checkpoint's vectors too far from those without it."""
 
 
 class TextError(NomicBertError, ValueError):

@@ -51,7 +51,7 @@ PUBLIC = {
 # "" is the package itself: its public names.
 ROOMS = [
     {"errors", "notices"},
-    {"card", "config", "keywords", "output", "settings"},
+    {"card", "config", "keywords", "output", "samples", "settings"},
     {"dialects"},
     {"finite", "renames"},
     {"checkpoint", "hub", "limits", "packing", "prompts", "rope"},
@@ -66,6 +66,7 @@ ROOMS = [
     {"modules"},
     {"saving"},
     {"runtime"},
+    {"agreement"},
     {"cross_encoder", "embedder"},
     {""},
     {"describe", "evaluation", "verify"},

@@ -39,7 +39,7 @@ def round_rows(x: Tensor) -> Activation:
 
 def round_groups(x: Tensor) -> Activation:
     """The same with a scale for GROUP columns of a row at a time, (T, groups)."""
-    pieces = [round_rows(piece) for piece in x.split(GROUP, 1)]
+    pieces = [round_rows(piece) for piece in torch.split(x, GROUP, 1)]
     scales = [piece.scale for piece in pieces if piece.scale is not None]
     # in the order that the kernels read: all rows of a group beside each other
     return Activation(torch.cat([piece.data for piece in pieces], 1), torch.stack(scales).T)

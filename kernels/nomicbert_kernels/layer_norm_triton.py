@@ -112,7 +112,7 @@ def layer_norm_kernel(
     CHUNKS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """y (rows, WIDTH), contiguous; and the same in e4m3 with a scale a row, unless narrow is None."""
+    """y (rows, WIDTH), contiguous; the same in e4m3, with a scale a row, unless narrow is None."""
     c = tile_columns(CHUNKS, LANES)
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     mask = (r < rows)[None, :, None] & (c < WIDTH)

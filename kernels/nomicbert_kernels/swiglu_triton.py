@@ -143,7 +143,7 @@ def launch_swiglu(
 ) -> Tensor:
     """Launch the kernel, which fills y (T, I)."""
     a, w, out, keywords = operands(settings, x, weight, y)
-    swiglu_kernel[grid(settings, *y.shape, x.device)](
+    swiglu_kernel[grid(settings, y.shape[0], y.shape[1], x.device)](
         a,
         w,
         scales.x,

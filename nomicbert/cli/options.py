@@ -24,6 +24,7 @@ class BackendName(str, Enum):
     torch = "torch"
     int8 = "int8"
     triton = "triton"
+    fp8 = "fp8"
 
 
 Revision = Annotated[

@@ -2,9 +2,9 @@
 
 The interpreter keeps e4m3 as the bytes of its bits. Where it rounds to them, one number in ten
 comes out wrong, by up to a factor of two: what is carried into the exponent is lost, subnormals are
-cut off, NaN becomes 384 and infinity 256. Back from them, NaN becomes 480. `install` has casts round as
-a GPU does (to nearest even, beyond 448 to 448, NaN stays), and `tl.dot` multiply in fp32 (exact: a
-product of two e4m3 numbers fits). The fp32 that both need is torch's.
+cut off, NaN becomes 384 and infinity 256. Back from them, NaN becomes 480. `install` has casts
+round as a GPU does (to nearest even, beyond 448 to 448, NaN stays), and `tl.dot` multiply in fp32
+(exact: a product of two e4m3 numbers fits). The fp32 that both need is torch's.
 """
 
 from __future__ import annotations

@@ -25,6 +25,10 @@ if INTERPRETS:
     from tests.interpreter import fp8 as exact
 
     exact.install()
+pytestmark = [  # numpy's, of large gates and of rows of NaN
+    pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning"),
+]
 FORMS = ("specification", "triton") if INTERPRETS else ("specification",)
 EVERY_FORM = pytest.mark.parametrize("form", FORMS)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
