@@ -23,7 +23,7 @@ from nomicbert.notices import TruncationWarning, warn
 from nomicbert.packing import pack
 from nomicbert.pooling import ACTIVATIONS
 from nomicbert.runtime.batches import WINDOW_TEXTS, check_text, token_batches
-from nomicbert.runtime.budget import batch_tokens as default_tokens
+from nomicbert.runtime.budget import CPU_TOKENS
 from nomicbert.runtime.memory import keep_freed_memory
 from nomicbert.runtime.progress import Progress
 from nomicbert.saving import activation_path, save_pair_tokenizer
@@ -113,7 +113,7 @@ class CrossEncoder:
         inputs: Pair | Iterable[Pair],
         *,
         batch_size: int | None = None,
-        batch_tokens: int | None = None,
+        batch_tokens: int = CPU_TOKENS,
         show_progress_bar: bool | None = None,
         activation_fn: Activation | None = None,
         apply_softmax: bool = False,
@@ -129,7 +129,7 @@ class CrossEncoder:
         Args:
             inputs: one pair of texts or any number of them.
             batch_size: pairs of a batch at most; batches are cut by tokens.
-            batch_tokens: tokens of a batch at most; None takes what suits the device.
+            batch_tokens: tokens of a batch at most.
             show_progress_bar: None shows one on a terminal when the work takes long.
             activation_fn: in place of the checkpoint's.
             apply_softmax: make the scores of several labels sum to 1.
@@ -149,8 +149,7 @@ class CrossEncoder:
         for name, size in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
             if size is not None and as_whole(name, size) < 1:
                 raise ValueError(f"{name} must be at least 1, not {size}")
-        budget = batch_tokens or default_tokens(self.model.encoder)
-        logits = self._scores(pairs, budget, batch_size, show_progress_bar)
+        logits = self._scores(pairs, batch_tokens, batch_size, show_progress_bar)
         with torch.no_grad():
             # a copy: what inference_mode makes, an activation may not change
             scores = (activation_fn or self.activation_fn)(logits.clone())

@@ -81,6 +81,9 @@ def prepare(
     with torch.inference_mode(False), torch.no_grad():
         weight = ops.prepare(*widened(source, bias, dtype), kind)
     if weight.packed is not None:
+        if source.is_cuda:
+            # what another thread queues on its own stream may use it at once
+            torch.cuda.current_stream(source.device).synchronize()
         # beside the packed numbers a cast of the same ones would only take memory
         weight = replace(weight, source=source, computed_in=weight.dtype)
     # what is used as it is cannot be out of date; on a GPU a look would make the host wait

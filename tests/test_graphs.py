@@ -12,6 +12,7 @@ import pickle
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from nomicbert.pooling import Finish
 from nomicbert.runtime import graphs
 from nomicbert.runtime.bucket import Key, layout, parts_of
 from nomicbert.runtime.graphs import Graphs
+from nomicbert_kernels.backend import TORCH
 from nomicbert_kernels.tiling import most_tiles, tile_rows, tile_table
 from tests.checkpoints import build_checkpoint
 from tests.ops.cases import INTERPRETS
@@ -65,7 +67,7 @@ def load(folder: Path, variant: str) -> tuple[Embedder, Graphs, Again]:
     build_checkpoint(folder, variant, num_hidden_layers=1)
     embedder = Embedder.from_pretrained(folder, backend="triton")
     found, again = Graphs(), Again()
-    found._record = again
+    found._recorder = lambda: again
     return embedder, found, again
 
 
@@ -155,13 +157,26 @@ def test_angles_of_its_own(tmp_path: Path) -> None:
     build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=1, max_trained_positions=20)
     embedder = Embedder(tmp_path, backend="triton", rotary_scaling_factor=2)
     run, again = Graphs(), Again()
-    run._record = again
+    run._recorder = lambda: again
     for length in (20, 21, 20, 21, 20):
         texts = texts_of(length, 4)
         found = run(embedder.model, embedder.pooling, texts, Finish())
         assert torch.equal(found, eager(embedder, texts, Finish()))
     assert again.recorded == 1
     assert again.replayed == 3
+
+
+@torch.inference_mode()
+def test_fewer_positions_than_a_tile_has_tokens(tmp_path: Path) -> None:
+    """What fills a bucket up would have positions that the checkpoint has not."""
+    build_checkpoint(tmp_path, "conan-v1", num_hidden_layers=1, max_position_embeddings=12)
+    embedder = Embedder(tmp_path, backend="triton")
+    run, again = Graphs(), Again()
+    run._recorder = lambda: again
+    texts = texts_of(12)
+    found = run(embedder.model, embedder.pooling, texts, Finish())
+    assert torch.equal(found, eager(embedder, texts, Finish()))
+    assert again.recorded == 0
 
 
 @torch.inference_mode()
@@ -173,7 +188,9 @@ def test_too_long_for_learned_positions(tmp_path: Path) -> None:
             run(embedder.model, embedder.pooling, texts_of(most + 1), Finish())
 
 
-@pytest.mark.parametrize("change", ["in place", "moved", "replaced", "half", "dense"])
+@pytest.mark.parametrize(
+    "change", ["in place", "moved", "replaced", "half", "dense", "mode", "unit"]
+)
 def test_parameters_that_change(change: str, tmp_path: Path) -> None:
     embedder, run, again = load(tmp_path, "conan-v1")
     texts, model = texts_of(5, 3), embedder.model
@@ -191,6 +208,10 @@ def test_parameters_that_change(change: str, tmp_path: Path) -> None:
             model.layers[0].attention.out.weight.mul_(1.5)
         if change == "half":
             model.half().float()
+        if change == "mode":
+            embedder.pooling.mode = "max"
+        if change == "unit":
+            embedder.pooling.normalize = not embedder.pooling.normalize
         if change == "dense":
             embedder.pooling.dense[0].weight = nn.Parameter(embedder.pooling.dense[0].weight * 2)
     with torch.inference_mode():
@@ -205,11 +226,39 @@ def test_parameters_that_change(change: str, tmp_path: Path) -> None:
 def test_how_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder, run, again = load(tmp_path, "nomic-v1.5")
     monkeypatch.setattr(graphs, "MOST", 2)
-    for dim in (1, 2, 1, 3, 1, 2):
+    for dim in (1, 2, 1, 3, 3):
         run(embedder.model, embedder.pooling, texts_of(3), Finish(truncate_dim=dim))
-    # 3 took the place of 2, which had waited longest, and 2 that of 3
-    assert [key.finish.truncate_dim for key in run._kept] == [1, 2]
-    assert again.recorded == 4
+    # they share memory, so both go when there is no room for a third
+    assert [key.finish.truncate_dim for key in run._kept] == [3]
+    assert again.recorded == 3
+
+
+@torch.inference_mode()
+def test_leaving_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was recorded is given back with the first batch elsewhere."""
+    embedder, run, _ = load(tmp_path, "nomic-v1.5")
+    run(embedder.model, embedder.pooling, texts_of(3), Finish())
+    assert run._kept
+    monkeypatch.setattr(graphs, "records", lambda model: False)
+    run(embedder.model, embedder.pooling, texts_of(3), Finish())
+    assert not run._kept
+
+
+@torch.inference_mode()
+def test_no_memory_for_a_graph(tmp_path: Path) -> None:
+    """The others are given back, and the batch is launched as it is."""
+    embedder, run, again = load(tmp_path, "nomic-v1.5")
+    wanted = run(embedder.model, embedder.pooling, texts_of(3), Finish())
+
+    def full(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    run._record = full
+    found = run(embedder.model, embedder.pooling, texts_of(3), Finish(truncate_dim=5))
+    assert torch.equal(found, wanted[:, :5])
+    assert not run._kept
+    assert torch.equal(run(embedder.model, embedder.pooling, texts_of(3), Finish()), wanted)
+    assert again.recorded == 2
 
 
 @torch.inference_mode()
@@ -250,6 +299,24 @@ def test_two_threads(tmp_path: Path) -> None:
         thread.join()
     assert wrong == []
     assert again.recorded == 1
+
+
+def test_where_graphs_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that draws dropout is not recorded: its draws would be replayed."""
+    monkeypatch.undo()
+    ops = SimpleNamespace(name="triton")
+    fine = {"device": torch.device("cuda"), "ops": ops, "training": False}
+    with torch.no_grad():
+        assert graphs.records(SimpleNamespace(**fine))  # type: ignore[arg-type]
+        for change in ({"training": True}, {"device": torch.device("cpu")}, {"ops": TORCH}):
+            assert not graphs.records(SimpleNamespace(**fine | change))  # type: ignore[arg-type]
+        with monkeypatch.context() as within:
+            within.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+            assert not graphs.records(SimpleNamespace(**fine))  # type: ignore[arg-type]
+        monkeypatch.setenv(graphs.SWITCH, "0")
+        assert not graphs.records(SimpleNamespace(**fine))  # type: ignore[arg-type]
+    monkeypatch.delenv(graphs.SWITCH)
+    assert not graphs.records(SimpleNamespace(**fine))  # type: ignore[arg-type]
 
 
 def test_copies_record_their_own() -> None:

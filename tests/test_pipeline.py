@@ -18,6 +18,7 @@ from nomicbert.errors import TextError
 from nomicbert.notices import TruncationWarning
 from nomicbert.runtime import batches, stream
 from nomicbert.runtime.pipeline import in_turn, landing, one_ahead
+from nomicbert.runtime.progress import Progress
 from tests.checkpoints import build_checkpoint
 from tests.sameness import same
 from tests.vocabularies import SENTENCES, WORDS
@@ -61,6 +62,18 @@ class Broken(Exception):
 def failing_input() -> Iterator[str]:
     yield from "ab"
     raise Broken
+
+
+def test_an_end_that_is_none() -> None:
+    """StopIteration out of the work is an error, not the end of the items."""
+
+    def begin(item: str) -> Callable[[], str]:
+        if item == "b":
+            raise StopIteration
+        return lambda: item
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(one_ahead(iter("abc"), begin))
 
 
 @pytest.mark.parametrize("where", ["input", "begin", "end"])
@@ -126,12 +139,12 @@ def test_the_tokenizer_has_a_thread_of_its_own(
     meeting = threading.Barrier(2, timeout=20)
     names: list[str] = []
     tokenise, embed = stream.Stream._tokenise, stream.Stream._embed
-    windows = itertools.count()
     computed = itertools.count()
 
     def slow_tokenise(self: stream.Stream, window: list[str]) -> Any:
-        names.append(threading.current_thread().name)
-        if next(windows) == 1:
+        name = threading.current_thread().name
+        names.append(name)
+        if name.startswith("tokenizer"):
             meeting.wait()
         return tokenise(self, window)
 
@@ -143,9 +156,25 @@ def test_the_tokenizer_has_a_thread_of_its_own(
     monkeypatch.setattr(stream.Stream, "_tokenise", slow_tokenise)
     monkeypatch.setattr(stream.Stream, "_embed", slow_embed)
     embedder.encode(TEXTS[:8])
-    assert len(names) == 2
-    assert all(name.startswith("tokenizer") for name in names)
+    # beside the first window nothing is computed yet
+    assert sorted(name.startswith("tokenizer") for name in names) == [False, True]
     assert not [t for t in threading.enumerate() if t.name.startswith("tokenizer")]
+
+
+def test_progress_counts_what_is_read_ahead(
+    embedder: Embedder, overlapping: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals: list[int] = []
+    read = Progress.read
+
+    def noted(self: Progress, lengths: list[int]) -> None:
+        read(self, lengths)
+        totals.append(self._bar.total)
+
+    monkeypatch.setattr(Progress, "read", noted)
+    embedder.encode(["one two"] * 12, show_progress_bar=True)
+    (ids,), _ = embedder.tokenizer.encode(["one two"], 16)
+    assert totals == [12 * len(ids)] * 3
 
 
 def test_errors_of_texts(embedder: Embedder, overlapping: None) -> None:

@@ -3,7 +3,7 @@
 What differs between two batches of a bucket lies in one buffer: it is copied to the device at once,
 and filled up with texts of one repeated token, which nobody reads, so that the number of tokens and
 of texts is always the bucket's; and with idle tiles. A text has the bits that the same kernels give
-it in a batch of its own.
+it in any other batch of as many tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -101,7 +101,7 @@ def filled_up(key: Key, lengths: Sequence[int]) -> np.ndarray:
     """The lengths of all texts of a bucket's batch: these, and those that fill it up."""
     others = key.texts - len(lengths)
     left = key.tokens - sum(lengths) - others
-    # one token each, and what is left over to as few as can take it without a tile of their own
+    # one token each, and what is left over to as few as can take it in a tile each
     more = np.clip(left - (key.tile - 1) * np.arange(others), 0, key.tile - 1)
     return np.concatenate((np.asarray(lengths, dtype=np.int64), 1 + more))
 

@@ -23,8 +23,9 @@ logger = logging.getLogger(__name__)
 CPU_TOKENS = 4096
 # Of a batch on a GPU at most: its products are as fast as those of more tokens by then.
 MOST = 17_000
-# The share of a GPU's free memory that a batch may take.
-SHARE = 0.5
+# The share of a GPU's memory that a batch may take. What is free now does not count: a call that is
+# repeated shall have the same batches, and one that does not fit is halved.
+SHARE = 0.25
 # Fills that differ by less are alike: the larger batch is taken.
 ALIKE = 0.005
 # A tile where no launch table tells: that of the library's products.
@@ -43,7 +44,7 @@ def batch_tokens(model: NomicBert) -> int:
 def gpu_tokens(
     device: torch.device, dtype: torch.dtype, products: tuple[tuple[int, int], ...], token: int
 ) -> int:
-    """The same for a GPU, as free as it is when this is first asked.
+    """The same for a GPU.
 
     Args:
         device: the GPU.
@@ -51,15 +52,14 @@ def gpu_tokens(
         products: (columns, width) of the linear layers.
         token: numbers that a token takes in memory at most, of `dtype`.
     """
-    free, _ = torch.cuda.mem_get_info(device)
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    properties = torch.cuda.get_device_properties(device)
     try:
         settings = launch.settings("linear", device, dtype, rows=MOST, n=1, k=1)
         tile = settings["BLOCK_M"], settings["BLOCK_N"]
     except LookupError:
         tile = TILE
-    most = min(MOST, int(free * SHARE) // (token * dtype.itemsize))
-    found = even_tokens(products, processors, tile, most)
+    most = min(MOST, int(properties.total_memory * SHARE) // (token * dtype.itemsize))
+    found = even_tokens(products, properties.multi_processor_count, tile, most)
     logger.info(
         "batches of up to %d tokens on %s: at most %.2f GB beside the parameters",
         found,

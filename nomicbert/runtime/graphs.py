@@ -4,14 +4,13 @@ A GPU is done with a few tokens before the host has launched the ninety kernels 
 the launches for a number of tokens, a bucket, are recorded and replayed for every batch that fits.
 
 Switch: NOMICBERT_GRAPHS=0. A bucket is recorded when its first batch comes, so that a call which is
-repeated takes the same path each time. Recorded graphs read the parameters where they lie: one that
-has moved drops them all.
+repeated takes the same path each time. Recorded graphs read the parameters where they lie, and
+share the library's workspace: when one of them cannot stay, all go.
 """
 
 import logging
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -31,30 +30,44 @@ logger = logging.getLogger(__name__)
 SWITCH = "NOMICBERT_GRAPHS"
 # Tokens of a bucket. Above the last one the kernels take longer than their launches.
 BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 5632)
-# Graphs that are kept; the one that has not been used for longest goes.
-MOST = 16
+# Graphs that are kept.
+MOST = 32
+
+
+# torch records one graph at a time in a process.
+RECORDING = threading.Lock()
 
 
 class Recorder:
-    """Records on the current GPU; all graphs share one pool of memory, since one runs at a time."""
+    """Records on the current GPU.
+
+    All on one stream, for a pool of memory and the library's workspace belong to a stream: so all
+    graphs share both, and only one may run at a time.
+    """
 
     def __init__(self) -> None:
-        """The pool is made by the first graph."""
+        """The stream and the pool are made by the first graph."""
+        self._aside: Any = None
         self._pool: Any = None
 
     def __call__(self, work: Work) -> tuple[Tensor, Callable[[], None]]:
         """See Record."""
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
-            work()  # compiles kernels and prepares weights, which cannot be recorded
-        graph = torch.cuda.CUDAGraph()
-        # other threads may go on, such as one that asks for pinned memory
-        mode = "thread_local"
-        with torch.cuda.graph(graph, self._pool, stream=aside, capture_error_mode=mode):
-            result = work()
-        current.wait_stream(aside)
+        current = torch.cuda.current_stream()
+        if self._aside is None:
+            self._aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
+        aside = self._aside
+        # should recording fail, torch would leave its stream behind as the current one
+        with RECORDING, torch.cuda.stream(current):
+            aside.wait_stream(current)
+            with torch.cuda.stream(aside):
+                work()  # compiles kernels and prepares weights, which cannot be recorded
+            graph = torch.cuda.CUDAGraph()
+            # other threads may go on, such as one that asks for pinned memory
+            mode = "thread_local"
+            with torch.cuda.graph(graph, self._pool, stream=aside, capture_error_mode=mode):
+                result = work()
+            current.wait_stream(aside)
         return result, graph.replay
 
 
@@ -63,8 +76,9 @@ class Graphs:
 
     def __init__(self) -> None:
         """Nothing is recorded yet."""
-        self._record: Record = Recorder()
-        self._kept: OrderedDict[Key, Bucket] = OrderedDict()
+        self._recorder: Callable[[], Record] = Recorder
+        self._record: Record | None = None
+        self._kept: dict[Key, Bucket] = {}
         self._stamp: tuple[Any, ...] = ()
         self._modules: list[nn.Module] = []
         self._family: list[nn.Module | None] = []
@@ -87,14 +101,37 @@ class Graphs:
             finish: what becomes of the vectors.
 
         Returns: (B, dim) fp32 on the model's device.
+        Raises: RuntimeError: the caller is recording: a batch's ids would be recorded with it.
         """
-        key = self._key(model, texts, finish) if records(model) else None
-        if key is not None:
+        if model.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "texts cannot be embedded while a CUDA graph is recorded: record NomicBert.core"
+            )
+        if not records(model):
+            self.clear()
+        elif key := self._key(model, texts, finish):
             # the buffers are one batch's at a time, whichever thread brings it
             with self._lock, on(model.device):
-                return self._run(self._bucket(model, pooling, key), texts)
+                try:
+                    return self._run(self._bucket(model, pooling, key), texts)
+                except torch.OutOfMemoryError:
+                    # a bucket is larger than its batch, and the others hold memory as well
+                    self._drop()
         vectors: Tensor = pooling(model, pack(texts, model.device), finish)
         return vectors
+
+    def clear(self) -> None:
+        """Give back what was recorded, and its memory."""
+        if self._kept:
+            with self._lock:
+                self._drop()
+
+    def _drop(self) -> None:
+        """Forget all graphs, once the last batch is through."""
+        if self._done is not None:
+            self._done.synchronize()
+        self._kept.clear()
+        self._record = self._done = None
 
     def _key(self, model: NomicBert, texts: Sequence[Sequence[int]], finish: Finish) -> Key | None:
         """What serves these texts, or None: too many tokens or texts, or angles of their own."""
@@ -103,22 +140,22 @@ class Graphs:
             return None
         heads = (model.config.head_dim, model.compute_dtype, model.device)
         tile = tile_rows(max(lengths), *heads)
+        if model.rotary is None and tile > model.plain_length:
+            return None  # what fills up is as long as a tile, and there are no such positions
         keys = (Key(tokens, tile, finish) for tokens in BUCKETS)
         return next((key for key in keys if key.holds(lengths)), None)
 
     def _bucket(self, model: NomicBert, pooling: Pooling, key: Key) -> Bucket:
-        now = (model.ops.name, model.compute_dtype, *self._places(model, pooling))
-        if now != self._stamp:
-            self._kept.clear()
+        ends = (pooling.mode, pooling.normalize, pooling.matryoshka_layer_norm, pooling.activations)
+        now = (model.ops.name, model.compute_dtype, ends, *self._places(model, pooling))
+        if now != self._stamp or (key not in self._kept and len(self._kept) >= MOST):
+            self._drop()
             self._stamp = now
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        while len(self._kept) >= MOST:
-            self._kept.popitem(last=False)
-        bucket = self._kept[key] = Bucket(model, pooling, key, self._record)
-        logger.info("recorded a graph for batches of up to %d tokens", key.tokens)
-        return bucket
+        if key not in self._kept:
+            self._record = self._record or self._recorder()
+            self._kept[key] = Bucket(model, pooling, key, self._record)
+            logger.info("recorded a graph for batches of up to %d tokens", key.tokens)
+        return self._kept[key]
 
     def _places(self, model: NomicBert, pooling: Pooling) -> list[Any]:
         """Where the parameters lie, and what they are where a backend has made its own of them."""
@@ -161,13 +198,13 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def records(model: NomicBert) -> bool:
-    """Whether graphs serve here: our kernels, on a GPU, with nobody else recording or compiling."""
+    """Whether graphs serve here: our kernels on a GPU, nothing random, and nobody compiling."""
     return (
         model.device.type == "cuda"
         and model.ops.name in ("triton", "fp8")
+        and not model.training
         and os.environ.get(SWITCH) != "0"
         and not torch.is_autocast_enabled("cuda")
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and not torch.cuda.is_current_stream_capturing()
     )

@@ -7,13 +7,16 @@ passages take 3% longer when the next window is tokenised meanwhile.
 """
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Item = TypeVar("Item")
+Rows = TypeVar("Rows")
 Result = TypeVar("Result")
+
+NOTHING: Any = object()
 
 
 def in_turn(
@@ -37,11 +40,9 @@ def one_ahead(
     """
     end = None
     while True:
-        following = None
         try:
-            following = begin(next(items))
-        except StopIteration:
-            pass
+            item = next(items, NOTHING)
+            following = None if item is NOTHING else begin(item)
         except Exception:  # the inputs are the caller's, and raise whatever they like
             if end is not None:
                 yield end()
@@ -64,5 +65,18 @@ def landing(rows: Tensor) -> Callable[[], Tensor]:
     def wait() -> Tensor:
         done.synchronize()
         return landed
+
+    return wait
+
+
+def staying(rows: Rows, device: torch.device) -> Callable[[], Rows]:
+    """Rows that stay on their device: what is returned gives them to the stream that asks then."""
+    if device.type != "cuda":
+        return lambda: rows
+    done = torch.cuda.current_stream(device).record_event()
+
+    def wait() -> Rows:
+        torch.cuda.current_stream(device).wait_event(done)
+        return rows
 
     return wait

@@ -56,3 +56,23 @@ class Progress:
     ) -> None:
         """Close the bar."""
         self._bar.close()
+
+
+class Unread(Iterator[Any]):
+    """The inputs, and how many are yet to come back: those not read and those under way."""
+
+    def __init__(self, inputs: Iterator[Any]) -> None:
+        """Nothing is read yet."""
+        self.inputs = inputs
+        self.away = 0
+
+    def __next__(self) -> Any:
+        """The next input, which is under way from now on."""
+        found = next(self.inputs)
+        self.away += 1
+        return found
+
+    def __length_hint__(self) -> int:
+        """As many as that, where the inputs know."""
+        left = length_hint(self.inputs, -1)
+        return NotImplemented if left < 0 else left + self.away

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,8 +28,8 @@ from nomicbert.prompts import Prompts
 from nomicbert.runtime.batches import checked, halves, text_windows, token_batches
 from nomicbert.runtime.graphs import Graphs
 from nomicbert.runtime.memory import keep_freed_memory
-from nomicbert.runtime.pipeline import in_turn, landing, one_ahead
-from nomicbert.runtime.progress import Progress
+from nomicbert.runtime.pipeline import in_turn, landing, one_ahead, staying
+from nomicbert.runtime.progress import Progress, Unread
 from nomicbert.tokenizer import LETTERS_A_TOKEN, Tokenizer
 from nomicbert_kernels.tensors import to_device
 
@@ -119,27 +120,32 @@ class Stream:
         """
         job, device = self.job, self.model.device
         keep_freed_memory(device)
-        texts = checked(inputs)
+        unread = Unread(inputs)
+        texts = checked(unread)
         if not job.prompt_is_chosen:
             texts = self.prompts.watch(job.prompt, texts)
         # what lies beyond the limit is never tokenised, unless every window of it is wanted
         useful = None if job.truncate == "chunk" else job.max_length * LETTERS_A_TOKEN
         windows = text_windows(texts, useful)
-        ahead = overlaps(device)
+        ahead, numbers = overlaps(device), count()
         turns = one_ahead if ahead else in_turn
         with (
-            Progress(job.show_progress_bar, inputs) as progress,
+            Progress(job.show_progress_bar, unread) as progress,
             ThreadPoolExecutor(1, "tokenizer") as thread,
         ):
 
             def tokenise(window: list[str]) -> Callable[[], Tokenised]:
                 work = partial(self._tokenise, window)
-                return thread.submit(work).result if ahead else work
+                # nothing is computed yet beside the first one: it needs no thread
+                beside = ahead and next(numbers) > 0
+                return thread.submit(work).result if beside else work
+
+            def embed(window: Tokenised) -> Callable[[], Rows]:
+                unread.away -= len(window.texts)
+                return self._embed(window, progress)
 
             try:
-                yield from turns(
-                    turns(windows, tokenise), lambda window: self._embed(window, progress)
-                )
+                yield from turns(turns(windows, tokenise), embed)
             except GeneratorExit:
                 # as zip leaves it, when its other half ends
                 self._tell()
@@ -171,9 +177,9 @@ class Stream:
             texts = [ids for parts in window.texts for ids in parts]
             if job.token_embeddings:
                 states = self._hidden(texts, progress)
-                return lambda: states
+                return staying(states, self.model.device)
             rows = self._vectors(texts, progress, self._vectors_of)
-        return landing(rows) if job.to_host else lambda: rows
+        return landing(rows) if job.to_host else staying(rows, self.model.device)
 
     def _tell(self) -> None:
         """Warn if texts were cut."""
@@ -206,8 +212,8 @@ class Stream:
                     raise
                 self._batch_tokens = max(1, min(self._batch_tokens, tokens) // 2)
                 logger.warning(
-                    "a batch of %d tokens does not fit into the memory of %s: from now on %d at "
-                    "most (batch_tokens)",
+                    "a batch of %d tokens does not fit into the memory of %s: %d at most in the "
+                    "rest of this call; give it batch_tokens",
                     tokens,
                     self.model.device,
                     self._batch_tokens,

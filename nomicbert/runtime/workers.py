@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nomicbert.runtime.batches import WINDOW_TEXTS, checked, text_windows
 from nomicbert.runtime.dispatch import Chunk, Dispatcher
-from nomicbert.runtime.progress import Progress
+from nomicbert.runtime.progress import Progress, Unread
 from nomicbert.runtime.stream import Stream
 from nomicbert.runtime.worker import work
 from nomicbert.tokenizer import LETTERS_A_TOKEN
@@ -137,26 +137,6 @@ class Workers(Stream):
                 piece, letters = [], 0
         if piece:
             yield piece
-
-
-class Unread(Iterator[Any]):
-    """The inputs, and how many are yet to come back: those not read and those under way."""
-
-    def __init__(self, inputs: Iterator[Any]) -> None:
-        """Nothing is read yet."""
-        self.inputs = inputs
-        self.away = 0
-
-    def __next__(self) -> Any:
-        """The next input, which is under way from now on."""
-        found = next(self.inputs)
-        self.away += 1
-        return found
-
-    def __length_hint__(self) -> int:
-        """As many as that, where the inputs know."""
-        left = length_hint(self.inputs, -1)
-        return NotImplemented if left < 0 else left + self.away
 
 
 @contextmanager

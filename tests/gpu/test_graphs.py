@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nomicbert import Embedder
+from nomicbert.packing import pack
 from nomicbert.pooling import Finish
 from nomicbert.runtime import graphs
 from tests.checkpoints import build_checkpoint
@@ -127,20 +128,43 @@ def test_a_stream_of_texts(tmp_path: Path, seed: int, record: Record) -> None:
 
 
 def test_inside_a_recording_of_the_caller(tmp_path: Path, seed: int, record: Record) -> None:
-    """A caller who records the packed core gets launches, not a graph within a graph."""
+    """A caller may record the packed core; texts would be recorded with their ids."""
     embedder = load(tmp_path, "nomic-v1.5", seed)
     model, pooling = embedder.model, embedder.pooling
     texts = [[5, 6, 7, 8], [9, 10]]
-    from nomicbert.packing import pack
-
     with torch.inference_mode():
         ctx = model.context(pack(texts, DEVICE))
 
         def work() -> Tensor:
+            if torch.cuda.is_current_stream_capturing():
+                with pytest.raises(RuntimeError, match="while a CUDA graph is recorded"):
+                    embedder.graphs(model, pooling, texts, Finish())
             return pooling.vectors(model, ctx, Finish())
 
         result, replay = graphs.Recorder()(work)
-        wanted = work()
+        wanted = pooling.vectors(model, ctx, Finish())
         result.fill_(torch.nan)
         replay()
     record(float((result - wanted).abs().max()), 0, check="the caller's own graph")
+
+
+def test_graphs_come_and_go(
+    tmp_path: Path, seed: int, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few are kept, two Embedders record in turn, and memory does not grow."""
+    first, second = (load(tmp_path / name, "nomic-v1.5", seed) for name in ("a", "b"))
+    monkeypatch.setattr(graphs, "MOST", 3)
+    texts = [" ".join(WORDS[:n]) for n in (1, 5, 40)]
+    wanted = [first.encode(text, prompt="", truncate_dim=8) for text in texts]
+    wrong, held = 0, 0
+    for turn in range(12):
+        for embedder in (first, second):
+            for dim in range(8, 14):
+                found = [embedder.encode(t, prompt="", truncate_dim=dim) for t in texts]
+                pairs = zip(found, wanted, strict=True)
+                wrong += sum(int((a[:8] != b).sum()) for a, b in pairs)
+        torch.cuda.synchronize()
+        if turn == 3:
+            held = torch.cuda.memory_reserved()
+    record(wrong, 0, check="graphs come and go")
+    record(torch.cuda.memory_reserved() / held, 1.05, check="memory of graphs")
