@@ -94,7 +94,7 @@ def complete(words: str) -> list[str]:
 
 COMPLETIONS = {
     "nomicbert i": ["info"],
-    "nomicbert info . --backend ": ["auto", "reference", "torch", "int8", "triton"],
+    "nomicbert info . --backend ": ["auto", "reference", "torch", "int8", "triton", "fp8"],
     "nomicbert embed . --backend i": ["int8"],
     "nomicbert info . --backend t": ["torch", "triton"],
     "nomicbert info . --dtype b": ["bfloat16"],
