@@ -257,6 +257,27 @@ def test_products_are_computed_as_ours_are(
     assert result.dtype == (torch.bfloat16 if found else torch.float32)
 
 
+def test_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most at any time, less what was held before; an earlier peak does not count."""
+    held = {"now": 100, "peak": 900}
+
+    def use(count: int) -> None:
+        held["now"] += count
+        held["peak"] = max(held["peak"], held["now"])
+
+    def work() -> None:
+        use(250)
+        use(-200)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda: held.update(peak=held["now"])
+    )
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: held["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: held["peak"])
+    assert measure.gpu_bytes(work) == 250
+
+
 @pytest.mark.skipif(not memory.STATUS.is_file(), reason="Linux says it of a process alone")
 def test_a_peak_is_the_process_s_own() -> None:
     """What its parent has had counts towards its ru_maxrss."""

@@ -249,15 +249,16 @@ class Stream:
     @torch.inference_mode()
     def _joined(self, parts: list[list[list[int]]], progress: Progress) -> Tensor:
         """Mean over the tokens of all windows of each text, then what follows pooling."""
-        means = self._vectors([ids for part in parts for ids in part], progress, self._pooled)
-        pooled = means.new_zeros(len(parts), means.shape[1])
-        start = 0
-        for row, part in zip(pooled, parts, strict=True):
-            lengths = torch.tensor([len(ids) for ids in part], dtype=means.dtype)
-            # a text of one window keeps its bits: its share is 1
-            shares = (lengths / lengths.sum()).to(means.device)
-            row.copy_((means[start : start + len(part)] * shares[:, None]).sum(0))
-            start += len(part)
+        windows = [ids for part in parts for ids in part]
+        means = self._vectors(windows, progress, self._pooled)
+        counts = np.array(list(map(len, parts)))
+        tokens = np.array([sum(map(len, part)) for part in parts]).repeat(counts)
+        # a text of one window keeps its bits: its share is 1
+        shares = np.array(list(map(len, windows)), np.float32) / np.maximum(tokens, 1)
+        weighted = means * to_device(shares.astype(np.float32), means.device)[:, None]
+        # text by text, so that a sum does not hang on the texts beside it
+        where = to_device(counts, means.device)
+        pooled = torch.segment_reduce(weighted, "sum", lengths=where, axis=0)
         vectors = self.pooling.finish(self.model.ops, pooled, self.job.finish)
         for row, part in zip(vectors, parts, strict=True):
             if not any(part):

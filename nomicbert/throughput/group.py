@@ -168,6 +168,8 @@ class Group:
             more["shares"] = {
                 part: statistics.median(share[part] for share in shares) for part in shares[0]
             }
+        if self.options.device.type == "cuda":
+            more["work_bytes"] = measure.gpu_bytes(lambda: runner.vectors(case, way))
         if case.is_latency:
             more["p50"], more["p99"] = (float(np.quantile(seconds, q)) for q in (0.5, 0.99))
         return self._line(

@@ -145,6 +145,16 @@ def repeated(work: Work, seconds: float, clock: Clock = clock) -> tuple[Work, in
     return block, count
 
 
+def gpu_bytes(work: Work) -> int:
+    """Bytes of the GPU's memory that a work needs at most, beside what is held before it."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def cosines(found: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     """(mean, least) cosine of each row of (texts, dim) to the same row of the other; or NaN.
 
