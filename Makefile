@@ -40,11 +40,12 @@ aot: $(VENV)/.installed-test  ## compile every Triton kernel for every architect
 gpu:  ## prove every kernel and whole models on this machine's GPU, from the source tree
 	PYTHONPATH=.:kernels $(PYTHON) -m pytest --import-mode=importlib -m gpu tests $(ARGS)
 
-# Goes on where it was: the lines of a case that LINES has are kept.
+# Goes on where it was: the lines of a case that LINES has are kept. The report is of those there are.
 bench-gpu: LINES := build/gpu.jsonl
 bench-gpu:  ## time kernels and whole models on this machine's GPU; PART=gemm, ARGS="--minutes 9"
-	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu --out $(LINES) $(if $(PART),--part $(PART)) $(ARGS)
-	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu.report $(LINES)
+	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu --out $(LINES) $(if $(PART),--part $(PART)) $(ARGS); \
+		code=$$?; [ ! -f $(LINES) ] || PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu.report $(LINES) || exit; \
+		exit $$code
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -36,12 +36,18 @@ class Computing(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(self.parameters()).device
+        return self._first_parameter().device
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the parameters."""
-        return next(self.parameters()).dtype
+        return self._first_parameter().dtype
+
+    def _first_parameter(self) -> Tensor:
+        """The first of `parameters()`, whose walk takes longer than a query has."""
+        found = first_parameter(self)
+        assert found is not None, "a model has parameters"
+        return found
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -111,3 +117,14 @@ class Computing(nn.Module):
         """As in torch; prepared weights are dropped."""
         self._drop_prepared()
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def first_parameter(module: nn.Module) -> Tensor | None:
+    """The first parameter of a module, its own before its children's."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    for child in module._modules.values():
+        if child is not None and (found := first_parameter(child)) is not None:
+            return found
+    return None

@@ -25,7 +25,7 @@ from nomicbert import Embedder
 from nomicbert.packing import pack
 from nomicbert.pooling import Finish
 from nomicbert.runtime import graphs
-from nomicbert.runtime.bucket import Key, layout, parts_of
+from nomicbert.runtime.bucket import Key, filled_up, layout, parts_of
 from nomicbert.runtime.graphs import Graphs
 from nomicbert_kernels.backend import TORCH
 from nomicbert_kernels.tiling import most_tiles, tile_rows, tile_table
@@ -85,7 +85,7 @@ def eager(embedder: Embedder, texts: Sequence[Sequence[int]], finish: Finish) ->
 def test_bits_are_those_without(variant: str, tmp_path: Path) -> None:
     """Whatever the batch before it has left in the buffers."""
     embedder, run, again = load(tmp_path, variant)
-    mixtures = [(2, 9), (5,), (40, 4, 4, 1), (33, 20)]
+    mixtures = [(9, 2), (5,), (40, 4, 4, 1), (33, 20), (9, 7), (1,)]
     finishes = (Finish(), Finish(matryoshka_dim=8))[: 2 if variant == "nomic-v1.5" else 1]
     for finish in finishes:
         for lengths in mixtures:
@@ -100,18 +100,28 @@ def test_bits_are_those_without(variant: str, tmp_path: Path) -> None:
 @settings(max_examples=60)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=80), st.sampled_from([16, 64, 128]))
 def test_tables_always_have_room(lengths: list[int], rows: int) -> None:
-    for order in (lengths, sorted(lengths), [x for n in lengths for x in (n, 1)]):
-        table = tile_table(np.array(order), rows)
-        assert len(table) <= most_tiles(sum(order), rows)
-        assert table[:, 1].sum() == sum(order)
+    """For texts whose lengths fall, with and without those that fill up."""
+    falling = sorted(lengths, reverse=True)
+    for least in (0, 1):
+        tokens = sum(lengths) + rows
+        key = Key(tokens, rows, least, Finish())
+        for order in (
+            (falling, filled_up(key, falling))
+            if key.holds(sum(lengths), len(lengths))
+            else (falling,)
+        ):
+            table = tile_table(np.array(order), rows)
+            assert len(table) <= most_tiles(sum(order), rows)
+            assert table[:, 1].sum() == sum(order)
 
 
-@given(st.lists(st.integers(1, 70), max_size=9), st.sampled_from([16, 64]))
-def test_layout(lengths: list[int], tile: int) -> None:
+@given(st.lists(st.integers(1, 70), max_size=9), st.sampled_from([16, 64]), st.sampled_from([0, 1]))
+def test_layout(lengths: list[int], tile: int, least: int) -> None:
     """Every token of the bucket is some text's, and those that are asked for come first."""
-    key = Key(64, tile, Finish())
-    while not key.holds(lengths):
-        lengths.pop()
+    key = Key(64, tile, least, Finish())
+    lengths.sort(reverse=True)
+    while not key.holds(sum(lengths), len(lengths)):
+        lengths.pop(0)
     host, parts = layout(key, texts_of(*lengths)), parts_of(key)
     ids, places, text, offsets, table = (host[part] for part in parts)
     used, every = sum(lengths), np.diff(offsets)
@@ -119,7 +129,7 @@ def test_layout(lengths: list[int], tile: int) -> None:
     assert ids.tolist() == flat + [0] * (key.tokens - used)
     assert len(every) == key.texts
     assert every[: len(lengths)].tolist() == lengths
-    assert every[len(lengths) :].min() >= 1
+    assert every[len(lengths) :].min() >= least
     assert every[len(lengths) :].max() <= tile
     assert offsets[-1] == key.tokens
     assert places.tolist() == [i for n in every for i in range(n)]
@@ -130,21 +140,45 @@ def test_layout(lengths: list[int], tile: int) -> None:
 
 
 def test_what_a_bucket_holds() -> None:
-    """By hand: 8 texts of 64 tokens and 1 that fills up, each of which takes a token at least."""
-    key = Key(64, 64, Finish())
-    assert key.texts == 9
-    assert key.holds([56])
-    assert not key.holds([57])
-    assert key.holds([8] * 7 + [7])
-    assert not key.holds([8] * 8)
-    assert not key.holds([1] * 9)
+    """By hand: 8 texts of 64 tokens and 1 that fills up, which has a token or may be empty."""
+    one, none = (Key(64, 64, least, Finish()) for least in (1, 0))
+    assert one.texts == none.texts == 9
+    assert one.holds(56, 1)
+    assert not one.holds(57, 1)
+    assert one.holds(63, 8)
+    assert not one.holds(64, 8)
+    assert none.holds(64, 1)
+    assert none.holds(64, 8)
+    assert not none.holds(65, 8)
+    assert not none.holds(9, 9)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "inner", "act", "largest"),
+    [
+        (768, 3072, "swiglu", 5632),
+        (768, 3072, "gelu", 5632),
+        (1024, 4096, "gelu", 2816),
+        (384, 1536, "gelu", 16896),
+    ],
+)
+def test_buckets_of_a_model(
+    hidden: int, inner: int, act: str, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that a GPU is done with before the host has launched their kernels one by one."""
+    monkeypatch.undo()
+    config = SimpleNamespace(hidden_size=hidden, intermediate_size=inner, hidden_act=act)
+    found = graphs.buckets(config)  # type: ignore[arg-type]
+    assert found == [tokens for tokens in graphs.BUCKETS if tokens <= largest]
+    assert found[-1] == largest
 
 
 @torch.inference_mode()
 def test_what_no_bucket_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "BUCKETS", (16,))
     embedder, run, again = load(tmp_path, "nomic-v1.5")
-    for texts in ([], texts_of(15), texts_of(0, 3), texts_of(1, 1, 1), texts_of(11, 6)):
+    for lengths in ((), (17,), (3, 0), (1, 1, 1), (11, 6), (2, 9)):
+        texts = texts_of(*lengths)
         for _ in range(2):
             found = run(embedder.model, embedder.pooling, texts, Finish())
             assert torch.equal(found, eager(embedder, texts, Finish()))
@@ -278,7 +312,7 @@ def test_through_encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_two_threads(tmp_path: Path) -> None:
     """The buffers serve one at a time: both get their own."""
     embedder, run, again = load(tmp_path, "nomic-v1.5")
-    batches = {name: texts_of(*lengths) for name, lengths in (("a", (5, 2)), ("b", (1, 9)))}
+    batches = {name: texts_of(*lengths) for name, lengths in (("a", (5, 2)), ("b", (9, 1)))}
     with torch.inference_mode():
         wanted = {name: eager(embedder, texts, Finish()) for name, texts in batches.items()}
         # triton's interpreter is not for two threads: what is recorded runs under a lock
@@ -321,10 +355,10 @@ def test_where_graphs_serve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_copies_record_their_own() -> None:
     run = Graphs()
-    run._stamp = ("triton",)
+    run._made_for = ("triton",)
     for other in (copy.deepcopy(run), pickle.loads(pickle.dumps(run))):
         assert isinstance(other, Graphs)
-        assert other._stamp == ()
+        assert other._made_for == ()
 
 
 def test_tiles_of_a_bucket_are_those_of_its_texts(tmp_path: Path) -> None:
@@ -332,6 +366,16 @@ def test_tiles_of_a_bucket_are_those_of_its_texts(tmp_path: Path) -> None:
     embedder, run, _ = load(tmp_path, "nomic-v1.5")
     model = embedder.model
     size, dtype, device = model.config.head_dim, model.compute_dtype, model.device
-    key = run._key(model, texts_of(5), Finish())
-    assert key == Key(16, tile_rows(5, size, dtype, device), Finish())
-    assert run._key(model, texts_of(17), Finish()) == key._replace(tokens=64)
+    key = run._key(model, embedder.pooling, texts_of(5), Finish())
+    assert key == Key(16, tile_rows(5, size, dtype, device), 0, Finish())
+    assert run._key(model, embedder.pooling, texts_of(17), Finish()) == key._replace(tokens=64)
+
+
+@pytest.mark.parametrize(("mode", "least"), [("mean", 0), ("cls", 1), ("lasttoken", 1)])
+def test_what_fills_up_has_the_tokens_that_are_read(mode: str, least: int, tmp_path: Path) -> None:
+    embedder, run, _ = load(tmp_path, "nomic-v1.5")
+    embedder.pooling.mode = mode  # type: ignore[assignment]
+    key = run._key(embedder.model, embedder.pooling, texts_of(5), Finish())
+    assert key
+    assert key.least == least
+    assert filled_up(key, [5])[1:].min() == least

@@ -214,28 +214,30 @@ def test_closed_early(embedder: Embedder, overlapping: None) -> None:
 
 
 def test_flat_memory(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 200,000 texts no more is held than of 20,000."""
+    """After 200,000 texts no more is held than after 20,000.
+
+    How much is held at once hangs on where the tokenizer's thread is just then; the least of many
+    looks does not.
+    """
     monkeypatch.setattr(stream, "overlaps", lambda device: True)
-    monkeypatch.setattr(batches, "WINDOW_TEXTS", 2000)
+    monkeypatch.setattr(batches, "WINDOW_TEXTS", 1000)
 
     def vectors(self: stream.Stream, texts: list[list[int]], *_: Any) -> torch.Tensor:
         return torch.tensor([[float(sum(ids)), float(len(ids))] for ids in texts])
 
     monkeypatch.setattr(stream.Stream, "_vectors", vectors)
-
-    def peak(count: int) -> tuple[int, float]:
-        tracemalloc.start()
-        total = 0.0
-        for row in embedder.encode_iter(WORDS[i % len(WORDS)] for i in range(count)):
-            total += float(row[1])
-        most = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return most, total
-
-    few, total = peak(20_000)
-    many, ten_times = peak(200_000)
-    assert ten_times == pytest.approx(10 * total, rel=1e-3)
-    assert many < 1.2 * few
+    held, tokens = [], 0.0
+    tracemalloc.start()
+    texts = (WORDS[i % len(WORDS)] for i in range(200_000))
+    for number, row in enumerate(embedder.encode_iter(texts)):
+        tokens += float(row[1])
+        if number % 500 == 0:
+            held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    lengths = [len(ids) for ids in embedder.tokenizer.encode(WORDS, 512)[0]]
+    assert tokens == sum(lengths[i % len(WORDS)] for i in range(200_000))
+    # half a byte for each text between
+    assert min(held[-40:]) - min(held[:40]) < 90_000
 
 
 class Full:

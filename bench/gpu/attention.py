@@ -13,6 +13,7 @@ from torch import Tensor
 from bench import problems
 from bench.aot_cases import Model
 from bench.bench_attention import mixture, packed, peers_of
+from bench.gpu.forms import of_attention
 from bench.gpu.place import Place
 from bench.gpu.race import Task, contest
 from bench.harness import Peer
@@ -74,7 +75,7 @@ def measure(place: Place, task: Task) -> list[Line]:
         # some versions of torch take no scale; the default is the one that is meant
         found["varlen_attn"] = packed(lengths, without_scale(), model.head_dim**-0.5)
     found["flash-attn-4"] = flash_4(lengths, model.head_dim**-0.5)
-    return contest(place, task, problem, found)
+    return contest(place, task, problem, found, of_attention(place, model.head_dim, problem))
 
 
 def without_scale() -> Callable[..., Tensor]:

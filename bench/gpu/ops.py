@@ -1,7 +1,8 @@
 """Every op of ours beside plain and compiled torch, at the batches that a model runs in.
 
-The peers are those of the benchmarks of single ops, bench/bench_*.py. One more case joins what a
-sublayer ends with: a projection with its residual, and LayerNorm.
+The peers are those of the benchmarks of single ops, bench/bench_*.py; ours also run under other
+launch settings and on backend "fp8". One more case joins what a sublayer ends with: a projection
+with its residual, and LayerNorm.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from bench.bench_moe import all_experts, loop
 from bench.bench_pool import masked, segmented, summed
 from bench.bench_qkv_rotary import product_and_rotation
 from bench.bench_swiglu import product_and_gate
+from bench.gpu import forms
 from bench.gpu.place import Place
 from bench.gpu.race import Task, contest
 from bench.harness import Peer
@@ -162,4 +164,5 @@ def measure(place: Place, task: Task) -> list[Line]:
     name, _, tokens = task.case.rpartition(", ")
     problem, peers = makers(model)[name](model, place.bench.draw(), int(tokens))
     known = replace(task, tokens=problem.tokens, flops=problem.flops, bytes=problem.bytes)
-    return contest(place, known, problem, peers)
+    others = forms.of_products(place, problem.op, problem)
+    return contest(place, known, problem, peers, others, forms.in_fp8(place, name, problem))

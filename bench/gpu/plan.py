@@ -16,8 +16,8 @@ PARTS = ("gemm", "attention", "ops", "models", "latency", "stream")
 # Seconds of a case on one H200 by arithmetic, until cases of a part have been measured.
 GUESSES = {
     "gemm": 1.5,
-    "attention": 5.0,
-    "ops": 9.0,
+    "attention": 7.0,
+    "ops": 11.0,
     "models": 20.0,
     "latency": 20.0,
     "stream": 20.0,

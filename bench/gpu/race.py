@@ -19,6 +19,8 @@ from bench.timing import Timing, Work, interleave
 from nomicbert.throughput.group import first_line
 from nomicbert.throughput.lines import ABSENT, MEASURED, WRONG, Line
 
+# Error of a result in fp8 over its largest value, at most: e4m3 rounds a number by up to 1/16.
+FP8_ERROR = 0.1
 # Proves a candidate, and gives its calls; or raises.
 Enter = Callable[[], Timed]
 
@@ -51,8 +53,24 @@ class Task:
         return self.model, self.case, self.group
 
 
-def contest(place: Place, task: Task, problem: Problem, peers: Mapping[str, Peer]) -> list[Line]:
-    """Ours and its peers on a problem of one op; the first peer is plain torch."""
+def contest(
+    place: Place,
+    task: Task,
+    problem: Problem,
+    peers: Mapping[str, Peer],
+    forms: Mapping[str, Peer] | None = None,
+    narrow: Mapping[str, Peer] | None = None,
+) -> list[Line]:
+    """Time ours and its peers on a problem of one op.
+
+    Args:
+        place: where.
+        task: what.
+        problem: what all compute.
+        peers: by name; the first is plain torch, whose error gives the bound.
+        forms: other forms of ours, held to the bound of ours.
+        narrow: those that compute in fp8.
+    """
     bench = place.bench
     if bench.compiled:
         compile_or_fail()
@@ -62,11 +80,14 @@ def contest(place: Place, task: Task, problem: Problem, peers: Mapping[str, Peer
         plain = first.read(first.call(problem.tensors)())
         _, bound = error_and_bound(plain, truth, plain)
         del plain
+        coarse = FP8_ERROR * truth.abs().max().item()
         count = place.copies(problem.bytes)
         # all made alike, in inference mode: torch.compile would tell the first from the others
         copies = [problem.copy() for _ in range(count)]
         bind = functools.partial(problem.bind, place.ops)
         field = {OURS: (Peer(bind), bound)}
+        field |= {name: (peer, bound) for name, peer in (forms or {}).items()}
+        field |= {name: (peer, coarse) for name, peer in (narrow or {}).items()}
         for name, peer in bench.all_peers(problem, peers).items():
             field[name] = peer, PEER_FACTOR * bound
         entrants = {
@@ -74,7 +95,8 @@ def contest(place: Place, task: Task, problem: Problem, peers: Mapping[str, Peer
             for name, (peer, allowed) in field.items()
         }
         try:
-            return run(place, task, entrants, {"bound": bound, "copies": count})
+            dtypes = dict.fromkeys(narrow or {}, "float8_e4m3fn")
+            return run(place, task, entrants, {"bound": bound, "copies": count}, dtypes=dtypes)
         finally:
             # compiled peers of the next case begin anew: there is a limit to their number
             place.tidy()

@@ -129,7 +129,8 @@ def break_even(lines: Sequence[Line]) -> Iterator[tuple[str, ...]]:
     for line in lines:
         if line["peer"] != "ours" or not line.get("break_even_tflops"):
             continue
-        rivals = [x for x in lines if block_of(x) == block_of(line) and x is not line]
+        others = (x for x in lines if block_of(x) == block_of(line))
+        rivals = [x for x in others if not x["peer"].startswith("ours")]
         best = max(rivals, key=lambda x: x["tflops"], default=None)
         even = line["break_even_tflops"]
         yield (

@@ -73,13 +73,13 @@ def tile_table(lengths: np.ndarray, rows: int) -> np.ndarray:
 
 
 def most_tiles(tokens: int, rows: int) -> int:
-    """How many tiles texts of so many tokens can need: no table of `tile_table` is longer.
+    """How many tiles texts of so many tokens can need, if their lengths fall, at most.
 
     A text with tiles of its own needs at most one for each rows / 2 of its tokens. Of tiles that
-    short texts share, two that follow each other hold more than `rows`, and a run of such tiles
-    ends with one that may hold less: at most one run more than there are texts that stand alone.
+    short texts share, two that follow each other hold more than `rows`; the last may hold less. The
+    same goes for texts that fill up a batch, which begin with whole tiles.
     """
-    return 4 * -(-tokens // rows) + 1
+    return 2 * -(-tokens // rows) + 3
 
 
 def tile_rows(longest: int, head_dim: int, dtype: torch.dtype, device: torch.device | str) -> int:

@@ -1,11 +1,12 @@
 """One recorded graph: the buffer that a batch is laid out in, and the vectors that come of it.
 
 What differs between two batches of a bucket lies in one buffer: it is copied to the device at once,
-and filled up with texts of one repeated token, which nobody reads, so that the number of tokens and
-of texts is always the bucket's; and with idle tiles. A text has the bits that the same kernels give
-it in any other batch of as many tokens.
+and filled up with texts of one repeated token, which nobody reads, with empty texts and with idle
+tiles, so that there are always as many tokens, texts and tiles as the bucket has. A text has the
+bits that the same kernels give it in any other batch of as many tokens.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ from nomicbert_kernels.tiling import most_tiles, tile_table
 # A bucket has room for one text for so many of its tokens.
 TOKENS_A_TEXT = 8
 
+# Frames of lone texts that are kept, of 85 KB at most.
+FRAMES = 128
+
 Work = Callable[[], Tensor]
 # Records work: its result, which stays where it is, and what makes it anew of changed inputs.
 Record = Callable[[Work], tuple[Tensor, Callable[[], None]]]
@@ -34,11 +38,13 @@ class Key(NamedTuple):
     Attributes:
         tokens: of every batch.
         tile: tokens of a tile at most, which the longest text decides.
+        least: tokens of a text that fills up: 1 where its first or last token is read, else 0.
         finish: what becomes of the vectors.
     """
 
     tokens: int
     tile: int
+    least: int
     finish: Finish
 
     @property
@@ -46,11 +52,10 @@ class Key(NamedTuple):
         """Of every batch: those there is room for, and those that can fill up all tokens."""
         return self.tokens // TOKENS_A_TEXT + -(-self.tokens // self.tile)
 
-    def holds(self, lengths: Sequence[int]) -> bool:
-        """Whether texts of these lengths fit, and leave a token for each that fills up."""
-        room = self.tokens // TOKENS_A_TEXT
-        left = self.tokens - sum(lengths)
-        return len(lengths) <= room and left >= self.texts - len(lengths)
+    def holds(self, tokens: int, texts: int) -> bool:
+        """Whether so many texts fit, and leave what those that fill up need."""
+        left = self.tokens - tokens
+        return texts <= self.tokens // TOKENS_A_TEXT and left >= self.least * (self.texts - texts)
 
 
 class Bucket:
@@ -99,24 +104,34 @@ def parts_of(key: Key) -> list[slice]:
 
 def filled_up(key: Key, lengths: Sequence[int]) -> np.ndarray:
     """The lengths of all texts of a bucket's batch: these, and those that fill it up."""
-    others = key.texts - len(lengths)
-    left = key.tokens - sum(lengths) - others
-    # one token each, and what is left over to as few as can take it in a tile each
-    more = np.clip(left - (key.tile - 1) * np.arange(others), 0, key.tile - 1)
-    return np.concatenate((np.asarray(lengths, dtype=np.int64), 1 + more))
+    others, most = key.texts - len(lengths), key.tile - key.least
+    left = key.tokens - sum(lengths) - key.least * others
+    # what they need each, and what is left over to as few as can take it in a tile each
+    more = np.clip(left - most * np.arange(others), 0, most)
+    return np.concatenate((np.asarray(lengths, dtype=np.int64), key.least + more))
 
 
 def layout(key: Key, texts: Sequence[Sequence[int]]) -> np.ndarray:
-    """A bucket's buffer for some texts, int32."""
-    lengths = filled_up(key, list(map(len, texts)))
-    parts = parts_of(key)
+    """A bucket's buffer for some texts, the longest first: int32."""
+    lengths = tuple(map(len, texts))
+    host = frame_of_one(key, lengths).copy() if len(texts) == 1 else frame(key, lengths)
+    ids = end_to_end(texts)
+    host[: len(ids)] = ids
+    return host
+
+
+def frame(key: Key, lengths: Sequence[int]) -> np.ndarray:
+    """All of it that does not hang on the ids: these are zeros."""
+    every, parts = filled_up(key, lengths), parts_of(key)
     host = np.zeros(parts[-1].stop, dtype=np.int32)
-    ids, places, text, offsets, tiles = (host[part] for part in parts)
-    given = end_to_end(texts)
-    ids[: len(given)] = given
-    places[:] = positions(lengths)
-    text[:] = np.repeat(np.arange(len(lengths)), lengths)
-    offsets[1:] = np.cumsum(lengths)
-    table = tile_table(lengths, key.tile)
+    _, places, text, offsets, tiles = (host[part] for part in parts)
+    places[:] = positions(every)
+    text[:] = np.repeat(np.arange(len(every)), every)
+    offsets[1:] = np.cumsum(every)
+    table = tile_table(every, key.tile)
     tiles[: table.size] = table.ravel()
     return host
+
+
+# of a lone query, whose latency counts, and whose length is one of a few
+frame_of_one = functools.lru_cache(maxsize=FRAMES)(frame)

@@ -16,22 +16,28 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from nomicbert.config import EncoderConfig
 from nomicbert.model import NomicBert
 from nomicbert.packing import pack
 from nomicbert.pooling import Finish, Pooling
-from nomicbert.prepared import stamp
 from nomicbert.runtime.bucket import Bucket, Key, Record, Work
+from nomicbert.runtime.budget import sizes
+from nomicbert.runtime.held import Held
 from nomicbert_kernels.tiling import tile_rows
 
 logger = logging.getLogger(__name__)
 
 SWITCH = "NOMICBERT_GRAPHS"
-# Tokens of a bucket. Above the last one the kernels take longer than their launches.
-BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 5632)
+# Tokens of a bucket: whole tiles of 128 rows, and whole waves of 132 processors at the last three.
+BUCKETS = (64, 128, 256, 512, 1024, 1536, 2048, 2816, 4096, 5632, 8448, 11264, 16896)
+# Work on a bucket at most, in multiplications of one layer: above it the kernels take longer than
+# their launches. By arithmetic 5,632 tokens of nomic-embed-text-v1.5, and four times as many of
+# MiniLM's, whose layers have a quarter of the weights.
+WORK = 4e10
 # Graphs that are kept.
-MOST = 32
+MOST = 64
 
 
 # torch records one graph at a time in a process.
@@ -79,9 +85,8 @@ class Graphs:
         self._recorder: Callable[[], Record] = Recorder
         self._record: Record | None = None
         self._kept: dict[Key, Bucket] = {}
-        self._stamp: tuple[Any, ...] = ()
-        self._modules: list[nn.Module] = []
-        self._family: list[nn.Module | None] = []
+        self._made_for: tuple[Any, ...] = ()
+        self._held: Held | None = None
         self._lock = threading.Lock()
         self._done: Any = None
 
@@ -97,7 +102,7 @@ class Graphs:
         Args:
             model: the encoder.
             pooling: what follows it.
-            texts: token ids of B texts.
+            texts: token ids of B texts, the longest first; in another order none is recorded.
             finish: what becomes of the vectors.
 
         Returns: (B, dim) fp32 on the model's device.
@@ -109,7 +114,7 @@ class Graphs:
             )
         if not records(model):
             self.clear()
-        elif key := self._key(model, texts, finish):
+        elif key := self._key(model, pooling, texts, finish):
             # the buffers are one batch's at a time, whichever thread brings it
             with self._lock, on(model.device):
                 try:
@@ -131,42 +136,43 @@ class Graphs:
         if self._done is not None:
             self._done.synchronize()
         self._kept.clear()
-        self._record = self._done = None
+        self._record = self._done = self._held = None
 
-    def _key(self, model: NomicBert, texts: Sequence[Sequence[int]], finish: Finish) -> Key | None:
-        """What serves these texts, or None: too many tokens or texts, or angles of their own."""
+    def _key(
+        self, model: NomicBert, pooling: Pooling, texts: Sequence[Sequence[int]], finish: Finish
+    ) -> Key | None:
+        """What serves these texts, or None.
+
+        That is so for too many tokens or texts, for angles of their own, and where the longest does
+        not come first.
+        """
         lengths = list(map(len, texts))
-        if not lengths or min(lengths) == 0 or max(lengths) > model.plain_length:
+        if not lengths or lengths[-1] == 0 or lengths[0] > model.plain_length:
             return None
+        if lengths != sorted(lengths, reverse=True):
+            return None  # they may need more tiles than there is room for
         heads = (model.config.head_dim, model.compute_dtype, model.device)
-        tile = tile_rows(max(lengths), *heads)
+        tile = tile_rows(lengths[0], *heads)
         if model.rotary is None and tile > model.plain_length:
             return None  # what fills up is as long as a tile, and there are no such positions
-        keys = (Key(tokens, tile, finish) for tokens in BUCKETS)
-        return next((key for key in keys if key.holds(lengths)), None)
+        least = int(pooling.mode in ("cls", "lasttoken"))
+        keys = (Key(tokens, tile, least, finish) for tokens in buckets(model.config))
+        batch = sum(lengths), len(lengths)
+        return next((key for key in keys if key.holds(*batch)), None)
 
     def _bucket(self, model: NomicBert, pooling: Pooling, key: Key) -> Bucket:
         ends = (pooling.mode, pooling.normalize, pooling.matryoshka_layer_norm, pooling.activations)
-        now = (model.ops.name, model.compute_dtype, ends, *self._places(model, pooling))
-        if now != self._stamp or (key not in self._kept and len(self._kept) >= MOST):
+        now, modules = (model.ops.name, model.compute_dtype, ends), (model, pooling)
+        full = key not in self._kept and len(self._kept) >= MOST
+        if self._held is None or full or now != self._made_for or not self._held.still(modules):
             self._drop()
-            self._stamp = now
+            # backend "triton" reads the parameters where they lie
+            self._made_for, self._held = now, Held(modules, model.ops.name != "triton")
         if key not in self._kept:
             self._record = self._record or self._recorder()
             self._kept[key] = Bucket(model, pooling, key, self._record)
             logger.info("recorded a graph for batches of up to %d tokens", key.tokens)
         return self._kept[key]
-
-    def _places(self, model: NomicBert, pooling: Pooling) -> list[Any]:
-        """Where the parameters lie, and what they are where a backend has made its own of them."""
-        # a walk over all modules takes longer than a query: only a look at who is whose child
-        if self._family != [model, pooling, *children_of(self._modules)]:
-            self._modules = [*model.modules(), *pooling.modules()]
-            self._family = [model, pooling, *children_of(self._modules)]
-        parameters = [p for m in self._modules for p in m._parameters.values() if p is not None]
-        if model.ops.name == "triton":
-            return [p.data_ptr() for p in parameters]
-        return list(map(stamp, parameters))
 
     def _run(self, bucket: Bucket, texts: Sequence[Sequence[int]]) -> Tensor:
         if not bucket.buffer.is_cuda:
@@ -187,9 +193,11 @@ class Graphs:
         return (Graphs, ())
 
 
-def children_of(modules: Sequence[nn.Module]) -> list[nn.Module | None]:
-    """The modules that these hold."""
-    return [child for module in modules for child in module._modules.values()]
+def buckets(config: EncoderConfig) -> list[int]:
+    """Tokens of the buckets of a model."""
+    products, _ = sizes(config)
+    layer = sum(columns * width for columns, width in products)
+    return [tokens for tokens in BUCKETS if tokens * layer <= WORK]
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:

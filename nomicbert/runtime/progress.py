@@ -1,5 +1,6 @@
 """The progress bar of a stream of texts: tokens done, tokens a second, time left."""
 
+import sys
 from collections.abc import Iterator
 from operator import length_hint
 from types import TracebackType
@@ -22,17 +23,16 @@ class Progress:
         """`show`: None shows the bar on a terminal, once the work has taken a while."""
         self._texts = texts
         self._read = self._tokens = 0
-        self._bar: Any = tqdm(
-            desc="Embedding",
-            unit=" tokens",
-            unit_scale=True,
-            # tqdm's own rule for None: on a terminal only
-            disable=None if show is None else not show,
-            delay=DELAY if show is None else 0,
-        )
+        # a bar that nobody sees would take a good part of a query's time
+        self._bar: Any = None
+        if sys.stderr.isatty() if show is None else show:
+            delay = DELAY if show is None else 0
+            self._bar = tqdm(desc="Embedding", unit=" tokens", unit_scale=True, delay=delay)
 
     def read(self, lengths: list[int]) -> None:
         """Texts of so many tokens have been read and wait to be encoded."""
+        if self._bar is None:
+            return
         self._read += len(lengths)
         self._tokens += sum(lengths)
         left = length_hint(self._texts, -1)
@@ -42,7 +42,8 @@ class Progress:
 
     def done(self, tokens: int) -> None:
         """So many tokens have been encoded."""
-        self._bar.update(tokens)
+        if self._bar is not None:
+            self._bar.update(tokens)
 
     def __enter__(self) -> "Progress":
         """The bar itself."""
@@ -55,7 +56,8 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         """Close the bar."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 class Unread(Iterator[Any]):

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -129,16 +130,17 @@ class Stream:
         windows = text_windows(texts, useful)
         ahead, numbers = overlaps(device), count()
         turns = one_ahead if ahead else in_turn
-        with (
-            Progress(job.show_progress_bar, unread) as progress,
-            ThreadPoolExecutor(1, "tokenizer") as thread,
-        ):
+        with Progress(job.show_progress_bar, unread) as progress, ExitStack() as stack:
+            thread: ThreadPoolExecutor | None = None
 
             def tokenise(window: list[str]) -> Callable[[], Tokenised]:
+                nonlocal thread
                 work = partial(self._tokenise, window)
                 # nothing is computed yet beside the first one: it needs no thread
-                beside = ahead and next(numbers) > 0
-                return thread.submit(work).result if beside else work
+                if not ahead or next(numbers) == 0:
+                    return work
+                thread = thread or stack.enter_context(ThreadPoolExecutor(1, "tokenizer"))
+                return thread.submit(work).result
 
             def embed(window: Tokenised) -> Callable[[], Rows]:
                 unread.away -= len(window.texts)

@@ -82,10 +82,9 @@ class Truth:
 
 
 @contextlib.contextmanager
-def taking(problem: Problem, arch: str, size: int, settings: Settings) -> Iterator[None]:
-    """Put settings before all rows of the launch tables, for this problem's sizes."""
-    row = Row(problem.kernel, size, {}, problem.exactly, settings)
-    rows = launch.table(arch).setdefault((problem.kernel, size), [])
+def taking(row: Row, arch: str) -> Iterator[None]:
+    """Put a row before all of an architecture's launch table."""
+    rows = launch.table(arch).setdefault((row.kernel, row.bytes), [])
     rows.insert(0, row)
     try:
         yield
@@ -153,12 +152,12 @@ class Search:
 
     def _call(self, problem: Problem, prepare: Prepare, settings: Settings) -> Call:
         """The op under these settings."""
-        size = self.dtype.itemsize
-        with taking(problem, self.arch, size, settings):
+        row = Row(problem.kernel, self.dtype.itemsize, {}, problem.exactly, settings)
+        with taking(row, self.arch):
             inner = prepare(self.ops, self.dtype)
 
         def call() -> Tensor:
-            with taking(problem, self.arch, size, settings):
+            with taking(row, self.arch):
                 return inner()
 
         return call

@@ -1,0 +1,122 @@
+"""Ours in other forms, to race beside the shipped one: other launch settings, and backend "fp8".
+
+Two more settings of each kernel that has tiles: those that the shipped row was chosen from on
+paper. `nomicbert tune` goes through many more of them, one op at a time.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from bench.gpu.place import Place
+from bench.harness import Peer
+from bench.problem import Call, Problem, Tensors
+from nomicbert_kernels import launch, select_ops, values
+from nomicbert_kernels.fp8 import round_groups, round_rows
+from nomicbert_kernels.launch import Row, Settings
+from nomicbert_kernels.tensors import Activation
+from nomicbert_kernels.tuning.search import taking
+
+# (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages), or the library's product and a small kernel.
+Tile = tuple[int, int, int, int, int]
+LIBRARY = "library"
+PRODUCTS: dict[str, tuple[Tile | str, ...]] = {
+    "qkv_rotary": ((128, 256, 64, 8, 3), LIBRARY),
+    "swiglu": ((64, 128, 64, 4, 2), LIBRARY),
+    "gelu": ((64, 128, 64, 4, 3), LIBRARY),
+    "linear": ((128, 128, 64, 8, 4), (128, 256, 64, 8, 3)),
+}
+# (queries, keys and values, warps, stages), for short texts and long ones alike.
+ATTENTION = ((64, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2))
+# Fewer rows take narrower tiles than these.
+LEAST_TOKENS = 1024
+FP8 = "ours-fp8"
+# What an op is given on backend "fp8": LayerNorm's rows, an MLP's groups; else rows as they are.
+ROUNDED: dict[str, Callable[[Tensor], Activation]] = {
+    "qkv_rotary": round_rows,
+    "swiglu": round_rows,
+    "gelu": round_rows,
+    "linear down": round_groups,
+}
+IN_FP8 = (*ROUNDED, "linear out", "layer_norm")
+
+
+def of_products(place: Place, kernel: str, problem: Problem) -> dict[str, Peer]:
+    """A product of ours under other settings."""
+    few = problem.tokens < LEAST_TOKENS and not place.dry
+    if place.ops.name != "triton" or kernel not in PRODUCTS or few:
+        return {}
+    sizes = {"rows": problem.tokens, "n": 0, "k": 0}
+    shipped = launch.settings(kernel, place.device, place.dtype, **sizes)
+    found: dict[str, Settings] = {}
+    for tile in PRODUCTS[kernel]:
+        if isinstance(tile, str):
+            found[f"ours, {tile}"] = replace(shipped, library=True)
+            continue
+        m, n, k, warps, stages = tile
+        blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
+        options = {"num_warps": warps, "num_stages": stages}
+        found[f"ours, {m}x{n}x{k} w{warps} s{stages}"] = Settings(
+            {**shipped.constants, **blocks}, options
+        )
+    return {
+        name: under(place, problem, [kernel], settings)
+        for name, settings in found.items()
+        if settings != shipped
+    }
+
+
+def of_attention(place: Place, head_dim: int, problem: Problem) -> dict[str, Peer]:
+    """Attention of ours in tiles of other sizes, whatever the length of the texts."""
+    if place.ops.name != "triton":
+        return {}
+    kernels = ["attention_short", "attention_long"]
+    shipped = launch.settings(kernels[1], place.device, place.dtype, head_dim=head_dim)
+    found = {}
+    for m, n, warps, stages in ATTENTION:
+        constants = {**shipped.constants, "BLOCK_M": m, "BLOCK_N": n}
+        settings = Settings(constants, {"num_warps": warps, "num_stages": stages})
+        found[f"ours, {m}x{n} w{warps} s{stages}"] = under(place, problem, kernels, settings)
+    return found
+
+
+def under(place: Place, problem: Problem, kernels: Sequence[str], settings: Settings) -> Peer:
+    """A problem with ours, launched with these settings."""
+    arch, size = launch.architecture(place.device), place.dtype.itemsize
+    rows = [Row(kernel, size, {}, {}, settings) for kernel in kernels]
+
+    @contextlib.contextmanager
+    def chosen() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for row in rows:
+                stack.enter_context(taking(row, arch))
+            yield
+
+    def call(t: Tensors) -> Call:
+        with chosen():
+            bound = problem.bind(place.ops, t)
+
+        def launched() -> Tensor:
+            with chosen():
+                return bound()
+
+        return launched
+
+    return Peer(call)
+
+
+def in_fp8(place: Place, name: str, problem: Problem) -> dict[str, Peer]:
+    """An op on backend "fp8", given what it is given in a model."""
+    if place.ops.name != "triton" or name not in IN_FP8:
+        return {}
+    rounded = ROUNDED.get(name, lambda x: x)
+
+    def call(t: Tensors) -> Call:
+        ops = select_ops(place.device, place.dtype, "fp8")
+        given = t | {"x": rounded(t["x"])}
+        return problem.bind(ops, given)  # type: ignore[arg-type]
+
+    # what the next op reads as it is, the truth is compared with in full
+    return {FP8: Peer(call, values)}
