@@ -22,7 +22,7 @@ class Computing(nn.Module):
     """A module whose parameters, all on one device and in one dtype, the ops compute with.
 
     Attributes:
-        backend: "auto", "reference", "torch", "int8", "triton" or "fp8".
+        backend: "auto", "reference", "torch", "int8", "triton", "fp8" or "invariant".
     """
 
     def __init__(self, backend: Backend) -> None:

@@ -142,7 +142,7 @@ def describe(
         local_files_only: never reach for the network.
         dtype: as for `NomicBert.from_pretrained`, like all that follow.
         device: where the parameters would go.
-        backend: "auto", "reference", "torch", "int8", "triton" or "fp8".
+        backend: "auto", "reference", "torch", "int8", "triton", "fp8" or "invariant".
         rotary_scaling_factor: alpha of dynamic NTK scaling in place of the checkpoint's own.
 
     Raises: NomicBertError, BackendError, ValueError: whatever loading would raise.

@@ -100,13 +100,14 @@ class NomicBert(Computing):
                 device computes fastest in. A CPU computes float16 in float32, and so bfloat16 if it
                 has no instructions for it.
             device: where the parameters go; default the CPU.
-            backend: "auto", "reference", "torch", "int8", "triton" or "fp8". "int8" is for CPUs
-                with VNNI or AMX: linear layers multiply bytes, a scale for each token and output
-                channel, which is less exact; the rest is float32. It is taken only when asked for.
-                Parameters stay as they are, so memory does not shrink; training, autocast and
-                torch.compile compute without bytes. "fp8" is the same in e4m3 for GPUs of compute
-                capability 8.9 and later. `Embedder` refuses it to a checkpoint whose vectors it
-                moves too far; a model alone has no texts to compare, and leaves that to you.
+            backend: "auto", "reference", "torch", "int8", "triton", "fp8" or "invariant". "int8" is
+                for CPUs with VNNI or AMX: linear layers multiply bytes, a scale for each token and
+                output channel, which is less exact; the rest is float32. It is taken only when
+                asked for. Parameters stay as they are, so memory does not shrink; training,
+                autocast and torch.compile go without. "fp8" is the same in e4m3 for GPUs of compute
+                capability 8.9 and later, which `Embedder` refuses to a checkpoint whose vectors it
+                moves too far (a model alone has no texts to compare). "invariant" is "triton"
+                launched alike for every batch, which no text's bits hang on; it takes longer.
             rotary_scaling_factor: alpha of dynamic NTK scaling for texts beyond the trained
                 length, in place of the checkpoint's own; 0 switches it off.
             add_pooling_layer: also load the tanh pooler and return `pooler_output`.

@@ -94,8 +94,16 @@ def complete(words: str) -> list[str]:
 
 COMPLETIONS = {
     "nomicbert i": ["info"],
-    "nomicbert info . --backend ": ["auto", "reference", "torch", "int8", "triton", "fp8"],
-    "nomicbert embed . --backend i": ["int8"],
+    "nomicbert info . --backend ": [
+        "auto",
+        "reference",
+        "torch",
+        "int8",
+        "triton",
+        "fp8",
+        "invariant",
+    ],
+    "nomicbert embed . --backend i": ["int8", "invariant"],
     "nomicbert info . --backend t": ["torch", "triton"],
     "nomicbert info . --dtype b": ["bfloat16"],
     "nomicbert info --loc": ["--local-files-only"],

@@ -2,8 +2,9 @@
 
 reference: the specification, short and slow, sums in fp32. torch: fast on whatever torch runs on, a
 CPU first. int8: torch's, with linear layers in bytes, for a CPU. triton: kernels of our own. fp8:
-these, with linear layers in e4m3, for the GPUs that multiply it. The choice is made once for a
-device and dtype, and logged. The dtype to compute in is decided here too.
+these, with linear layers in e4m3, for the GPUs that multiply it. invariant: those of triton,
+launched alike whatever the batch, so that a text's bits do not hang on the texts beside it. The
+choice is made once for a device and dtype, and logged. The dtype to compute in is decided here too.
 """
 
 import functools
@@ -12,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ from nomicbert_kernels import (
 )
 from nomicbert_kernels.tensors import Activation, Plan, Run, Weight, WeightKind
 
-Backend = Literal["auto", "reference", "torch", "int8", "triton", "fp8"]
+Backend = Literal["auto", "reference", "torch", "int8", "triton", "fp8", "invariant"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # What torch.cpu.get_capabilities() calls products in bf16: on x86 two of them, on ARM one.
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
@@ -230,6 +231,29 @@ def fp8_ops(device: torch.device) -> Ops:
     )
 
 
+@functools.cache
+def invariant_ops(device: torch.device) -> Ops:
+    """Those of `triton_ops`, launched alike whatever the batch; it raises as that does."""
+    ops = triton_ops(device)
+    # the others go row by row, or text by text, as they are
+    names = ("plan", "linear", "qkv_rotary", "attention", "swiglu", "gelu", "moe")
+    return replace(ops, name="invariant", **{name: alike(getattr(ops, name)) for name in names})
+
+
+def alike(op: Callable[..., Any]) -> Callable[..., Any]:
+    """An op within `launch.invariant`."""
+
+    @functools.wraps(op)
+    def call(*args: Any, **keywords: Any) -> Any:
+        if torch.compiler.is_compiling():
+            # a compiled graph would launch outside of it
+            raise BackendError("backend 'invariant' cannot be compiled: use backend 'triton'")
+        with launch.invariant():
+            return op(*args, **keywords)
+
+    return call
+
+
 def interprets() -> bool:
     """Whether triton is told to run kernels in Python, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
@@ -363,10 +387,11 @@ def choose_ops(
             raise BackendError(f"backend 'fp8' cannot run here: {problem}")
         return fp8_ops(device), "asked for"
     problem = why_not_triton(device, dtype)
-    if backend == "triton":
+    if backend in ("triton", "invariant"):
         if problem:
-            raise BackendError(f"backend 'triton' cannot run here: {problem}")
-        return triton_ops(device), "asked for"
+            raise BackendError(f"backend {backend!r} cannot run here: {problem}")
+        ops = triton_ops(device) if backend == "triton" else invariant_ops(device)
+        return ops, "asked for"
     if backend != "auto":
         return REFERENCE if backend == "reference" else TORCH, "asked for"
     if device.type == "cuda":

@@ -209,7 +209,7 @@ def forward(
     common = 2 * cos.shape[1] == size and not interleaved and (size & (size - 1)) == 0
     shape = (tokens, 3, num_heads, size)
     apart = not common or s["BLOCK_N"] % size
-    if apart and scales is not UNSCALED:
+    if apart and (scales is not UNSCALED or launch.is_invariant()):
         z = launch_linear(s, x, weight, bias, None, "none", scales)
         return rotate_(z.view(shape), cos, sin, row, interleaved)
     if s.library or apart:

@@ -41,7 +41,8 @@ def settings_of(
 def groups(lengths: np.ndarray, offsets: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """First text and text after the last of each group: one long text, or short ones for a tile."""
     texts = len(lengths)
-    alone = (lengths == 0) | (lengths > rows // 2)
+    # in a tile that is shared, a text's keys begin somewhere within a block of them
+    alone = (lengths == 0) | (lengths > rows // 2) | launch.is_invariant()
     # the first text that no longer fits beside this one, and the first that stands alone
     full = np.searchsorted(offsets, offsets[:-1] + rows, side="right") - 1
     barrier = np.minimum.accumulate(np.where(alone, np.arange(texts), texts)[::-1])[::-1]
@@ -88,7 +89,8 @@ def tile_rows(longest: int, head_dim: int, dtype: torch.dtype, device: torch.dev
     Raises: ValueError: a head size that the kernels cannot take.
     """
     check_head_dim(head_dim)
-    name = "attention_short" if longest <= SHORT else "attention_long"
+    small = longest <= SHORT or launch.is_invariant()
+    name = "attention_short" if small else "attention_long"
     rows: int = launch.settings(name, torch.device(device), dtype, head_dim=head_dim)["BLOCK_M"]
     return rows
 

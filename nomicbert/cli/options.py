@@ -25,6 +25,7 @@ class BackendName(str, Enum):
     int8 = "int8"
     triton = "triton"
     fp8 = "fp8"
+    invariant = "invariant"
 
 
 Revision = Annotated[

@@ -51,6 +51,7 @@ class VerifiedBackend(str, Enum):
     reference = "reference"
     torch = "torch"
     triton = "triton"
+    invariant = "invariant"
 
 
 def verify(

@@ -42,7 +42,7 @@ class Head(nn.Module):
         Args:
             config: of the encoder.
             num_labels: columns of the logits; None takes what config.json says.
-            backend: "auto", "reference", "torch", "int8", "triton" or "fp8".
+            backend: "auto", "reference", "torch", "int8", "triton", "fp8" or "invariant".
         """
         super().__init__()
         self.encoder = NomicBert(config, backend=backend, add_pooling_layer=self.pooled)

@@ -40,7 +40,7 @@ class NomicBertForMaskedLM(LabelledHead):
 
         Args:
             config: of the encoder.
-            backend: "auto", "reference", "torch", "int8", "triton" or "fp8".
+            backend: "auto", "reference", "torch", "int8", "triton", "fp8" or "invariant".
             bias: whether dense layer and decoder have biases.
             tied: whether the decoder is the word embedding table.
         """

@@ -95,7 +95,7 @@ def embedding_rows(embedder: Embedder, truth: Truth, backend: str) -> list[Row]:
 
 
 def invariance_row(embedder: Embedder) -> Row:
-    """The same sentence alone and among others, to the bit: on a CPU with backend torch."""
+    """The same sentence alone and among others, to the bit: backends torch, and invariant."""
     together = encode(embedder, TEXTS)
     few = encode(embedder, TEXTS[::-1], batch_tokens=150).flip(0)
     differ = 0
@@ -105,13 +105,13 @@ def invariance_row(embedder: Embedder) -> Row:
         differ += not (torch.equal(alone, together[number]) and torch.equal(alone, few[number]))
     dtype = embedder.model.dtype
     computed = compute_dtype(embedder.device, dtype)
-    promised = onednn_packs(computed) and (
-        computed != torch.bfloat16 or torch.get_num_threads() <= MOST_THREADS
-    )
+    backend = embedder.model.ops.name
+    threads = computed != torch.bfloat16 or torch.get_num_threads() <= MOST_THREADS
+    promised = backend == "invariant" or (onednn_packs(computed) and threads)
     what = f"{len(TEXTS)} vectors"
     name = str(dtype).removeprefix("torch.")
     bound = 0 if promised else None
-    return Row("invariance", name, "torch", what, "changed", differ, bound)
+    return Row("invariance", name, backend, what, "changed", differ, bound)
 
 
 def encode(embedder: Embedder, texts: Sequence[str], **keywords: Any) -> Tensor:

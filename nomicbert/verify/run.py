@@ -92,7 +92,7 @@ def verify(
                 ours = Embedder.from_pretrained(folder, device=place, dtype=dtype, backend=backend)
                 report.rows += hidden_rows(ours.model, truth, theirs, backend)
                 report.rows += embedding_rows(ours, truth, backend)
-                if backend == "torch" and place.type == "cpu":
+                if backend == "invariant" or (backend == "torch" and place.type == "cpu"):
                     report.rows.append(invariance_row(ours))
                 del ours
                 gc.collect()

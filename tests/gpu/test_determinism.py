@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nomicbert import Embedder
+from nomicbert_kernels import Backend
 from nomicbert_kernels.launch import Settings
 from tests.checkpoints import build_checkpoint
 from tests.gpu.calls import FIRST, GELU, LINEAR, NORM, QKV, SWIGLU, Case, named
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.gpu
 SLICES = [(0, 1), (0, 2), (0, 7), (0, 16), (0, 17), (0, 33), (0, 64), (0, 65), (0, 100)]
 SLICES += [(5, 1), (31, 2), (99, 77)]
 ROWS = 200
-# The text's own bits are promised with `deterministic=True` alone; else these.
+# The text's own bits are promised with backend "invariant" alone; with "triton" these.
 SAME = {torch.float32: 1e-6, torch.bfloat16: 1e-5}
 LENGTHS = (2, 3, 17, 33) if INTERPRETED else (2, 3, 5, 17, 32, 33, 65, 129, 257, 512)
 
@@ -112,6 +113,26 @@ def test_a_text_among_others(
     record(worst, SAME[dtype], check="text among others", op=variant, dtype=dtype)
 
 
+@pytest.mark.parametrize("variant", ["nomic-v1.5", "nomic-v2-moe", "bge-en", "conan-v1"])
+@ALL_DTYPES
+def test_a_text_s_bits_among_others(
+    variant: str, dtype: torch.dtype, tmp_path: Path, seed: int, record: Record
+) -> None:
+    """With backend "invariant": in batches that take other launch settings and other tiles."""
+    folder = build_checkpoint(tmp_path, variant, seed=seed, num_hidden_layers=2)
+    model = embedder(folder, dtype, "invariant")
+    rng = random.Random(seed)
+    texts = [" ".join(rng.choices(WORDS, k=n)) for n in LENGTHS]
+    keywords = {"prompt": "", "max_length": 512}
+    alone = np.stack([model.encode(text, **keywords) for text in texts])
+    assert np.isfinite(alone).all()
+    other = 0
+    for repeats in (1, 2) if INTERPRETED else (1, 2, 5, 20):
+        ids = rng.sample([*range(len(texts))] * repeats, len(texts) * repeats - 1)
+        other += int((model.encode([texts[i] for i in ids], **keywords) != alone[ids]).sum())
+    record(other, 0, check="bits among others", op=variant, dtype=dtype)
+
+
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "nomic-v2-moe", "bge-en"])
 @pytest.mark.parametrize("dtype", SAME, ids=lambda dtype: str(dtype)[6:])
 def test_models_repeat(
@@ -128,7 +149,7 @@ def test_models_repeat(
     record(other, 0, check="models repeat", op=variant, dtype=dtype, runs=REPEATS)
 
 
-def embedder(folder: Path, dtype: torch.dtype) -> Embedder:
+def embedder(folder: Path, dtype: torch.dtype, backend: Backend = "triton") -> Embedder:
     if INTERPRETED and dtype == torch.bfloat16:
         pytest.skip("backend 'triton' takes no bf16 in the interpreter")
-    return Embedder.from_pretrained(folder, backend="triton", device=DEVICE, dtype=dtype)
+    return Embedder.from_pretrained(folder, backend=backend, device=DEVICE, dtype=dtype)

@@ -11,14 +11,19 @@ up_to and exactly compare the sizes that the caller names. Keys in capitals are 
 kernel, num_warps, num_stages and maxnreg options of its launch. "library": true says that the
 library's matrix product, followed by a small kernel, is to be taken instead of the fused one.
 What `nomicbert tune` has measured on this machine stands before the shipped rows.
+
+Rows of a table that differ by the number of tokens sum up in another order, so a text's last bits
+hang on the batch around it. Within `invariant` they do not.
 """
 
+import contextlib
 import functools
 import json
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +52,10 @@ SHARED_MEMORY = {
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
 # For every launch: products and sums become fused multiply-adds, whatever triton's default is.
 COMMON = {"enable_fp_fusion": True}
+# Stands for every number of rows.
+ANY_ROWS = 10**9
+
+_invariant: ContextVar[bool] = ContextVar("invariant", default=False)
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,21 @@ def proven(arch: str) -> bool:
     return path.is_file() and bool(json.loads(path.read_text("utf-8")).get("proven", False))
 
 
+@contextlib.contextmanager
+def invariant() -> Iterator[None]:
+    """Launch alike whatever the batch: no settings that hang on it, no product of the library."""
+    token = _invariant.set(True)
+    try:
+        yield
+    finally:
+        _invariant.reset(token)
+
+
+def is_invariant() -> bool:
+    """Whether launches are to be alike whatever the batch."""
+    return _invariant.get()
+
+
 def settings(kernel: str, device: torch.device, dtype: torch.dtype, **sizes: int) -> Settings:
     """How to launch a kernel.
 
@@ -171,8 +195,10 @@ def settings(kernel: str, device: torch.device, dtype: torch.dtype, **sizes: int
 
     Raises: LookupError: no row fits.
     """
-    arch = architecture(device)
+    arch, alike = architecture(device), is_invariant()
+    if alike and "rows" in sizes:
+        sizes["rows"] = ANY_ROWS
     for row in table(arch).get((kernel, dtype.itemsize), []):
         if row.fits(sizes):
-            return row.settings
+            return replace(row.settings, library=False) if alike else row.settings
     raise LookupError(f"no launch settings for {kernel} in {dtype} with {sizes} on {arch}")
