@@ -5,11 +5,12 @@ paper. `nomicbert tune` goes through many more of them, one op at a time.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from bench.aot_cases import Model
 from bench.gpu.place import Place
 from bench.harness import Peer
 from bench.problem import Call, Problem, Tensors
@@ -26,7 +27,7 @@ PRODUCTS: dict[str, tuple[Tile | str, ...]] = {
     "qkv_rotary": ((128, 256, 64, 8, 3), LIBRARY),
     "swiglu": ((64, 128, 64, 4, 2), LIBRARY),
     "gelu": ((64, 128, 64, 4, 3), LIBRARY),
-    "linear": ((128, 128, 64, 8, 4), (128, 256, 64, 8, 3)),
+    "linear": ((128, 128, 64, 8, 4), (64, 128, 64, 4, 4)),
 }
 # (queries, keys and values, warps, stages), for short texts and long ones alike.
 ATTENTION = ((64, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2))
@@ -41,6 +42,24 @@ ROUNDED: dict[str, Callable[[Tensor], Activation]] = {
     "linear down": round_groups,
 }
 IN_FP8 = (*ROUNDED, "linear out", "layer_norm")
+
+
+@dataclass(frozen=True)
+class Asked(Row):
+    """A row that serves all sizes, and notes that it was asked for."""
+
+    met: list[str] = field(default_factory=list, compare=False)
+
+    def fits(self, sizes: Mapping[str, int]) -> bool:
+        """See Row."""
+        self.met.append(self.kernel)
+        return True
+
+
+def kernel_of(model: Model, op: str) -> str:
+    """What a launch table calls the kernel of an op."""
+    # where nothing is turned it is a product like any other
+    return "linear" if op == "qkv_rotary" and not model.rotary else op
 
 
 def of_products(place: Place, kernel: str, problem: Problem) -> dict[str, Peer]:
@@ -83,9 +102,9 @@ def of_attention(place: Place, head_dim: int, problem: Problem) -> dict[str, Pee
 
 
 def under(place: Place, problem: Problem, kernels: Sequence[str], settings: Settings) -> Peer:
-    """A problem with ours, launched with these settings."""
+    """A problem with ours, launched with these settings; RuntimeError: it was not."""
     arch, size = launch.architecture(place.device), place.dtype.itemsize
-    rows = [Row(kernel, size, {}, {}, settings) for kernel in kernels]
+    rows = [Asked(kernel, size, {}, {}, settings) for kernel in kernels]
 
     @contextlib.contextmanager
     def chosen() -> Iterator[None]:
@@ -100,7 +119,10 @@ def under(place: Place, problem: Problem, kernels: Sequence[str], settings: Sett
 
         def launched() -> Tensor:
             with chosen():
-                return bound()
+                found = bound()
+            if not any(row.met for row in rows):
+                raise RuntimeError(f"no launch of {', '.join(kernels)} has asked for settings")
+            return found
 
         return launched
 

@@ -164,5 +164,5 @@ def measure(place: Place, task: Task) -> list[Line]:
     name, _, tokens = task.case.rpartition(", ")
     problem, peers = makers(model)[name](model, place.bench.draw(), int(tokens))
     known = replace(task, tokens=problem.tokens, flops=problem.flops, bytes=problem.bytes)
-    others = forms.of_products(place, problem.op, problem)
+    others = forms.of_products(place, forms.kernel_of(model, problem.op), problem)
     return contest(place, known, problem, peers, others, forms.in_fp8(place, name, problem))

@@ -190,6 +190,7 @@ def rows(
         "ours": functools.partial(ours, backend, False),
         "ours-texts": functools.partial(ours, backend, True),
         FP8: lambda setting, _: ours("fp8", False, setting, dtype),
+        "ours-invariant": functools.partial(ours, "invariant", False),
         "transformers": lambda setting, dtype: Best(setting, dtype, None, compiled=False),
     }
     if not latency:
