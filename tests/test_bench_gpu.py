@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import types
@@ -767,34 +766,3 @@ def test_the_report(tmp_path: Path) -> None:
     assert "- ours-fp8 bfloat16: wrong: computes something else (nomic-v1.5 fixed-512)" in text
     assert "NVIDIA H200. torch 2. SM clock after a case: 1980 to 1980 MHz." in text
     assert path.with_suffix(".png").is_file() == (find_spec("matplotlib") is not None)
-
-
-def test_triton_kernels_in_the_interpreter() -> None:
-    """Ours as it will run: kernels, tiles and launch tables, in Python."""
-    code = """
-import json, torch
-from bench.gpu import attention, ops
-from bench.gpu.place import Place
-here = Place(torch.device("cpu"), torch.float32, "triton", True, lambda work: (work(), 0.5)[1])
-lines = []
-attention.DRY_TOKENS = 40
-for module, model, case in ((ops, "minilm", "linear, layer_norm, 70"),
-                            (attention, "minilm", "mixture")):
-    task = next(t for t in module.tasks(here) if (t.model, t.case) == (model, case))
-    lines += module.measure(here, task)
-print(here.ops.name, json.dumps({f"{x['case']} {x['peer']}": x["status"] for x in lines}))
-"""
-    path = os.pathsep.join([".", "kernels"])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    name, _, found = done.stdout.partition(" ")
-    status = json.loads(found)
-    assert name == "triton"
-    assert status["linear, layer_norm, 70 ours"] == status["mixture ours"] == "measured"
