@@ -98,7 +98,7 @@ def test_bits_are_those_without(variant: str, tmp_path: Path) -> None:
 
 
 @settings(max_examples=60)
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=80), st.sampled_from([16, 64, 128]))
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=80), st.sampled_from([16, 32, 64, 128]))
 def test_tables_always_have_room(lengths: list[int], rows: int) -> None:
     """For texts whose lengths fall, with and without those that fill up."""
     falling = sorted(lengths, reverse=True)
@@ -158,7 +158,7 @@ def test_what_a_bucket_holds() -> None:
     [
         (768, 3072, "swiglu", 5632),
         (768, 3072, "gelu", 5632),
-        (1024, 4096, "gelu", 2816),
+        (1024, 4096, "gelu", 4096),
         (384, 1536, "gelu", 16896),
     ],
 )
@@ -223,7 +223,7 @@ def test_too_long_for_learned_positions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["in place", "moved", "replaced", "half", "dense", "mode", "unit"]
+    "change", ["in place", "moved", "replaced", "half", "dense", "mode", "unit", "table"]
 )
 def test_parameters_that_change(change: str, tmp_path: Path) -> None:
     embedder, run, again = load(tmp_path, "conan-v1")
@@ -240,6 +240,9 @@ def test_parameters_that_change(change: str, tmp_path: Path) -> None:
         if change == "replaced":
             model.layers[0].attention.out = copy.deepcopy(model.layers[0].attention.out)
             model.layers[0].attention.out.weight.mul_(1.5)
+        if change == "table":
+            out = model.layers[0].attention.out
+            out._parameters = {name: nn.Parameter(p * 1.5) for name, p in out.named_parameters()}
         if change == "half":
             model.half().float()
         if change == "mode":
@@ -278,21 +281,53 @@ def test_leaving_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not run._kept
 
 
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"),
+    RuntimeError("CUDA error: out of memory"),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["torch", "driver"])
 @torch.inference_mode()
-def test_no_memory_for_a_graph(tmp_path: Path) -> None:
-    """The others are given back, and the batch is launched as it is."""
+def test_no_memory_for_a_graph(
+    error: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The batch is launched as it is, and none as large is tried again; smaller ones are."""
     embedder, run, again = load(tmp_path, "nomic-v1.5")
-    wanted = run(embedder.model, embedder.pooling, texts_of(3), Finish())
+    few, many = texts_of(3), texts_of(20)
+    wanted = {len(texts[0]): eager(embedder, texts, Finish()) for texts in (few, many)}
+    run(embedder.model, embedder.pooling, few, Finish())
+    tried = []
 
     def full(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        tried.append(1)
+        raise error
 
     run._record = full
-    found = run(embedder.model, embedder.pooling, texts_of(3), Finish(truncate_dim=5))
-    assert torch.equal(found, wanted[:, :5])
+    assert torch.equal(run(embedder.model, embedder.pooling, many, Finish()), wanted[20])
     assert not run._kept
-    assert torch.equal(run(embedder.model, embedder.pooling, texts_of(3), Finish()), wanted)
-    assert again.recorded == 2
+    assert "no memory for a graph of 64 tokens" in caplog.text
+    for texts in (many, few, many, few):
+        found = run(embedder.model, embedder.pooling, texts, Finish())
+        assert torch.equal(found, wanted[len(texts[0])])
+    assert [key.tokens for key in run._kept] == [16]
+    assert (len(tried), again.recorded) == (1, 2)
+    run.clear()
+    run(embedder.model, embedder.pooling, many, Finish())
+    assert [key.tokens for key in run._kept] == [64]
+
+
+@torch.inference_mode()
+def test_other_errors_are_the_caller_s(tmp_path: Path) -> None:
+    embedder, run, _ = load(tmp_path, "nomic-v1.5")
+    run(embedder.model, embedder.pooling, texts_of(3), Finish())
+
+    def lost(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        raise RuntimeError("CUDA error: device lost")
+
+    run._record = lost
+    with pytest.raises(RuntimeError, match="device lost"):
+        run(embedder.model, embedder.pooling, texts_of(20), Finish())
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr
@@ -186,3 +187,13 @@ def test_an_error_closes_the_bar(bert: Embedder, bars: list[Bar]) -> None:
     with pytest.raises(ValueError, match="input 5 is longer than 7 tokens"):
         bert.encode(TEXTS, show_progress_bar=True, truncate="error", max_length=7)
     assert bars[0].closed == 1
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO(), object()], ids=["none", "text", "odd"])
+def test_where_no_terminal_is(
+    stream: Any, bert: Embedder, bars: list[Bar], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service may have no stderr, or something of its own in its place."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert len(bert.encode(TEXTS)) == len(TEXTS)
+    assert bars == []

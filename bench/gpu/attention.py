@@ -75,7 +75,8 @@ def measure(place: Place, task: Task) -> list[Line]:
         # some versions of torch take no scale; the default is the one that is meant
         found["varlen_attn"] = packed(lengths, without_scale(), model.head_dim**-0.5)
     found["flash-attn-4"] = flash_4(lengths, model.head_dim**-0.5)
-    return contest(place, task, problem, found, of_attention(place, model.head_dim, problem))
+    forms = of_attention(place, model.head_dim, max(lengths), problem)
+    return contest(place, task, problem, found, forms)
 
 
 def without_scale() -> Callable[..., Tensor]:

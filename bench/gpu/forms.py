@@ -14,7 +14,7 @@ from bench.aot_cases import Model
 from bench.gpu.place import Place
 from bench.harness import Peer
 from bench.problem import Call, Problem, Tensors
-from nomicbert_kernels import launch, select_ops, values
+from nomicbert_kernels import launch, select_ops, tiling, values
 from nomicbert_kernels.fp8 import round_groups, round_rows
 from nomicbert_kernels.launch import Row, Settings
 from nomicbert_kernels.tensors import Activation
@@ -29,9 +29,11 @@ PRODUCTS: dict[str, tuple[Tile | str, ...]] = {
     "gelu": ((64, 128, 64, 4, 3), LIBRARY),
     "linear": ((128, 128, 64, 8, 4), (64, 128, 64, 4, 4)),
 }
+# A persistent kernel runs one program on each processor: smaller ones come in numbers instead.
+WARPS_OF_ONE = 8
 # (queries, keys and values, warps, stages), for short texts and long ones alike.
 ATTENTION = ((64, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2))
-# Fewer rows take narrower tiles than these.
+# Fewer rows wait for the weight, whatever the tile.
 LEAST_TOKENS = 1024
 FP8 = "ours-fp8"
 # What an op is given on backend "fp8": LayerNorm's rows, an MLP's groups; else rows as they are.
@@ -67,7 +69,9 @@ def of_products(place: Place, kernel: str, problem: Problem) -> dict[str, Peer]:
     few = problem.tokens < LEAST_TOKENS and not place.dry
     if place.ops.name != "triton" or kernel not in PRODUCTS or few:
         return {}
-    sizes = {"rows": problem.tokens, "n": 0, "k": 0}
+    columns, width = problem.tensors["weight"].shape
+    n = columns // 2 if kernel == "swiglu" else columns
+    sizes = {"rows": problem.tokens, "n": n, "k": width}
     shipped = launch.settings(kernel, place.device, place.dtype, **sizes)
     found: dict[str, Settings] = {}
     for tile in PRODUCTS[kernel]:
@@ -76,6 +80,8 @@ def of_products(place: Place, kernel: str, problem: Problem) -> dict[str, Peer]:
             continue
         m, n, k, warps, stages = tile
         blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
+        if warps < WARPS_OF_ONE:
+            blocks["FLATTEN"] = False
         options = {"num_warps": warps, "num_stages": stages}
         found[f"ours, {m}x{n}x{k} w{warps} s{stages}"] = Settings(
             {**shipped.constants, **blocks}, options
@@ -87,17 +93,19 @@ def of_products(place: Place, kernel: str, problem: Problem) -> dict[str, Peer]:
     }
 
 
-def of_attention(place: Place, head_dim: int, problem: Problem) -> dict[str, Peer]:
-    """Attention of ours in tiles of other sizes, whatever the length of the texts."""
+def of_attention(place: Place, head_dim: int, longest: int, problem: Problem) -> dict[str, Peer]:
+    """Attention of ours in tiles of other sizes than the longest text has."""
     if place.ops.name != "triton":
         return {}
     kernels = ["attention_short", "attention_long"]
-    shipped = launch.settings(kernels[1], place.device, place.dtype, head_dim=head_dim)
+    kernel = kernels[longest > tiling.SHORT]
+    shipped = launch.settings(kernel, place.device, place.dtype, head_dim=head_dim)
     found = {}
     for m, n, warps, stages in ATTENTION:
         constants = {**shipped.constants, "BLOCK_M": m, "BLOCK_N": n}
         settings = Settings(constants, {"num_warps": warps, "num_stages": stages})
-        found[f"ours, {m}x{n} w{warps} s{stages}"] = under(place, problem, kernels, settings)
+        if settings != shipped:
+            found[f"ours, {m}x{n} w{warps} s{stages}"] = under(place, problem, kernels, settings)
     return found
 
 
@@ -140,5 +148,5 @@ def in_fp8(place: Place, name: str, problem: Problem) -> dict[str, Peer]:
         given = t | {"x": rounded(t["x"])}
         return problem.bind(ops, given)  # type: ignore[arg-type]
 
-    # what the next op reads as it is, the truth is compared with in full
+    # timed as the next op reads it, compared in full; LayerNorm's rounded copy is timed alone
     return {FP8: Peer(call, values)}

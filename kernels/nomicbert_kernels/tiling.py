@@ -78,7 +78,8 @@ def most_tiles(tokens: int, rows: int) -> int:
 
     A text with tiles of its own needs at most one for each rows / 2 of its tokens. Of tiles that
     short texts share, two that follow each other hold more than `rows`; the last may hold less. The
-    same goes for texts that fill up a batch, which begin with whole tiles.
+    same goes for texts that fill up a batch: of these whole tiles come first, then a part of one,
+    then those of one token, whose last tile may hold less. These three tiles come in addition.
     """
     return 2 * -(-tokens // rows) + 3
 

@@ -24,7 +24,7 @@ from nomicbert_kernels.tiling import most_tiles, tile_table
 # A bucket has room for one text for so many of its tokens.
 TOKENS_A_TEXT = 8
 
-# Frames of lone texts that are kept, of 85 KB at most.
+# Frames of lone texts that are kept: a few KB each for a query, 250 for the largest bucket.
 FRAMES = 128
 
 Work = Callable[[], Tensor]

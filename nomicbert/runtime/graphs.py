@@ -9,6 +9,7 @@ share the library's workspace: when one of them cannot stay, all go.
 """
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -23,19 +24,17 @@ from nomicbert.model import NomicBert
 from nomicbert.packing import pack
 from nomicbert.pooling import Finish, Pooling
 from nomicbert.runtime.bucket import Bucket, Key, Record, Work
-from nomicbert.runtime.budget import sizes
 from nomicbert.runtime.held import Held
 from nomicbert_kernels.tiling import tile_rows
 
 logger = logging.getLogger(__name__)
 
 SWITCH = "NOMICBERT_GRAPHS"
-# Tokens of a bucket: whole tiles of 128 rows, and whole waves of 132 processors at the last three.
+# Tokens of a bucket: whole tiles of 128 rows.
 BUCKETS = (64, 128, 256, 512, 1024, 1536, 2048, 2816, 4096, 5632, 8448, 11264, 16896)
-# Work on a bucket at most, in multiplications of one layer: above it the kernels take longer than
-# their launches. By arithmetic 5,632 tokens of nomic-embed-text-v1.5, and four times as many of
-# MiniLM's, whose layers have a quarter of the weights.
-WORK = 4e10
+# Work on a bucket at most, in multiplications of one layer: on Hopper above it a layer's kernels
+# take longer than its seven launches, a quarter of a millisecond. By arithmetic, not measured.
+WORK = 5.5e10
 # Graphs that are kept.
 MOST = 64
 
@@ -66,14 +65,17 @@ class Recorder:
         # should recording fail, torch would leave its stream behind as the current one
         with RECORDING, torch.cuda.stream(current):
             aside.wait_stream(current)
-            with torch.cuda.stream(aside):
-                work()  # compiles kernels and prepares weights, which cannot be recorded
-            graph = torch.cuda.CUDAGraph()
-            # other threads may go on, such as one that asks for pinned memory
-            mode = "thread_local"
-            with torch.cuda.graph(graph, self._pool, stream=aside, capture_error_mode=mode):
-                result = work()
-            current.wait_stream(aside)
+            try:
+                with torch.cuda.stream(aside):
+                    work()  # compiles kernels and prepares weights, which cannot be recorded
+                graph = torch.cuda.CUDAGraph()
+                # other threads may go on, such as one that asks for pinned memory
+                mode = "thread_local"
+                with torch.cuda.graph(graph, self._pool, stream=aside, capture_error_mode=mode):
+                    result = work()
+            finally:
+                # what it reads is free for others only then, also where memory has run out
+                current.wait_stream(aside)
         return result, graph.replay
 
 
@@ -87,6 +89,7 @@ class Graphs:
         self._kept: dict[Key, Bucket] = {}
         self._made_for: tuple[Any, ...] = ()
         self._held: Held | None = None
+        self._beyond = math.inf
         self._lock = threading.Lock()
         self._done: Any = None
 
@@ -119,17 +122,26 @@ class Graphs:
             with self._lock, on(model.device):
                 try:
                     return self._run(self._bucket(model, pooling, key), texts)
-                except torch.OutOfMemoryError:
-                    # a bucket is larger than its batch, and the others hold memory as well
-                    self._drop()
+                except RuntimeError as error:
+                    # torch's own says so, and so does the driver where it makes the graph
+                    if "out of memory" not in str(error):
+                        raise
+                    self._give_up(key)
         vectors: Tensor = pooling(model, pack(texts, model.device), finish)
         return vectors
 
     def clear(self) -> None:
         """Give back what was recorded, and its memory."""
-        if self._kept:
+        if self._kept or self._beyond < math.inf:
             with self._lock:
                 self._drop()
+                self._beyond = math.inf
+
+    def _give_up(self, key: Key) -> None:
+        """Take none as large any more: a bucket is larger than its batch, and holds memory."""
+        self._drop()
+        self._beyond = key.tokens
+        logger.warning("no memory for a graph of %d tokens: such batches go without", key.tokens)
 
     def _drop(self) -> None:
         """Forget all graphs, once the last batch is through."""
@@ -156,7 +168,8 @@ class Graphs:
         if model.rotary is None and tile > model.plain_length:
             return None  # what fills up is as long as a tile, and there are no such positions
         least = int(pooling.mode in ("cls", "lasttoken"))
-        keys = (Key(tokens, tile, least, finish) for tokens in buckets(model.config))
+        fitting = (tokens for tokens in buckets(model.config) if tokens < self._beyond)
+        keys = (Key(tokens, tile, least, finish) for tokens in fitting)
         batch = sum(lengths), len(lengths)
         return next((key for key in keys if key.holds(*batch)), None)
 
@@ -195,8 +208,9 @@ class Graphs:
 
 def buckets(config: EncoderConfig) -> list[int]:
     """Tokens of the buckets of a model."""
-    products, _ = sizes(config)
-    layer = sum(columns * width for columns, width in products)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    gated = config.hidden_act == "swiglu"
+    layer = 4 * hidden * hidden + (3 if gated else 2) * hidden * inner
     return [tokens for tokens in BUCKETS if tokens * layer <= WORK]
 
 

@@ -25,7 +25,9 @@ class Progress:
         self._read = self._tokens = 0
         # a bar that nobody sees would take a good part of a query's time
         self._bar: Any = None
-        if sys.stderr.isatty() if show is None else show:
+        # where programs have no window for it, stderr is None
+        on_terminal = getattr(sys.stderr, "isatty", bool)
+        if on_terminal() if show is None else show:
             delay = DELAY if show is None else 0
             self._bar = tqdm(desc="Embedding", unit=" tokens", unit_scale=True, delay=delay)
 
