@@ -78,6 +78,8 @@ def run(hub: FakeHub, folder: Path, *command: str) -> subprocess.CompletedProces
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(folder / ".cache"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        # tests run side by side: the threads of more would wait for each other
+        "OMP_NUM_THREADS": "1",
     }
     return subprocess.run(
         command,

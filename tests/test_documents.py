@@ -49,7 +49,6 @@ def test_the_documents_are_seen() -> None:
     assert {"make demo", "make test"} <= {line.split("#")[0].strip() for line in setting_up}
 
 
-@pytest.mark.all_threads
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_names(DOCUMENTS))
 def test_commands(document: Path, hub: FakeHub, tmp_path: Path) -> None:
     for block in commands(document)[0]:

@@ -28,9 +28,9 @@ pytestmark = [
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     command = [sys.executable, str(ROOT / "examples/finetune.py"), *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=600
-    )
+    # tests run side by side: the threads of more would wait for each other
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 
 def write_pairs(path: Path, count: int) -> Path:

@@ -391,3 +391,15 @@ def test_threads_matter_where_bfloat16_is_multiplied(
         bounds.append(invariance_row(embedder).bound)
     zero = 0 if onednn_packs(torch.float32) else None
     assert bounds == [zero, None if found else zero]
+
+
+def test_backend_invariant_is_held_to_its_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it runs: what only oneDNN promises on a CPU, it promises everywhere."""
+    monkeypatch.setattr("nomicbert.verify.checks.onednn_packs", lambda dtype: False)
+    embedder = Embedder(build(tmp_path, "nomic-v1.5"), backend="torch")
+    assert invariance_row(embedder).bound is None
+    embedder.model._ops = dataclasses.replace(embedder.model.ops, name="invariant")
+    row = invariance_row(embedder)
+    assert (row.backend, row.bound) == ("invariant", 0)
