@@ -213,6 +213,9 @@ def test_break_even(here: Place) -> None:
     assert row[2:] == ("930.0", "465", "2.00", "linear, silu * up", "620.0", "1.50")
     other = ops.measure(here, one(ops.tasks(here), "minilm", "gelu, 70"))
     assert list(report.break_even(other)) == []
+    plain = one(ops.tasks(here), "bert-large", "qkv_rotary, 70").more
+    assert plain
+    assert plain["break_even_tflops"] is None
 
 
 def scaled(factor: float, right: Any) -> Any:
