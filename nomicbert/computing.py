@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from nomicbert.backends import select_ops
 from nomicbert.prepared import Place, PreparedWeights
-from nomicbert_kernels import Backend, Ops, Weight, compute_dtype, select_ops
+from nomicbert_kernels import Backend, Ops, Weight, compute_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,10 @@ class Computing(nn.Module):
 
     @property
     def ops(self) -> Ops:
-        """The functions of the backend, chosen at the first use on a device and dtype."""
+        """The functions of the backend, chosen at the first use on a device and dtype.
+
+        Raises: BackendError: it cannot run there.
+        """
         if self._ops is None:
             self._ops = select_ops(self.device, self.compute_dtype, self.backend)
             self._say_what_the_dtype_costs()

@@ -69,7 +69,7 @@ class CrossEncoder:
             **model_keywords: dtype, device, backend and the others of
                 `NomicBertForSequenceClassification.from_pretrained`.
 
-        Raises: NomicBertError: anything of the checkpoint missing, damaged or unsupported.
+        Raises: NomicBertError: checkpoint missing, damaged or unsupported; backend that cannot run.
         """
         folder = hub.resolve(
             path_or_repo_id,

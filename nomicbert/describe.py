@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from nomicbert import checkpoint, hub
+from nomicbert.backends import choose_ops
 from nomicbert.card import License, read_license
 from nomicbert.config import EncoderConfig
 from nomicbert.dialects import read_config
@@ -27,7 +28,7 @@ from nomicbert.renames import WORDS, canonical, recipes
 from nomicbert.settings import read_json
 from nomicbert.similarity import stated_similarity
 from nomicbert.tokenizer import Tokenizer
-from nomicbert_kernels import Backend, choose_ops, compute_dtype
+from nomicbert_kernels import Backend, compute_dtype
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def describe(
         backend: "auto", "reference", "torch", "int8", "triton", "fp8" or "invariant".
         rotary_scaling_factor: alpha of dynamic NTK scaling in place of the checkpoint's own.
 
-    Raises: NomicBertError, BackendError, ValueError: whatever loading would raise.
+    Raises: NomicBertError, ValueError: whatever loading would raise.
     """
     wanted, place = check_target(
         dtype=dtype, torch_dtype=None, device=device, device_map=None, backend=backend

@@ -66,7 +66,7 @@ class Embedder:
             **model_keywords: dtype, device, backend, rotary_scaling_factor and the others of
                 `NomicBert.from_pretrained`.
 
-        Raises: NomicBertError: anything of the checkpoint missing, damaged or unsupported.
+        Raises: NomicBertError: checkpoint missing, damaged or unsupported; backend that cannot run.
         """
         known = NomicBert.from_pretrained.__kwdefaults__ or {}
         unknown = [name for name in model_keywords if name not in known]

@@ -6,6 +6,7 @@
     ├── HubError         a folder or repository cannot be found or reached
     ├── TokenizerError   the tokenizer's files are missing or do not fit the model
     ├── AccuracyError    a faster arithmetic moves this checkpoint's vectors too far
+    ├── BackendError     the backend asked for cannot run here
     ├── TextError        one of the texts cannot be embedded as asked
     └── WorkerError      of several processes, those that should compute have died
 
@@ -35,6 +36,10 @@ class TokenizerError(NomicBertError, ValueError):
 
 class AccuracyError(NomicBertError, ValueError):
     """A faster arithmetic moves this checkpoint's vectors too far from those without it."""
+
+
+class BackendError(NomicBertError, RuntimeError):
+    """The backend asked for cannot run here; what the kernels raised, if they did, is the cause."""
 
 
 class TextError(NomicBertError, ValueError):

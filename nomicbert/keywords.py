@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nomicbert_kernels import Backend, compute_dtype, fastest_dtype, select_ops
+from nomicbert.backends import select_ops
+from nomicbert_kernels import Backend, compute_dtype, fastest_dtype
 
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from nomicbert import checkpoint, hub
+from nomicbert.backends import select_ops
 from nomicbert.config import EncoderConfig
 from nomicbert.dialects import read_config
 from nomicbert.keywords import check_target
-from nomicbert_kernels import Backend, compute_dtype, select_ops
+from nomicbert_kernels import Backend, compute_dtype
 
 Model = TypeVar("Model", bound=nn.Module)
 # Makes an empty model, and names those of its parameters that are new and not in the files.

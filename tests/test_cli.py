@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 import nomicbert
+import nomicbert_kernels
 from nomicbert import cli
 from nomicbert.cli import console
-from nomicbert.errors import ConfigError, HubError
-from nomicbert_kernels import BackendError
+from nomicbert.errors import BackendError, ConfigError, HubError, WorkerError
 from tests.command_line import environment, one_line, run_cli, run_python
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and devices of POSIX")
@@ -150,6 +150,8 @@ ENDS = {
     "hub": (HubError("no such folder"), 2, "no such folder"),
     "value": (ValueError("give one"), 2, "give one"),
     "backend": (BackendError("no triton here"), 2, "no triton here"),
+    "op": (nomicbert_kernels.BackendError("no settings run"), 2, "no settings run"),
+    "processes": (WorkerError("all have died"), 1, "all have died"),
     "extra": (ImportError('pip install "nomicbert[parquet]"'), 2, "nomicbert[parquet]"),
     "disk": (FULL, 1, "No space left on device: vectors.npy"),
     "right": (

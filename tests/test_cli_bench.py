@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from nomicbert import Embedder
+from nomicbert.errors import BackendError
 from nomicbert.throughput import group, onnx_peers, torch_peers
 from nomicbert.throughput.workloads import NAMES
-from nomicbert_kernels import BackendError
 from tests.checkpoints import build_checkpoint
 from tests.command_line import ROOT, one_line, run_cli
 

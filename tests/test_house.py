@@ -51,6 +51,7 @@ PUBLIC = {
 # "" is the package itself: its public names.
 ROOMS = [
     {"errors", "notices"},
+    {"backends"},
     {"card", "config", "keywords", "output", "samples", "settings"},
     {"dialects"},
     {"finite", "renames"},
@@ -107,6 +108,11 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
         or module.startswith("nomicbert_kernels.tuning")
     ),
     "typer": lambda module: module.startswith("nomicbert.cli"),
+}
+# Who may know how the kernels choose ops, and what they raise.
+CHOOSING = {
+    "nomicbert.backends": {"BackendError", "choose_ops", "select_ops"},
+    "nomicbert.cli.console": {"BackendError"},
 }
 KERNEL_LIBRARIES = {"nomicbert_kernels", "numpy", "torch", "triton"}
 NOT_AT_IMPORT = {"huggingface_hub", "mteb", "sentence_transformers", "transformers", "triton"}
@@ -201,6 +207,24 @@ def test_libraries_are_imported_where_they_belong(module: str) -> None:
         assert not foreign, f"{module} imports {foreign}"
 
 
+def taken_from_kernels(module: str) -> set[str]:
+    """Names that a module takes from `nomicbert_kernels` itself."""
+    taken = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "nomicbert_kernels":
+            taken |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "nomicbert_kernels":
+            taken.add(node.attr)
+    return taken
+
+
+@pytest.mark.parametrize("module", modules_of("nomicbert"))
+def test_ops_are_chosen_in_one_place(module: str) -> None:
+    """`nomicbert.backends` turns the kernels' refusal into an error of our tree."""
+    found = taken_from_kernels(module) & {"BackendError", "choose_ops", "select_ops"}
+    assert found == CHOOSING.get(module, set()), f"{module}: take them from nomicbert.backends"
+
+
 @pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("_triton")])
 def test_triton_forms_are_imported_in_functions_only(module: str) -> None:
     """Importing the package must not load triton."""
@@ -233,8 +257,9 @@ def test_public_names_are_pinned(package: str) -> None:
 def test_import_is_light() -> None:
     """The package alone costs next to nothing, and its names no library that is not needed."""
     loaded = "print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    package = set(run_python(f"import sys, nomicbert; {loaded}").split())
+    package = set(run_python(f"import sys, nomicbert, nomicbert.errors; {loaded}").split())
     assert "nomicbert" in package
+    assert "nomicbert_kernels" not in package  # it needs torch
     assert not package & (NOT_AT_IMPORT | SLOW)
     names = set(run_python(f"import sys; from nomicbert import *; {loaded}").split())
     assert {"nomicbert", "torch"} <= names

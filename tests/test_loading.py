@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from nomicbert import Embedder, NomicBert
 from nomicbert.dialects import read_config
-from nomicbert.errors import CheckpointError, ConfigError, HubError
+from nomicbert.errors import BackendError, CheckpointError, ConfigError, HubError
 from nomicbert.modules import read_pooling
-from nomicbert_kernels import BackendError
 from tests.checkpoints import build_checkpoint, edit_config, read_tensors
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

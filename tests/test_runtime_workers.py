@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from nomicbert import Embedder
-from nomicbert.errors import TextError, WorkerError
+from nomicbert.errors import BackendError, NomicBertError, TextError, WorkerError
 from nomicbert.keywords import as_devices
 from nomicbert.notices import PromptWarning, TruncationWarning, WorkerWarning
 from nomicbert.runtime import batches, dispatch, workers
@@ -281,6 +281,23 @@ def test_an_error_inside(nomic: Embedder, small: None) -> None:
     cause = str(raised.value.__cause__)
     assert cause.startswith("in the process on cpu:\nTraceback")
     assert "runtime/stream.py" in cause
+
+
+def test_a_backend_that_a_process_cannot_run(
+    nomic: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    before = nomic.model.backend
+    nomic.model.use("triton")  # what only the process finds out
+    try:
+        with pytest.raises(NomicBertError, match=r"^backend 'triton' cannot run here: ") as raised:
+            nomic.encode(TEXTS, prompt="", device=["cpu"])
+    finally:
+        nomic.model.use(before)
+    assert type(raised.value) is BackendError
+    cause = str(raised.value.__cause__)
+    assert cause.startswith("in the process on cpu:\nTraceback")
+    assert "nomicbert_kernels.backend.BackendError: backend 'triton'" in cause
 
 
 def test_nothing_to_do(nomic: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:

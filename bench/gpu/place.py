@@ -12,8 +12,9 @@ import torch
 from bench.aot_cases import MODELS, Model
 from bench.harness import Bench, version
 from bench.timing import Work, on_device, on_host
+from nomicbert.backends import select_ops
 from nomicbert.throughput.lines import Line, surroundings
-from nomicbert_kernels import Ops, select_ops
+from nomicbert_kernels import Ops
 
 # Of each round of a kernel, about; and how many rounds.
 SECONDS, ROUNDS = 0.01, 12

@@ -14,6 +14,7 @@ import torch
 
 from bench.gpu.place import compile_or_fail
 from nomicbert.embedder import Embedder
+from nomicbert.errors import BackendError
 from nomicbert.runtime.batches import token_batches
 from nomicbert.throughput.batching import COUNTS, Batching, by_count
 from nomicbert.throughput.ours import Ids, Texts
@@ -23,7 +24,7 @@ from nomicbert.throughput.sentence import TORCH_DTYPES, known
 from nomicbert.throughput.torch_peers import NAIVE_BATCH, FromTexts, Native
 from nomicbert.throughput.workloads import Case
 from nomicbert.verify.references import quiet
-from nomicbert_kernels import Backend, BackendError
+from nomicbert_kernels import Backend
 
 # Tokens of a batch of ours: full tiles of nomic's products on 132 multiprocessors, and of both
 # models'; and all at once, as far as that is tried for the others.

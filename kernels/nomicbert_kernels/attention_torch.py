@@ -1,7 +1,14 @@
 """Attention through torch's fused kernel, once for each run of texts of one length.
 
-A run is a dense block of the packed tokens, so nothing is padded, copied or masked, and a text is
-computed from its own tokens alone.
+A run is a dense block of the packed tokens, so no text is padded to another's length or masked, and
+a text is computed from its own tokens alone.
+
+On a CPU the kernel multiplies through MKL, which promises equal bits only for operands that start
+at a multiple of 64 bytes: on AMD processors, or in its SSE4.2 kernels, the order of a sum depends
+on it. So three things are aligned here: heads, by zeros behind their columns (none for the usual
+sizes of 32 and 64); the block of queries, by rows whose results are dropped, because each thread's
+scratch memory in the kernel is as many rows long; views that begin or step elsewhere, by a copy.
+Source: oneMKL Developer Guide for Linux 2024.2, "Obtaining Numerically Reproducible Results".
 """
 
 import functools
@@ -13,6 +20,11 @@ from torch import Tensor
 
 from nomicbert_kernels import attention as reference
 from nomicbert_kernels.tensors import Plan
+
+# Bytes at whose multiples the operands of a GEMM start.
+ALIGNMENT = 64
+# The kernel takes the queries of longer texts in blocks of 32, 64 or 256 rows, which are aligned.
+SHORT = 32
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +54,26 @@ def attention(
     if planned != qkv.shape[0]:
         raise ValueError(f"the plan is for {planned} tokens, but qkv has {qkv.shape[0]}")
     heads, size = qkv.shape[2:]
+    # with gradients no bits are promised; a compiled graph knows no strides
+    align = qkv.device.type == "cpu" and not (qkv.requires_grad or torch.compiler.is_compiling())
+    unit = ALIGNMENT // qkv.element_size() if align else 1
+    if align:
+        qkv = aligned(qkv, unit)
     out = []
     # where nothing is recorded, each run writes its own part of the result
     whole = None
     if not qkv.requires_grad and not torch.compiler.is_compiling():
         whole = qkv.new_empty(qkv.shape[0] if rows is None else rows.shape[0], heads, size)
     for text, token, texts, length in plan.runs:
-        block = qkv[token : token + texts * length].view(texts, length, 3, heads, size)
+        block = qkv[token : token + texts * length].view(texts, length, 3, heads, qkv.shape[3])
         q, k, v = block.permute(2, 0, 3, 1, 4)  # each (texts, h, length, d)
         if rows is not None:
             q = qkv[rows[text : text + texts], 0].unsqueeze(2)
-        o = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+        queries = q.shape[2]
+        if queries < SHORT and queries % unit:
+            q = F.pad(q, (0, 0, 0, -queries % unit))
+        o = F.scaled_dot_product_attention(q, k, v, scale=scale)
+        o = o[:, :, :queries, :size].transpose(1, 2)
         if whole is None:
             out.append(o.reshape(-1, heads * size))
         elif rows is None:
@@ -62,3 +83,17 @@ def attention(
     if whole is not None:
         return whole.flatten(1)
     return torch.cat(out) if out else qkv.new_empty(0, heads * size)
+
+
+def aligned(qkv: Tensor, unit: int) -> Tensor:
+    """The same (T, 3, h, d) with every head at a multiple of `unit` elements: zeros behind it.
+
+    Torch's own memory begins at a multiple of 64 bytes.
+    """
+    size = qkv.shape[3]
+    places = (qkv.storage_offset(), size, *qkv.stride()[:3])
+    if qkv.stride(3) == 1 and not any(place % unit for place in places):
+        return qkv
+    out = qkv.new_zeros(*qkv.shape[:3], size + -size % unit)
+    out[..., :size] = qkv
+    return out

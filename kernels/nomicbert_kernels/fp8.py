@@ -83,7 +83,9 @@ def as_weight(weight: Weight) -> Weight:
     """The weight as it is rounded, in fp32."""
     assert weight.packed is not None
     assert weight.scale is not None
-    source = weight.packed[0].float() * weight.scale[:, None]
+    narrow = weight.packed[0]
+    assert isinstance(narrow, Tensor)
+    source = narrow.float() * weight.scale[:, None]
     return Weight(source, None if weight.bias is None else weight.bias.float())
 
 

@@ -57,13 +57,15 @@ def usable(x: Tensor | Activation, weight: Weight, added: Tensor | None = None) 
 def operands(x: Tensor | Activation, weight: Weight) -> tuple[Tensor, Tensor, Scales]:
     """Data of x and of the weight, and their scales; x is rounded where it is not yet."""
     assert weight.packed is not None
+    narrow = weight.packed[0]
+    assert isinstance(narrow, Tensor)
     if isinstance(x, Tensor) or x.data.dtype != fp8.E4M3:
         x = round_rows(values(x, weight.dtype))
     assert x.scale is not None
     grouped = x.scale.dim() == 2
     scale = x.scale.T.contiguous() if grouped else x.scale.contiguous()
     shared = GROUP if grouped and x.data.shape[1] > GROUP else None
-    return x.data, weight.packed[0], Scales(scale, weight.scale, None, shared, weight.dtype)
+    return x.data, narrow, Scales(scale, weight.scale, None, shared, weight.dtype)
 
 
 def settings(kernel: str, x: Tensor, weight: Tensor, n: int) -> launch.Settings:

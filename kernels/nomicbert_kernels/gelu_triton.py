@@ -14,7 +14,7 @@ from nomicbert_kernels import gelu as reference
 from nomicbert_kernels import launch
 from nomicbert_kernels.library import autocast, linear_gradients, watched
 from nomicbert_kernels.linear_triton import launch_linear
-from nomicbert_kernels.tensors import Activation, Weight
+from nomicbert_kernels.tensors import Activation, Weight, plain_linear
 
 
 def settings_for(x: Tensor, weight: Tensor) -> launch.Settings:
@@ -27,7 +27,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (T, H), weight (I, H), bias (I,) or None -> (T, I)."""
     s = settings_for(x, weight)
     if s.library:
-        return F.gelu(F.linear(x, weight, bias))
+        return F.gelu(plain_linear(x, weight, bias))
     return launch_linear(s, x, weight, bias, None, "gelu")
 
 
@@ -47,7 +47,7 @@ def gelu_backward_op(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None)
     """Gradient (T, I) of what was activated, from that of the result, dy (T, I)."""
     s = settings_for(x, weight)
     if s.library:
-        dz: Tensor = torch.ops.aten.gelu_backward(dy.contiguous(), F.linear(x, weight, bias))
+        dz: Tensor = torch.ops.aten.gelu_backward(dy.contiguous(), plain_linear(x, weight, bias))
         return dz
     return launch_linear(s, x, weight, bias, dy, "gelu_backward")
 

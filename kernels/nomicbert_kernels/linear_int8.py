@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nomicbert_kernels import checks, linear_torch
-from nomicbert_kernels.tensors import Activation, Weight, WeightKind, values
+from nomicbert_kernels.tensors import Activation, Packed, Weight, WeightKind, values
 
 # Rows taken at a time: enough for a call, and no more than has to be held.
 ROWS = 1024
@@ -105,7 +105,7 @@ def no_zero_points(count: int) -> Tensor:
     return torch.zeros(count, dtype=torch.int64, device="cpu")
 
 
-def product(x: Activation, packed: Tensor, scale: Tensor) -> Tensor:
+def product(x: Activation, packed: Packed, scale: Tensor) -> Tensor:
     """(rows, K) int8 times a packed weight: (rows, N) fp32, the rows' own scales left out."""
     # eight bytes are taken at a time where the rows begin at a multiple of eight
     if any(place % 8 for place in (x.data.shape[1], x.data.stride(0), x.data.storage_offset())):
@@ -120,7 +120,7 @@ def product(x: Activation, packed: Tensor, scale: Tensor) -> Tensor:
 
 
 def scaled(
-    x: Activation, packed: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor | None = None
+    x: Activation, packed: Packed, scale: Tensor, bias: Tensor | None, out: Tensor | None = None
 ) -> Tensor:
     """The same with the rows' scales, plus bias."""
     assert x.scale is not None

@@ -8,7 +8,6 @@ the bias as one and a pass more for the residual, which is then rounded twice.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -30,7 +29,7 @@ from nomicbert_kernels.gemm_triton import (
     tile_at,
 )
 from nomicbert_kernels.library import autocast, linear_gradients, on_its_device, watched
-from nomicbert_kernels.tensors import Activation, Weight
+from nomicbert_kernels.tensors import Activation, Weight, plain_linear
 
 
 @triton.jit
@@ -168,10 +167,11 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | N
         kind = "none" if residual is None else "add"
         return launch_linear(s, x, weight, bias, residual, kind)
     if residual is None:
-        return F.linear(x, weight, bias)
+        return plain_linear(x, weight, bias)
     if bias is None:
-        return torch.addmm(residual, x, weight.T)
-    return F.linear(x, weight, bias).add_(residual)
+        # as in `plain_linear`: the same product of oneDNN's reads behind strided rows
+        return torch.addmm(residual, x if x.is_cuda else x.contiguous(), weight.T)
+    return plain_linear(x, weight, bias).add_(residual)
 
 
 @torch.library.custom_op("nomicbert::linear", mutates_args=())

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nomicbert_kernels import moe as reference
 from nomicbert_kernels.linear_torch import product, usable
-from nomicbert_kernels.tensors import Activation, Weight
+from nomicbert_kernels.tensors import Activation, Weight, plain_linear
 
 
 def route(x: Tensor, router: Weight, top_k: int) -> tuple[Tensor, Tensor]:
@@ -14,7 +14,7 @@ def route(x: Tensor, router: Weight, top_k: int) -> tuple[Tensor, Tensor]:
     if packed := usable(x, router):
         logits = product(x.float(), packed[0], None)
     else:
-        logits = F.linear(x.float(), router.source.float())
+        logits = plain_linear(x.float(), router.source.float())
     probabilities, chosen = logits.softmax(dim=-1).topk(top_k, dim=-1)
     return probabilities, chosen
 
@@ -24,8 +24,8 @@ def expert_mlp(x: Tensor, up: Weight, down: Weight, expert: int) -> Tensor:
     packed_up, packed_down = usable(x, up), usable(x, down)
     if packed_up and packed_down:
         return product(product(x, packed_up[expert], None, "gelu"), packed_down[expert], None)
-    inner = F.gelu(F.linear(x, up.source[expert].to(up.dtype)))
-    return F.linear(inner, down.source[expert].to(down.dtype))
+    inner = F.gelu(plain_linear(x, up.source[expert].to(up.dtype)))
+    return plain_linear(inner, down.source[expert].to(down.dtype))
 
 
 def moe(x: Tensor | Activation, router: Weight, up: Weight, down: Weight, top_k: int) -> Tensor:

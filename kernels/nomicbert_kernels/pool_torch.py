@@ -1,4 +1,8 @@
-"""Pooling by runs of texts of one length: one reduction a run instead of one a text."""
+"""Pooling by runs of texts of one length: one reduction a run instead of one a text.
+
+Torch divides the columns of one text among threads, 32 at a time, and sums the columns that are
+left over in another order. So a width that is no multiple of 32 is filled up with zeros.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +10,8 @@ from torch import Tensor
 
 from nomicbert_kernels import pool as reference
 from nomicbert_kernels.tensors import Plan, PoolMode, accumulator
+
+COLUMNS = 32
 
 
 def pool(
@@ -22,10 +28,13 @@ def pool(
     texts, width = cu_seqlens.numel() - 1, hidden.shape[1]
     dtype = accumulator(hidden)
     parts = []
+    if width % COLUMNS:
+        hidden = F.pad(hidden, (0, -width % COLUMNS))
     for run in plan.runs:
         block = hidden[run.token : run.token + run.texts * run.length]
-        parts.append(reference.reduce(block.view(-1, run.length, width).to(dtype), mode))
+        parts.append(reference.reduce(block.view(-1, run.length, hidden.shape[1]).to(dtype), mode))
     pooled = torch.cat(parts) if parts else hidden.new_zeros(0, width, dtype=dtype)
+    pooled = pooled[:, :width]
     if pooled.shape[0] < texts:  # texts without tokens are in no run: their rows stay zero
         filled = [run.text + i for run in plan.runs for i in range(run.texts)]
         rows = torch.tensor(filled, dtype=torch.int64, device=hidden.device)

@@ -8,7 +8,6 @@ is the faster one, or a head is not of the common kind, the rotation follows in 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -30,7 +29,7 @@ from nomicbert_kernels.gemm_triton import (
 )
 from nomicbert_kernels.library import autocast, linear_gradients, on_its_device, watched
 from nomicbert_kernels.linear_triton import launch_linear, linear
-from nomicbert_kernels.tensors import Activation, Rope, Weight
+from nomicbert_kernels.tensors import Activation, Rope, Weight, plain_linear
 
 # Tokens that a program of the rotation alone takes, of one head.
 BLOCK_TOKENS = 32
@@ -213,7 +212,7 @@ def forward(
         z = launch_linear(s, x, weight, bias, None, "none", scales)
         return rotate_(z.view(shape), cos, sin, row, interleaved)
     if s.library or apart:
-        return rotate_(F.linear(x, weight, bias).view(shape), cos, sin, row, interleaved)
+        return rotate_(plain_linear(x, weight, bias).view(shape), cos, sin, row, interleaved)
     y = x.new_empty(tokens, wide, dtype=scales.dtype)
     if not y.numel():
         return y.view(shape)

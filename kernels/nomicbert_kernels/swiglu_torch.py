@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nomicbert_kernels import swiglu as reference
 from nomicbert_kernels.linear_torch import product, product_with, usable
-from nomicbert_kernels.tensors import Activation, Weight
+from nomicbert_kernels.tensors import Activation, Weight, plain_linear
 
 
 def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor:
@@ -13,7 +13,7 @@ def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor:
     data = reference.check(x, weight)
     packed = usable(data, weight)
     if not packed:
-        up, gate = F.linear(data, weight.source.to(weight.dtype), weight.bias).chunk(2, dim=1)
+        up, gate = plain_linear(data, weight.source.to(weight.dtype), weight.bias).chunk(2, dim=1)
         return up * F.silu(gate)
     packed_up, packed_gate = packed
     bias_up, bias_gate = (None, None) if weight.bias is None else weight.bias.chunk(2)

@@ -6,7 +6,6 @@ Where the library's product is the faster one, it is followed by a kernel for th
 """
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -28,7 +27,7 @@ from nomicbert_kernels.gemm_triton import (
     tile_at,
 )
 from nomicbert_kernels.library import autocast, linear_gradients, on_its_device, watched
-from nomicbert_kernels.tensors import Activation, Weight
+from nomicbert_kernels.tensors import Activation, Weight, plain_linear
 
 # Columns that a program of the gate alone takes.
 BLOCK = 1024
@@ -126,7 +125,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return y
     s = launch.settings("swiglu", x.device, x.dtype, rows=rows, n=inner, k=width)
     if s.library:
-        z = F.linear(x, weight, bias)
+        z = plain_linear(x, weight, bias)
         gate_kernel[(rows, triton.cdiv(inner, BLOCK))](z, y, inner, BLOCK, **launch.COMMON)
         return y
     return launch_swiglu(s, x, weight, bias, y)
@@ -198,7 +197,7 @@ def save(ctx, inputs, output) -> None:
 def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias."""
     x, weight, bias = ctx.saved_tensors
-    dz = swiglu_backward_op(dy, F.linear(x, weight, bias))
+    dz = swiglu_backward_op(dy, plain_linear(x, weight, bias))
     return linear_gradients(dz, x, weight, ctx.needs_input_grad)
 
 

@@ -11,12 +11,31 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PoolMode = Literal["mean", "cls", "max", "mean_sqrt_len", "lasttoken", "weightedmean"]
 WeightKind = Literal["linear", "gated", "router", "experts"]
 # Columns of a row that share a scale, where a row has several.
 GROUP = 128
+
+
+@dataclass(frozen=True)
+class BlockedWeight:
+    """A weight (N, K) as that of a 1x1 convolution, for oneDNN; see `linear_torch`.
+
+    Attributes:
+        plain: (N, K, 1, 1), the weight itself.
+        blocked: the same values in oneDNN's blocks, for most numbers of rows.
+        layout: of `blocked`, serialised.
+    """
+
+    plain: Tensor
+    blocked: Tensor
+    layout: bytes
+
+
+Packed = Tensor | BlockedWeight
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,7 @@ class Weight:
 
     source: Tensor
     bias: Tensor | None = None
-    packed: tuple[Tensor, ...] | None = None
+    packed: tuple[Packed, ...] | None = None
     scale: Tensor | None = None
     computed_in: torch.dtype | None = None
 
@@ -157,6 +176,15 @@ def to_device(values: np.ndarray, device: torch.device | str) -> Tensor:
 def accumulator(x: Tensor) -> torch.dtype:
     """The dtype that a reference computes in: fp32, or fp64 when `x` is fp64."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear, on a CPU with rows that lie end to end: (T, K), (N, K), (N,) or None -> (T, N).
+
+    Where oneDNN computes 16-bit rows in AMX tiles and K is odd, it also reads the element behind
+    each row and multiplies it by zero: NaN between strided rows would spread (seen in torch 2.13).
+    """
+    return F.linear(x if x.is_cuda else x.contiguous(), weight, bias)
 
 
 def values(x: Tensor | Activation, dtype: torch.dtype = torch.float32) -> Tensor:

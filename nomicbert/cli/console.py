@@ -84,13 +84,14 @@ def _exit_code(error: Exception) -> int | None:
         return FAILED
     if isinstance(error, OSError) and not isinstance(error, NomicBertError | ValueError):
         return FAILED
-    if isinstance(error, RuntimeError):
+    if isinstance(error, RuntimeError) and not isinstance(error, NomicBertError):
         import torch
 
         from nomicbert_kernels import BackendError
 
         if isinstance(error, torch.OutOfMemoryError):
             return FAILED
+        # from within an op, or the search of `tune`, it comes as the kernels raise it
         return USAGE_ERROR if isinstance(error, BackendError) else None
     return USAGE_ERROR
 

@@ -121,7 +121,8 @@ def _need_gpu(device: "torch.device", dtype: "torch.dtype") -> None:
 
     Raises: BackendError.
     """
-    from nomicbert_kernels import BackendError, choose_ops
+    from nomicbert.backends import choose_ops
+    from nomicbert.errors import BackendError
 
     if not _measurable(device):
         raise BackendError(
@@ -189,7 +190,8 @@ def _measure(
     import torch
     from tqdm import tqdm
 
-    from nomicbert_kernels import launch, select_ops
+    from nomicbert.backends import select_ops
+    from nomicbert_kernels import launch
     from nomicbert_kernels.tuning import tables
     from nomicbert_kernels.tuning.search import Search, triton_version
     from nomicbert_kernels.tuning.timing import gpu_timer

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nomicbert.embedder import Embedder
+from nomicbert.errors import BackendError
 from nomicbert.packing import pack
 from nomicbert.pooling import Finish
 from nomicbert.runtime.batches import token_batches
@@ -16,7 +17,6 @@ from nomicbert.runtime.budget import batch_tokens
 from nomicbert.throughput.batching import Batching, by_count
 from nomicbert.throughput.peers import AbsentError, Runner, Setting
 from nomicbert.throughput.workloads import Case
-from nomicbert_kernels import BackendError
 
 
 def load(family: str, dtype: str, setting: Setting) -> Runner:

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 from nomicbert import hub
+from nomicbert.backends import choose_ops
 from nomicbert.embedder import Embedder
+from nomicbert.errors import BackendError
 from nomicbert.keywords import as_device
 from nomicbert.modules import module_folders
 from nomicbert.notices import WeightWarning
@@ -22,7 +24,7 @@ from nomicbert.verify.report import Report
 from nomicbert.verify.speed import speed_row
 from nomicbert.verify.texts import TEXTS, Batch, cut
 from nomicbert.verify.truth import Truth
-from nomicbert_kernels import Backend, BackendError, choose_ops, compute_dtype
+from nomicbert_kernels import Backend, compute_dtype
 
 BACKENDS: tuple[Backend, ...] = ("reference", "torch", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
