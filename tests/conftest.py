@@ -27,6 +27,8 @@ for _name in [
 for _name in ("TRANSFORMERS_OFFLINE", "TRANSFORMERS_CACHE", "SENTENCE_TRANSFORMERS_HOME"):
     os.environ.pop(_name, None)
 os.environ["HF_HOME"] = _home
+# Threads that wait for each other sleep: spinning, they take the cores from the other processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["MTEB_CACHE"] = _home
 # Its downloader is compiled code, which would walk past the guard below.

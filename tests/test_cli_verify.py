@@ -19,6 +19,7 @@ from nomicbert import Embedder
 from nomicbert.notices import WeightWarning
 from nomicbert.verify import references, speed
 from nomicbert_kernels import backend as kernels
+from nomicbert_kernels.linear_torch import onednn_packs
 from tests.checkpoints import build_checkpoint, edit_config
 from tests.command_line import ROOT, one_line, run_cli
 
@@ -162,6 +163,26 @@ def test_a_vector_that_hangs_on_its_neighbours(
 
     monkeypatch.setattr(Embedder, "encode", encode)
     assert broken(verify(build(tmp_path), code=1)) == {"invariance"}
+
+
+@pytest.mark.skipif(not onednn_packs(torch.float32), reason="without oneDNN it is no promise")
+def test_a_broken_promise_names_op_dtype_and_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = kernels.TORCH.attention
+
+    def attention(qkv: torch.Tensor, *args: Any, **keywords: Any) -> torch.Tensor:
+        fault = torch.get_num_threads() == 2 and qkv.shape[0] > 100
+        return right(qkv, *args, **keywords) * (1 + 2e-7 * fault)
+
+    monkeypatch.setattr(kernels, "TORCH", dataclasses.replace(kernels.TORCH, attention=attention))
+    folder = build(tmp_path)
+    code, out, _ = run_cli("verify", str(folder), *QUICK)
+    assert code == 1
+    (line,) = (line for line in out.splitlines() if line.startswith("invariance"))
+    assert line.split()[1:6] == ["fp32", "torch", "attention,", "2", "threads"]
+    assert line.endswith("BROKEN")
+    assert out.endswith("1 of 8 bounds are BROKEN\n")
 
 
 def copy_of(folder: Path) -> Path:

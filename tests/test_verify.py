@@ -27,6 +27,8 @@ from nomicbert.verify.references import Formula, Transformers, choose
 from nomicbert.verify.report import Report, Row
 from nomicbert.verify.run import _remarks, verify
 from nomicbert.verify.texts import LENGTHS, TEXTS, Batch, cut
+from nomicbert_kernels import backend as kernels
+from nomicbert_kernels import values
 from nomicbert_kernels.linear_torch import onednn_packs
 from tests.checkpoints import build_checkpoint, edit_config, read_config, read_tensors
 from tests.cpus import pretend
@@ -379,25 +381,59 @@ def test_what_is_computed_in_float32_is_told(
     assert _remarks(told, torch.device("cuda"), dtypes) == []  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("found", [True, False])
-def test_threads_matter_where_bfloat16_is_multiplied(
-    found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend(monkeypatch, found)
+def test_threads_that_are_looked_at(tmp_path: Path) -> None:
+    """1, 2 and those of now, up to the number that bits are promised for."""
     embedder = Embedder(build(tmp_path, "nomic-v1.5"), dtype=torch.bfloat16, backend="torch")
-    bounds = []
-    for threads in (12, 13):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        bounds.append(invariance_row(embedder).bound)
-    zero = 0 if onednn_packs(torch.float32) else None
-    assert bounds == [zero, None if found else zero]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(13)
+        row = invariance_row(embedder)
+        assert torch.get_num_threads() == 13
+    finally:
+        torch.set_num_threads(before)
+    assert row.what == "16 vectors, 1, 2 and 12 threads"
+    assert row.holds is (True if onednn_packs(torch.float32) else None)
+
+
+PLANTED = {
+    "attention": (2, {"one row"}),
+    "linear": (1, {"many rows"}),
+    "pool": (2, {"moved"}),
+}
+
+
+@pytest.mark.parametrize("op", PLANTED)
+def test_a_broken_promise_is_named(
+    op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An op whose last bits depend on the rows beside, or on memory, on one number of threads."""
+    threads, (kind,) = PLANTED[op]
+    right = getattr(kernels.TORCH, op)
+
+    def wrong(x: Any, *args: Any, **keywords: Any) -> torch.Tensor:
+        result: torch.Tensor = right(x, *args, **keywords)
+        data = values(x)
+        fault = {
+            "one row": data.shape[0] > 100,
+            "many rows": data.shape[0] > 300,
+            "moved": data.data_ptr() % 16 != 0,
+        }[kind]
+        return result * (1 + 2e-7) if fault and torch.get_num_threads() == threads else result
+
+    monkeypatch.setattr(kernels, "TORCH", dataclasses.replace(kernels.TORCH, **{op: wrong}))
+    row = invariance_row(Embedder(build(tmp_path, "nomic-v1.5"), backend="torch"))
+    said = "1 thread" if threads == 1 else "2 threads"
+    assert row.what == f"{op}, {said} (16 vectors)"
+    assert row.dtype == "float32"
+    assert row.value > 0
+    assert row.holds is (False if onednn_packs(torch.float32) else None)
 
 
 def test_backend_invariant_is_held_to_its_promise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever it runs: what only oneDNN promises on a CPU, it promises everywhere."""
-    monkeypatch.setattr("nomicbert.verify.checks.onednn_packs", lambda dtype: False)
+    monkeypatch.setattr("nomicbert.verify.invariance.onednn_packs", lambda dtype: False)
     embedder = Embedder(build(tmp_path, "nomic-v1.5"), backend="torch")
     assert invariance_row(embedder).bound is None
     embedder.model._ops = dataclasses.replace(embedder.model.ops, name="invariant")

@@ -327,9 +327,19 @@ def multiplies_bf16(look: Callable[[], Mapping[str, object]]) -> bool:
 
 
 def has_bf16_instructions() -> bool:
-    """Whether this CPU multiplies in bf16, and oneDNN is there to use that."""
+    """Whether this CPU multiplies in bf16, and torch and oneDNN are there to use that.
+
+    ATEN_CPU_CAPABILITY may keep torch from AVX-512: then its attention refuses bf16 on AMX.
+    """
     found = multiplies_bf16(torch.cpu.get_capabilities)
-    return found and linear_torch.onednn_packs(torch.bfloat16)
+    kept = torch.cpu.get_capabilities().get("avx512_f") and not torch_uses_avx512()
+    return found and not kept and linear_torch.onednn_packs(torch.bfloat16)
+
+
+@functools.cache
+def torch_uses_avx512() -> bool:
+    """Whether torch's own kernels do."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def fastest_dtype(device: torch.device) -> tuple[torch.dtype, str]:

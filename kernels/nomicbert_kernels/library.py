@@ -82,8 +82,10 @@ def linear_gradients(
         weight: (N, K).
         needed: which of the three are wanted; the others come back as None.
     """
+    # as in `plain_linear`: the product of oneDNN's reads behind strided rows
+    rows = dz if dz.is_cuda else dz.contiguous()
     return (
-        dz @ weight if needed[0] else None,
+        rows @ weight if needed[0] else None,
         dz.T @ x if needed[1] else None,
         dz.sum(0) if needed[2] else None,
     )

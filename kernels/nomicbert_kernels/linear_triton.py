@@ -169,7 +169,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | N
     if residual is None:
         return plain_linear(x, weight, bias)
     if bias is None:
-        # as in `plain_linear`: the same product of oneDNN's reads behind strided rows
+        # as in `plain_linear`: the product of oneDNN's reads behind strided rows
         return torch.addmm(residual, x if x.is_cuda else x.contiguous(), weight.T)
     return plain_linear(x, weight, bias).add_(residual)
 

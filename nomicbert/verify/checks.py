@@ -14,19 +14,15 @@ from nomicbert.embedder import Embedder
 from nomicbert.model import NomicBert
 from nomicbert.notices import TruncationWarning
 from nomicbert.renames import canonical, recipes
-from nomicbert.verify import measures
+from nomicbert.verify import invariance, measures
 from nomicbert.verify.bounds import HALF_VALUES
 from nomicbert.verify.formula import matryoshka
 from nomicbert.verify.report import Row
 from nomicbert.verify.texts import TEXTS, Batch
 from nomicbert.verify.truth import Truth
-from nomicbert_kernels import compute_dtype
-from nomicbert_kernels.linear_torch import onednn_packs
 
 # The sizes that nomic-embed-text-v1.5's card names.
 SIZES = (768, 512, 256, 128, 64)
-# Threads up to which a vector that is computed in bfloat16 keeps its bits.
-MOST_THREADS = 12
 
 
 def tensors_row(folder: Path, model: NomicBert) -> Row:
@@ -95,23 +91,12 @@ def embedding_rows(embedder: Embedder, truth: Truth, backend: str) -> list[Row]:
 
 
 def invariance_row(embedder: Embedder) -> Row:
-    """The same sentence alone and among others, to the bit: backends torch, and invariant."""
-    together = encode(embedder, TEXTS)
-    few = encode(embedder, TEXTS[::-1], batch_tokens=150).flip(0)
-    differ = 0
-    for number, text in enumerate(TEXTS):
-        alone = encode(embedder, [text])[0]
-        # NaN has no equal, not even itself
-        differ += not (torch.equal(alone, together[number]) and torch.equal(alone, few[number]))
-    dtype = embedder.model.dtype
-    computed = compute_dtype(embedder.device, dtype)
-    backend = embedder.model.ops.name
-    threads = computed != torch.bfloat16 or torch.get_num_threads() <= MOST_THREADS
-    promised = backend == "invariant" or (onednn_packs(computed) and threads)
-    what = f"{len(TEXTS)} vectors"
-    name = str(dtype).removeprefix("torch.")
-    bound = 0 if promised else None
-    return Row("invariance", name, backend, what, "changed", differ, bound)
+    """Vectors that change a bit; see `nomicbert.verify.invariance`."""
+    return invariance.invariance_row(
+        embedder,
+        lambda texts: encode(embedder, texts),
+        lambda texts: encode(embedder, texts, batch_tokens=150),
+    )
 
 
 def encode(embedder: Embedder, texts: Sequence[str], **keywords: Any) -> Tensor:

@@ -67,12 +67,13 @@ def free_memory() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def exact_bf16() -> None:
-    """In the interpreter bf16 needs help."""
+def exact_interpreter() -> None:
+    """In the interpreter bf16 and the order of sums need help."""
     if INTERPRETED:
-        from tests.interpreter import bf16
+        from tests.interpreter import bf16, dot
 
         bf16.install()
+        dot.install()
 
 
 @pytest.fixture

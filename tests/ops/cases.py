@@ -22,9 +22,10 @@ from nomicbert_kernels.linear_torch import onednn_packs
 # The interpreter stands in for a GPU; where there is one, tests/gpu has its own.
 INTERPRETS = why_not_triton(torch.device("cpu"), torch.float32) is None
 if INTERPRETS:
-    from tests.interpreter import bf16, speed
+    from tests.interpreter import bf16, dot, speed
 
     bf16.install()
+    dot.install()
     speed.install()
 FORMS = ("reference", "torch", "triton") if INTERPRETS else ("reference", "torch")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

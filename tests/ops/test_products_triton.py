@@ -25,7 +25,13 @@ from nomicbert_kernels import linear as linear_reference
 from nomicbert_kernels import moe as moe_reference
 from nomicbert_kernels import qkv_rotary as qkv_reference
 from nomicbert_kernels import swiglu as swiglu_reference
-from tests.ops.cases import INTERPRETS, assert_rows_keep_their_bits, assert_within, draw
+from tests.ops.cases import (
+    INTERPRETS,
+    assert_rows_keep_their_bits,
+    assert_within,
+    draw,
+    spread,
+)
 
 if not INTERPRETS:
     pytest.skip("triton is not interpreted here: see tests/gpu", allow_module_level=True)
@@ -481,3 +487,31 @@ def test_library_and_kernel_agree_on_gradients(monkeypatch: pytest.MonkeyPatch) 
     for a, c in zip(ours, gradients(), strict=True):
         assert (a - c).abs().max() <= 2e-6 * c.abs().max()
     assert torch.equal(gelu_triton.gelu(x, Weight(w, b)), F.gelu(F.linear(x, w, b)))
+
+
+@pytest.mark.parametrize("op", ["linear", "linear-residual", "gelu", "swiglu", "qkv_rotary"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_the_library_reads_no_more_than_rows(
+    op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of an odd width with NaN between them, forward and backward: see `plain_linear`."""
+    launched(monkeypatch, library=True)
+    rows, k, n = 40, 37, {"swiglu": 82, "qkv_rotary": 54}.get(op, 41)
+    shape = (rows, 3, 1, 18) if op == "qkv_rotary" else (rows, 41)
+    x, w = draw(rows, k, seed=1, dtype=dtype), draw(n, k, seed=2, dtype=dtype)
+    r, upstream = draw(rows, 41, seed=3, dtype=dtype), draw(*shape, seed=4, dtype=dtype)
+    calls: dict[str, Callable[[Tensor], Tensor]] = {
+        "linear": lambda x: linear_triton.linear(x, Weight(w)),
+        "linear-residual": lambda x: linear_triton.linear(x, Weight(w), r),
+        "gelu": lambda x: gelu_triton.gelu(x, Weight(w)),
+        "swiglu": lambda x: swiglu_triton.swiglu(x, Weight(w)),
+        "qkv_rotary": lambda x: qkv_rotary_triton.qkv_rotary(x, Weight(w), rope(rows, 18), 1),
+    }
+    found = []
+    for change in (lambda t: t, spread):
+        leaf = change(x).requires_grad_()
+        y = calls[op](leaf)
+        found.append((y.detach(), *torch.autograd.grad(y, leaf, change(upstream))))
+    for apart, dense in zip(found[1], found[0], strict=True):
+        assert dense.isfinite().all()
+        assert torch.equal(apart, dense)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,7 +15,10 @@ import torch
 
 from nomicbert import Embedder
 from nomicbert.notices import TruncationWarning
+from nomicbert.packing import pack
+from nomicbert.pooling import Finish
 from nomicbert.runtime import batches
+from nomicbert_kernels import PoolMode
 from tests.checkpoints import build_checkpoint
 from tests.cpus import CPU_DTYPES
 from tests.parity.report import within
@@ -111,6 +114,36 @@ def test_one_row_alone_at_the_real_widths(dtype: torch.dtype, tmp_path: Path, se
     for ids in ([0, 1, 2, 3], [2, 0], [3, 1, 1]):
         got = model.encode([texts[i] for i in ids], prompt="")
         _unchanged(ids, got, alone, dtype)
+
+
+@pytest.mark.parametrize("mode", get_args(PoolMode))
+@pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
+def test_texts_of_few_tokens(dtype: torch.dtype, mode: PoolMode, tmp_path: Path, seed: int) -> None:
+    """1, 2 and 3 tokens, and some more, in every pooling mode: alone, among copies, in batches."""
+    build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=1, hidden_size=128)
+    model = Embedder.from_pretrained(tmp_path, dtype=dtype, backend="torch")
+    model.pooling.mode = mode
+    rng = random.Random(seed)
+    texts = [[rng.randint(5, 60) for _ in range(n)] for n in (1, 2, 3, 1, 2, 3, 8, 33, 70)]
+
+    def encode(ids: list[int]) -> np.ndarray:
+        with torch.inference_mode():
+            batch = pack([texts[i] for i in ids])
+            return model.pooling(model.model, batch, Finish(normalize=True)).numpy()
+
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, before):
+            torch.set_num_threads(threads)
+            alone = np.concatenate([encode([i]) for i in range(len(texts))])
+            assert len({vector.tobytes() for vector in alone}) == len(texts)
+            batches = [[i] * copies for i in range(3) for copies in (2, 3, 16)]
+            for _ in range(20):
+                batches.append(rng.choices(range(len(texts)), k=rng.randint(2, 12)))
+            for ids in batches:
+                _unchanged(ids, encode(ids), alone, dtype)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)

@@ -1,0 +1,167 @@
+"""Whether a text keeps its bits: in any batch, on several numbers of threads, wherever it lies.
+
+Each text is embedded alone, among others, among copies of itself, and with the inputs of every op
+moved by a few elements in memory. Where bits differ, the ops' results are compared one after the
+other, and the first that differs is named.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nomicbert.computing import Computing
+from nomicbert.embedder import Embedder
+from nomicbert.packing import pack
+from nomicbert.pooling import Finish
+from nomicbert.verify.report import Row
+from nomicbert.verify.texts import TEXTS
+from nomicbert_kernels import Activation, compute_dtype
+from nomicbert_kernels.linear_torch import onednn_packs
+
+# Threads up to which a vector that is computed in bfloat16 keeps its bits.
+MOST_THREADS = 12
+# The shortest texts take paths of their own: few rows, one row.
+SHORT = ("a", "a b", "a b c")
+# Elements by which inputs are moved: no multiple of 16 bytes in any dtype.
+SHIFT = 3
+OPS = ("embed", "linear", "qkv_rotary", "attention", "layer_norm", "swiglu", "gelu", "moe", "pool")
+
+Encode = Callable[[Sequence[str]], Tensor]
+# The results of the ops in the order of their calls: name, rows.
+Trace = list[tuple[str, Tensor]]
+
+
+def invariance_row(embedder: Embedder, encode: Encode, few: Encode) -> Row:
+    """How many vectors change a bit, over the numbers of threads.
+
+    Args:
+        embedder: whose backend promises that none does: torch with oneDNN, int8, or invariant.
+        encode: texts -> (n, dim).
+        few: the same in batches of few tokens.
+    """
+    dtype = embedder.model.dtype
+    computed, backend = compute_dtype(embedder.device, dtype), embedder.model.ops.name
+    now = torch.get_num_threads()
+    on_cpu = embedder.device.type == "cpu"
+    counts = sorted({1, 2, min(now, MOST_THREADS)}) if on_cpu else [now]
+    promised = backend == "invariant" or onednn_packs(computed)
+    found: dict[int, tuple[int, str]] = {}
+    for threads in counts:
+        with computing_on(threads):
+            changed, total = _changed(embedder, encode, few)
+            found[threads] = changed, _first_op(embedder) if changed else ""
+    name = str(dtype).removeprefix("torch.")
+    broken = {threads: op for threads, (changed, op) in found.items() if changed}
+    what = f"{total} vectors, {_threads(counts)}"
+    if broken:
+        ops = " and ".join(sorted(set(broken.values())))
+        what = f"{ops}, {_threads([*broken])} ({total} vectors)"
+    worst = max(changed for changed, _ in found.values())
+    return Row("invariance", name, backend, what, "changed", worst, 0 if promised else None)
+
+
+def _threads(counts: Sequence[int]) -> str:
+    """As "1 thread", "1 and 2 threads", "1, 2 and 12 threads"."""
+    *others, last = map(str, counts)
+    said = f"{', '.join(others)} and {last}" if others else last
+    return f"{said} thread{'' if said == '1' else 's'}"
+
+
+@contextlib.contextmanager
+def computing_on(threads: int) -> Iterator[None]:
+    """That many threads of torch, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _changed(embedder: Embedder, encode: Encode, few: Encode) -> tuple[int, int]:
+    """How many texts have other bits anywhere than alone, and of how many."""
+    texts = (*SHORT, *TEXTS)
+    alone = torch.stack([encode([text])[0] for text in texts])
+    # NaN has no equal, not even itself
+    differ = (encode(texts) != alone).any(1) | (few(texts[::-1]).flip(0) != alone).any(1)
+    for place in (0, 3):
+        copies = encode([texts[place]] * 16)
+        differ[place] |= (copies != alone[place]).any()
+    with watched(embedder.model, shift=SHIFT):
+        differ |= (encode(texts) != alone).any(1)
+    return int(differ.sum()), len(texts)
+
+
+def _first_op(embedder: Embedder) -> str:
+    """The op whose results are the first to differ; "all ops together" where none does by itself.
+
+    Ids are packed here: what the runtime around them does is left out.
+    """
+    texts = [*SHORT, *TEXTS]
+    ids, _ = embedder.tokenizer.encode(texts, embedder.max_seq_length)
+    alone = [_trace(embedder, [row])[0] for row in ids]
+    places = [*range(len(ids))]
+    for batch, shift in ((places, 0), ([0] * 16, 0), ([3] * 16, 0), (places, SHIFT)):
+        together = _trace(embedder, [ids[place] for place in batch], shift)
+        for place, trace in zip(batch, together, strict=True):
+            for (op, mine), (_, theirs) in zip(alone[place], trace, strict=True):
+                if not torch.equal(mine, theirs):
+                    first: str = op
+                    return first
+    return "no single op"
+
+
+def _trace(embedder: Embedder, ids: Sequence[Sequence[int]], shift: int = 0) -> list[Trace]:
+    """The results of all ops for each of the texts."""
+    whole: Trace = []
+    batch = pack(ids, embedder.device)
+    with watched(embedder.model, whole, shift), torch.inference_mode():
+        embedder.pooling(embedder.model, batch, Finish())
+    tokens, lengths = sum(batch.lengths), list(batch.lengths)
+    traces: list[Trace] = [[] for _ in ids]
+    for op, rows in whole:
+        # a row for each token, or for each text
+        sizes = lengths if rows.shape[0] == tokens else [1] * len(lengths)
+        parts = torch.split(rows, sizes)
+        for trace, part in zip(traces, parts, strict=True):
+            trace.append((op, part))
+    return traces
+
+
+@contextlib.contextmanager
+def watched(model: Computing, trace: Trace | None = None, shift: int = 0) -> Iterator[None]:
+    """A model whose ops write down their results, and read their inputs elsewhere in memory."""
+    ops = model.ops
+    replaced: dict[str, Any] = {
+        name: _watched(name, getattr(ops, name), trace, shift) for name in OPS
+    }
+    model._ops = dataclasses.replace(ops, **replaced)
+    try:
+        yield
+    finally:
+        model._ops = ops
+
+
+def _watched(
+    name: str, op: Callable[..., Any], trace: Trace | None, shift: int
+) -> Callable[..., Any]:
+    def call(x: Any, *args: Any, **keywords: Any) -> Any:
+        result = op(moved(x, shift), *args, **keywords)
+        if trace is not None:
+            parts = (result.data, result.scale) if isinstance(result, Activation) else (result,)
+            trace.extend((name, part.clone()) for part in parts if part is not None)
+        return result
+
+    return call
+
+
+def moved(x: Any, shift: int) -> Any:
+    """The same values in memory that begins so many elements behind the begin of an allocation."""
+    if not shift or not isinstance(x, Tensor) or not x.is_floating_point():
+        return x
+    buffer = x.new_empty(x.numel() + shift)
+    return buffer[shift:].view(x.shape).copy_(x)
