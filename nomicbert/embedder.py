@@ -158,8 +158,8 @@ class Embedder:
     ) -> Any:
         """Embed texts, in eval mode and without gradients.
 
-        On a CPU with oneDNN a text's vector has the same bits whatever texts are beside it (on up
-        to 12 threads where the CPU computes in bf16).
+        On an x86-64 CPU with oneDNN a text's vector has the same bits in any batch, for one number
+        of threads (in bf16 on up to 12); docs/bits.md says where this was shown.
 
         >>> embedder.encode(["What is TSNE?", "Who is Laurens?"], prompt_name="search_query").shape
         (2, 768)

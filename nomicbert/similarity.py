@@ -29,7 +29,7 @@ def similarity(a: np.ndarray | Tensor, b: np.ndarray | Tensor, name: str = "cosi
         b: (m, dim) or one vector (dim,).
         name: "cosine", "dot", or the negative distances "euclidean" and "manhattan".
 
-    Returns: (n, m) fp32.
+    Returns: (n, m) fp32. One matrix product, whose last bits depend on n and m.
     Raises: ValueError: unknown name.
     """
     if name not in SIMILARITIES:

@@ -6,6 +6,7 @@ On a CPU that is float16, and bfloat16 where the CPU has no instructions for it.
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import random
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from torch import Tensor
 from nomicbert import Embedder, NomicBert
 from nomicbert.packing import PackedBatch, pack
 from nomicbert_kernels import linear_torch
-from nomicbert_kernels.backend import compute_dtype, fastest_dtype
+from nomicbert_kernels.backend import bf16_share, compute_dtype, fastest_dtype
 from tests.checkpoints import build_checkpoint
 from tests.cpus import pretend
 from tests.ops.cases import NEEDS_PACKING
@@ -456,11 +457,34 @@ def test_fastest_on_a_cpu(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     capable(monkeypatch, *names, onednn=onednn)
+    monkeypatch.setattr("nomicbert_kernels.backend.bf16_share", lambda: 0.5)
     model = NomicBert.from_pretrained(folders["gte"], **{keyword: "fastest"})
     assert {p.dtype for p in model.parameters()} == {dtype}
     ((logger, level, message),) = said(caplog)
     assert (logger, level) == ("nomicbert.keywords", logging.WARNING)
     assert message.startswith(note)
+
+
+@pytest.mark.parametrize(
+    ("share", "dtype"), [(0.1, BRAIN), (0.89, BRAIN), (0.9, FULL), (1.3, FULL)]
+)
+def test_instructions_that_are_no_faster(
+    share: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capable(monkeypatch, "avx512_bf16")
+    monkeypatch.setattr("nomicbert_kernels.backend.bf16_share", lambda: share)
+    found, why = fastest_dtype(torch.device("cpu"))
+    assert found == dtype
+    assert why.endswith(f"a product takes {share:.2f} of float32's time")
+
+
+def test_the_share_is_one_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 products of 3 s beside float32's of 2 s."""
+    bf16_share.cache_clear()
+    clock = itertools.cycle([0.0, 3.0, 10.0, 12.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    assert bf16_share() == 1.5
+    bf16_share.cache_clear()
 
 
 @pytest.mark.parametrize(

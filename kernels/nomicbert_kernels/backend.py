@@ -11,6 +11,8 @@ import functools
 import importlib.util
 import logging
 import os
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -51,6 +53,8 @@ Backend = Literal["auto", "reference", "torch", "int8", "triton", "fp8", "invari
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # What torch.cpu.get_capabilities() calls products in bf16: on x86 two of them, on ARM one.
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
+# Of fp32's time a product in bf16 takes less where bf16 is called the faster one.
+WORTH = 0.9
 # The least that the kernels are compiled for: sm_80 has bf16 and asynchronous copies.
 LEAST_CAPABILITY = (8, 0)
 # The first whose tensor cores take e4m3.
@@ -351,9 +355,33 @@ def fastest_dtype(device: torch.device) -> tuple[torch.dtype, str]:
         return torch.float16, f"compute capability {major}.{minor} has no bfloat16"
     if device.type != "cpu":
         return torch.float32, "the others have not been measured there"
-    if has_bf16_instructions():
-        return torch.bfloat16, "it has bfloat16 instructions"
-    return torch.float32, "it has no bfloat16 instructions that oneDNN uses"
+    if not has_bf16_instructions():
+        return torch.float32, "it has no bfloat16 instructions that oneDNN uses"
+    share = bf16_share()
+    why = f"it has bfloat16 instructions, with which a product takes {share:.2f} of float32's time"
+    return torch.bfloat16 if share < WORTH else torch.float32, why
+
+
+@functools.cache
+def bf16_share() -> float:
+    """The time of a packed product in bf16 as a share of that in fp32, measured now, in 30 ms.
+
+    Without AMX it may be above 1: 1.3 on an Intel Xeon that is kept from using it.
+    """
+    weights = [
+        linear_torch.prepare(torch.ones(768, 768, dtype=dtype, device="cpu"), None, "linear")
+        for dtype in (torch.bfloat16, torch.float32)
+    ]
+    inputs = [torch.ones(256, 768, dtype=weight.dtype, device="cpu") for weight in weights]
+    times: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for _ in range(7):
+            for x, weight, spent in zip(inputs, weights, times, strict=True):
+                start = time.perf_counter()
+                linear_torch.linear(x, weight)
+                spent.append(time.perf_counter() - start)
+    narrow, wide = map(statistics.median, times)
+    return narrow / wide
 
 
 def select_ops(device: torch.device | str, dtype: torch.dtype, backend: Backend = "auto") -> Ops:

@@ -5,10 +5,10 @@ the same bits whatever the number of rows beside it, which F.linear does not. Th
 text's vector independent of its batch. Two ways to call it do not, and are avoided:
 
 - One row alone takes another path, so it is computed twice.
-- Where bf16 is multiplied in AMX tiles, oneDNN cuts the sums of a linear layer at places that
-  depend on the number of rows and of threads. Those of a 1x1 convolution, which is the same
-  arithmetic, it does not. Which one is needed is found out once, by a product whose sums show where
-  they are cut.
+- Where bf16 is multiplied in AMX tiles, oneDNN cuts the sums of a linear layer with over 480 inputs
+  at places that depend on the number of rows and of threads. Those of a 1x1 convolution, which is
+  the same arithmetic, it does not. Which one is needed is found out once, by a product whose sums
+  show where they are cut. The convolution takes 5 to 30% longer.
 
 Measured with the shapes of the checkpoints, 1 to 64 threads: fp32 on AVX2 and AVX-512, bf16 in AMX
 tiles. bf16 on AVX-512 without AMX: up to 12 threads; on more, oneDNN divides the sums of some
@@ -33,6 +33,8 @@ from nomicbert_kernels.tensors import (
 
 # Padding, stride, dilation and groups of a convolution that is a linear layer.
 ONE_BY_ONE = ([0, 0], [1, 1], [1, 1], 1)
+# Sums of so many terms or fewer are not cut on AMX (1 to 64 threads tried); those of 511 are.
+UNCUT = 480
 # The fewest rows that such a convolution is given: for 4 and narrow weights it takes another path.
 FEW_ROWS = 16
 # Rows of an input whose weight's blocks suit most other numbers of rows too.
@@ -51,7 +53,8 @@ def onednn_packs(dtype: torch.dtype) -> bool:
 def pack(source: Tensor) -> Packed:
     """Reorder (N, K) into oneDNN's blocks, which are opaque and cannot be copied or shared."""
     source = source.detach().contiguous()
-    if source.dtype != torch.bfloat16 or sums_ignore_rows(torch.get_num_threads()):
+    whole = source.dtype != torch.bfloat16 or source.shape[1] <= UNCUT
+    if whole or sums_ignore_rows(torch.get_num_threads()):
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(source)
         return packed
     plain = source[:, :, None, None]
