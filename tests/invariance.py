@@ -11,6 +11,7 @@ gets a text depends on the batch. Prints a line for each case; exit code 1 where
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from nomicbert.verify.invariance import computing_on
 from nomicbert_kernels import Ops, select_ops
 from nomicbert_kernels.backend import torch_uses_avx512
 from nomicbert_kernels.linear_torch import onednn_packs
+from tests import amd
 from tests.checkpoints import build_checkpoint
 
 THREADS = (1, 2)
@@ -89,7 +91,7 @@ def attention_cases(ops: Ops, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def linear_cases(ops: Ops, dtype: torch.dtype) -> Iterator[Case]:
-    for k, n in ((768, 768), (3072, 768), (1536, 384), (37, 53)):
+    for k, n in ((768, 768), (3072, 768), (1536, 384), (512, 16), (37, 53)):
         source, bias = (draw(*shape, seed=n, dtype=dtype) for shape in ((n, k), (n,)))
         weight = ops.prepare(source / k**0.5, bias, "linear")
 
@@ -179,6 +181,8 @@ def of_models() -> Found:
 
 
 def main() -> int:
+    if os.environ.get("NOMICBERT_TEST_MKL") == "AMD":
+        amd.pretend()
     broken = compared = 0
     for cases in (of_ops(), of_models()):
         for name, differ, count in cases:

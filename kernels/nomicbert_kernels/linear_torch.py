@@ -35,7 +35,7 @@ from nomicbert_kernels.tensors import (
 ONE_BY_ONE = ([0, 0], [1, 1], [1, 1], 1)
 # Sums of so many terms or fewer are not cut on AMX (1 to 64 threads tried); those of 511 are.
 UNCUT = 480
-# The fewest rows that such a convolution is given: for 4 and narrow weights it takes another path.
+# The fewest rows such a convolution is given: with 4 and narrow weights it takes another path.
 FEW_ROWS = 16
 # Rows of an input whose weight's blocks suit most other numbers of rows too.
 MANY_ROWS = 4096

@@ -143,6 +143,19 @@ def test_a_row_keeps_its_bits(dtype: torch.dtype, k: int, n: int, seed: int) -> 
     assert_rows_keep_their_bits(lambda x: ops.linear(x[:, :k], weight, x[:, k:]), both)
 
 
+@PACKED_DTYPES
+@pytest.mark.parametrize(("k", "n"), [(512, 16), (1536, 384), (3072, 768)])
+@pytest.mark.all_threads
+def test_a_row_is_summed_in_one_order(dtype: torch.dtype, k: int, n: int, seed: int) -> None:
+    """A large term at the begin is taken off at the end: what is rounded in between shows."""
+    ops = ops_of("torch", dtype)
+    w, x = draw(n, k, seed=seed, dtype=dtype), draw(700, k, seed=seed + 2, dtype=dtype)
+    x[:, 0], x[:, -1] = 2.0**18, -(2.0**18)
+    w[:, 0] = w[:, -1] = 1.0
+    weight = ops.prepare(w, None, "linear")
+    assert_rows_keep_their_bits(lambda x: ops.linear(x, weight), x)
+
+
 @EVERY_FORM
 def test_activations(form: str, seed: int) -> None:
     ops = ops_of(form)

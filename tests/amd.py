@@ -1,0 +1,45 @@
+"""MKL as it runs on an AMD processor, on any other one: a switch for tests of bits.
+
+MKL asks three functions of its own which processor this is. Each keeps its answer in a variable,
+-1 before the first question. `pretend` writes the answers of an AMD Zen there. It reads where they
+lie from the functions' code, and refuses code that looks otherwise than in torch 2.13.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from pathlib import Path
+
+import torch
+
+# function -> what it answers on Zen
+ANSWERS = {b"mkl_serv_intel_cpu_true": 0, b"mkl_serv_intel_cpu": 0, b"mkl_serv_cpuiszen": 1}
+# mov eax, [rip + offset]; then test eax, eax or cmp eax, -1
+LOAD = re.compile(rb"\x8b\x05(....)(?=\x85\xc0|\x83\xf8\xff)", re.DOTALL)
+
+
+def pretend() -> None:
+    """From now on in this process.
+
+    Raises: RuntimeError: torch has no such MKL, or it has asked already.
+    """
+    library = Path(torch.__file__).parent / "lib/libtorch_cpu.so"
+    places = []
+    for name, answer in ANSWERS.items():
+        try:
+            function = getattr(ctypes.CDLL(str(library)), name.decode())
+        except (OSError, AttributeError) as error:
+            raise RuntimeError(f"this torch has no MKL with {name.decode()}") from error
+        address = ctypes.cast(function, ctypes.c_void_p).value
+        assert address is not None
+        found = LOAD.search(ctypes.string_at(address, 64))
+        if found is None:
+            raise RuntimeError(f"{name.decode()} looks otherwise in this torch")
+        offset = int.from_bytes(found[1], "little", signed=True)
+        place = ctypes.c_int.from_address(address + found.end() + offset)
+        if place.value != -1:
+            raise RuntimeError(f"{name.decode()} has been asked already: {place.value}")
+        places.append((place, answer))
+    for place, answer in places:
+        place.value = answer
