@@ -3,12 +3,14 @@
 A run is a dense block of the packed tokens, so no text is padded to another's length or masked, and
 a text is computed from its own tokens alone.
 
-On a CPU the kernel multiplies through MKL, which promises equal bits only for operands that start
-at a multiple of 64 bytes: on AMD processors, or in its SSE4.2 kernels, the order of a sum depends
-on it. So three things are aligned here: heads, by zeros behind their columns (none for the usual
-sizes of 32 and 64); the block of queries, by rows whose results are dropped, because each thread's
-scratch memory in the kernel is as many rows long; views that begin or step elsewhere, by a copy.
-Source: oneMKL Developer Guide for Linux 2024.2, "Obtaining Numerically Reproducible Results".
+On a CPU the kernel multiplies through MKL, which promises equal bits in its reproducible mode only,
+a switch of the whole process. Without it, on AMD processors and in its SSE4.2 kernels, the order of
+a sum depends on whether operands start at a multiple of 16 bytes. So everything that reaches it
+starts at a multiple of 64, the widest vector: heads, by zeros behind their columns (none for the
+usual sizes of 32 and 64); the block of queries, by rows whose results are dropped, because each
+thread's scratch memory in the kernel is as many rows long; views that begin or step elsewhere, by a
+copy. In bf16 the kernel takes other paths on over 12 threads, by the number of texts.
+Source: oneMKL Developer Guide for Linux, "Reproducibility Conditions"; the rest is measured.
 """
 
 import functools
