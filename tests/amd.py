@@ -13,6 +13,11 @@ from pathlib import Path
 
 import torch
 
+
+class OtherMKL(RuntimeError):
+    """This torch has no MKL, or one that asks in another way."""
+
+
 # function -> what it answers on Zen
 ANSWERS = {b"mkl_serv_intel_cpu_true": 0, b"mkl_serv_intel_cpu": 0, b"mkl_serv_cpuiszen": 1}
 # mov eax, [rip + offset]; then test eax, eax or cmp eax, -1
@@ -22,7 +27,9 @@ LOAD = re.compile(rb"\x8b\x05(....)(?=\x85\xc0|\x83\xf8\xff)", re.DOTALL)
 def pretend() -> None:
     """From now on in this process.
 
-    Raises: RuntimeError: torch has no such MKL, or it has asked already.
+    Raises:
+        OtherMKL: torch has no such MKL.
+        RuntimeError: it has asked already.
     """
     library = Path(torch.__file__).parent / "lib/libtorch_cpu.so"
     places = []
@@ -30,12 +37,12 @@ def pretend() -> None:
         try:
             function = getattr(ctypes.CDLL(str(library)), name.decode())
         except (OSError, AttributeError) as error:
-            raise RuntimeError(f"this torch has no MKL with {name.decode()}") from error
+            raise OtherMKL(f"this torch has no MKL with {name.decode()}") from error
         address = ctypes.cast(function, ctypes.c_void_p).value
         assert address is not None
         found = LOAD.search(ctypes.string_at(address, 64))
         if found is None:
-            raise RuntimeError(f"{name.decode()} looks otherwise in this torch")
+            raise OtherMKL(f"{name.decode()} looks otherwise in this torch")
         offset = int.from_bytes(found[1], "little", signed=True)
         place = ctypes.c_int.from_address(address + found.end() + offset)
         if place.value != -1:

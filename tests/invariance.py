@@ -32,7 +32,7 @@ from tests import amd
 from tests.checkpoints import build_checkpoint
 
 THREADS = (1, 2)
-# Elements behind the begin of an allocation.
+# Elements behind the start of an allocation.
 SHIFTS = (1, 4)
 LENGTHS = (1, 2, 3, 5, 8, 11, 16, 17, 31, 33, 64, 65, 70, 129, 257)
 DTYPES = (torch.float32, torch.bfloat16)

@@ -51,8 +51,8 @@ def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess
 @pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: "-".join(limit.values()) or "none")
 def test_bits(limit: dict[str, str]) -> None:
     done = run(["tests.invariance"], **limit)
-    if "NOMICBERT_TEST_MKL" in limit and "RuntimeError: " in done.stderr:
-        pytest.skip(done.stderr.rpartition("RuntimeError: ")[2].strip())
+    if "OtherMKL: " in done.stderr:  # no emulation of AMD: nothing was compared
+        pytest.skip(done.stderr.rpartition("OtherMKL: ")[2].strip())
     assert done.returncode == 0, done.stdout + done.stderr
     *_, last = done.stdout.splitlines()
     differ, _, compared, *_ = last.split()

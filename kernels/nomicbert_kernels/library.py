@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from nomicbert_kernels.tensors import Weight
+from nomicbert_kernels.tensors import Weight, unstrided
 
 PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -82,10 +82,8 @@ def linear_gradients(
         weight: (N, K).
         needed: which of the three are wanted; the others come back as None.
     """
-    # as in `plain_linear`: the product of oneDNN's reads behind strided rows
-    rows = dz if dz.is_cuda else dz.contiguous()
     return (
-        rows @ weight if needed[0] else None,
+        unstrided(dz) @ weight if needed[0] else None,
         dz.T @ x if needed[1] else None,
         dz.sum(0) if needed[2] else None,
     )

@@ -95,7 +95,7 @@ def layout_for(n: int, k: int, rows: int, threads: int) -> bytes:
 def sums_ignore_rows(threads: int) -> bool:
     """Whether a packed bf16 linear layer sums in one order whatever the number of rows.
 
-    A large term at the begin of each sum is taken off at its end, so that rounding in between shows
+    A large term at the start of each sum is taken off at its end, so that rounding in between shows
     in the result, and with it the order.
 
     Args:

@@ -29,7 +29,7 @@ from nomicbert_kernels.gemm_triton import (
     tile_at,
 )
 from nomicbert_kernels.library import autocast, linear_gradients, on_its_device, watched
-from nomicbert_kernels.tensors import Activation, Weight, plain_linear
+from nomicbert_kernels.tensors import Activation, Weight, plain_linear, unstrided
 
 
 @triton.jit
@@ -169,8 +169,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | N
     if residual is None:
         return plain_linear(x, weight, bias)
     if bias is None:
-        # as in `plain_linear`: the product of oneDNN's reads behind strided rows
-        return torch.addmm(residual, x if x.is_cuda else x.contiguous(), weight.T)
+        return torch.addmm(residual, unstrided(x), weight.T)
     return plain_linear(x, weight, bias).add_(residual)
 
 

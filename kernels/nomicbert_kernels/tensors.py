@@ -178,13 +178,18 @@ def accumulator(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear, on a CPU with rows that lie end to end: (T, K), (N, K), (N,) or None -> (T, N).
+def unstrided(x: Tensor) -> Tensor:
+    """Rows (T, K) of a GEMM, without gaps on a CPU.
 
     Where oneDNN computes 16-bit rows in AMX tiles and K is odd, it also reads the element behind
     each row and multiplies it by zero: NaN between strided rows would spread (seen in torch 2.13).
     """
-    return F.linear(x if x.is_cuda else x.contiguous(), weight, bias)
+    return x if x.is_cuda else x.contiguous()
+
+
+def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear of `unstrided` rows: (T, K), (N, K), (N,) or None -> (T, N)."""
+    return F.linear(unstrided(x), weight, bias)
 
 
 def values(x: Tensor | Activation, dtype: torch.dtype = torch.float32) -> Tensor:

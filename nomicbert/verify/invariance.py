@@ -19,7 +19,7 @@ from nomicbert.packing import pack
 from nomicbert.pooling import Finish
 from nomicbert.verify.report import Row
 from nomicbert.verify.texts import TEXTS
-from nomicbert_kernels import Activation, compute_dtype
+from nomicbert_kernels import Activation, Ops, compute_dtype
 from nomicbert_kernels.linear_torch import onednn_packs
 
 # Threads up to which a vector that is computed in bfloat16 keeps its bits.
@@ -28,7 +28,8 @@ MOST_THREADS = 12
 SHORT = ("a", "a b", "a b c")
 # Elements by which inputs are moved: no multiple of 16 bytes in any dtype.
 SHIFT = 3
-OPS = ("embed", "linear", "qkv_rotary", "attention", "layer_norm", "swiglu", "gelu", "moe", "pool")
+UNWATCHED = ("name", "prepare", "plan")
+OPS = [field.name for field in dataclasses.fields(Ops) if field.name not in UNWATCHED]
 
 Encode = Callable[[Sequence[str]], Tensor]
 # The results of the ops in the order of their calls: name, rows.
@@ -160,7 +161,7 @@ def _watched(
 
 
 def moved(x: Any, shift: int) -> Any:
-    """The same values in memory that begins so many elements behind the begin of an allocation."""
+    """The same values in memory that begins so many elements behind the start of an allocation."""
     if not shift or not isinstance(x, Tensor) or not x.is_floating_point():
         return x
     buffer = x.new_empty(x.numel() + shift)

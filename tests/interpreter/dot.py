@@ -8,7 +8,7 @@ the accumulator d, all in the accumulator's dtype:
     t_k = a_k b_k,  t_k <- t_k + t_(k + K/2),  t_k <- t_k + t_(k + K/4),  ...,  t_0 <- t_0 + t_1
 
 A step is one call of numpy's `multiply` or `add` on whole arrays, which rounds every element by
-itself whatever the instructions, so the order hangs on K alone. A product of fp16, bf16 or e4m3
+itself whatever the instructions, so the order depends on K alone. A product of fp16, bf16 or e4m3
 numbers is exact in fp32.
 It takes ten times as long as OpenBLAS, which is still no more than what an operation costs in the
 interpreter anyway.

@@ -147,7 +147,7 @@ def test_a_row_keeps_its_bits(dtype: torch.dtype, k: int, n: int, seed: int) -> 
 @pytest.mark.parametrize(("k", "n"), [(512, 16), (1536, 384), (3072, 768)])
 @pytest.mark.all_threads
 def test_a_row_is_summed_in_one_order(dtype: torch.dtype, k: int, n: int, seed: int) -> None:
-    """A large term at the begin is taken off at the end: what is rounded in between shows."""
+    """A large term at the start is taken off at the end: what is rounded in between shows."""
     ops = ops_of("torch", dtype)
     w, x = draw(n, k, seed=seed, dtype=dtype), draw(700, k, seed=seed + 2, dtype=dtype)
     x[:, 0], x[:, -1] = 2.0**18, -(2.0**18)
