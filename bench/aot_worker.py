@@ -125,10 +125,15 @@ def examine(kernel: Any) -> dict[str, Any]:
 
 
 class Recorder:
-    """Stands where kernels are launched, and where their settings are looked up."""
+    """Stands where kernels are launched, and where their settings are looked up.
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    Attributes:
+        task: what is compiled.
+        examines: also disassemble each kernel, which takes as long as compiling it.
+    """
+
+    def __init__(self, task: Task, examines: bool = True) -> None:
+        self.task, self.examines = task, examines
         self.records: dict[str, dict[str, Any]] = {}
         self.asked: set[tuple[str, int]] = set()
         self.rows: set[tuple[str, int, int]] = set()
@@ -182,7 +187,7 @@ class Recorder:
             "settings": settings,
             "seconds": round(seconds, 2),
             "error": error,
-            **({} if kernel is None else examine(kernel)),
+            **({} if kernel is None or not self.examines else examine(kernel)),
         }
 
 

@@ -4,9 +4,12 @@ The tests on a GPU prove such calls and the benchmarks time them. The right resu
 reference's on the same numbers in fp64; plain torch's error in the dtype gives the bound.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -151,3 +154,25 @@ def error_and_bound(got: Tensor, truth: Tensor, plain: Tensor) -> tuple[float, f
         return 0.0, 0.0
     wrong, usual = ((t.double() - truth).abs().max().item() for t in (got, plain))
     return wrong, 2 * usual + 4 * torch.finfo(got.dtype).eps * truth.abs().max().item()
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Memory that is handed out unfilled holds NaN."""
+
+    def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def made(*given: Any, **keywords: Any) -> Tensor:
+            out = make(*given, **keywords)
+            return out.fill_(float("nan")) if out.is_floating_point() else out
+
+        return made
+
+    with contextlib.ExitStack() as stack:
+        for owner, name in (
+            (torch, "empty"),
+            (torch, "empty_like"),
+            (Tensor, "new_empty"),
+        ):
+            patch: Any = mock.patch.object(owner, name, poison(getattr(owner, name)))
+            stack.enter_context(patch)
+        yield

@@ -11,7 +11,7 @@ import torch
 
 from bench.gpu.place import Place
 from bench.gpu.race import Task
-from bench.gpu.rivals import Field, rows
+from bench.gpu.rivals import Field, Rival, rows
 from bench.throughput import MINILM, folder_of
 from nomicbert.throughput.group import Group
 from nomicbert.throughput.lines import MEASURED, Line
@@ -64,6 +64,8 @@ class Models:
         scratch: where checkpoints are built.
         compiles: torch.compile takes part.
         slow: and its search for the fastest kernels.
+        rivals: those that are raced, in place of all.
+        rounds: of all rivals on many texts.
     """
 
     place: Place
@@ -71,6 +73,8 @@ class Models:
     scratch: Path
     compiles: bool = True
     slow: bool = False
+    rivals: tuple[Rival, ...] | None = None
+    rounds: int = ROUNDS
     _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     _groups: dict[tuple[str, str], Group] = field(default_factory=dict)
 
@@ -128,11 +132,12 @@ class Models:
             options = Field(
                 cases=(),
                 dtypes=[dtype],
-                rounds=DRY_ROUNDS if dry else LATENCY_ROUNDS if latency else ROUNDS,
+                rounds=DRY_ROUNDS if dry else LATENCY_ROUNDS if latency else self.rounds,
                 threads=torch.get_num_threads(),
                 device=self.place.device,
                 quick=dry,
-                rivals=rows(
+                rivals=self.rivals
+                or rows(
                     self.place.backend, dtype, latency=latency, compiles=compiles, slow=self.slow
                 ),
             )

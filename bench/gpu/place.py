@@ -15,6 +15,7 @@ from bench.timing import Work, on_device, on_host
 from nomicbert.backends import select_ops
 from nomicbert.throughput.lines import Line, surroundings
 from nomicbert_kernels import Ops
+from nomicbert_kernels.backend import interprets
 
 # Of each round of a kernel, about; and how many rounds.
 SECONDS, ROUNDS = 0.01, 12
@@ -61,7 +62,9 @@ class Place:
 
     @classmethod
     def here(cls, dry: bool) -> "Place":
-        """The GPU; for a dry run, where there is none, the CPU with backend torch.
+        """The GPU; for a dry run, where there is none, the CPU.
+
+        There it is backend torch in fp32, or where TRITON_INTERPRET is set, the kernels in fp16.
 
         Raises: ValueError: there is no GPU, and it is no dry run.
         """
@@ -73,7 +76,14 @@ class Place:
                 "this machine has no GPU that torch can use: nothing to measure "
                 "(--dry shows on a CPU that everything runs)"
             )
+        if interprets():
+            return cls(torch.device("cpu"), torch.float16, "triton", dry, on_host)
         return cls(torch.device("cpu"), torch.float32, "torch", dry, on_host)
+
+    @classmethod
+    def on_paper(cls, dry: bool) -> "Place":
+        """The CPU as it stands for a GPU where kernels are compiled for one, and not launched."""
+        return cls(torch.device("cpu"), torch.bfloat16, "triton", dry, on_host)
 
     @property
     def is_gpu(self) -> bool:

@@ -1,62 +1,76 @@
-"""Which parts there are, and the cases of each."""
+"""The parts of the benchmark: which cases each has, how they are measured, how long they take."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bench.gpu import attention, gemm, launches, ops
 from bench.gpu.models import Models
 from bench.gpu.place import Place
-from bench.gpu.race import Task
+from bench.gpu.race import NOTHING, Task, facts_of
+from bench.gpu.runner.child import Case, Facts, first_line
 from bench.gpu.stream import Streams
+from nomicbert.errors import NomicBertError
 from nomicbert.throughput.lines import Line
 
-PARTS = ("gemm", "attention", "ops", "models", "latency", "stream")
-# Seconds of a case on one H200 by arithmetic, until cases of a part have been measured.
-GUESSES = {
-    "gemm": 1.5,
-    "attention": 7.0,
-    "ops": 11.0,
-    "models": 20.0,
-    "latency": 20.0,
-    "stream": 20.0,
+Measure = Callable[[Task], list[Line]]
+# Seconds of a case on one H200, by arithmetic: kernels of a first case are compiled within it, and
+# of whole models torch.compile's graphs too.
+SECONDS = {
+    "gemm": 2.0,
+    "attention": 10.0,
+    "ops": 15.0,
+    "models": 90.0,
+    "latency": 60.0,
+    "stream": 40.0,
 }
 
 
-@dataclass(frozen=True)
-class Job:
-    """A case, and how it is measured."""
-
-    task: Task
-    measure: Callable[[], list[Line]]
-
-
-def jobs(
-    part: str, place: Place, models: Sequence[str], scratch: Path, compiles: bool, slow: bool
-) -> list[Job]:
+def cases(part: str, options: Facts) -> Sequence[Case]:
     """The cases of a part, in the order in which they are measured.
 
     Args:
-        part: one of PARTS.
-        place: where.
-        models: checkpoints of the parts on whole models.
-        scratch: where these are built.
-        compiles: torch.compile takes part.
-        slow: and its search for the fastest kernels.
+        part: a key of SECONDS.
+        options: of `python -m bench.gpu`.
     """
-    if part == "gemm":
-        return [
-            *(Job(task, partial(launches.measure, place, task)) for task in launches.tasks(place)),
-            *(Job(task, partial(gemm.measure, place, task)) for task in gemm.tasks(place)),
-        ]
-    if part == "attention":
-        tasks = attention.tasks(place)
-        return [Job(task, partial(attention.measure, place, task)) for task in tasks]
-    if part == "ops":
-        return [Job(task, partial(ops.measure, place, task)) for task in ops.tasks(place)]
-    whole = Models(place, list(models), scratch, compiles, slow)
+    place = Place.here(options["dry"])
+    found = [
+        Case(f"{task.model} {task.case}", partial(measured, place, measure, task), SECONDS[part])
+        for task, measure in tasks(part, place, options)
+    ]
+    return [case for case in found if options["match"] in case.name]
+
+
+def tasks(part: str, place: Place, options: Facts) -> Iterator[tuple[Task, Measure]]:
+    """Each task of a part, and what measures it."""
+    kernels: dict[str, list[Any]] = {
+        "gemm": [launches, gemm],
+        "attention": [attention],
+        "ops": [ops],
+    }
+    for module in kernels.get(part, []):
+        for task in module.tasks(place):
+            yield task, partial(module.measure, place)
+    if part in kernels:
+        return
+    names, scratch = list(options["models"]), Path(options["scratch"])
+    models = Models(place, names, scratch, options["compile"], options["slow"])
     if part == "stream":
-        streams = Streams(place, whole)
-        return [Job(task, partial(streams.measure, task)) for task in streams.tasks()]
-    return [Job(task, partial(whole.measure, task)) for task in whole.tasks(part)]
+        streams = Streams(place, models)
+        for task in streams.tasks():
+            yield task, streams.measure
+    else:
+        for task in models.tasks(part):
+            yield task, models.measure
+
+
+def measured(place: Place, measure: Measure, task: Task) -> Facts:
+    """One case's facts, once the device is done with it; one that cannot be had is left out."""
+    try:
+        lines = measure(task)
+    except NomicBertError as error:
+        return {"lines": [], "said": f"left out: {first_line(error)}"}
+    # an error that no later call survives is this case's, and is raised here
+    place.finish()
+    return facts_of(lines) if lines else {"lines": [], "said": NOTHING}

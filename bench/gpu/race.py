@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from bench.gpu.place import Place, compile_or_fail
+from bench.gpu.runner import ledger
+from bench.gpu.runner.ledger import FAILED
 from bench.harness import OURS, PEER_FACTOR, Peer, Timed, WrongValues
 from bench.problem import Problem, error_and_bound
 from bench.rooflines import ceilings
@@ -21,6 +23,8 @@ from nomicbert.throughput.lines import ABSENT, MEASURED, WRONG, Line
 
 # Error of a result in fp8 over its largest value, at most: e4m3 rounds a number by up to 1/16.
 FP8_ERROR = 0.1
+# Said of a case without lines.
+NOTHING = "left out: its texts are too long for this model"
 # Proves a candidate, and gives its calls; or raises.
 Enter = Callable[[], Timed]
 
@@ -200,6 +204,16 @@ def figures(place: Place, task: Task, times: Timing, error: float) -> Line:
         best = ceilings(place.device, place.dtype, place.dry)
         found["roofline_percent"] = 100 * best.seconds(task.flops, task.bytes) / median
         found["limit"] = best.limit(task.flops, task.bytes)
+    return found
+
+
+def facts_of(lines: Sequence[Line]) -> dict[str, Any]:
+    """What the ledger says of a case: its lines, and how ours fared."""
+    own = {line["status"]: line for line in lines if line["peer"] == OURS}
+    found: dict[str, Any] = {"lines": [*lines], "said": in_words(lines) or NOTHING}
+    for status, end in ((ABSENT, FAILED), (WRONG, ledger.WRONG)):
+        if status in own:
+            found |= {"status": end, "reason": own[status]["reason"]}
     return found
 
 

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bench.gpu.goals import Goal, goals, ratio, reached
-from bench.gpu.plan import PARTS
+from bench.gpu.plan import SECONDS
 from bench.gpu.race import amount
-from nomicbert.throughput.lines import MEASURED, Line, block_of, read
+from bench.gpu.runner.ledger import Ledger, ends
+from nomicbert.throughput.lines import MEASURED, Line, block_of
 
 NOT_MEASURED = "not measured"
 GOALS = ("model", "case", "what", "measured", "goal", "stretch", "measured / goal")
@@ -32,7 +33,7 @@ DPI = 130
 def as_markdown(lines: Sequence[Line]) -> str:
     """All tables."""
     parts = ["# On a GPU", *surroundings(lines), "## Goals", goals_table(lines)]
-    for part in PARTS:
+    for part in SECONDS:
         own = [line for line in lines if line["part"] == part]
         if not own:
             continue
@@ -227,9 +228,15 @@ def value(line: Line) -> float:
     return float(amount(line).split(" ", 1)[0].replace(",", ""))
 
 
+def read(path: Path) -> list[Line]:
+    """The lines of all cases that a run has ended, in the order of their ends."""
+    entries = ends(Ledger(path).lines()).values()
+    return [line for entry in entries for line in entry.get("lines", [])]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.report")
-    parser.add_argument("file", type=Path, help="lines of python -m bench.gpu")
+    parser.add_argument("file", type=Path, help="of python -m bench.gpu, or bench.gpu.proof")
     path = parser.parse_args(arguments).file
     lines = read(path)
     path.with_suffix(".md").write_text(as_markdown(lines), encoding="utf-8")

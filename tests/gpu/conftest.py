@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench import problem
 from tests.gpu.report import Report, results_folder
 from tests.gpu.support import ARCHITECTURE, DEVICE, HAS_DEVICE, INTERPRETED
 
@@ -77,20 +78,11 @@ def exact_interpreter() -> None:
 
 
 @pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+def poisoned() -> Iterator[None]:
     """Memory that is handed out unfilled holds NaN: what a kernel leaves out shows."""
-
-    def poison(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def made(*args: Any, **keywords: Any) -> torch.Tensor:
-            out = make(*args, **keywords)
-            return out.fill_(float("nan")) if out.is_floating_point() else out
-
-        return made
-
-    monkeypatch.setattr(torch, "empty", poison(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
-    assert torch.zeros(1, device=DEVICE).new_empty(3).isnan().all()
+    with problem.poisoned():
+        assert torch.zeros(1, device=DEVICE).new_empty(3).isnan().all()
+        yield
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,0 +1,99 @@
+"""Prove and measure on this machine's GPU what has never been seen there, in some minutes.
+
+    python -m bench.gpu.proof --out FOLDER/proof.jsonl --minutes 8
+
+Nothing is installed, no network is asked. FOLDER gets proof.jsonl, a line for each case as it
+begins and ends; summary.txt, rewritten after each stage; proof.log, what the stages have printed;
+and launch/ARCH.json, the launch settings that have won. The same call goes on where the last one
+stopped. Exit code 0: all is right; 1: a case is wrong, failed or hung; 2: a mistake, or no GPU;
+3: time is up, and cases are left.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.gpu.machine import check_dry, check_machine
+from bench.gpu.proof.stages import budget, stages
+from bench.gpu.proof.summary import write
+from bench.gpu.runner.ledger import FAULTS, Ledger
+from bench.gpu.runner.supervise import MISTAKE, Supervisor, out_file
+
+DRY_MINUTES = 30.0
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    names = [stage.name for stage in stages(False)]
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.proof", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="lines of JSON")
+    parser.add_argument("--minutes", type=float, metavar="N",
+                        help="end after so many; 8 unless it is a dry run")  # fmt: skip
+    parser.add_argument("--stage", nargs="+", choices=names, default=names, metavar="NAME",
+                        help=f"only these: {', '.join(names)}")  # fmt: skip
+    parser.add_argument("--match", default="", metavar="TEXT", help="only cases whose name has it")
+    parser.add_argument("--scratch", type=Path, default=Path("build/gpu"), metavar="FOLDER",
+                        help="where checkpoints and compiled kernels are kept")  # fmt: skip
+    parser.add_argument("--retry", action="store_true", help="try again what has failed")
+    parser.add_argument("--dry", action="store_true",
+                        help="tiny sizes on a CPU, to see that everything runs")  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse(arguments)
+    ledger = Ledger(args.out)
+    try:
+        check_machine(args.dry)
+        out_file(args.out)
+        ledger.check()
+        check_dry(ledger, args.dry)
+    except (OSError, ValueError) as error:
+        print(f"bench.gpu.proof: {error}", file=sys.stderr)
+        return MISTAKE
+    if args.retry:
+        ledger.forget(FAULTS)
+    chosen = [stage for stage in stages(args.dry) if stage.name in args.stage]
+    minutes = args.minutes or (DRY_MINUTES if args.dry else budget(stages(False)) / 60)
+    prepare(args.scratch)
+    options = {
+        "dry": args.dry,
+        "match": args.match,
+        "scratch": str(args.scratch),
+        "out": str(args.out.parent.resolve()),
+        "ledger": str(args.out.resolve()),
+        "arch": architecture(),
+    }
+    summary = args.out.parent / "summary.txt"
+    supervisor = Supervisor(
+        ledger, chosen, options, minutes, lambda lines: write(summary, lines, chosen)
+    )
+    code = supervisor.run()
+    print(summary.read_text("utf-8"), end="")
+    return code
+
+
+def prepare(scratch: Path) -> None:
+    """What all children find in their environment: caches that stay, and no launch table."""
+    folder = scratch.resolve()
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+    os.environ["NOMICBERT_LAUNCH"] = str(folder / "no-launch-table")
+    os.environ.pop("TRITON_INTERPRET", None)
+
+
+def architecture() -> str:
+    """What kernels are compiled for, without a context on the GPU; Hopper where none is seen."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return "sm_90"
+    return f"sm_{done.stdout.split()[0].replace('.', '')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What every case of the proof does around its work."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+from bench.gpu.place import Place
+from bench.gpu.race import NOTHING, Task, facts_of
+from bench.gpu.runner.child import Case, Facts
+from bench.harness import WrongValues
+from nomicbert.throughput.lines import Line
+
+Work = Callable[[], Facts]
+
+
+def case(place: Place, name: str, work: Work, seconds: float) -> Case:
+    """A case that ends when the device is done with it, and counts the kernels it compiled."""
+    return Case(name, functools.partial(_run, place, work), seconds)
+
+
+def raced(measure: Callable[[Task], list[Line]], task: Task) -> Facts:
+    """The lines of a task."""
+    lines = measure(task)
+    return facts_of(lines) if lines else {"lines": [], "said": NOTHING}
+
+
+def matched(found: Sequence[Case], options: Facts) -> list[Case]:
+    """Those that were asked for."""
+    return [one for one in found if options["match"] in one.name]
+
+
+def within(error: float, bound: float) -> Facts:
+    """An error and its bound.
+
+    Raises: WrongValues: it is larger, or not a number.
+    """
+    if not error <= bound:
+        raise WrongValues(f"off by {error:.3g}, allowed {bound:.3g}")
+    return {"error": error, "bound": bound, "said": f"off by {error:.2g}, allowed {bound:.2g}"}
+
+
+def _run(place: Place, work: Work) -> Facts:
+    with Compiled() as compiled:
+        facts = work()
+        # an error that no later call survives is this case's, and is raised here
+        place.finish()
+    place.tidy()
+    return {**facts, "compiled": compiled.new, "from_cache": compiled.cached}
+
+
+class Compiled:
+    """Counts the kernels that triton compiles, and those that it finds compiled on the disk.
+
+    Attributes:
+        new: compiled in this process.
+        cached: found.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is counted yet."""
+        self.new = self.cached = 0
+
+    def __enter__(self) -> "Compiled":
+        import triton
+
+        self._knobs = triton.knobs.compilation
+        self._before = self._knobs.listener
+        self._knobs.listener = self._count
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._knobs.listener = self._before
+
+    def _count(self, *, cache_hit: bool, **_: object) -> None:
+        if cache_hit:
+            self.cached += 1
+        else:
+            self.new += 1

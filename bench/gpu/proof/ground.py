@@ -1,0 +1,50 @@
+"""The machine itself: what it is, what a copy, a launch and the library's products take on it."""
+
+import functools
+import subprocess
+from collections.abc import Sequence
+
+from bench.gpu import gemm, launches, ops
+from bench.gpu.place import Place
+from bench.gpu.proof.cases import case, matched, raced
+from bench.gpu.race import Task
+from bench.gpu.runner.child import Case, Facts
+
+# Rows of a batch of ours: a wave of nomic's products on 132 multiprocessors, and three.
+ROWS = (5632, 16896)
+CUBE, DRY_CUBE = 8192, 64
+
+
+def cases(stage: str, options: Facts) -> Sequence[Case]:
+    """A product of three large matrices, and those of the leading model."""
+    place = Place.here(options["dry"])
+    rows = gemm.DRY_ROWS if place.dry else ROWS
+    wide = ops.DRY_TOKENS[0] if place.dry else ops.TOKENS[0]
+    cube = DRY_CUBE if place.dry else CUBE
+    size, flops = 3.0 * cube * cube * place.dtype.itemsize, 2.0 * cube**3
+    square = Task("gemm", "any", f"{cube}^3", "gemm", cube, flops, size, {"shape": [cube] * 3})
+    kernels = [task for task in launches.tasks(place) if "170" not in task.case]
+    products = [task for task in gemm.tasks(place) if task.model == "nomic" and task.tokens in rows]
+    sums = [
+        task for task in ops.tasks(place)
+        if task.model == "nomic" and task.case in (f"linear out, {wide}", f"linear down, {wide}")
+    ]  # fmt: skip
+    found = [case(place, "machine", functools.partial(machine, place), 2.0)]
+    for module, tasks in ((launches, kernels), (gemm, [square, *products]), (ops, sums)):
+        for task in tasks:
+            work = functools.partial(raced, functools.partial(module.measure, place), task)
+            found.append(case(place, f"{task.model} {task.case}", work, 3.0))
+    return matched(found, options)
+
+
+def machine(place: Place) -> Facts:
+    """What nvidia-smi and the libraries say of themselves."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi"], capture_output=True, text=True, check=False, timeout=10
+        )
+        text = done.stdout
+    except OSError as error:
+        text = str(error)
+    around = place.around()
+    return {**around, "nvidia_smi": text, "said": str(around["machine"].get("gpu") or "no GPU")}

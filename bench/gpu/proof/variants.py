@@ -1,0 +1,325 @@
+"""Launch settings raced against the shipped ones, from a table that is data: variants.json.
+
+A contest is an op of a model in some sizes, and its variants by name: what they change of the
+shipped launch row ("BLOCK_N": 256, "library": true), or of a module of the kernels ("module":
+{"layer_norm_triton.WARPS": 1}). Each is compared with fp64 first and then takes its turn. A row
+that is faster than the shipped one at every size goes into launch/ARCH.json beside the ledger.
+"""
+
+import contextlib
+import functools
+import importlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from bench import problems
+from bench.gpu import ops
+from bench.gpu.forms import FP8, ROUNDED, Asked
+from bench.gpu.place import Place
+from bench.gpu.proof.cases import case, matched
+from bench.gpu.race import Task, contest, facts_of
+from bench.gpu.runner.child import Case, Facts
+from bench.gpu.runner.ledger import OK, Ledger, ends
+from bench.harness import OURS, Peer
+from bench.problem import Call, Draw, Problem, Tensors
+from nomicbert.throughput.lines import MEASURED, Line
+from nomicbert_kernels import launch, select_ops, values
+from nomicbert_kernels.launch import OPTIONS, Row, Settings
+from nomicbert_kernels.tuning.search import taking
+
+TABLE = Path(__file__).with_name("variants.json")
+STAGE = "variants"
+DRY_SIZES = {"few": 20, "many": 70}
+# The longer one is for the kernel of long texts.
+DRY_TEXTS = {"attention_short": [40, 7], "attention_long": [260, 7]}
+# A row has to be this much faster than the shipped one, on average over its sizes.
+WORTH = 0.98
+FEW = 64
+
+
+@dataclass(frozen=True)
+class Contest:
+    """An op in some sizes, and what is tried.
+
+    Attributes:
+        op: as `bench.gpu.ops` names it, or "attention".
+        kernel: whose row is changed; empty where only modules are.
+        bytes: of an element of the kernel's input: 1 is backend "fp8".
+        sizes: tokens, or "N x LENGTH" texts.
+        variants: name -> changes.
+    """
+
+    name: str
+    op: str
+    model: str
+    sizes: Sequence[int | str]
+    variants: Mapping[str, Mapping[str, Any]]
+    kernel: str = ""
+    bytes: int = 2
+
+    @property
+    def ours(self) -> str:
+        """The line that variants are compared with."""
+        return FP8 if self.bytes == 1 else OURS
+
+    def is_few(self, size: int | str) -> bool:
+        """Whether a size is of the rows that stand for few tokens."""
+        return isinstance(size, int) and size <= FEW
+
+
+def contests() -> list[Contest]:
+    """Those of the table."""
+    known = json.loads(TABLE.read_text("utf-8"))["contests"]
+    return [Contest(**one) for one in known]
+
+
+def cases(stage: str, options: Facts) -> Sequence[Case]:
+    """A case for each contest and size."""
+    place = Place.here(options["dry"])
+    out, ledger = Path(options["out"]), Ledger(Path(options["ledger"]))
+    found = [
+        case(
+            place,
+            f"{one.name}, {size}",
+            functools.partial(raced, place, one, size, ledger, out),
+            6.0,
+        )
+        for one in contests()
+        for size in one.sizes
+        if one.bytes == 2 or place.is_gpu
+    ]
+    return matched(found, options)
+
+
+def raced(place: Place, one: Contest, size: int | str, ledger: Ledger, out: Path) -> Facts:
+    """One contest at one size; the launch table of all that are known is written anew."""
+    (model,) = place.models(one.model)
+    problem, peers = problem_of(place, one, size, place.bench.draw())
+    rows = dict(rows_of(place, one, problem, size))
+    entrants = {
+        name: Peer(functools.partial(bound, place, one, problem, rows.get(name), changes), values)
+        for name, changes in one.variants.items()
+    }
+    if one.op == "linear, layer_norm":
+        entrants |= {"ours, residual in LayerNorm": Peer(residual_in_norm(place))}
+    task = Task(
+        "variants", model.name, f"{one.name}, {size}", "variants", problem.tokens, problem.flops,
+        problem.bytes,
+    )  # fmt: skip
+    if one.bytes == 1:
+        shipped = functools.partial(bound, place, one, problem, None, {})
+        narrow = {FP8: Peer(shipped, values), **entrants}
+        lines = contest(place, task, problem, peers, narrow=narrow)
+    else:
+        lines = contest(place, task, problem, peers, entrants)
+    facts = facts_of(lines) | {"contest": one.name, "rows": {n: plain(r) for n, r in rows.items()}}
+    before = [line for key, line in ends(ledger.lines()).items() if key[0] == STAGE]
+    write_table(place, [*before, {"status": OK, **facts}], out)
+    return facts
+
+
+def problem_of(
+    place: Place, one: Contest, size: int | str, draw: Draw
+) -> tuple[Problem, Mapping[str, Peer]]:
+    """What is computed, and by whom else: the first of them is plain torch."""
+    (model,) = place.models(one.model)
+    if isinstance(size, str):
+        count, length = map(int, size.split(" x "))
+        lengths = DRY_TEXTS[one.kernel] if place.dry else [length] * count
+        problem = problems.attention(model, draw, lengths)
+        return problem, {"torch": Peer(functools.partial(problem.bind, torch_ops(place)))}
+    if place.dry:
+        size = DRY_SIZES["few"] if one.is_few(size) else DRY_SIZES["many"]
+    problem, peers = ops.makers(model)[one.op](model, draw, size)
+    # one peer is enough to give the bound
+    first = next(iter(peers))
+    return problem, {first: replace(peers[first], compiled=False)}
+
+
+def torch_ops(place: Place) -> Any:
+    """Those of backend torch."""
+    return select_ops(place.device, place.dtype, "torch")
+
+
+def rows_of(
+    place: Place, one: Contest, problem: Problem, size: int | str
+) -> Iterator[tuple[str, Row]]:
+    """The launch row of each variant that has one, for the widths of the problem."""
+    if not one.kernel:
+        return
+    sizes = widths(one.kernel, problem)
+    shipped = shipped_settings(place, one, problem, sizes)
+    up_to = {"rows": FEW} if one.is_few(size) else {}
+    for name, changes in one.variants.items():
+        yield name, Row(one.kernel, one.bytes, up_to, sizes, changed(shipped, changes))
+
+
+def widths(kernel: str, problem: Problem) -> dict[str, int]:
+    """The sizes that rows of a kernel compare, without the number of tokens."""
+    if kernel.startswith("attention"):
+        return {"head_dim": problem.tensors["qkv"].shape[-1]}
+    columns, width = problem.tensors["weight"].shape
+    return {"n": columns // 2 if kernel == "swiglu" else columns, "k": width}
+
+
+def shipped_settings(
+    place: Place, one: Contest, problem: Problem, sizes: Mapping[str, int]
+) -> Settings:
+    """What the kernel of a contest is launched with now."""
+    dtype = torch.float8_e4m3fn if one.bytes == 1 else place.dtype
+    many = {} if one.kernel.startswith("attention") else {"rows": problem.tokens}
+    return launch.settings(one.kernel, place.device, dtype, **many, **sizes)
+
+
+def changed(shipped: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Settings with some of them replaced."""
+    constants = {name: value for name, value in changes.items() if name.isupper()}
+    options = {name: changes[name] for name in OPTIONS if name in changes}
+    unknown = set(constants) - set(shipped.constants)
+    if unknown:
+        raise ValueError(f"the shipped row has no {', '.join(sorted(unknown))}")
+    return Settings(
+        {**shipped.constants, **constants},
+        {**shipped.options, **options},
+        changes.get("library", shipped.library),
+    )
+
+
+def bound(
+    place: Place,
+    one: Contest,
+    problem: Problem,
+    row: Row | None,
+    changes: Mapping[str, Any],
+    t: Tensors,
+) -> Call:
+    """The call of a variant; RuntimeError: its row was not asked for."""
+    chosen = one_ops(place, one)
+    asked = None if row is None else Asked(row.kernel, row.bytes, {}, {}, row.settings)
+    arch = launch.architecture(place.device)
+    given: Any = t
+    if one.bytes == 1:
+        given = t | {"x": ROUNDED.get(one.op, lambda x: x)(t["x"])}
+
+    @contextlib.contextmanager
+    def applied() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            if asked is not None:
+                stack.enter_context(taking(asked, arch))
+            for name, value in changes.get("module", {}).items():
+                module, _, attribute = name.rpartition(".")
+                owner = importlib.import_module(f"nomicbert_kernels.{module}")
+                stack.enter_context(mock.patch.object(owner, attribute, value))
+            yield
+
+    with applied():
+        call = problem.bind(chosen, given)
+
+    def launched() -> Tensor:
+        with applied():
+            found = call()
+        if asked is not None and not asked.met:
+            raise RuntimeError(f"no launch of {asked.kernel} has asked for settings")
+        return found
+
+    return launched
+
+
+def one_ops(place: Place, one: Contest) -> Any:
+    """The ops of a contest."""
+    return place.ops if one.bytes == 2 else select_ops(place.device, place.dtype, "fp8")
+
+
+def residual_in_norm(place: Place) -> Any:
+    """A projection without its residual, which LayerNorm adds."""
+
+    def call(t: Tensors) -> Call:
+        weight = place.ops.prepare(t["weight"], t.get("bias"), "linear")
+
+        def run() -> Tensor:
+            product = place.ops.linear(t["x"], weight)
+            norm = t["norm"], t["shift"], problems.EPS
+            return values(place.ops.layer_norm(product, *norm, t["residual"]))
+
+        return run
+
+    return call
+
+
+def plain(row: Row) -> dict[str, Any]:
+    """A row as a launch table stores it."""
+    found: dict[str, Any] = {"kernel": row.kernel, "bytes": row.bytes}
+    if row.up_to:
+        found["up_to"] = dict(row.up_to)
+    if row.exactly:
+        found["exactly"] = dict(row.exactly)
+    if row.settings.library:
+        found["library"] = True
+    return {**found, **row.settings.constants, **row.settings.options}
+
+
+def winners(entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, float, dict[str, Any]]]:
+    """Contest -> the variant that is to be taken, its time over the shipped one's, and its row.
+
+    It has to be right at every size that was measured, slower at none by more than the spread, and
+    `WORTH` it on average.
+    """
+    found: dict[str, tuple[str, float, dict[str, Any]]] = {}
+    measured: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        if entry["status"] == OK and "contest" in entry:
+            measured.setdefault(entry["contest"], []).append(entry)
+    for name, group in measured.items():
+        shares = {
+            variant: [share_of(entry["lines"], variant) for entry in group]
+            for variant in group[0]["rows"]
+        }
+        means = {
+            variant: math.exp(sum(map(math.log, known)) / len(known))
+            for variant, each in shares.items()
+            if len(known := [share for share, _ in each if share]) == len(group)
+            and all(share <= 1 + noise for share, noise in each)
+        }
+        best = min(means, key=means.__getitem__, default=None)
+        if best is not None and means[best] < WORTH:
+            found[name] = best, means[best], group[0]["rows"][best]
+    return found
+
+
+def share_of(lines: Sequence[Line], variant: str) -> tuple[float, float]:
+    """A variant's time over that of ours, 0 where one was not measured; and the larger spread."""
+    known = {line["peer"]: line for line in lines if line["status"] == MEASURED}
+    own = known.get(FP8) if FP8 in known else known.get(OURS)
+    if own is None or variant not in known:
+        return 0.0, 0.0
+    spreads = own["spread"], known[variant]["spread"]
+    return known[variant]["median"] / own["median"], max(spreads)
+
+
+def write_table(place: Place, entries: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """launch/ARCH.json: the rows that have won, those for few tokens before those for many."""
+    arch = launch.architecture(place.device)
+    path = out / "launch" / f"{arch}.json"
+    rows: list[dict[str, Any]] = []
+    for _, _, row in winners(entries).values():
+        rows.append(row)
+        if "exactly" in row and "n" in row["exactly"] and "up_to" not in row:
+            # those of many tokens must not serve few as well
+            dtype = torch.float8_e4m3fn if row["bytes"] == 1 else place.dtype
+            kept = launch.settings(row["kernel"], place.device, dtype, rows=1, **row["exactly"])
+            few = Row(row["kernel"], row["bytes"], {"rows": FEW}, row["exactly"], kept)
+            rows.append(plain(few))
+    # of two rows for few tokens the one that has won comes first
+    rows.sort(key=lambda row: "up_to" not in row)
+    if rows:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = ",\n".join(json.dumps(row) for row in rows)
+        path.write_text(f'{{"rows": [\n{text}\n]}}\n', encoding="utf-8")

@@ -1,0 +1,194 @@
+"""Compiles on the host's processors what the later stages launch, while they run.
+
+Each process follows the launchers on CPU tensors, as `make aot` does: what triton writes to its
+cache has the keys that launches on the GPU ask for. One builds the checkpoint of the whole model.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from bench.gpu.place import Place
+from bench.gpu.runner.child import Case, Facts
+
+# Processors that are left to the process that launches, and to torch.compile.
+SPARED = 4
+MOST_PROCESSES = 12
+# On both sides of what launch tables call few rows; nothing else of a kernel depends on them.
+TOKENS, DRY_TOKENS = (17, 512), (5, 70)
+WIDE: Any = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+# Launches what is to be compiled.
+Work = Callable[[], object]
+# Lengths of the texts of a batch of a whole model: short ones, and one for the kernel of long ones.
+BATCHES = ([32], [64] * 40, [300, 5], [2048, 17])
+
+
+def cases(stage: str, options: Facts) -> Sequence[Case]:
+    """All in one case: what has been compiled is on the disk, however far it came."""
+    found = Case("kernels", functools.partial(compile_all, options), 0.0)
+    return [found] if options["match"] in found.name else []
+
+
+def compile_all(options: Facts) -> Facts:
+    """Compile in several processes; a task that cannot be compiled is named, and is no fault here.
+
+    Whoever launches it later will find out.
+    """
+    started = time.perf_counter()
+    count = max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) - SPARED))
+    todo = names(options)
+    total = {"compiled": 0, "from_cache": 0}
+    refused: dict[str, str] = {}
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(count, context) as pool:
+        running = {pool.submit(compile_one, name, options): name for name in todo}
+        for future in concurrent.futures.as_completed(running):
+            try:
+                found = future.result()
+            except Exception as error:  # one task of many
+                refused[running[future]] = f"{type(error).__name__}: {error}"[:300]
+                continue
+            for key in total:
+                total[key] += found[key]
+            if found["refused"]:
+                refused[running[future]] = found["refused"]
+    seconds = time.perf_counter() - started
+    said = f"{total['compiled']} kernels in {count} processes, {seconds:.0f} s"
+    return {**total, "processes": count, "refused": refused, "tasks": len(todo), "said": said}
+
+
+def names(options: Facts) -> list[str]:
+    """The tasks: the checkpoint, then in the order in which they are wanted."""
+    from bench.gpu.proof import smoke, variants
+
+    place = Place.on_paper(options["dry"])
+    found = [] if options["dry"] else ["checkpoint"]
+    found += [f"smoke/{name}" for name, _ in smoke.calls(place)]
+    found += ["model/triton", "model/fp8"]
+    found += [
+        f"variants/{one.name}/{size}" for one in variants.contests() for size in one.sizes
+    ]  # fmt: skip
+    return found
+
+
+def compile_one(name: str, options: Facts) -> Facts:
+    """One task, in a process of the pool."""
+    import torch
+
+    from bench.gpu.proof.cases import Compiled
+
+    torch.set_num_threads(1)
+    kind, _, rest = name.partition("/")
+    if kind == "checkpoint":
+        from bench.throughput import MODELS, folder_of
+
+        folder_of(MODELS[0], Path(options["scratch"]))
+        return {"compiled": 0, "from_cache": 0, "refused": ""}
+    place = Place.on_paper(options["dry"])
+    # drawn here: on paper every product is zero
+    work = {"smoke": smoke_op, "model": model, "variants": variant}[kind](place, rest)
+    with Compiled() as counted, on_paper(options["arch"]) as recorder, torch.inference_mode():
+        work()
+    errors = [record["error"] for record in recorder.records.values() if record["error"]]
+    return {
+        "compiled": counted.new,
+        "from_cache": counted.cached,
+        "refused": errors[0].splitlines()[0][:300] if errors else "",
+    }
+
+
+@contextlib.contextmanager
+def on_paper(arch: str) -> Iterator[Any]:
+    """Launches compile for an architecture, and nothing is launched."""
+    from bench.aot_cases import Task
+    from bench.aot_worker import Recorder, compiling
+    from nomicbert_kernels import backend, launch
+
+    ops = ops_on_paper()
+    task = Task(arch, arch, "bfloat16", "all", launch.TABLES, quick=False)
+    recorder = Recorder(task, examines=False)
+    # rows that say so take the library's product, as they will on the device
+    recorder.library = True
+    with compiling(recorder), contextlib.ExitStack() as stack:
+        answers = {"has_bf16_instructions": True, "why_not_triton": None, "triton_ops": ops}
+        for function, answer in answers.items():
+            stack.enter_context(mock.patch.object(backend, function, return_value=answer))
+        yield recorder
+
+
+def ops_on_paper() -> Any:
+    """The kernels, with batches planned on the host."""
+    import torch
+
+    from nomicbert_kernels import backend, tiling
+
+    found = backend.triton_ops.__wrapped__(torch.device("cuda"))
+
+    def plan(lengths: Sequence[int], heads: int, head_dim: int, dtype: torch.dtype) -> Any:
+        return tiling.plan_tiles(lengths, head_dim, dtype, "cpu")
+
+    return replace(found, plan=plan)
+
+
+def smoke_op(place: Place, name: str) -> Work:
+    """An op of the smoke test."""
+    from bench.gpu.proof import smoke
+    from bench.problem import Draw
+
+    make = dict(smoke.calls(place))[name]
+    tokens = DRY_TOKENS if place.dry else TOKENS
+    found = [make(Draw(place.device, place.dtype), count) for count in tokens]
+
+    def work() -> None:
+        for problem in found:
+            problem.run(place.ops)
+
+    return work
+
+
+def variant(place: Place, name: str) -> Work:
+    """The shipped row of a contest, and each of its variants."""
+    from bench.gpu.proof import variants
+    from bench.problem import Draw
+
+    contest, size = name.split("/")
+    (one,) = [one for one in variants.contests() if one.name == contest]
+    many = size if " x " in size else int(size)
+    problem, _ = variants.problem_of(place, one, many, Draw(place.device, place.dtype))
+
+    def work() -> None:
+        rows = dict(variants.rows_of(place, one, problem, many))
+        for label, changes in {"shipped": {}, **one.variants}.items():
+            variants.bound(place, one, problem, rows.get(label), changes, problem.tensors)()
+
+    return work
+
+
+def model(place: Place, backend: Any) -> Work:
+    """Layers of the leading model and what stands around them, in its real width."""
+    from nomicbert.embedder import Embedder
+    from nomicbert.packing import pack
+    from nomicbert.pooling import Finish
+    from tests.checkpoints import build_checkpoint
+
+    sizes: Any = {} if place.dry else WIDE
+    with tempfile.TemporaryDirectory() as folder:
+        build_checkpoint(folder, "nomic-v1.5", num_hidden_layers=2, **sizes)
+        embedder = Embedder.from_pretrained(folder, device="cpu", dtype=place.dtype)
+
+    def work() -> None:
+        embedder.model.use(backend)
+        for lengths in BATCHES:
+            texts = [[5] * length for length in lengths]
+            embedder.pooling(embedder.model, pack(texts, "cpu"), Finish())
+
+    return work

@@ -1,0 +1,157 @@
+"""How fast whole models are: ours alone, under two launch tables, and beside their peers."""
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.gpu import attention, ops
+from bench.gpu.models import Models
+from bench.gpu.place import Place, compile_or_fail
+from bench.gpu.proof.cases import case, matched, raced
+from bench.gpu.rivals import Budgets, Make, Rival, row, rows
+from bench.gpu.runner.child import Case, Facts
+from bench.throughput import MODELS
+from nomicbert.embedder import Embedder
+from nomicbert.throughput.batching import Batching, by_count, by_tokens
+from nomicbert.throughput.peers import Runner, Setting
+from nomicbert.throughput.torch_peers import FromTexts, Native
+from nomicbert.throughput.workloads import Case as Texts
+from nomicbert_kernels import launch
+from nomicbert_kernels.tuning.search import taking
+
+MODEL = MODELS[0]
+TUNED = "ours, tuned"
+HEADLINES = ("fixed-512", "fixed-128", "fixed-32", "fixed-2048", "fixed-8192", "passages",
+             "queries", "mixture")  # fmt: skip
+LATENCY = "latency-32"
+AGAIN = ("fixed-512", "fixed-128")
+PEERS = ("fixed-512", "fixed-128", "passages", "queries")
+# Of ops beside their best kernels.
+PEER_TEXTS, DRY_TEXTS = ("S=512", "S=128"), ("S=8",)
+# Padded tokens of a batch of a peer; texts of a batch of sentence-transformers, of which the better
+# one counts.
+PADDED, COUNTS = 65536, (128, 512)
+ROUNDS = 7
+
+
+class Fixed(Native):
+    """transformers in batches of so many padded tokens."""
+
+    def __init__(self, setting: Setting, dtype: str, compiled: bool = False) -> None:
+        """Load it; torch.compile does its work when it is called."""
+        super().__init__(setting, dtype, None, compiled=compiled)
+
+    def ways(self, case: Texts) -> list[Batching]:
+        """See Runner."""
+        return [by_tokens(case.lengths, PADDED)]
+
+
+class FixedTexts(FromTexts):
+    """sentence-transformers in larger batches than it takes by default."""
+
+    def ways(self, case: Texts) -> list[Batching]:
+        """See Runner."""
+        return [by_count(case.lengths, count) for count in COUNTS]
+
+
+class Tuned(Budgets):
+    """Ours under the launch rows that have won."""
+
+    def __init__(self, embedder: Embedder, table: Path) -> None:
+        """Read the rows."""
+        super().__init__(embedder)
+        self.rows, self.arch = launch.read_table(table), table.stem
+
+    def vectors(self, case: Texts, way: Batching) -> np.ndarray:
+        """See Runner."""
+        with contextlib.ExitStack() as stack:
+            for one in reversed(self.rows):
+                stack.enter_context(taking(one, self.arch))
+            return super().vectors(case, way)
+
+
+def compile_cases(stage: str, options: Facts) -> Sequence[Case]:
+    """torch.compile of transformers, so that its graphs are on the disk when they are timed."""
+    place = Place.here(options["dry"])
+
+    def work() -> Facts:
+        compile_or_fail()
+        models = models_of(place, options, of_ours(place, ()))
+        runner = Fixed(models.group("models", MODEL).setting, place.dtype_name, compiled=True)
+        for name in ("fixed-128", "fixed-512"):
+            texts = models.checkpoint(MODEL).case(name, PADDED, place.device)
+            assert texts is not None
+            runner.vectors(texts, runner.ways(texts)[0])
+        return {}
+
+    # on a CPU it would be a C++ compiler that is timed
+    return matched([] if place.dry else [case(place, "transformers", work, 60.0)], options)
+
+
+def headline_cases(stage: str, options: Facts) -> Sequence[Case]:
+    """Ours by itself, in its own batches."""
+    place = Place.here(options["dry"])
+    models = models_of(place, options, of_ours(place, ("ours", "ours-texts")))
+    return races(place, models, (*HEADLINES, LATENCY), options)
+
+
+def again_cases(stage: str, options: Facts) -> Sequence[Case]:
+    """Ours under the shipped launch table and under the one that has won, in turns."""
+    place = Place.here(options["dry"])
+    table = Path(options["out"]) / "launch" / f"{launch.architecture(place.device)}.json"
+    if not table.is_file():
+        return []
+
+    def tuned(setting: Setting, dtype: str) -> Runner:
+        keywords: Any = {"device": setting.device, "dtype": dtype, "backend": place.backend}
+        return Tuned(Embedder.from_pretrained(setting.folder, **keywords), table)
+
+    rivals = (*of_ours(place, ("ours",)), row(TUNED, place.dtype_name, tuned))
+    return races(place, models_of(place, options, rivals), (*AGAIN, LATENCY), options)
+
+
+def peer_cases(stage: str, options: Facts) -> Sequence[Case]:
+    """Ours beside the libraries of others in fixed batches; then ops beside their best kernels."""
+    place = Place.here(options["dry"])
+    makes: dict[str, Make] = {"transformers": Fixed, "sentence-transformers": FixedTexts}
+    if not place.dry:
+        makes["transformers-compile"] = functools.partial(Fixed, compiled=True)
+    rivals = (
+        *of_ours(place, ("ours", "ours-texts", "sentence-transformers-32")),
+        *(row(name, place.dtype_name, make) for name, make in makes.items()),
+    )
+    found = races(place, models_of(place, options, rivals), PEERS, options)
+    wide = (ops.DRY_TOKENS if place.dry else ops.TOKENS)[0]
+    wanted = {f"swiglu, {wide}", f"layer_norm, {wide}", *(DRY_TEXTS if place.dry else PEER_TEXTS)}
+    for module in (ops, attention):
+        for task in module.tasks(place):
+            if task.model == "nomic" and task.case in wanted:
+                work = functools.partial(raced, functools.partial(module.measure, place), task)
+                found.append(case(place, f"op {task.case}", work, 8.0))
+    return matched(found, options)
+
+
+def of_ours(place: Place, names: Sequence[str]) -> tuple[Rival, ...]:
+    """Rows of the benchmark, in the place's dtype."""
+    known = rows(place.backend, place.dtype_name, latency=False, compiles=False, slow=False)
+    return tuple(one for one in known if one.family in names)
+
+
+def models_of(place: Place, options: Facts, rivals: tuple[Rival, ...]) -> Models:
+    """The leading model with some rivals."""
+    return Models(place, [MODEL], Path(options["scratch"]), rivals=rivals, rounds=ROUNDS)
+
+
+def races(place: Place, models: Models, names: Sequence[str], options: Facts) -> list[Case]:
+    """A case for each kind of texts; a dry run has its own."""
+    known = {task.case: task for part in ("models", "latency") for task in models.tasks(part)}
+    tasks = known.values() if place.dry else [known[name] for name in names]
+    found = [
+        case(place, task.case, functools.partial(raced, models.measure, task), 8.0)
+        for task in tasks
+    ]
+    return matched(found, options)

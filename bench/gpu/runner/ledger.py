@@ -1,0 +1,128 @@
+"""What was begun and how it ended: lines of JSON that survive the death of whoever writes them.
+
+Each line is one write to the end of the file, flushed to the disk: {"stage", "case", "status",
+"at", ...}. Several processes may write at a time. A line that was cut short by a crash is skipped.
+"""
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+Key = tuple[str, str]
+
+PLANNED, BEGUN = "planned", "begun"
+OK, WRONG, FAILED, TIMEOUT = "ok", "wrong", "failed", "timeout"
+ENDS = (OK, WRONG, FAILED, TIMEOUT)
+FAULTS = (WRONG, FAILED, TIMEOUT)
+
+
+class Ledger:
+    """The lines of a file.
+
+    Attributes:
+        path: of the file, which need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is read yet."""
+        self.path = path
+        self._lines: list[Line] = []
+        self._seen = 0
+        self._lock = threading.Lock()
+
+    def add(self, stage: str, case: str, status: str, **facts: Any) -> None:
+        """Write a line; numbers that JSON does not know become words."""
+        line = {
+            "stage": stage,
+            "case": case,
+            "status": status,
+            "at": round(time.time(), 3),
+            **facts,
+        }
+        text = json.dumps(plain(line), allow_nan=False) + "\n"
+        with self.path.open("ab+") as file:
+            # what a killed process left of its line is ended, so that only that line is lost
+            if file.tell() and _last_byte(file) != b"\n":
+                text = "\n" + text
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def lines(self) -> Sequence[Line]:
+        """All whole lines, those written since the last call included."""
+        with self._lock:
+            if self.path.is_file():
+                with self.path.open("rb") as file:
+                    file.seek(self._seen)
+                    whole, end, _ = file.read().rpartition(b"\n")
+                self._seen += len(whole) + len(end)
+                self._lines += filter(None, map(_parsed, whole.splitlines()))
+            return tuple(self._lines)
+
+    def forget(self, statuses: Collection[str]) -> None:
+        """Take the lines with these statuses out of the file: their cases wait again."""
+        kept = [line for line in self.lines() if line["status"] not in statuses]
+        part = self.path.with_name(f"{self.path.name}.part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        part.replace(self.path)
+        self._lines, self._seen = [], 0
+
+    def check(self) -> None:
+        """Raises: ValueError: the file has lines, and none of them is of this kind."""
+        if self.path.is_file() and self.path.stat().st_size and not self.lines():
+            raise ValueError(f"{self.path} holds no lines of a run: give it another file")
+
+
+def ends(lines: Iterable[Line]) -> dict[Key, Line]:
+    """(stage, case) -> the line that says how it ended, the last one."""
+    return {key_of(line): line for line in lines if line["status"] in ENDS}
+
+
+def planned(lines: Iterable[Line]) -> dict[str, list[str]]:
+    """Stage -> its cases, as the last child that began it has listed them."""
+    return {line["stage"]: line["cases"] for line in lines if line["status"] == PLANNED}
+
+
+def unfinished(lines: Iterable[Line]) -> dict[Key, Line]:
+    """(stage, case) -> the line that says that it was begun, of those that nothing has ended."""
+    found: dict[Key, Line] = {}
+    for line in lines:
+        if line["status"] == BEGUN:
+            found[key_of(line)] = line
+        elif line["status"] in ENDS:
+            found.pop(key_of(line), None)
+    return found
+
+
+def key_of(line: Line) -> Key:
+    """Stage and case."""
+    return line["stage"], line["case"]
+
+
+def plain(value: Any) -> Any:
+    """The same for JSON: numbers that are not finite become words."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _last_byte(file: Any) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return bytes(file.read(1))
+
+
+def _parsed(text: bytes) -> Line | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    known = isinstance(line, dict) and {"stage", "case", "status"} <= set(line)
+    return line if known else None
