@@ -3,12 +3,13 @@
 
 PYTHON ?= python3
 JOBS   ?= 2
+GPU_JOBS ?= 6
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint parity bench bench-gpu aot gpu clean
+.PHONY: help demo test lint parity bench bench-gpu aot gpu gpu-proof clean
 # A set of extras is installed once, and again when pyproject.toml or constraints.txt changes.
 .PRECIOUS: $(VENV)/.installed-%
 
@@ -36,15 +37,26 @@ bench: $(VENV)/.installed-test  ## time each op against its peers; ARGS="--quick
 aot: $(VENV)/.installed-test  ## compile every Triton kernel for every architecture, without a GPU; ARGS="--arch sm_90"
 	PYTHONPATH=.:kernels $(RUN) -m bench.aot $(or $(ARGS),--out bench/results/aot.json)
 
-# Installs nothing: torch, triton, transformers and pytest are those of the machine with the GPU.
-gpu:  ## prove every kernel and whole models on this machine's GPU, from the source tree
-	PYTHONPATH=.:kernels $(PYTHON) -m pytest --import-mode=importlib -m gpu tests $(ARGS)
+# Nothing is installed for these three: Python, torch, triton, transformers and pytest are those of
+# the machine with the GPU. OUT gets what they find; compiled kernels stay in build/.
+gpu gpu-proof bench-gpu: export PYTHONPATH := .:kernels
+gpu gpu-proof bench-gpu: export TRITON_CACHE_DIR ?= $(CURDIR)/build/gpu/triton
+gpu gpu-proof: OUT ?= build/proof
 
-# Goes on where it was: the lines of a case that LINES has are kept. The report is of those there are.
+gpu-proof:  ## prove and measure in eight minutes what matters most on this machine's GPU; ARGS="--dry"
+	$(PYTHON) -m bench.gpu.proof --out $(OUT)/proof.jsonl $(ARGS)
+
+# A warning of a library that is newer than these tests is no reason to lose a result.
+gpu:  ## test every kernel and whole models on this machine's GPU, on GPU_JOBS processes
+	NOMICBERT_RESULTS=$(OUT) $(PYTHON) -m pytest --import-mode=importlib -m gpu tests/gpu \
+		-n $(GPU_JOBS) --maxschedchunk 2 -W default --continue-on-collection-errors \
+		-p no:benchmark -p no:cacheprovider $(ARGS)
+
+# Goes on where it was: the cases that LINES has are kept. The report is of those there are.
 bench-gpu: LINES := build/gpu.jsonl
 bench-gpu:  ## time kernels and whole models on this machine's GPU; PART=gemm, ARGS="--minutes 9"
-	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu --out $(LINES) $(if $(PART),--part $(PART)) $(ARGS); \
-		code=$$?; [ ! -f $(LINES) ] || PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu.report $(LINES) || exit; \
+	$(PYTHON) -m bench.gpu --out $(LINES) $(if $(PART),--part $(PART)) $(ARGS); \
+		code=$$?; [ ! -f $(LINES) ] || $(PYTHON) -m bench.gpu.report $(LINES) || exit; \
 		exit $$code
 
 clean:  ## remove the environment and caches

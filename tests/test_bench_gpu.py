@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import types
@@ -18,16 +19,27 @@ import torch
 from torch import Tensor
 
 from bench.gpu import __main__ as driver
-from bench.gpu import attention, gemm, launches, ops, place, race, report, rivals, stream
+from bench.gpu import (
+    attention,
+    gemm,
+    launches,
+    machine,
+    ops,
+    place,
+    plan,
+    race,
+    report,
+    rivals,
+    stream,
+)
 from bench.gpu.goals import ROWS, Goal, goals, ratio, reached
 from bench.gpu.models import AnyLength, Models
 from bench.gpu.place import Place
-from bench.gpu.plan import PARTS, jobs
+from bench.gpu.runner.ledger import Ledger, ends
 from bench.gpu.stream import Streams
 from nomicbert.errors import HubError
 from nomicbert.pooling import Finish
 from nomicbert.throughput.batching import by_count
-from nomicbert.throughput.lines import read
 from nomicbert.throughput.plan import Checkpoint
 from nomicbert.throughput.workloads import Case
 from nomicbert_kernels.backend import TORCH
@@ -520,93 +532,93 @@ def test_streams(
         stream.tokenised(embedder, Case("queries", [case.ids[0][::-1]], case.texts))
 
 
-def dry(path: Path, *more: str, **clock: Any) -> int:
-    return driver.main(["--dry", "--out", str(path), *more], **clock)
+def dry(path: Path, *more: str) -> int:
+    return driver.main(["--dry", "--out", str(path), "--scratch", str(path.parent), *more])
+
+
+def cases(path: Path) -> dict[str, str]:
+    return {case: line["status"] for (_, case), line in ends(Ledger(path).lines()).items()}
 
 
 @pytest.mark.usefixtures("on_cpu")
 def test_it_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, seen = tmp_path / "new" / "lines.jsonl", []
-    right = gemm.measure
-
-    def counted(place: Place, task: race.Task) -> Any:
-        seen.append(task.case)
-        return right(place, task)
-
-    monkeypatch.setattr(gemm, "measure", counted)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "kernels")]))
+    path = tmp_path / "new" / "lines.jsonl"
     words = ("--part", "gemm", "--match", "nomic")
     assert dry(path, *words) == 0
-    assert seen == ["qkv 32", "out 32", "up 32", "down 32"]
-    before = read(path)
+    wanted = [f"nomic {name} 32" for name in ("qkv", "out", "up", "down")]
+    assert cases(path) == dict.fromkeys(wanted, "ok")
+    found = report.read(path)
+    assert [line["case"] for line in found if line["peer"] == gemm.LIBRARY] == [
+        name.removeprefix("nomic ") for name in wanted
+    ]
+    before = path.read_text()
     assert dry(path, *words) == 0
-    assert len(seen) == 4
-    assert read(path) == before
-    kept = [line for line in before if line["case"] != "out 32"]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    assert path.read_text() == before
+    entries = [line for line in Ledger(path).lines() if line["case"] != "nomic out 32"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in entries))
     capsys.readouterr()
     assert dry(path, *words) == 0
-    assert seen[4:] == ["out 32"]
-    assert "gemm: 11 of 12 cases are there or left out; 1 left, about" in capsys.readouterr().out
-    assert [line["case"] for line in read(path)].count("out 32") == 3
+    assert "gemm: 1 of 4 cases wait, about 2 s\n" in capsys.readouterr().out
+    assert cases(path) == dict.fromkeys(wanted, "ok")
 
 
-class Clock:
-    """Every case takes 100 seconds."""
+def test_what_a_case_says_of_ours(here: Place, tmp_path: Path) -> None:
+    """Ours wrong is a wrong case, ours absent a failed one; peers are what they are."""
 
-    now = 0.0
+    def measured(peer: str, **more: Any) -> dict[str, Any]:
+        return {**line_of(peer, "c", 1.0), **more}
 
-    def __call__(self) -> float:
-        return self.now
+    good = [measured("ours"), measured("library", status="wrong", reason="off by 9")]
+    assert "status" not in race.facts_of(good)
+    assert race.facts_of(good)["lines"] == good
+    wrong = race.facts_of([measured("ours", status="wrong", reason="off by 9")])
+    assert (wrong["status"], wrong["reason"]) == ("wrong", "off by 9")
+    absent = race.facts_of([measured("ours", status="absent", reason="no kernel")])
+    assert (absent["status"], absent["reason"]) == ("failed", "no kernel")
+
+
+def test_a_case_waits_for_the_device(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is still running may fail: that is this case's failure, and no later one's."""
+    done: list[str] = []
+    monkeypatch.setattr(Place, "finish", lambda self: done.append("finish"))
+
+    def measure(task: race.Task) -> list[dict[str, Any]]:
+        done.append("measure")
+        return [line_of("ours", "c", 1.0)]
+
+    task = race.Task("gemm", "m", "c", "gemm")
+    assert plan.measured(here, measure, task)["said"] == "ours 1e-06 Mtok/s"
+    assert done == ["measure", "finish"]
+    assert plan.measured(here, lambda task: [], task)["said"] == race.NOTHING
+
+    def missing(task: race.Task) -> list[dict[str, Any]]:
+        raise HubError("weights are not installed")
+
+    found = plan.measured(here, missing, task)
+    assert found == {"lines": [], "said": "left out: weights are not installed"}
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_time_is_up(
+def test_mistakes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, clock = tmp_path / "lines.jsonl", Clock()
-    right = gemm.measure
-
-    def slow(place: Place, task: race.Task) -> Any:
-        clock.now += 100
-        return right(place, task)
-
-    monkeypatch.setattr(gemm, "measure", slow)
-    words = ("--part", "gemm", "--match", "nomic", "--minutes", "5")
-    assert dry(path, *words, clock=clock) == 3
-    out = capsys.readouterr().out
-    # after three cases of 100 s nothing of 300 s is left; what remains is told from the mean
-    assert len({line["case"] for line in read(path)}) == 3
-    assert "| 3 left, about 5.0 min; 3.3 min of this call" in out
-    assert "time is up: 1 left, about 1.7 min; 0 s of this call; run the same again" in out
-    assert dry(path, *words, clock=clock) == 0
-    assert len({line["case"] for line in read(path)}) == 4
-
-
-@pytest.mark.usefixtures("on_cpu")
-def test_what_fails_ends_nothing_and_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path, right = tmp_path / "lines.jsonl", gemm.measure
-
-    def fails(place: Place, task: race.Task) -> Any:
-        if task.case == "out 32":
-            raise RuntimeError("out of luck\nand more")
-        if task.case == "up 32":
-            raise HubError("weights are not installed")
-        return right(place, task)
-
-    words = ("--part", "gemm", "--match", "nomic")
-    monkeypatch.setattr(gemm, "measure", fails)
-    assert dry(path, *words) == 1
-    out = capsys.readouterr().out
-    assert "gemm: nomic out 32: FAILED: RuntimeError: out of luck\n" in out
-    assert "gemm: nomic up 32: left out: weights are not installed\n" in out
-    assert {line["case"] for line in read(path)} == {"qkv 32", "down 32"}
-    monkeypatch.setattr(gemm, "measure", right)
-    assert dry(path, *words) == 0
-    assert len({line["case"] for line in read(path)}) == 4
+    (tmp_path / "file").touch()
+    (tmp_path / "list").write_text("milk\n")
+    for path, what in (("file/lines.jsonl", "file"), ("list", "holds no lines of a run")):
+        assert dry(tmp_path / path) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert len(err.splitlines()) == 1
+        assert what in err
+    with monkeypatch.context() as patch:
+        patch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+        assert dry(tmp_path / "lines.jsonl") == 2
+    assert "triton is not installed" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        dry(tmp_path / "lines.jsonl", "--part", "luck")
 
 
 def test_a_device_beyond_help_ends_the_run(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -626,14 +638,21 @@ def test_a_device_beyond_help_ends_the_run(here: Place, monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("on_cpu")
 def test_a_dry_run_leaves_real_figures_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "lines.jsonl"
-    path.write_text(json.dumps(line_of("ours", "fixed-32", 1.0)) + "\n")
+    ledger = Ledger(path)
+    ledger.add("models", "fixed-32", "ok", lines=[line_of("ours", "fixed-32", 1.0)])
     before = path.read_text()
     assert dry(path, "--part", "gemm") == 2
     assert "give a dry run its own file" in capsys.readouterr().err
     assert path.read_text() == before
+    other = line_of("ours", "fixed-32", 1.0)
+    other["machine"] = {**other["machine"], "gpu": None}
+    Ledger(tmp_path / "dry.jsonl").add("models", "fixed-32", "ok", lines=[other])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert driver.main(["--out", str(tmp_path / "dry.jsonl")]) == 2
+    assert "holds figures of a dry run" in capsys.readouterr().err
 
 
 def test_lines_from_elsewhere(here: Place) -> None:
@@ -667,16 +686,17 @@ def test_copies_are_compiled_once(here: Place, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_parts(here: Place, tmp_path: Path) -> None:
-    for part in PARTS:
-        planned = jobs(part, here, ["nomic-v1.5"], tmp_path, True, False)
-        keys = [job.task.key for job in planned]
-        assert keys
-        assert {job.task.part for job in planned} == {part}
-        assert len(set(keys)) == len(keys)
-    every = [
-        job.task.key for part in PARTS for job in jobs(part, here, ["m"], tmp_path, True, False)
-    ]
-    assert len(set(every)) == len(every)
+    options = {"dry": True, "match": "", "models": ["nomic-v1.5"], "scratch": str(tmp_path),
+               "compile": True, "slow": False}  # fmt: skip
+    for part in plan.SECONDS:
+        known = [task for task, _ in plan.tasks(part, here, options)]
+        assert known
+        assert {task.part for task in known} == {part}
+        names = [case.name for case in plan.cases(part, options)]
+        assert names == [f"{task.model} {task.case}" for task in known]
+        assert len(set(names)) == len(names)
+    few = plan.cases("gemm", options | {"match": "bert-large up"})
+    assert [case.name for case in few] == ["bert-large up 32"]
 
 
 def line_of(peer: str, case: str, rate: float, **more: Any) -> dict[str, Any]:
@@ -752,7 +772,8 @@ def test_goals_that_were_not_measured() -> None:
 
 def test_the_report(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    for number, line in enumerate(LINES):
+        Ledger(path).add(line["part"], str(number), "ok", lines=[line])
     report.main([str(path)])
     text = path.with_suffix(".md").read_text()
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()]

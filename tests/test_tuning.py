@@ -263,17 +263,6 @@ def test_rounding_is_no_fault(ops: Ops) -> None:
     assert truth.allowed == pytest.approx(2 * off + 4 * eps * largest)
 
 
-@pytest.mark.gpu
-def test_what_is_not_written_shows() -> None:
-    """New memory would hold what lay there before: the right values of another candidate."""
-    device = torch.device("cuda")
-    problem = only("swiglu")
-    truth = Truth(problem.make(Draw(torch.float32, device)), torch.float32)
-    assert truth.agrees(truth.exact.float())
-    truth.poison()
-    assert torch.empty_like(truth.exact, dtype=torch.float32).isnan().all()
-
-
 def test_what_does_not_run_is_skipped(ops: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block that is no power of two, and what a compiler and a device refuse."""
     import triton
@@ -384,14 +373,6 @@ def test_calls_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_spread_is_the_middle_half() -> None:
     assert timing.spread([1.0, 2.0, 3.0, 4.0, 100.0]) == 2.0
     assert timing.spread([5.0] * 9) == 0.0
-
-
-@pytest.mark.gpu
-def test_the_gpu_is_timed() -> None:
-    device = torch.device("cuda")
-    x, y = torch.randn(4096, 4096, device=device), torch.randn(64, 64, device=device)
-    slow, fast = timing.gpu_timer(device)([lambda: x @ x, lambda: y @ y], 15)
-    assert sorted(slow)[7] > 5 * sorted(fast)[7] > 0
 
 
 def sizes_of(*models: Model, kernels: Sequence[str] = KERNELS) -> set[tuple[Any, ...]]:

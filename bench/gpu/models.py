@@ -3,7 +3,7 @@
 What is loaded for a model stays on the device until the next model's turn.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -66,6 +66,7 @@ class Models:
         slow: and its search for the fastest kernels.
         rivals: those that are raced, in place of all.
         rounds: of all rivals on many texts.
+        tokens: of cases, in place of CASES'.
     """
 
     place: Place
@@ -75,6 +76,7 @@ class Models:
     slow: bool = False
     rivals: tuple[Rival, ...] | None = None
     rounds: int = ROUNDS
+    tokens: Mapping[str, int] = field(default_factory=dict)
     _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     _groups: dict[tuple[str, str], Group] = field(default_factory=dict)
 
@@ -114,7 +116,8 @@ class Models:
         """
         assert task.more is not None
         group = self.group(task.part, task.more["source"])
-        tokens = DRY_TOKENS if self.place.dry else CASES.get(task.case, 1)
+        known = {**CASES, **self.tokens}
+        tokens = DRY_TOKENS if self.place.dry else known.get(task.case, 1)
         group.options = replace(group.options, tokens=tokens)
         blocks = list(group.cases([task.case], lambda what: None))
         around = self.place.around()

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -165,7 +166,9 @@ class Place:
         more["cuda"] = torch.version.cuda
         cudnn = torch.backends.cudnn.version() if self.is_gpu else None
         more["cudnn"] = None if cudnn is None else str(cudnn)
-        return {**found, "versions": {**found["versions"], **more}}
+        # a copy of the source tree without git may be told
+        commit = os.environ.get("NOMICBERT_COMMIT") or found["commit"]
+        return {**found, "commit": commit, "versions": {**found["versions"], **more}}
 
 
 def compile_or_fail() -> None:

@@ -7,6 +7,7 @@ with pytest's own reports, so that a failing test is in the file as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,26 @@ REPORTED = "gpu"
 REPORT = pytest.StashKey[Report]()
 
 
+# Files by what they are worth, where time may run out: values first, what takes minutes last.
+ORDER = (
+    "values", "fp8", "graphs", "models", "rows", "determinism", "precision", "tuning", "report",
+    "gradients", "compiled", "sanitizer",
+)  # fmt: skip
+LAST = ("longest", "queries", "memcheck", "racecheck")
+
+
+def rank(item: pytest.Item) -> tuple[bool, int]:
+    """Where a test stands: a heavy case after all others."""
+    name = item.path.stem.removeprefix("test_")
+    heavy = any(word in item.name for word in LAST)
+    return heavy, ORDER.index(name) if name in ORDER else len(ORDER)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    mine = sorted((item for item in items if item.path.parent == here), key=rank)
+    rest = [item for item in items if item.path.parent != here]
+    items[:] = [*mine, *rest]
     for item in items:
         if item.get_closest_marker("gpu"):
             # time on a GPU is dear: a library's new warning is no reason to lose a result
@@ -86,7 +106,8 @@ def poisoned() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if HAS_DEVICE:
+    # under xdist the reports of all workers come to one process, which writes the file
+    if HAS_DEVICE and not hasattr(config, "workerinput"):
         config.stash[REPORT] = Report(ARCHITECTURE, results_folder())
         config.pluginmanager.register(Collector(config.stash[REPORT]))
 

@@ -25,8 +25,12 @@ pytestmark = [
     pytest.mark.skipif(INTERPRETED, reason="only a GPU records graphs: see tests/test_graphs.py"),
 ]
 
-# As for a text among others: fp32 the largest difference of unit vectors, else 1 - cosine.
-BOUNDS = {torch.float32: 1e-6, torch.bfloat16: 1e-5}
+# As for a text among others: fp32 the largest difference of unit vectors, else 1 - cosine. A bucket
+# has more rows than its batch, so that the library may sum in another order.
+BOUNDS = {torch.float32: 5e-6, torch.bfloat16: 5e-5}
+# Of memory after to memory before. A bucket that is first met later is recorded then, and the
+# allocator takes memory in pieces of 20 MiB; a graph or a row kept for each text would double it.
+GROWTH = 1.25
 VARIANTS = ("nomic-v1.5", "conan-v1", "bge-en", "nomic-v2-moe")
 
 
@@ -124,7 +128,7 @@ def test_a_stream_of_texts(tmp_path: Path, seed: int, record: Record) -> None:
         pass
     record(worst, BOUNDS[torch.float32], check="stream against encode")
     grown = torch.cuda.max_memory_allocated() / peak
-    record(grown, 1.01, check="memory of a stream")
+    record(grown, GROWTH, check="memory of a stream")
 
 
 def test_inside_a_recording_of_the_caller(tmp_path: Path, seed: int, record: Record) -> None:
@@ -167,4 +171,4 @@ def test_graphs_come_and_go(
         if turn == 3:
             held = torch.cuda.memory_reserved()
     record(wrong, 0, check="graphs come and go")
-    record(torch.cuda.memory_reserved() / held, 1.05, check="memory of graphs")
+    record(torch.cuda.memory_reserved() / held, GROWTH, check="memory of graphs")

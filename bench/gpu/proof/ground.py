@@ -4,9 +4,10 @@ import functools
 import subprocess
 from collections.abc import Sequence
 
-from bench.gpu import gemm, launches, ops
+from bench.gpu import gemm, launches
 from bench.gpu.place import Place
 from bench.gpu.proof.cases import case, matched, raced
+from bench.gpu.proven import kernels
 from bench.gpu.race import Task
 from bench.gpu.runner.child import Case, Facts
 
@@ -19,21 +20,16 @@ def cases(stage: str, options: Facts) -> Sequence[Case]:
     """A product of three large matrices, and those of the leading model."""
     place = Place.here(options["dry"])
     rows = gemm.DRY_ROWS if place.dry else ROWS
-    wide = ops.DRY_TOKENS[0] if place.dry else ops.TOKENS[0]
     cube = DRY_CUBE if place.dry else CUBE
     size, flops = 3.0 * cube * cube * place.dtype.itemsize, 2.0 * cube**3
     square = Task("gemm", "any", f"{cube}^3", "gemm", cube, flops, size, {"shape": [cube] * 3})
-    kernels = [task for task in launches.tasks(place) if "170" not in task.case]
+    costs = [task for task in launches.tasks(place) if "170" not in task.case]
     products = [task for task in gemm.tasks(place) if task.model == "nomic" and task.tokens in rows]
-    sums = [
-        task for task in ops.tasks(place)
-        if task.model == "nomic" and task.case in (f"linear out, {wide}", f"linear down, {wide}")
-    ]  # fmt: skip
     found = [case(place, "machine", functools.partial(machine, place), 2.0)]
-    for module, tasks in ((launches, kernels), (gemm, [square, *products]), (ops, sums)):
+    for module, tasks in ((launches, costs), (gemm, [square, *products])):
         for task in tasks:
             work = functools.partial(raced, functools.partial(module.measure, place), task)
-            found.append(case(place, f"{task.model} {task.case}", work, 3.0))
+            found.append(case(place, f"{task.model} {task.case}", work, 1.5))
     return matched(found, options)
 
 
@@ -47,4 +43,5 @@ def machine(place: Place) -> Facts:
     except OSError as error:
         text = str(error)
     around = place.around()
-    return {**around, "nvidia_smi": text, "said": str(around["machine"].get("gpu") or "no GPU")}
+    said = str(around["machine"].get("gpu") or "no GPU")
+    return {**around, "kernels": kernels(), "nvidia_smi": text, "said": said}

@@ -43,7 +43,7 @@ def cases(stage: str, options: Facts) -> Sequence[Case]:
     place = Place.here(options["dry"])
     suite = Suite(place, options)
     checks: dict[str, tuple[Callable[[], Facts], float]] = {
-        "fp32 against transformers": (suite.full, 10.0),
+        "fp32 against transformers": (suite.full, 9.0),
         f"{place.dtype_name} against transformers": (suite.half, 8.0),
         "the same bits again": (suite.repeats, 4.0),
         "graphs against launches": (suite.graphs, 5.0),
@@ -152,7 +152,7 @@ def fp8_cases(stage: str, options: Facts) -> Sequence[Case]:
     """
     place = Place.here(options["dry"])
     found = [
-        case(place, f"op {name}", functools.partial(fp8_op, place, name), 3.0)
+        case(place, f"op {name}", functools.partial(fp8_op, place, name), 2.0)
         for name in IN_FP8
         if name != "gelu"
     ]

@@ -41,7 +41,7 @@ def cases(stage: str, options: Facts) -> Sequence[Case]:
     """A case for each op of each model."""
     place = Place.here(options["dry"])
     found = [
-        case(place, name, functools.partial(checked, place, make), 3.0)
+        case(place, name, functools.partial(checked, place, make), 2.0)
         for name, make in calls(place)
     ]
     return matched(found, options)

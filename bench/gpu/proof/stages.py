@@ -1,12 +1,15 @@
 """The stages of the proof, in their order: what is most worth knowing comes first.
 
-Boxes are seconds on one H200, by arithmetic; together they are eight minutes. Beside them run
-`warm`, on the host's processors, and `compile`, which is over before anything is timed in earnest.
+Boxes are seconds on one H200; together they are eight minutes. By arithmetic, a child's start and
+the guesses of its cases fit into its box. Beside them run `warm`, on the host's processors, and
+`compile`, which is over before anything is timed in earnest.
 """
 
 from bench.gpu.runner.supervise import Stage
 
 KERNELS = {"TRITON_INTERPRET": "1"}
+# Seconds until a child's first case: torch and transformers are imported, the device wakes up.
+START = 6.0
 
 
 def stages(dry: bool) -> list[Stage]:
@@ -23,13 +26,13 @@ def stages(dry: bool) -> list[Stage]:
         Stage("warm", f"{here}.warm:cases", 130, 130, beside=True, env=hidden),
         Stage("place", f"{here}.ground:cases", 30, 40),
         Stage("compile", f"{here}.whole:compile_cases", 100, 100, beside=True),
-        Stage("smoke", f"{here}.smoke:cases", 60, 40, env=env),
+        Stage("smoke", f"{here}.smoke:cases", 55, 40, env=env),
         Stage("model", f"{here}.right:cases", 45, 45),
         Stage("headline", f"{here}.whole:headline_cases", 75, 40, alone=True),
-        Stage("trace", f"{here}.trace:cases", 20, 30),
+        Stage("trace", f"{here}.trace:cases", 25, 30),
         Stage("variants", f"{here}.variants:cases", 90, 40, env=env),
-        Stage("again", f"{here}.whole:again_cases", 45, 40),
-        Stage("peers", f"{here}.whole:peer_cases", 75, 60),
+        Stage("again", f"{here}.whole:again_cases", 40, 40),
+        Stage("peers", f"{here}.whole:peer_cases", 80, 60),
         Stage("fp8", f"{here}.right:fp8_cases", 40, 40, env=env),
     ]
     return found

@@ -29,7 +29,7 @@ def cases(stage: str, options: Facts) -> Sequence[Case]:
     models = models_of(place, options, of_ours(place, ("ours",)))
     shapes = DRY_SHAPES if place.dry else SHAPES
     found = [
-        case(place, name, functools.partial(traced, place, models, name, tokens), 5.0)
+        case(place, name, functools.partial(traced, place, models, name, tokens), 4.0)
         for name, tokens in shapes.items()
     ]
     return matched(found, options)

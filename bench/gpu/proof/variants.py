@@ -10,7 +10,6 @@ import contextlib
 import functools
 import importlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,12 +24,12 @@ from bench.gpu import ops
 from bench.gpu.forms import FP8, ROUNDED, Asked
 from bench.gpu.place import Place
 from bench.gpu.proof.cases import case, matched
+from bench.gpu.proof.winners import FEW, plain, write_table
 from bench.gpu.race import Task, contest, facts_of
 from bench.gpu.runner.child import Case, Facts
 from bench.gpu.runner.ledger import OK, Ledger, ends
-from bench.harness import OURS, Peer
+from bench.harness import Peer
 from bench.problem import Call, Draw, Problem, Tensors
-from nomicbert.throughput.lines import MEASURED, Line
 from nomicbert_kernels import launch, select_ops, values
 from nomicbert_kernels.launch import OPTIONS, Row, Settings
 from nomicbert_kernels.tuning.search import taking
@@ -40,9 +39,6 @@ STAGE = "variants"
 DRY_SIZES = {"few": 20, "many": 70}
 # The longer one is for the kernel of long texts.
 DRY_TEXTS = {"attention_short": [40, 7], "attention_long": [260, 7]}
-# A row has to be this much faster than the shipped one, on average over its sizes.
-WORTH = 0.98
-FEW = 64
 
 
 @dataclass(frozen=True)
@@ -65,11 +61,6 @@ class Contest:
     kernel: str = ""
     bytes: int = 2
 
-    @property
-    def ours(self) -> str:
-        """The line that variants are compared with."""
-        return FP8 if self.bytes == 1 else OURS
-
     def is_few(self, size: int | str) -> bool:
         """Whether a size is of the rows that stand for few tokens."""
         return isinstance(size, int) and size <= FEW
@@ -90,7 +81,7 @@ def cases(stage: str, options: Facts) -> Sequence[Case]:
             place,
             f"{one.name}, {size}",
             functools.partial(raced, place, one, size, ledger, out),
-            6.0,
+            3.0,
         )
         for one in contests()
         for size in one.sizes
@@ -139,9 +130,8 @@ def problem_of(
     if place.dry:
         size = DRY_SIZES["few"] if one.is_few(size) else DRY_SIZES["many"]
     problem, peers = ops.makers(model)[one.op](model, draw, size)
-    # one peer is enough to give the bound
-    first = next(iter(peers))
-    return problem, {first: replace(peers[first], compiled=False)}
+    # what torch.compile makes of them is timed beside peers
+    return problem, {name: replace(peer, compiled=False) for name, peer in peers.items()}
 
 
 def torch_ops(place: Place) -> Any:
@@ -252,74 +242,3 @@ def residual_in_norm(place: Place) -> Any:
         return run
 
     return call
-
-
-def plain(row: Row) -> dict[str, Any]:
-    """A row as a launch table stores it."""
-    found: dict[str, Any] = {"kernel": row.kernel, "bytes": row.bytes}
-    if row.up_to:
-        found["up_to"] = dict(row.up_to)
-    if row.exactly:
-        found["exactly"] = dict(row.exactly)
-    if row.settings.library:
-        found["library"] = True
-    return {**found, **row.settings.constants, **row.settings.options}
-
-
-def winners(entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, float, dict[str, Any]]]:
-    """Contest -> the variant that is to be taken, its time over the shipped one's, and its row.
-
-    It has to be right at every size that was measured, slower at none by more than the spread, and
-    `WORTH` it on average.
-    """
-    found: dict[str, tuple[str, float, dict[str, Any]]] = {}
-    measured: dict[str, list[Mapping[str, Any]]] = {}
-    for entry in entries:
-        if entry["status"] == OK and "contest" in entry:
-            measured.setdefault(entry["contest"], []).append(entry)
-    for name, group in measured.items():
-        shares = {
-            variant: [share_of(entry["lines"], variant) for entry in group]
-            for variant in group[0]["rows"]
-        }
-        means = {
-            variant: math.exp(sum(map(math.log, known)) / len(known))
-            for variant, each in shares.items()
-            if len(known := [share for share, _ in each if share]) == len(group)
-            and all(share <= 1 + noise for share, noise in each)
-        }
-        best = min(means, key=means.__getitem__, default=None)
-        if best is not None and means[best] < WORTH:
-            found[name] = best, means[best], group[0]["rows"][best]
-    return found
-
-
-def share_of(lines: Sequence[Line], variant: str) -> tuple[float, float]:
-    """A variant's time over that of ours, 0 where one was not measured; and the larger spread."""
-    known = {line["peer"]: line for line in lines if line["status"] == MEASURED}
-    own = known.get(FP8) if FP8 in known else known.get(OURS)
-    if own is None or variant not in known:
-        return 0.0, 0.0
-    spreads = own["spread"], known[variant]["spread"]
-    return known[variant]["median"] / own["median"], max(spreads)
-
-
-def write_table(place: Place, entries: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """launch/ARCH.json: the rows that have won, those for few tokens before those for many."""
-    arch = launch.architecture(place.device)
-    path = out / "launch" / f"{arch}.json"
-    rows: list[dict[str, Any]] = []
-    for _, _, row in winners(entries).values():
-        rows.append(row)
-        if "exactly" in row and "n" in row["exactly"] and "up_to" not in row:
-            # those of many tokens must not serve few as well
-            dtype = torch.float8_e4m3fn if row["bytes"] == 1 else place.dtype
-            kept = launch.settings(row["kernel"], place.device, dtype, rows=1, **row["exactly"])
-            few = Row(row["kernel"], row["bytes"], {"rows": FEW}, row["exactly"], kept)
-            rows.append(plain(few))
-    # of two rows for few tokens the one that has won comes first
-    rows.sort(key=lambda row: "up_to" not in row)
-    if rows:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = ",\n".join(json.dumps(row) for row in rows)
-        path.write_text(f'{{"rows": [\n{text}\n]}}\n', encoding="utf-8")

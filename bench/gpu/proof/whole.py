@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,12 @@ HEADLINES = ("fixed-512", "fixed-128", "fixed-32", "fixed-2048", "fixed-8192", "
 LATENCY = "latency-32"
 AGAIN = ("fixed-512", "fixed-128")
 PEERS = ("fixed-512", "fixed-128", "passages", "queries")
-# Of ops beside their best kernels.
+# Of attention beside other libraries' kernels.
 PEER_TEXTS, DRY_TEXTS = ("S=512", "S=128"), ("S=8",)
+# Seconds of a case on one H200, and those of more; the first of a stage also loads its models.
+SECONDS, MORE_SECONDS, FIRST_SECONDS = 5.0, {"mixture": 12.0}, 6.0
+# Small batches of the peers' would take half a minute on as many queries as elsewhere.
+FEWER = {"queries": 16384}
 # Padded tokens of a batch of a peer; texts of a batch of sentence-transformers, of which the better
 # one counts.
 PADDED, COUNTS = 65536, (128, 512)
@@ -124,14 +128,14 @@ def peer_cases(stage: str, options: Facts) -> Sequence[Case]:
         *of_ours(place, ("ours", "ours-texts", "sentence-transformers-32")),
         *(row(name, place.dtype_name, make) for name, make in makes.items()),
     )
-    found = races(place, models_of(place, options, rivals), PEERS, options)
+    found = races(place, models_of(place, options, rivals, FEWER), PEERS, options)
     wide = (ops.DRY_TOKENS if place.dry else ops.TOKENS)[0]
     wanted = {f"swiglu, {wide}", f"layer_norm, {wide}", *(DRY_TEXTS if place.dry else PEER_TEXTS)}
     for module in (ops, attention):
         for task in module.tasks(place):
             if task.model == "nomic" and task.case in wanted:
                 work = functools.partial(raced, functools.partial(module.measure, place), task)
-                found.append(case(place, f"op {task.case}", work, 8.0))
+                found.append(case(place, f"op {task.case}", work, 8.0 if module is ops else 3.0))
     return matched(found, options)
 
 
@@ -141,9 +145,15 @@ def of_ours(place: Place, names: Sequence[str]) -> tuple[Rival, ...]:
     return tuple(one for one in known if one.family in names)
 
 
-def models_of(place: Place, options: Facts, rivals: tuple[Rival, ...]) -> Models:
-    """The leading model with some rivals."""
-    return Models(place, [MODEL], Path(options["scratch"]), rivals=rivals, rounds=ROUNDS)
+def models_of(
+    place: Place,
+    options: Facts,
+    rivals: tuple[Rival, ...],
+    tokens: Mapping[str, int] | None = None,
+) -> Models:
+    """The leading model with some rivals, on as many tokens as the benchmark has, or on these."""
+    scratch = Path(options["scratch"])
+    return Models(place, [MODEL], scratch, rivals=rivals, rounds=ROUNDS, tokens=tokens or {})
 
 
 def races(place: Place, models: Models, names: Sequence[str], options: Facts) -> list[Case]:
@@ -151,7 +161,12 @@ def races(place: Place, models: Models, names: Sequence[str], options: Facts) ->
     known = {task.case: task for part in ("models", "latency") for task in models.tasks(part)}
     tasks = known.values() if place.dry else [known[name] for name in names]
     found = [
-        case(place, task.case, functools.partial(raced, models.measure, task), 8.0)
-        for task in tasks
+        case(
+            place,
+            task.case,
+            functools.partial(raced, models.measure, task),
+            MORE_SECONDS.get(task.case, SECONDS) + (FIRST_SECONDS if number == 0 else 0.0),
+        )
+        for number, task in enumerate(tasks)
     ]
     return matched(found, options)

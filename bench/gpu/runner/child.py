@@ -25,6 +25,7 @@ from bench.gpu.runner.ledger import (
     PLANNED,
     WRONG,
     Ledger,
+    digest,
     ends,
     unfinished,
 )
@@ -63,7 +64,11 @@ def main(arguments: Sequence[str]) -> int:
     stage, until = spec["stage"], spec["until"]
     cases = plan(stage, spec["options"])
     todo = waiting(cases, stage, ledger, spec["again"])
-    facts: Facts = {"waiting": len(todo), "seconds": sum(case.seconds for case in todo)}
+    facts: Facts = {
+        "options": digest(spec["options"]),
+        "waiting": len(todo),
+        "seconds": sum(case.seconds for case in todo),
+    }
     ledger.add(stage, "", PLANNED, cases=[case.name for case in cases], **facts)
     for case in todo:
         if time.time() + case.seconds > until:

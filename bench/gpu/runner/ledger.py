@@ -4,12 +4,13 @@ Each line is one write to the end of the file, flushed to the disk: {"stage", "c
 "at", ...}. Several processes may write at a time. A line that was cut short by a crash is skipped.
 """
 
+import hashlib
 import json
 import math
 import os
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,24 @@ def ends(lines: Iterable[Line]) -> dict[Key, Line]:
     return {key_of(line): line for line in lines if line["status"] in ENDS}
 
 
-def planned(lines: Iterable[Line]) -> dict[str, list[str]]:
-    """Stage -> its cases, as the last child that began it has listed them."""
-    return {line["stage"]: line["cases"] for line in lines if line["status"] == PLANNED}
+def planned(lines: Iterable[Line], of: str | None = None) -> dict[str, list[str]]:
+    """Stage -> its cases, as the last child that began it has listed them.
+
+    Args:
+        lines: of a file.
+        of: `digest` of the options that they have to be listed for; None for any.
+    """
+    return {
+        line["stage"]: line["cases"]
+        for line in lines
+        if line["status"] == PLANNED and of in (None, line.get("options"))
+    }
+
+
+def digest(options: Mapping[str, Any]) -> str:
+    """What tells one run's options from another's."""
+    text = json.dumps(options, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def unfinished(lines: Iterable[Line]) -> dict[Key, Line]:

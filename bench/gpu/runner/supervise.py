@@ -27,6 +27,7 @@ from bench.gpu.runner.ledger import (
     TIMEOUT,
     Ledger,
     Line,
+    digest,
     ends,
     planned,
     unfinished,
@@ -85,7 +86,7 @@ class Supervisor:
             summarise: called after each stage with all lines.
         """
         self.ledger, self.stages, self.options = ledger, stages, dict(options)
-        self.summarise = summarise
+        self.summarise, self.of = summarise, digest(options)
         self.began = time.time()
         self.until = self.began + (1e9 if minutes is None else 60 * minutes)
         self.log = ledger.path.with_suffix(".log")
@@ -110,7 +111,7 @@ class Supervisor:
         finally:
             self.summarise(self.ledger.lines())
         lines = self.ledger.lines()
-        if left(self.stages, lines):
+        if left(self.stages, lines, self.of):
             return LEFT
         faults = [line for line in lines[known:] if line["status"] in FAULTS]
         return FAULTY if faults else ALL_RIGHT
@@ -129,7 +130,14 @@ class Supervisor:
     def _waits(self, stage: Stage, again: bool) -> bool:
         """Whether a case of a stage has no end yet, as far as anybody knows its cases."""
         lines = self.ledger.lines()
-        return bool(left([stage], lines)) if again else not _all_begun(stage, lines)
+        return bool(left([stage], lines, self.of)) if again else self._has_fresh(stage)
+
+    def _has_fresh(self, stage: Stage) -> bool:
+        """Whether nobody has begun some case of a stage, as far as anybody knows its cases."""
+        lines = self.ledger.lines()
+        begun, cases = unfinished(lines), left([stage], lines, self.of).get(stage.name, [])
+        known = stage.name in planned(lines, self.of)
+        return not known or any((stage.name, case) not in begun for case in cases)
 
     def _child(self, stage: Stage, again: bool, until: float) -> int:
         """One child; what it has begun and not ended is ended here.
@@ -223,9 +231,17 @@ class Supervisor:
         sys.stdout.flush()
 
 
-def left(stages: Sequence[Stage], lines: Sequence[Line]) -> dict[str, list[str]]:
-    """Stage -> its cases without an end; of one that nobody has planned, "all"."""
-    plans, done = planned(lines), ends(lines)
+def left(
+    stages: Sequence[Stage], lines: Sequence[Line], of: str | None = None
+) -> dict[str, list[str]]:
+    """Stage -> its cases without an end; of one that nobody has planned, "all".
+
+    Args:
+        stages: that are asked for.
+        lines: of the ledger.
+        of: see `ledger.planned`.
+    """
+    plans, done = planned(lines, of), ends(lines)
     found: dict[str, list[str]] = {}
     for stage in stages:
         if stage.name in plans:
@@ -235,13 +251,6 @@ def left(stages: Sequence[Stage], lines: Sequence[Line]) -> dict[str, list[str]]
         if names:
             found[stage.name] = names
     return found
-
-
-def _all_begun(stage: Stage, lines: Sequence[Line]) -> bool:
-    """Whether somebody has begun each case of a stage that is without an end."""
-    plans, begun = planned(lines), unfinished(lines)
-    cases = left([stage], lines).get(stage.name, [])
-    return stage.name in plans and all((stage.name, case) in begun for case in cases)
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

@@ -1,0 +1,157 @@
+"""Mark a launch table as proven, by the lines of a run on such a GPU, and by nothing else.
+
+    python -m bench.gpu.proven FOLDER
+
+FOLDER holds what came back: gpu-ARCH.json of `make gpu`, and proof.jsonl of `make gpu-proof`. The
+table of ARCH is marked if both ran the kernels that are here now, no test failed, every test of
+values, graphs and models passed, every case of the stages smoke and model is right, and every row
+of the table was there then, or was raced by the run and found right. Exit code 0: it is marked;
+1: something is missing or has failed, which is said; 2: a mistake.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.gpu.runner.ledger import OK, Ledger, ends, planned
+from nomicbert_kernels import launch
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "kernels/nomicbert_kernels"
+# What a kernel's result depends on, beside the rows of its table.
+PATTERNS = ("*_triton.py", "tiling.py", "tensors.py", "fp8.py")
+STAGES = ("smoke", "model")
+FILES = ("test_values.py", "test_graphs.py", "test_models.py")
+# Cases that take long, and may be left for another run; those that were run have to pass.
+HEAVY = ("longest", "queries")
+DONE, REFUSED, MISTAKE = 0, 1, 2
+
+
+def kernels() -> str:
+    """A digest of the kernels' sources as they are here."""
+    found = hashlib.sha256()
+    for pattern in PATTERNS:
+        for path in sorted(SOURCES.glob(pattern)):
+            found.update(path.name.encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def row_digest(row: Mapping[str, Any]) -> str:
+    """Of one row of a launch table as it is stored."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def rows(arch: str) -> list[str]:
+    """Digests of the rows that an architecture is shipped with."""
+    stored = json.loads(launch.shipped(arch).read_text("utf-8"))["rows"]
+    return [row_digest(row) for row in stored]
+
+
+def objections(arch: str, tests: Mapping[str, Any], ledger: Ledger) -> Iterator[str]:
+    """What keeps a table from being marked.
+
+    Args:
+        arch: whose table.
+        tests: gpu-ARCH.json.
+        ledger: proof.jsonl.
+    """
+    lines = ledger.lines()
+    done = ends(lines)
+    machine = done.get(("place", "machine"), {"status": "missing"})
+    ran = tests["machine"]
+    if not ran.get("gpu"):
+        yield "the tests did not run on a GPU"
+    if ran.get("kernels") != kernels():
+        yield "the tests ran other kernels than those that are here"
+    if machine.get("kernels") != kernels():
+        yield "the proof ran other kernels than those that are here, or does not say which"
+    if not machine.get("machine", {}).get("gpu"):
+        yield "the proof did not run on a GPU"
+    for name, entry in tests["tests"].items():
+        if entry["verdict"] == "failed":
+            yield f"failed: {name}: {entry.get('reason', '')}"
+    passed = {name for name, entry in tests["tests"].items() if entry["verdict"] == "passed"}
+    missing = [name for name in wanted() if name not in passed]
+    if missing:
+        yield f"{len(missing)} tests have not passed, such as {missing[0]}"
+    plans = planned(lines)
+    for stage in STAGES:
+        if stage not in plans:
+            yield f"stage {stage} was not run"
+        for case in plans.get(stage, []):
+            if (status := done.get((stage, case), {"status": "left"})["status"]) != OK:
+                yield f"stage {stage}: {case}: {status}"
+    known = {*ran.get("rows", []), *raced(done.values())}
+    unknown = [row for row in rows(arch) if row not in known]
+    if unknown:
+        yield f"{len(unknown)} rows of the table were neither in it then nor raced"
+
+
+def raced(entries: Any) -> Iterator[str]:
+    """Digests of the rows that stage variants has found right."""
+    for entry in entries:
+        right = {line["peer"] for line in entry.get("lines", []) if line["status"] == "measured"}
+        for name, row in entry.get("rows", {}).items():
+            if name in right:
+                yield row_digest(row)
+
+
+def wanted() -> list[str]:
+    """The tests that have to have passed, as pytest names them."""
+    command = [sys.executable, "-m", "pytest", "--import-mode=importlib", "--collect-only", "-q"]
+    command += ["-m", "gpu", "-p", "no:cacheprovider", *(f"tests/gpu/{name}" for name in FILES)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    names = [line for line in done.stdout.splitlines() if "::" in line]
+    if done.returncode or not names:
+        raise ValueError(f"the tests cannot be collected: {done.stdout[-300:]}{done.stderr[-300:]}")
+    return [name for name in names if not any(word in name for word in HEAVY)]
+
+
+def mark(arch: str, tests: Mapping[str, Any]) -> Path:
+    """Write into the table of an architecture that it is proven, and by what."""
+    path = launch.TABLES / f"{arch}.json"
+    stored = json.loads(path.read_text("utf-8"))["rows"]
+    ran = tests["machine"]
+    by = {
+        "gpu": ran["gpu"],
+        "date": tests["date"],
+        "commit": ran["commit"],
+        "versions": ran["versions"],
+        "kernels": kernels(),
+        "rows": [row_digest(row) for row in stored],
+    }
+    text = ",\n".join(json.dumps(row) for row in stored)
+    head = f'{{"proven": true, "by": {json.dumps(by)}, "rows": ['
+    path.write_text(f"{head}\n{text}\n]}}\n", encoding="utf-8")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.proven", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("folder", type=Path, help="with gpu-ARCH.json and proof.jsonl")
+    folder = parser.parse_args(arguments).folder
+    try:
+        (path,) = folder.glob("gpu-*.json")
+        arch = path.stem.removeprefix("gpu-")
+        if not (launch.TABLES / f"{arch}.json").is_file():
+            raise ValueError(f"{arch} has no launch table of its own")
+        tests = json.loads(path.read_text("utf-8"))
+        found = list(objections(arch, tests, Ledger(folder / "proof.jsonl")))
+    except (KeyError, OSError, ValueError) as error:
+        print(f"bench.gpu.proven: {folder}: {error!r}", file=sys.stderr)
+        return MISTAKE
+    if found:
+        print(f"{arch} is not proven by {folder}:", *found, sep="\n  ")
+        return REFUSED
+    print(f"{mark(arch, tests)} is marked as proven, by {tests['machine']['gpu']}")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,585 @@
+"""The proof run, tiny and on a CPU; how its winners are chosen, what it says, what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench.gpu import machine, proven, rivals
+from bench.gpu.place import Place
+from bench.gpu.proof import __main__ as proof
+from bench.gpu.proof import cases as around
+from bench.gpu.proof import right, smoke, summary, variants
+from bench.gpu.proof import winners as table
+from bench.gpu.proof.stages import START, budget, stages
+from bench.gpu.proof.variants import Contest, contests
+from bench.gpu.proof.winners import winners
+from bench.gpu.runner.ledger import Ledger, ends
+from bench.harness import WrongValues
+from bench.problem import poisoned
+from nomicbert_kernels import launch
+from nomicbert_kernels.backend import TORCH
+from tests.gpu import conftest as gpu_conftest
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+# Seconds of device time that a session has for this command.
+SECONDS = 480
+
+
+@pytest.fixture(autouse=True)
+def source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "kernels")]))
+    # what the command sets for its children is set back
+    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "NOMICBERT_LAUNCH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+        if not os.environ[name]:
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def dry(folder: Path, *more: str) -> int:
+    words = ["--dry", "--out", str(folder / "proof.jsonl"), "--scratch", str(folder / "scratch")]
+    interpreted = os.environ.get("TRITON_INTERPRET")
+    try:
+        return proof.main([*words, *more])
+    finally:
+        if interpreted is not None:
+            os.environ["TRITON_INTERPRET"] = interpreted
+
+
+def done(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    return ends(Ledger(folder / "proof.jsonl").lines())
+
+
+def test_whole_models_dry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dry(tmp_path, "--stage", "place", "compile", "model", "headline", "trace", "peers") == 0
+    found = done(tmp_path)
+    assert {line["status"] for line in found.values()} == {"ok"}
+    assert found["place", "machine"]["kernels"] == proven.kernels()
+    assert found["place", "any 64^3"]["lines"][0]["flops"] == 2 * 64**3
+    assert {case for stage, case in found if stage == "model"} == {
+        "fp32 against transformers", "float32 against transformers", "the same bits again",
+        "graphs against launches", "threads",
+    }  # fmt: skip
+    assert found["model", "fp32 against transformers"]["error"] < 1e-6
+    headline = {line["peer"]: line for line in found["headline", "fixed-16"]["lines"]}
+    assert {*headline} == {"ours", "ours-texts"}
+    assert headline["ours"]["tokens"] == 64
+    peers = {line["peer"] for line in found["peers", "fixed-16"]["lines"]}
+    assert {"ours", "transformers", "sentence-transformers", "sentence-transformers-32"} <= peers
+    traced = found["trace", "queries"]
+    assert traced["busy_us"] <= traced["span_us"]
+    assert sum(row["us"] for row in traced["kernels"]) > 0
+    text = (tmp_path / "summary.txt").read_text()
+    assert capsys.readouterr().out.endswith(text)
+    assert "model: threads: off by 0, allowed 0" in text
+    assert len(text.splitlines()) <= summary.MOST
+
+
+def test_kernels_dry(tmp_path: Path) -> None:
+    """Ops in triton's interpreter: against fp64, raced, and under the table that has won."""
+    assert dry(tmp_path, "--stage", "smoke", "fp8") == 0
+    found = done(tmp_path)
+    place = dataclasses.replace(Place(CPU, torch.float16, "triton", True, lambda work: 0.0))
+    names = [name for name, _ in smoke.calls(place)]
+    assert [case for stage, case in found if stage == "smoke"] == names
+    for name in names:
+        errors = found["smoke", name]["errors"]
+        assert [one["tokens"] for one in errors] == [5, 70]
+        assert all(0 <= one["error"] <= one["bound"] for one in errors)
+    assert any(one["error"] > 0 for name in names for one in found["smoke", name]["errors"])
+    assert len([case for stage, case in found if stage == "fp8"]) == 5
+
+
+def test_variants_dry(tmp_path: Path) -> None:
+    """On a CPU whoever has larger tiles wins, by far: the table is written, and raced again."""
+    assert dry(tmp_path, "--stage", "variants", "--match", "qkv_rotary, few") == 0
+    assert dry(tmp_path, "--stage", "variants", "--match", "linear down, 16896") == 0
+    found = done(tmp_path)
+    raced = found["variants", "linear down, 16896"]
+    right = {line["peer"] for line in raced["lines"] if line["status"] == "measured"}
+    assert {"ours", "128x128x64 w8 s4", "128x256x64 w8 s3"} <= right
+    assert raced["rows"]["128x256x64 w8 s3"]["exactly"] == {"n": 64, "k": 96}
+    few = found["variants", "qkv_rotary, few rows, 32"]["rows"]["64x64x64 w4 s6"]
+    assert (few["up_to"], few["BLOCK_N"], few["num_stages"]) == ({"rows": 64}, 64, 6)
+    written = tmp_path / "launch/interpreter.json"
+    assert launch.read_table(written)[-1].settings["BLOCK_N"] == 256
+    assert dry(tmp_path, "--stage", "again", "--match", "fixed") == 0
+    again = {line["peer"] for line in done(tmp_path)["again", "fixed-16"]["lines"]}
+    assert again == {"ours", "ours, tuned"}
+
+
+WARM = """
+import json
+from bench.gpu.proof import warm
+
+options = {"dry": True, "arch": "sm_90", "scratch": "unused", "match": ""}
+names = ["smoke/nomic swiglu", "model/triton", "variants/attention_long/8 x 2048"]
+print(json.dumps([warm.compile_one(name, options) for name in names]))
+"""
+
+
+def test_kernels_are_compiled_beside(tmp_path: Path) -> None:
+    """And found ready by whoever launches them after that."""
+    environment = {
+        **os.environ,
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "NOMICBERT_LAUNCH": str(tmp_path),
+    }
+    environment.pop("TRITON_INTERPRET", None)
+
+    def compiled() -> list[dict[str, Any]]:
+        command = [sys.executable, "-c", WARM]
+        found = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment
+        )
+        return list(json.loads(found.stdout.splitlines()[-1]))
+
+    first, second = compiled(), compiled()
+    assert [one["refused"] for one in first + second] == [""] * 6
+    # for few rows and for many
+    assert first[0]["compiled"] == 2
+    assert first[1]["compiled"] > 3
+    assert [one["compiled"] for one in second] == [0, 0, 0]
+    assert all(one["from_cache"] for one in second)
+
+
+def test_all_that_can_be_launched_is_compiled_beside() -> None:
+    options = {"dry": False}
+    from bench.gpu.proof import warm
+
+    names = warm.names(options)
+    assert names[0] == "checkpoint"
+    assert {name for name in names if name.startswith("model/")} == {"model/triton", "model/fp8"}
+    assert len(names) == len(set(names)) > 35
+
+
+def test_the_boxes_fit() -> None:
+    found = stages(False)
+    assert budget(found) == SECONDS
+    beside = {stage.name: stage for stage in found if stage.beside}
+    assert {*beside} == {"warm", "compile"}
+    alone = next(index for index, stage in enumerate(found) if stage.alone)
+    # what runs beside has ended before anything is timed in earnest
+    before = sum(stage.box for stage in found[:alone] if not stage.beside)
+    assert beside["warm"].box <= before
+    first = sum(stage.box for stage in found[:2] if not stage.beside)
+    assert first + beside["compile"].box <= before
+    names = [stage.name for stage in found]
+    assert names.index("smoke") < names.index("model") < names.index("headline")
+    assert all(stage.env.get("TRITON_INTERPRET") is None for stage in found)
+
+
+@pytest.mark.parametrize("stage", stages(False), ids=lambda stage: stage.name)
+def test_the_cases_of_a_real_run(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They can be listed, and by their guesses they fit the stage's box."""
+    from bench.gpu.runner.child import function_of
+
+    real = Place(CPU, torch.bfloat16, "triton", False, lambda work: 0.0)
+    monkeypatch.setattr(Place, "here", classmethod(lambda cls, dry: real))
+    monkeypatch.setattr(Place, "is_gpu", property(lambda self: True))
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    options = {"dry": False, "match": "", "scratch": "s", "out": "o", "ledger": "l"}
+    found = function_of(stage.cases)(stage.name, options)
+    assert found
+    assert len({case.name for case in found}) == len(found)
+    assert START + sum(case.seconds for case in found) <= stage.box
+
+
+def test_a_sticky_error_is_of_the_case_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(CPU, torch.float32, "torch", True, lambda work: 0.0)
+
+    def lost(self: Place) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    one = around.case(place, "a", lambda: {"said": "well"}, 1.0)
+    assert one.work() == {"said": "well", "compiled": 0, "from_cache": 0}
+    monkeypatch.setattr(Place, "finish", lost)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        one.work()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ([], "no GPU that torch can use"),
+        (["--dry", "--out", "file/proof.jsonl"], "file"),
+        (["--dry", "--out", "list"], "holds no lines of a run"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str],
+    what: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "list").write_text("milk\n")
+    assert proof.main(arguments or ["--out", "proof.jsonl"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("bench.gpu.proof: ")
+    assert what in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "list"]
+
+
+def test_without_triton(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    assert dry(tmp_path) == 2
+    assert "triton is not installed" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        dry(tmp_path, "--stage", "luck")
+    assert "invalid choice: 'luck'" in capsys.readouterr().err
+
+
+def test_smoke_sees_what_is_wrong() -> None:
+    place = Place(CPU, torch.float32, "torch", True, lambda work: 0.0)
+    make = dict(smoke.calls(place))["nomic swiglu"]
+    assert smoke.checked(place, make)["errors"][0]["error"] > 0
+    right_one = TORCH.swiglu
+
+    def off(*given: Any) -> Any:
+        return right_one(*given) * 1.001
+
+    vars(place)["ops"] = dataclasses.replace(TORCH, swiglu=off)
+    with pytest.raises(WrongValues, match="5 tokens: off by"):
+        smoke.checked(place, make)
+
+    def unwritten(x: Tensor, weight: Any) -> Tensor:
+        found = right_one(x, weight)
+        out = torch.empty_like(found)
+        out[1:] = found[1:]
+        return out
+
+    vars(place)["ops"] = dataclasses.replace(TORCH, swiglu=unwritten)
+    with pytest.raises(WrongValues, match="off by nan"):
+        smoke.checked(place, make)
+    with poisoned():
+        assert torch.empty(2).isnan().all()
+        assert torch.zeros(2).new_empty(2).isnan().all()
+    assert not smoke.texts(16896, 2048)[-1] > 2048
+    assert sum(smoke.texts(16896, 2048)) == 16896
+    assert smoke.texts(17, 2048) == [1, 16]
+
+
+def test_models_see_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    place = Place(CPU, torch.float32, "torch", True, lambda work: 0.0)
+    suite = right.Suite(place, {"scratch": str(tmp_path), "match": ""})
+    suite.full()
+    plain = right.Suite.vectors
+    monkeypatch.setattr(right.Suite, "vectors", lambda self, dtype: plain(self, dtype)[::-1])
+    for check in (suite.full, suite.half):
+        with pytest.raises(WrongValues, match="off by"):
+            check()
+    noise = np.random.default_rng(0)
+
+    def unsteady(self: Any, dtype: str) -> np.ndarray:
+        found = plain(self, dtype)
+        return found + noise.random(found.shape, np.float32)
+
+    monkeypatch.setattr(right.Suite, "vectors", unsteady)
+    with pytest.raises(WrongValues, match="allowed 0"):
+        suite.repeats()
+    embedder = suite.embedder("float32")
+    encode = type(embedder).encode
+
+    def other(self: Any, texts: Any, **keywords: Any) -> Any:
+        found = encode(self, texts, **keywords)
+        return -found if os.environ.get("NOMICBERT_GRAPHS") == "0" else found + noise.random()
+
+    monkeypatch.setattr(type(embedder), "encode", other)
+    for check in (suite.graphs, suite.threads):
+        with pytest.raises(WrongValues, match="off by"):
+            check()
+
+
+def measured(peer: str, median: float, spread: float = 0.01) -> dict[str, Any]:
+    return {"peer": peer, "median": median, "spread": spread, "status": "measured"}
+
+
+def entry(contest: str, *lines: dict[str, Any], **more: Any) -> dict[str, Any]:
+    rows = {line["peer"]: {"kernel": contest, "bytes": 2, "up_to": {"rows": 64}, "BLOCK_M": 64,
+            "num_warps": 4} for line in lines if line["peer"] not in ("ours", "torch")}  # fmt: skip
+    return {"status": "ok", "contest": contest, "lines": list(lines), "rows": rows, **more}
+
+
+OURS = measured("ours", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("entries", "wanted"),
+    [
+        ([entry("swiglu", OURS, measured("a", 0.9), measured("b", 0.8))], "b"),
+        # peers of others do not win
+        ([entry("swiglu", OURS, measured("torch", 0.5), measured("a", 0.9))], "a"),
+        # not worth it
+        ([entry("swiglu", OURS, measured("a", 0.985))], None),
+        # slower at one size by more than the spread
+        ([entry("swiglu", OURS, measured("a", 0.7)), entry("swiglu", OURS, measured("a", 1.02))],
+         None),
+        ([entry("swiglu", OURS, measured("a", 0.7)), entry("swiglu", OURS, measured("a", 1.01))],
+         "a"),
+        # wrong, or not there, at one size
+        ([entry("swiglu", OURS, measured("a", 0.7)),
+          entry("swiglu", OURS, {**measured("a", 0.7), "status": "wrong"})], None),
+        ([entry("swiglu", measured("ours-fp8", 1.0), OURS, measured("a", 0.9))], "a"),
+        ([entry("swiglu", {**OURS, "status": "absent"}, measured("a", 0.9))], None),
+        ([entry("swiglu", OURS, measured("a", 0.9), status="wrong")], None),
+    ],
+)  # fmt: skip
+def test_who_wins(entries: list[dict[str, Any]], wanted: str | None) -> None:
+    found = winners(entries)
+    assert found.get("swiglu", (None,))[0] == wanted
+
+
+def test_rows_for_many_tokens_leave_few_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row has no lower bound: the shipped one for few rows stands before it."""
+    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
+    place = Place(CPU, torch.bfloat16, "torch", False, lambda work: 0.0)
+    wide = next(one for one in contests() if one.name == "swiglu")
+    problem, _ = variants.problem_of(
+        dataclasses.replace(place, dry=True), wide, 16896, place.bench.draw()
+    )
+    rows = dict(variants.rows_of(place, wide, dataclasses.replace(problem, tokens=16896), 16896))
+    flat = {name: table.plain(row) for name, row in rows.items()}
+    lines = [OURS, measured("not flat", 0.8)]
+    entries: list[dict[str, Any]] = [
+        {"status": "ok", "contest": "swiglu", "lines": lines, "rows": flat}
+    ]
+    table.write_table(place, entries, tmp_path)
+    few, many = launch.read_table(tmp_path / "launch/sm_90.json")
+    assert (few.up_to, many.up_to) == ({"rows": 64}, {})
+    assert few.exactly == many.exactly == {"n": 96, "k": 64}
+    assert (few.settings["BLOCK_M"], many.settings["FLATTEN"]) == (64, False)
+    shipped = launch.settings("swiglu", CPU, torch.bfloat16, rows=5, n=96, k=64)
+    assert few.settings == shipped
+    won = {**flat["not flat"], "up_to": {"rows": 64}, "BLOCK_M": 32}
+    lines = [OURS, measured("32 rows", 0.8)]
+    entries.append({"status": "ok", "contest": "few", "lines": lines, "rows": {"32 rows": won}})
+    table.write_table(place, entries, tmp_path)
+    read = launch.read_table(tmp_path / "launch/sm_90.json")
+    assert [row.settings["BLOCK_M"] for row in read] == [32, 64, 128]
+    # it is read as nomicbert tune's own tables are
+    monkeypatch.setenv("NOMICBERT_LAUNCH", str(tmp_path / "launch"))
+    launch.table.cache_clear()
+    try:
+        found = launch.settings("swiglu", CPU, torch.bfloat16, rows=5000, n=96, k=64)
+        assert found["FLATTEN"] is False
+    finally:
+        launch.table.cache_clear()
+
+
+@pytest.mark.parametrize("one", contests(), ids=lambda one: one.name)
+def test_variants_change_rows_of_hopper(one: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
+    place = Place(CPU, torch.bfloat16, "torch", True, lambda work: 0.0)
+    for size in one.sizes:
+        problem, peers = variants.problem_of(place, one, size, place.bench.draw())
+        assert peers
+        tokens = size if isinstance(size, int) else 16896
+        problem = dataclasses.replace(problem, tokens=tokens)
+        rows = dict(variants.rows_of(place, one, problem, size))
+        assert {*rows} == ({*one.variants} if one.kernel else set())
+        settings = [row.settings for row in rows.values()]
+        shipped = launch.settings(
+            one.kernel, CPU, torch.float8_e4m3fn if one.bytes == 1 else place.dtype,
+            rows=tokens, **variants.widths(one.kernel, problem),
+        ) if one.kernel else None  # fmt: skip
+        assert all(one != shipped for one in settings)
+        for row in rows.values():
+            known = row.settings.constants.items()
+            blocks = [value for name, value in known if name.startswith("BLOCK_")]
+            assert all(block & (block - 1) == 0 for block in blocks)
+
+
+def test_an_unknown_constant_is_refused() -> None:
+    with pytest.raises(ValueError, match="the shipped row has no LUCK"):
+        variants.changed(launch.Settings({"BLOCK_M": 64}), {"LUCK": 1})
+
+
+def test_fp8_is_measured_without_its_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Model:
+        ops = None
+
+        def use(self, backend: str) -> None:
+            asked.append(f"use {backend}")
+
+    def load(folder: Any, **keywords: Any) -> Any:
+        asked.append(keywords["backend"])
+        return types.SimpleNamespace(model=Model())
+
+    monkeypatch.setattr(rivals.Embedder, "from_pretrained", load)
+    setting: Any = types.SimpleNamespace(loaded={}, folder="f", device=CPU)
+    rivals.ours("fp8", False, setting, "bfloat16")
+    assert asked == ["triton", "use fp8"]
+    rivals.ours("triton", False, setting, "bfloat16")
+    assert asked[2:] == ["triton"]
+
+
+def test_the_order_of_the_tests_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def item(file: str, name: str) -> Any:
+        return types.SimpleNamespace(path=Path(f"test_{file}.py"), name=name)
+
+    items = [
+        item("sanitizer", "test_sanitizer[memcheck]"), item("models", "test_fp32"),
+        item("values", "test_texts[float32-attention nomic-longest]"), item("graphs", "test_x"),
+        item("values", "test_tokens[float32-linear]"), item("fp8", "test_ops"),
+    ]  # fmt: skip
+    assert [one.path.stem[5:] for one in sorted(items, key=gpu_conftest.rank)] == [
+        "values", "fp8", "graphs", "models", "values", "sanitizer",
+    ]  # fmt: skip
+
+
+def test_a_summary_fits(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "proof.jsonl")
+    for number in range(60):
+        ledger.add("smoke", f"op {number}", "failed", reason="x" * 400, seconds=1.0)
+    rate = {**measured("ours", 1.0), "tokens_per_second": 2.5e6, "cosine_min": 0.99971}
+    ledger.add("headline", "fixed-512", "ok", lines=[rate], seconds=2.0)
+    summary.write(tmp_path / "summary.txt", ledger.lines(), stages(False))
+    lines = (tmp_path / "summary.txt").read_text().splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= summary.WIDTH
+    assert any(line.split()[:4] == ["smoke", "0", "0", "60"] for line in lines)
+    assert "... and 52 more" in lines
+    assert "headline: fixed-512: ours 2.500 Mtok/s (cosine 0.9997)" in lines
+
+
+Change = Callable[[dict[str, Any], Ledger], None]
+
+
+def good_tests(names: list[str]) -> dict[str, Any]:
+    return {
+        "date": "2026-01-01",
+        "machine": {
+            "gpu": "NVIDIA H200", "commit": "abc", "versions": {"torch": "2.11.0"},
+            "kernels": proven.kernels(), "rows": proven.rows("sm_90"),
+        },
+        "tests": {name: {"verdict": "passed"} for name in names},
+    }  # fmt: skip
+
+
+def good_proof(path: Path) -> Ledger:
+    ledger = Ledger(path)
+    here = {"kernels": proven.kernels(), "machine": {"gpu": "NVIDIA H200"}}
+    ledger.add("place", "machine", "ok", **here)
+    for stage in ("smoke", "model"):
+        ledger.add(stage, "", "planned", cases=["a", "b"])
+        for case in "ab":
+            ledger.add(stage, case, "ok")
+    return ledger
+
+
+def fail(tests: dict[str, Any], ledger: Ledger) -> None:
+    tests["tests"]["test_x"] = {"verdict": "failed", "reason": "off by 9"}
+
+
+def skip(tests: dict[str, Any], ledger: Ledger) -> None:
+    tests["tests"]["tests/gpu/test_values.py::test_one"] = {"verdict": "skipped"}
+
+
+def other_kernels(tests: dict[str, Any], ledger: Ledger) -> None:
+    tests["machine"]["kernels"] = "0"
+
+
+def no_gpu(tests: dict[str, Any], ledger: Ledger) -> None:
+    del tests["machine"]["gpu"]
+
+
+def wrong_case(tests: dict[str, Any], ledger: Ledger) -> None:
+    ledger.add("smoke", "b", "wrong", reason="off by 9")
+
+
+def left_case(tests: dict[str, Any], ledger: Ledger) -> None:
+    ledger.add("model", "", "planned", cases=["a", "b", "c"])
+
+
+def other_row(tests: dict[str, Any], ledger: Ledger) -> None:
+    del tests["machine"]["rows"][0]
+
+
+def raced_row(tests: dict[str, Any], ledger: Ledger) -> None:
+    del tests["machine"]["rows"][0]
+    row = json.loads(launch.shipped("sm_90").read_text("utf-8"))["rows"][0]
+    ledger.add("variants", "x", "ok", lines=[measured("a", 1.0)], rows={"a": row})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (None, None),
+        (raced_row, None),
+        (fail, "failed: test_x: off by 9"),
+        (skip, "1 tests have not passed, such as tests/gpu/test_values.py::test_one"),
+        (other_kernels, "the tests ran other kernels than those that are here"),
+        (no_gpu, "the tests did not run on a GPU"),
+        (wrong_case, "stage smoke: b: wrong"),
+        (left_case, "stage model: c: left"),
+        (other_row, "1 rows of the table were neither in it then nor raced"),
+    ],
+)
+def test_a_table_is_marked_by_the_lines_of_a_run(
+    change: Change | None,
+    said: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ["tests/gpu/test_values.py::test_one", "tests/gpu/test_models.py::test_two"]
+    monkeypatch.setattr(proven, "wanted", lambda: names)
+    tests, ledger = good_tests(names), good_proof(tmp_path / "proof.jsonl")
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    (tables / "sm_90.json").write_text(launch.shipped("sm_90").read_text("utf-8"), "utf-8")
+    if change:
+        change(tests, ledger)
+    monkeypatch.setattr(launch, "TABLES", tables)
+    (tmp_path / "gpu-sm_90.json").write_text(json.dumps(tests))
+    before = launch.read_table(tables / "sm_90.json")
+    code = proven.main([str(tmp_path)])
+    out = capsys.readouterr().out
+    stored = json.loads((tables / "sm_90.json").read_text())
+    assert code == (1 if said else 0)
+    assert ("proven" in stored) == (said is None)
+    assert launch.read_table(tables / "sm_90.json") == before
+    if said:
+        assert said in out
+    else:
+        assert stored["by"]["kernels"] == proven.kernels()
+        assert len(stored["by"]["rows"]) == len(stored["rows"])
+
+
+def test_what_proves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert proven.main([str(tmp_path)]) == 2
+    (tmp_path / "gpu-interpreter-x.json").write_text("{}")
+    assert proven.main([str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_the_tests_that_have_to_pass() -> None:
+    names = proven.wanted()
+    assert len(names) > 350
+    assert {name.split("::")[0].rpartition("/")[2] for name in names} == set(proven.FILES)
+    assert not any("longest" in name for name in names)
