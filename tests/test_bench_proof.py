@@ -21,7 +21,7 @@ from bench.gpu import machine, proven, rivals
 from bench.gpu.place import Place
 from bench.gpu.proof import __main__ as proof
 from bench.gpu.proof import cases as around
-from bench.gpu.proof import right, smoke, summary, variants
+from bench.gpu.proof import parity, smoke, summary, variants
 from bench.gpu.proof import winners as table
 from bench.gpu.proof.stages import START, budget, stages
 from bench.gpu.proof.variants import Contest, contests
@@ -65,27 +65,30 @@ def done(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def test_whole_models_dry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert dry(tmp_path, "--stage", "place", "compile", "model", "headline", "trace", "peers") == 0
+    assert (
+        dry(tmp_path, "--stage", "baseline", "inductor", "parity", "headline", "profile", "peers")
+        == 0
+    )
     found = done(tmp_path)
     assert {line["status"] for line in found.values()} == {"ok"}
-    assert found["place", "machine"]["kernels"] == proven.kernels()
-    assert found["place", "any 64^3"]["lines"][0]["flops"] == 2 * 64**3
-    assert {case for stage, case in found if stage == "model"} == {
+    assert found["baseline", "machine"]["kernels"] == proven.kernels()
+    assert found["baseline", "any 64^3"]["lines"][0]["flops"] == 2 * 64**3
+    assert {case for stage, case in found if stage == "parity"} == {
         "fp32 against transformers", "float32 against transformers", "the same bits again",
         "graphs against launches", "threads",
     }  # fmt: skip
-    assert found["model", "fp32 against transformers"]["error"] < 1e-6
+    assert found["parity", "fp32 against transformers"]["error"] < 1e-6
     headline = {line["peer"]: line for line in found["headline", "fixed-16"]["lines"]}
     assert {*headline} == {"ours", "ours-texts"}
     assert headline["ours"]["tokens"] == 64
     peers = {line["peer"] for line in found["peers", "fixed-16"]["lines"]}
     assert {"ours", "transformers", "sentence-transformers", "sentence-transformers-32"} <= peers
-    traced = found["trace", "queries"]
+    traced = found["profile", "queries"]
     assert traced["busy_us"] <= traced["span_us"]
     assert sum(row["us"] for row in traced["kernels"]) > 0
     text = (tmp_path / "summary.txt").read_text()
     assert capsys.readouterr().out.endswith(text)
-    assert "model: threads: off by 0, allowed 0" in text
+    assert "parity: threads: off by 0, allowed 0" in text
     assert len(text.splitlines()) <= summary.MOST
 
 
@@ -117,22 +120,22 @@ def test_variants_dry(tmp_path: Path) -> None:
     assert (few["up_to"], few["BLOCK_N"], few["num_stages"]) == ({"rows": 64}, 64, 6)
     written = tmp_path / "launch/interpreter.json"
     assert launch.read_table(written)[-1].settings["BLOCK_N"] == 256
-    assert dry(tmp_path, "--stage", "again", "--match", "fixed") == 0
-    again = {line["peer"] for line in done(tmp_path)["again", "fixed-16"]["lines"]}
+    assert dry(tmp_path, "--stage", "tuned", "--match", "fixed") == 0
+    again = {line["peer"] for line in done(tmp_path)["tuned", "fixed-16"]["lines"]}
     assert again == {"ours", "ours, tuned"}
 
 
 WARM = """
 import json
-from bench.gpu.proof import warm
+from bench.gpu.proof import precompile
 
 options = {"dry": True, "arch": "sm_90", "scratch": "unused", "match": ""}
 names = ["smoke/nomic swiglu", "model/triton", "variants/attention_long/8 x 2048"]
-print(json.dumps([warm.compile_one(name, options) for name in names]))
+print(json.dumps([precompile.compile_one(name, options) for name in names]))
 """
 
 
-def test_kernels_are_compiled_beside(tmp_path: Path) -> None:
+def test_kernels_are_compiled_in_the_background(tmp_path: Path) -> None:
     """And found ready by whoever launches them after that."""
     environment = {
         **os.environ,
@@ -157,11 +160,11 @@ def test_kernels_are_compiled_beside(tmp_path: Path) -> None:
     assert all(one["from_cache"] for one in second)
 
 
-def test_all_that_can_be_launched_is_compiled_beside() -> None:
+def test_all_that_can_be_launched_is_compiled_in_the_background() -> None:
     options = {"dry": False}
-    from bench.gpu.proof import warm
+    from bench.gpu.proof import precompile
 
-    names = warm.names(options)
+    names = precompile.names(options)
     assert names[0] == "checkpoint"
     assert {name for name in names if name.startswith("model/")} == {"model/triton", "model/fp8"}
     assert len(names) == len(set(names)) > 35
@@ -170,16 +173,16 @@ def test_all_that_can_be_launched_is_compiled_beside() -> None:
 def test_the_boxes_fit() -> None:
     found = stages(False)
     assert budget(found) == SECONDS
-    beside = {stage.name: stage for stage in found if stage.beside}
-    assert {*beside} == {"warm", "compile"}
-    alone = next(index for index, stage in enumerate(found) if stage.alone)
+    background = {stage.name: stage for stage in found if stage.background}
+    assert {*background} == {"precompile", "inductor"}
+    alone = next(index for index, stage in enumerate(found) if stage.exclusive)
     # what runs beside has ended before anything is timed in earnest
-    before = sum(stage.box for stage in found[:alone] if not stage.beside)
-    assert beside["warm"].box <= before
-    first = sum(stage.box for stage in found[:2] if not stage.beside)
-    assert first + beside["compile"].box <= before
+    before = sum(stage.box for stage in found[:alone] if not stage.background)
+    assert background["precompile"].box <= before
+    first = sum(stage.box for stage in found[:2] if not stage.background)
+    assert first + background["inductor"].box <= before
     names = [stage.name for stage in found]
-    assert names.index("smoke") < names.index("model") < names.index("headline")
+    assert names.index("smoke") < names.index("parity") < names.index("headline")
     assert all(stage.env.get("TRITON_INTERPRET") is None for stage in found)
 
 
@@ -282,10 +285,10 @@ def test_smoke_sees_what_is_wrong() -> None:
 
 def test_models_see_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     place = Place(CPU, torch.float32, "torch", True, lambda work: 0.0)
-    suite = right.Suite(place, {"scratch": str(tmp_path), "match": ""})
+    suite = parity.Suite(place, {"scratch": str(tmp_path), "match": ""})
     suite.full()
-    plain = right.Suite.vectors
-    monkeypatch.setattr(right.Suite, "vectors", lambda self, dtype: plain(self, dtype)[::-1])
+    plain = parity.Suite.vectors
+    monkeypatch.setattr(parity.Suite, "vectors", lambda self, dtype: plain(self, dtype)[::-1])
     for check in (suite.full, suite.half):
         with pytest.raises(WrongValues, match="off by"):
             check()
@@ -295,7 +298,7 @@ def test_models_see_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         found = plain(self, dtype)
         return found + noise.random(found.shape, np.float32)
 
-    monkeypatch.setattr(right.Suite, "vectors", unsteady)
+    monkeypatch.setattr(parity.Suite, "vectors", unsteady)
     with pytest.raises(WrongValues, match="allowed 0"):
         suite.repeats()
     embedder = suite.embedder("float32")
@@ -318,7 +321,8 @@ def measured(peer: str, median: float, spread: float = 0.01) -> dict[str, Any]:
 def entry(contest: str, *lines: dict[str, Any], **more: Any) -> dict[str, Any]:
     rows = {line["peer"]: {"kernel": contest, "bytes": 2, "up_to": {"rows": 64}, "BLOCK_M": 64,
             "num_warps": 4} for line in lines if line["peer"] not in ("ours", "torch")}  # fmt: skip
-    return {"status": "ok", "contest": contest, "lines": list(lines), "rows": rows, **more}
+    found = {"status": "ok", "contest": contest, "lines": list(lines), "rows": rows}
+    return {**found, "variants": [*rows], **more}
 
 
 OURS = measured("ours", 1.0)
@@ -364,7 +368,7 @@ def test_rows_for_many_tokens_leave_few_alone(
     flat = {name: table.plain(row) for name, row in rows.items()}
     lines = [OURS, measured("not flat", 0.8)]
     entries: list[dict[str, Any]] = [
-        {"status": "ok", "contest": "swiglu", "lines": lines, "rows": flat}
+        {"status": "ok", "contest": "swiglu", "lines": lines, "rows": flat, "variants": [*flat]}
     ]
     table.write_table(place, entries, tmp_path)
     few, many = launch.read_table(tmp_path / "launch/sm_90.json")
@@ -375,7 +379,10 @@ def test_rows_for_many_tokens_leave_few_alone(
     assert few.settings == shipped
     won = {**flat["not flat"], "up_to": {"rows": 64}, "BLOCK_M": 32}
     lines = [OURS, measured("32 rows", 0.8)]
-    entries.append({"status": "ok", "contest": "few", "lines": lines, "rows": {"32 rows": won}})
+    entries.append(
+        {"status": "ok", "contest": "few", "lines": lines, "rows": {"32 rows": won},
+         "variants": ["32 rows"]}
+    )  # fmt: skip
     table.write_table(place, entries, tmp_path)
     read = launch.read_table(tmp_path / "launch/sm_90.json")
     assert [row.settings["BLOCK_M"] for row in read] == [32, 64, 128]
@@ -458,6 +465,11 @@ def test_a_summary_fits(tmp_path: Path) -> None:
         ledger.add("smoke", f"op {number}", "failed", reason="x" * 400, seconds=1.0)
     rate = {**measured("ours", 1.0), "tokens_per_second": 2.5e6, "cosine_min": 0.99971}
     ledger.add("headline", "fixed-512", "ok", lines=[rate], seconds=2.0)
+    for name, median in (("swiglu", 0.8), ("embed", 0.7)):
+        more = entry(name, OURS, measured("a", median))
+        if name == "embed":  # a constant of a module was changed, and no launch row
+            more["rows"] = {}
+        ledger.add("variants", name, more.pop("status"), **more)
     summary.write(tmp_path / "summary.txt", ledger.lines(), stages(False))
     lines = (tmp_path / "summary.txt").read_text().splitlines()
     assert len(lines) <= 40
@@ -465,6 +477,9 @@ def test_a_summary_fits(tmp_path: Path) -> None:
     assert any(line.split()[:4] == ["smoke", "0", "0", "60"] for line in lines)
     assert "... and 52 more" in lines
     assert "headline: fixed-512: ours 2.500 Mtok/s (cosine 0.9997)" in lines
+    assert lines[-1] == (
+        "fastest variants, time / shipped (* taken): swiglu: a* 0.80; embed: a 0.70"
+    )
 
 
 Change = Callable[[dict[str, Any], Ledger], None]
@@ -484,8 +499,8 @@ def good_tests(names: list[str]) -> dict[str, Any]:
 def good_proof(path: Path) -> Ledger:
     ledger = Ledger(path)
     here = {"kernels": proven.kernels(), "machine": {"gpu": "NVIDIA H200"}}
-    ledger.add("place", "machine", "ok", **here)
-    for stage in ("smoke", "model"):
+    ledger.add("baseline", "machine", "ok", **here)
+    for stage in ("smoke", "parity"):
         ledger.add(stage, "", "planned", cases=["a", "b"])
         for case in "ab":
             ledger.add(stage, case, "ok")
@@ -513,7 +528,7 @@ def wrong_case(tests: dict[str, Any], ledger: Ledger) -> None:
 
 
 def left_case(tests: dict[str, Any], ledger: Ledger) -> None:
-    ledger.add("model", "", "planned", cases=["a", "b", "c"])
+    ledger.add("parity", "", "planned", cases=["a", "b", "c"])
 
 
 def other_row(tests: dict[str, Any], ledger: Ledger) -> None:
@@ -536,7 +551,7 @@ def raced_row(tests: dict[str, Any], ledger: Ledger) -> None:
         (other_kernels, "the tests ran other kernels than those that are here"),
         (no_gpu, "the tests did not run on a GPU"),
         (wrong_case, "stage smoke: b: wrong"),
-        (left_case, "stage model: c: left"),
+        (left_case, "stage parity: c: left"),
         (other_row, "1 rows of the table were neither in it then nor raced"),
     ],
 )

@@ -169,7 +169,7 @@ def test_time_is_up(tmp_path: Path) -> None:
 def test_beside(tmp_path: Path) -> None:
     """A stage runs while those after it do, until one that has to be alone."""
     stages = {"side": ["s hang"], "one": ["a"], "two": ["b"]}
-    given = [stage("side", limit=3.0, beside=True), stage("one"), stage("two", alone=True)]
+    given = [stage("side", limit=3.0, background=True), stage("one"), stage("two", exclusive=True)]
     code, ledger = run(tmp_path, stages, given)
     assert code == FAULTY
     at = {case: line["at"] for (_, case), line in ends(ledger.lines()).items()}

@@ -1,4 +1,4 @@
-"""What a run needs of a machine, asked before anything is started on its GPU."""
+"""Checks before a run: is there a GPU, is triton installed, does the file fit the run."""
 
 import importlib.util
 import os
@@ -7,13 +7,13 @@ from bench.gpu.runner.ledger import Ledger
 
 
 def check_machine(dry: bool) -> None:
-    """Look for what every case needs, without a context on the GPU.
+    """Check what every case needs, without creating a CUDA context.
 
     Raises: ValueError: something is missing.
     """
     if importlib.util.find_spec("triton") is None:
         raise ValueError("triton is not installed: no kernel of ours would run")
-    # asks the driver's library, which starts nothing on the device
+    # torch then asks NVML, which needs no context
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     import torch
 
@@ -25,7 +25,7 @@ def check_machine(dry: bool) -> None:
 
 
 def check_dry(ledger: Ledger, dry: bool) -> None:
-    """Keep figures of a GPU and those of a dry run apart.
+    """Keep results of a GPU and of a dry run in separate files.
 
     Raises: ValueError: the file has figures of the other kind.
     """

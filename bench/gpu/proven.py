@@ -4,7 +4,7 @@
 
 FOLDER holds what came back: gpu-ARCH.json of `make gpu`, and proof.jsonl of `make gpu-proof`. The
 table of ARCH is marked if both ran the kernels that are here now, no test failed, every test of
-values, graphs and models passed, every case of the stages smoke and model is right, and every row
+values, graphs and models passed, every case of the stages smoke and parity is right, and every row
 of the table was there then, or was raced by the run and found right. Exit code 0: it is marked;
 1: something is missing or has failed, which is said; 2: a mistake.
 """
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "kernels/nomicbert_kernels"
 # What a kernel's result depends on, beside the rows of its table.
 PATTERNS = ("*_triton.py", "tiling.py", "tensors.py", "fp8.py")
-STAGES = ("smoke", "model")
+STAGES = ("smoke", "parity")
 FILES = ("test_values.py", "test_graphs.py", "test_models.py")
 # Cases that take long, and may be left for another run; those that were run have to pass.
 HEAVY = ("longest", "queries")
@@ -62,7 +62,7 @@ def objections(arch: str, tests: Mapping[str, Any], ledger: Ledger) -> Iterator[
     """
     lines = ledger.lines()
     done = ends(lines)
-    machine = done.get(("place", "machine"), {"status": "missing"})
+    machine = done.get(("baseline", "machine"), {"status": "missing"})
     ran = tests["machine"]
     if not ran.get("gpu"):
         yield "the tests did not run on a GPU"

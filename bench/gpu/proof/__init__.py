@@ -1,8 +1,8 @@
-"""A GPU for some minutes: what is right, how fast it is, and which settings are the best there.
+"""A GPU for eight minutes: what is correct on it, how fast it is, which settings are best there.
 
-python -m bench.gpu.proof runs the stages of `stages` in their order; docs/gpu.md says how to spend
-fifteen minutes. `warm` compiles kernels beside the rest, `ground` is what the machine can do,
-`smoke` compares each op with fp64, `right` whole models with transformers, `whole` times them,
-`trace` each of their kernels, `variants` races launch settings that `variants.json` lists, and
-`summary` is what is read first.
+`python -m bench.gpu.proof` runs the stages of `stages`; docs/gpu.md says how to spend 15 minutes on
+a GPU. `precompile` fills Triton's cache in the background. `baseline` measures the machine,
+`smoke` compares each op with fp64, `parity` whole models with transformers, `speed` times them,
+`profiling` splits their time by kernel, `variants` races launch settings from variants.json and
+`winners` makes a launch table of them. `summary` is what to read first.
 """

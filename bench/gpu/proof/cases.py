@@ -1,4 +1,4 @@
-"""What every case of the proof does around its work."""
+"""What all cases of the proof run share."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ Work = Callable[[], Facts]
 
 
 def case(place: Place, name: str, work: Work, seconds: float) -> Case:
-    """A case that ends when the device is done with it, and counts the kernels it compiled."""
+    """A case that synchronizes with the device at its end, and counts compiled kernels."""
     return Case(name, functools.partial(_run, place, work), seconds)
 
 
@@ -48,11 +48,11 @@ def _run(place: Place, work: Work) -> Facts:
 
 
 class Compiled:
-    """Counts the kernels that triton compiles, and those that it finds compiled on the disk.
+    """Counts kernels that Triton compiles, and those that it finds in its cache on disk.
 
     Attributes:
-        new: compiled in this process.
-        cached: found.
+        new: kernels compiled in this process.
+        cached: kernels found in the cache.
     """
 
     def __init__(self) -> None:

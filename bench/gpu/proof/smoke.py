@@ -1,6 +1,6 @@
-"""Each op once, in the sizes of the models, against the reference in fp64 on the device.
+"""Each op once, in the sizes of real models, against the fp64 reference on the device.
 
-What a kernel does not write is NaN, and no product is in TF32.
+Uninitialised memory is filled with NaN, so that values a kernel does not write are seen.
 """
 
 import functools
@@ -20,10 +20,11 @@ from bench.problem import Draw, Problem, error_and_bound, poisoned
 
 # A part of a tile, some tiles, and a full wave on 132 multiprocessors.
 TOKENS, DRY_TOKENS = (17, 512, 16896), (5, 70)
-# Texts of one call: an edge of a tile on both sides, and the fp64 truth fits into memory.
+# Tokens of the longest text, for which the fp64 reference fits into memory; and of short texts, on
+# both sides of a tile's edge.
 LONGEST, DRY_LONGEST = 2048, 40
 OTHERS = (1, 63, 64, 65)
-# What the other models have that nomic lacks.
+# Ops of the other models that nomic does not cover.
 BESIDE_NOMIC = {
     "bert-large": ("qkv_rotary", "gelu", "linear down", "layer_norm", "embed", "attention"),
     "minilm": ("attention", "layer_norm"),
@@ -48,7 +49,7 @@ def cases(stage: str, options: Facts) -> Sequence[Case]:
 
 
 def calls(place: Place) -> Iterator[tuple[str, Make]]:
-    """Each op of each model: its name, and what makes its problem."""
+    """Name of each op of each model, and a function that makes its problem."""
     for name, wanted in {"nomic": NOMIC, **BESIDE_NOMIC}.items():
         (model,) = place.models(name)
         for op in wanted:
@@ -56,7 +57,7 @@ def calls(place: Place) -> Iterator[tuple[str, Make]]:
 
 
 def make_of(op: str, model: Model) -> Callable[[Place, Draw, int], Problem]:
-    """What makes the problem of an op."""
+    """A function that makes the problem of an op."""
 
     def make(place: Place, draw: Draw, tokens: int) -> Problem:
         lengths = texts(tokens, DRY_LONGEST if place.dry else LONGEST)
@@ -73,14 +74,14 @@ def make_of(op: str, model: Model) -> Callable[[Place, Draw, int], Problem]:
 
 
 def texts(tokens: int, longest: int) -> list[int]:
-    """Lengths of so many tokens in all: short ones, a rest, and as many of the longest as fit."""
+    """Lengths that add up to `tokens`: short texts, a remainder, and texts of `longest` tokens."""
     short = [length for length in OTHERS if 4 * length < tokens]
     whole, rest = divmod(tokens - sum(short), longest)
     return [*short, *([rest] if rest else []), *[longest] * whole]
 
 
 def checked(place: Place, make: Make) -> Facts:
-    """An op at each number of tokens: its errors and their bounds.
+    """Error and bound of an op at each number of tokens.
 
     Raises: WrongValues: an error is beyond its bound, or not a number.
     """

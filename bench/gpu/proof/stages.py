@@ -1,43 +1,45 @@
-"""The stages of the proof, in their order: what is most worth knowing comes first.
+"""The stages of the proof run, in order: what is most worth knowing comes first.
 
-Boxes are seconds on one H200; together they are eight minutes. By arithmetic, a child's start and
-the guesses of its cases fit into its box. Beside them run `warm`, on the host's processors, and
-`compile`, which is over before anything is timed in earnest.
+Boxes are seconds on one H200 and add up to eight minutes. By arithmetic, the start of a child and
+the estimates of its cases fit into its box. `precompile` and `inductor` run in the background, on
+the host's processors for the most part; `headline`, the first stage whose times matter, waits for
+both.
 """
 
 from bench.gpu.runner.supervise import Stage
 
-KERNELS = {"TRITON_INTERPRET": "1"}
-# Seconds until a child's first case: torch and transformers are imported, the device wakes up.
+INTERPRETER = {"TRITON_INTERPRET": "1"}
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+# Seconds until the first case of a child: Python imports torch and transformers, CUDA starts.
 START = 6.0
 
 
 def stages(dry: bool) -> list[Stage]:
-    """All of them.
+    """All stages.
 
     Args:
-        dry: on a CPU, where ops are followed in triton's interpreter.
+        dry: on a CPU, where the stages of single ops run in Triton's interpreter.
     """
-    # a kernel's stage on a CPU: slow, and tiny
-    env = KERNELS if dry else {}
-    hidden = {"CUDA_VISIBLE_DEVICES": ""}
-    here = "bench.gpu.proof"
-    found = [
-        Stage("warm", f"{here}.warm:cases", 130, 130, beside=True, env=hidden),
-        Stage("place", f"{here}.ground:cases", 30, 40),
-        Stage("compile", f"{here}.whole:compile_cases", 100, 100, beside=True),
-        Stage("smoke", f"{here}.smoke:cases", 55, 40, env=env),
-        Stage("model", f"{here}.right:cases", 45, 45),
-        Stage("headline", f"{here}.whole:headline_cases", 75, 40, alone=True),
-        Stage("trace", f"{here}.trace:cases", 25, 30),
-        Stage("variants", f"{here}.variants:cases", 90, 40, env=env),
-        Stage("again", f"{here}.whole:again_cases", 40, 40),
-        Stage("peers", f"{here}.whole:peer_cases", 80, 60),
-        Stage("fp8", f"{here}.right:fp8_cases", 40, 40, env=env),
+    ops = INTERPRETER if dry else {}
+    return [
+        _stage("precompile", "precompile:cases", 130, 130, background=True, env=NO_GPU),
+        _stage("baseline", "baseline:cases", 30, 40),
+        _stage("inductor", "speed:inductor_cases", 100, 100, background=True),
+        _stage("smoke", "smoke:cases", 55, 40, env=ops),
+        _stage("parity", "parity:cases", 45, 45),
+        _stage("headline", "speed:headline_cases", 75, 40, exclusive=True),
+        _stage("profile", "profiling:cases", 25, 30),
+        _stage("variants", "variants:cases", 90, 40, env=ops),
+        _stage("tuned", "speed:tuned_cases", 40, 40),
+        _stage("peers", "speed:peer_cases", 80, 60),
+        _stage("fp8", "parity:fp8_cases", 40, 40, env=ops),
     ]
-    return found
+
+
+def _stage(name: str, cases: str, box: float, limit: float, **more: object) -> Stage:
+    return Stage(name, f"bench.gpu.proof.{cases}", box, limit, **more)  # type: ignore[arg-type]
 
 
 def budget(found: list[Stage]) -> float:
-    """Seconds of all boxes one after the other, those beside left out."""
-    return sum(stage.box for stage in found if not stage.beside)
+    """Seconds of all boxes together, without the background."""
+    return sum(stage.box for stage in found if not stage.background)

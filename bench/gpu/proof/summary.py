@@ -1,10 +1,12 @@
-"""What is read first of a run: forty lines of text, of the lines that are there so far."""
+"""The summary of a run so far: at most forty lines of text."""
 
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.gpu.proof.winners import means, winners
 from bench.gpu.runner.ledger import ENDS, FAULTS, OK, Line, ends
 from bench.gpu.runner.supervise import Stage, left, minutes
 
@@ -13,7 +15,7 @@ WIDTH = 120
 
 
 def write(path: Path, lines: Sequence[Line], stages: Sequence[Stage]) -> None:
-    """The summary, in one piece."""
+    """Replace the summary file atomically."""
     part = path.with_name(f"{path.name}.part")
     text = "\n".join(line[:WIDTH] for line in [*summary(lines, stages)][:MOST])
     part.write_text(text + "\n", encoding="utf-8")
@@ -21,7 +23,7 @@ def write(path: Path, lines: Sequence[Line], stages: Sequence[Stage]) -> None:
 
 
 def summary(lines: Sequence[Line], stages: Sequence[Stage]) -> Iterator[str]:
-    """What it says: the machine, each stage, what went wrong, and the figures."""
+    """Its lines: machine, stages, failures, then results."""
     done = ends(lines)
     yield from where(done)
     yield f"{'stage':<10}{''.join(f'{word:>9}' for word in (*ENDS, 'left', 'seconds'))}{'box':>6}"
@@ -37,11 +39,12 @@ def summary(lines: Sequence[Line], stages: Sequence[Stage]) -> Iterator[str]:
     for line in done.values():
         if line["status"] == OK:
             yield from told(line)
+    yield from contests([line for (name, _), line in done.items() if name == "variants"])
 
 
 def where(done: Mapping[Any, Line]) -> Iterator[str]:
-    """The machine and its versions, once they are known."""
-    line = done.get(("place", "machine"))
+    """Machine and versions, once stage baseline has recorded them."""
+    line = done.get(("baseline", "machine"))
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     if line is None or line["status"] != OK:
         yield f"{now}. The machine is not known yet."
@@ -53,7 +56,7 @@ def where(done: Mapping[Any, Line]) -> Iterator[str]:
 
 
 def counted(stage: Stage, done: Mapping[Any, Line], waiting: Sequence[str]) -> str:
-    """One row of the table of stages."""
+    """One row of the stage table."""
     own = [line for (name, _), line in done.items() if name == stage.name]
     counts = [sum(line["status"] == status for line in own) for status in ENDS]
     seconds = sum(line.get("seconds", 0.0) for line in own)
@@ -63,39 +66,47 @@ def counted(stage: Stage, done: Mapping[Any, Line], waiting: Sequence[str]) -> s
 
 
 def compiled(done: Mapping[Any, Line]) -> str:
-    """How many kernels were compiled, where, and how many of those asked for lay ready."""
-    warm = done.get(("warm", "kernels"), {})
-    later = [line for (stage, _), line in done.items() if stage != "warm"]
+    """How many kernels were compiled in the background, in stages, and found in the cache."""
+    warm = done.get(("precompile", "kernels"), {})
+    later = [line for (stage, _), line in done.items() if stage != "precompile"]
     new, ready = (sum(line.get(name, 0) for line in later) for name in ("compiled", "from_cache"))
-    said = f"kernels: {warm.get('compiled', 0)} compiled beside"
+    said = f"kernels: {warm.get('compiled', 0)} compiled in the background"
     if "seconds" in warm:
         said += f" in {minutes(warm['seconds'])}"
-    return f"{said}; then {new} compiled and {ready} found ready"
+    return f"{said}; then {new} compiled, {ready} cache hits"
 
 
 def told(line: Line) -> Iterator[str]:
-    """The figures of one case, as far as they are worth a line here."""
+    """The results of one case that deserve a line."""
     stage, case = line["stage"], line["case"]
-    if stage in ("headline", "again", "peers", "fp8"):
+    if stage in ("headline", "tuned", "peers", "fp8"):
         rates = [x for x in line.get("lines", []) if x["status"] == "measured"]
         if rates and "tokens_per_second" in rates[0]:
             said = ", ".join(f"{x['peer']} {figure(x)}" for x in rates)
             yield f"{stage}: {case}: {said}"
-    elif stage == "model":
-        yield f"model: {case}: {line['said']}"
-    elif stage == "trace":
+    elif stage == "parity":
+        yield f"parity: {case}: {line['said']}"
+    elif stage == "profile":
         first = line["kernels"][0]
-        yield f"trace: {case}: {line['said']}; most in {first['name'][:40]}: {first['us']:,.0f} us"
-    elif stage == "variants":
-        own = [x for x in line["lines"] if x["status"] == "measured"]
-        own.sort(key=lambda x: x["median"])
-        if len(own) > 1:
-            said = ", ".join(f"{x['peer']} {1e6 * x['median']:.0f}" for x in own[:4])
-            yield f"variants: {case}, us: {said}"
+        most = f"most in {first['name'][:40]}: {first['us']:,.0f} us"
+        yield f"profile: {case}: {line['said']}; {most}"
+
+
+def contests(entries: Sequence[Line]) -> Iterator[str]:
+    """The fastest variant of each contest, as many to a line as fit."""
+    won, found = winners(entries), []
+    for name, variants in means(entries).items():
+        if variants:
+            best = min(variants, key=lambda variant: variants[variant][0])
+            star = "*" if won.get(name, ("",))[0] == best else ""
+            found.append(f"{name}: {best}{star} {variants[best][0]:.2f}")
+    if found:
+        text = f"fastest variants, time / shipped (* taken): {'; '.join(found)}"
+        yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ")
 
 
 def figure(line: Mapping[str, Any]) -> str:
-    """A rate with its cosine, or a latency."""
+    """Throughput with its cosine, or latency."""
     if "p50" in line:
         return f"p50 {1e3 * line['p50']:.3f} ms"
     rate = line["tokens_per_second"] / 1e6

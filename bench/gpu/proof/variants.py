@@ -1,9 +1,9 @@
 """Launch settings raced against the shipped ones, from a table that is data: variants.json.
 
-A contest is an op of a model in some sizes, and its variants by name: what they change of the
-shipped launch row ("BLOCK_N": 256, "library": true), or of a module of the kernels ("module":
-{"layer_norm_triton.WARPS": 1}). Each is compared with fp64 first and then takes its turn. A row
-that is faster than the shipped one at every size goes into launch/ARCH.json beside the ledger.
+A contest is an op of a model in several sizes with named variants. A variant changes the shipped
+launch row ("BLOCK_N": 256, "library": true) or a constant of a kernel module ("module":
+{"layer_norm_triton.WARPS": 1}). Each variant is compared with fp64, then timed round-robin with the
+shipped form. `winners` decides which rows are taken.
 """
 
 import contextlib
@@ -37,18 +37,18 @@ from nomicbert_kernels.tuning.search import taking
 TABLE = Path(__file__).with_name("variants.json")
 STAGE = "variants"
 DRY_SIZES = {"few": 20, "many": 70}
-# The longer one is for the kernel of long texts.
+# 260 tokens are enough for the kernel of long texts.
 DRY_TEXTS = {"attention_short": [40, 7], "attention_long": [260, 7]}
 
 
 @dataclass(frozen=True)
 class Contest:
-    """An op in some sizes, and what is tried.
+    """An op in several sizes, and its variants.
 
     Attributes:
         op: as `bench.gpu.ops` names it, or "attention".
-        kernel: whose row is changed; empty where only modules are.
-        bytes: of an element of the kernel's input: 1 is backend "fp8".
+        kernel: whose launch row the variants change; empty if they change modules only.
+        bytes: per element of the kernel's input; 1 selects backend "fp8".
         sizes: tokens, or "N x LENGTH" texts.
         variants: name -> changes.
     """
@@ -62,18 +62,18 @@ class Contest:
     bytes: int = 2
 
     def is_few(self, size: int | str) -> bool:
-        """Whether a size is of the rows that stand for few tokens."""
+        """Whether launch tables have separate rows for this size."""
         return isinstance(size, int) and size <= FEW
 
 
 def contests() -> list[Contest]:
-    """Those of the table."""
+    """The contests of variants.json."""
     known = json.loads(TABLE.read_text("utf-8"))["contests"]
     return [Contest(**one) for one in known]
 
 
 def cases(stage: str, options: Facts) -> Sequence[Case]:
-    """A case for each contest and size."""
+    """A case per contest and size."""
     place = Place.here(options["dry"])
     out, ledger = Path(options["out"]), Ledger(Path(options["ledger"]))
     found = [
@@ -91,7 +91,7 @@ def cases(stage: str, options: Facts) -> Sequence[Case]:
 
 
 def raced(place: Place, one: Contest, size: int | str, ledger: Ledger, out: Path) -> Facts:
-    """One contest at one size; the launch table of all that are known is written anew."""
+    """Run one contest at one size, then rewrite the table of winners."""
     (model,) = place.models(one.model)
     problem, peers = problem_of(place, one, size, place.bench.draw())
     rows = dict(rows_of(place, one, problem, size))
@@ -111,7 +111,11 @@ def raced(place: Place, one: Contest, size: int | str, ledger: Ledger, out: Path
         lines = contest(place, task, problem, peers, narrow=narrow)
     else:
         lines = contest(place, task, problem, peers, entrants)
-    facts = facts_of(lines) | {"contest": one.name, "rows": {n: plain(r) for n, r in rows.items()}}
+    facts = facts_of(lines) | {
+        "contest": one.name,
+        "variants": [*entrants],
+        "rows": {name: plain(row) for name, row in rows.items()},
+    }
     before = [line for key, line in ends(ledger.lines()).items() if key[0] == STAGE]
     write_table(place, [*before, {"status": OK, **facts}], out)
     return facts
@@ -120,7 +124,7 @@ def raced(place: Place, one: Contest, size: int | str, ledger: Ledger, out: Path
 def problem_of(
     place: Place, one: Contest, size: int | str, draw: Draw
 ) -> tuple[Problem, Mapping[str, Peer]]:
-    """What is computed, and by whom else: the first of them is plain torch."""
+    """The problem and its peers, plain torch first."""
     (model,) = place.models(one.model)
     if isinstance(size, str):
         count, length = map(int, size.split(" x "))
@@ -130,19 +134,19 @@ def problem_of(
     if place.dry:
         size = DRY_SIZES["few"] if one.is_few(size) else DRY_SIZES["many"]
     problem, peers = ops.makers(model)[one.op](model, draw, size)
-    # what torch.compile makes of them is timed beside peers
+    # torch.compile takes too long here; stage peers has it
     return problem, {name: replace(peer, compiled=False) for name, peer in peers.items()}
 
 
 def torch_ops(place: Place) -> Any:
-    """Those of backend torch."""
+    """The ops of backend torch."""
     return select_ops(place.device, place.dtype, "torch")
 
 
 def rows_of(
     place: Place, one: Contest, problem: Problem, size: int | str
 ) -> Iterator[tuple[str, Row]]:
-    """The launch row of each variant that has one, for the widths of the problem."""
+    """Launch row of each variant, for the widths of the problem."""
     if not one.kernel:
         return
     sizes = widths(one.kernel, problem)
@@ -153,7 +157,7 @@ def rows_of(
 
 
 def widths(kernel: str, problem: Problem) -> dict[str, int]:
-    """The sizes that rows of a kernel compare, without the number of tokens."""
+    """Sizes that launch rows of a kernel compare, except the number of tokens."""
     if kernel.startswith("attention"):
         return {"head_dim": problem.tensors["qkv"].shape[-1]}
     columns, width = problem.tensors["weight"].shape
@@ -163,7 +167,7 @@ def widths(kernel: str, problem: Problem) -> dict[str, int]:
 def shipped_settings(
     place: Place, one: Contest, problem: Problem, sizes: Mapping[str, int]
 ) -> Settings:
-    """What the kernel of a contest is launched with now."""
+    """Settings that the kernel of a contest is launched with now."""
     dtype = torch.float8_e4m3fn if one.bytes == 1 else place.dtype
     many = {} if one.kernel.startswith("attention") else {"rows": problem.tokens}
     return launch.settings(one.kernel, place.device, dtype, **many, **sizes)
@@ -191,7 +195,7 @@ def bound(
     changes: Mapping[str, Any],
     t: Tensors,
 ) -> Call:
-    """The call of a variant; RuntimeError: its row was not asked for."""
+    """The call of a variant; it raises RuntimeError if its row was not looked up."""
     chosen = one_ops(place, one)
     asked = None if row is None else Asked(row.kernel, row.bytes, {}, {}, row.settings)
     arch = launch.architecture(place.device)
@@ -229,7 +233,7 @@ def one_ops(place: Place, one: Contest) -> Any:
 
 
 def residual_in_norm(place: Place) -> Any:
-    """A projection without its residual, which LayerNorm adds."""
+    """A linear layer without residual, followed by LayerNorm with it."""
 
     def call(t: Tensors) -> Call:
         weight = place.ops.prepare(t["weight"], t.get("bias"), "linear")

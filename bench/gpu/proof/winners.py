@@ -1,6 +1,6 @@
-"""Which variants have won, and the launch table that they make.
+"""Which variants win, and the launch table made of them.
 
-launch/ARCH.json beside the ledger is read as those of `nomicbert tune` are.
+The table, launch/ARCH.json in the output folder, has the format of those of `nomicbert tune`.
 """
 
 import json
@@ -19,14 +19,14 @@ from nomicbert.throughput.lines import MEASURED, Line
 from nomicbert_kernels import launch
 from nomicbert_kernels.launch import Row
 
-# A row has to be this much faster than the shipped one, on average over its sizes.
+# A winner takes at most this share of the shipped form's time, as a geometric mean over its sizes.
 WORTH = 0.98
-# Tokens up to which launch tables speak of few rows.
+# Launch tables have separate rows for up to this many tokens.
 FEW = 64
 
 
 def plain(row: Row) -> dict[str, Any]:
-    """A row as a launch table stores it."""
+    """A row in the form that launch tables store."""
     found: dict[str, Any] = {"kernel": row.kernel, "bytes": row.bytes}
     if row.up_to:
         found["up_to"] = dict(row.up_to)
@@ -37,36 +37,49 @@ def plain(row: Row) -> dict[str, Any]:
     return {**found, **row.settings.constants, **row.settings.options}
 
 
-def winners(entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, float, dict[str, Any]]]:
-    """Contest -> the variant that is to be taken, its time over the shipped one's, and its row.
+def means(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple[float, bool]]]:
+    """Contest -> variant -> its time relative to the shipped form, and whether it may win.
 
-    It has to be right at every size that was measured, slower at none by more than the spread, and
-    `WORTH` it on average.
+    The time is the geometric mean over the sizes. To win, a variant is correct at every size, and
+    slower at none by more than the spread; other variants are left out where they are wrong.
     """
-    found: dict[str, tuple[str, float, dict[str, Any]]] = {}
+    found: dict[str, dict[str, tuple[float, bool]]] = {}
     measured: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
         if entry["status"] == OK and "contest" in entry:
             measured.setdefault(entry["contest"], []).append(entry)
     for name, group in measured.items():
-        shares = {
-            variant: [share_of(entry["lines"], variant) for entry in group]
-            for variant in group[0]["rows"]
+        found[name] = {}
+        for variant in group[0]["variants"]:
+            shares = [share_of(entry["lines"], variant) for entry in group]
+            known = [share for share, _ in shares if share]
+            if len(known) == len(group):
+                mean = math.exp(sum(map(math.log, known)) / len(known))
+                found[name][variant] = mean, all(share <= 1 + noise for share, noise in shares)
+    return found
+
+
+def winners(entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, float, dict[str, Any]]]:
+    """Contest -> name of the winner, its time relative to the shipped form, and its row.
+
+    A winner has a launch row, may win (see `means`), and its mean is at most WORTH.
+    """
+    rows = {entry["contest"]: entry["rows"] for entry in reversed(entries) if "contest" in entry}
+    found: dict[str, tuple[str, float, dict[str, Any]]] = {}
+    for name, variants in means(entries).items():
+        good = {
+            variant: mean
+            for variant, (mean, may_win) in variants.items()
+            if may_win and mean <= WORTH and variant in rows[name]
         }
-        means = {
-            variant: math.exp(sum(map(math.log, known)) / len(known))
-            for variant, each in shares.items()
-            if len(known := [share for share, _ in each if share]) == len(group)
-            and all(share <= 1 + noise for share, noise in each)
-        }
-        best = min(means, key=means.__getitem__, default=None)
-        if best is not None and means[best] < WORTH:
-            found[name] = best, means[best], group[0]["rows"][best]
+        if good:
+            best = min(good, key=good.__getitem__)
+            found[name] = best, good[best], rows[name][best]
     return found
 
 
 def share_of(lines: Sequence[Line], variant: str) -> tuple[float, float]:
-    """A variant's time over that of ours, 0 where one was not measured; and the larger spread."""
+    """Time of a variant relative to ours, 0 if either was not measured; the larger spread."""
     known = {line["peer"]: line for line in lines if line["status"] == MEASURED}
     own = known.get(FP8) if FP8 in known else known.get(OURS)
     if own is None or variant not in known:
@@ -76,12 +89,12 @@ def share_of(lines: Sequence[Line], variant: str) -> tuple[float, float]:
 
 
 def write_table(place: Place, entries: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """launch/ARCH.json: the rows that have won, those for few tokens before those for many."""
+    """Write launch/ARCH.json: the winning rows, those for few tokens first."""
     arch = launch.architecture(place.device)
     path = out / "launch" / f"{arch}.json"
     rows = [row for _, _, row in winners(entries).values()]
     for row in [row for row in rows if "n" in row.get("exactly", {}) and "up_to" not in row]:
-        # those of many tokens must not serve few as well; one for few that has won comes first
+        # a row has no lower bound: keep the shipped row for few tokens, unless that has been beaten
         dtype = torch.float8_e4m3fn if row["bytes"] == 1 else place.dtype
         kept = launch.settings(row["kernel"], place.device, dtype, rows=1, **row["exactly"])
         rows.append(plain(Row(row["kernel"], row["bytes"], {"rows": FEW}, row["exactly"], kept)))

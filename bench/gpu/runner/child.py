@@ -1,7 +1,7 @@
-"""The cases of one stage, one after the other, in a process that may die of any of them.
+"""The child process: runs the cases of one stage, one after the other.
 
-`supervise` starts it. A case that fails ends the process, for it may have left the device in a
-state that no later call survives; the parent starts another one for the rest.
+A failed case ends the process, because a CUDA error can make every later call fail. The parent then
+starts another child for the remaining cases.
 """
 
 import importlib
@@ -30,7 +30,7 @@ from bench.gpu.runner.ledger import (
     unfinished,
 )
 
-# Exit codes: all is done or time is up; one failed, and others wait.
+# Exit codes: nothing is left to do, or no time; a case has failed, and others remain.
 DONE, AGAIN = 0, 75
 Facts = dict[str, Any]
 
@@ -41,9 +41,9 @@ class Case:
 
     Attributes:
         name: unique in its stage.
-        work: what its line says; "status" among it where that is not ok. An AssertionError says
-            that a result is wrong, any other that the case failed.
-        seconds: that it takes, about: with less left it is not begun.
+        work: returns the fields of its line; "status" among them unless it is ok. AssertionError
+            means a wrong result, any other exception a failure.
+        seconds: estimated duration. With less time left the case is not begun.
     """
 
     name: str
@@ -56,7 +56,7 @@ Plan = Callable[[str, Facts], Sequence[Case]]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what the specification asks for; see `supervise.Supervisor`."""
+    """Run the stage that a JSON specification names; see `supervise.Supervisor`."""
     spec = json.loads(arguments[0])
     threading.Thread(target=end_with_parent, daemon=True).start()
     ledger = Ledger(Path(spec["ledger"]))
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
             facts = case.work()
         except AssertionError as error:
             facts = {"status": WRONG, "reason": first_line(error)}
-        except Exception as error:  # time on a GPU is dear: what fails does not end the others
+        except Exception as error:  # whatever a library raises; the other cases go on
             traceback.print_exc()
             facts = {"status": FAILED, "reason": f"{type(error).__name__}: {first_line(error)}"}
         status = facts.pop("status", OK)
@@ -89,13 +89,13 @@ def main(arguments: Sequence[str]) -> int:
         if status == FAILED:
             sys.stdout.flush()
             sys.stderr.flush()
-            # a device beyond help may hang whoever cleans up
+            # without cleaning up, which can hang on a broken device
             os._exit(AGAIN)
     return DONE
 
 
 def waiting(cases: Sequence[Case], stage: str, ledger: Ledger, again: bool) -> list[Case]:
-    """Those without an end: that nobody has begun, or `again` those too that somebody has, last."""
+    """Cases without an end that nobody has begun; with `again`, the begun ones follow."""
     lines = ledger.lines()
     done, begun = ends(lines), unfinished(lines)
     left = [case for case in cases if (stage, case.name) not in done]
@@ -111,8 +111,8 @@ def function_of(name: str) -> Plan:
 
 
 def end_with_parent() -> None:
-    """Wait for the parent's end of the pipe to close, then end this process and all it started."""
-    # sys.stdin would hold a lock that the interpreter wants when it ends
+    """Kill this process group once the parent's end of stdin closes."""
+    # sys.stdin would hold a lock that the interpreter needs at exit
     while os.read(0, 1):
         pass
     os.killpg(os.getpgrp(), signal.SIGKILL)

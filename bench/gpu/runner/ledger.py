@@ -1,7 +1,7 @@
-"""What was begun and how it ended: lines of JSON that survive the death of whoever writes them.
+"""JSON lines that record how cases began and ended, and survive a crash of their writer.
 
-Each line is one write to the end of the file, flushed to the disk: {"stage", "case", "status",
-"at", ...}. Several processes may write at a time. A line that was cut short by a crash is skipped.
+Each line is one append, flushed to the disk: {"stage", "case", "status", "at", ...}. Several
+processes may append at a time. A line that a crash has cut short is skipped.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class Ledger:
         self._lock = threading.Lock()
 
     def add(self, stage: str, case: str, status: str, **facts: Any) -> None:
-        """Write a line; numbers that JSON does not know become words."""
+        """Append a line; NaN and infinities become strings."""
         line = {
             "stage": stage,
             "case": case,
@@ -48,7 +48,7 @@ class Ledger:
         }
         text = json.dumps(plain(line), allow_nan=False) + "\n"
         with self.path.open("ab+") as file:
-            # what a killed process left of its line is ended, so that only that line is lost
+            # end the fragment that a killed process has left, so that nothing but it is lost
             if file.tell() and _last_byte(file) != b"\n":
                 text = "\n" + text
             file.write(text.encode())
@@ -56,7 +56,7 @@ class Ledger:
             os.fsync(file.fileno())
 
     def lines(self) -> Sequence[Line]:
-        """All whole lines, those written since the last call included."""
+        """All complete lines of the file as it is now."""
         with self._lock:
             if self.path.is_file():
                 with self.path.open("rb") as file:
@@ -67,7 +67,7 @@ class Ledger:
             return tuple(self._lines)
 
     def forget(self, statuses: Collection[str]) -> None:
-        """Take the lines with these statuses out of the file: their cases wait again."""
+        """Remove the lines with these statuses from the file, so that their cases run again."""
         kept = [line for line in self.lines() if line["status"] not in statuses]
         part = self.path.with_name(f"{self.path.name}.part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -75,22 +75,22 @@ class Ledger:
         self._lines, self._seen = [], 0
 
     def check(self) -> None:
-        """Raises: ValueError: the file has lines, and none of them is of this kind."""
+        """Raises: ValueError: the file has content, but no line of a ledger."""
         if self.path.is_file() and self.path.stat().st_size and not self.lines():
-            raise ValueError(f"{self.path} holds no lines of a run: give it another file")
+            raise ValueError(f"{self.path} holds no lines of a run: choose another file")
 
 
 def ends(lines: Iterable[Line]) -> dict[Key, Line]:
-    """(stage, case) -> the line that says how it ended, the last one."""
+    """(stage, case) -> its last line that ends it."""
     return {key_of(line): line for line in lines if line["status"] in ENDS}
 
 
 def planned(lines: Iterable[Line], of: str | None = None) -> dict[str, list[str]]:
-    """Stage -> its cases, as the last child that began it has listed them.
+    """Stage -> names of its cases, as its latest child has listed them.
 
     Args:
-        lines: of a file.
-        of: `digest` of the options that they have to be listed for; None for any.
+        lines: of a ledger.
+        of: only listings for options with this `digest`; None for any.
     """
     return {
         line["stage"]: line["cases"]
@@ -100,13 +100,13 @@ def planned(lines: Iterable[Line], of: str | None = None) -> dict[str, list[str]
 
 
 def digest(options: Mapping[str, Any]) -> str:
-    """What tells one run's options from another's."""
+    """A short hash that identifies a run's options."""
     text = json.dumps(options, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def unfinished(lines: Iterable[Line]) -> dict[Key, Line]:
-    """(stage, case) -> the line that says that it was begun, of those that nothing has ended."""
+    """(stage, case) -> its "begun" line, for cases that have no end."""
     found: dict[Key, Line] = {}
     for line in lines:
         if line["status"] == BEGUN:
@@ -122,7 +122,7 @@ def key_of(line: Line) -> Key:
 
 
 def plain(value: Any) -> Any:
-    """The same for JSON: numbers that are not finite become words."""
+    """The same for strict JSON: NaN and infinities become strings."""
     if isinstance(value, dict):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,8 +1,8 @@
-"""The parent: starts a child for each stage, watches its clock, and goes on whatever happens to it.
+"""The parent process: starts a child per stage, enforces deadlines, survives every outcome.
 
-Stages come in their order, those that run `beside` the others in a thread of their own. A case has
-a limit of its own; beyond it the child's whole process group is killed, the case ends as a timeout,
-and a new child goes on with the rest. What an earlier run has begun and never ended comes last.
+A case that exceeds its limit is killed with the child's whole process group and recorded as a
+timeout; a new child continues with the remaining cases. Cases that an earlier run has begun but
+not ended come last, after all stages.
 """
 
 import json
@@ -33,35 +33,35 @@ from bench.gpu.runner.ledger import (
     unfinished,
 )
 
-# Seconds between two looks at a child; and characters of a line on the screen.
+# Seconds between polls of a child; columns of a line on the screen.
 POLL, WIDTH = 0.1, 160
-# How a run ended, as an exit code.
+# Exit codes of a run.
 ALL_RIGHT, FAULTY, MISTAKE, LEFT = 0, 1, 2, 3
-# Stands for a stage itself, where no case of it had begun.
+# The case name under which the failure of a stage itself is recorded.
 START = "start"
 UP = "time was up"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Cases that one child runs.
+    """A list of cases that run in one process.
 
     Attributes:
         name: unique.
-        cases: "module:function" that a child calls with the stage's name and the options.
-        box: seconds after which no more of them is begun; the rest waits for what time is left.
-        limit: seconds of a case, and of a child's start, beyond which it is killed.
-        beside: it runs while those after it do.
-        alone: it waits until all that run beside are done.
-        env: variables of its child.
+        cases: "module:function", called in the child with the stage's name and the options.
+        box: seconds after which no further case begins; the rest waits for the end of the run.
+        limit: seconds after which a case, or a child that begins none, is killed.
+        background: runs concurrently with the stages after it.
+        exclusive: waits until the background stages have ended.
+        env: environment variables of the child.
     """
 
     name: str
     cases: str
     box: float
     limit: float
-    beside: bool = False
-    alone: bool = False
+    background: bool = False
+    exclusive: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -79,11 +79,11 @@ class Supervisor:
         """Nothing is started yet.
 
         Args:
-            ledger: what earlier runs have ended is not done again.
-            stages: in their order.
-            options: what each stage's function is called with; JSON.
-            minutes: after which all that runs is killed; None for never.
-            summarise: called after each stage with all lines.
+            ledger: cases that have an end in it are skipped.
+            stages: in order.
+            options: passed to each stage's function; has to be JSON.
+            minutes: of the run, after which running cases are killed; None for no limit.
+            summarise: called with all lines after each stage.
         """
         self.ledger, self.stages, self.options = ledger, stages, dict(options)
         self.summarise, self.of = summarise, digest(options)
@@ -93,15 +93,14 @@ class Supervisor:
         self._lock = threading.Lock()
 
     def run(self) -> int:
-        """All stages: what nobody has begun first, then what is left; an exit code."""
-        known = len(self.ledger.lines())
+        """Run all stages, then whatever is left of them; the exit code."""
         try:
             for again in (False, True):
                 threads: list[threading.Thread] = []
                 for stage in self.stages:
-                    for thread in threads if stage.alone else ():
+                    for thread in threads if stage.exclusive else ():
                         thread.join()
-                    if stage.beside:
+                    if stage.background:
                         threads.append(threading.Thread(target=self._stage, args=(stage, again)))
                         threads[-1].start()
                     else:
@@ -113,11 +112,12 @@ class Supervisor:
         lines = self.ledger.lines()
         if left(self.stages, lines, self.of):
             return LEFT
-        faults = [line for line in lines[known:] if line["status"] in FAULTS]
-        return FAULTY if faults else ALL_RIGHT
+        names = {stage.name for stage in self.stages}
+        found = {line["status"] for line in ends(lines).values() if line["stage"] in names}
+        return FAULTY if found & {*FAULTS} else ALL_RIGHT
 
     def _stage(self, stage: Stage, again: bool) -> None:
-        """Children of one stage until none of its cases waits, or its time is up."""
+        """Start children for one stage until no case is left, or no time."""
         started = time.time()
         until = self.until if again else min(started + stage.box, self.until)
         if not self._waits(stage, again) or started >= until:
@@ -128,21 +128,21 @@ class Supervisor:
             self.summarise(self.ledger.lines())
 
     def _waits(self, stage: Stage, again: bool) -> bool:
-        """Whether a case of a stage has no end yet, as far as anybody knows its cases."""
+        """Whether a stage has cases to run, or has never listed them."""
         lines = self.ledger.lines()
         return bool(left([stage], lines, self.of)) if again else self._has_fresh(stage)
 
     def _has_fresh(self, stage: Stage) -> bool:
-        """Whether nobody has begun some case of a stage, as far as anybody knows its cases."""
+        """Whether a stage has cases that were never begun, or has never listed its cases."""
         lines = self.ledger.lines()
         begun, cases = unfinished(lines), left([stage], lines, self.of).get(stage.name, [])
         known = stage.name in planned(lines, self.of)
         return not known or any((stage.name, case) not in begun for case in cases)
 
     def _child(self, stage: Stage, again: bool, until: float) -> int:
-        """One child; what it has begun and not ended is ended here.
+        """Run one child, and record an end for the case that it leaves open.
 
-        Returns: AGAIN if another child has to go on.
+        Returns: AGAIN if another child has to continue.
         """
         spec = {
             "stage": stage.name,
@@ -174,7 +174,7 @@ class Supervisor:
         return self._end(stage, process.pid, code, why, text)
 
     def _watch(self, process: "subprocess.Popen[bytes]", stage: Stage, said: int) -> str:
-        """Wait for a child, and tell of its lines after so many; why it has to go, or empty."""
+        """Wait for a child and print its lines; the reason to kill it, or empty."""
         since = time.time()
         while True:
             gone = process.poll() is not None
@@ -192,13 +192,13 @@ class Supervisor:
             time.sleep(POLL)
 
     def _end(self, stage: Stage, pid: int, code: int, why: str, text: str) -> int:
-        """Note how the case that the child had open ended; whether another child has to go on."""
+        """Record how the child's open case ended; AGAIN if another child has to continue."""
         if why == UP:
-            return DONE  # the case stays begun: the next run tries it last
+            return DONE  # the open case stays unfinished, and the next run tries it last
         opened = [x for x in unfinished(self._lines_of(stage)).values() if x["pid"] == pid]
         if not opened and not why and code in (DONE, AGAIN):
             return code
-        # where no case can be blamed, a second child would end alike
+        # without an open case a second child would end in the same way
         case = opened[0]["case"] if opened else START
         reason = why or _how(code, text)
         self.ledger.add(stage.name, case, TIMEOUT if why else FAILED, reason=reason)
@@ -209,13 +209,13 @@ class Supervisor:
         return [line for line in self.ledger.lines() if line["stage"] == stage.name]
 
     def _keep(self, stage: Stage, code: int, text: str) -> None:
-        """What a child has printed, behind what the others have."""
+        """Append the output of a child to the log."""
         if text.strip():
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(f"--- {stage.name}, exit code {code}\n{text.rstrip()}\n")
 
     def _say(self, line: Line) -> None:
-        """What a line means, on the screen."""
+        """Print what a line means."""
         if line["status"] == PLANNED:
             said = f"{line['waiting']} of {len(line['cases'])} cases wait"
             said += f", about {minutes(line['seconds'])}" if line["seconds"] else ""
@@ -226,7 +226,7 @@ class Supervisor:
         else:
             return
         at = f"[{line['at'] - self.began:4.0f} s] {line['stage']}"
-        # one write: stages that run beside each other share the screen
+        # a single write, because background stages print too
         sys.stdout.write(f"{at}: {said}"[:WIDTH] + "\n")
         sys.stdout.flush()
 
@@ -234,10 +234,10 @@ class Supervisor:
 def left(
     stages: Sequence[Stage], lines: Sequence[Line], of: str | None = None
 ) -> dict[str, list[str]]:
-    """Stage -> its cases without an end; of one that nobody has planned, "all".
+    """Stage -> names of its cases without an end; ["all"] if it has not listed them.
 
     Args:
-        stages: that are asked for.
+        stages: to look at.
         lines: of the ledger.
         of: see `ledger.planned`.
     """
@@ -254,29 +254,29 @@ def left(
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """The child, and whatever it has started."""
+    """Kill a child with its process group."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
-        pass  # all of them are gone
+        pass  # the group has ended
     if process.stdin is not None:
         process.stdin.close()
 
 
 def _how(code: int, text: str) -> str:
-    """How a child died, and the last that it said."""
+    """How a child ended, and its last line of output."""
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     last = [line.strip() for line in text.splitlines() if line.strip()][-1:]
     return f"{ended}{': ' + last[0][:200] if last else ''}"
 
 
 def minutes(seconds: float) -> str:
-    """A time in words."""
+    """A duration for people."""
     return f"{seconds:.0f} s" if abs(seconds) < 90 else f"{seconds / 60:.1f} min"
 
 
 def out_file(path: Path) -> None:
-    """Make a file's folder, and see that it can be written.
+    """Make the folder of a file, and check that the file can be written.
 
     Raises: OSError: it cannot.
     """

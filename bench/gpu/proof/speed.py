@@ -1,4 +1,4 @@
-"""How fast whole models are: ours alone, under two launch tables, and beside their peers."""
+"""Throughput of whole models: ours alone, under two launch tables, and against other libraries."""
 
 import contextlib
 import functools
@@ -28,22 +28,22 @@ TUNED = "ours, tuned"
 HEADLINES = ("fixed-512", "fixed-128", "fixed-32", "fixed-2048", "fixed-8192", "passages",
              "queries", "mixture")  # fmt: skip
 LATENCY = "latency-32"
-AGAIN = ("fixed-512", "fixed-128")
+TUNED_CASES = ("fixed-512", "fixed-128")
 PEERS = ("fixed-512", "fixed-128", "passages", "queries")
-# Of attention beside other libraries' kernels.
+# Cases of attention against other kernels.
 PEER_TEXTS, DRY_TEXTS = ("S=512", "S=128"), ("S=8",)
-# Seconds of a case on one H200, and those of more; the first of a stage also loads its models.
+# Estimated seconds of a case on one H200; the first case of a stage also loads the models.
 SECONDS, MORE_SECONDS, FIRST_SECONDS = 5.0, {"mixture": 12.0}, 6.0
-# Small batches of the peers' would take half a minute on as many queries as elsewhere.
+# Fewer tokens for the peers: batches of 32 queries would take half a minute.
 FEWER = {"queries": 16384}
-# Padded tokens of a batch of a peer; texts of a batch of sentence-transformers, of which the better
-# one counts.
+# Padded tokens per batch of transformers; texts per batch of sentence-transformers, the faster of
+# which counts.
 PADDED, COUNTS = 65536, (128, 512)
 ROUNDS = 7
 
 
 class Fixed(Native):
-    """transformers in batches of so many padded tokens."""
+    """transformers in batches of PADDED tokens."""
 
     def __init__(self, setting: Setting, dtype: str, compiled: bool = False) -> None:
         """Load it; torch.compile does its work when it is called."""
@@ -55,7 +55,7 @@ class Fixed(Native):
 
 
 class FixedTexts(FromTexts):
-    """sentence-transformers in larger batches than it takes by default."""
+    """sentence-transformers in batches larger than its default."""
 
     def ways(self, case: Texts) -> list[Batching]:
         """See Runner."""
@@ -63,7 +63,7 @@ class FixedTexts(FromTexts):
 
 
 class Tuned(Budgets):
-    """Ours under the launch rows that have won."""
+    """Ours with the launch rows that have won."""
 
     def __init__(self, embedder: Embedder, table: Path) -> None:
         """Read the rows."""
@@ -78,8 +78,8 @@ class Tuned(Budgets):
             return super().vectors(case, way)
 
 
-def compile_cases(stage: str, options: Facts) -> Sequence[Case]:
-    """torch.compile of transformers, so that its graphs are on the disk when they are timed."""
+def inductor_cases(stage: str, options: Facts) -> Sequence[Case]:
+    """Fill inductor's cache for transformers, so that stage peers does not wait for it."""
     place = Place.here(options["dry"])
 
     def work() -> Facts:
@@ -92,19 +92,19 @@ def compile_cases(stage: str, options: Facts) -> Sequence[Case]:
             runner.vectors(texts, runner.ways(texts)[0])
         return {}
 
-    # on a CPU it would be a C++ compiler that is timed
+    # on a CPU inductor would wait for a C++ compiler
     return matched([] if place.dry else [case(place, "transformers", work, 60.0)], options)
 
 
 def headline_cases(stage: str, options: Facts) -> Sequence[Case]:
-    """Ours by itself, in its own batches."""
+    """Ours alone, in the batches that suit it best."""
     place = Place.here(options["dry"])
     models = models_of(place, options, of_ours(place, ("ours", "ours-texts")))
     return races(place, models, (*HEADLINES, LATENCY), options)
 
 
-def again_cases(stage: str, options: Facts) -> Sequence[Case]:
-    """Ours under the shipped launch table and under the one that has won, in turns."""
+def tuned_cases(stage: str, options: Facts) -> Sequence[Case]:
+    """Ours with the shipped launch table and with the winning rows, interleaved."""
     place = Place.here(options["dry"])
     table = Path(options["out"]) / "launch" / f"{launch.architecture(place.device)}.json"
     if not table.is_file():
@@ -115,11 +115,11 @@ def again_cases(stage: str, options: Facts) -> Sequence[Case]:
         return Tuned(Embedder.from_pretrained(setting.folder, **keywords), table)
 
     rivals = (*of_ours(place, ("ours",)), row(TUNED, place.dtype_name, tuned))
-    return races(place, models_of(place, options, rivals), (*AGAIN, LATENCY), options)
+    return races(place, models_of(place, options, rivals), (*TUNED_CASES, LATENCY), options)
 
 
 def peer_cases(stage: str, options: Facts) -> Sequence[Case]:
-    """Ours beside the libraries of others in fixed batches; then ops beside their best kernels."""
+    """Ours against other libraries in fixed batches; then single ops against other kernels."""
     place = Place.here(options["dry"])
     makes: dict[str, Make] = {"transformers": Fixed, "sentence-transformers": FixedTexts}
     if not place.dry:
@@ -140,7 +140,7 @@ def peer_cases(stage: str, options: Facts) -> Sequence[Case]:
 
 
 def of_ours(place: Place, names: Sequence[str]) -> tuple[Rival, ...]:
-    """Rows of the benchmark, in the place's dtype."""
+    """Rivals of the benchmark, by name."""
     known = rows(place.backend, place.dtype_name, latency=False, compiles=False, slow=False)
     return tuple(one for one in known if one.family in names)
 
@@ -151,13 +151,13 @@ def models_of(
     rivals: tuple[Rival, ...],
     tokens: Mapping[str, int] | None = None,
 ) -> Models:
-    """The leading model with some rivals, on as many tokens as the benchmark has, or on these."""
+    """The leading model with these rivals; `tokens` replaces the benchmark's sizes."""
     scratch = Path(options["scratch"])
     return Models(place, [MODEL], scratch, rivals=rivals, rounds=ROUNDS, tokens=tokens or {})
 
 
 def races(place: Place, models: Models, names: Sequence[str], options: Facts) -> list[Case]:
-    """A case for each kind of texts; a dry run has its own."""
+    """A case per workload; a dry run takes the tiny ones."""
     known = {task.case: task for part in ("models", "latency") for task in models.tasks(part)}
     tasks = known.values() if place.dry else [known[name] for name in names]
     found = [

@@ -1,4 +1,4 @@
-"""The machine itself: what it is, what a copy, a launch and the library's products take on it."""
+"""The machine itself: versions and clocks, copy bandwidth, launch overhead, cuBLAS throughput."""
 
 import functools
 import subprocess
@@ -11,13 +11,13 @@ from bench.gpu.proven import kernels
 from bench.gpu.race import Task
 from bench.gpu.runner.child import Case, Facts
 
-# Rows of a batch of ours: a wave of nomic's products on 132 multiprocessors, and three.
+# Rows of one wave of nomic's GEMMs on 132 multiprocessors, and of three.
 ROWS = (5632, 16896)
 CUBE, DRY_CUBE = 8192, 64
 
 
 def cases(stage: str, options: Facts) -> Sequence[Case]:
-    """A product of three large matrices, and those of the leading model."""
+    """A copy, launches, a large matmul, and the GEMMs of the leading model."""
     place = Place.here(options["dry"])
     rows = gemm.DRY_ROWS if place.dry else ROWS
     cube = DRY_CUBE if place.dry else CUBE
@@ -34,7 +34,7 @@ def cases(stage: str, options: Facts) -> Sequence[Case]:
 
 
 def machine(place: Place) -> Facts:
-    """What nvidia-smi and the libraries say of themselves."""
+    """Versions, machine, digest of the kernels, and the output of nvidia-smi."""
     try:
         done = subprocess.run(
             ["nvidia-smi"], capture_output=True, text=True, check=False, timeout=10

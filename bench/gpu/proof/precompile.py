@@ -1,7 +1,7 @@
-"""Compiles on the host's processors what the later stages launch, while they run.
+"""Compiles the kernels of all later stages on the host's processors, while those stages run.
 
-Each process follows the launchers on CPU tensors, as `make aot` does: what triton writes to its
-cache has the keys that launches on the GPU ask for. One builds the checkpoint of the whole model.
+Each process runs the launchers on CPU tensors, as `make aot` does, so that Triton's cache gets the
+keys that launches on the GPU look up. One process builds the checkpoint of the whole model.
 """
 
 import concurrent.futures
@@ -20,28 +20,28 @@ from unittest import mock
 from bench.gpu.place import Place
 from bench.gpu.runner.child import Case, Facts
 
-# Processors that are left to the process that launches, and to torch.compile.
+# Processors left to the process that launches, and to inductor.
 SPARED = 4
 MOST_PROCESSES = 12
-# On both sides of what launch tables call few rows; nothing else of a kernel depends on them.
+# On both sides of the limit for few rows in launch tables; nothing else depends on the number.
 TOKENS, DRY_TOKENS = (17, 512), (5, 70)
 WIDE: Any = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
-# Launches what is to be compiled.
+# Runs the launchers.
 Work = Callable[[], object]
-# Lengths of the texts of a batch of a whole model: short ones, and one for the kernel of long ones.
+# Lengths per batch of the whole model, for the kernels of short texts and of long ones.
 BATCHES = ([32], [64] * 40, [300, 5], [2048, 17])
 
 
 def cases(stage: str, options: Facts) -> Sequence[Case]:
-    """All in one case: what has been compiled is on the disk, however far it came."""
+    """A single case: kernels compiled before a timeout stay in the cache."""
     found = Case("kernels", functools.partial(compile_all, options), 0.0)
     return [found] if options["match"] in found.name else []
 
 
 def compile_all(options: Facts) -> Facts:
-    """Compile in several processes; a task that cannot be compiled is named, and is no fault here.
+    """Compile in several processes, and list what does not compile.
 
-    Whoever launches it later will find out.
+    That is no failure of this case: the stage that launches such a kernel reports it.
     """
     started = time.perf_counter()
     count = max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) - SPARED))
@@ -67,7 +67,7 @@ def compile_all(options: Facts) -> Facts:
 
 
 def names(options: Facts) -> list[str]:
-    """The tasks: the checkpoint, then in the order in which they are wanted."""
+    """Names of the tasks in the order in which their kernels are needed."""
     from bench.gpu.proof import smoke, variants
 
     place = Place.on_paper(options["dry"])
@@ -81,7 +81,7 @@ def names(options: Facts) -> list[str]:
 
 
 def compile_one(name: str, options: Facts) -> Facts:
-    """One task, in a process of the pool."""
+    """Run one task in a process of the pool."""
     import torch
 
     from bench.gpu.proof.cases import Compiled
@@ -94,7 +94,7 @@ def compile_one(name: str, options: Facts) -> Facts:
         folder_of(MODELS[0], Path(options["scratch"]))
         return {"compiled": 0, "from_cache": 0, "refused": ""}
     place = Place.on_paper(options["dry"])
-    # drawn here: on paper every product is zero
+    # problems are drawn before, because inside `on_paper` every matmul returns zeros
     work = {"smoke": smoke_op, "model": model, "variants": variant}[kind](place, rest)
     with Compiled() as counted, on_paper(options["arch"]) as recorder, torch.inference_mode():
         work()
@@ -108,7 +108,7 @@ def compile_one(name: str, options: Facts) -> Facts:
 
 @contextlib.contextmanager
 def on_paper(arch: str) -> Iterator[Any]:
-    """Launches compile for an architecture, and nothing is launched."""
+    """Replace launches by compilation for an architecture."""
     from bench.aot_cases import Task
     from bench.aot_worker import Recorder, compiling
     from nomicbert_kernels import backend, launch
@@ -116,7 +116,7 @@ def on_paper(arch: str) -> Iterator[Any]:
     ops = ops_on_paper()
     task = Task(arch, arch, "bfloat16", "all", launch.TABLES, quick=False)
     recorder = Recorder(task, examines=False)
-    # rows that say so take the library's product, as they will on the device
+    # rows with "library" take cuBLAS here as on the device
     recorder.library = True
     with compiling(recorder), contextlib.ExitStack() as stack:
         answers = {"has_bf16_instructions": True, "why_not_triton": None, "triton_ops": ops}
@@ -126,7 +126,7 @@ def on_paper(arch: str) -> Iterator[Any]:
 
 
 def ops_on_paper() -> Any:
-    """The kernels, with batches planned on the host."""
+    """Ops of backend triton that plan batches on the CPU."""
     import torch
 
     from nomicbert_kernels import backend, tiling
@@ -140,7 +140,7 @@ def ops_on_paper() -> Any:
 
 
 def smoke_op(place: Place, name: str) -> Work:
-    """An op of the smoke test."""
+    """An op of stage smoke."""
     from bench.gpu.proof import smoke
     from bench.problem import Draw
 
@@ -156,7 +156,7 @@ def smoke_op(place: Place, name: str) -> Work:
 
 
 def variant(place: Place, name: str) -> Work:
-    """The shipped row of a contest, and each of its variants."""
+    """The shipped form of a contest and its variants."""
     from bench.gpu.proof import variants
     from bench.problem import Draw
 
@@ -174,7 +174,7 @@ def variant(place: Place, name: str) -> Work:
 
 
 def model(place: Place, backend: Any) -> Work:
-    """Layers of the leading model and what stands around them, in its real width."""
+    """Two layers of the leading model in their real width, embeddings and pooling included."""
     from nomicbert.embedder import Embedder
     from nomicbert.packing import pack
     from nomicbert.pooling import Finish

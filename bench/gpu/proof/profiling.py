@@ -1,4 +1,4 @@
-"""Where the time of a forward pass goes, kernel by kernel, as torch.profiler sees it."""
+"""Time of a forward pass by kernel, measured with torch.profiler."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,21 +10,21 @@ from torch.profiler import ProfilerActivity, profile
 from bench.gpu.models import Models
 from bench.gpu.place import Place
 from bench.gpu.proof.cases import case, matched
-from bench.gpu.proof.whole import MODEL, models_of, of_ours
+from bench.gpu.proof.speed import MODEL, models_of, of_ours
 from bench.gpu.rivals import Budgets
 from bench.gpu.runner.child import Case, Facts
 from nomicbert.throughput.batching import Batching
 from nomicbert.throughput.workloads import Case as Texts
 
-# What is looked at, and its tokens: one batch of the size that ours takes, and one query.
+# Workload -> tokens: one batch as ours takes it, and one query.
 SHAPES = {"fixed-512": 16896, "fixed-8192": 16896, "latency-32": 1}
 DRY_SHAPES = {"queries": 64, "latency-24": 1}
-# Names of kernels that a line keeps, those of the most time first.
+# Kernels that a line keeps, slowest first.
 NAMES = 40
 
 
 def cases(stage: str, options: Facts) -> Sequence[Case]:
-    """One pass over each."""
+    """One case per workload."""
     place = Place.here(options["dry"])
     models = models_of(place, options, of_ours(place, ("ours",)))
     shapes = DRY_SHAPES if place.dry else SHAPES
@@ -36,7 +36,7 @@ def cases(stage: str, options: Facts) -> Sequence[Case]:
 
 
 def traced(place: Place, models: Models, name: str, tokens: int) -> Facts:
-    """The kernels of one pass, after some that are not looked at."""
+    """Kernels of one pass after three warm-up passes."""
     texts = models.checkpoint(MODEL).case(name, tokens, place.device)
     assert texts is not None
     (rival,) = models.group("models", MODEL).options.peers(())
@@ -50,7 +50,7 @@ def traced(place: Place, models: Models, name: str, tokens: int) -> Facts:
 
 
 def times(place: Place, vectors: Callable[..., Any], texts: Texts, way: Batching) -> Facts:
-    """Microseconds of each kernel's name; of all; and between them."""
+    """Microseconds per kernel name, busy time and span."""
     activities = [ProfilerActivity.CPU]
     if place.is_gpu:
         activities.append(ProfilerActivity.CUDA)
@@ -69,7 +69,7 @@ def times(place: Place, vectors: Callable[..., Any], texts: Texts, way: Batching
     for event in events:
         start, stop = event.time_range.start, event.time_range.end
         found.setdefault(event.name, []).append(stop - start)
-        # kernels may overlap: what has been counted is not counted again
+        # kernels may overlap: count each instant once
         busy += max(0.0, stop - max(start, end))
         end = max(end, stop)
     span = end - events[0].time_range.start
