@@ -9,12 +9,12 @@ RUN    := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint parity bench bench-gpu aot gpu gpu-proof clean
+.PHONY: help demo test lint parity bench bench-gpu aot gpu gpu-proof gpu-report gpu-proven clean
 # A set of extras is installed once, and again when pyproject.toml or constraints.txt changes.
 .PRECIOUS: $(VENV)/.installed-%
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-demo  ## search the standard library by meaning, with a real checkpoint, offline
 	$(VENV)/bin/nomicbert demo
@@ -37,14 +37,20 @@ bench: $(VENV)/.installed-test  ## time each op against its peers; ARGS="--quick
 aot: $(VENV)/.installed-test  ## compile every Triton kernel for every architecture, without a GPU; ARGS="--arch sm_90"
 	PYTHONPATH=.:kernels $(RUN) -m bench.aot $(or $(ARGS),--out bench/results/aot.json)
 
-# Nothing is installed for these three: Python, torch, triton, transformers and pytest are those of
+# Nothing is installed for these: Python, torch, triton, transformers and pytest are those of
 # the machine with the GPU. OUT gets what they find; compiled kernels stay in build/.
-gpu gpu-proof bench-gpu: export PYTHONPATH := .:kernels
+gpu gpu-proof gpu-report gpu-proven bench-gpu: export PYTHONPATH := .:kernels
 gpu gpu-proof bench-gpu: export TRITON_CACHE_DIR ?= $(CURDIR)/build/gpu/triton
-gpu gpu-proof: OUT ?= build/proof
+gpu gpu-proof gpu-report gpu-proven: OUT ?= build/proof
 
 gpu-proof:  ## prove and measure in eight minutes what matters most on this machine's GPU; ARGS="--dry"
 	$(PYTHON) -m bench.gpu.proof --out $(OUT)/proof.jsonl $(ARGS)
+
+gpu-report:  ## make tables of what OUT has
+	$(PYTHON) -m bench.gpu.report $(OUT)/proof.jsonl
+
+gpu-proven:  ## mark a launch table as proven by the results in OUT, or say what is missing
+	$(PYTHON) -m bench.gpu.proven $(OUT)
 
 # A warning of a library that is newer than these tests is no reason to lose a result.
 gpu:  ## test every kernel and whole models on this machine's GPU, on GPU_JOBS processes

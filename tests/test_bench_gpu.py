@@ -655,16 +655,14 @@ def test_a_dry_run_leaves_real_figures_alone(
     assert "holds figures of a dry run" in capsys.readouterr().err
 
 
-def test_lines_from_elsewhere(here: Place) -> None:
+def test_results_from_elsewhere(here: Place, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "lines.jsonl")
     own = gemm.measure(here, next(gemm.tasks(here)))
-    assert here.elsewhere(own) == ""
-    other = [dict(line) for line in own]
-    other[0]["versions"] = {**own[0]["versions"], "torch": "1.0"}
-    other[1]["machine"] = {**own[1]["machine"], "gpu": "NVIDIA H100"}
-    other[2]["commit"] = "abc"
-    assert (
-        here.elsewhere(other) == "lines that are kept come from NVIDIA H100, commit abc, torch 1.0"
-    )
+    ledger.add("gemm", "a", "ok", lines=own)
+    assert machine.elsewhere(ledger) == ""
+    other = {**own[0], "versions": {**own[0]["versions"], "torch": "1.0"}}
+    ledger.add("gemm", "b", "ok", lines=[other])
+    assert machine.elsewhere(ledger) == "kept results come from torch 1.0"
 
 
 def test_copies_are_compiled_once(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,8 +114,8 @@ def test_variants_dry(tmp_path: Path) -> None:
     found = done(tmp_path)
     raced = found["variants", "linear down, 16896"]
     right = {line["peer"] for line in raced["lines"] if line["status"] == "measured"}
-    assert {"ours", "128x128x64 w8 s4", "128x256x64 w8 s3"} <= right
-    assert raced["rows"]["128x256x64 w8 s3"]["exactly"] == {"n": 64, "k": 96}
+    assert {"ours", "128x128x64 w8 s4", "128x256x64 w8 s2"} <= right
+    assert raced["rows"]["128x256x64 w8 s2"]["exactly"] == {"n": 64, "k": 96}
     few = found["variants", "qkv_rotary, few rows, 32"]["rows"]["64x64x64 w4 s6"]
     assert (few["up_to"], few["BLOCK_N"], few["num_stages"]) == ({"rows": 64}, 64, 6)
     written = tmp_path / "launch/interpreter.json"
@@ -130,7 +130,7 @@ import json
 from bench.gpu.proof import precompile
 
 options = {"dry": True, "arch": "sm_90", "scratch": "unused", "match": ""}
-names = ["smoke/nomic swiglu", "model/triton", "variants/attention_long/8 x 2048"]
+names = ["smoke/nomic swiglu", "model/bfloat16/triton", "variants/attention_long/8 x 2048"]
 print(json.dumps([precompile.compile_one(name, options) for name in names]))
 """
 
@@ -160,13 +160,26 @@ def test_kernels_are_compiled_in_the_background(tmp_path: Path) -> None:
     assert all(one["from_cache"] for one in second)
 
 
+def test_what_does_not_fit_is_named() -> None:
+    from bench.gpu.proof import precompile
+
+    record = {"error": "", "arch": "sm_90", "kernel": "linear_kernel", "shared": 232_448}
+    assert precompile.problem(record) == ""
+    assert precompile.problem(record | {"shared": 245_784}) == (
+        "linear_kernel needs 245784 bytes of shared memory of 232448"
+    )
+    assert precompile.problem(record | {"error": "no such tile\nand more"}) == "no such tile"
+
+
 def test_all_that_can_be_launched_is_compiled_in_the_background() -> None:
     options = {"dry": False}
     from bench.gpu.proof import precompile
 
     names = precompile.names(options)
     assert names[0] == "checkpoint"
-    assert {name for name in names if name.startswith("model/")} == {"model/triton", "model/fp8"}
+    assert {name for name in names if name.startswith("model/")} == {
+        "model/bfloat16/triton", "model/bfloat16/fp8", "model/float32/triton",
+    }  # fmt: skip
     assert len(names) == len(set(names)) > 35
 
 
@@ -588,9 +601,10 @@ def test_a_table_is_marked_by_the_lines_of_a_run(
 
 def test_what_proves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert proven.main([str(tmp_path)]) == 2
-    (tmp_path / "gpu-interpreter-x.json").write_text("{}")
+    assert "gpu-ARCH.json" in capsys.readouterr().err
+    (tmp_path / "gpu-sm_1.json").write_text("{}")
     assert proven.main([str(tmp_path)]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert capsys.readouterr().err == ("bench.gpu.proven: sm_1 has no launch table of its own\n")
 
 
 def test_the_tests_that_have_to_pass() -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.gpu.machine import check_dry, check_machine
+from bench.gpu.machine import check_dry, check_machine, elsewhere
 from bench.gpu.plan import SECONDS
 from bench.gpu.runner.ledger import FAULTS, Ledger
 from bench.gpu.runner.supervise import MISTAKE, Stage, Supervisor, out_file
@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"bench.gpu: {error}", file=sys.stderr)
         return MISTAKE
+    if note := elsewhere(ledger):
+        print(note, flush=True)
     if args.retry:
         ledger.forget(FAULTS)
     options = {

@@ -1,9 +1,13 @@
 """Checks before a run: is there a GPU, is triton installed, does the file fit the run."""
 
+import importlib.metadata
 import importlib.util
 import os
 
-from bench.gpu.runner.ledger import Ledger
+from bench.gpu.runner.ledger import Ledger, Line
+
+# Packages whose version changes results.
+COMPARED = ("torch", "triton", "transformers", "sentence-transformers")
 
 
 def check_machine(dry: bool) -> None:
@@ -29,13 +33,24 @@ def check_dry(ledger: Ledger, dry: bool) -> None:
 
     Raises: ValueError: the file has figures of the other kind.
     """
-    machines = [
-        line["machine"]
-        for entry in ledger.lines()
-        for line in entry.get("lines", [])
-        if "machine" in line
-    ]
+    machines = [line["machine"] for line in measured(ledger)]
     if dry and any(machine.get("gpu") for machine in machines):
         raise ValueError(f"{ledger.path} holds figures of a GPU: give a dry run its own file")
     if not dry and any(not machine.get("gpu") for machine in machines):
         raise ValueError(f"{ledger.path} holds figures of a dry run: give it another file")
+
+
+def elsewhere(ledger: Ledger) -> str:
+    """Which other versions the kept results come from, for people; empty if none."""
+    found = set()
+    for line in measured(ledger):
+        for name in COMPARED:
+            then = line["versions"].get(name)
+            if then is not None and then != importlib.metadata.version(name):
+                found.add(f"{name} {then}")
+    return f"kept results come from {', '.join(sorted(found))}" if found else ""
+
+
+def measured(ledger: Ledger) -> list[Line]:
+    """All benchmark lines of a ledger."""
+    return [line for entry in ledger.lines() for line in entry.get("lines", [])]

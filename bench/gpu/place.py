@@ -4,7 +4,7 @@ import functools
 import math
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,18 +136,6 @@ class Place:
         """Wait for the device; an error that no later call survives is raised here."""
         if self.is_gpu:
             torch.cuda.synchronize(self.device)
-
-    def elsewhere(self, lines: Sequence[Line]) -> str:
-        """In what lines come from elsewhere than those that are measured now; empty: in nothing."""
-        now, places = self._fixed, ("gpu", "cpu")
-        said = {f"commit {x['commit']}" for x in lines if x["commit"] != now["commit"]}
-        for line in lines:
-            was, machine = line["versions"], line["machine"]
-            said |= {
-                f"{name} {was[name]}" for name in was if was[name] != now["versions"].get(name)
-            }
-            said |= {str(machine[key]) for key in places if machine[key] != now["machine"][key]}
-        return f"lines that are kept come from {', '.join(sorted(said))}" if said else ""
 
     def tidy(self) -> None:
         """Let go of compiled graphs, and of memory that the next case may not find in one piece."""

@@ -33,7 +33,7 @@ DPI = 130
 def as_markdown(lines: Sequence[Line]) -> str:
     """All tables."""
     parts = ["# On a GPU", *surroundings(lines), "## Goals", goals_table(lines)]
-    for part in SECONDS:
+    for part in dict.fromkeys([*SECONDS, *(line["part"] for line in lines)]):
         own = [line for line in lines if line["part"] == part]
         if not own:
             continue

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.gpu.machine import check_dry, check_machine
+from bench.gpu.machine import check_dry, check_machine, elsewhere
 from bench.gpu.proof.stages import budget, stages
 from bench.gpu.proof.summary import write
 from bench.gpu.runner.ledger import FAULTS, Ledger
@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"bench.gpu.proof: {error}", file=sys.stderr)
         return MISTAKE
+    if note := elsewhere(ledger):
+        print(note, flush=True)
     if args.retry:
         ledger.forget(FAULTS)
     chosen = [stage for stage in stages(args.dry) if stage.name in args.stage]

@@ -43,7 +43,6 @@ def _run(place: Place, work: Work) -> Facts:
         facts = work()
         # an error that no later call survives is this case's, and is raised here
         place.finish()
-    place.tidy()
     return {**facts, "compiled": compiled.new, "from_cache": compiled.cached}
 
 

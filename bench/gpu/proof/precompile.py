@@ -7,11 +7,12 @@ keys that launches on the GPU look up. One process builds the checkpoint of the 
 import concurrent.futures
 import contextlib
 import functools
+import math
 import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from unittest import mock
 
 from bench.gpu.place import Place
 from bench.gpu.runner.child import Case, Facts
+from nomicbert_kernels.launch import SHARED_MEMORY
 
 # Processors left to the process that launches, and to inductor.
 SPARED = 4
@@ -73,7 +75,7 @@ def names(options: Facts) -> list[str]:
     place = Place.on_paper(options["dry"])
     found = [] if options["dry"] else ["checkpoint"]
     found += [f"smoke/{name}" for name, _ in smoke.calls(place)]
-    found += ["model/triton", "model/fp8"]
+    found += ["model/bfloat16/triton", "model/bfloat16/fp8", "model/float32/triton"]
     found += [
         f"variants/{one.name}/{size}" for one in variants.contests() for size in one.sizes
     ]  # fmt: skip
@@ -98,12 +100,22 @@ def compile_one(name: str, options: Facts) -> Facts:
     work = {"smoke": smoke_op, "model": model, "variants": variant}[kind](place, rest)
     with Compiled() as counted, on_paper(options["arch"]) as recorder, torch.inference_mode():
         work()
-    errors = [record["error"] for record in recorder.records.values() if record["error"]]
+    refused = [text for record in recorder.records.values() if (text := problem(record))]
     return {
         "compiled": counted.new,
         "from_cache": counted.cached,
-        "refused": errors[0].splitlines()[0][:300] if errors else "",
+        "refused": refused[0] if refused else "",
     }
+
+
+def problem(record: Mapping[str, Any]) -> str:
+    """Why a kernel cannot be launched on the architecture; empty if it can."""
+    if record["error"]:
+        return str(record["error"]).splitlines()[0][:300]
+    limit = SHARED_MEMORY.get(record["arch"], math.inf)
+    if record["shared"] > limit:
+        return f"{record['kernel']} needs {record['shared']} bytes of shared memory of {limit}"
+    return ""
 
 
 @contextlib.contextmanager
@@ -173,20 +185,22 @@ def variant(place: Place, name: str) -> Work:
     return work
 
 
-def model(place: Place, backend: Any) -> Work:
+def model(place: Place, name: str) -> Work:
     """Two layers of the leading model in their real width, embeddings and pooling included."""
     from nomicbert.embedder import Embedder
     from nomicbert.packing import pack
     from nomicbert.pooling import Finish
     from tests.checkpoints import build_checkpoint
 
+    dtype, backend = name.split("/")
+    chosen: Any = backend
     sizes: Any = {} if place.dry else WIDE
     with tempfile.TemporaryDirectory() as folder:
         build_checkpoint(folder, "nomic-v1.5", num_hidden_layers=2, **sizes)
-        embedder = Embedder.from_pretrained(folder, device="cpu", dtype=place.dtype)
+        embedder = Embedder.from_pretrained(folder, device="cpu", dtype=dtype)
 
     def work() -> None:
-        embedder.model.use(backend)
+        embedder.model.use(chosen)
         for lengths in BATCHES:
             texts = [[5] * length for length in lengths]
             embedder.pooling(embedder.model, pack(texts, "cpu"), Finish())

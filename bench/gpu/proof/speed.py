@@ -47,6 +47,8 @@ class Fixed(Native):
 
     def __init__(self, setting: Setting, dtype: str, compiled: bool = False) -> None:
         """Load it; torch.compile does its work when it is called."""
+        if compiled:
+            compile_or_fail()
         super().__init__(setting, dtype, None, compiled=compiled)
 
     def ways(self, case: Texts) -> list[Batching]:
@@ -83,7 +85,6 @@ def inductor_cases(stage: str, options: Facts) -> Sequence[Case]:
     place = Place.here(options["dry"])
 
     def work() -> Facts:
-        compile_or_fail()
         models = models_of(place, options, of_ours(place, ()))
         runner = Fixed(models.group("models", MODEL).setting, place.dtype_name, compiled=True)
         for name in ("fixed-128", "fixed-512"):

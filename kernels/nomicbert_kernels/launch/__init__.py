@@ -1,7 +1,8 @@
 """How each Triton kernel is launched on each architecture: data, read from the tables beside this.
 
-A table is a JSON file named after its architecture: {"proven": true, "rows": [...]}; proven says
-that the kernels have passed their tests on such a device, and "auto" takes them there. A row serves
+A table is a JSON file named after its architecture: {"proven": true, "by": {...}, "rows": [...]}.
+proven means that the kernels have passed their tests on such a device, by which run, and "auto"
+takes them there; `make gpu-proven` writes it. A row serves
 one kernel and one size of element; the first row that fits is taken, so narrow rows stand before
 wide ones:
 
@@ -164,7 +165,7 @@ def table(arch: str) -> dict[tuple[str, int], list[Row]]:
 
 @functools.cache
 def proven(arch: str) -> bool:
-    """Whether the tests marked gpu have passed there: a table says so after `make gpu` did."""
+    """Whether the kernels have passed their tests there, as `make gpu-proven` has recorded."""
     path = TABLES / f"{arch}.json"
     return path.is_file() and bool(json.loads(path.read_text("utf-8")).get("proven", False))
 
