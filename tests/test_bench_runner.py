@@ -25,7 +25,6 @@ from bench.gpu.runner.supervise import (
     Supervisor,
     left,
     minutes,
-    out_file,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -248,9 +247,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"notes\.txt holds no lines of a run"):
         Ledger(path).check()
     Ledger(tmp_path / "new").check()
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
-        out_file(tmp_path / "file" / "lines.jsonl")
 
 
 def test_times_in_words() -> None:

@@ -1,9 +1,11 @@
-"""Kernels and whole models on an NVIDIA GPU, beside their peers and beside what we want of them.
+"""Kernels and whole models on an NVIDIA GPU, compared with other libraries and with our goals.
 
-python -m bench.gpu measures, and writes a line of JSON for each part, case and peer;
-python -m bench.gpu.report makes tables and a plot of them. bench/README.md says how to use both.
+`proof` is for a session of minutes (docs/gpu.md), `python -m bench.gpu` for an hour. Both run their
+cases through `runner`, and `python -m bench.gpu.report` makes tables and a plot of either.
+bench/README.md says how to use them.
 
-`place` is where it runs, `race` proves and times kernels, `gemm`, `launches`, `attention` and `ops`
-are their cases; `rivals` are whole models, `models` and `stream` their cases; `plan` says which
-cases a part has; `goals` are the figures that we want.
+`machine` checks before a run, `place` is a device and how to measure on it, `race` proves and times
+kernels; `gemm`, `launches`, `attention` and `ops` are their cases. `rivals` are whole models,
+`models` and `stream` their cases. `plan` lists the cases of each part, `goals` the figures that we
+want. `proven` marks a launch table.
 """

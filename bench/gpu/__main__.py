@@ -13,10 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.gpu.machine import check_dry, check_machine, elsewhere
+from bench.gpu.machine import open_ledger
 from bench.gpu.plan import SECONDS
-from bench.gpu.runner.ledger import FAULTS, Ledger
-from bench.gpu.runner.supervise import MISTAKE, Stage, Supervisor, out_file
+from bench.gpu.runner.supervise import MISTAKE, Stage, Supervisor
 from bench.throughput import MODELS
 
 PARTS = tuple(SECONDS)
@@ -50,19 +49,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
-    ledger = Ledger(args.out)
     try:
-        check_machine(args.dry)
-        out_file(args.out)
-        ledger.check()
-        check_dry(ledger, args.dry)
+        ledger = open_ledger(args.out, args.dry, args.retry)
     except (OSError, ValueError) as error:
         print(f"bench.gpu: {error}", file=sys.stderr)
         return MISTAKE
-    if note := elsewhere(ledger):
-        print(note, flush=True)
-    if args.retry:
-        ledger.forget(FAULTS)
     options = {
         "dry": args.dry,
         "match": args.match,

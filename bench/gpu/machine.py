@@ -3,11 +3,37 @@
 import importlib.metadata
 import importlib.util
 import os
+from pathlib import Path
 
-from bench.gpu.runner.ledger import Ledger, Line
+from bench.gpu.runner.ledger import FAULTS, Ledger, Line
 
 # Packages whose version changes results.
 COMPARED = ("torch", "triton", "transformers", "sentence-transformers")
+
+
+def open_ledger(path: Path, dry: bool, retry: bool) -> Ledger:
+    """The ledger of a run, after all checks; prints which kept results come from other versions.
+
+    Args:
+        path: of the file, made with its folder if missing.
+        dry: the run needs no GPU.
+        retry: remove earlier failures from the file.
+
+    Raises:
+        ValueError: something is missing, or the file is not one for this run.
+        OSError: the file cannot be written.
+    """
+    check_machine(dry)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.open("ab").close()
+    ledger = Ledger(path)
+    ledger.check()
+    check_dry(ledger, dry)
+    if note := elsewhere(ledger):
+        print(note, flush=True)
+    if retry:
+        ledger.forget(FAULTS)
+    return ledger
 
 
 def check_machine(dry: bool) -> None:

@@ -16,11 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.gpu.machine import check_dry, check_machine, elsewhere
+from bench.gpu.machine import open_ledger
 from bench.gpu.proof.stages import budget, stages
 from bench.gpu.proof.summary import write
-from bench.gpu.runner.ledger import FAULTS, Ledger
-from bench.gpu.runner.supervise import MISTAKE, Supervisor, out_file
+from bench.gpu.runner.supervise import MISTAKE, Supervisor
 
 DRY_MINUTES = 30.0
 
@@ -45,19 +44,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
-    ledger = Ledger(args.out)
     try:
-        check_machine(args.dry)
-        out_file(args.out)
-        ledger.check()
-        check_dry(ledger, args.dry)
+        ledger = open_ledger(args.out, args.dry, args.retry)
     except (OSError, ValueError) as error:
         print(f"bench.gpu.proof: {error}", file=sys.stderr)
         return MISTAKE
-    if note := elsewhere(ledger):
-        print(note, flush=True)
-    if args.retry:
-        ledger.forget(FAULTS)
     chosen = [stage for stage in stages(args.dry) if stage.name in args.stage]
     minutes = args.minutes or (DRY_MINUTES if args.dry else budget(stages(False)) / 60)
     prepare(args.scratch)

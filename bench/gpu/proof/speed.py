@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from bench.gpu import attention, ops
 from bench.gpu.models import Models
 from bench.gpu.place import Place, compile_or_fail
 from bench.gpu.proof.cases import case, matched, raced
-from bench.gpu.rivals import Budgets, Make, Rival, row, rows
+from bench.gpu.rivals import Budgets, Rival, row, rows
 from bench.gpu.runner.child import Case, Facts
 from bench.throughput import MODELS
 from nomicbert.embedder import Embedder
@@ -29,6 +30,7 @@ HEADLINES = ("fixed-512", "fixed-128", "fixed-32", "fixed-2048", "fixed-8192", "
              "queries", "mixture")  # fmt: skip
 LATENCY = "latency-32"
 TUNED_CASES = ("fixed-512", "fixed-128")
+COMPILED = ("fixed-512", "fixed-128")
 PEERS = ("fixed-512", "fixed-128", "passages", "queries")
 # Cases of attention against other kernels.
 PEER_TEXTS, DRY_TEXTS = ("S=512", "S=128"), ("S=8",)
@@ -120,14 +122,15 @@ def tuned_cases(stage: str, options: Facts) -> Sequence[Case]:
 
 
 def peer_cases(stage: str, options: Facts) -> Sequence[Case]:
-    """Ours against other libraries in fixed batches; then single ops against other kernels."""
+    """Ours against other libraries in fixed batches, op against op, then against torch.compile.
+
+    Compilation comes last, in cases of its own: it may take longer than a case may.
+    """
     place = Place.here(options["dry"])
-    makes: dict[str, Make] = {"transformers": Fixed, "sentence-transformers": FixedTexts}
-    if not place.dry:
-        makes["transformers-compile"] = functools.partial(Fixed, compiled=True)
     rivals = (
         *of_ours(place, ("ours", "ours-texts", "sentence-transformers-32")),
-        *(row(name, place.dtype_name, make) for name, make in makes.items()),
+        row("transformers", place.dtype_name, Fixed),
+        row("sentence-transformers", place.dtype_name, FixedTexts),
     )
     found = races(place, models_of(place, options, rivals, FEWER), PEERS, options)
     wide = (ops.DRY_TOKENS if place.dry else ops.TOKENS)[0]
@@ -137,6 +140,11 @@ def peer_cases(stage: str, options: Facts) -> Sequence[Case]:
             if task.model == "nomic" and task.case in wanted:
                 work = functools.partial(raced, functools.partial(module.measure, place), task)
                 found.append(case(place, f"op {task.case}", work, 8.0 if module is ops else 3.0))
+    if not place.dry:
+        make = functools.partial(Fixed, compiled=True)
+        rivals = (*of_ours(place, ("ours",)), row("transformers-compile", place.dtype_name, make))
+        compiled = races(place, models_of(place, options, rivals), COMPILED, options)
+        found += [replace(one, name=f"{one.name}, compiled") for one in compiled]
     return matched(found, options)
 
 

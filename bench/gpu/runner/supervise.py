@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from bench.gpu.runner.child import AGAIN, DONE
@@ -273,13 +272,3 @@ def _how(code: int, text: str) -> str:
 def minutes(seconds: float) -> str:
     """A duration for people."""
     return f"{seconds:.0f} s" if abs(seconds) < 90 else f"{seconds / 60:.1f} min"
-
-
-def out_file(path: Path) -> None:
-    """Make the folder of a file, and check that the file can be written.
-
-    Raises: OSError: it cannot.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab"):
-        pass
