@@ -122,6 +122,14 @@ def test_a_hang_is_killed_with_all_it_started(tmp_path: Path) -> None:
     assert gone(int((tmp_path / "grandchild").read_text()))
 
 
+def test_the_limit_is_of_a_case(tmp_path: Path) -> None:
+    """Not of all of them together."""
+    names = ["a", "b", "c", "d", "e"]
+    code, ledger = run(tmp_path, {"one": [f"{name} slow" for name in names]}, [stage("one", 1.5)])
+    assert code == ALL_RIGHT
+    assert [case for _, case in ends(ledger.lines())] == names
+
+
 def test_a_sticky_error_costs_one_case(tmp_path: Path) -> None:
     """In its own process every later case would fail."""
     code, ledger = run(tmp_path, {"one": ["a", "bad sticky", "b", "c"]})
@@ -178,7 +186,9 @@ def test_beside(tmp_path: Path) -> None:
 def start(folder: Path, stages: dict[str, list[str]]) -> subprocess.Popen[bytes]:
     """A run in a process of its own."""
     script = (
-        "import json, sys\n"
+        "import json, signal, sys\n"
+        # a background job of a shell would ignore it
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path\n"
         "from bench.gpu.runner.ledger import Ledger\n"
         "from bench.gpu.runner.supervise import Stage, Supervisor\n"
