@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 
 from bench.gpu.runner import ledger as notes
-from bench.gpu.runner.ledger import Ledger, ends, unfinished
+from bench.gpu.runner.ledger import START, Ledger, ends, unfinished
 from bench.gpu.runner.supervise import (
     ALL_RIGHT,
     FAULTY,
     LEFT,
-    START,
     Stage,
     Supervisor,
     left,
@@ -47,7 +46,7 @@ def run(
     ledger = Ledger(folder / "lines.jsonl")
     chosen = given or [stage(name) for name in stages]
     options = {"stages": stages, "folder": str(folder)}
-    supervisor = Supervisor(ledger, chosen, options, more.pop("minutes", 2.0), **more)
+    supervisor = Supervisor(ledger, chosen, options, more.pop("limit", 2.0), **more)
     return supervisor.run(), ledger
 
 
@@ -144,8 +143,12 @@ def test_a_stage_that_cannot_start(tmp_path: Path) -> None:
     assert code == FAULTY
     assert outcomes(ledger) == {f"one/{START}": "failed", "two/c": "ok"}
     assert reason(ledger, "one", START) == "exit code 1: ImportError: no module named luck"
-    log = ledger.path.with_suffix(".log").read_text()
-    assert log.startswith("--- one, exit code 1\nTraceback")
+    assert ledger.path.with_suffix(".log").read_text().startswith("Traceback")
+    # it is tried once more at the end of a run, and in the next one
+    assert [line["case"] for line in ledger.lines() if line["stage"] == "one"] == [START] * 2
+    code, ledger = run(tmp_path, {"one": ["a"], "two": ["c"]})
+    assert code == ALL_RIGHT
+    assert outcomes(ledger) == {"two/c": "ok", "one/a": "ok"}
 
 
 def test_a_box_is_full(tmp_path: Path) -> None:
@@ -162,7 +165,7 @@ def test_a_box_is_full(tmp_path: Path) -> None:
 def test_time_is_up(tmp_path: Path) -> None:
     """The case that runs stays begun: the next call tries it last."""
     stages = {"one": ["a", "b hang-once", "c"], "two": ["d"]}
-    code, ledger = run(tmp_path, stages, minutes=0.05)
+    code, ledger = run(tmp_path, stages, limit=0.05)
     assert code == LEFT
     assert outcomes(ledger) == {"one/a": "ok"}
     assert list(unfinished(ledger.lines())) == [("one", "b")]
@@ -173,7 +176,7 @@ def test_time_is_up(tmp_path: Path) -> None:
     assert starts(tmp_path) == ["one/a", "one/b", "one/c", "two/d", "one/b"]
 
 
-def test_beside(tmp_path: Path) -> None:
+def test_background(tmp_path: Path) -> None:
     """A stage runs while those after it do, until one that has to be alone."""
     stages = {"side": ["s hang"], "one": ["a"], "two": ["b"]}
     given = [stage("side", limit=3.0, background=True), stage("one"), stage("two", exclusive=True)]
@@ -181,6 +184,33 @@ def test_beside(tmp_path: Path) -> None:
     assert code == FAULTY
     at = {case: line["at"] for (_, case), line in ends(ledger.lines()).items()}
     assert at["a"] < at["s"] < at["b"]
+
+
+def test_the_background_is_prepared_in_every_run(tmp_path: Path) -> None:
+    """The next run may be on another machine."""
+    stages = {"side": ["s"], "one": ["a"]}
+    given = [stage("side", background=True), stage("one")]
+    for _ in range(2):
+        code, _ = run(tmp_path, stages, given)
+        assert code == ALL_RIGHT
+    assert sorted(starts(tmp_path)) == ["one/a", "side/s", "side/s"]
+
+
+def test_a_summary_that_fails_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(lines: Any) -> None:
+        raise KeyError("no figure")
+
+    code, ledger = run(tmp_path, {"one": ["a"], "two": ["b"]}, summarise=fails)
+    assert code == ALL_RIGHT
+    assert len(outcomes(ledger)) == 2
+    assert "KeyError: 'no figure'" in capsys.readouterr().err
+
+
+def test_other_folders_are_the_same_run(tmp_path: Path) -> None:
+    assert notes.digest({"dry": True, "out": "a"}) == notes.digest({"dry": True, "out": "b"})
+    assert notes.digest({"dry": True}) != notes.digest({"dry": False})
 
 
 def start(folder: Path, stages: dict[str, list[str]]) -> subprocess.Popen[bytes]:

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     plan = function_of(spec["cases"])
     stage, until = spec["stage"], spec["until"]
     cases = plan(stage, spec["options"])
-    todo = waiting(cases, stage, ledger, spec["again"])
+    todo = cases if spec["repeat"] else waiting(cases, stage, ledger, spec["again"])
     facts: Facts = {
         "options": digest(spec["options"]),
         "waiting": len(todo),

@@ -21,6 +21,10 @@ PLANNED, BEGUN = "planned", "begun"
 OK, WRONG, FAILED, TIMEOUT = "ok", "wrong", "failed", "timeout"
 ENDS = (OK, WRONG, FAILED, TIMEOUT)
 FAULTS = (WRONG, FAILED, TIMEOUT)
+# The case name under which the failure of a stage itself is recorded.
+START = "start"
+# Options that say where, and not what, is run.
+PLACES = ("out", "ledger", "scratch")
 
 
 class Ledger:
@@ -81,27 +85,37 @@ class Ledger:
 
 
 def ends(lines: Iterable[Line]) -> dict[Key, Line]:
-    """(stage, case) -> its last line that ends it."""
-    return {key_of(line): line for line in lines if line["status"] in ENDS}
+    """(stage, case) -> its last line that ends it.
+
+    The failed start of a stage no longer counts once the stage has started.
+    """
+    found: dict[Key, Line] = {}
+    for line in lines:
+        if line["status"] in ENDS:
+            found[key_of(line)] = line
+        elif line["status"] == PLANNED:
+            found.pop((line["stage"], START), None)
+    return found
 
 
-def planned(lines: Iterable[Line], of: str | None = None) -> dict[str, list[str]]:
+def planned(lines: Iterable[Line], asked: str | None = None) -> dict[str, list[str]]:
     """Stage -> names of its cases, as its latest child has listed them.
 
     Args:
         lines: of a ledger.
-        of: only listings for options with this `digest`; None for any.
+        asked: only listings for options with this `digest`; None for any.
     """
     return {
         line["stage"]: line["cases"]
         for line in lines
-        if line["status"] == PLANNED and of in (None, line.get("options"))
+        if line["status"] == PLANNED and asked in (None, line.get("options"))
     }
 
 
 def digest(options: Mapping[str, Any]) -> str:
     """A short hash that identifies a run's options."""
-    text = json.dumps(options, sort_keys=True)
+    what = {name: value for name, value in options.items() if name not in PLACES}
+    text = json.dumps(what, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

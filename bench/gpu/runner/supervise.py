@@ -10,9 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ from bench.gpu.runner.ledger import (
     FAILED,
     FAULTS,
     PLANNED,
+    START,
     TIMEOUT,
     Ledger,
     Line,
@@ -34,10 +35,10 @@ from bench.gpu.runner.ledger import (
 
 # Seconds between polls of a child; columns of a line on the screen.
 POLL, WIDTH = 0.1, 160
+# Seconds that a child may take until its first line, at least; and to die of SIGKILL.
+FIRST, STUCK = 90.0, 10.0
 # Exit codes of a run.
 ALL_RIGHT, FAULTY, MISTAKE, LEFT = 0, 1, 2, 3
-# The case name under which the failure of a stage itself is recorded.
-START = "start"
 UP = "time was up"
 
 
@@ -49,8 +50,8 @@ class Stage:
         name: unique.
         cases: "module:function", called in the child with the stage's name and the options.
         box: seconds after which no further case begins; the rest waits for the end of the run.
-        limit: seconds after which a case, or a child that begins none, is killed.
-        background: runs concurrently with the stages after it.
+        limit: seconds after which a case is killed.
+        background: runs concurrently with the stages after it, in every run anew.
         exclusive: waits until the background stages have ended.
         env: environment variables of the child.
     """
@@ -72,30 +73,30 @@ class Supervisor:
         ledger: Ledger,
         stages: Sequence[Stage],
         options: Mapping[str, Any],
-        minutes: float | None,
+        limit: float | None,
         summarise: Callable[[Sequence[Line]], None] = lambda lines: None,
     ) -> None:
         """Nothing is started yet.
 
         Args:
-            ledger: cases that have an end in it are skipped.
+            ledger: cases that have an end in it are skipped, except those of background stages,
+                which prepare this machine for the others.
             stages: in order.
             options: passed to each stage's function; has to be JSON.
-            minutes: of the run, after which running cases are killed; None for no limit.
+            limit: minutes of the run, after which running cases are killed; None for no limit.
             summarise: called with all lines after each stage.
         """
         self.ledger, self.stages, self.options = ledger, stages, dict(options)
-        self.summarise, self.of = summarise, digest(options)
+        self.summarise, self.asked = summarise, digest(options)
         self.began = time.time()
-        self.until = self.began + (1e9 if minutes is None else 60 * minutes)
-        self.log = ledger.path.with_suffix(".log")
+        self.until = self.began + (1e9 if limit is None else 60 * limit)
         self._lock = threading.Lock()
 
     def run(self) -> int:
         """Run all stages, then whatever is left of them; the exit code."""
+        threads: list[threading.Thread] = []
         try:
             for again in (False, True):
-                threads: list[threading.Thread] = []
                 for stage in self.stages:
                     for thread in threads if stage.exclusive else ():
                         thread.join()
@@ -106,14 +107,20 @@ class Supervisor:
                         self._stage(stage, again)
                 for thread in threads:
                     thread.join()
+        except BaseException:
+            self.until = 0.0  # ends the background stages too
+            raise
         finally:
-            self.summarise(self.ledger.lines())
-        lines = self.ledger.lines()
-        if left(self.stages, lines, self.of):
+            for thread in threads:
+                thread.join()
+            self._summarise()
+        lines, names = self.ledger.lines(), {stage.name for stage in self.stages}
+        faults = [x for x in ends(lines).values() if x["stage"] in names and x["status"] in FAULTS]
+        # a stage that cannot start has no cases to run, whatever the time
+        broken = {line["stage"] for line in faults if line["case"] == START}
+        if set(left(self.stages, lines, self.asked)) - broken:
             return LEFT
-        names = {stage.name for stage in self.stages}
-        found = {line["status"] for line in ends(lines).values() if line["stage"] in names}
-        return FAULTY if found & {*FAULTS} else ALL_RIGHT
+        return FAULTY if faults else ALL_RIGHT
 
     def _stage(self, stage: Stage, again: bool) -> None:
         """Start children for one stage until no case is left, or no time."""
@@ -121,25 +128,36 @@ class Supervisor:
         until = self.until if again else min(started + stage.box, self.until)
         if not self._waits(stage, again) or started >= until:
             return
-        while self._child(stage, again, until) == AGAIN and time.time() < until:
-            pass
+        repeat = stage.background and not again
+        while self._child(stage, again, until, repeat) == AGAIN and time.time() < until:
+            repeat = False
+        self._summarise()
+
+    def _summarise(self) -> None:
+        """Rewrite the summary. A fault in it must not end the run."""
         with self._lock:
-            self.summarise(self.ledger.lines())
+            try:
+                self.summarise(self.ledger.lines())
+            except Exception:  # the lines are there; the traceback goes to the screen
+                traceback.print_exc()
 
     def _waits(self, stage: Stage, again: bool) -> bool:
-        """Whether a stage has cases to run, or has never listed them."""
+        """Whether a stage has cases to run, or has not listed them."""
         lines = self.ledger.lines()
-        return bool(left([stage], lines, self.of)) if again else self._has_fresh(stage)
+        cases = left([stage], lines, self.asked).get(stage.name, [])
+        if again or stage.background:
+            return bool(cases) or not again
+        begun = unfinished(lines)
+        return any((stage.name, case) not in begun for case in cases)
 
-    def _has_fresh(self, stage: Stage) -> bool:
-        """Whether a stage has cases that were never begun, or has never listed its cases."""
-        lines = self.ledger.lines()
-        begun, cases = unfinished(lines), left([stage], lines, self.of).get(stage.name, [])
-        known = stage.name in planned(lines, self.of)
-        return not known or any((stage.name, case) not in begun for case in cases)
-
-    def _child(self, stage: Stage, again: bool, until: float) -> int:
+    def _child(self, stage: Stage, again: bool, until: float, repeat: bool) -> int:
         """Run one child, and record an end for the case that it leaves open.
+
+        Args:
+            stage: whose cases it runs.
+            again: run those too that were begun and never ended.
+            until: begin none that would end later.
+            repeat: run all, whether they have an end or not.
 
         Returns: AGAIN if another child has to continue.
         """
@@ -150,9 +168,14 @@ class Supervisor:
             "options": self.options,
             "until": until,
             "again": again,
+            "repeat": repeat,
         }
         said = len(self._lines_of(stage))
-        with tempfile.TemporaryFile() as output:
+        # outputs of concurrent stages go to files of their own
+        suffix = f".{stage.name}.log" if stage.background else ".log"
+        log = self.ledger.path.with_suffix(suffix)
+        with log.open("ab+") as output:
+            start = output.tell()
             process = subprocess.Popen(
                 [sys.executable, "-m", "bench.gpu.runner.child", json.dumps(spec)],
                 stdin=subprocess.PIPE,
@@ -164,30 +187,29 @@ class Supervisor:
             try:
                 why = self._watch(process, stage, said)
             finally:
-                _kill(process)
-            code = process.wait()
-            output.seek(0)
+                code = _kill(process)
+            output.seek(start)
             text = output.read().decode(errors="replace")
-        with self._lock:
-            self._keep(stage, code, text)
+        if not log.stat().st_size:
+            log.unlink()
         return self._end(stage, process.pid, code, why, text)
 
     def _watch(self, process: "subprocess.Popen[bytes]", stage: Stage, said: int) -> str:
         """Wait for a child and print its lines; the reason to kill it, or empty."""
-        since = time.time()
+        since, limit = time.time(), max(stage.limit, FIRST)
         while True:
             gone = process.poll() is not None
             lines = self._lines_of(stage)
             for line in lines[said:]:
                 self._say(line)
-                since = time.time()
+                since, limit = time.time(), stage.limit
             said = len(lines)
             if gone:
                 return ""
             if time.time() > self.until:
                 return UP
-            if time.time() - since > stage.limit:
-                return f"not done after {stage.limit:g} s"
+            if time.time() - since > limit:
+                return f"not done after {limit:g} s"
             time.sleep(POLL)
 
     def _end(self, stage: Stage, pid: int, code: int, why: str, text: str) -> int:
@@ -207,12 +229,6 @@ class Supervisor:
     def _lines_of(self, stage: Stage) -> list[Line]:
         return [line for line in self.ledger.lines() if line["stage"] == stage.name]
 
-    def _keep(self, stage: Stage, code: int, text: str) -> None:
-        """Append the output of a child to the log."""
-        if text.strip():
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(f"--- {stage.name}, exit code {code}\n{text.rstrip()}\n")
-
     def _say(self, line: Line) -> None:
         """Print what a line means."""
         if line["status"] == PLANNED:
@@ -231,35 +247,38 @@ class Supervisor:
 
 
 def left(
-    stages: Sequence[Stage], lines: Sequence[Line], of: str | None = None
+    stages: Sequence[Stage], lines: Sequence[Line], asked: str | None = None
 ) -> dict[str, list[str]]:
     """Stage -> names of its cases without an end; ["all"] if it has not listed them.
 
     Args:
         stages: to look at.
         lines: of the ledger.
-        of: see `ledger.planned`.
+        asked: see `ledger.planned`.
     """
-    plans, done = planned(lines, of), ends(lines)
+    plans, done = planned(lines, asked), ends(lines)
     found: dict[str, list[str]] = {}
     for stage in stages:
+        names = ["all"]
         if stage.name in plans:
             names = [case for case in plans[stage.name] if (stage.name, case) not in done]
-        else:
-            names = [] if (stage.name, START) in done else ["all"]
         if names:
             found[stage.name] = names
     return found
 
 
-def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a child with its process group."""
+def _kill(process: "subprocess.Popen[bytes]") -> int:
+    """Kill a child with its process group; its exit code."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass  # the group has ended
     if process.stdin is not None:
         process.stdin.close()
+    try:
+        return process.wait(STUCK)
+    except subprocess.TimeoutExpired:
+        return -signal.SIGKILL  # stuck in the driver: nothing more can be done about it
 
 
 def _how(code: int, text: str) -> str:
