@@ -55,7 +55,7 @@ gpu-proven:  ## mark a launch table as proven by the results in OUT, or say what
 # A warning of a library that is newer than these tests is no reason to lose a result.
 gpu:  ## test every kernel and whole models on this machine's GPU, on GPU_JOBS processes
 	NOMICBERT_RESULTS=$(OUT) $(PYTHON) -m pytest --import-mode=importlib -m gpu tests/gpu \
-		-n $(GPU_JOBS) --maxschedchunk 2 -W default --continue-on-collection-errors \
+		-n $(GPU_JOBS) --maxschedchunk 2 --max-worker-restart 100 -W default --continue-on-collection-errors \
 		-p no:benchmark -p no:cacheprovider $(ARGS)
 
 # Goes on where it was: the cases that LINES has are kept. The report is of those there are.

@@ -10,6 +10,8 @@ as many rounds and threads; else all of them are measured, and their lines repla
 """
 
 import argparse
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,10 +71,14 @@ def folder_of(model: str, scratch: Path) -> Path:
     from tests.checkpoints import build_checkpoint
 
     folder = scratch / "checkpoints" / model
-    # written last, so that a build that was stopped is done again
-    if not (folder / "complete").is_file():
-        build_checkpoint(folder, model, size="full")
-        (folder / "complete").touch()
+    if not folder.is_dir():
+        # renamed when it is complete: processes may build at the same time, or be killed
+        part = folder.with_name(f"{model}.{os.getpid()}.part")
+        build_checkpoint(part, model, size="full")
+        try:
+            part.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(part)
     return folder
 
 

@@ -22,7 +22,8 @@ WARM_UPS = 3
 # Cycles of a GPU in a second, rather too many; and the seconds that it sleeps at most.
 CYCLES = 2e9
 MOST_AHEAD = 0.05
-MOST_CALLS = 1000
+# The driver queues about a thousand launches; a call may be several.
+MOST_CALLS = 300
 
 
 @dataclass(frozen=True)

@@ -575,7 +575,11 @@ def test_what_a_case_says_of_ours(here: Place, tmp_path: Path) -> None:
     assert "status" not in race.facts_of(good)
     assert race.facts_of(good)["lines"] == good
     wrong = race.facts_of([measured("ours", status="wrong", reason="off by 9")])
-    assert (wrong["status"], wrong["reason"]) == ("wrong", "off by 9")
+    assert (wrong["status"], wrong["reason"]) == ("wrong", "ours: off by 9")
+    form = race.facts_of([*good, measured("ours-fp8", status="wrong", reason="off by 8")])
+    assert (form["status"], form["reason"]) == ("wrong", "ours-fp8: off by 8")
+    missing = race.facts_of([*good, measured("ours-fp8", status="absent", reason="no e4m3")])
+    assert "status" not in missing
     absent = race.facts_of([measured("ours", status="absent", reason="no kernel")])
     assert (absent["status"], absent["reason"]) == ("failed", "no kernel")
 
@@ -592,7 +596,7 @@ def test_a_case_waits_for_the_device(here: Place, monkeypatch: pytest.MonkeyPatc
     task = race.Task("gemm", "m", "c", "gemm")
     assert plan.measured(here, measure, task)["said"] == "ours 1e-06 Mtok/s"
     assert done == ["measure", "finish"]
-    assert plan.measured(here, lambda task: [], task)["said"] == race.NOTHING
+    assert plan.measured(here, lambda task: [], task) == race.TOO_LONG
 
     def missing(task: race.Task) -> list[dict[str, Any]]:
         raise HubError("weights are not installed")

@@ -71,12 +71,9 @@ def test_whole_models_dry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     )
     found = done(tmp_path)
     assert {line["status"] for line in found.values()} == {"ok"}
-    assert found["baseline", "machine"]["kernels"] == proven.kernels()
+    assert found["baseline", "machine"]["sources"] == proven.sources()
     assert found["baseline", "any 64^3"]["lines"][0]["flops"] == 2 * 64**3
-    assert {case for stage, case in found if stage == "parity"} == {
-        "fp32 against transformers", "float32 against transformers", "the same bits again",
-        "graphs against launches", "threads",
-    }  # fmt: skip
+    assert {case for stage, case in found if stage == "parity"} == {*parity.CHECKS}
     assert found["parity", "fp32 against transformers"]["error"] < 1e-6
     headline = {line["peer"]: line for line in found["headline", "fixed-16"]["lines"]}
     assert {*headline} == {"ours", "ours-texts"}
@@ -222,7 +219,9 @@ def test_a_sticky_error_is_of_the_case_that_made_it(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("an illegal memory access was encountered")
 
     one = around.case(place, "a", lambda: {"said": "well"}, 1.0)
-    assert one.work() == {"said": "well", "compiled": 0, "from_cache": 0}
+    assert one.work() == {
+        "said": "well", "compiled": 0, "from_cache": 0, "sources": proven.sources()
+    }  # fmt: skip
     monkeypatch.setattr(Place, "finish", lost)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         one.work()
@@ -335,7 +334,7 @@ def entry(contest: str, *lines: dict[str, Any], **more: Any) -> dict[str, Any]:
     rows = {line["peer"]: {"kernel": contest, "bytes": 2, "up_to": {"rows": 64}, "BLOCK_M": 64,
             "num_warps": 4} for line in lines if line["peer"] not in ("ours", "torch")}  # fmt: skip
     found = {"status": "ok", "contest": contest, "lines": list(lines), "rows": rows}
-    return {**found, "variants": [*rows], **more}
+    return {**found, "variants": [*rows], "size": 1, "sizes": 1, "ours": "ours", **more}
 
 
 OURS = measured("ours", 1.0)
@@ -350,14 +349,19 @@ OURS = measured("ours", 1.0)
         # not worth it
         ([entry("swiglu", OURS, measured("a", 0.985))], None),
         # slower at one size by more than the spread
-        ([entry("swiglu", OURS, measured("a", 0.7)), entry("swiglu", OURS, measured("a", 1.02))],
-         None),
-        ([entry("swiglu", OURS, measured("a", 0.7)), entry("swiglu", OURS, measured("a", 1.01))],
+        ([entry("swiglu", OURS, measured("a", 0.7), sizes=2),
+          entry("swiglu", OURS, measured("a", 1.02), sizes=2, size=2)], None),
+        ([entry("swiglu", OURS, measured("a", 0.7), sizes=2),
+          entry("swiglu", OURS, measured("a", 1.01), sizes=2, size=2)], "a"),
+        # wrong, failed or not yet measured at one size
+        ([entry("swiglu", OURS, measured("a", 0.7), sizes=2),
+          entry("swiglu", OURS, {**measured("a", 0.7), "status": "wrong"}, sizes=2, size=2)], None),
+        ([entry("swiglu", OURS, measured("a", 0.7), sizes=2), {"status": "timeout"}], None),
+        ([entry("swiglu", OURS, measured("a", 0.7), sizes=2)], None),
+        # fp8 is compared with fp8
+        ([entry("swiglu", measured("ours-fp8", 1.0), OURS, measured("a", 0.9), ours="ours-fp8")],
          "a"),
-        # wrong, or not there, at one size
-        ([entry("swiglu", OURS, measured("a", 0.7)),
-          entry("swiglu", OURS, {**measured("a", 0.7), "status": "wrong"})], None),
-        ([entry("swiglu", measured("ours-fp8", 1.0), OURS, measured("a", 0.9))], "a"),
+        ([entry("swiglu", OURS, measured("a", 0.9), ours="ours-fp8")], None),
         ([entry("swiglu", {**OURS, "status": "absent"}, measured("a", 0.9))], None),
         ([entry("swiglu", OURS, measured("a", 0.9), status="wrong")], None),
     ],
@@ -379,34 +383,42 @@ def test_rows_for_many_tokens_leave_few_alone(
     )
     rows = dict(variants.rows_of(place, wide, dataclasses.replace(problem, tokens=16896), 16896))
     flat = {name: table.plain(row) for name, row in rows.items()}
+    asked = {"sizes": 1, "variants": [*flat], "rows": flat, "ours": "ours", "status": "ok"}
     lines = [OURS, measured("not flat", 0.8)]
     entries: list[dict[str, Any]] = [
-        {"status": "ok", "contest": "swiglu", "lines": lines, "rows": flat, "variants": [*flat]}
+        {**asked, "contest": "swiglu", "lines": lines, "size": 16896},
     ]
+    path = tmp_path / "launch/sm_90.json"
     table.write_table(place, entries, tmp_path)
-    few, many = launch.read_table(tmp_path / "launch/sm_90.json")
-    assert (few.up_to, many.up_to) == ({"rows": 64}, {})
-    assert few.exactly == many.exactly == {"n": 96, "k": 64}
-    assert (few.settings["BLOCK_M"], many.settings["FLATTEN"]) == (64, False)
-    shipped = launch.settings("swiglu", CPU, torch.bfloat16, rows=5, n=96, k=64)
-    assert few.settings == shipped
+    few, some, many = launch.read_table(path)
+    assert [row.up_to for row in (few, some, many)] == [{"rows": 64}, {"rows": 16895}, {}]
+    assert few.exactly == some.exactly == many.exactly == {"n": 96, "k": 64}
+    for row, tokens in ((few, 5), (some, 5000)):
+        shipped = launch.settings("swiglu", CPU, torch.bfloat16, rows=tokens, n=96, k=64)
+        assert row.settings == shipped
+    assert many.settings["FLATTEN"] is False
     won = {**flat["not flat"], "up_to": {"rows": 64}, "BLOCK_M": 32}
     lines = [OURS, measured("32 rows", 0.8)]
     entries.append(
-        {"status": "ok", "contest": "few", "lines": lines, "rows": {"32 rows": won},
+        {**asked, "contest": "few", "lines": lines, "size": 64, "rows": {"32 rows": won},
          "variants": ["32 rows"]}
     )  # fmt: skip
     table.write_table(place, entries, tmp_path)
-    read = launch.read_table(tmp_path / "launch/sm_90.json")
-    assert [row.settings["BLOCK_M"] for row in read] == [32, 64, 128]
+    assert [row.settings["BLOCK_M"] for row in launch.read_table(path)] == [32, 64, 128, 128]
     # it is read as nomicbert tune's own tables are
     monkeypatch.setenv("NOMICBERT_LAUNCH", str(tmp_path / "launch"))
     launch.table.cache_clear()
     try:
-        found = launch.settings("swiglu", CPU, torch.bfloat16, rows=5000, n=96, k=64)
+        found = launch.settings("swiglu", CPU, torch.bfloat16, rows=20_000, n=96, k=64)
         assert found["FLATTEN"] is False
     finally:
         launch.table.cache_clear()
+    # a loser does not stay
+    entries = [
+        {**asked, "contest": "swiglu", "lines": [OURS, measured("not flat", 1.0)], "size": 1}
+    ]
+    table.write_table(place, entries, tmp_path)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("one", contests(), ids=lambda one: one.name)
@@ -490,9 +502,7 @@ def test_a_summary_fits(tmp_path: Path) -> None:
     assert any(line.split()[:4] == ["smoke", "0", "0", "60"] for line in lines)
     assert "... and 52 more" in lines
     assert "headline: fixed-512: ours 2.500 Mtok/s (cosine 0.9997)" in lines
-    assert lines[-1] == (
-        "fastest variants, time / shipped (* taken): swiglu: a* 0.80; embed: a 0.70"
-    )
+    assert "fastest variants, time / shipped (* taken): swiglu: a* 0.80; embed: a 0.70" in lines
 
 
 Change = Callable[[dict[str, Any], Ledger], None]
@@ -503,20 +513,21 @@ def good_tests(names: list[str]) -> dict[str, Any]:
         "date": "2026-01-01",
         "machine": {
             "gpu": "NVIDIA H200", "commit": "abc", "versions": {"torch": "2.11.0"},
-            "kernels": proven.kernels(), "rows": proven.rows("sm_90"),
+            "sources": proven.sources(), "rows": proven.rows("sm_90"),
         },
         "tests": {name: {"verdict": "passed"} for name in names},
     }  # fmt: skip
 
 
+CASES = [("smoke", "a"), ("smoke", "b"), ("parity", "c")]
+
+
 def good_proof(path: Path) -> Ledger:
     ledger = Ledger(path)
-    here = {"kernels": proven.kernels(), "machine": {"gpu": "NVIDIA H200"}}
+    here = {"sources": proven.sources(), "machine": {"gpu": "NVIDIA H200"}}
     ledger.add("baseline", "machine", "ok", **here)
-    for stage in ("smoke", "parity"):
-        ledger.add(stage, "", "planned", cases=["a", "b"])
-        for case in "ab":
-            ledger.add(stage, case, "ok")
+    for stage, case in CASES:
+        ledger.add(stage, case, "ok", sources=proven.sources())
     return ledger
 
 
@@ -529,7 +540,7 @@ def skip(tests: dict[str, Any], ledger: Ledger) -> None:
 
 
 def other_kernels(tests: dict[str, Any], ledger: Ledger) -> None:
-    tests["machine"]["kernels"] = "0"
+    tests["machine"]["sources"] = "0"
 
 
 def no_gpu(tests: dict[str, Any], ledger: Ledger) -> None:
@@ -540,18 +551,43 @@ def wrong_case(tests: dict[str, Any], ledger: Ledger) -> None:
     ledger.add("smoke", "b", "wrong", reason="off by 9")
 
 
+def other_gpu(tests: dict[str, Any], ledger: Ledger) -> None:
+    tests["machine"]["gpu"] = "NVIDIA A100"
+
+
+def older_case(tests: dict[str, Any], ledger: Ledger) -> None:
+    ledger.add("parity", "c", "ok", sources="0")
+
+
 def left_case(tests: dict[str, Any], ledger: Ledger) -> None:
-    ledger.add("parity", "", "planned", cases=["a", "b", "c"])
+    ledger.forget(["ok"])
+    ledger.add("baseline", "machine", "ok", machine={"gpu": "NVIDIA H200"})
+    for stage, case in CASES[:2]:
+        ledger.add(stage, case, "ok", sources=proven.sources())
 
 
 def other_row(tests: dict[str, Any], ledger: Ledger) -> None:
-    del tests["machine"]["rows"][0]
+    tests["machine"]["rows"].remove(tests["machine"]["rows"][-1])
+
+
+def race_of(ledger: Ledger, *statuses: str) -> None:
+    """The last row of the table, raced at as many sizes."""
+    row = json.loads(launch.shipped("sm_90").read_text("utf-8"))["rows"][-1]
+    for size, status in enumerate(statuses):
+        lines = [OURS, {**measured("a", 1.0), "status": status}]
+        one = entry("x", *lines, size=size, sizes=2)
+        one["rows"] = {"a": {**row, "exactly": {"n": 1}}}
+        ledger.add("variants", f"x, {size}", one.pop("status"), **one)
 
 
 def raced_row(tests: dict[str, Any], ledger: Ledger) -> None:
-    del tests["machine"]["rows"][0]
-    row = json.loads(launch.shipped("sm_90").read_text("utf-8"))["rows"][0]
-    ledger.add("variants", "x", "ok", lines=[measured("a", 1.0)], rows={"a": row})
+    other_row(tests, ledger)
+    race_of(ledger, "measured", "measured")
+
+
+def row_that_is_wrong_at_one_size(tests: dict[str, Any], ledger: Ledger) -> None:
+    other_row(tests, ledger)
+    race_of(ledger, "measured", "wrong")
 
 
 @pytest.mark.parametrize(
@@ -564,8 +600,11 @@ def raced_row(tests: dict[str, Any], ledger: Ledger) -> None:
         (other_kernels, "the tests ran other kernels than those that are here"),
         (no_gpu, "the tests did not run on a GPU"),
         (wrong_case, "stage smoke: b: wrong"),
-        (left_case, "stage parity: c: left"),
+        (left_case, "stage parity: c: not run"),
+        (older_case, "stage parity: c: it ran other kernels"),
+        (other_gpu, "the tests ran on NVIDIA A100, the proof on NVIDIA H200"),
         (other_row, "1 rows of the table were neither in it then nor raced"),
+        (row_that_is_wrong_at_one_size, "1 rows of the table were neither in it then nor raced"),
     ],
 )
 def test_a_table_is_marked_by_the_lines_of_a_run(
@@ -577,6 +616,7 @@ def test_a_table_is_marked_by_the_lines_of_a_run(
 ) -> None:
     names = ["tests/gpu/test_values.py::test_one", "tests/gpu/test_models.py::test_two"]
     monkeypatch.setattr(proven, "wanted", lambda: names)
+    monkeypatch.setattr(proven, "cases", lambda: CASES)
     tests, ledger = good_tests(names), good_proof(tmp_path / "proof.jsonl")
     tables = tmp_path / "tables"
     tables.mkdir()
@@ -595,7 +635,7 @@ def test_a_table_is_marked_by_the_lines_of_a_run(
     if said:
         assert said in out
     else:
-        assert stored["by"]["kernels"] == proven.kernels()
+        assert stored["by"]["sources"] == proven.sources()
         assert len(stored["by"]["rows"]) == len(stored["rows"])
 
 
@@ -612,3 +652,6 @@ def test_the_tests_that_have_to_pass() -> None:
     assert len(names) > 350
     assert {name.split("::")[0].rpartition("/")[2] for name in names} == set(proven.FILES)
     assert not any("longest" in name for name in names)
+    cases = proven.cases()
+    assert ("smoke", "nomic swiglu") in cases
+    assert ("parity", "graphs against launches") in cases

@@ -262,7 +262,7 @@ def unproven(tables: Path) -> Iterator[str]:
         stored = json.loads(path.read_text("utf-8"))
         by = stored.get("by", {})
         rows = {digest_of(row) for row in stored["rows"]}
-        same = by.get("kernels") == proven.kernels() and rows <= {*by.get("rows", [])}
+        same = by.get("sources") == proven.sources() and rows <= {*by.get("rows", [])}
         if stored.get("proven") and not same:
             yield path.stem
 
@@ -274,10 +274,10 @@ def test_proven_is_what_has_been_shown() -> None:
 
 def test_a_mark_without_a_run_is_seen(tmp_path: Path) -> None:
     row = {"kernel": "swiglu", "bytes": 2}
-    good = {"kernels": proven.kernels(), "rows": [digest_of(row)]}
+    good = {"sources": proven.sources(), "rows": [digest_of(row)]}
     for arch, by in {
         "sm_1": good,
-        "sm_2": good | {"kernels": "0"},
+        "sm_2": good | {"sources": "0"},
         "sm_3": good | {"rows": []},
         "sm_4": {},
     }.items():

@@ -108,21 +108,20 @@ def reached(goal: Goal, lines: Sequence[Line]) -> float | None:
         goal: which.
         lines: of one run; later ones count where something was measured again.
     """
-    found = {
-        line["peer"]: line
-        for line in lines
-        if line["status"] == MEASURED
-        and (line["model"], line["case"]) == (goal.model, goal.case)
-        and line["part"] in ("models", "latency")
-    }
-    if goal.peer not in found:
+    groups: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        right = line["status"] == MEASURED and line["part"] in ("models", "latency")
+        if right and (line["model"], line["case"]) == (goal.model, goal.case):
+            groups.setdefault(line["group"], {})[line["peer"]] = line
+    wanted = {goal.peer, goal.over or goal.peer}
+    # only candidates that were interleaved compare
+    found = [group for group in groups.values() if wanted <= {*group}]
+    if not found:
         return None
-    own: float = found[goal.peer][goal.field]
+    own: float = found[-1][goal.peer][goal.field]
     if not goal.over:
         return own / UNITS[goal.field][1]
-    if goal.over not in found:
-        return None
-    other: float = found[goal.over][goal.field]
+    other: float = found[-1][goal.over][goal.field]
     return other / own if goal.field in SECONDS else own / other
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from bench.gpu import attention, gemm, launches, ops
 from bench.gpu.models import Models
 from bench.gpu.place import Place
-from bench.gpu.race import NOTHING, Task, facts_of
+from bench.gpu.race import TOO_LONG, Task, facts_of
 from bench.gpu.runner.child import Case, Facts, first_line
 from bench.gpu.stream import Streams
 from nomicbert.errors import NomicBertError
@@ -73,4 +73,4 @@ def measured(place: Place, measure: Measure, task: Task) -> Facts:
         return {"lines": [], "said": f"left out: {first_line(error)}"}
     # an error that no later call survives is this case's, and is raised here
     place.finish()
-    return facts_of(lines) if lines else {"lines": [], "said": NOTHING}
+    return facts_of(lines) if lines else dict(TOO_LONG)

@@ -3,10 +3,11 @@
     python -m bench.gpu.proven FOLDER
 
 FOLDER holds what came back: gpu-ARCH.json of `make gpu`, and proof.jsonl of `make gpu-proof`. The
-table of ARCH is marked if both ran the kernels that are here now, no test failed, every test of
-values, graphs and models passed, every case of the stages smoke and parity is right, and every row
-of the table was there then, or was raced by the run and found right. Exit code 0: it is marked;
-1: something is missing or has failed, which is said; 2: a mistake.
+table of ARCH is marked if both ran the present kernels on the same kind of GPU, no test failed,
+every test of values, graphs and models passed (except the heaviest, which may be left out), every
+case of the stages smoke and parity is ok, and every row of the table was in it then, or was raced
+and correct at every size. Exit code 0: it is marked; 1: something is missing or has failed, which
+is listed; 2: a mistake.
 """
 
 import argparse
@@ -18,32 +19,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.runner.ledger import OK, Ledger, ends, planned
+from bench.gpu.runner.ledger import OK, Ledger, ends
 from nomicbert_kernels import launch
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ROOT / "kernels/nomicbert_kernels"
-# What a kernel's result depends on, beside the rows of its table.
-PATTERNS = ("*_triton.py", "tiling.py", "tensors.py", "fp8.py")
-STAGES = ("smoke", "parity")
+FOLDER = ROOT / "kernels/nomicbert_kernels"
+# The sources that a kernel's result depends on; launch rows are compared one by one.
+PATTERNS = ("*_triton.py", "tiling.py", "tensors.py", "fp8.py", "library.py", "launch/*.py")
 FILES = ("test_values.py", "test_graphs.py", "test_models.py")
 # Cases that take long, and may be left for another run; those that were run have to pass.
 HEAVY = ("longest", "queries")
 DONE, REFUSED, MISTAKE = 0, 1, 2
 
 
-def kernels() -> str:
+def sources() -> str:
     """A digest of the kernels' sources as they are here."""
     found = hashlib.sha256()
     for pattern in PATTERNS:
-        for path in sorted(SOURCES.glob(pattern)):
+        for path in sorted(FOLDER.glob(pattern)):
             found.update(path.name.encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:16]
 
 
 def row_digest(row: Mapping[str, Any]) -> str:
-    """Of one row of a launch table as it is stored."""
-    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
+    """Of the kernel and settings of one row of a launch table, without the sizes that it serves."""
+    settings = {name: value for name, value in row.items() if name not in ("up_to", "exactly")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def rows(arch: str) -> list[str]:
@@ -60,18 +61,14 @@ def objections(arch: str, tests: Mapping[str, Any], ledger: Ledger) -> Iterator[
         tests: gpu-ARCH.json.
         ledger: proof.jsonl.
     """
-    lines = ledger.lines()
-    done = ends(lines)
-    machine = done.get(("baseline", "machine"), {"status": "missing"})
-    ran = tests["machine"]
+    done, ran = ends(ledger.lines()), tests["machine"]
+    gpu = done.get(("baseline", "machine"), {}).get("machine", {}).get("gpu")
     if not ran.get("gpu"):
         yield "the tests did not run on a GPU"
-    if ran.get("kernels") != kernels():
+    if gpu != ran.get("gpu"):
+        yield f"the tests ran on {ran.get('gpu')}, the proof on {gpu}"
+    if ran.get("sources") != sources():
         yield "the tests ran other kernels than those that are here"
-    if machine.get("kernels") != kernels():
-        yield "the proof ran other kernels than those that are here, or does not say which"
-    if not machine.get("machine", {}).get("gpu"):
-        yield "the proof did not run on a GPU"
     for name, entry in tests["tests"].items():
         if entry["verdict"] == "failed":
             yield f"failed: {name}: {entry.get('reason', '')}"
@@ -79,25 +76,35 @@ def objections(arch: str, tests: Mapping[str, Any], ledger: Ledger) -> Iterator[
     missing = [name for name in wanted() if name not in passed]
     if missing:
         yield f"{len(missing)} tests have not passed, such as {missing[0]}"
-    plans = planned(lines)
-    for stage in STAGES:
-        if stage not in plans:
-            yield f"stage {stage} was not run"
-        for case in plans.get(stage, []):
-            if (status := done.get((stage, case), {"status": "left"})["status"]) != OK:
-                yield f"stage {stage}: {case}: {status}"
-    known = {*ran.get("rows", []), *raced(done.values())}
+    for key in cases():
+        line = done.get(key, {"status": "not run"})
+        if line["status"] != OK:
+            yield f"stage {key[0]}: {key[1]}: {line['status']}"
+        elif line.get("sources") != sources():
+            yield f"stage {key[0]}: {key[1]}: it ran other kernels"
+    known = {*ran.get("rows", []), *raced_rows([*done.values()])}
     unknown = [row for row in rows(arch) if row not in known]
     if unknown:
         yield f"{len(unknown)} rows of the table were neither in it then nor raced"
 
 
-def raced(entries: Any) -> Iterator[str]:
-    """Digests of the rows that stage variants has found right."""
-    for entry in entries:
-        right = {line["peer"] for line in entry.get("lines", []) if line["status"] == "measured"}
-        for name, row in entry.get("rows", {}).items():
-            if name in right:
+def cases() -> list[tuple[str, str]]:
+    """Stage and name of the cases of the proof that have to be ok."""
+    from bench.gpu.place import Place
+    from bench.gpu.proof import parity, smoke
+
+    ops = [name for name, _ in smoke.calls(Place.on_paper(dry=False))]
+    return [*(("smoke", name) for name in ops), *(("parity", name) for name in parity.CHECKS)]
+
+
+def raced_rows(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Digests of the rows that stage variants has found correct at every size of their contest."""
+    from bench.gpu.proof.winners import means, measured
+
+    groups = measured(entries)
+    for name, variants in means(entries).items():
+        for variant, row in groups[name][0]["rows"].items():
+            if variant in variants:
                 yield row_digest(row)
 
 
@@ -122,7 +129,7 @@ def mark(arch: str, tests: Mapping[str, Any]) -> Path:
         "date": tests["date"],
         "commit": ran["commit"],
         "versions": ran["versions"],
-        "kernels": kernels(),
+        "sources": sources(),
         "rows": [row_digest(row) for row in stored],
     }
     text = ",\n".join(json.dumps(row) for row in stored)

@@ -23,8 +23,11 @@ from nomicbert.throughput.lines import ABSENT, MEASURED, WRONG, Line
 
 # Error of a result in fp8 over its largest value, at most: e4m3 rounds a number by up to 1/16.
 FP8_ERROR = 0.1
-# Said of a case without lines.
-NOTHING = "left out: its texts are too long for this model"
+# Fields of a case that a model's maximal length rules out.
+TOO_LONG: dict[str, Any] = {
+    "lines": [],
+    "said": "left out: its texts are too long for this model",
+}
 # Proves a candidate, and gives its calls; or raises.
 Enter = Callable[[], Timed]
 
@@ -208,12 +211,17 @@ def figures(place: Place, task: Task, times: Timing, error: float) -> Line:
 
 
 def facts_of(lines: Sequence[Line]) -> dict[str, Any]:
-    """What the ledger says of a case: its lines, and how ours fared."""
-    own = {line["status"]: line for line in lines if line["peer"] == OURS}
-    found: dict[str, Any] = {"lines": [*lines], "said": in_words(lines) or NOTHING}
-    for status, end in ((ABSENT, FAILED), (WRONG, ledger.WRONG)):
-        if status in own:
-            found |= {"status": end, "reason": own[status]["reason"]}
+    """Fields of a case: its lines, and how ours fared.
+
+    The case is wrong if any form of ours is, and failed if the shipped form is absent.
+    """
+    found: dict[str, Any] = {"lines": [*lines], "said": in_words(lines)}
+    for line in lines:
+        mine = line["peer"] == OURS or line["peer"].startswith((f"{OURS},", f"{OURS}-"))
+        if mine and line["status"] == WRONG:
+            return found | {"status": ledger.WRONG, "reason": f"{line['peer']}: {line['reason']}"}
+        if line["peer"] == OURS and line["status"] == ABSENT:
+            return found | {"status": FAILED, "reason": line["reason"]}
     return found
 
 

@@ -229,9 +229,12 @@ def value(line: Line) -> float:
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of all cases that a run has ended, in the order of their ends."""
-    entries = ends(Ledger(path).lines()).values()
-    return [line for entry in entries for line in entry.get("lines", [])]
+    """The lines of all cases that have ended; what one stage has interleaved is one group."""
+    return [
+        {**line, "group": f"{entry['stage']}, {line['group']}"}
+        for entry in ends(Ledger(path).lines()).values()
+        for line in entry.get("lines", [])
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,6 +6,7 @@ with pytest's own reports, so that a failing test is in the file as well.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from tests.gpu.support import ARCHITECTURE, DEVICE, HAS_DEVICE, INTERPRETED
 Record = Callable[..., None]
 NOTES = "gpu records"
 REPORTED = "gpu"
+HERE = "tests/gpu/"
 REPORT = pytest.StashKey[Report]()
+BROKEN = pytest.StashKey[bool]()
 
 
 # Files by what they are worth, where time may run out: values first, what takes minutes last.
@@ -81,10 +84,20 @@ def exact_products() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def free_memory() -> Iterator[None]:
+def free_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Wait for the device, so that an error of a kernel is of the test that launched it."""
     yield
     if torch.cuda.is_available():
+        request.config.stash[BROKEN] = True
+        torch.cuda.synchronize()
+        request.config.stash[BROKEN] = False
         torch.cuda.empty_cache()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """After a CUDA error every call fails: under xdist another process does the other tests."""
+    if item.config.stash.get(BROKEN, False) and hasattr(item.config, "workerinput"):
+        os._exit(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -119,7 +132,9 @@ class Collector:
         self.report = report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if (REPORTED, True) not in map(tuple, report.user_properties):
+        # a test that ended its process has no properties
+        crashed = report.failed and report.nodeid.startswith(HERE)
+        if (REPORTED, True) not in map(tuple, report.user_properties) and not crashed:
             return
         if report.when != "call" and report.passed:
             return

@@ -65,7 +65,7 @@ def machine(architecture: str) -> Result:
         found["capability"] = f"{device.major}.{device.minor}"
         found["memory_gib"] = round(device.total_memory / 2**30, 1)
         found["cuda"] = torch.version.cuda or torch.version.hip
-    found["kernels"], found["rows"] = proven.kernels(), proven.rows(architecture)
+    found["sources"], found["rows"] = proven.sources(), proven.rows(architecture)
     found["python"] = platform.python_version()
     found["versions"] = {package: version(package) for package in PACKAGES}
     return found

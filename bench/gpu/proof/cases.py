@@ -4,7 +4,8 @@ import functools
 from collections.abc import Callable, Sequence
 
 from bench.gpu.place import Place
-from bench.gpu.race import NOTHING, Task, facts_of
+from bench.gpu.proven import sources
+from bench.gpu.race import TOO_LONG, Task, facts_of
 from bench.gpu.runner.child import Case, Facts
 from bench.harness import WrongValues
 from nomicbert.throughput.lines import Line
@@ -17,10 +18,10 @@ def case(place: Place, name: str, work: Work, seconds: float) -> Case:
     return Case(name, functools.partial(_run, place, work), seconds)
 
 
-def raced(measure: Callable[[Task], list[Line]], task: Task) -> Facts:
-    """The lines of a task."""
+def interleaved(measure: Callable[[Task], list[Line]], task: Task) -> Facts:
+    """Fields of a case that times candidates in turn."""
     lines = measure(task)
-    return facts_of(lines) if lines else {"lines": [], "said": NOTHING}
+    return facts_of(lines) if lines else dict(TOO_LONG)
 
 
 def matched(found: Sequence[Case], options: Facts) -> list[Case]:
@@ -43,7 +44,8 @@ def _run(place: Place, work: Work) -> Facts:
         facts = work()
         # an error that no later call survives is this case's, and is raised here
         place.finish()
-    return {**facts, "compiled": compiled.new, "from_cache": compiled.cached}
+    found = {"compiled": compiled.new, "from_cache": compiled.cached, "sources": sources()}
+    return {**facts, **found}
 
 
 class Compiled:

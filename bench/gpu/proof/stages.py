@@ -22,17 +22,18 @@ def stages(dry: bool) -> list[Stage]:
     """
     ops = INTERPRETER if dry else {}
     return [
-        _stage("precompile", "precompile:cases", 130, 130, background=True, env=NO_GPU),
+        _stage("precompile", "precompile:cases", 120, 120, background=True, env=NO_GPU),
         _stage("baseline", "baseline:cases", 30, 40),
-        _stage("inductor", "speed:inductor_cases", 100, 100, background=True),
-        _stage("smoke", "smoke:cases", 55, 40, env=ops),
-        _stage("parity", "parity:cases", 45, 45),
-        _stage("headline", "speed:headline_cases", 75, 40, exclusive=True),
-        _stage("profile", "profiling:cases", 25, 30),
-        _stage("variants", "variants:cases", 90, 40, env=ops),
-        _stage("tuned", "speed:tuned_cases", 40, 40),
-        _stage("peers", "speed:peer_cases", 80, 60),
-        _stage("fp8", "parity:fp8_cases", 40, 40, env=ops),
+        _stage("inductor", "speed:inductor_cases", 90, 90, background=True),
+        _stage("smoke", "smoke:cases", 50, 40, env=ops),
+        _stage("parity", "parity:cases", 40, 45),
+        _stage("headline", "speed:headline_cases", 70, 40, exclusive=True),
+        _stage("profile", "profiling:cases", 20, 30),
+        _stage("variants", "variants:cases", 85, 40, env=ops),
+        _stage("tuned", "speed:tuned_cases", 35, 40),
+        _stage("peers", "speed:peer_cases", 60, 60),
+        _stage("fp8", "parity:fp8_cases", 35, 40, env=ops),
+        _stage("compiled", "speed:compiled_cases", 55, 90),
     ]
 
 

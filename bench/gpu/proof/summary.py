@@ -36,10 +36,10 @@ def summary(lines: Sequence[Line], stages: Sequence[Stage]) -> Iterator[str]:
         yield f"{line['status'].upper()} {line['stage']}: {line['case']}: {line.get('reason', '')}"
     if len(faults) > 8:
         yield f"... and {len(faults) - 8} more"
+    yield from contests([line for (name, _), line in done.items() if name == "variants"])
     for line in done.values():
         if line["status"] == OK:
             yield from told(line)
-    yield from contests([line for (name, _), line in done.items() if name == "variants"])
 
 
 def where(done: Mapping[Any, Line]) -> Iterator[str]:
@@ -79,7 +79,7 @@ def compiled(done: Mapping[Any, Line]) -> str:
 def told(line: Line) -> Iterator[str]:
     """The results of one case that deserve a line."""
     stage, case = line["stage"], line["case"]
-    if stage in ("headline", "tuned", "peers", "fp8"):
+    if stage in ("headline", "tuned", "peers", "fp8", "compiled") and not case.startswith("op "):
         rates = [x for x in line.get("lines", []) if x["status"] == "measured"]
         if rates and "tokens_per_second" in rates[0]:
             said = ", ".join(f"{x['peer']} {figure(x)}" for x in rates)

@@ -24,13 +24,15 @@ from bench.gpu import ops
 from bench.gpu.forms import FP8, ROUNDED, Asked
 from bench.gpu.place import Place
 from bench.gpu.proof.cases import case, matched
+from bench.gpu.proof.parity import of_specification
 from bench.gpu.proof.winners import FEW, plain, write_table
 from bench.gpu.race import Task, contest, facts_of
 from bench.gpu.runner.child import Case, Facts
 from bench.gpu.runner.ledger import OK, Ledger, ends
-from bench.harness import Peer
+from bench.harness import OURS, Peer, WrongValues
 from bench.problem import Call, Draw, Problem, Tensors
 from nomicbert_kernels import launch, select_ops, values
+from nomicbert_kernels.backend import FP8_REFERENCE
 from nomicbert_kernels.launch import OPTIONS, Row, Settings
 from nomicbert_kernels.tuning.search import taking
 
@@ -80,7 +82,7 @@ def cases(stage: str, options: Facts) -> Sequence[Case]:
         case(
             place,
             f"{one.name}, {size}",
-            functools.partial(raced, place, one, size, ledger, out),
+            functools.partial(run_contest, place, one, size, ledger, out),
             3.0,
         )
         for one in contests()
@@ -90,7 +92,7 @@ def cases(stage: str, options: Facts) -> Sequence[Case]:
     return matched(found, options)
 
 
-def raced(place: Place, one: Contest, size: int | str, ledger: Ledger, out: Path) -> Facts:
+def run_contest(place: Place, one: Contest, size: int | str, ledger: Ledger, out: Path) -> Facts:
     """Run one contest at one size, then rewrite the table of winners."""
     (model,) = place.models(one.model)
     problem, peers = problem_of(place, one, size, place.bench.draw())
@@ -113,6 +115,9 @@ def raced(place: Place, one: Contest, size: int | str, ledger: Ledger, out: Path
         lines = contest(place, task, problem, peers, entrants)
     facts = facts_of(lines) | {
         "contest": one.name,
+        "size": size,
+        "sizes": len(one.sizes),
+        "ours": OURS if one.bytes == 2 else FP8,
         "variants": [*entrants],
         "rows": {name: plain(row) for name, row in rows.items()},
     }
@@ -202,6 +207,7 @@ def bound(
     given: Any = t
     if one.bytes == 1:
         given = t | {"x": ROUNDED.get(one.op, lambda x: x)(t["x"])}
+        wanted = problem.bind(FP8_REFERENCE, given)()
 
     @contextlib.contextmanager
     def applied() -> Iterator[None]:
@@ -216,6 +222,12 @@ def bound(
 
     with applied():
         call = problem.bind(chosen, given)
+
+    if one.bytes == 1:
+        with applied():
+            error, most = of_specification(call(), wanted)
+        if not error <= most:
+            raise WrongValues(f"off by {error:.3g} of its size, allowed {most}")
 
     def launched() -> Tensor:
         with applied():

@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 
-from bench.gpu.forms import FP8
 from bench.gpu.place import Place
 from bench.gpu.runner.ledger import OK
-from bench.harness import OURS
-from nomicbert.throughput.lines import MEASURED, Line
+from nomicbert.throughput.lines import MEASURED
 from nomicbert_kernels import launch
 from nomicbert_kernels.launch import Row
 
@@ -40,18 +38,15 @@ def plain(row: Row) -> dict[str, Any]:
 def means(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple[float, bool]]]:
     """Contest -> variant -> its time relative to the shipped form, and whether it may win.
 
-    The time is the geometric mean over the sizes. To win, a variant is correct at every size, and
-    slower at none by more than the spread; other variants are left out where they are wrong.
+    The time is the geometric mean over the sizes. Contests that were not measured at every size
+    are left out, and so are variants that are wrong or absent at one. To win, a variant is slower
+    at no size by more than the spread.
     """
     found: dict[str, dict[str, tuple[float, bool]]] = {}
-    measured: dict[str, list[Mapping[str, Any]]] = {}
-    for entry in entries:
-        if entry["status"] == OK and "contest" in entry:
-            measured.setdefault(entry["contest"], []).append(entry)
-    for name, group in measured.items():
+    for name, group in measured(entries).items():
         found[name] = {}
         for variant in group[0]["variants"]:
-            shares = [share_of(entry["lines"], variant) for entry in group]
+            shares = [share_of(entry, variant) for entry in group]
             known = [share for share, _ in shares if share]
             if len(known) == len(group):
                 mean = math.exp(sum(map(math.log, known)) / len(known))
@@ -59,12 +54,25 @@ def means(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple[flo
     return found
 
 
+def measured(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Contest -> its cases that ended ok, of contests all of whose sizes did."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        if entry["status"] == OK and "contest" in entry:
+            found.setdefault(entry["contest"], []).append(entry)
+    return {
+        name: group
+        for name, group in found.items()
+        if len({str(entry["size"]) for entry in group}) == group[0]["sizes"]
+    }
+
+
 def winners(entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, float, dict[str, Any]]]:
     """Contest -> name of the winner, its time relative to the shipped form, and its row.
 
     A winner has a launch row, may win (see `means`), and its mean is at most WORTH.
     """
-    rows = {entry["contest"]: entry["rows"] for entry in reversed(entries) if "contest" in entry}
+    rows = {name: group[0]["rows"] for name, group in measured(entries).items()}
     found: dict[str, tuple[str, float, dict[str, Any]]] = {}
     for name, variants in means(entries).items():
         good = {
@@ -78,10 +86,10 @@ def winners(entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, float,
     return found
 
 
-def share_of(lines: Sequence[Line], variant: str) -> tuple[float, float]:
+def share_of(entry: Mapping[str, Any], variant: str) -> tuple[float, float]:
     """Time of a variant relative to ours, 0 if either was not measured; the larger spread."""
-    known = {line["peer"]: line for line in lines if line["status"] == MEASURED}
-    own = known.get(FP8) if FP8 in known else known.get(OURS)
+    known = {line["peer"]: line for line in entry["lines"] if line["status"] == MEASURED}
+    own = known.get(entry["ours"])
     if own is None or variant not in known:
         return 0.0, 0.0
     spreads = own["spread"], known[variant]["spread"]
@@ -89,17 +97,32 @@ def share_of(lines: Sequence[Line], variant: str) -> tuple[float, float]:
 
 
 def write_table(place: Place, entries: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Write launch/ARCH.json: the winning rows, those for few tokens first."""
+    """Write launch/ARCH.json, the rows for few tokens first; remove it if nothing has won."""
     arch = launch.architecture(place.device)
     path = out / "launch" / f"{arch}.json"
-    rows = [row for _, _, row in winners(entries).values()]
-    for row in [row for row in rows if "n" in row.get("exactly", {}) and "up_to" not in row]:
-        # a row has no lower bound: keep the shipped row for few tokens, unless that has been beaten
-        dtype = torch.float8_e4m3fn if row["bytes"] == 1 else place.dtype
-        kept = launch.settings(row["kernel"], place.device, dtype, rows=1, **row["exactly"])
-        rows.append(plain(Row(row["kernel"], row["bytes"], {"rows": FEW}, row["exactly"], kept)))
-    rows.sort(key=lambda row: "up_to" not in row)
-    if rows:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = ",\n".join(json.dumps(row) for row in rows)
-        path.write_text(f'{{"rows": [\n{text}\n]}}\n', encoding="utf-8")
+    groups, won = measured(entries), winners(entries)
+    rows = [row for _, _, row in won.values()]
+    for name, (_, _, row) in won.items():
+        if "n" in row.get("exactly", {}) and "up_to" not in row:
+            rows += shipped_below(place, row, min(entry["size"] for entry in groups[name]))
+    # rows have no lower bound, so that the narrowest comes first; of equal ones, the winner
+    rows.sort(key=lambda row: row.get("up_to", {}).get("rows", math.inf))
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = ",\n".join(json.dumps(row) for row in rows)
+    part = path.with_suffix(".part")
+    part.write_text(f'{{"rows": [\n{text}\n]}}\n', encoding="utf-8")
+    part.replace(path)
+
+
+def shipped_below(place: Place, row: Mapping[str, Any], least: int) -> list[dict[str, Any]]:
+    """The shipped rows for fewer tokens than a winner was raced at."""
+    dtype = torch.float8_e4m3fn if row["bytes"] == 1 else place.dtype
+    found = []
+    for most, tokens in ((FEW, 1), (least - 1, least - 1)):
+        kept = launch.settings(row["kernel"], place.device, dtype, rows=tokens, **row["exactly"])
+        limits = {"rows": most}
+        found.append(plain(Row(row["kernel"], row["bytes"], limits, row["exactly"], kept)))
+    return found
