@@ -85,7 +85,7 @@ def test_whole_models_dry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert sum(row["us"] for row in traced["kernels"]) > 0
     text = (tmp_path / "summary.txt").read_text()
     assert capsys.readouterr().out.endswith(text)
-    assert "parity: threads: off by 0, allowed 0" in text
+    assert "\nheadline: fixed-16 0.0" in text
     assert len(text.splitlines()) <= summary.MOST
 
 
@@ -488,9 +488,13 @@ def test_a_summary_fits(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "proof.jsonl")
     for number in range(60):
         ledger.add("smoke", f"op {number}", "failed", reason="x" * 400, seconds=1.0)
-    rate = {**measured("ours", 1.0), "tokens_per_second": 2.5e6, "cosine_min": 0.99971}
+    rate = {**measured("ours", 1.0), "tokens_per_second": 2.5e6, "cosine_min": 0.9}
+    texts = {**rate, "peer": "ours-texts", "tokens_per_second": 2e6}
+    narrow = {**rate, "peer": "ours-fp8", "tokens_per_second": 3e6, "cosine_min": 0.99971}
+    ledger.add("headline", "fixed-512", "ok", lines=[rate, texts], seconds=0.1)
+    ledger.add("fp8", "fixed-512", "ok", lines=[rate, narrow], seconds=0.1)
     for number in range(50):
-        ledger.add("headline", f"more {number}", "ok", lines=[rate], seconds=0.1)
+        ledger.add("peers", f"more {number}", "ok", lines=[rate], seconds=0.1)
     ledger.add("smoke", "fine", "ok", seconds=1.0)
     for name, median in (("swiglu", 0.8), ("embed", 0.7)):
         more = entry(name, OURS, measured("a", median))
@@ -503,7 +507,8 @@ def test_a_summary_fits(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= summary.WIDTH
     assert any(line.split()[:4] == ["smoke", "1", "0", "60"] for line in lines)
     assert "... and 52 more" in lines
-    assert "headline: more 0: ours 2.500 Mtok/s (cosine 0.9997)" in lines
+    assert "headline: fixed-512 2.500 Mtok/s, 2.000 Mtok/s from strings" in lines
+    assert "fp8: fixed-512: ours 2.500 Mtok/s, ours-fp8 3.000 Mtok/s (cosine 0.9997)" in lines
     assert "fastest variants, time / shipped (* taken): swiglu: a* 0.80; embed: a 0.70" in lines
 
 

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.gpu.goals import FP8, TEXTS
 from bench.gpu.proof.winners import means, winners
 from bench.gpu.runner.ledger import ENDS, FAULTS, OK, Line, ends
 from bench.gpu.runner.supervise import Stage, left, minutes
+from nomicbert.throughput.lines import MEASURED
 
 MOST = 40
-WIDTH = 120
+WIDTH = 160
 
 
 def write(path: Path, lines: Sequence[Line], stages: Sequence[Stage]) -> None:
@@ -37,9 +39,10 @@ def summary(lines: Sequence[Line], stages: Sequence[Stage]) -> Iterator[str]:
     if len(faults) > 8:
         yield f"... and {len(faults) - 8} more"
     yield from contests([line for (name, _), line in done.items() if name == "variants"])
-    for line in done.values():
-        if line["status"] == OK:
-            yield from told(line)
+    right = [line for line in done.values() if line["status"] == OK]
+    yield from headline([line for line in right if line["stage"] == "headline"])
+    for line in sorted(right, key=lambda line: line["stage"] == "profile"):
+        yield from told(line)
 
 
 def where(done: Mapping[Any, Line]) -> Iterator[str]:
@@ -76,16 +79,27 @@ def compiled(done: Mapping[Any, Line]) -> str:
     return f"{said}; then {new} compiled, {ready} cache hits"
 
 
+def headline(entries: Sequence[Line]) -> Iterator[str]:
+    """Our throughput on each workload, as many to a line as fit."""
+    found = []
+    for line in entries:
+        rates = {x["peer"]: figure(x) for x in line["lines"] if x["status"] == MEASURED}
+        said = [rates["ours"]] if "ours" in rates else []
+        said += [f"{rates[TEXTS]} from strings"] if TEXTS in rates else []
+        if said:
+            found.append(f"{line['case']} {', '.join(said)}")
+    if found:
+        yield from textwrap.wrap(f"headline: {'; '.join(found)}", WIDTH, subsequent_indent="  ")
+
+
 def told(line: Line) -> Iterator[str]:
-    """The results of one case that deserve a line."""
+    """The results of one case that deserve a line of their own."""
     stage, case = line["stage"], line["case"]
-    if stage in ("headline", "tuned", "peers", "fp8", "compiled") and not case.startswith("op "):
-        rates = [x for x in line.get("lines", []) if x["status"] == "measured"]
-        if rates and "tokens_per_second" in rates[0]:
+    if stage in ("tuned", "peers", "fp8", "compiled") and not case.startswith("op "):
+        rates = [x for x in line.get("lines", []) if x["status"] == MEASURED]
+        if rates:
             said = ", ".join(f"{x['peer']} {figure(x)}" for x in rates)
             yield f"{stage}: {case}: {said}"
-    elif stage == "parity":
-        yield f"parity: {case}: {line['said']}"
     elif stage == "profile":
         first = line["kernels"][0]
         most = f"most in {first['name'][:40]}: {first['us']:,.0f} us"
@@ -106,9 +120,8 @@ def contests(entries: Sequence[Line]) -> Iterator[str]:
 
 
 def figure(line: Mapping[str, Any]) -> str:
-    """Throughput with its cosine, or latency."""
+    """Throughput, with its cosine in fp8; or latency."""
     if "p50" in line:
         return f"p50 {1e3 * line['p50']:.3f} ms"
-    rate = line["tokens_per_second"] / 1e6
-    cosine = line.get("cosine_min")
-    return f"{rate:.3f} Mtok/s" + (f" (cosine {cosine:.4f})" if cosine is not None else "")
+    rate = f"{line['tokens_per_second'] / 1e6:.3f} Mtok/s"
+    return rate + (f" (cosine {line['cosine_min']:.4f})" if line["peer"] == FP8 else "")
