@@ -117,6 +117,10 @@ def test_variants_dry(tmp_path: Path) -> None:
     assert (few["up_to"], few["BLOCK_N"], few["num_stages"]) == ({"rows": 64}, 64, 6)
     written = tmp_path / "launch/interpreter.json"
     assert launch.read_table(written)[-1].settings["BLOCK_N"] == 256
+    assert dry(tmp_path, "--stage", "variants", "--match", "fp8") == 0
+    narrow = done(tmp_path)["variants", "swiglu, fp8, 16896"]
+    assert {line["peer"] for line in narrow["lines"]} >= {"ours-fp8", "not flat"}
+    assert narrow["ours"] == "ours-fp8"
     assert dry(tmp_path, "--stage", "tuned", "--match", "fixed") == 0
     again = {line["peer"] for line in done(tmp_path)["tuned", "fixed-16"]["lines"]}
     assert again == {"ours", "ours, tuned"}
@@ -662,3 +666,20 @@ def test_the_tests_that_have_to_pass() -> None:
     cases = proven.cases()
     assert ("smoke", "nomic swiglu") in cases
     assert ("parity", "graphs against launches") in cases
+
+
+def test_fp8_is_held_to_its_specification(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that is off by a tenth is wrong, though e4m3 itself is off by as much at times."""
+    place = Place(CPU, torch.float32, "torch", True, lambda work: 0.0)
+    (one,) = [one for one in contests() if one.name == "linear down, fp8"]
+    problem, _ = variants.problem_of(place, one, 16896, place.bench.draw())
+
+    def call(factor: float) -> Callable[[Any], Any]:
+        specified = problem.bind(variants.FP8_REFERENCE, variants.inputs(one, problem.tensors))
+        return lambda t: lambda: specified() * factor
+
+    right_one = variants.by_specification(one, problem, call(1.0))
+    assert right_one.call(problem.tensors)().shape == (70, 64)
+    for factor in (0.91, float("nan")):
+        with pytest.raises(WrongValues, match="of its size, allowed"):
+            variants.by_specification(one, problem, call(factor)).call(problem.tensors)

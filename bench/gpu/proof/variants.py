@@ -10,7 +10,7 @@ import contextlib
 import functools
 import importlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from bench.gpu import ops
 from bench.gpu.forms import FP8, ROUNDED, Asked
 from bench.gpu.place import Place
 from bench.gpu.proof.cases import case, matched
-from bench.gpu.proof.parity import of_specification
+from bench.gpu.proof.parity import of_specification, round_as_a_gpu
 from bench.gpu.proof.winners import FEW, plain, write_table
 from bench.gpu.race import Task, contest, facts_of
 from bench.gpu.runner.child import Case, Facts
@@ -77,6 +77,7 @@ def contests() -> list[Contest]:
 def cases(stage: str, options: Facts) -> Sequence[Case]:
     """A case per contest and size."""
     place = Place.here(options["dry"])
+    round_as_a_gpu(place)
     out, ledger = Path(options["out"]), Ledger(Path(options["ledger"]))
     found = [
         case(
@@ -87,7 +88,6 @@ def cases(stage: str, options: Facts) -> Sequence[Case]:
         )
         for one in contests()
         for size in one.sizes
-        if one.bytes == 2 or place.is_gpu
     ]
     return matched(found, options)
 
@@ -97,10 +97,11 @@ def run_contest(place: Place, one: Contest, size: int | str, ledger: Ledger, out
     (model,) = place.models(one.model)
     problem, peers = problem_of(place, one, size, place.bench.draw())
     rows = dict(rows_of(place, one, problem, size))
-    entrants = {
-        name: Peer(functools.partial(bound, place, one, problem, rows.get(name), changes), values)
+    calls = {
+        name: functools.partial(bound, place, one, problem, rows.get(name), changes)
         for name, changes in one.variants.items()
     }
+    entrants = {name: Peer(call, values) for name, call in calls.items()}
     if one.op == "linear, layer_norm":
         entrants |= {"ours, residual in LayerNorm": Peer(residual_in_norm(place))}
     task = Task(
@@ -108,8 +109,8 @@ def run_contest(place: Place, one: Contest, size: int | str, ledger: Ledger, out
         problem.bytes,
     )  # fmt: skip
     if one.bytes == 1:
-        shipped = functools.partial(bound, place, one, problem, None, {})
-        narrow = {FP8: Peer(shipped, values), **entrants}
+        calls = {FP8: functools.partial(bound, place, one, problem, None, {}), **calls}
+        narrow = {name: by_specification(one, problem, call) for name, call in calls.items()}
         lines = contest(place, task, problem, peers, narrow=narrow)
     else:
         lines = contest(place, task, problem, peers, entrants)
@@ -139,7 +140,7 @@ def problem_of(
     if place.dry:
         size = DRY_SIZES["few"] if one.is_few(size) else DRY_SIZES["many"]
     problem, peers = ops.makers(model)[one.op](model, draw, size)
-    # torch.compile takes too long here; stage peers has it
+    # torch.compile takes too long here; stages peers and compiled have it
     return problem, {name: replace(peer, compiled=False) for name, peer in peers.items()}
 
 
@@ -201,13 +202,8 @@ def bound(
     t: Tensors,
 ) -> Call:
     """The call of a variant; it raises RuntimeError if its row was not looked up."""
-    chosen = one_ops(place, one)
     asked = None if row is None else Asked(row.kernel, row.bytes, {}, {}, row.settings)
     arch = launch.architecture(place.device)
-    given: Any = t
-    if one.bytes == 1:
-        given = t | {"x": ROUNDED.get(one.op, lambda x: x)(t["x"])}
-        wanted = problem.bind(FP8_REFERENCE, given)()
 
     @contextlib.contextmanager
     def applied() -> Iterator[None]:
@@ -221,13 +217,7 @@ def bound(
             yield
 
     with applied():
-        call = problem.bind(chosen, given)
-
-    if one.bytes == 1:
-        with applied():
-            error, most = of_specification(call(), wanted)
-        if not error <= most:
-            raise WrongValues(f"off by {error:.3g} of its size, allowed {most}")
+        call = problem.bind(ops_of(place, one), inputs(one, t))
 
     def launched() -> Tensor:
         with applied():
@@ -239,7 +229,26 @@ def bound(
     return launched
 
 
-def one_ops(place: Place, one: Contest) -> Any:
+def inputs(one: Contest, t: Tensors) -> Any:
+    """What the op of a contest is given: its input in e4m3 for backend "fp8"."""
+    return t | {"x": ROUNDED.get(one.op, lambda x: x)(t["x"])} if one.bytes == 1 else t
+
+
+def by_specification(one: Contest, problem: Problem, call: Callable[[Tensors], Call]) -> Peer:
+    """A peer in fp8 whose results are compared with the specification before it is timed."""
+    wanted = problem.bind(FP8_REFERENCE, inputs(one, problem.tensors))()
+
+    def checked(t: Tensors) -> Call:
+        found = call(t)
+        error, most = of_specification(found(), wanted)
+        if not error <= most:
+            raise WrongValues(f"off by {error:.3g} of its size, allowed {most}")
+        return found
+
+    return Peer(checked, values)
+
+
+def ops_of(place: Place, one: Contest) -> Any:
     """The ops of a contest."""
     return place.ops if one.bytes == 2 else select_ops(place.device, place.dtype, "fp8")
 
