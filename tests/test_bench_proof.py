@@ -499,7 +499,9 @@ def test_a_summary_fits(tmp_path: Path) -> None:
     ledger.add("fp8", "fixed-512", "ok", lines=[rate, narrow], seconds=0.1)
     for number in range(50):
         ledger.add("peers", f"more {number}", "ok", lines=[rate], seconds=0.1)
-    ledger.add("smoke", "fine", "ok", seconds=1.0)
+    ledger.add("smoke", "fine", "ok", seconds=1.0, compiled=2, from_cache=5)
+    refused = {"smoke/nomic swiglu": "no such tile"}
+    ledger.add("precompile", "kernels", "ok", seconds=9.0, compiled=80, refused=refused)
     for name, median in (("swiglu", 0.8), ("embed", 0.7)):
         more = entry(name, OURS, measured("a", median))
         if name == "embed":  # a constant of a module was changed, and no launch row
@@ -511,6 +513,10 @@ def test_a_summary_fits(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= summary.WIDTH
     assert any(line.split()[:4] == ["smoke", "1", "0", "60"] for line in lines)
     assert "... and 52 more" in lines
+    assert (
+        "kernels: 80 compiled in the background in 9 s (smoke/nomic swiglu refused); "
+        "then 2 compiled, 5 cache hits"
+    ) in lines
     assert "headline: fixed-512 2.500 Mtok/s, 2.000 Mtok/s from strings" in lines
     assert "fp8: fixed-512: ours 2.500 Mtok/s, ours-fp8 3.000 Mtok/s (cosine 0.9997)" in lines
     assert "fastest variants, time / shipped (* taken): swiglu: a* 0.80; embed: a 0.70" in lines

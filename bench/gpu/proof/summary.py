@@ -70,12 +70,14 @@ def counted(stage: Stage, done: Mapping[Any, Line], waiting: Sequence[str]) -> s
 
 def compiled(done: Mapping[Any, Line]) -> str:
     """How many kernels were compiled in the background, in stages, and found in the cache."""
-    warm = done.get(("precompile", "kernels"), {})
+    background = done.get(("precompile", "kernels"), {})
     later = [line for (stage, _), line in done.items() if stage != "precompile"]
     new, ready = (sum(line.get(name, 0) for line in later) for name in ("compiled", "from_cache"))
-    said = f"kernels: {warm.get('compiled', 0)} compiled in the background"
-    if "seconds" in warm:
-        said += f" in {minutes(warm['seconds'])}"
+    said = f"kernels: {background.get('compiled', 0)} compiled in the background"
+    if "seconds" in background:
+        said += f" in {minutes(background['seconds'])}"
+    refused = ", ".join(background.get("refused", {}))
+    said += f" ({refused} refused)" if refused else ""
     return f"{said}; then {new} compiled, {ready} cache hits"
 
 
