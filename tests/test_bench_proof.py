@@ -457,8 +457,6 @@ def test_fp8_is_measured_without_its_gate(monkeypatch: pytest.MonkeyPatch) -> No
     asked: list[str] = []
 
     class Model:
-        ops = None
-
         def use(self, backend: str) -> None:
             asked.append(f"use {backend}")
 
@@ -468,10 +466,11 @@ def test_fp8_is_measured_without_its_gate(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(rivals.Embedder, "from_pretrained", load)
     setting: Any = types.SimpleNamespace(loaded={}, folder="f", device=CPU)
+    monkeypatch.setattr(rivals, "select_ops", lambda *chosen: asked.append(chosen[-1]))
     rivals.ours("fp8", False, setting, "bfloat16")
-    assert asked == ["triton", "use fp8"]
+    assert asked == ["fp8", "triton", "use fp8"]
     rivals.ours("triton", False, setting, "bfloat16")
-    assert asked[2:] == ["triton"]
+    assert asked[3:] == ["triton"]
 
 
 def test_the_order_of_the_tests_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

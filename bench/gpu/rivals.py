@@ -13,6 +13,7 @@ from typing import Any, get_args
 import torch
 
 from bench.gpu.place import compile_or_fail
+from nomicbert.backends import select_ops
 from nomicbert.embedder import Embedder
 from nomicbert.errors import BackendError
 from nomicbert.runtime.batches import token_batches
@@ -158,12 +159,13 @@ def ours(backend: str, texts: bool, setting: Setting, dtype: str) -> Runner:
     if key not in setting.loaded:
         chosen: Any = "triton" if backend == "fp8" else backend
         try:
+            if backend == "fp8":
+                select_ops(setting.device, TORCH_DTYPES[dtype], "fp8")
             embedder = Embedder.from_pretrained(
                 setting.folder, device=setting.device, dtype=dtype, backend=chosen
             )
             if backend == "fp8":
                 embedder.model.use("fp8")
-                embedder.model.ops  # noqa: B018, what it cannot run on is said at once
             setting.loaded[key] = embedder
         except (BackendError, ValueError) as error:
             raise AbsentError(str(error)) from error
