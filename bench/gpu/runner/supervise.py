@@ -40,6 +40,8 @@ FIRST, STUCK = 90.0, 10.0
 # Exit codes of a run.
 ALL_RIGHT, FAULTY, MISTAKE, LEFT = 0, 1, 2, 3
 UP = "time was up"
+# Output is not held back, and no library looks for a network that is not there.
+ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class Supervisor:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **stage.env},
+                env={**ENVIRONMENT, **os.environ, **stage.env},
             )
             try:
                 why = self._watch(process, stage, said)
