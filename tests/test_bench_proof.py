@@ -266,7 +266,9 @@ def test_without_triton(
     assert "triton is not installed" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         dry(tmp_path, "--stage", "luck")
-    assert "invalid choice: 'luck'" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "invalid choice: 'luck'" in err
 
 
 def test_smoke_sees_what_is_wrong() -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.gpu.machine import open_ledger
+from bench.gpu.machine import Parser, open_ledger
 from bench.gpu.plan import SECONDS
 from bench.gpu.runner.supervise import MISTAKE, Stage, Supervisor
 from bench.throughput import MODELS
@@ -26,7 +26,7 @@ FOREVER = 1e9
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser = Parser(prog="python -m bench.gpu", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, metavar="NAME",
                         help=f"only these: {', '.join(PARTS)}")  # fmt: skip

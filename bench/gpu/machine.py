@@ -1,14 +1,24 @@
 """Checks before a run: is there a GPU, is triton installed, does the file fit the run."""
 
+import argparse
 import importlib.metadata
 import importlib.util
 import os
 from pathlib import Path
+from typing import NoReturn
 
 from bench.gpu.runner.ledger import FAULTS, Ledger, Line
 
 # Packages whose version changes results.
 COMPARED = ("torch", "triton", "transformers", "sentence-transformers")
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        """See ArgumentParser."""
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def open_ledger(path: Path, dry: bool, retry: bool) -> Ledger:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.gpu.machine import open_ledger
+from bench.gpu.machine import Parser, open_ledger
 from bench.gpu.proof.stages import budget, stages
 from bench.gpu.proof.summary import write
 from bench.gpu.runner.supervise import MISTAKE, Supervisor
@@ -26,7 +26,7 @@ DRY_MINUTES = 30.0
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     names = [stage.name for stage in stages(False)]
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.proof", description=__doc__)
+    parser = Parser(prog="python -m bench.gpu.proof", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="lines of JSON")
     parser.add_argument("--minutes", type=float, metavar="N",
