@@ -21,7 +21,7 @@ from bench.gpu import machine, proven, rivals
 from bench.gpu.place import Place
 from bench.gpu.proof import __main__ as proof
 from bench.gpu.proof import cases as around
-from bench.gpu.proof import parity, smoke, summary, variants
+from bench.gpu.proof import parity, smoke, speed, summary, variants
 from bench.gpu.proof import winners as table
 from bench.gpu.proof.stages import START, budget, stages
 from bench.gpu.proof.variants import Contest, contests
@@ -29,6 +29,8 @@ from bench.gpu.proof.winners import winners
 from bench.gpu.runner.ledger import Ledger, ends
 from bench.harness import WrongValues
 from bench.problem import poisoned
+from nomicbert.throughput.batching import by_count
+from nomicbert.throughput.workloads import Case as Texts
 from nomicbert_kernels import launch
 from nomicbert_kernels.backend import TORCH
 from tests.gpu import conftest as gpu_conftest
@@ -332,6 +334,50 @@ def test_models_see_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             check()
 
 
+def test_graphs_have_to_be_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A call without graphs lets go of those that were recorded: they are looked at before it."""
+    place = Place(CPU, torch.float32, "torch", True, lambda work: 0.0)
+    suite = parity.Suite(place, {"scratch": str(tmp_path), "match": ""})
+    suite.graphs()
+    embedder = suite.embedder("float32")
+    suite.vectors_of_transformers("float32")
+    monkeypatch.setattr(Place, "is_gpu", property(lambda self: True))
+    with pytest.raises(WrongValues, match="no graph was recorded"):
+        suite.graphs()
+    encode = type(embedder).encode
+
+    def recorded(self: Any, *given: Any, **keywords: Any) -> Any:
+        found = encode(self, *given, **keywords)
+        kept: Any = {} if os.environ.get(parity.graphs.SWITCH) == "0" else {"key": "bucket"}
+        self.graphs._kept = kept
+        return found
+
+    monkeypatch.setattr(type(embedder), "encode", recorded)
+    assert suite.graphs()["error"] < 1e-6
+
+
+def test_the_winning_rows_are_taken_and_put_back(tmp_path: Path) -> None:
+    path = tmp_path / "interpreter.json"
+    shipped = json.loads(launch.shipped("interpreter").read_text("utf-8"))["rows"]
+    won = next(row for row in shipped if row["kernel"] == "swiglu" and row["bytes"] == 4)
+    path.write_text(json.dumps({"rows": [{**won, "BLOCK_M": 128}, {**won, "BLOCK_M": 64}]}))
+    sizes = {"rows": 70, "n": 96, "k": 64}
+    before = launch.settings("swiglu", CPU, torch.float32, **sizes)
+    seen: list[int] = []
+
+    def graphs(*given: Any) -> Tensor:
+        seen.append(launch.settings("swiglu", CPU, torch.float32, **sizes)["BLOCK_M"])
+        return torch.zeros(1, 2)
+
+    embedder: Any = types.SimpleNamespace(model="m", pooling="p", graphs=graphs)
+    texts = Texts("passages", [[1, 2]], ["x"])
+    tuned = speed.Tuned(embedder, path)
+    for _ in range(2):
+        tuned.vectors(texts, by_count(texts.lengths, 1))
+        assert launch.settings("swiglu", CPU, torch.float32, **sizes) == before
+    assert seen == [128, 128] != [before["BLOCK_M"]] * 2
+
+
 def measured(peer: str, median: float, spread: float = 0.01) -> dict[str, Any]:
     return {"peer": peer, "median": median, "spread": spread, "status": "measured"}
 
@@ -485,7 +531,7 @@ def test_the_order_of_the_tests_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
         item("values", "test_tokens[float32-linear]"), item("fp8", "test_ops"),
     ]  # fmt: skip
     assert [one.path.stem[5:] for one in sorted(items, key=gpu_conftest.rank)] == [
-        "values", "fp8", "graphs", "models", "values", "sanitizer",
+        "values", "graphs", "models", "fp8", "values", "sanitizer",
     ]  # fmt: skip
 
 
@@ -595,6 +641,7 @@ def race_of(ledger: Ledger, *statuses: str) -> None:
         lines = [OURS, {**measured("a", 1.0), "status": status}]
         one = entry("x", *lines, size=size, sizes=2)
         one["rows"] = {"a": {**row, "exactly": {"n": 1}}}
+        one["sources"] = proven.sources()
         ledger.add("variants", f"x, {size}", one.pop("status"), **one)
 
 

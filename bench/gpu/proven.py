@@ -4,7 +4,7 @@
 
 FOLDER holds what came back: gpu-ARCH.json of `make gpu`, and proof.jsonl of `make gpu-proof`. The
 table of ARCH is marked if both ran the present kernels on the same kind of GPU, no test failed,
-every test of values, graphs and models passed (except the heaviest, which may be left out), every
+every test of values, gradients, graphs and models passed (the heaviest may be left out), every
 case of the stages smoke and parity is ok, and every row of the table was in it then, or was raced
 and correct at every size. Exit code 0: it is marked; 1: something is missing or has failed, which
 is listed; 2: a mistake.
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "kernels/nomicbert_kernels"
 # The sources that a kernel's result depends on; launch rows are compared one by one.
 PATTERNS = ("*_triton.py", "tiling.py", "tensors.py", "fp8.py", "library.py", "launch/*.py")
-FILES = ("test_values.py", "test_graphs.py", "test_models.py")
+FILES = ("test_values.py", "test_graphs.py", "test_models.py", "test_gradients.py")
 # Cases that take long, and may be left for another run; those that were run have to pass.
 HEAVY = ("longest", "queries")
 DONE, REFUSED, MISTAKE = 0, 1, 2
@@ -82,7 +82,8 @@ def objections(arch: str, tests: Mapping[str, Any], ledger: Ledger) -> Iterator[
             yield f"stage {key[0]}: {key[1]}: {line['status']}"
         elif line.get("sources") != sources():
             yield f"stage {key[0]}: {key[1]}: it ran other kernels"
-    known = {*ran.get("rows", []), *raced_rows([*done.values()])}
+    raced = [line for line in done.values() if line.get("sources") == sources()]
+    known = {*ran.get("rows", []), *raced_rows(raced)}
     unknown = [row for row in rows(arch) if row not in known]
     if unknown:
         yield f"{len(unknown)} rows of the table were neither in it then nor raced"

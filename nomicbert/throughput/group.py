@@ -137,11 +137,12 @@ class Group:
 
         works = {peer.name: work(peer, runner) for peer, runner in right.items()}
         counts, config, tokens = {}, self.checkpoint.config, case.tokens
-        seconds = 0.0 if self.options.quick else measure.MATRIX_SECONDS
+        calls = LATENCY_CALLS if case.is_latency and not self.options.quick else 1
+        # in a round as long as where it is called once
+        seconds = 0.0 if self.options.quick else measure.MATRIX_SECONDS / calls
         for dtype in dict.fromkeys(peer.dtype for peer in right):
             product = measure.matrix_work(config, dtype, self.options.device, tokens)
             works[f"matrix {dtype}"], counts[dtype] = measure.repeated(product, seconds)
-        calls = LATENCY_CALLS if case.is_latency and not self.options.quick else 1
         times = measure.in_turns(works, self.options.rounds, calls=calls)
         once = measure.matrix_flops(config, tokens)
         rates = {

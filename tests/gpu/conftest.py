@@ -28,8 +28,8 @@ BROKEN = pytest.StashKey[bool]()
 
 # Files by what they are worth, where time may run out: values first, what takes minutes last.
 ORDER = (
-    "values", "fp8", "graphs", "models", "rows", "determinism", "precision", "tuning", "report",
-    "gradients", "compiled", "sanitizer",
+    "values", "graphs", "models", "gradients", "fp8", "rows", "determinism", "precision", "tuning",
+    "report", "compiled", "sanitizer",
 )  # fmt: skip
 LAST = ("longest", "queries", "memcheck", "racecheck")
 

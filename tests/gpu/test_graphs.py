@@ -61,21 +61,22 @@ def test_any_mixture(
     embedder = load(tmp_path, variant, seed, dtype)
     rng = random.Random(seed)
     keywords = {"prompt": "", "normalize_embeddings": True, "max_length": 512}
-    worst, repeats = 0.0, 0
+    worst, repeats, kept = 0.0, 0, 0
     for _ in range(25):
         longest = rng.choice((4, 30, 300))
         count = rng.choice((1, 2, 9, 40, 200))
         texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
         found = embedder.encode(texts, **keywords)
         repeats += int((embedder.encode(texts, **keywords) != found).sum())
+        # the call without graphs lets go of them
+        kept = max(kept, len(embedder.graphs._kept))
         with monkeypatch.context() as without:
             without.setenv(graphs.SWITCH, "0")
             wanted = embedder.encode(texts, **keywords)
         worst = max(worst, difference(found, wanted, dtype))
-    assert embedder.graphs._kept
-    assert len(embedder.graphs._kept) <= graphs.MOST
     record(worst, BOUNDS[dtype], check="graphs against launches", op=variant, dtype=dtype)
     record(repeats, 0, check="graphs repeat", op=variant, dtype=dtype)
+    assert 0 < kept <= graphs.MOST
 
 
 def test_parameters_that_change(tmp_path: Path, seed: int, record: Record) -> None:
