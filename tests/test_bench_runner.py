@@ -184,6 +184,8 @@ def test_background(tmp_path: Path) -> None:
     assert code == FAULTY
     at = {case: line["at"] for (_, case), line in ends(ledger.lines()).items()}
     assert at["a"] < at["s"] < at["b"]
+    # killed once: in the same run nothing is repeated
+    assert starts(tmp_path).count("side/s") == 1
 
 
 def test_the_background_is_prepared_in_every_run(tmp_path: Path) -> None:
