@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.gpu import machine, proven, rivals
+from bench.gpu import digests, machine, rivals
 from bench.gpu.place import Place
 from bench.gpu.proof import __main__ as proof
 from bench.gpu.proof import cases as around
-from bench.gpu.proof import parity, smoke, speed, summary, variants
-from bench.gpu.proof import winners as table
+from bench.gpu.proof import parity, smoke, speed, summary
 from bench.gpu.proof.stages import START, budget, stages
-from bench.gpu.proof.variants import Contest, contests
-from bench.gpu.proof.winners import winners
 from bench.gpu.runner.ledger import Ledger, ends
 from bench.harness import WrongValues
 from bench.problem import poisoned
@@ -33,6 +29,7 @@ from nomicbert.throughput.batching import by_count
 from nomicbert.throughput.workloads import Case as Texts
 from nomicbert_kernels import launch
 from nomicbert_kernels.backend import TORCH
+from tests.bench_lines import OURS, entry, measured
 from tests.gpu import conftest as gpu_conftest
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +70,7 @@ def test_whole_models_dry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     )
     found = done(tmp_path)
     assert {line["status"] for line in found.values()} == {"ok"}
-    assert found["baseline", "machine"]["sources"] == proven.sources()
+    assert found["baseline", "machine"]["sources"] == digests.sources()
     assert found["baseline", "any 64^3"]["lines"][0]["flops"] == 2 * 64**3
     assert {case for stage, case in found if stage == "parity"} == {*parity.CHECKS}
     assert found["parity", "fp32 against transformers"]["error"] < 1e-6
@@ -226,7 +223,7 @@ def test_a_sticky_error_is_of_the_case_that_made_it(monkeypatch: pytest.MonkeyPa
 
     one = around.case(place, "a", lambda: {"said": "well"}, 1.0)
     assert one.work() == {
-        "said": "well", "compiled": 0, "from_cache": 0, "sources": proven.sources()
+        "said": "well", "compiled": 0, "from_cache": 0, "sources": digests.sources()
     }  # fmt: skip
     monkeypatch.setattr(Place, "finish", lost)
     with pytest.raises(RuntimeError, match="illegal memory access"):
@@ -378,129 +375,6 @@ def test_the_winning_rows_are_taken_and_put_back(tmp_path: Path) -> None:
     assert seen == [128, 128] != [before["BLOCK_M"]] * 2
 
 
-def measured(peer: str, median: float, spread: float = 0.01) -> dict[str, Any]:
-    return {"peer": peer, "median": median, "spread": spread, "status": "measured"}
-
-
-def entry(contest: str, *lines: dict[str, Any], **more: Any) -> dict[str, Any]:
-    rows = {line["peer"]: {"kernel": contest, "bytes": 2, "up_to": {"rows": 64}, "BLOCK_M": 64,
-            "num_warps": 4} for line in lines if line["peer"] not in ("ours", "torch")}  # fmt: skip
-    found = {"status": "ok", "contest": contest, "lines": list(lines), "rows": rows}
-    return {**found, "variants": [*rows], "size": 1, "sizes": 1, "ours": "ours", **more}
-
-
-OURS = measured("ours", 1.0)
-
-
-@pytest.mark.parametrize(
-    ("entries", "wanted"),
-    [
-        ([entry("swiglu", OURS, measured("a", 0.9), measured("b", 0.8))], "b"),
-        # peers of others do not win
-        ([entry("swiglu", OURS, measured("torch", 0.5), measured("a", 0.9))], "a"),
-        # not worth it
-        ([entry("swiglu", OURS, measured("a", 0.985))], None),
-        # slower at one size by more than the spread
-        ([entry("swiglu", OURS, measured("a", 0.7), sizes=2),
-          entry("swiglu", OURS, measured("a", 1.02), sizes=2, size=2)], None),
-        ([entry("swiglu", OURS, measured("a", 0.7), sizes=2),
-          entry("swiglu", OURS, measured("a", 1.01), sizes=2, size=2)], "a"),
-        # wrong, failed or not yet measured at one size
-        ([entry("swiglu", OURS, measured("a", 0.7), sizes=2),
-          entry("swiglu", OURS, {**measured("a", 0.7), "status": "wrong"}, sizes=2, size=2)], None),
-        ([entry("swiglu", OURS, measured("a", 0.7), sizes=2), {"status": "timeout"}], None),
-        ([entry("swiglu", OURS, measured("a", 0.7), sizes=2)], None),
-        # fp8 is compared with fp8
-        ([entry("swiglu", measured("ours-fp8", 1.0), OURS, measured("a", 0.9), ours="ours-fp8")],
-         "a"),
-        ([entry("swiglu", OURS, measured("a", 0.9), ours="ours-fp8")], None),
-        ([entry("swiglu", {**OURS, "status": "absent"}, measured("a", 0.9))], None),
-        ([entry("swiglu", OURS, measured("a", 0.9), status="wrong")], None),
-    ],
-)  # fmt: skip
-def test_who_wins(entries: list[dict[str, Any]], wanted: str | None) -> None:
-    found = winners(entries)
-    assert found.get("swiglu", (None,))[0] == wanted
-
-
-def test_rows_for_many_tokens_leave_few_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A row has no lower bound: the shipped one for few rows stands before it."""
-    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
-    place = Place(CPU, torch.bfloat16, "torch", False, lambda work: 0.0)
-    wide = next(one for one in contests() if one.name == "swiglu")
-    problem, _ = variants.problem_of(
-        dataclasses.replace(place, dry=True), wide, 16896, place.bench.draw()
-    )
-    rows = dict(variants.rows_of(place, wide, dataclasses.replace(problem, tokens=16896), 16896))
-    flat = {name: table.plain(row) for name, row in rows.items()}
-    asked = {"sizes": 1, "variants": [*flat], "rows": flat, "ours": "ours", "status": "ok"}
-    lines = [OURS, measured("not flat", 0.8)]
-    entries: list[dict[str, Any]] = [
-        {**asked, "contest": "swiglu", "lines": lines, "size": 16896},
-    ]
-    path = tmp_path / "launch/sm_90.json"
-    table.write_table(place, entries, tmp_path)
-    few, some, many = launch.read_table(path)
-    assert [row.up_to for row in (few, some, many)] == [{"rows": 64}, {"rows": 16895}, {}]
-    assert few.exactly == some.exactly == many.exactly == {"n": 96, "k": 64}
-    for row, tokens in ((few, 5), (some, 5000)):
-        shipped = launch.settings("swiglu", CPU, torch.bfloat16, rows=tokens, n=96, k=64)
-        assert row.settings == shipped
-    assert many.settings["FLATTEN"] is False
-    won = {**flat["not flat"], "up_to": {"rows": 64}, "BLOCK_M": 32}
-    lines = [OURS, measured("32 rows", 0.8)]
-    entries.append(
-        {**asked, "contest": "few", "lines": lines, "size": 64, "rows": {"32 rows": won},
-         "variants": ["32 rows"]}
-    )  # fmt: skip
-    table.write_table(place, entries, tmp_path)
-    assert [row.settings["BLOCK_M"] for row in launch.read_table(path)] == [32, 64, 128, 128]
-    # it is read as nomicbert tune's own tables are
-    monkeypatch.setenv("NOMICBERT_LAUNCH", str(tmp_path / "launch"))
-    launch.table.cache_clear()
-    try:
-        found = launch.settings("swiglu", CPU, torch.bfloat16, rows=20_000, n=96, k=64)
-        assert found["FLATTEN"] is False
-    finally:
-        launch.table.cache_clear()
-    # a loser does not stay
-    entries = [
-        {**asked, "contest": "swiglu", "lines": [OURS, measured("not flat", 1.0)], "size": 1}
-    ]
-    table.write_table(place, entries, tmp_path)
-    assert not path.exists()
-
-
-@pytest.mark.parametrize("one", contests(), ids=lambda one: one.name)
-def test_variants_change_rows_of_hopper(one: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
-    place = Place(CPU, torch.bfloat16, "torch", True, lambda work: 0.0)
-    for size in one.sizes:
-        problem, peers = variants.problem_of(place, one, size, place.bench.draw())
-        assert peers
-        tokens = size if isinstance(size, int) else 16896
-        problem = dataclasses.replace(problem, tokens=tokens)
-        rows = dict(variants.rows_of(place, one, problem, size))
-        assert {*rows} == ({*one.variants} if one.kernel else set())
-        settings = [row.settings for row in rows.values()]
-        shipped = launch.settings(
-            one.kernel, CPU, torch.float8_e4m3fn if one.bytes == 1 else place.dtype,
-            rows=tokens, **variants.widths(one.kernel, problem),
-        ) if one.kernel else None  # fmt: skip
-        assert all(one != shipped for one in settings)
-        for row in rows.values():
-            known = row.settings.constants.items()
-            blocks = [value for name, value in known if name.startswith("BLOCK_")]
-            assert all(block & (block - 1) == 0 for block in blocks)
-
-
-def test_an_unknown_constant_is_refused() -> None:
-    with pytest.raises(ValueError, match="the shipped row has no LUCK"):
-        variants.changed(launch.Settings({"BLOCK_M": 64}), {"LUCK": 1})
-
-
 def test_fp8_is_measured_without_its_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
@@ -567,179 +441,3 @@ def test_a_summary_fits(tmp_path: Path) -> None:
     assert "headline: fixed-512 2.500 Mtok/s, 2.000 Mtok/s from strings" in lines
     assert "fp8: fixed-512: ours 2.500 Mtok/s, ours-fp8 3.000 Mtok/s (cosine 0.9997)" in lines
     assert "fastest variants, time / shipped (* taken): swiglu: a* 0.80; embed: a 0.70" in lines
-
-
-Change = Callable[[dict[str, Any], Ledger], None]
-
-
-def good_tests(names: list[str]) -> dict[str, Any]:
-    return {
-        "date": "2026-01-01",
-        "machine": {
-            "gpu": "NVIDIA H200", "commit": "abc", "versions": {"torch": "2.11.0"},
-            "sources": proven.sources(), "rows": proven.rows("sm_90"),
-        },
-        "tests": {name: {"verdict": "passed"} for name in names},
-    }  # fmt: skip
-
-
-CASES = [("smoke", "a"), ("smoke", "b"), ("parity", "c")]
-
-
-def good_proof(path: Path) -> Ledger:
-    ledger = Ledger(path)
-    here = {"sources": proven.sources(), "machine": {"gpu": "NVIDIA H200"}}
-    ledger.add("baseline", "machine", "ok", **here)
-    for stage, case in CASES:
-        ledger.add(stage, case, "ok", sources=proven.sources())
-    return ledger
-
-
-def fail(tests: dict[str, Any], ledger: Ledger) -> None:
-    tests["tests"]["test_x"] = {"verdict": "failed", "reason": "off by 9"}
-
-
-def skip(tests: dict[str, Any], ledger: Ledger) -> None:
-    tests["tests"]["tests/gpu/test_values.py::test_one"] = {"verdict": "skipped"}
-
-
-def other_kernels(tests: dict[str, Any], ledger: Ledger) -> None:
-    tests["machine"]["sources"] = "0"
-
-
-def no_gpu(tests: dict[str, Any], ledger: Ledger) -> None:
-    del tests["machine"]["gpu"]
-
-
-def wrong_case(tests: dict[str, Any], ledger: Ledger) -> None:
-    ledger.add("smoke", "b", "wrong", reason="off by 9")
-
-
-def other_gpu(tests: dict[str, Any], ledger: Ledger) -> None:
-    tests["machine"]["gpu"] = "NVIDIA A100"
-
-
-def older_case(tests: dict[str, Any], ledger: Ledger) -> None:
-    ledger.add("parity", "c", "ok", sources="0")
-
-
-def left_case(tests: dict[str, Any], ledger: Ledger) -> None:
-    ledger.forget(["ok"])
-    ledger.add("baseline", "machine", "ok", machine={"gpu": "NVIDIA H200"})
-    for stage, case in CASES[:2]:
-        ledger.add(stage, case, "ok", sources=proven.sources())
-
-
-def other_row(tests: dict[str, Any], ledger: Ledger) -> None:
-    tests["machine"]["rows"].remove(tests["machine"]["rows"][-1])
-
-
-def race_of(ledger: Ledger, *statuses: str, sources: str | None = None) -> None:
-    """The last row of the table, raced at as many sizes."""
-    row = json.loads(launch.shipped("sm_90").read_text("utf-8"))["rows"][-1]
-    for size, status in enumerate(statuses):
-        lines = [OURS, {**measured("a", 1.0), "status": status}]
-        one = entry("x", *lines, size=size, sizes=2)
-        one["rows"] = {"a": {**row, "exactly": {"n": 1}}}
-        one["sources"] = sources or proven.sources()
-        ledger.add("variants", f"x, {size}", one.pop("status"), **one)
-
-
-def raced_row(tests: dict[str, Any], ledger: Ledger) -> None:
-    other_row(tests, ledger)
-    race_of(ledger, "measured", "measured")
-
-
-def row_of_other_kernels(tests: dict[str, Any], ledger: Ledger) -> None:
-    other_row(tests, ledger)
-    race_of(ledger, "measured", "measured", sources="0")
-
-
-def row_that_is_wrong_at_one_size(tests: dict[str, Any], ledger: Ledger) -> None:
-    other_row(tests, ledger)
-    race_of(ledger, "measured", "wrong")
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (None, None),
-        (raced_row, None),
-        (fail, "failed: test_x: off by 9"),
-        (skip, "1 tests have not passed, such as tests/gpu/test_values.py::test_one"),
-        (other_kernels, "the tests ran other kernels than those that are here"),
-        (no_gpu, "the tests did not run on a GPU"),
-        (wrong_case, "stage smoke: b: wrong"),
-        (left_case, "stage parity: c: not run"),
-        (older_case, "stage parity: c: it ran other kernels"),
-        (other_gpu, "the tests ran on NVIDIA A100, the proof on NVIDIA H200"),
-        (other_row, "1 rows of the table were neither in it then nor raced"),
-        (row_of_other_kernels, "1 rows of the table were neither in it then nor raced"),
-        (row_that_is_wrong_at_one_size, "1 rows of the table were neither in it then nor raced"),
-    ],
-)
-def test_a_table_is_marked_by_the_lines_of_a_run(
-    change: Change | None,
-    said: str | None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    names = ["tests/gpu/test_values.py::test_one", "tests/gpu/test_models.py::test_two"]
-    monkeypatch.setattr(proven, "wanted", lambda: names)
-    monkeypatch.setattr(proven, "cases", lambda: CASES)
-    tests, ledger = good_tests(names), good_proof(tmp_path / "proof.jsonl")
-    tables = tmp_path / "tables"
-    tables.mkdir()
-    (tables / "sm_90.json").write_text(launch.shipped("sm_90").read_text("utf-8"), "utf-8")
-    if change:
-        change(tests, ledger)
-    monkeypatch.setattr(launch, "TABLES", tables)
-    (tmp_path / "gpu-sm_90.json").write_text(json.dumps(tests))
-    before = launch.read_table(tables / "sm_90.json")
-    code = proven.main([str(tmp_path)])
-    out = capsys.readouterr().out
-    stored = json.loads((tables / "sm_90.json").read_text())
-    assert code == (1 if said else 0)
-    assert ("proven" in stored) == (said is None)
-    assert launch.read_table(tables / "sm_90.json") == before
-    if said:
-        assert said in out
-    else:
-        assert stored["by"]["sources"] == proven.sources()
-        assert len(stored["by"]["rows"]) == len(stored["rows"])
-
-
-def test_what_proves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert proven.main([str(tmp_path)]) == 2
-    assert "gpu-ARCH.json" in capsys.readouterr().err
-    (tmp_path / "gpu-sm_1.json").write_text("{}")
-    assert proven.main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err == ("bench.gpu.proven: sm_1 has no launch table of its own\n")
-
-
-def test_the_tests_that_have_to_pass() -> None:
-    names = proven.wanted()
-    assert len(names) > 350
-    assert {name.split("::")[0].rpartition("/")[2] for name in names} == set(proven.FILES)
-    assert not any("longest" in name for name in names)
-    cases = proven.cases()
-    assert ("smoke", "nomic swiglu") in cases
-    assert ("parity", "graphs against launches") in cases
-
-
-def test_fp8_is_held_to_its_specification(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that is off by a tenth is wrong, though e4m3 itself is off by as much at times."""
-    place = Place(CPU, torch.float32, "torch", True, lambda work: 0.0)
-    (one,) = [one for one in contests() if one.name == "linear down, fp8"]
-    problem, _ = variants.problem_of(place, one, 16896, place.bench.draw())
-
-    def call(factor: float) -> Callable[[Any], Any]:
-        specified = problem.bind(variants.FP8_REFERENCE, variants.inputs(one, problem.tensors))
-        return lambda t: lambda: specified() * factor
-
-    right_one = variants.by_specification(one, problem, call(1.0))
-    assert right_one.call(problem.tensors)().shape == (70, 64)
-    for factor in (0.91, float("nan")):
-        with pytest.raises(WrongValues, match="of its size, allowed"):
-            variants.by_specification(one, problem, call(factor)).call(problem.tensors)

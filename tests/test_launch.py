@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu import proven
-from bench.gpu.proven import row_digest as digest_of
+from bench.gpu import digests
 from nomicbert_kernels import launch
 from nomicbert_kernels.tensors import GROUP
 
@@ -261,8 +260,8 @@ def unproven(tables: Path) -> Iterator[str]:
     for path in sorted(tables.glob("*.json")):
         stored = json.loads(path.read_text("utf-8"))
         by = stored.get("by", {})
-        rows = {digest_of(row) for row in stored["rows"]}
-        same = by.get("sources") == proven.sources() and rows <= {*by.get("rows", [])}
+        rows = {digests.row_digest(row) for row in stored["rows"]}
+        same = by.get("sources") == digests.sources() and rows <= {*by.get("rows", [])}
         if stored.get("proven") and not same:
             yield path.stem
 
@@ -274,7 +273,7 @@ def test_proven_is_what_has_been_shown() -> None:
 
 def test_a_mark_without_a_run_is_seen(tmp_path: Path) -> None:
     row = {"kernel": "swiglu", "bytes": 2}
-    good = {"sources": proven.sources(), "rows": [digest_of(row)]}
+    good = {"sources": digests.sources(), "rows": [digests.row_digest(row)]}
     for arch, by in {
         "sm_1": good,
         "sm_2": good | {"sources": "0"},

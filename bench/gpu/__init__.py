@@ -7,5 +7,5 @@ bench/README.md says how to use them.
 `machine` checks before a run, `place` is a device and how to measure on it, `race` proves and times
 kernels; `gemm`, `launches`, `attention` and `ops` are their cases. `rivals` are whole models,
 `models` and `stream` their cases. `plan` lists the cases of each part, `goals` the figures that we
-want. `proven` marks a launch table.
+want. `proven` marks a launch table, by `digests` of what ran.
 """

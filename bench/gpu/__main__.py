@@ -11,7 +11,6 @@ GPU; 3: time is up, and cases are left.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from bench.gpu.machine import Parser, open_ledger
 from bench.gpu.plan import SECONDS
@@ -26,24 +25,15 @@ FOREVER = 1e9
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="python -m bench.gpu", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("bench.gpu", __doc__)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, metavar="NAME",
                         help=f"only these: {', '.join(PARTS)}")  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="lines of JSON")
-    parser.add_argument("--match", default="", metavar="TEXT",
-                        help="only cases whose model and name have it, as 'nomic qkv'")  # fmt: skip
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME",
                         help="of models, latency and stream: as of bench.throughput")  # fmt: skip
     parser.add_argument("--minutes", type=float, metavar="N", help="end after so many")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--slow", action="store_true",
                         help="torch.compile's search for kernels too: takes minutes")  # fmt: skip
-    parser.add_argument("--scratch", type=Path, default=Path("build/gpu"), metavar="FOLDER",
-                        help="where checkpoints are built")  # fmt: skip
-    parser.add_argument("--retry", action="store_true", help="try again what has failed")
-    parser.add_argument("--dry", action="store_true",
-                        help="tiny sizes, to see that everything runs; on a CPU too")  # fmt: skip
     return parser.parse_args(arguments)
 
 

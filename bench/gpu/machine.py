@@ -14,7 +14,23 @@ COMPARED = ("torch", "triton", "transformers", "sentence-transformers")
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are one line, as all others are."""
+    """The command line of a run: what all have in common. A mistake is one line."""
+
+    def __init__(self, name: str, description: str | None) -> None:
+        """`name` is that of the module."""
+        super().__init__(
+            prog=f"python -m {name}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add = self.add_argument
+        add("--out", type=Path, required=True, metavar="FILE", help="lines of JSON")
+        add("--match", default="", metavar="TEXT", help="only cases whose name has it")
+        add("--scratch", type=Path, default=Path("build/gpu"), metavar="FOLDER",
+            help="where checkpoints and compiled kernels are kept")  # fmt: skip
+        add("--retry", action="store_true", help="try again what has failed")
+        add("--dry", action="store_true",
+            help="tiny sizes on a CPU, to see that everything runs")  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
         """See ArgumentParser."""

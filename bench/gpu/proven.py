@@ -11,7 +11,6 @@ is listed; 2: a mistake.
 """
 
 import argparse
-import hashlib
 import json
 import subprocess
 import sys
@@ -19,38 +18,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.gpu.digests import row_digest, rows, sources
+from bench.gpu.place import Place
+from bench.gpu.proof import parity, smoke
+from bench.gpu.proof.winners import means, measured
 from bench.gpu.runner.ledger import OK, Ledger, ends
 from nomicbert_kernels import launch
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "kernels/nomicbert_kernels"
-# The sources that a kernel's result depends on; launch rows are compared one by one.
-PATTERNS = ("*_triton.py", "tiling.py", "tensors.py", "fp8.py", "library.py", "launch/*.py")
 FILES = ("test_values.py", "test_graphs.py", "test_models.py", "test_gradients.py")
 # Cases that take long, and may be left for another run; those that were run have to pass.
 HEAVY = ("longest", "queries")
 DONE, REFUSED, MISTAKE = 0, 1, 2
-
-
-def sources() -> str:
-    """A digest of the kernels' sources as they are here."""
-    found = hashlib.sha256()
-    for pattern in PATTERNS:
-        for path in sorted(FOLDER.glob(pattern)):
-            found.update(path.name.encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()[:16]
-
-
-def row_digest(row: Mapping[str, Any]) -> str:
-    """Of the kernel and settings of one row of a launch table, without the sizes that it serves."""
-    settings = {name: value for name, value in row.items() if name not in ("up_to", "exactly")}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def rows(arch: str) -> list[str]:
-    """Digests of the rows that an architecture is shipped with."""
-    stored = json.loads(launch.shipped(arch).read_text("utf-8"))["rows"]
-    return [row_digest(row) for row in stored]
 
 
 def objections(arch: str, tests: Mapping[str, Any], ledger: Ledger) -> Iterator[str]:
@@ -91,17 +70,12 @@ def objections(arch: str, tests: Mapping[str, Any], ledger: Ledger) -> Iterator[
 
 def cases() -> list[tuple[str, str]]:
     """Stage and name of the cases of the proof that have to be ok."""
-    from bench.gpu.place import Place
-    from bench.gpu.proof import parity, smoke
-
     ops = [name for name, _ in smoke.calls(Place.on_paper(dry=False))]
     return [*(("smoke", name) for name in ops), *(("parity", name) for name in parity.CHECKS)]
 
 
 def raced_rows(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Digests of the rows that stage variants has found correct at every size of their contest."""
-    from bench.gpu.proof.winners import means, measured
-
     groups = measured(entries)
     for name, variants in means(entries).items():
         for variant, row in groups[name][0]["rows"].items():

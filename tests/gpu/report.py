@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu import proven
+from bench.gpu import digests
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "triton", "transformers", "sentence-transformers", "numpy")
@@ -65,7 +65,7 @@ def machine(architecture: str) -> Result:
         found["capability"] = f"{device.major}.{device.minor}"
         found["memory_gib"] = round(device.total_memory / 2**30, 1)
         found["cuda"] = torch.version.cuda or torch.version.hip
-    found["sources"], found["rows"] = proven.sources(), proven.rows(architecture)
+    found["sources"], found["rows"] = digests.sources(), digests.rows(architecture)
     found["python"] = platform.python_version()
     found["versions"] = {package: version(package) for package in PACKAGES}
     return found

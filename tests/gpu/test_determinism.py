@@ -34,7 +34,7 @@ SLICES = [(0, 1), (0, 2), (0, 7), (0, 16), (0, 17), (0, 33), (0, 64), (0, 65), (
 SLICES += [(5, 1), (31, 2), (99, 77)]
 ROWS = 200
 # The text's own bits are promised with backend "invariant" alone; with "triton" these: other tiles
-# and the library's products sum in other orders, while a text that sees another is off by 0.01.
+# and cuBLAS sum in other orders. A text that sees another one is off by 0.01.
 SAME = {torch.float32: 5e-6, torch.bfloat16: 5e-5}
 LENGTHS = (2, 3, 17, 33) if INTERPRETED else (2, 3, 5, 17, 32, 33, 65, 129, 257, 512)
 

@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 # As for a text among others: fp32 the largest difference of unit vectors, else 1 - cosine. A bucket
-# has more rows than its batch, so that the library may sum in another order.
+# has more rows than its batch, so that cuBLAS may sum in another order.
 BOUNDS = {torch.float32: 5e-6, torch.bfloat16: 5e-5}
 # Of memory after to memory before. A bucket that is first met later is recorded then, and the
 # allocator takes memory in pieces of 20 MiB; a graph or a row kept for each text would double it.

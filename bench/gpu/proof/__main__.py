@@ -26,19 +26,11 @@ DRY_MINUTES = 30.0
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     names = [stage.name for stage in stages(False)]
-    parser = Parser(prog="python -m bench.gpu.proof", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="lines of JSON")
+    parser = Parser("bench.gpu.proof", __doc__)
     parser.add_argument("--minutes", type=float, metavar="N",
                         help="end after so many; 8 unless it is a dry run")  # fmt: skip
     parser.add_argument("--stage", nargs="+", choices=names, default=names, metavar="NAME",
                         help=f"only these: {', '.join(names)}")  # fmt: skip
-    parser.add_argument("--match", default="", metavar="TEXT", help="only cases whose name has it")
-    parser.add_argument("--scratch", type=Path, default=Path("build/gpu"), metavar="FOLDER",
-                        help="where checkpoints and compiled kernels are kept")  # fmt: skip
-    parser.add_argument("--retry", action="store_true", help="try again what has failed")
-    parser.add_argument("--dry", action="store_true",
-                        help="tiny sizes on a CPU, to see that everything runs")  # fmt: skip
     return parser.parse_args(arguments)
 
 

@@ -3,8 +3,8 @@
 import functools
 from collections.abc import Callable, Sequence
 
+from bench.gpu.digests import sources
 from bench.gpu.place import Place
-from bench.gpu.proven import sources
 from bench.gpu.race import TOO_LONG, Task, facts_of
 from bench.gpu.runner.child import Case, Facts
 from bench.harness import WrongValues

@@ -18,9 +18,21 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+
+from bench.aot_cases import Task
 from bench.gpu.place import Place
+from bench.gpu.proof import smoke, variants
+from bench.gpu.proof.cases import Compiled
 from bench.gpu.runner.child import Case, Facts
+from bench.problem import Draw
+from bench.throughput import MODELS, folder_of
+from nomicbert.embedder import Embedder
+from nomicbert.packing import pack
+from nomicbert.pooling import Finish
+from nomicbert_kernels import backend, launch, tiling
 from nomicbert_kernels.launch import SHARED_MEMORY
+from tests.checkpoints import build_checkpoint
 
 # Processors left to the process that launches, and to inductor.
 SPARED = 4
@@ -70,8 +82,6 @@ def compile_all(options: Facts) -> Facts:
 
 def names(options: Facts) -> list[str]:
     """Names of the tasks in the order in which their kernels are needed."""
-    from bench.gpu.proof import smoke, variants
-
     place = Place.on_paper(options["dry"])
     found = [] if options["dry"] else ["checkpoint"]
     found += [f"smoke/{name}" for name, _ in smoke.calls(place)]
@@ -84,15 +94,9 @@ def names(options: Facts) -> list[str]:
 
 def compile_one(name: str, options: Facts) -> Facts:
     """Run one task in a process of the pool."""
-    import torch
-
-    from bench.gpu.proof.cases import Compiled
-
     torch.set_num_threads(1)
     kind, _, rest = name.partition("/")
     if kind == "checkpoint":
-        from bench.throughput import MODELS, folder_of
-
         folder_of(MODELS[0], Path(options["scratch"]))
         return {"compiled": 0, "from_cache": 0, "refused": ""}
     place = Place.on_paper(options["dry"])
@@ -121,9 +125,8 @@ def problem(record: Mapping[str, Any]) -> str:
 @contextlib.contextmanager
 def on_paper(arch: str) -> Iterator[Any]:
     """Replace launches by compilation for an architecture."""
-    from bench.aot_cases import Task
+    # it imports triton, which has to be the compiler here, and not the interpreter
     from bench.aot_worker import Recorder, compiling
-    from nomicbert_kernels import backend, launch
 
     ops = ops_on_paper()
     task = Task(arch, arch, "bfloat16", "all", launch.TABLES, quick=False)
@@ -139,10 +142,6 @@ def on_paper(arch: str) -> Iterator[Any]:
 
 def ops_on_paper() -> Any:
     """Ops of backend triton that plan batches on the CPU."""
-    import torch
-
-    from nomicbert_kernels import backend, tiling
-
     found = backend.triton_ops.__wrapped__(torch.device("cuda"))
 
     def plan(lengths: Sequence[int], heads: int, head_dim: int, dtype: torch.dtype) -> Any:
@@ -153,9 +152,6 @@ def ops_on_paper() -> Any:
 
 def smoke_op(place: Place, name: str) -> Work:
     """An op of stage smoke."""
-    from bench.gpu.proof import smoke
-    from bench.problem import Draw
-
     make = dict(smoke.calls(place))[name]
     tokens = DRY_TOKENS if place.dry else TOKENS
     found = [make(Draw(place.device, place.dtype), count) for count in tokens]
@@ -169,9 +165,6 @@ def smoke_op(place: Place, name: str) -> Work:
 
 def variant(place: Place, name: str) -> Work:
     """The shipped form of a contest and its variants."""
-    from bench.gpu.proof import variants
-    from bench.problem import Draw
-
     contest, size = name.split("/")
     (one,) = [one for one in variants.contests() if one.name == contest]
     many = size if " x " in size else int(size)
@@ -187,11 +180,6 @@ def variant(place: Place, name: str) -> Work:
 
 def model(place: Place, name: str) -> Work:
     """Two layers of the leading model in their real width, embeddings and pooling included."""
-    from nomicbert.embedder import Embedder
-    from nomicbert.packing import pack
-    from nomicbert.pooling import Finish
-    from tests.checkpoints import build_checkpoint
-
     dtype, backend = name.split("/")
     chosen: Any = backend
     sizes: Any = {} if place.dry else WIDE

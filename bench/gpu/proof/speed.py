@@ -35,15 +35,8 @@ PEERS = ("fixed-512", "fixed-128", "passages", "queries")
 # Cases of attention against other kernels.
 PEER_TEXTS, DRY_TEXTS = ("S=512", "S=128"), ("S=8",)
 # Estimated seconds of a case on one H200; the first case of a stage also loads the models.
-SECONDS, MORE_SECONDS, FIRST_SECONDS = (
-    5.0,
-    {
-        "mixture": 12.0,
-        "queries": 8.0,
-        LATENCY: 10.0,
-    },
-    6.0,
-)
+SECONDS, FIRST_SECONDS = 5.0, 6.0
+MORE_SECONDS = {"mixture": 12.0, "queries": 8.0, LATENCY: 10.0}
 # Fewer tokens for the peers: batches of 32 queries would take half a minute.
 FEWER = {"queries": 16384}
 # Padded tokens per batch of transformers; texts per batch of sentence-transformers, the faster of
@@ -107,7 +100,7 @@ class Tuned(Budgets):
 
 
 def inductor_cases(stage: str, options: Facts) -> Sequence[Case]:
-    """Fill inductor's cache for transformers, so that stage peers does not wait for it."""
+    """Fill inductor's cache for transformers, so that stage compiled does not wait for it."""
     place = Place.here(options["dry"])
 
     def work() -> Facts:

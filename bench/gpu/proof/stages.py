@@ -20,25 +20,23 @@ def stages(dry: bool) -> list[Stage]:
     Args:
         dry: on a CPU, where the stages of single ops run in Triton's interpreter.
     """
-    ops = INTERPRETER if dry else {}
+    here = NO_GPU if dry else {}
+    ops = {**NO_GPU, **INTERPRETER} if dry else {}
+    room = "bench.gpu.proof"
     return [
-        _stage("precompile", "precompile:cases", 120, 120, background=True, env=NO_GPU),
-        _stage("baseline", "baseline:cases", 30, 40),
-        _stage("inductor", "speed:inductor_cases", 90, 90, background=True),
-        _stage("smoke", "smoke:cases", 50, 40, env=ops),
-        _stage("parity", "parity:cases", 40, 45),
-        _stage("headline", "speed:headline_cases", 75, 40, exclusive=True),
-        _stage("profile", "profiling:cases", 20, 30),
-        _stage("variants", "variants:cases", 80, 40, env=ops),
-        _stage("tuned", "speed:tuned_cases", 35, 40),
-        _stage("peers", "speed:peer_cases", 60, 60),
-        _stage("fp8", "parity:fp8_cases", 35, 40, env=ops),
-        _stage("compiled", "speed:compiled_cases", 55, 90),
+        Stage("precompile", f"{room}.precompile:cases", 120, 120, background=True, env=NO_GPU),
+        Stage("baseline", f"{room}.baseline:cases", 30, 40, env=here),
+        Stage("inductor", f"{room}.speed:inductor_cases", 90, 90, background=True, env=here),
+        Stage("smoke", f"{room}.smoke:cases", 50, 40, env=ops),
+        Stage("parity", f"{room}.parity:cases", 40, 45, env=here),
+        Stage("headline", f"{room}.speed:headline_cases", 75, 40, exclusive=True, env=here),
+        Stage("profile", f"{room}.profiling:cases", 20, 30, env=here),
+        Stage("variants", f"{room}.variants:cases", 80, 40, env=ops),
+        Stage("tuned", f"{room}.speed:tuned_cases", 35, 40, env=here),
+        Stage("peers", f"{room}.speed:peer_cases", 60, 60, env=here),
+        Stage("fp8", f"{room}.parity:fp8_cases", 35, 40, env=ops),
+        Stage("compiled", f"{room}.speed:compiled_cases", 55, 90, env=here),
     ]
-
-
-def _stage(name: str, cases: str, box: float, limit: float, **more: object) -> Stage:
-    return Stage(name, f"bench.gpu.proof.{cases}", box, limit, **more)  # type: ignore[arg-type]
 
 
 def budget(found: list[Stage]) -> float:

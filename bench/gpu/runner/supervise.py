@@ -144,13 +144,12 @@ class Supervisor:
                 traceback.print_exc()
 
     def _waits(self, stage: Stage, again: bool) -> bool:
-        """Whether a stage has cases to run, or has not listed them."""
+        """Whether a stage has cases to run, or has not listed them; `again`: begun ones count."""
+        if stage.background and not again:
+            return True
         lines = self.ledger.lines()
-        cases = left([stage], lines, self.asked).get(stage.name, [])
-        if again or stage.background:
-            return bool(cases) or not again
-        begun = unfinished(lines)
-        return any((stage.name, case) not in begun for case in cases)
+        cases, begun = left([stage], lines, self.asked).get(stage.name, []), unfinished(lines)
+        return (again and bool(cases)) or any((stage.name, case) not in begun for case in cases)
 
     def _child(self, stage: Stage, again: bool, until: float, repeat: bool) -> int:
         """Run one child, and record an end for the case that it leaves open.
