@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
 
-from nomicbert.cli.corpus import read_passages
 from nomicbert.cli.demo import packaged_weights
-from nomicbert.tokenizer import Tokenizer
+from nomicbert.text.corpus import read_passages
+from nomicbert.text.tokenizer import Tokenizer
 
 LONGEST = 256
 VOCABULARY = 30522

@@ -21,7 +21,7 @@ from typing import Any
 import nomicbert
 from bench.mteb_card import Card, Entry, path_of, read_card
 from nomicbert import Embedder, NomicBertError
-from nomicbert.evaluation import MTEBEncoder
+from nomicbert.integrations.mteb import MTEBEncoder
 
 TOLERANCE = 0.1
 # Batches are cut by tokens: mteb's own 32 texts would leave a GPU idle.

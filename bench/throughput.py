@@ -2,11 +2,12 @@
 
     python -m bench.throughput --out bench/results/throughput-cpu.jsonl --models nomic-v1.5 minilm
 
-A model is a row of tests/variants.py, built in full size with random weights, or `minilm`, whose
-real weights come with a package, or a folder. A case that the file has already is not measured
-again, so a run that was stopped goes on where it was; remove its lines to measure it anew. The file
-has a case if it has a line of every peer that would take part now, on as many tokens and texts, of
-as many rounds and threads; else all of them are measured, and their lines replace the old ones.
+A model is a row of tests/support/variants.py, built in full size with random weights, or `minilm`,
+whose real weights come with a package, or a folder. A case that the file has already is not
+measured again, so a run that was stopped goes on where it was; remove its lines to measure it anew.
+The file has a case if it has a line of every peer that would take part now, on as many tokens and
+texts, of as many rounds and threads; else all of them are measured, and their lines replace the old
+ones.
 """
 
 import argparse
@@ -18,15 +19,15 @@ from pathlib import Path
 
 import torch
 
+from nomicbert.arguments import as_device
+from nomicbert.benchmark import lines as found
+from nomicbert.benchmark.lines import Line
+from nomicbert.benchmark.memory import CASE, WORKLOAD, measure_memory
+from nomicbert.benchmark.peers import Peer, choose, dtypes_of
+from nomicbert.benchmark.plan import Checkpoint, Options
+from nomicbert.benchmark.run import check, run
+from nomicbert.benchmark.workloads import NAMES, Case
 from nomicbert.cli.demo import packaged_weights
-from nomicbert.keywords import as_device
-from nomicbert.throughput import lines as found
-from nomicbert.throughput.lines import Line
-from nomicbert.throughput.memory import CASE, WORKLOAD, measure_memory
-from nomicbert.throughput.peers import Peer, choose, dtypes_of
-from nomicbert.throughput.plan import Checkpoint, Options
-from nomicbert.throughput.run import check, run
-from nomicbert.throughput.workloads import NAMES, Case
 
 MINILM = "minilm"
 MODELS = ("nomic-v1.5", "conan-v1", MINILM)
@@ -68,7 +69,7 @@ def folder_of(model: str, scratch: Path) -> Path:
         return Path(model)
     if model == MINILM:
         return packaged_weights()
-    from tests.checkpoints import build_checkpoint
+    from tests.support.checkpoints import build_checkpoint
 
     folder = scratch / "checkpoints" / model
     if not folder.is_dir():

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nomicbert.throughput.lines import MEASURED, WRONG, Line, is_ours, ratios, read
-from nomicbert.throughput.memory import CASE
-from nomicbert.throughput.table import milliseconds
+from nomicbert.benchmark.lines import MEASURED, WRONG, Line, is_ours, ratios, read
+from nomicbert.benchmark.memory import CASE
+from nomicbert.benchmark.table import milliseconds
 
 HEAD = (
     "case", "peer", "batch", "tokens/s", "texts/s", "spread", "GFLOP/s", "of matrix product",

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert import Embedder
-from nomicbert.cli.corpus import read_passages
-from nomicbert.packing import pack
-from nomicbert.pooling import Finish
-from nomicbert.prompts import DOCUMENT_NAMES, QUERY_NAMES
+from nomicbert.modeling.packing import pack
+from nomicbert.text.corpus import read_passages
+from nomicbert.text.prompts import DOCUMENT_NAMES, QUERY_NAMES
+from nomicbert.vectors.pooling import Finish
 
 Pair = tuple[str, str]
 HELD_OUT = 200

@@ -13,14 +13,14 @@ from nomicbert.errors import NomicBertError
 if TYPE_CHECKING:
     from nomicbert.cross_encoder import CrossEncoder
     from nomicbert.embedder import Embedder
-    from nomicbert.heads import (
+    from nomicbert.modeling.heads import (
         NomicBertForMaskedLM,
         NomicBertForPreTraining,
         NomicBertForQuestionAnswering,
         NomicBertForSequenceClassification,
         NomicBertForTokenClassification,
     )
-    from nomicbert.model import NomicBert
+    from nomicbert.modeling.model import NomicBert
 
 __version__ = "0.1.0"
 
@@ -41,12 +41,12 @@ __all__ = [
 _HOMES = {
     "CrossEncoder": "nomicbert.cross_encoder",
     "Embedder": "nomicbert.embedder",
-    "NomicBert": "nomicbert.model",
-    "NomicBertForMaskedLM": "nomicbert.heads",
-    "NomicBertForPreTraining": "nomicbert.heads",
-    "NomicBertForQuestionAnswering": "nomicbert.heads",
-    "NomicBertForSequenceClassification": "nomicbert.heads",
-    "NomicBertForTokenClassification": "nomicbert.heads",
+    "NomicBert": "nomicbert.modeling.model",
+    "NomicBertForMaskedLM": "nomicbert.modeling.heads",
+    "NomicBertForPreTraining": "nomicbert.modeling.heads",
+    "NomicBertForQuestionAnswering": "nomicbert.modeling.heads",
+    "NomicBertForSequenceClassification": "nomicbert.modeling.heads",
+    "NomicBertForTokenClassification": "nomicbert.modeling.heads",
 }
 
 

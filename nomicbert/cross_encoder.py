@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nomicbert import hub
+from nomicbert.arguments import as_device, as_whole
 from nomicbert.errors import ConfigError
-from nomicbert.heads import NomicBertForSequenceClassification
-from nomicbert.keywords import as_device, as_whole
-from nomicbert.limits import longest, read_limit
-from nomicbert.notices import TruncationWarning, warn
-from nomicbert.packing import pack
-from nomicbert.pooling import ACTIVATIONS
+from nomicbert.loading import hub
+from nomicbert.loading.json_settings import optional
+from nomicbert.modeling.heads import NomicBertForSequenceClassification
+from nomicbert.modeling.packing import pack
+from nomicbert.runtime.allocator import keep_freed_memory
+from nomicbert.runtime.batch_budget import CPU_TOKENS
 from nomicbert.runtime.batches import WINDOW_TEXTS, check_text, token_batches
-from nomicbert.runtime.budget import CPU_TOKENS
-from nomicbert.runtime.memory import keep_freed_memory
 from nomicbert.runtime.progress import Progress
-from nomicbert.saving import activation_path, save_pair_tokenizer
-from nomicbert.settings import optional
-from nomicbert.tokenizer import Pair, Tokenizer
+from nomicbert.text.max_length import longest, read_limit
+from nomicbert.text.tokenizer import Pair, Tokenizer
+from nomicbert.user_warnings import TruncationWarning, warn
+from nomicbert.vectors.pooling import ACTIVATIONS
+from nomicbert.vectors.saving import activation_path, save_pair_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -13,21 +13,20 @@ from pathlib import Path
 
 import torch
 
-from nomicbert import checkpoint, hub
-from nomicbert.backends import choose_ops
-from nomicbert.card import License, read_license
 from nomicbert.config import EncoderConfig
-from nomicbert.dialects import read_config
-from nomicbert.keywords import check_target
-from nomicbert.limits import Limit, read_limit
-from nomicbert.model import NomicBert
-from nomicbert.modules import module_folders, read_pooling
-from nomicbert.pooling import Pooling
-from nomicbert.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
-from nomicbert.renames import WORDS, canonical, recipes
-from nomicbert.settings import read_json
-from nomicbert.similarity import stated_similarity
-from nomicbert.tokenizer import Tokenizer
+from nomicbert.loading import hub, weights
+from nomicbert.loading.hub_config import read_config
+from nomicbert.loading.json_settings import read_json
+from nomicbert.loading.license import License, read_license
+from nomicbert.loading.target import check_target, choose_ops
+from nomicbert.loading.tensor_names import WORDS, canonical, recipes
+from nomicbert.modeling.model import NomicBert
+from nomicbert.text.max_length import Limit, read_limit
+from nomicbert.text.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
+from nomicbert.text.tokenizer import Tokenizer
+from nomicbert.vectors.modules import module_folders, read_pooling
+from nomicbert.vectors.pooling import Pooling
+from nomicbert.vectors.similarity import stated_similarity
 from nomicbert_kernels import Backend, compute_dtype
 
 
@@ -155,8 +154,8 @@ def describe(
     modules = module_folders(folder)
     encoder = next((path for kind, path in modules if kind == "Transformer"), folder)
     config = read_config(encoder, rotary_scaling_factor)
-    tensors = checkpoint.TensorFiles(encoder)
-    wanted = wanted or checkpoint.disk_dtype(tensors, config)
+    tensors = weights.TensorFiles(encoder)
+    wanted = wanted or weights.disk_dtype(tensors, config)
     dense = [path for kind, path in modules if kind == "Dense"]
     files = _look_at_files(tensors, config, dense)
     with torch.device("meta"):
@@ -179,18 +178,16 @@ def describe(
     )
 
 
-def _look_at_files(
-    tensors: checkpoint.TensorFiles, config: EncoderConfig, dense: list[Path]
-) -> Files:
-    with torch.device("meta"), checkpoint.Unfilled():
+def _look_at_files(tensors: weights.TensorFiles, config: EncoderConfig, dense: list[Path]) -> Files:
+    with torch.device("meta"), weights.Unfilled():
         model = NomicBert(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    checkpoint.load_state(tensors, config, shapes, dtype=torch.float32, device="meta")
+    weights.load_state(tensors, config, shapes, dtype=torch.float32, device="meta")
     wanted = {part for recipe in recipes(config, list(shapes)) for part in recipe.parts}
     used = [name for name in tensors.names() if canonical(name) in wanted]
     word = next(name for name in used if canonical(name) == WORDS)
     read = [(tensors, name) for name in used]
-    read += [(each, name) for each in map(checkpoint.TensorFiles, dense) for name in each.names()]
+    read += [(each, name) for each in map(weights.TensorFiles, dense) for name in each.names()]
     encoder = tensors.folder
     paths = _weight_files(encoder)
     return Files(
@@ -202,13 +199,13 @@ def _look_at_files(
         bytes=sum(p.stat().st_size for place in (encoder, *dense) for p in _weight_files(place)),
         parameters=sum(math.prod(each.shape(name)) for each, name in read),
         unread=sorted(set(tensors.names()).difference(used)),
-        beside=[n for n in checkpoint.WEIGHT_FILES if (encoder / n).is_file()][1:],
+        beside=[n for n in weights.WEIGHT_FILES if (encoder / n).is_file()][1:],
     )
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that `checkpoint.TensorFiles`, which has checked them, opens."""
-    chosen = next(p for n in checkpoint.WEIGHT_FILES if (p := folder / n).is_file())
+    """The files that `weights.TensorFiles`, which has checked them, opens."""
+    chosen = next(p for n in weights.WEIGHT_FILES if (p := folder / n).is_file())
     if chosen.suffix != ".json":
         return [chosen]
     return [folder / shard for shard in sorted(set(read_json(chosen)["weight_map"].values()))]

@@ -12,24 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nomicbert import hub
-from nomicbert.agreement import accept
-from nomicbert.keywords import as_device, as_devices, check_target, refuse_unknown
-from nomicbert.limits import check_limit, read_limit
-from nomicbert.model import NomicBert
-from nomicbert.modules import module_folders, read_pooling
-from nomicbert.pooling import Finish
-from nomicbert.precision import Precision
-from nomicbert.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
+from nomicbert.arguments import as_device, as_devices, refuse_unknown
+from nomicbert.loading import hub
+from nomicbert.loading.target import check_target
+from nomicbert.modeling.model import NomicBert
+from nomicbert.runtime.batch_budget import batch_tokens
 from nomicbert.runtime.batches import as_iterator, checked
-from nomicbert.runtime.budget import batch_tokens
 from nomicbert.runtime.graphs import Graphs
 from nomicbert.runtime.request import Devices, OutputValue, Request
 from nomicbert.runtime.stream import Stream, Truncate
 from nomicbert.runtime.workers import Workers
-from nomicbert.saving import save_modules
-from nomicbert.similarity import similarity, stated_similarity
-from nomicbert.tokenizer import Tokenizer
+from nomicbert.text.max_length import check_limit, read_limit
+from nomicbert.text.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
+from nomicbert.text.tokenizer import Tokenizer
+from nomicbert.vectors.fp8_check import accept
+from nomicbert.vectors.modules import module_folders, read_pooling
+from nomicbert.vectors.pooling import Finish
+from nomicbert.vectors.quantization import Precision
+from nomicbert.vectors.saving import save_modules
+from nomicbert.vectors.similarity import similarity, stated_similarity
 
 
 class Embedder:
@@ -295,6 +296,5 @@ class Embedder:
         width = request.matryoshka_dim or request.truncate_dim or self.pooling.embedding_dimension
         job = request.job(prompt, limit, finish, batch_tokens(self.model))
         parts = (self.model, self.tokenizer, self.pooling, self._prompts, job, self.graphs)
-        if devices:
-            return Workers(devices, request.batch_tokens, *parts), width
-        return Stream(*parts), width
+        stream = Workers(devices, request.batch_tokens, *parts) if devices else Stream(*parts)
+        return stream, width

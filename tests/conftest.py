@@ -10,6 +10,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,7 +53,8 @@ try:
     import hypothesis
 except ImportError:  # a machine with a GPU may have no more than the tests marked gpu need
     hypothesis = None
-    collect_ignore_glob = ["test_*.py", "ops/*", "parity/*", "interpreter/*"]
+    _rooms = [path.name for path in Path(__file__).parent.iterdir() if path.is_dir()]
+    collect_ignore_glob = ["test_*.py", *(f"{room}/*" for room in _rooms if room != "gpu")]
 
 
 class NetworkBlocked(RuntimeError):
@@ -192,8 +194,8 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
-    """One of `tests.cpus.CPU_DTYPES`, on a CPU that is made out to be of its kind."""
-    from tests.cpus import pretend
+    """One of `tests.support.cpus.CPU_DTYPES`, on a CPU that is made out to be of its kind."""
+    from tests.support.cpus import pretend
 
     kind, found = request.param
     if found is not None:

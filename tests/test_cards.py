@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from nomicbert import NomicBert
-from tests.checkpoints import build_checkpoint
-from tests.vocabularies import WORDS
+from tests.support.checkpoints import build_checkpoint
+from tests.support.vocabularies import WORDS
 
 SENTENCE_TRANSFORMERS = """
 import torch.nn.functional as F

@@ -14,10 +14,10 @@ import transformers
 
 from nomicbert import CrossEncoder
 from nomicbert.errors import CheckpointError, ConfigError, TextError
-from nomicbert.notices import TruncationWarning
-from tests.checkpoints import build_checkpoint
-from tests.rerankers import build_reranker
-from tests.vocabularies import SENTENCES, WORDS
+from nomicbert.user_warnings import TruncationWarning
+from tests.support.checkpoints import build_checkpoint
+from tests.support.rerankers import build_reranker
+from tests.support.vocabularies import SENTENCES, WORDS
 
 LONG = " ".join(WORDS * 9)
 PAIRS = [(a, b) for a in SENTENCES[:4] for b in SENTENCES[2:]]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import DOCUMENTS, ROOT, SETTING_UP, blocks, commands, run, serve
-from tests.fake_hub import FakeHub
+from tests.support.documents import DOCUMENTS, ROOT, SETTING_UP, blocks, commands, run, serve
+from tests.support.fake_hub import FakeHub
 
 PACKAGES = ("nomicbert", "kernels/nomicbert_kernels")
 WITH_SNIPPETS = [document for document in DOCUMENTS if blocks(document, "python")]
@@ -133,4 +133,4 @@ def test_examples_of_docstrings(module: str, hub: FakeHub, tmp_path: Path) -> No
 
 
 def test_the_public_classes_have_examples() -> None:
-    assert {"nomicbert.embedder", "nomicbert.model"} <= set(_with_examples())
+    assert {"nomicbert.embedder", "nomicbert.modeling.model"} <= set(_with_examples())

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from nomicbert import Embedder
-from nomicbert.notices import TruncationWarning
 from nomicbert.runtime import batches
-from tests.checkpoints import build_checkpoint
-from tests.oracle_pooling import oracle_matryoshka
-from tests.sameness import same
-from tests.vocabularies import SENTENCES, WORDS
+from nomicbert.user_warnings import TruncationWarning
+from tests.support.checkpoints import build_checkpoint
+from tests.support.oracle_pooling import oracle_matryoshka
+from tests.support.sameness import same
+from tests.support.vocabularies import SENTENCES, WORDS
 
 TEXTS = [*SENTENCES, "", "the river is long " * 12]
 

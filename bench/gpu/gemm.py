@@ -16,7 +16,7 @@ from bench.gpu.place import Place
 from bench.gpu.race import Task, run
 from bench.harness import Timed, WrongValues
 from bench.problem import Draw, Tensors, moved, size_of
-from nomicbert.throughput.lines import Line
+from nomicbert.benchmark.lines import Line
 
 ROWS = (256, 1024, 4096, 5632, 8192, 16896, 65536)
 DRY_ROWS = (32,)

@@ -8,7 +8,7 @@ seen. "Stretch" is what would be more than that design promises.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nomicbert.throughput.lines import MEASURED, Line
+from nomicbert.benchmark.lines import MEASURED, Line
 
 NOMIC, BERT_LARGE, MINILM = "nomic-v1.5", "conan-v1", "minilm"
 OURS, TEXTS, FP8 = "ours", "ours-texts", "ours-fp8"

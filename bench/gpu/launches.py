@@ -11,7 +11,7 @@ from bench.gpu.place import Place
 from bench.gpu.race import Task, run, timed_work
 from bench.harness import Timed, WrongValues
 from bench.timing import Work, repeated
-from nomicbert.throughput.lines import Line
+from nomicbert.benchmark.lines import Line
 
 # Bytes of a large copy.
 COPIED, DRY_COPIED = 2**32, 2**20

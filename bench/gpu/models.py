@@ -1,4 +1,4 @@
-"""Whole models on a GPU: many texts at once, and one at a time; measured by nomicbert.throughput.
+"""Whole models on a GPU: many texts at once, and one at a time; measured by nomicbert.benchmark.
 
 What is loaded for a model stays on the device until the next model's turn.
 """
@@ -13,10 +13,10 @@ from bench.gpu.place import Place
 from bench.gpu.race import Task
 from bench.gpu.rivals import Field, Rival, rows
 from bench.throughput import MINILM, folder_of
-from nomicbert.throughput.group import Group
-from nomicbert.throughput.lines import MEASURED, Line
-from nomicbert.throughput.plan import Checkpoint
-from nomicbert.throughput.workloads import FIXED, NAMES, Case, draw
+from nomicbert.benchmark.group import Group
+from nomicbert.benchmark.lines import MEASURED, Line
+from nomicbert.benchmark.plan import Checkpoint
+from nomicbert.benchmark.workloads import FIXED, NAMES, Case, draw
 
 # Tokens of a case; of a mixture more, since its documents have up to 8192.
 CASES = {
@@ -92,7 +92,7 @@ class Models:
         """A checkpoint of one layer in the layout of the one that is named."""
         if Path(name).is_dir() or name == MINILM:
             return folder_of(name, self.scratch)
-        from tests.checkpoints import build_checkpoint
+        from tests.support.checkpoints import build_checkpoint
 
         return build_checkpoint(self.scratch / "dry" / name, name, num_hidden_layers=1)
 
@@ -110,7 +110,7 @@ class Models:
         return DRY_CASES if self.place.dry else tuple(CASES)
 
     def measure(self, task: Task) -> list[Line]:
-        """One case: the lines of nomicbert.throughput, and what all lines here say besides.
+        """One case: the lines of nomicbert.benchmark, and what all lines here say besides.
 
         None where the case has longer texts than the model takes.
         """

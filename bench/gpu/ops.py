@@ -26,7 +26,7 @@ from bench.gpu.place import Place
 from bench.gpu.race import Task, contest
 from bench.harness import Peer
 from bench.problem import Call, Draw, Problem, Tensors, size_of
-from nomicbert.throughput.lines import Line
+from nomicbert.benchmark.lines import Line
 from nomicbert_kernels import Ops, values
 
 # Full tiles on 132 multiprocessors, in waves of both models; those of nomic; and few.

@@ -13,8 +13,8 @@ import torch
 from bench.aot_cases import MODELS, Model
 from bench.harness import Bench, version
 from bench.timing import Work, on_device, on_host
-from nomicbert.backends import select_ops
-from nomicbert.throughput.lines import Line, surroundings
+from nomicbert.benchmark.lines import Line, surroundings
+from nomicbert.loading.target import select_ops
 from nomicbert_kernels import Ops
 from nomicbert_kernels.backend import interprets
 

@@ -11,8 +11,8 @@ from bench.gpu.place import Place
 from bench.gpu.race import TOO_LONG, Task, facts_of
 from bench.gpu.runner.child import Case, Facts, first_line
 from bench.gpu.stream import Streams
+from nomicbert.benchmark.lines import Line
 from nomicbert.errors import NomicBertError
-from nomicbert.throughput.lines import Line
 
 Measure = Callable[[Task], list[Line]]
 # Seconds of a case on one H200, by arithmetic: kernels of a first case are compiled within it, and

@@ -18,8 +18,8 @@ from bench.harness import OURS, PEER_FACTOR, Peer, Timed, WrongValues
 from bench.problem import Problem, error_and_bound
 from bench.rooflines import ceilings
 from bench.timing import Timing, Work, interleave
-from nomicbert.throughput.group import first_line
-from nomicbert.throughput.lines import ABSENT, MEASURED, WRONG, Line
+from nomicbert.benchmark.group import first_line
+from nomicbert.benchmark.lines import ABSENT, MEASURED, WRONG, Line
 
 # Error of a result in fp8 over its largest value, at most: e4m3 rounds a number by up to 1/16.
 FP8_ERROR = 0.1
@@ -56,7 +56,7 @@ class Task:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """See nomicbert.throughput.lines.block_of."""
+        """See nomicbert.benchmark.lines.block_of."""
         return self.model, self.case, self.group
 
 

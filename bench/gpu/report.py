@@ -14,7 +14,7 @@ from bench.gpu.goals import Goal, goals, ratio, reached
 from bench.gpu.plan import SECONDS
 from bench.gpu.race import amount
 from bench.gpu.runner.ledger import Ledger, ends
-from nomicbert.throughput.lines import MEASURED, Line, block_of
+from nomicbert.benchmark.lines import MEASURED, Line, block_of
 
 NOT_MEASURED = "not measured"
 GOALS = ("model", "case", "what", "measured", "goal", "stretch", "measured / goal")

@@ -1,6 +1,6 @@
 """Who computes whole models on a GPU: ours, and the same weights in the libraries of others.
 
-They are rows for nomicbert.throughput, which finds each one's best batches, compares its vectors
+They are rows for nomicbert.benchmark, which finds each one's best batches, compares its vectors
 with fp32, and times all in turns. A peer that cannot take part has a line that says why.
 """
 
@@ -13,17 +13,17 @@ from typing import Any, get_args
 import torch
 
 from bench.gpu.place import compile_or_fail
-from nomicbert.backends import select_ops
+from nomicbert.benchmark.batching import COUNTS, Batching, by_count
+from nomicbert.benchmark.ours import Ids, Texts
+from nomicbert.benchmark.peers import AbsentError, Peer, Runner, Setting
+from nomicbert.benchmark.plan import Options
+from nomicbert.benchmark.sentence import TORCH_DTYPES, known
+from nomicbert.benchmark.torch_peers import NAIVE_BATCH, FromTexts, Native
+from nomicbert.benchmark.workloads import Case
 from nomicbert.embedder import Embedder
 from nomicbert.errors import BackendError
+from nomicbert.loading.target import select_ops
 from nomicbert.runtime.batches import token_batches
-from nomicbert.throughput.batching import COUNTS, Batching, by_count
-from nomicbert.throughput.ours import Ids, Texts
-from nomicbert.throughput.peers import AbsentError, Peer, Runner, Setting
-from nomicbert.throughput.plan import Options
-from nomicbert.throughput.sentence import TORCH_DTYPES, known
-from nomicbert.throughput.torch_peers import NAIVE_BATCH, FromTexts, Native
-from nomicbert.throughput.workloads import Case
 from nomicbert.verify.references import quiet
 from nomicbert_kernels import Backend
 
@@ -65,7 +65,7 @@ class Rival(Peer):
 
 @dataclass(frozen=True)
 class Field(Options):
-    """Options with rivals in the place of the peers of nomicbert.throughput."""
+    """Options with rivals in the place of the peers of nomicbert.benchmark."""
 
     rivals: tuple[Rival, ...] = ()
 

@@ -19,12 +19,12 @@ from bench.gpu.race import Task, run, timed_work
 from bench.gpu.rivals import Budgets
 from bench.harness import Timed, WrongValues
 from bench.timing import Work
+from nomicbert.benchmark import measure as measures
+from nomicbert.benchmark.batching import fastest
+from nomicbert.benchmark.lines import Line
+from nomicbert.benchmark.plan import Checkpoint
+from nomicbert.benchmark.workloads import Case
 from nomicbert.embedder import Embedder
-from nomicbert.throughput import measure as measures
-from nomicbert.throughput.batching import fastest
-from nomicbert.throughput.lines import Line
-from nomicbert.throughput.plan import Checkpoint
-from nomicbert.throughput.workloads import Case
 
 CASES = ("passages", "queries", "mixture")
 # Tokens of a stream: a second or more.

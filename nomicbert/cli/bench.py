@@ -1,6 +1,6 @@
 """`nomicbert bench`: how fast is this checkpoint here, and how fast would other libraries be?
 
-Where in the flow: `nomicbert.throughput` measures; here its lines become a table for people, or
+Where in the flow: `nomicbert.benchmark` measures; here its lines become a table for people, or
 JSON lines for programs, whose fields docs/bench.md lists.
 """
 
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nomicbert.bulk.output import STDOUT, refuse_folder
 from nomicbert.cli import console, options
-from nomicbert.cli.files import STDOUT, refuse_folder
 
 if TYPE_CHECKING:
-    from nomicbert.throughput.group import Step
-    from nomicbert.throughput.lines import Line
+    from nomicbert.benchmark.group import Step
+    from nomicbert.benchmark.lines import Line
 
     Work = Callable[[Step], Iterator[list[Line]]]
 
@@ -100,11 +100,11 @@ def bench(
     # Takes seconds: what is wrong with the arguments has been said by now.
     import torch
 
-    from nomicbert import hub
-    from nomicbert.keywords import as_device
-    from nomicbert.throughput.peers import dtypes_of
-    from nomicbert.throughput.plan import Checkpoint, Options
-    from nomicbert.throughput.run import check, run
+    from nomicbert.arguments import as_device
+    from nomicbert.benchmark.peers import dtypes_of
+    from nomicbert.benchmark.plan import Checkpoint, Options
+    from nomicbert.benchmark.run import check, run
+    from nomicbert.loading import hub
 
     place = as_device(device)
     wanted = Options(
@@ -149,8 +149,8 @@ def _measure(work: "Work", file: Path | None, tables: bool) -> bool:
     """
     from tqdm import tqdm
 
-    from nomicbert.throughput.lines import MEASURED, as_json
-    from nomicbert.throughput.table import as_table, left_out
+    from nomicbert.benchmark.lines import MEASURED, as_json
+    from nomicbert.benchmark.table import as_table, left_out
 
     lines: list[Line] = []
     # what cannot be written is refused before the work begins

@@ -10,8 +10,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nomicbert.cli.files import STDOUT, OutputFormat, label
-from nomicbert.cli.reading import STDIN, InputFormat
+from nomicbert.bulk.output import STDOUT, OutputFormat, label
+from nomicbert.bulk.reading import STDIN, InputFormat
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +108,7 @@ def read_ranges(
         raise ValueError(
             f"--ranges {path} holds {ranges.dtype} {ranges.shape}, wanted (2, dim): {RANGES_ADVICE}"
         )
-    from nomicbert.precision import check
+    from nomicbert.vectors.quantization import check
 
     found = check(precision, ranges, dim or ranges.shape[1])
     return None if found is None else found.numpy()

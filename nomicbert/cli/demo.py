@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nomicbert.cli import console
-from nomicbert.cli.corpus import Passage, read_passages
 from nomicbert.errors import HubError
+from nomicbert.text.corpus import Passage, read_passages
 
 if TYPE_CHECKING:
     import numpy as np

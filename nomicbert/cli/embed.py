@@ -13,10 +13,10 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from nomicbert.cli import checks, console, files, options, reading
-from nomicbert.cli.files import OutputFormat
+from nomicbert.bulk.output import OutputFormat, choose_output_format, label, open_output
+from nomicbert.bulk.reading import STDIN, InputFormat, choose_input_format, open_reader
+from nomicbert.cli import checks, console, options
 from nomicbert.cli.options import BackendName, DtypeName
-from nomicbert.cli.reading import InputFormat
 from nomicbert.errors import TextError
 
 EXAMPLES = """\b
@@ -62,7 +62,7 @@ def embed(
     ],
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="One text a line, or JSONL; - for stdin.")
-    ] = reading.STDIN,
+    ] = STDIN,
     input_format: Annotated[
         InputFormat | None,
         typer.Option(help="If none: jsonl for .jsonl and .ndjson, else text.", show_default=False),
@@ -136,8 +136,8 @@ def embed(
     carried along; a .npy output puts them, without the text, into a .meta.jsonl beside it. A file
     appears under its name only when all of it is there.
     """
-    form = reading.choose_format(source, input_format)
-    out_form = files.choose_format(output, output_format)
+    form = choose_input_format(source, input_format)
+    out_form = choose_output_format(output, output_format)
     field = checks.text_field(form, field)
     checks.refuse_both(prompt_name=prompt_name, prompt=prompt)
     checks.refuse_both(matryoshka_dim=matryoshka_dim, truncate_dim=truncate_dim)
@@ -147,12 +147,12 @@ def embed(
     if out_form is OutputFormat.parquet:
         checks.need_pyarrow(output)
     with ExitStack() as stack:
-        reader = stack.enter_context(closing(reading.open_reader(source, form, field)))
+        reader = stack.enter_context(closing(open_reader(source, form, field)))
         reader.check_first_line()
-        opened = [stack.enter_context(files.open_output(path)) for path in outputs]
+        opened = [stack.enter_context(open_output(path)) for path in outputs]
 
         # Take seconds: what is wrong with the arguments has been said by now.
-        from nomicbert.cli import blocks
+        from nomicbert.bulk import blocks
         from nomicbert.embedder import Embedder
 
         embedder = Embedder(
@@ -184,12 +184,17 @@ def embed(
         # closes the progress bar, too, when writing fails
         stack.enter_context(closing(cast("Generator[Any, None, None]", vectors)))
         try:
-            count = blocks.write_all(vectors, reader, write)
+            written = blocks.write_all(vectors, reader, write)
         except TextError as error:
             where = f"{reader.name}, line {error.index + 1}"
             raise ValueError(f"{where}: it {error.problem}") from error
         seconds = time.perf_counter() - started
+    if written.broken:
+        console.say(
+            f"{written.broken:,} vectors hold NaN or infinity, the first that of "
+            f"{written.first_broken}"
+        )
     console.say(
-        f"{count:,} vectors of {empty.shape[1]:,} {empty.dtype} numbers in {seconds:.1f} s: "
-        f"{' and '.join(map(files.label, outputs))}"
+        f"{written.vectors:,} vectors of {empty.shape[1]:,} {empty.dtype} numbers in "
+        f"{seconds:.1f} s: {' and '.join(map(label, outputs))}"
     )

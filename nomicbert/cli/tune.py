@@ -89,7 +89,7 @@ def tune(
     # Takes seconds: what is wrong with the arguments has been said by now.
     import torch
 
-    from nomicbert.keywords import as_device
+    from nomicbert.arguments import as_device
     from nomicbert_kernels import launch
     from nomicbert_kernels.tuning import tables
     from nomicbert_kernels.tuning.problems import KERNELS, LEADING, problems
@@ -121,8 +121,8 @@ def _need_gpu(device: "torch.device", dtype: "torch.dtype") -> None:
 
     Raises: BackendError.
     """
-    from nomicbert.backends import choose_ops
     from nomicbert.errors import BackendError
+    from nomicbert.loading.target import choose_ops
 
     if not _measurable(device):
         raise BackendError(
@@ -134,9 +134,9 @@ def _need_gpu(device: "torch.device", dtype: "torch.dtype") -> None:
 
 def _read_model(model: str, revision: str | None, local_files_only: bool) -> "Model":
     """The sizes of a checkpoint."""
-    from nomicbert import hub
-    from nomicbert.dialects import read_config
-    from nomicbert.modules import module_folders
+    from nomicbert.loading import hub
+    from nomicbert.loading.hub_config import read_config
+    from nomicbert.vectors.modules import module_folders
     from nomicbert_kernels.tuning.problems import Model
 
     folder = hub.resolve(model, revision=revision, local_files_only=local_files_only)
@@ -190,7 +190,7 @@ def _measure(
     import torch
     from tqdm import tqdm
 
-    from nomicbert.backends import select_ops
+    from nomicbert.loading.target import select_ops
     from nomicbert_kernels import launch
     from nomicbert_kernels.tuning import tables
     from nomicbert_kernels.tuning.search import Search, triton_version

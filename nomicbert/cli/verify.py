@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nomicbert.bulk.output import STDOUT
 from nomicbert.cli import console, options
-from nomicbert.cli.files import STDOUT
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ def verify(
     # Takes seconds: what is wrong with the arguments has been said by now.
     import torch
 
-    from nomicbert.keywords import as_device
+    from nomicbert.arguments import as_device
     from nomicbert.verify.references import need_transformers
     from nomicbert.verify.run import BACKENDS, DTYPES, count_steps
     from nomicbert.verify.run import verify as compare

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from nomicbert.errors import WorkerError
-from nomicbert.notices import WorkerWarning, warn
+from nomicbert.user_warnings import WorkerWarning, warn
 
 # Chunks for each process that may be under way or done before the oldest of them is done.
 AHEAD = 6

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from nomicbert.config import EncoderConfig
-from nomicbert.model import NomicBert
-from nomicbert.packing import pack
-from nomicbert.pooling import Finish, Pooling
-from nomicbert.runtime.bucket import Bucket, Key, Record, Work
-from nomicbert.runtime.held import Held
+from nomicbert.modeling.model import NomicBert
+from nomicbert.modeling.packing import pack
+from nomicbert.runtime.graph_bucket import Bucket, Key, Record, Work
+from nomicbert.runtime.parameter_snapshot import Held
+from nomicbert.vectors.pooling import Finish, Pooling
 from nomicbert_kernels.tiling import tile_rows
 
 logger = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nomicbert import precision as formats
-from nomicbert.keywords import as_whole
-from nomicbert.pooling import Finish
-from nomicbert.precision import Precision
+from nomicbert.arguments import as_whole
 from nomicbert.runtime.stream import Job, Truncate
+from nomicbert.vectors import quantization as formats
+from nomicbert.vectors.pooling import Finish
+from nomicbert.vectors.quantization import Precision
 
 Window = Tensor | list[Tensor]
 Devices = torch.device | str | Sequence[torch.device | str] | None

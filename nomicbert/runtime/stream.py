@@ -21,17 +21,17 @@ import torch
 from torch import Tensor
 
 from nomicbert.errors import TextError
-from nomicbert.model import NomicBert
-from nomicbert.notices import TruncationWarning, warn
-from nomicbert.packing import pack
-from nomicbert.pooling import Finish, Pooling
-from nomicbert.prompts import Prompts
+from nomicbert.modeling.model import NomicBert
+from nomicbert.modeling.packing import pack
+from nomicbert.runtime.allocator import keep_freed_memory
 from nomicbert.runtime.batches import checked, halves, text_windows, token_batches
 from nomicbert.runtime.graphs import Graphs
-from nomicbert.runtime.memory import keep_freed_memory
 from nomicbert.runtime.pipeline import in_turn, landing, one_ahead, staying
 from nomicbert.runtime.progress import Progress, Unread
-from nomicbert.tokenizer import LETTERS_A_TOKEN, Tokenizer
+from nomicbert.text.prompts import Prompts
+from nomicbert.text.tokenizer import LETTERS_A_TOKEN, Tokenizer
+from nomicbert.user_warnings import TruncationWarning, warn
+from nomicbert.vectors.pooling import Finish, Pooling
 from nomicbert_kernels.tensors import to_device
 
 logger = logging.getLogger(__name__)

@@ -22,12 +22,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nomicbert.errors import TextError, WorkerError
-from nomicbert.notices import TruncationWarning
-from nomicbert.runtime.budget import batch_tokens
+from nomicbert.runtime.batch_budget import batch_tokens
 from nomicbert.runtime.dispatch import FAILED, READY, Chunk, answer
 from nomicbert.runtime.graphs import Graphs
 from nomicbert.runtime.stream import Job, Stream
-from nomicbert.tokenizer import Tokenizer
+from nomicbert.text.tokenizer import Tokenizer
+from nomicbert.user_warnings import TruncationWarning
 
 Window = Tensor | list[Tensor]
 

@@ -22,7 +22,7 @@ from nomicbert.runtime.dispatch import Chunk, Dispatcher
 from nomicbert.runtime.progress import Progress, Unread
 from nomicbert.runtime.stream import Stream
 from nomicbert.runtime.worker import work
-from nomicbert.tokenizer import LETTERS_A_TOKEN
+from nomicbert.text.tokenizer import LETTERS_A_TOKEN
 
 # Chunks for each device at least, where there is enough to do.
 SHARES = 4

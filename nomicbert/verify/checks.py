@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nomicbert.checkpoint import TensorFiles
 from nomicbert.embedder import Embedder
-from nomicbert.model import NomicBert
-from nomicbert.notices import TruncationWarning
-from nomicbert.renames import canonical, recipes
+from nomicbert.loading.tensor_names import canonical, recipes
+from nomicbert.loading.weights import TensorFiles
+from nomicbert.modeling.model import NomicBert
+from nomicbert.user_warnings import TruncationWarning
 from nomicbert.verify import invariance, measures
 from nomicbert.verify.bounds import HALF_VALUES
 from nomicbert.verify.formula import matryoshka

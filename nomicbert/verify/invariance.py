@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nomicbert.computing import Computing
 from nomicbert.embedder import Embedder
-from nomicbert.packing import pack
-from nomicbert.pooling import Finish
+from nomicbert.modeling.backend_module import Computing
+from nomicbert.modeling.packing import pack
+from nomicbert.vectors.pooling import Finish
 from nomicbert.verify.report import Row
 from nomicbert.verify.texts import TEXTS
 from nomicbert_kernels import Activation, Ops, compute_dtype

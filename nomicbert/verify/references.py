@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nomicbert.renames import IGNORED, canonical
-from nomicbert.settings import read_json
+from nomicbert.loading.json_settings import read_json
+from nomicbert.loading.tensor_names import IGNORED, canonical
 from nomicbert.verify.oracle import Meaning, oracle, read_meaning
 from nomicbert.verify.texts import Batch
 

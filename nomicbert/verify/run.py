@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from nomicbert import hub
-from nomicbert.backends import choose_ops
+from nomicbert.arguments import as_device
 from nomicbert.embedder import Embedder
 from nomicbert.errors import BackendError
-from nomicbert.keywords import as_device
-from nomicbert.modules import module_folders
-from nomicbert.notices import WeightWarning
+from nomicbert.loading import hub
+from nomicbert.loading.target import choose_ops
+from nomicbert.user_warnings import WeightWarning
+from nomicbert.vectors.modules import module_folders
 from nomicbert.verify.bounds import HALF_VALUES
 from nomicbert.verify.checks import embedding_rows, hidden_rows, invariance_row, tensors_row
 from nomicbert.verify.references import choose, need_transformers
@@ -181,7 +181,9 @@ def _remarks(truth: Truth, device: torch.device, dtypes: Sequence[torch.dtype]) 
 @contextlib.contextmanager
 def _said_once() -> Iterator[None]:
     """Load a checkpoint again without the warnings of the first time."""
-    costs = logging.getLogger("nomicbert.computing")  # the report says what 16 bits mean here
+    costs = logging.getLogger(
+        "nomicbert.modeling.backend_module"
+    )  # the report says what 16 bits mean here
     level = costs.level
     costs.setLevel(logging.ERROR)
     try:

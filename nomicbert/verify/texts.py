@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nomicbert.samples import LONG, TEXTS
+from nomicbert.text.samples import LONG, TEXTS
 
 __all__ = ["LONG", "TEXTS", "Batch", "cut"]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from nomicbert import NomicBert
-from nomicbert.packing import PackedBatch, pack
-from tests.checkpoints import build_checkpoint
+from nomicbert.modeling.packing import PackedBatch, pack
 from tests.gpu.conftest import Record
 from tests.gpu.support import DEVICE, INTERPRETED
+from tests.support.checkpoints import build_checkpoint
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,6 @@ import torch
 from nomicbert import Embedder
 from nomicbert_kernels import Backend
 from nomicbert_kernels.launch import Settings
-from tests.checkpoints import build_checkpoint
 from tests.gpu.calls import FIRST, GELU, LINEAR, NORM, QKV, SWIGLU, Case, named
 from tests.gpu.conftest import Record
 from tests.gpu.support import (
@@ -26,7 +25,8 @@ from tests.gpu.support import (
     force_library,
     ops,
 )
-from tests.vocabularies import WORDS
+from tests.support.checkpoints import build_checkpoint
+from tests.support.vocabularies import WORDS
 
 pytestmark = pytest.mark.gpu
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from nomicbert import NomicBert
-from nomicbert.packing import pack
+from nomicbert.modeling.packing import pack
 from nomicbert_kernels.backend import TORCH
-from tests.checkpoints import build_checkpoint
 from tests.gpu.calls import CASES, Case, named
 from tests.gpu.conftest import Record
 from tests.gpu.support import ALL_DTYPES, DEVICE, INTERPRETED, TOKENS, draw, ops
 from tests.parity.bounds import GRADIENT, KEY_BIAS
+from tests.support.checkpoints import build_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 

@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from nomicbert import Embedder
-from nomicbert.packing import pack
-from nomicbert.pooling import Finish
+from nomicbert.modeling.packing import pack
 from nomicbert.runtime import graphs
-from tests.checkpoints import build_checkpoint
+from nomicbert.vectors.pooling import Finish
 from tests.gpu.conftest import Record
 from tests.gpu.support import DEVICE, INTERPRETED
-from tests.vocabularies import WORDS
+from tests.support.checkpoints import build_checkpoint
+from tests.support.vocabularies import WORDS
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(INTERPRETED, reason="only a GPU records graphs: see tests/test_graphs.py"),
+    pytest.mark.skipif(
+        INTERPRETED, reason="only a GPU records graphs: see tests/runtime/test_graphs.py"
+    ),
 ]
 
 # As for a text among others: fp32 the largest difference of unit vectors, else 1 - cosine. A bucket

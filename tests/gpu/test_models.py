@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert import Embedder, NomicBert
-from tests.cpus import pretend
 from tests.gpu.conftest import Record
 from tests.gpu.support import DEVICE, INTERPRETED
 from tests.parity.bounds import EMBEDDING, HALF, HALF_VALUES, HIDDEN, HalfBound
@@ -30,7 +29,8 @@ from tests.parity.support import (
     masked,
     theirs,
 )
-from tests.vocabularies import SENTENCES, WORDS
+from tests.support.cpus import pretend
+from tests.support.vocabularies import SENTENCES, WORDS
 
 # all threads: the truth is computed on the CPU
 pytestmark = [pytest.mark.gpu, pytest.mark.all_threads]

@@ -1,7 +1,8 @@
 """What the parity tests share: checkpoints, batches, both models, and the comparison.
 
 The truth is transformers' own model of the same weights where it has one, else the oracle of
-`tests/oracle.py`. Every comparison runs over all hidden states at once, with padding at zero.
+`tests/support/oracle.py`. Every comparison runs over all hidden states at once, with padding at
+zero.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ from torch import Tensor
 from transformers import BertModel, NomicBertModel
 
 from nomicbert import NomicBert
-from nomicbert.packing import PackedBatch
-from tests.checkpoints import VARIANTS, build_checkpoint, edit_config, read_config, read_tensors
-from tests.oracle import oracle_forward, router_margins
+from nomicbert.modeling.packing import PackedBatch
 from tests.parity.bounds import ROUNDING_MARGIN, ROUTER_MARGIN
-from tests.variants import VARIANT_TABLE
+from tests.support.checkpoints import (
+    VARIANTS,
+    build_checkpoint,
+    edit_config,
+    read_config,
+    read_tensors,
+)
+from tests.support.oracle import oracle_forward, router_margins
+from tests.support.variants import VARIANT_TABLE
 
 Batch = dict[str, Any]
 

@@ -18,11 +18,11 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from nomicbert import Embedder
-from tests.cpus import pretend
 from tests.parity.bounds import BACKENDS, HALF, HALF_VALUES, HIDDEN, HalfBound
 from tests.parity.report import within
 from tests.parity.support import Case, hidden_states, masked, ours, theirs
-from tests.vocabularies import SENTENCES, WORDS
+from tests.support.cpus import pretend
+from tests.support.vocabularies import SENTENCES, WORDS
 
 LENGTHS = (96, 64, 64, 33, 128, 7, 80, 96)
 # wide enough for the real head size and weights that are not overly sensitive to rounding

@@ -17,13 +17,13 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from nomicbert import Embedder
-from tests.checkpoints import read_config, read_tensors
-from tests.oracle import oracle_forward, oracle_pool
 from tests.parity.bounds import BACKENDS, EMBEDDING
 from tests.parity.report import difference, held, seen
 from tests.parity.support import NATIVE, Case, clear_tokens
-from tests.variants import VARIANT_TABLE
-from tests.vocabularies import SENTENCES
+from tests.support.checkpoints import read_config, read_tensors
+from tests.support.oracle import oracle_forward, oracle_pool
+from tests.support.variants import VARIANT_TABLE
+from tests.support.vocabularies import SENTENCES
 
 MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken", "weightedmean")
 TEXTS = [*SENTENCES, "deep " * 40, "", SENTENCES[0]]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nomicbert import NomicBert
-from nomicbert.rope import RotaryTables
+from nomicbert.modeling.rope import RotaryTables
 from tests.parity.bounds import BACKENDS, HIDDEN
 from tests.parity.report import held, seen
 from tests.parity.support import (

@@ -24,7 +24,7 @@ from tests.parity.support import (
     hidden_states,
     masked,
 )
-from tests.vocabularies import SENTENCES
+from tests.support.vocabularies import SENTENCES
 
 TEXTS = [*SENTENCES, "search_document: " + "the quick brown fox and a long red river " * 3]
 

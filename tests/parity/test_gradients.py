@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from nomicbert import NomicBert
-from tests.checkpoints import read_config, read_tensors
-from tests.oracle import oracle_forward
 from tests.parity.bounds import BACKENDS, GRADIENT, HALF
 from tests.parity.gradients import BERT, HUB, NOMIC, Gradients, compare, stacked
 from tests.parity.report import held, within
 from tests.parity.support import Batch, Case, clear_tokens, ours, theirs
+from tests.support.checkpoints import read_config, read_tensors
+from tests.support.oracle import oracle_forward
 
 
 def loss_of(last: Tensor, batch: Batch) -> Tensor:

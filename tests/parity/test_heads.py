@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nomicbert.packing import PackedBatch
-from tests.heads import NATIVE, OURS, build_head, theirs
+from nomicbert.modeling.packing import PackedBatch
 from tests.parity.bounds import BACKENDS, HIDDEN, KEY_BIAS, LOSS
 from tests.parity.gradients import BERT, NOMIC, Gradients, compare, stacked
 from tests.parity.report import held, seen
 from tests.parity.support import LENGTHS, Batch, Case
+from tests.support.heads import NATIVE, OURS, build_head, theirs
 
 LABELS = 3
 # As with a key's bias, a shift of all places alike does not change their softmax: the true gradient

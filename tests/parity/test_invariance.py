@@ -1,6 +1,6 @@
 """A text's vector has the same bits whatever is embedded beside it, in whatever order and batch.
 
-Without oneDNN that is not promised: there the tests hold a bound (tests/sameness.py).
+Without oneDNN that is not promised: there the tests hold a bound (tests/support/sameness.py).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from nomicbert import Embedder
-from nomicbert.notices import TruncationWarning
-from nomicbert.packing import pack
-from nomicbert.pooling import Finish
+from nomicbert.modeling.packing import pack
 from nomicbert.runtime import batches
+from nomicbert.user_warnings import TruncationWarning
+from nomicbert.vectors.pooling import Finish
 from nomicbert_kernels import PoolMode
-from tests.checkpoints import build_checkpoint
-from tests.cpus import CPU_DTYPES
 from tests.parity.report import within
-from tests.sameness import same
-from tests.vocabularies import WORDS
+from tests.support.checkpoints import build_checkpoint
+from tests.support.cpus import CPU_DTYPES
+from tests.support.sameness import same
+from tests.support.vocabularies import WORDS
 
 # with the threads that users have
 pytestmark = pytest.mark.all_threads

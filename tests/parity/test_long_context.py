@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from nomicbert.packing import pack
-from tests.checkpoints import edit_config, read_config
+from nomicbert.modeling.packing import pack
 from tests.parity.bounds import BACKENDS, HIDDEN
 from tests.parity.report import difference, held, seen
 from tests.parity.support import (
@@ -22,6 +21,7 @@ from tests.parity.support import (
     packed_states,
     theirs,
 )
+from tests.support.checkpoints import edit_config, read_config
 
 TRAINED = 2048
 LENGTHS = (2047, 2048, 2049, 4096)

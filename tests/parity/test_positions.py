@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nomicbert.notices import EmptyRowWarning
-from tests.checkpoints import read_tensors
+from nomicbert.user_warnings import EmptyRowWarning
 from tests.parity.bounds import BACKENDS, HIDDEN
 from tests.parity.report import difference, held
 from tests.parity.support import (
@@ -28,6 +27,7 @@ from tests.parity.support import (
     ours,
     theirs,
 )
+from tests.support.checkpoints import read_tensors
 
 WORDS = "embeddings.word_embeddings.weight"
 ROWS = ("nomic-v1.5", "bge-en", "nomic-v2-moe")

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertModel
 
 from nomicbert import Embedder
-from nomicbert.cli.corpus import read_passages
-from nomicbert.packing import pack
-from nomicbert.pooling import Finish
+from nomicbert.modeling.packing import pack
+from nomicbert.text.corpus import read_passages
+from nomicbert.vectors.pooling import Finish
 from tests.parity.bounds import BACKENDS
 from tests.parity.report import held, seen
 

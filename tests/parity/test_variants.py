@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoints import VARIANTS, read_config, read_tensors
 from tests.parity.bounds import BACKENDS, HIDDEN
 from tests.parity.report import difference, held
 from tests.parity.support import (
@@ -21,6 +20,7 @@ from tests.parity.support import (
     ours,
     theirs,
 )
+from tests.support.checkpoints import VARIANTS, read_config, read_tensors
 
 # What transformers cannot load or would read otherwise: (row, changes of its config)
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {

@@ -8,7 +8,7 @@ from bench.gpu.place import Place
 from bench.gpu.race import TOO_LONG, Task, facts_of
 from bench.gpu.runner.child import Case, Facts
 from bench.harness import WrongValues
-from nomicbert.throughput.lines import Line
+from nomicbert.benchmark.lines import Line
 
 Work = Callable[[], Facts]
 

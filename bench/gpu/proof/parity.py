@@ -19,12 +19,12 @@ from bench.gpu.proof.speed import MODEL, TUNED_CASES, models_of, of_ours, races
 from bench.gpu.rivals import FP8, Budgets
 from bench.gpu.runner.child import Case, Facts
 from bench.harness import WrongValues
+from nomicbert.benchmark import measure
+from nomicbert.benchmark.peers import Setting
+from nomicbert.benchmark.torch_peers import NAIVE_BATCH, Native
+from nomicbert.benchmark.workloads import Case as Texts
 from nomicbert.embedder import Embedder
 from nomicbert.runtime import graphs
-from nomicbert.throughput import measure
-from nomicbert.throughput.peers import Setting
-from nomicbert.throughput.torch_peers import NAIVE_BATCH, Native
-from nomicbert.throughput.workloads import Case as Texts
 from nomicbert.verify.bounds import EMBEDDING
 from nomicbert_kernels import Activation, select_ops, values
 from nomicbert_kernels.backend import FP8_REFERENCE

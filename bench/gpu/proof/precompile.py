@@ -28,11 +28,11 @@ from bench.gpu.runner.child import Case, Facts
 from bench.problem import Draw
 from bench.throughput import MODELS, folder_of
 from nomicbert.embedder import Embedder
-from nomicbert.packing import pack
-from nomicbert.pooling import Finish
+from nomicbert.modeling.packing import pack
+from nomicbert.vectors.pooling import Finish
 from nomicbert_kernels import backend, launch, tiling
 from nomicbert_kernels.launch import SHARED_MEMORY
-from tests.checkpoints import build_checkpoint
+from tests.support.checkpoints import build_checkpoint
 
 # Processors left to the process that launches, and to inductor.
 SPARED = 4

@@ -13,8 +13,8 @@ from bench.gpu.proof.cases import case, matched
 from bench.gpu.proof.speed import MODEL, models_of, of_ours
 from bench.gpu.rivals import Budgets
 from bench.gpu.runner.child import Case, Facts
-from nomicbert.throughput.batching import Batching
-from nomicbert.throughput.workloads import Case as Texts
+from nomicbert.benchmark.batching import Batching
+from nomicbert.benchmark.workloads import Case as Texts
 
 # Workload -> tokens: one batch as ours takes it, and one query.
 SHAPES = {"fixed-512": 16896, "fixed-8192": 16896, "latency-32": 1}

@@ -16,11 +16,11 @@ from bench.gpu.proof.cases import case, interleaved, matched
 from bench.gpu.rivals import Budgets, Rival, row, rows
 from bench.gpu.runner.child import Case, Facts
 from bench.throughput import MODELS
+from nomicbert.benchmark.batching import Batching, by_count, by_tokens
+from nomicbert.benchmark.peers import AbsentError, Runner, Setting
+from nomicbert.benchmark.torch_peers import FromTexts, Native
+from nomicbert.benchmark.workloads import Case as Texts
 from nomicbert.embedder import Embedder
-from nomicbert.throughput.batching import Batching, by_count, by_tokens
-from nomicbert.throughput.peers import AbsentError, Runner, Setting
-from nomicbert.throughput.torch_peers import FromTexts, Native
-from nomicbert.throughput.workloads import Case as Texts
 from nomicbert_kernels import launch
 from nomicbert_kernels.launch import Row
 

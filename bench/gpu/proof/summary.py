@@ -10,7 +10,7 @@ from bench.gpu.goals import FP8, TEXTS
 from bench.gpu.proof.winners import means, winners
 from bench.gpu.runner.ledger import ENDS, FAULTS, OK, Line, ends
 from bench.gpu.runner.supervise import Stage, left, minutes
-from nomicbert.throughput.lines import MEASURED
+from nomicbert.benchmark.lines import MEASURED
 
 MOST = 40
 WIDTH = 160

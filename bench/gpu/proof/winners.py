@@ -13,7 +13,7 @@ import torch
 
 from bench.gpu.place import Place
 from bench.gpu.runner.ledger import OK
-from nomicbert.throughput.lines import MEASURED
+from nomicbert.benchmark.lines import MEASURED
 from nomicbert_kernels import launch
 from nomicbert_kernels.launch import Row
 

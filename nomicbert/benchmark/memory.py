@@ -1,0 +1,134 @@
+"""How much memory a peer takes: it is loaded and run in a process of its own.
+
+What is reported is the most that was resident at any time: Python and its libraries,
+the weights in all forms that loading passes through, and the work on the case. Every process also
+imports torch, which a peer without it would save: about 0.2 GB.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nomicbert.benchmark.batching import by_count
+from nomicbert.benchmark.exports import MADE
+from nomicbert.benchmark.lines import ABSENT, MEASURED, Line, surroundings
+from nomicbert.benchmark.peers import PEERS, AbsentError, choose
+from nomicbert.benchmark.plan import Checkpoint, Options
+from nomicbert.benchmark.workloads import shortest
+
+CASE = "memory"
+# The texts, and how many of them a peer that pads gets at once.
+WORKLOAD, BATCH = "passages", 32
+STATUS = Path("/proc/self/status")
+# Characters of what a process that fails says.
+LONGEST_REASON = 160
+
+
+def measure_memory(checkpoint: Checkpoint, options: Options) -> Iterator[Line]:
+    """A line for each peer: its field `peak_bytes`, or the reason why it has none.
+
+    Args:
+        checkpoint: what is loaded.
+        options: peers, dtypes, tokens, threads, device, and a cache, which exports are kept in.
+
+    Raises: ValueError: no cache; a checkpoint whose texts are too short for WORKLOAD.
+    """
+    if options.cache is None:
+        raise ValueError("peak memory needs a cache: what exporting takes is not the peer's")
+    case = checkpoint.case(WORKLOAD, options.tokens, options.device)
+    if case is None:
+        raise ValueError(
+            f"peak memory is measured on {WORKLOAD}, which have {shortest(WORKLOAD)} tokens or "
+            f"more: this checkpoint's texts have {checkpoint.longest} at most"
+        )
+    options.cache.mkdir(parents=True, exist_ok=True)
+    around = surroundings(options.device)
+    around["machine"]["threads"] = options.threads
+    for peer in choose(options.families, options.dtypes, options.device, options.slow):
+        given = {
+            "name": checkpoint.name,
+            "folder": str(checkpoint.folder),
+            "peer": peer.name,
+            "tokens": options.tokens,
+            "threads": options.threads,
+            "device": str(options.device),
+            "cache": str(options.cache),
+        }
+        found = _alone(given)
+        if found.pop("exported", False):
+            found = _alone(given)
+            found.pop("exported", None)
+        status = MEASURED if "peak_bytes" in found else ABSENT
+        yield {
+            "model": checkpoint.name,
+            "case": CASE,
+            "group": CASE,
+            "peer": peer.family,
+            "dtype": peer.dtype,
+            "status": status,
+            "reason": None,
+            "tokens": case.tokens,
+            "texts": len(case.texts),
+            **found,
+            **around,
+        }
+
+
+def peak() -> int:
+    """Bytes of this process that were resident at most.
+
+    Linux counts towards ru_maxrss what the parent of a process had, towards VmHWM its own alone.
+    """
+    if STATUS.is_file():
+        line = next(x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _alone(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `main` says in a process of its own; the reason, if that process fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nomicbert.benchmark.memory", json.dumps(given)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        # a traceback ends with the error; a process that the system stops says nothing
+        said = done.stderr.strip().splitlines()
+        why = said[-1][-LONGEST_REASON:] if said else f"exit code {done.returncode}"
+        return {"reason": f"failed: {why}"}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def main(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Load one peer, run it, and say how much was resident, and whether that holds an export."""
+    peer = next(peer for peer in PEERS if peer.name == given["peer"])
+    torch.set_num_threads(given["threads"])
+    checkpoint = Checkpoint.of(given["name"], Path(given["folder"]))
+    device = torch.device(given["device"])
+    case = checkpoint.case(WORKLOAD, given["tokens"], device)
+    assert case is not None
+    # with what exports are made from in a run, so that they are found again
+    options = Options((WORKLOAD,), threads=given["threads"], device=device)
+    setting = checkpoint.setting(options, Path(given["cache"]))
+    try:
+        runner = peer.load(setting)
+    except AbsentError as error:
+        return {"reason": str(error)}
+    ways = runner.ways(case)
+    runner.vectors(case, ways[0] if len(ways) == 1 else by_count(case.lengths, BATCH))
+    return {"peak_bytes": peak(), "exported": setting.loaded.get(MADE, False)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))  # noqa: T201

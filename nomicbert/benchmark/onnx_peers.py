@@ -1,0 +1,118 @@
+"""ONNX Runtime: the exported model in fp32, and with int8 matrix products."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nomicbert.benchmark.exports import kept
+from nomicbert.benchmark.peers import AbsentError, Runner, Setting
+from nomicbert.benchmark.sentence import PaddedRunner, load_sentence
+from nomicbert.loading.json_settings import read_json
+
+INPUTS = ("input_ids", "attention_mask")
+FILE = "model.onnx"
+LIBRARIES = ("onnx", "onnxscript")
+# Of the example that is traced, and what may come instead of it.
+EXAMPLE = (2, 24)
+MOST_TEXTS, MOST_TOKENS = 4096, 8192
+
+
+def load(family: str, dtype: str, setting: Setting) -> Runner:
+    """See peers.Peer.load."""
+    need("onnxruntime")
+    return Session(quantized(setting) if dtype == "int8" else exported(setting), setting)
+
+
+def need(*modules: str) -> None:
+    """Raises: AbsentError: one is not installed."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise AbsentError(f"{module} is not installed")
+
+
+def exported(setting: Setting) -> Path:
+    """The checkpoint with its pooling as an ONNX file in the cache, made if it is not there."""
+    return kept(setting, "onnx", LIBRARIES, lambda folder: _export(setting, folder / FILE)) / FILE
+
+
+def quantized(setting: Setting) -> Path:
+    """The same with int8 weights, a scale for each output, and activations scaled as they come."""
+
+    def make(folder: Path) -> None:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        path = exported(setting)
+        with without_chatter():
+            quantize_dynamic(path, folder / FILE, weight_type=QuantType.QInt8, per_channel=True)
+
+    return kept(setting, "onnx-int8", (*LIBRARIES, "onnxruntime"), make) / FILE
+
+
+def _export(setting: Setting, path: Path) -> None:
+    need("onnx", "onnxscript")
+    sentence = load_sentence(setting, "float32")
+    config = read_json(setting.encoder / "config.json")
+    most = config["max_position_embeddings"] if config["model_type"] == "bert" else MOST_TOKENS
+    axes = {
+        0: torch.export.Dim("texts", min=1, max=MOST_TEXTS),
+        1: torch.export.Dim("tokens", min=2, max=most),
+    }
+    ids = torch.randint(1, 100, EXAMPLE)
+    mask = torch.ones_like(ids)
+    mask[1, EXAMPLE[1] // 2 :] = 0
+    with without_chatter():
+        program = torch.onnx.export(
+            sentence,
+            (ids, mask),
+            dynamo=True,
+            dynamic_shapes=dict.fromkeys(INPUTS, axes),
+            input_names=INPUTS,
+            output_names=["vectors"],
+            verbose=False,
+        )
+        program.save(path, external_data=True)  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def without_chatter() -> Iterator[None]:
+    """Exporters tell much that is of no use here, on every channel."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stderr(io.StringIO()):
+                yield
+    finally:
+        logging.disable(before)
+
+
+class Session(PaddedRunner):
+    """An inference session on the CPU."""
+
+    def __init__(self, path: Path, setting: Setting) -> None:
+        """Read and optimise the file."""
+        import onnxruntime
+
+        super().__init__(setting)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = setting.threads
+        options.log_severity_level = 3
+        # its idle threads would otherwise spin on, and take the time of whoever comes next
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self.session: Any = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+
+    def batch(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """See PaddedRunner."""
+        found: np.ndarray = self.session.run(None, dict(zip(INPUTS, (ids, mask), strict=True)))[0]
+        return found

@@ -1,0 +1,166 @@
+"""Who takes part: ours, and each library that could compute the same vectors, by name and dtype.
+
+A peer that cannot take part says why: its library is missing, it does not know the architecture,
+the checkpoint cannot be exported. Nothing is invented for it.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from nomicbert.benchmark.batching import Batching
+from nomicbert.benchmark.workloads import Case
+
+DTYPES = ("float32", "bfloat16", "float16", "int8")
+
+
+class AbsentError(Exception):
+    """A peer cannot take part; the message says why, in half a line."""
+
+
+class Runner(Protocol):
+    """A peer that is loaded.
+
+    Attributes:
+        from_texts: it takes strings, so its time holds tokenisation.
+    """
+
+    from_texts: bool
+
+    def ways(self, case: Case) -> list[Batching]:
+        """Ways to cut a case that it should be tried with; one for a peer that decides itself."""
+
+    def vectors(self, case: Case, way: Batching) -> np.ndarray:
+        """(texts, dim) fp32, in the case's order, when all of it is computed."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a peer is loaded with.
+
+    Attributes:
+        folder: of the checkpoint with its modules.json.
+        encoder: of its config.json, tokenizer and weights.
+        device: where it computes.
+        threads: that it may use.
+        cache: where exported models are kept.
+        sample: token ids of some texts, for a peer that measures activations beforehand.
+        loaded: what several peers share, so that it is in memory once.
+    """
+
+    folder: Path
+    encoder: Path
+    device: torch.device
+    threads: int
+    cache: Path
+    sample: Sequence[Sequence[int]]
+    loaded: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One row of a table.
+
+    Attributes:
+        family: what --peer takes.
+        dtype: one of DTYPES, that its matrix products are computed in.
+        module: where it is loaded, a name below this package.
+        devices: types of device that it runs on.
+        slow: takes minutes to load, so that only who names it gets it.
+    """
+
+    family: str
+    dtype: str
+    module: str
+    devices: tuple[str, ...] = ("cpu",)
+    slow: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of this row: unique."""
+        return f"{self.family} {self.dtype}"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is what the others are compared with."""
+        return self.family in ("ours", "ours-texts")
+
+    def load(self, setting: Setting) -> Runner:
+        """Load it.
+
+        Raises: AbsentError: it cannot take part here.
+        """
+        if setting.device.type not in self.devices:
+            raise AbsentError(f"does not run on {setting.device.type} here")
+        module = importlib.import_module(f"nomicbert.benchmark.{self.module}")
+        load: Callable[[str, str, Setting], Runner] = module.load
+        return load(self.family, self.dtype, setting)
+
+
+def _rows() -> list[Peer]:
+    both = ("cpu", "cuda")
+    rows = []
+    for dtype in DTYPES:
+        devices = {"float16": ("cuda",), "int8": ("cpu",)}.get(dtype, both)
+        rows += [Peer(family, dtype, "ours", devices) for family in ("ours", "ours-texts")]
+        if dtype == "int8":
+            continue
+        rows += [
+            Peer("transformers-32", dtype, "torch_peers", devices),
+            Peer("transformers", dtype, "torch_peers", devices),
+            Peer("sentence-transformers", dtype, "torch_peers", devices),
+            Peer("transformers-compile", dtype, "torch_peers", devices, slow=True),
+        ]
+    return [
+        *rows,
+        Peer("onnxruntime", "float32", "onnx_peers"),
+        Peer("onnxruntime", "int8", "onnx_peers"),
+        Peer("openvino", "float32", "openvino_peers"),
+        Peer("openvino", "bfloat16", "openvino_peers"),
+        Peer("openvino-weights", "int8", "openvino_peers"),
+        Peer("openvino-ptq", "int8", "openvino_peers"),
+        Peer("ctranslate2", "float32", "ctranslate2_peers"),
+        Peer("ctranslate2", "int8", "ctranslate2_peers"),
+    ]
+
+
+PEERS = _rows()
+FAMILIES = list(dict.fromkeys(peer.family for peer in PEERS))
+ANCHOR = next(peer for peer in PEERS if peer.name == "transformers-32 float32")
+OURS = next(peer for peer in PEERS if peer.name == "ours float32")
+
+
+def dtypes_of(device: torch.device) -> list[str]:
+    """Those that somebody computes in on a device."""
+    return [d for d in DTYPES if any(d == p.dtype and device.type in p.devices for p in PEERS)]
+
+
+def choose(
+    families: Sequence[str] | None, dtypes: Sequence[str], device: torch.device, slow: bool
+) -> list[Peer]:
+    """The rows of some families and dtypes that are meant for a device.
+
+    Args:
+        families: None takes all; ours always take part.
+        dtypes: of DTYPES.
+        device: where they compute.
+        slow: take those too that need minutes to load, named or not.
+
+    Raises: ValueError: an unknown family.
+    """
+    unknown = [name for name in families or () if name not in FAMILIES]
+    if unknown:
+        raise ValueError(f"unknown peer {unknown[0]!r}: it must be one of {', '.join(FAMILIES)}")
+    return [
+        peer
+        for peer in PEERS
+        if peer.dtype in dtypes
+        and (peer.is_ours or families is None or peer.family in families)
+        and (not peer.slow or slow or peer.family in (families or ()))
+        and (device.type in peer.devices or peer.family in (families or ()))
+    ]

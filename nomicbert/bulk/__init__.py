@@ -1,0 +1,1 @@
+"""Files of texts -> files of vectors."""

@@ -1,0 +1,148 @@
+"""Vectors and what they came with -> Parquet, a row group a block.
+
+Where in the flow: as in `writing`. Importing this file needs pyarrow.
+Source: the columns' types are those that pyarrow infers from the first block.
+"""
+
+import reprlib
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nomicbert.bulk.reading import EMBEDDING, Record
+from nomicbert.bulk.writing import Vectors, Write
+
+# What pyarrow raises for a value that a column cannot hold.
+MISFITS = (ValueError, TypeError, OverflowError, NotImplementedError, RecursionError)
+# A table of more columns than this is an accident, and takes minutes and gigabytes a block.
+MOST_COLUMNS = 1000
+# Nested more deeply than this (two levels of the format each), a file is written that none reads.
+DEEPEST = 30
+ADVICE = "(a .jsonl output takes any object)"
+
+
+@contextmanager
+def parquet_writer(file: BinaryIO, empty: Vectors) -> Iterator[Write]:
+    """Write a column for each field, and the vectors as a column of lists of fixed size.
+
+    Args:
+        file: where to.
+        empty: (0, width), of the dtype of the vectors.
+
+    Yields: a function that takes n records and their (n, width) vectors. The first call decides on
+        the columns; a later field or value that does not fit them is a ValueError naming its line.
+    """
+    number, width = pa.from_numpy_dtype(empty.dtype), empty.shape[1]
+    writer: Any = None
+
+    def write(records: list[Record], vectors: Vectors) -> None:
+        nonlocal writer
+        if writer is None:
+            names = list(dict.fromkeys(name for record in records for name in record.fields))
+            if len(names) > MOST_COLUMNS:
+                raise ValueError(
+                    f"the first {len(records)} rows have {len(names)} different fields, more than "
+                    f"the {MOST_COLUMNS} that become columns {ADVICE}"
+                )
+            columns = [_column(records, name) for name in names]
+        else:
+            known = writer.schema.names
+            names = [name for name in known if name != EMBEDDING]
+            _refuse_new_fields(records, names)
+            columns = [_column(records, name, writer.schema.field(name).type) for name in names]
+        flat = pa.array(vectors.reshape(-1), number)
+        columns.append(pa.FixedSizeListArray.from_arrays(flat, width))
+        table = pa.Table.from_arrays(columns, [*names, EMBEDDING])
+        if writer is None:
+            writer = _open_writer(file, table.schema)
+        writer.write_table(table)
+
+    try:
+        yield write
+        if writer is None:
+            write([], empty)
+    except BaseException:
+        if writer is not None:
+            with suppress(OSError):
+                writer.close()  # else it would try at some later time, on a file that is closed
+        raise
+    writer.close()
+
+
+def _open_writer(file: BinaryIO, schema: Any) -> Any:
+    try:
+        return pq.ParquetWriter(file, schema)
+    except MISFITS as error:
+        raise ValueError(f"Parquet has no such column: {error} {ADVICE}") from error
+
+
+def _column(records: list[Record], name: str, kind: Any = None) -> Any:
+    """One field of all records, missing ones null; `kind` None infers the type."""
+    values = [record.fields.get(name) for record in records]
+    column = "the values before it" if kind is None else f"a column of type {kind}"
+    try:
+        array = pa.array(values, kind)
+    except MISFITS:
+        row = bisect_left(range(len(values)), True, key=lambda i: _misfits(values[: i + 1], kind))
+    else:
+        # what fits in part is cut without a word: 2.5 to 2, a key that a struct lacks, ...
+        row = _first_cut(values, array)
+        if row < 0:
+            return array
+        column = f"a column of type {array.type}"
+    if row == 0 and kind is None:
+        column = "any column of Parquet"
+    raise ValueError(
+        f"{records[row].where}: the field {name!r}, {reprlib.repr(values[row])}, does not fit "
+        f"{column} {ADVICE}"
+    )
+
+
+def _first_cut(values: list[Any], array: Any) -> int:
+    """The first row whose value does not come through whole, or lies too deep; else -1."""
+    if _depth(array.type) > DEEPEST:
+        return max(range(len(values)), key=lambda i: _depth(pa.infer_type([values[i]])))
+    kept = zip(values, array.to_pylist(), strict=True)
+    return next((i for i, pair in enumerate(kept) if not _same(*pair)), -1)
+
+
+def _depth(kind: Any) -> int:
+    """How many lists and structs lie in each other."""
+    if pa.types.is_list(kind):
+        return 1 + _depth(kind.value_type)
+    if pa.types.is_struct(kind):
+        return 1 + max((_depth(field.type) for field in kind), default=0)
+    return 0
+
+
+def _misfits(values: list[Any], kind: Any) -> bool:
+    try:
+        pa.array(values, kind)
+    except MISFITS:
+        return True
+    return False
+
+
+def _same(value: Any, stored: Any) -> bool:
+    """Whether a JSON value has come through whole; a struct adds the keys that others have."""
+    if isinstance(value, dict) and isinstance(stored, dict):
+        return all(key in stored and _same(inner, stored[key]) for key, inner in value.items())
+    if isinstance(value, list) and isinstance(stored, list):
+        return all(map(_same, value, stored))
+    if isinstance(value, bool) != isinstance(stored, bool):
+        return False
+    return bool(value == stored or value != value)  # NaN is what differs from itself
+
+
+def _refuse_new_fields(records: list[Record], names: list[str]) -> None:
+    known = set(names)
+    for record in records:
+        if new := record.fields.keys() - known:
+            raise ValueError(
+                f"{record.where}: the field {min(new)!r} is not among those of the first rows, "
+                f"which are the columns: {', '.join(map(repr, names))} {ADVICE}"
+            )

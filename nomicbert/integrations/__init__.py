@@ -1,0 +1,1 @@
+"""Other libraries' interfaces around an Embedder: one file each, imported by nobody here."""

@@ -1,0 +1,1 @@
+"""A folder or repository of the hub -> configuration, settings and parameters."""

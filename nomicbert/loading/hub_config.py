@@ -1,0 +1,293 @@
+"""config.json of any supported checkpoint -> EncoderConfig, and back: all dialects, here only.
+
+NomicBERT checkpoints name their settings as GPT-2 does (n_embd, legacy), as Hugging Face does
+(hidden_size, native), or both side by side; BERT checkpoints as Hugging Face does. What the encoder
+cannot compute is refused here, so that nothing behind this file needs to ask.
+Source: the configuration classes of nomic-embed-text-v1.5's remote code and of transformers 5.
+"""
+
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from nomicbert.config import EncoderConfig
+from nomicbert.errors import ConfigError
+from nomicbert.loading.json_settings import Settings, read_json
+
+logger = logging.getLogger(__name__)
+
+# The length that nomic-ai's rotary checkpoints were trained at, where their config does not say.
+NOMIC_TRAINED_POSITIONS = 2048
+
+# Switches that change the computation, and the values under which they do not.
+NOMIC_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "prenorm": (False,),
+    "use_rms_norm": (False,),
+    "parallel_block": (False,),
+    "parallel_block_tied_norm": (False,),
+    "rotary_emb_scale_base": (),
+    "rotary_head_dim": (),
+    "norm_mlp": (False,),
+    "causal": (False,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "num_shared_experts": (0,),
+    "expert_choice_router": (False,),
+    "moe_normalize_expert_weights": (False,),
+    "ffn_div": (1,),
+}
+BERT_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+}
+
+
+def read_config(folder: Path, rotary_scaling_factor: float | None = None) -> EncoderConfig:
+    """Read config.json of a checkpoint folder.
+
+    Args:
+        folder: holds config.json.
+        rotary_scaling_factor: alpha of dynamic NTK scaling in place of the checkpoint's own;
+            0 switches scaling off; None keeps what the checkpoint says.
+
+    Raises: ConfigError: missing, not JSON, contradicting itself, or unsupported.
+    """
+    path = folder / "config.json"
+    raw = read_json(path)
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in READERS:
+        raise ConfigError(
+            f"{path}: model_type = {model_type!r} is not supported; supported are "
+            + " and ".join(map(repr, READERS))
+        )
+    config = READERS[model_type](Settings(raw, path), rotary_scaling_factor)
+    return replace(config, source=raw)
+
+
+def _nomic(s: Settings, rotary_scaling_factor: float | None) -> EncoderConfig:
+    s.refuse(NOMIC_NEUTRAL)
+    legacy = "n_embd" in s.raw or "rotary_emb_fraction" in s.raw
+    rope = s.raw.get("rope_parameters") or s.raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ConfigError(f"{s.path}: rope_parameters must be an object, not {rope!r}")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in ("default", "dynamic"):
+        raise ConfigError(
+            f"{s.path}: rope_type = {rope_type!r} is not supported, only 'default' and "
+            "'dynamic' are"
+        )
+    if rope_type == "dynamic" and rope.get("factor") is None:
+        raise ConfigError(f"{s.path}: rope_type 'dynamic' needs a factor")
+    # Both dialects on one level. rope_type "default" states no factor: it is what native configs
+    # say of every checkpoint whose scaling is left to the legacy key.
+    s = Settings(
+        {
+            **s.raw,
+            "rope_parameters.rope_theta": rope.get("rope_theta"),
+            "rope_parameters.partial_rotary_factor": rope.get("partial_rotary_factor"),
+            "rope_parameters.factor": rope.get("factor") if rope_type == "dynamic" else None,
+        },
+        s.path,
+    )
+    hidden_size = s.size("n_embd", "hidden_size")
+    heads = s.size("n_head", "num_attention_heads")
+    act = _nomic_activation(s)
+    width = 256 * math.ceil(int(8 / 3 * hidden_size) / 256) if act == "swiglu" else 4 * hidden_size
+    fraction = s.number(
+        "rotary_emb_fraction",
+        "rope_parameters.partial_rotary_factor",
+        default=None if legacy else 1.0,
+    )
+    if not 0 < fraction <= 1:
+        raise ConfigError(
+            f"{s.path}: rotary_emb_fraction = {fraction} is not supported, it must be above 0 and "
+            "at most 1"
+        )
+    if rotary_scaling_factor is None:
+        rotary_scaling_factor = s.number(
+            "rotary_scaling_factor", "rope_parameters.factor", default=0.0
+        )
+    vocab = s.size("vocab_size")
+    multiple = s.size("pad_vocab_size_multiple", default=1)
+    if multiple < 1:
+        raise ConfigError(f"{s.path}: pad_vocab_size_multiple must be at least 1, not {multiple}")
+    every = s.size("moe_every_n_layers", default=0)
+    if every not in (0, 2):
+        raise ConfigError(f"{s.path}: moe_every_n_layers = {every} is not supported, only 2 is")
+    return EncoderConfig(
+        model_type="nomic_bert",
+        vocab_size=math.ceil(vocab / multiple) * multiple,
+        hidden_size=hidden_size,
+        num_hidden_layers=s.size("n_layer", "num_hidden_layers"),
+        num_attention_heads=heads,
+        intermediate_size=s.size("n_inner", "intermediate_size", default=width),
+        type_vocab_size=s.size("type_vocab_size"),
+        max_position_embeddings=_served_positions(s),
+        layer_norm_eps=s.number("layer_norm_epsilon", "layer_norm_eps"),
+        hidden_act=act,
+        # the native class has no biases and no keys for them; the legacy class has both
+        qkv_bias=s.flag("qkv_proj_bias", default=legacy),
+        mlp_up_bias=s.flag("mlp_fc1_bias", default=legacy),
+        mlp_down_bias=s.flag("mlp_fc2_bias", default=legacy),
+        rotary_dim=int(hidden_size // heads * fraction) if heads else 0,
+        rope_theta=float(s.number("rotary_emb_base", "rope_parameters.rope_theta")),
+        rotary_interleaved=s.flag("rotary_emb_interleaved", default=False),
+        rotary_scaling_factor=float(rotary_scaling_factor) or None,
+        max_trained_positions=_trained_positions(s, legacy),
+        num_experts=s.size("num_experts") if every else 0,
+        moe_top_k=s.size("moe_top_k") if every else 0,
+        hidden_dropout_prob=_dropout(s, "resid_pdrop", "hidden_dropout_prob"),
+        attention_probs_dropout_prob=_dropout(s, "attn_pdrop", "attention_probs_dropout_prob"),
+        initializer_range=s.number("initializer_range", default=0.02),
+        pad_token_id=s.size("pad_token_id", default=0),
+    )
+
+
+def _nomic_activation(s: Settings) -> Literal["swiglu", "gelu"]:
+    """The legacy key names the gated form; the native one names the gate's activation."""
+    names: dict[tuple[str, Any], Literal["swiglu", "gelu"]] = {
+        ("activation_function", "swiglu"): "swiglu",
+        ("activation_function", "gelu"): "gelu",
+        ("activation_function", "gelu_new"): "gelu",  # the remote code computes erf for this too
+        ("hidden_act", "silu"): "swiglu",
+    }
+    stated = {key: s.raw.get(key) for key in ("activation_function", "hidden_act")}
+    given = {key: value for key, value in stated.items() if value is not None}
+    for key, value in given.items():
+        if not isinstance(value, str) or (key, value) not in names:
+            raise ConfigError(
+                f"{s.path}: {key} = {value!r} is not supported; supported are activation_function "
+                "'swiglu', 'gelu', 'gelu_new' and hidden_act 'silu'"
+            )
+    meanings = {names[item] for item in given.items()}
+    if len(meanings) > 1:
+        pair = " but ".join(f"{key} = {value!r}" for key, value in given.items())
+        raise ConfigError(f"{s.path} contradicts itself: {pair}. Correct one of them.")
+    if not meanings:
+        raise ConfigError(f"{s.path} lacks activation_function (or hidden_act)")
+    return meanings.pop()
+
+
+def _trained_positions(s: Settings, legacy: bool) -> int:
+    stated = s.size("max_position_embeddings", default=NOMIC_TRAINED_POSITIONS)
+    if s.raw.get("max_trained_positions") is not None:
+        return s.size("max_trained_positions")
+    if not legacy and stated <= NOMIC_TRAINED_POSITIONS:
+        return stated
+    if stated != NOMIC_TRAINED_POSITIONS:
+        logger.info(
+            "%s: max_position_embeddings = %d is taken as the served length; the trained length, "
+            "where dynamic NTK scaling begins, as %d",
+            s.path, stated, NOMIC_TRAINED_POSITIONS,
+        )  # fmt: skip
+    return NOMIC_TRAINED_POSITIONS
+
+
+def _served_positions(s: Settings) -> int:
+    positions = s.size("n_positions", default=0)
+    if positions > 0:
+        return positions
+    return s.size("max_position_embeddings", default=NOMIC_TRAINED_POSITIONS)
+
+
+def _dropout(s: Settings, legacy: str, native: str) -> float:
+    """The legacy key where both are given: real checkpoints hold different values there."""
+    key = legacy if s.raw.get(legacy) is not None else native
+    return s.number(key, default=0.0)
+
+
+def _bert(s: Settings, rotary_scaling_factor: float | None) -> EncoderConfig:
+    s.refuse(BERT_NEUTRAL)
+    if rotary_scaling_factor:
+        raise ConfigError(f"{s.path}: a bert checkpoint has no rotary_scaling_factor")
+    act = s.get("hidden_act", default="gelu")
+    if act != "gelu":
+        raise ConfigError(f"{s.path}: hidden_act = {act!r} is not supported, only 'gelu' is")
+    return EncoderConfig(
+        model_type="bert",
+        vocab_size=s.size("vocab_size"),
+        hidden_size=s.size("hidden_size"),
+        num_hidden_layers=s.size("num_hidden_layers"),
+        num_attention_heads=s.size("num_attention_heads"),
+        intermediate_size=s.size("intermediate_size"),
+        type_vocab_size=s.size("type_vocab_size", default=2),
+        max_position_embeddings=s.size("max_position_embeddings"),
+        layer_norm_eps=s.number("layer_norm_eps", default=1e-12),
+        hidden_dropout_prob=s.number("hidden_dropout_prob", default=0.1),
+        attention_probs_dropout_prob=s.number("attention_probs_dropout_prob", default=0.1),
+        initializer_range=s.number("initializer_range", default=0.02),
+        pad_token_id=s.size("pad_token_id", default=0),
+    )
+
+
+READERS = {"nomic_bert": _nomic, "bert": _bert}
+
+
+def hub_config(config: EncoderConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """The settings as the references read them: the checkpoint's own keys, corrected.
+
+    A NomicBERT config states both dialects, so that the remote code and transformers' own class
+    load the same model; the trained length goes where each of them looks for it.
+    """
+    native: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "intermediate_size": config.intermediate_size,
+        "type_vocab_size": config.type_vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "layer_norm_eps": config.layer_norm_eps,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": config.hidden_dropout_prob,
+        "attention_probs_dropout_prob": config.attention_probs_dropout_prob,
+        "initializer_range": config.initializer_range,
+        "pad_token_id": config.pad_token_id,
+        "model_type": config.model_type,
+        "architectures": ["BertModel"],
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    kept = {key: value for key, value in config.source.items() if key != "torch_dtype"}
+    if config.model_type == "bert":
+        return {**kept, **native}
+    fraction = config.rotary_dim / config.head_dim
+    rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
+    if config.rotary_scaling_factor:
+        rope |= {"rope_type": "dynamic", "factor": config.rotary_scaling_factor}
+    if fraction < 1:
+        rope["partial_rotary_factor"] = fraction
+    native |= {
+        "architectures": ["NomicBertModel"],
+        "max_position_embeddings": config.max_trained_positions,
+        "rope_parameters": rope,
+    }
+    if config.hidden_act == "swiglu":
+        native["hidden_act"] = "silu"
+    else:  # the native class has no plain MLP and would not read this key as we mean it
+        del native["hidden_act"]
+    legacy = {
+        "pad_vocab_size_multiple": 1,  # vocab_size counts the rows as they are
+        "n_embd": config.hidden_size,
+        "n_layer": config.num_hidden_layers,
+        "n_head": config.num_attention_heads,
+        "n_inner": config.intermediate_size,
+        "n_positions": config.max_position_embeddings,
+        "max_trained_positions": config.max_trained_positions,
+        "activation_function": config.hidden_act,
+        "layer_norm_epsilon": config.layer_norm_eps,
+        "rotary_emb_base": config.rope_theta,
+        "rotary_emb_fraction": fraction,
+        "rotary_emb_interleaved": config.rotary_interleaved,
+        "rotary_scaling_factor": config.rotary_scaling_factor,
+        "qkv_proj_bias": config.qkv_bias,
+        "mlp_fc1_bias": config.mlp_up_bias,
+        "mlp_fc2_bias": config.mlp_down_bias,
+        "resid_pdrop": config.hidden_dropout_prob,
+        "attn_pdrop": config.attention_probs_dropout_prob,
+    }
+    return {**kept, **native, **legacy}

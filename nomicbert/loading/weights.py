@@ -1,0 +1,299 @@
+"""Weights between a folder and the model: safetensors (or a lone .bin) -> state dict, and back.
+
+Reading is strict: each tensor of the encoder is used exactly once and has the right shape, or a
+CheckpointError lists what is wrong. A layer is never left at random.
+"""
+
+import json
+import logging
+import os
+import pickle
+import struct
+import tempfile
+import zipfile
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from nomicbert.config import EncoderConfig
+from nomicbert.errors import CheckpointError
+from nomicbert.loading import tensor_names as renames
+from nomicbert.loading.hub_config import hub_config
+from nomicbert.loading.json_settings import read_json
+from nomicbert.loading.nonfinite import not_finite, warn_not_finite
+from nomicbert.loading.tensor_names import IGNORED, Recipe, canonical, recipes
+
+logger = logging.getLogger(__name__)
+
+# In the order of preference: safetensors cannot run code, and is mapped rather than read.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# What torch.load lets out of a torn or forged file.
+TORN = (
+    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, RuntimeError, LookupError,
+    ValueError, TypeError, AttributeError, AssertionError, OverflowError,
+)  # fmt: skip
+# How many names an error message lists of each kind.
+LISTED = 20
+
+
+class TensorFiles:
+    """The tensors of a folder by name, read from disk one at a time when asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folder's weights.
+
+        Raises: CheckpointError: no weights, a damaged file, a shard outside the folder.
+        """
+        self.folder = folder
+        self._open: dict[str, Any] = {}
+        for file in self._files():
+            tensors = _open_safetensors(file) if file.suffix == ".safetensors" else _open_bin(file)
+            for name in tensors.keys():
+                if name in self._open:
+                    raise CheckpointError(f"{folder} holds the tensor {name} in two shards")
+                self._open[name] = tensors
+
+    def _files(self) -> list[Path]:
+        chosen = next((self.folder / n for n in WEIGHT_FILES if (self.folder / n).is_file()), None)
+        if chosen is None:
+            raise CheckpointError(
+                f"{self.folder} holds no weights: none of {', '.join(WEIGHT_FILES)} is there"
+            )
+        if chosen.suffix != ".json":
+            return [chosen]
+        shards = read_json(chosen).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
+            raise CheckpointError(f"{chosen} has no weight_map of tensor names to file names")
+        for shard in shards.values():
+            if Path(shard).name != shard or shard in ("", ".", ".."):
+                raise CheckpointError(f"{chosen} names the shard {shard!r}, outside its folder")
+            if not (self.folder / shard).is_file():
+                raise CheckpointError(f"{chosen} names the shard {shard!r}, which is missing")
+        return [self.folder / shard for shard in sorted(set(shards.values()))]
+
+    def names(self) -> list[str]:
+        """Names as they stand on disk."""
+        return list(self._open)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, backed by the mapped file where the format allows."""
+        tensors = self._open[name]
+        tensor: Tensor = tensors[name] if isinstance(tensors, dict) else tensors.get_tensor(name)
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, without reading it."""
+        tensors = self._open[name]
+        if isinstance(tensors, dict):
+            return tuple(tensors[name].shape)
+        return tuple(tensors.get_slice(name).get_shape())
+
+
+def _open_safetensors(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is not a sound safetensors file: {error}") from error
+
+
+def _open_bin(file: Path) -> dict[str, Tensor]:
+    try:
+        # only the zip format of today's torch.save can be mapped
+        state = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
+    except TORN as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{file} is not a sound file of plain tensors, and nothing else in it is run: {why}"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise CheckpointError(f"{file} must hold a dictionary of tensors")
+    return state
+
+
+class Unfilled(TorchFunctionMode):
+    """Build modules without filling their parameters: they are about to be read.
+
+    On the meta device torch would import its compiler for it, which takes seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Skip what `torch.nn.init` offers, call everything else."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs.get("tensor", *args[:1])
+        return func(*args, **kwargs)
+
+
+def disk_dtype(files: TensorFiles, config: EncoderConfig) -> torch.dtype:
+    """The dtype the checkpoint says it has, else that of its first floating tensor."""
+    stated = config.source.get("dtype") or config.source.get("torch_dtype")
+    dtype = getattr(torch, str(stated).removeprefix("torch."), None)
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    floating = (d for n in files.names() if (d := files.read(n).dtype).is_floating_point)
+    return next(floating, torch.float32)
+
+
+def load_state(
+    files: TensorFiles,
+    config: EncoderConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    strict: bool = True,
+) -> dict[str, Tensor]:
+    """Read every parameter of a model; one WeightWarning names what is NaN or infinite.
+
+    Args:
+        files: of a checkpoint in a hub layout.
+        config: of the same checkpoint.
+        shapes: our parameter names and their shapes.
+        dtype: to convert to while copying; no second copy is made.
+        device: to place the parameters on.
+        strict: False lets tensors that no parameter wants pass; one that is missing is an error
+            all the same.
+
+    Returns: our names -> parameters.
+    Raises: CheckpointError: damaged file; tensors missing, left over, or of another shape.
+    """
+    wanted = list(recipes(config, list(shapes)))
+    parts = {part for recipe in wanted for part in recipe.parts}
+    on_disk = by_canonical_name(files, parts, renames.is_untied(config))
+    _report(config, files, on_disk, wanted, shapes, strict)
+    state: dict[str, Tensor] = {}
+    broken: dict[str, int] = {}
+    for recipe in wanted:
+        parameter = torch.empty(shapes[recipe.target], dtype=dtype, device=device)
+        for view, part in zip(recipe.views(parameter), recipe.parts, strict=True):
+            tensor = files.read(on_disk[part])
+            if not tensor.is_floating_point() or tensor.layout != torch.strided:
+                raise CheckpointError(
+                    f"{on_disk[part]} of {files.folder} holds {tensor.dtype}, {tensor.layout}: "
+                    "only dense floating point weights are supported"
+                )
+            if recipe.form == "stacked" and tensor.shape[0] < view.shape[0]:
+                view[tensor.shape[0] :].zero_()  # rows that pad the vocabulary
+                view = view[: tensor.shape[0]]
+            view.copy_(tensor.view(view.shape))
+        broken |= not_finite(parameter, files.read, [on_disk[part] for part in recipe.parts])
+        state[recipe.target] = parameter
+    warn_not_finite(files.folder, broken, dtype)
+    return state
+
+
+def by_canonical_name(
+    files: TensorFiles, parts: Collection[str] = (), untied: bool = False
+) -> dict[str, str]:
+    """Names without prefixes -> names on disk; two names of one of `parts` must hold the same."""
+    on_disk: dict[str, str] = {}
+    for name in renames.computed(files.names(), untied):
+        plain = canonical(name)
+        twice = plain in on_disk and (plain in parts or not IGNORED.fullmatch(plain))
+        if twice and not torch.equal(files.read(on_disk[plain]), files.read(name)):
+            raise CheckpointError(
+                f"{files.folder} holds both {on_disk[plain]} and {name}, which differ: which is "
+                f"{plain}?"
+            )
+        on_disk[plain] = name
+    return on_disk
+
+
+def _report(
+    config: EncoderConfig,
+    files: TensorFiles,
+    on_disk: Mapping[str, str],
+    wanted: Iterable[Recipe],
+    shapes: Mapping[str, tuple[int, ...]],
+    strict: bool,
+) -> None:
+    """Raise an error that lists everything that does not fit; log what is left unread."""
+    parts = {part: r.part_shape(shapes[r.target]) for r in wanted for part in r.parts}
+    missing = [part for part in parts if part not in on_disk]
+    wrong = []
+    # the vocabulary may be stored as config.json says or already rounded up
+    unpadded = config.source.get("vocab_size")
+    for part, shape in parts.items():
+        if part not in on_disk:
+            continue
+        found = files.shape(on_disk[part])
+        may_pad = part in renames.PADDED and unpadded is not None
+        if found != shape and not (may_pad and found == (unpadded, *shape[1:])):
+            wrong.append(f"{on_disk[part]} is {found}, wanted {shape}")
+    left = [name for plain, name in on_disk.items() if plain not in parts]
+    unexpected = [name for name in left if not IGNORED.fullmatch(canonical(name))]
+    problems = [("missing", missing), ("of another shape", wrong)]
+    problems += [("left over", unexpected)] if strict else []
+    lines = [
+        f"{len(names)} {what}: {', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
+        for what, names in problems
+        if names
+    ]
+    if lines:
+        raise CheckpointError(
+            f"the tensors of {files.folder} do not fit its config.json ({config.model_type}, "
+            f"{config.num_hidden_layers} layers): " + "; ".join(lines)
+        )
+    if left:
+        logger.info("%s: not needed and left unread: %s", files.folder, ", ".join(left))
+
+
+def save(
+    folder: Path, config: EncoderConfig, state: Mapping[str, Tensor], extra: Mapping[str, Any]
+) -> None:
+    """Write config.json and model.safetensors in the layout that the hub has.
+
+    Args:
+        folder: made when it does not exist.
+        config: of the encoder.
+        state: our names -> parameters.
+        extra: keys of config.json that a head adds.
+    """
+    tensors = {}
+    for recipe in recipes(config, list(state)):
+        parameter = state[recipe.target].detach().cpu()
+        inside = recipe.target.startswith("encoder.")
+        prefix = renames.ENCODER_PREFIX[config.model_type] if inside else ""
+        for part, view in zip(recipe.parts, recipe.views(parameter), strict=True):
+            shape = recipe.part_shape(tuple(parameter.shape))
+            tensor = view.reshape(shape).contiguous()
+            # safetensors refuses tensors that share memory, as the parts of a fused one do
+            tensors[prefix + part] = tensor.clone() if len(recipe.parts) > 1 else tensor
+    if renames.DECODER_WEIGHT in tensors and renames.DECODER_BIAS in tensors:
+        tensors[renames.UNTIED_BIAS] = tensors[renames.DECODER_BIAS].clone()
+    dtype = next(iter(tensors.values())).dtype
+    for name in WEIGHT_FILES[1:]:
+        if (folder / name).exists():
+            logger.warning(
+                "%s holds an older %s, which some loaders prefer: remove it", folder, name
+            )
+    write(folder, tensors, {**hub_config(config, dtype), **extra})
+
+
+def write(folder: Path, tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Write model.safetensors and config.json, each beside its final name and then renamed.
+
+    So a reader never sees half of one, and the folder may be the one that the weights came from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+        weights, text = Path(beside, "model.safetensors"), Path(beside, "config.json")
+        save_file(tensors, weights, metadata={"format": "pt"})
+        text.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(weights, folder / weights.name)
+        os.replace(text, folder / text.name)

@@ -1,0 +1,231 @@
+"""What the heads share: an encoder below, loading and saving, packed tokens in, logits out."""
+
+import os
+from collections.abc import Collection
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nomicbert.arguments import refuse_unknown
+from nomicbert.config import EncoderConfig
+from nomicbert.loading import pretrained
+from nomicbert.loading.weights import TensorFiles
+from nomicbert.modeling.heads import losses
+from nomicbert.modeling.heads.labels import Labels
+from nomicbert.modeling.heads.stored import new_parameters
+from nomicbert.modeling.model import NomicBert
+from nomicbert.modeling.output import LogitsOutput, Value
+from nomicbert.modeling.packing import PackedBatch, Padding, tokens_of, unpad
+from nomicbert_kernels import Backend
+
+Self = TypeVar("Self", bound="Head")
+
+
+class Head(nn.Module):
+    """What the heads share: an encoder, and how both are loaded, saved and called.
+
+    Attributes:
+        encoder: the model below.
+        labels: what the columns of the logits mean, where they are labels.
+    """
+
+    task: str
+    pooled = False
+
+    def __init__(
+        self, config: EncoderConfig, *, num_labels: int | None = None, backend: Backend = "auto"
+    ) -> None:
+        """Build with random weights; `from_pretrained` loads a checkpoint.
+
+        Args:
+            config: of the encoder.
+            num_labels: columns of the logits; None takes what config.json says.
+            backend: "auto", "reference", "torch", "int8", "triton", "fp8" or "invariant".
+        """
+        super().__init__()
+        self.encoder = NomicBert(config, backend=backend, add_pooling_layer=self.pooled)
+        self.labels = Labels.read(config.source).counting(num_labels)
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if not name.startswith("encoder."):
+                pretrained.initialise(name, parameter, self.config.initializer_range)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Self],
+        path_or_repo_id: str | os.PathLike[str],
+        *,
+        num_labels: int | None = None,
+        problem_type: str | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **keywords: Any,
+    ) -> Self:
+        """Load a checkpoint with its head; the model comes back in eval mode.
+
+        Args:
+            path_or_repo_id: a local folder or a repository of the hub.
+            num_labels: columns of the logits. A checkpoint without such a head gets a new one, to
+                be trained, where this is given, and is refused where it is not.
+            problem_type: "regression", "single_label_classification" or
+                "multi_label_classification" in place of the checkpoint's own.
+            ignore_mismatched_sizes: a head of another `num_labels` is replaced by a new one.
+            **keywords: those of `NomicBert.from_pretrained` but add_pooling_layer.
+
+        Raises:
+            CheckpointError: no such head (the error says which there are), or what
+                `NomicBert.from_pretrained` raises.
+            TypeError: unknown keyword. ValueError, ConfigError: labels that cannot be.
+        """
+        defaults = dict(NomicBert.from_pretrained.__kwdefaults__ or {})
+        del defaults["add_pooling_layer"]
+        unknown = [name for name in keywords if name not in defaults]
+        refuse_unknown(unknown, cls.from_pretrained, NomicBert.from_pretrained)
+
+        def build(config: EncoderConfig, files: TensorFiles) -> tuple[Self, Collection[str]]:
+            model = cls._empty(config, files, num_labels, keywords.get("backend", "auto"))
+            if problem_type is not None:
+                model.labels = model.labels.meant_as(problem_type)
+            return model, new_parameters(
+                model, cls.task, files, config, num_labels, ignore_mismatched_sizes
+            )
+
+        return pretrained.load(build, path_or_repo_id, **keywords)
+
+    @classmethod
+    def _empty(
+        cls: type[Self],
+        config: EncoderConfig,
+        files: TensorFiles,
+        count: int | None,
+        backend: Backend,
+    ) -> Self:
+        return cls(config, num_labels=count, backend=backend)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json and model.safetensors as transformers has them for this head."""
+        pretrained.save(folder, self.config, self, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """What config.json says of this head."""
+        family = {"nomic_bert": "NomicBert", "bert": "Bert"}[self.config.model_type]
+        return {"architectures": [f"{family}For{self.task}"], **self.labels.as_config()}
+
+    @property
+    def config(self) -> EncoderConfig:
+        """Of the encoder."""
+        return self.encoder.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.encoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        return self.encoder.dtype
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embedding table."""
+        return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the word embedding table; the vocabulary may have another size."""
+        self.encoder.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
+        """As `NomicBert.resize_token_embeddings`."""
+        return self.encoder.resize_token_embeddings(new_num_tokens)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+        """As `NomicBert.gradient_checkpointing_enable`."""
+        self.encoder.gradient_checkpointing_enable()
+
+    def gradient_checkpointing_disable(self) -> None:
+        """As `NomicBert.gradient_checkpointing_disable`."""
+        self.encoder.gradient_checkpointing_disable()
+
+    def packed_logits(self, batch: PackedBatch, states: list[Tensor] | None = None) -> Tensor:
+        """Logits of packed texts: (B, N) for a head of texts, (T, N) for one of tokens.
+
+        Args:
+            batch: B texts of T tokens.
+            states: a list that the encoder's hidden states are added to, or None.
+        """
+        raise NotImplementedError
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        own = self.labels.dropout_p
+        return F.dropout(x, self.config.hidden_dropout_prob if own is None else own, self.training)
+
+    def _run(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        output_hidden_states: bool,
+    ) -> tuple[Tensor, PackedBatch, Padding, tuple[Tensor, ...] | None]:
+        """Packed logits, the batch, its padding, and the hidden states if they are wanted."""
+        tokens = tokens_of(input_ids, inputs_embeds)
+        batch, padding = unpad(tokens, attention_mask, token_type_ids, position_ids)
+        states: list[Tensor] | None = [] if output_hidden_states else None
+        logits = self.packed_logits(batch, states).to(self.dtype)
+        hidden = states and tuple(padding.pad(x).to(self.dtype) for x in states)
+        return logits, batch, padding, hidden or None
+
+
+class LabelledHead(Head):
+    """A head whose logits are compared with labels."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> LogitsOutput | tuple[Value, ...]:
+        """Logits of a padded batch, and the loss where labels are given.
+
+        Args:
+            input_ids: (batch, seq_len) int, padded on either side.
+            attention_mask: (batch, seq_len), 1 keeps a token, 0 drops it; None keeps all.
+            token_type_ids: (batch, seq_len) int; None means type 0.
+            position_ids: (batch, seq_len) int in place of the column numbers.
+            inputs_embeds: (batch, seq_len, hidden_size) in place of input_ids.
+            labels: of tokens: (batch, seq_len) int, -100 for none and wherever attention_mask is
+                0. Of texts: (batch,) int, or float as the problem type has them.
+            output_hidden_states: also return the embeddings' output and each layer's.
+            return_dict: False returns a plain tuple.
+
+        Raises: ValueError: labels of another shape or out of range, a text without tokens that
+            has a label, and what `NomicBert.forward` raises.
+        """
+        logits, batch, padding, hidden = self._run(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_hidden_states,
+        )
+        loss = None if labels is None else self.loss(logits, labels, batch, padding)
+        output = LogitsOutput(loss, self.placed(logits, padding), hidden)
+        return output if return_dict else output.to_tuple()
+
+    def loss(self, logits: Tensor, labels: Tensor, batch: PackedBatch, padding: Padding) -> Tensor:
+        """() fp32, from packed logits and the labels of `forward`."""
+        return losses.tokens(logits, labels, padding)
+
+    def placed(self, logits: Tensor, padding: Padding) -> Tensor:
+        """Packed logits in the form of `forward`."""
+        return padding.pad(logits)

@@ -1,0 +1,123 @@
+"""Losses of the heads, in fp32, and the checks of their labels.
+
+Labels count from 0; IGNORED stands where a token has none. Source: the heads of transformers.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nomicbert.modeling.heads.labels import Problem
+from nomicbert.modeling.packing import Padding
+
+IGNORED = -100
+
+
+def classes(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy over the rows that have a label.
+
+    Args:
+        logits: (N, classes).
+        labels: (N,) int, 0 to classes - 1, or -100.
+
+    Raises: ValueError: a label out of range.
+    """
+    if labels.is_floating_point():
+        raise ValueError(f"labels must be integers, not {labels.dtype}")
+    labels = labels.long()
+    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= logits.shape[1]))]
+    if wrong.numel():
+        raise ValueError(
+            f"labels must be 0 to {logits.shape[1] - 1}, or {IGNORED} where there is none, not "
+            f"{int(wrong[0])}"
+        )
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED)
+
+
+def tokens(logits: Tensor, labels: Tensor, padding: Padding) -> Tensor:
+    """The same for labels of tokens.
+
+    Args:
+        logits: (T, classes) of the packed tokens.
+        labels: (batch, seq_len) int, -100 wherever attention_mask is 0.
+        padding: where the tokens stand.
+    """
+    shape = (padding.rows, padding.columns)
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"labels must be {shape}, not {tuple(labels.shape)}")
+    flat = labels.flatten()
+    kept = flat[padding.places]
+    if int((flat != IGNORED).sum()) != int((kept != IGNORED).sum()):
+        raise ValueError(
+            f"labels must be {IGNORED} where attention_mask is 0: those tokens are not computed"
+        )
+    return classes(logits, kept)
+
+
+def texts(logits: Tensor, labels: Tensor, problem_type: Problem | None) -> Tensor:
+    """The loss of one label (or one row of labels) a text.
+
+    Args:
+        logits: (batch, num_labels).
+        labels: (batch,) int for single_label_classification; (batch, num_labels) float for
+            multi_label_classification; (batch,) or (batch, num_labels) float for regression.
+        problem_type: None takes regression for one column, else integers for single labels.
+
+    Raises: ValueError: labels of another shape, or out of range.
+    """
+    count = logits.shape[1]
+    if problem_type is None:
+        problem_type = "single_label_classification"
+        if labels.is_floating_point():
+            problem_type = "multi_label_classification"
+        if count == 1:
+            problem_type = "regression"
+    batch = logits.shape[0]
+    shape: tuple[int, ...] = (batch, count)
+    if problem_type == "single_label_classification" or (count == 1 and labels.dim() == 1):
+        shape = (batch,)
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"labels of {problem_type} must be {shape}, not {tuple(labels.shape)}")
+    if problem_type == "single_label_classification":
+        return classes(logits, labels)
+    wanted, found = labels.view_as(logits).float(), logits.float()
+    if problem_type == "regression":
+        return F.mse_loss(found, wanted)
+    return F.binary_cross_entropy_with_logits(found, wanted)
+
+
+def spans(starts: Tensor, ends: Tensor, first: Tensor, last: Tensor, padding: Padding) -> Tensor:
+    """Mean cross entropy of the first and the last token of an answer.
+
+    Args:
+        starts: (batch, seq_len) logits of the first token; `ends` of the last.
+        ends: see `starts`.
+        first: (batch,) or (batch, 1) int, the right token; seq_len or more for no answer in sight.
+        last: see `first`.
+        padding: where the tokens stand; an answer cannot begin or end elsewhere.
+
+    Raises: ValueError: another shape, or a position below 0 or on padding.
+    """
+    batch, length = starts.shape
+    # one column more, for answers out of sight
+    tokens = starts.new_zeros(batch * length, dtype=torch.bool).index_fill(0, padding.places, True)
+    possible = F.pad(tokens.view(batch, length), (0, 1), value=True)
+    losses = []
+    for name, logits, given in (("start", starts, first), ("end", ends, last)):
+        if tuple(given.shape) not in ((batch,), (batch, 1)) or given.is_floating_point():
+            raise ValueError(
+                f"{name}_positions must be ({batch},) integers, not {tuple(given.shape)} of "
+                f"{given.dtype}"
+            )
+        places = given.reshape(batch).long()
+        if places.numel() and int(places.min()) < 0:
+            raise ValueError(f"{name}_positions count from 0, not {int(places.min())}")
+        places = places.clamp(max=length)
+        wrong = (~possible.gather(1, places[:, None])).nonzero()
+        if wrong.numel():
+            row = int(wrong[0, 0])
+            raise ValueError(
+                f"{name}_positions of row {row} is {int(places[row])}, where attention_mask is 0"
+            )
+        losses.append(F.cross_entropy(logits.float(), places, ignore_index=length))
+    return torch.stack(losses).mean()

@@ -1,0 +1,112 @@
+"""Masked words: transform (dense, activation, LayerNorm) -> the word embedding table -> scores.
+
+Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nomicbert.config import EncoderConfig
+from nomicbert.loading import pretrained
+from nomicbert.loading.weights import TensorFiles
+from nomicbert.modeling.heads.head import LabelledHead
+from nomicbert.modeling.heads.stored import is_tied, lacks_biases
+from nomicbert.modeling.packing import PackedBatch
+from nomicbert_kernels import Backend, values
+
+
+class NomicBertForMaskedLM(LabelledHead):
+    """Scores of every word for every token; labels are the words that stood there.
+
+    Attributes:
+        decoder: (vocab_size, hidden_size) where it is not the word embedding table itself.
+        decoder_bias: (vocab_size,), or None as in the original code of NomicBERT.
+    """
+
+    task = "MaskedLM"
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        backend: Backend = "auto",
+        bias: bool = True,
+        tied: bool = True,
+    ) -> None:
+        """Build with random weights.
+
+        Args:
+            config: of the encoder.
+            backend: "auto", "reference", "torch", "int8", "triton", "fp8" or "invariant".
+            bias: whether dense layer and decoder have biases.
+            tied: whether the decoder is the word embedding table.
+        """
+        super().__init__(config, backend=backend)
+        width, words = config.hidden_size, config.vocab_size
+        self.transform = nn.Linear(width, width, bias=bias)
+        self.transform_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.decoder = None if tied else nn.Parameter(torch.empty(words, width))
+        self.decoder_bias = nn.Parameter(torch.empty(words)) if bias else None
+        self._initialise()
+
+    @classmethod
+    def _empty(
+        cls, config: EncoderConfig, files: TensorFiles, count: int | None, backend: Backend
+    ) -> "NomicBertForMaskedLM":
+        if count is not None:
+            raise ValueError("num_labels is for classes: here every word of the vocabulary is one")
+        bias, tied = not lacks_biases(config, files), is_tied(config, files)
+        return cls(config, backend=backend, bias=bias, tied=tied)
+
+    def _settings(self) -> dict[str, Any]:
+        settings = {**super()._settings(), "tie_word_embeddings": self.decoder is None}
+        return {**settings, "activation_function": "gelu_new"} if self._is_tanh() else settings
+
+    def _is_tanh(self) -> bool:
+        """Whether GELU is the approximation: NomicBERT's own code has it under this name, here."""
+        return self.config.source.get("activation_function") == "gelu_new"
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the word embedding table; scores follow its size, new words with a bias of 0."""
+        super().set_input_embeddings(value)
+        self._follow(value.weight)
+
+    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
+        """As `NomicBert.resize_token_embeddings`; new words begin with a bias of 0."""
+        table = super().resize_token_embeddings(new_num_tokens)
+        self._follow(table.weight)
+        return table
+
+    def _follow(self, words: Tensor) -> None:
+        """Give decoder and bias a row for each row of the word embedding table."""
+        for name, like in (("decoder", words), ("decoder_bias", words[:, 0])):
+            old = getattr(self, name)
+            if old is None or len(old) == len(like):
+                continue
+            new = torch.zeros_like(like, requires_grad=False)
+            pretrained.initialise(name, new, self.config.initializer_range)
+            kept = min(len(old), len(new))
+            new[:kept] = old.detach()[:kept]
+            setattr(self, name, nn.Parameter(new, requires_grad=old.requires_grad))
+
+    def packed_logits(self, batch: PackedBatch, states: list[Tensor] | None = None) -> Tensor:
+        """(T, vocab_size) of packed texts."""
+        encoder = self.encoder
+        x = encoder.linear(encoder.encode_packed(batch, states=states), self.transform)
+        # as the gated MLP below it, else GELU
+        if self.config.hidden_act == "swiglu":
+            x = F.silu(x)
+        else:
+            x = F.gelu(x, approximate="tanh" if self._is_tanh() else "none")
+        norm = self.transform_norm
+        weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+        x = values(encoder.ops.layer_norm(x, weight, bias, norm.eps))
+        table = encoder.embeddings.word.weight if self.decoder is None else self.decoder
+        return encoder.product(x, table, self.decoder_bias, (id(self), "decoder"))
+
+
+# The same model under the name that NomicBERT's original code has for it.
+NomicBertForPreTraining = NomicBertForMaskedLM

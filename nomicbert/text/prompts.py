@@ -1,0 +1,92 @@
+"""Which words go before a text: the checkpoint's prompts, found by name.
+
+Source: config_sentence_transformers.json; the four task prefixes of nomic-embed-text-v1.5's card.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nomicbert.config import EncoderConfig
+from nomicbert.errors import ConfigError
+from nomicbert.loading.json_settings import read_json
+from nomicbert.user_warnings import PromptWarning, warn
+
+NOMIC_TASKS = ("search_query", "search_document", "classification", "clustering")
+CARDS_PROMPTS = {task: f"{task}: " for task in NOMIC_TASKS}
+# sentence-transformers' own names first, then the card's
+QUERY_NAMES = ("query", "search_query")
+DOCUMENT_NAMES = ("document", "passage", "corpus", "search_document")
+
+
+@dataclass
+class Prompts:
+    """Prompts by name.
+
+    Attributes:
+        by_name: name -> text put before the input.
+        default: the name used when a call gives none, or None.
+        required: whether the checkpoint's card says that a prompt is needed.
+    """
+
+    by_name: dict[str, str] = field(default_factory=dict)
+    default: str | None = None
+    required: bool = False
+    _warned: bool = field(default=False, repr=False)
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: EncoderConfig) -> "Prompts":
+        """The checkpoint's prompts; a NomicBERT one that ships none gets its card's four."""
+        path = folder / "config_sentence_transformers.json"
+        raw = read_json(path) if path.is_file() else {}
+        shipped = raw.get("prompts") or {}
+        if not isinstance(shipped, dict) or not all(isinstance(t, str) for t in shipped.values()):
+            raise ConfigError(f"{path}: prompts must be an object of names and texts")
+        default = raw.get("default_prompt_name")
+        if default is not None and (not isinstance(default, str) or default not in shipped):
+            raise ConfigError(f"{path}: default_prompt_name {default!r} is not among its prompts")
+        # sentence-transformers writes empty prompts for checkpoints that have none
+        if any(shipped.values()) or config.model_type != "nomic_bert":
+            return cls(dict(shipped), default)
+        return cls(dict(CARDS_PROMPTS), required=True)
+
+    def choose(self, name: str | None, prompt: str | None) -> str:
+        """The text to put before the inputs of a call.
+
+        Raises: ValueError: unknown name, or both a name and a text. TypeError: prompt is no str.
+        """
+        if prompt is not None:
+            if not isinstance(prompt, str):
+                raise TypeError(f"prompt must be a str, not {prompt!r}")
+            if name is not None:
+                raise ValueError("give prompt_name or prompt, not both")
+            if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+                raise ValueError(f"prompt {prompt!r} is not valid Unicode: it has a lone surrogate")
+            return prompt
+        name = self.default if name is None else name
+        if name is None:
+            return ""
+        if name in (QUERY_NAMES[0], DOCUMENT_NAMES[0]) and not any(self.by_name.values()):
+            return ""  # sentence-transformers has these two, empty, where none are shipped
+        if name not in self.by_name:
+            known = ", ".join(map(repr, self.by_name)) or "none"
+            raise ValueError(f"unknown prompt_name {name!r}; this checkpoint has: {known}")
+        return self.by_name[name]
+
+    def first_of(self, names: Sequence[str]) -> str | None:
+        """The first of these names that the checkpoint has."""
+        return next((name for name in names if name in self.by_name), None)
+
+    def watch(self, prompt: str, texts: Iterable[str]) -> Iterator[str]:
+        """The texts as they are; warns, once, if the checkpoint needs a prefix and one has none."""
+        known = tuple(self.by_name.values())
+        for text in texts:
+            if self.required and not (prompt or self._warned or text.startswith(known)):
+                self._warned = True
+                warn(
+                    "this checkpoint was trained with a task prefix before every text: give "
+                    f"prompt_name ({', '.join(map(repr, self.by_name))}), or call encode_query "
+                    "and encode_document",
+                    PromptWarning,
+                )
+            yield text

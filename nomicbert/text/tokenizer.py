@@ -1,0 +1,249 @@
+"""Text -> token ids: the checkpoint's tokenizer, its special tokens, and cutting to a length.
+
+The ids are those of transformers' tokenizer of the same folder. Truncation and padding that are
+baked into tokenizer.json are switched off: they are another tool's settings.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
+from tokenizers.normalizers import BertNormalizer
+
+from nomicbert.errors import TokenizerError
+from nomicbert.loading.json_settings import Settings, optional
+from nomicbert.text.prefixes import Cuts
+
+Pair = tuple[str, str]
+
+# What transformers reads beside tokenizer.json.
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
+
+# Texts that have no more letters than this for each wanted token are tokenised whole.
+LETTERS_A_TOKEN = 6
+
+
+class Tokenizer:
+    """The tokenizer of one checkpoint.
+
+    Attributes:
+        prefix: special token ids before a text.
+        suffix: special token ids after it.
+        lower_case: lower every text first, as sentence_bert_config.json may ask.
+        gives_types: whether the texts of a pair are told apart by type ids.
+        beside: other files of the checkpoint's tokenizer, name -> content.
+    """
+
+    def __init__(self, rust: RustTokenizer, lower_case: bool = False) -> None:
+        """Wrap a tokenizer of the `tokenizers` library."""
+        rust.no_truncation()
+        rust.no_padding()
+        self.rust = rust
+        self.lower_case = lower_case
+        bare = rust.encode("a", add_special_tokens=False).ids
+        full = rust.encode("a", add_special_tokens=True).ids
+        start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), None)
+        if not bare or start is None:
+            raise TokenizerError("the tokenizer does not put its special tokens around a text")
+        self.prefix, self.suffix = full[:start], full[start + len(bare) :]
+        self._cuts = Cuts.of(rust)
+        self.gives_types = True
+        self.beside: dict[str, bytes] = {}
+
+    @classmethod
+    def from_folder(cls, folder: Path, vocab_size: int) -> "Tokenizer":
+        """Read tokenizer.json, or the vocab.txt of a BERT checkpoint.
+
+        Args:
+            folder: the checkpoint.
+            vocab_size: rows of the word embedding, which every id must be below.
+
+        Raises: TokenizerError: files missing, damaged, or with more ids than the embedding.
+        """
+        settings = optional(folder / "tokenizer_config.json")
+        whole, vocab = folder / "tokenizer.json", folder / "vocab.txt"
+        if not whole.is_file() and not vocab.is_file():
+            raise TokenizerError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.txt")
+        try:
+            if whole.is_file():
+                rust = RustTokenizer.from_file(str(whole))
+            else:
+                rust = RustTokenizer.from_str(BertWordPieceTokenizer(str(vocab)).to_str())
+        except Exception as error:  # the library raises nothing more specific
+            source = whole if whole.is_file() else vocab
+            raise TokenizerError(f"{source} is not a tokenizer: {error}") from error
+        _normalise_as_stated(rust, settings)
+        largest = max(rust.get_vocab(with_added_tokens=True).values(), default=-1)
+        if largest >= vocab_size:
+            raise TokenizerError(
+                f"the tokenizer of {folder} has ids up to {largest}, but the embedding has only "
+                f"{vocab_size} rows"
+            )
+        stated = optional(folder / "sentence_bert_config.json")
+        tokenizer = cls(rust, stated.flag("do_lower_case", default=False))
+        inputs = settings.raw.get("model_input_names")
+        tokenizer.gives_types = inputs is None or "token_type_ids" in inputs
+        beside = (folder / name for name in BESIDE)
+        tokenizer.beside = {path.name: path.read_bytes() for path in beside if path.is_file()}
+        return tokenizer
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, and what stood beside it for other loaders, into a folder."""
+        self.rust.save(str(folder / "tokenizer.json"))
+        for name, content in self.beside.items():
+            (folder / name).write_bytes(content)
+
+    def encode(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], list[int]]:
+        """Token ids of each text with its special tokens, at most `max_length` of them.
+
+        Of a long text only the prefix that can be used is tokenised.
+
+        Args:
+            texts: any number.
+            max_length: above the number of special tokens; the text's end is cut, never they.
+
+        Returns: the ids, and the indices of the texts that were cut.
+        """
+        room = max_length - len(self.prefix) - len(self.suffix)
+        bodies = self._first_ids(texts, room + 1)
+        cut = [index for index, body in enumerate(bodies) if len(body) > room]
+        return [[*self.prefix, *body[:room], *self.suffix] for body in bodies], cut
+
+    def encode_windows(
+        self, texts: Sequence[str], prompt: str, max_length: int
+    ) -> list[list[list[int]]]:
+        """Token ids of each text in windows that do not overlap, none longer than `max_length`.
+
+        Args:
+            texts: any number, without the prompt.
+            prompt: stands at the beginning of every window, between the special tokens.
+            max_length: of a window, special tokens included.
+
+        Returns: the windows of each text; a text that fits has one, with the ids of `encode`.
+        Raises: ValueError: the prompt leaves no room for the text.
+        """
+        (opening,) = self._ids([prompt])
+        windows = []
+        for body in self._ids([prompt + text for text in texts]):
+            # where prompt and text run into one token, that token is the text's
+            length = _agreed(opening, [body])
+            head = [*self.prefix, *body[:length]]
+            room = max_length - len(head) - len(self.suffix)
+            if room < 1:
+                raise ValueError(
+                    f"the prompt {prompt!r} alone fills windows of {max_length} tokens: allow more"
+                )
+            starts = range(length, max(len(body), length + 1), room)
+            windows.append([[*head, *body[i : i + room], *self.suffix] for i in starts])
+        return windows
+
+    def encode_pairs(
+        self, pairs: Sequence[Pair], max_length: int
+    ) -> tuple[list[list[int]], list[list[int]], list[int]]:
+        """Token ids of pairs with their special tokens, at most `max_length` of them.
+
+        Args:
+            pairs: any number.
+            max_length: tokens are taken from the end of the longer text until the pair fits.
+
+        Returns: the ids, their type ids (which text a token is of; 0 where the checkpoint's
+            tokenizer gives none), and the indices of the pairs that were cut.
+        Raises: ValueError: no room beside the special tokens.
+        """
+        (before, between, after), kinds = self._pair_form()
+        special = len(before) + len(between) + len(after)
+        if max_length <= special:
+            raise ValueError(f"a pair needs more than {special} tokens, not {max_length}")
+        room = max_length - special
+        sides = [self._first_ids([pair[side] for pair in pairs], room + 1) for side in (0, 1)]
+        ids, types, cut = [], [], []
+        for index, (first, second) in enumerate(zip(*sides, strict=True)):
+            a, b = len(first), len(second)
+            if a + b > room:
+                cut.append(index)
+                if min(a, b) > room:  # which of them is longer can decide on one token
+                    a, b = (len(body) for body in self._ids(pairs[index]))
+                a, b = longest_first(a, b, room)
+            parts = (before, first[:a], between, second[:b], after)
+            ids.append([token for part in parts for token in part])
+            lengths = zip(kinds, parts, strict=True)
+            types.append([kind for kind, part in lengths for _ in part])
+        return ids, types, cut
+
+    def _pair_form(self) -> tuple[list[list[int]], list[int]]:
+        """Special tokens before, between and after two texts, and the type of all five parts."""
+        bare = self.rust.encode("a", add_special_tokens=False).ids
+        full = self.rust.encode("a", "a")
+        places = [i for i in range(len(full.ids)) if full.ids[i : i + len(bare)] == bare]
+        if len(places) != 2:
+            raise TokenizerError("the tokenizer does not put its special tokens around two texts")
+        starts = [0, places[0], places[0] + len(bare), places[1], places[1] + len(bare)]
+        special = [full.ids[: starts[1]], full.ids[starts[2] : starts[3]], full.ids[starts[4] :]]
+        types = [*full.type_ids, 0] if self.gives_types else [0] * (len(full.ids) + 1)
+        return special, [types[start] for start in starts]
+
+    def _first_ids(self, texts: Sequence[str], wanted: int) -> list[list[int]]:
+        """Ids of each text without special tokens: all, or at least the first `wanted`."""
+        found: list[list[int]] = [[]] * len(texts)
+        # a short text is tokenised whole; of a long one a sample says how much will be enough
+        whole = LETTERS_A_TOKEN * wanted
+        look = {i: whole if len(t) <= whole else wanted // 4 + 1 for i, t in enumerate(texts)}
+        while look:
+            ends = {i: self._cuts.ends(texts[i], letters) for i, letters in look.items()}
+            longest = self._ids([texts[i][: cuts[-1]] for i, cuts in ends.items()])
+            tried = dict(zip(ends, longest, strict=True))
+            # only a prefix that is long enough is worth a proof by the shorter ones
+            proofs = {i: ends[i][:-1] for i, body in tried.items() if len(body) >= wanted}
+            others = iter(self._ids([texts[i][:end] for i in proofs for end in proofs[i]]))
+            for i, body in tried.items():
+                agreed = _agreed(body, [next(others) for _ in proofs.get(i, ())])
+                end = ends[i][-1]
+                if end == len(texts[i]) or agreed >= wanted:
+                    found[i] = body[:agreed]
+                    del look[i]
+                else:
+                    missing = 1.1 * wanted / max(agreed, 1)
+                    look[i] = int(end * min(max(missing, 2.0), 32.0))
+        return found
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of whole texts without special tokens."""
+        lowered = [text.lower() for text in texts] if self.lower_case else list(texts)
+        encodings = self.rust.encode_batch_fast(lowered, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+def longest_first(a: int, b: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts are kept where both together are more than there is room for.
+
+    Source: the strategy of this name in the `tokenizers` library.
+    """
+    shorter, longer = min(a, b), room - min(a, b)
+    if shorter > longer:
+        shorter, longer = room // 2, room - room // 2
+    return (longer, shorter) if a > b else (shorter, longer)
+
+
+def _agreed(first: list[int], others: list[list[int]]) -> int:
+    """How many ids all of them begin with."""
+    agreed = len(first)
+    for other in others:
+        pairs = zip(first[:agreed], other, strict=False)
+        agreed = next((i for i, (a, b) in enumerate(pairs) if a != b), min(agreed, len(other)))
+    return agreed
+
+
+def _normalise_as_stated(rust: RustTokenizer, settings: Settings) -> None:
+    """Let tokenizer_config.json have the last word on a BERT normalizer, as in transformers."""
+    if not isinstance(rust.normalizer, BertNormalizer):
+        return
+    normalizer = rust.normalizer
+    for key, attribute in (
+        ("do_lower_case", "lowercase"),
+        ("strip_accents", "strip_accents"),
+        ("tokenize_chinese_chars", "handle_chinese_chars"),
+    ):
+        if settings.raw.get(key) is not None:
+            setattr(normalizer, attribute, settings.flag(key, default=True))
+    rust.normalizer = normalizer

@@ -1,0 +1,1 @@
+"""Hidden states -> vectors: pooling, the modules behind it, quantisation and similarity."""

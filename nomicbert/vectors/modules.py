@@ -1,0 +1,162 @@
+"""The files of sentence-transformers beside the weights (modules.json, 1_Pooling, ...) -> Pooling.
+
+Source: the module formats that sentence-transformers 2 to 6 write.
+"""
+
+import logging
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nomicbert.config import EncoderConfig
+from nomicbert.errors import CheckpointError, ConfigError
+from nomicbert.loading.json_settings import Settings, inside, read_json, read_json_list
+from nomicbert.loading.nonfinite import not_finite, warn_not_finite
+from nomicbert.loading.weights import TensorFiles
+from nomicbert.vectors.pooling import ACTIVATIONS, Pooling
+from nomicbert_kernels import PoolMode
+
+logger = logging.getLogger(__name__)
+
+ORDER = re.compile(r"Transformer Pooling( Dense)*( Normalize)?")
+
+# Before sentence-transformers 6: one boolean a mode.
+FLAGS: dict[str, PoolMode] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+}
+DENSE_KEYS = {"in_features", "out_features", "bias", "activation_function"}
+DENSE_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "module_input_name": ("sentence_embedding",),
+    "module_output_name": ("sentence_embedding",),
+    "use_residual": (False,),
+}
+# Since then: one name.
+NAMES: dict[str, PoolMode] = {
+    **{mode: mode for mode in FLAGS.values()},
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+}
+
+
+def module_folders(folder: Path) -> list[tuple[str, Path]]:
+    """(kind, folder) of each module in order; kind is the last part of its class name.
+
+    A checkpoint without modules.json is a bare encoder, which sentence-transformers pools by mean.
+    """
+    path = folder / "modules.json"
+    if not path.is_file():
+        logger.info("%s has no modules.json: its texts are pooled by mean", folder)
+        return [("Transformer", folder)]
+    found = []
+    for entry in read_json_list(path):
+        kind = str(Settings(entry, path).get("type"))
+        if not kind.startswith("sentence_transformers."):
+            raise ConfigError(f"{path} asks for {kind}, which is code of its own: it is never run")
+        found.append((kind.rpartition(".")[2], inside(folder, entry.get("path", ""), path)))
+    return found
+
+
+def read_pooling(folder: Path, config: EncoderConfig, dtype: torch.dtype) -> Pooling:
+    """Build what stands behind the encoder.
+
+    Args:
+        folder: the checkpoint.
+        config: of its encoder.
+        dtype: of the Dense layers.
+
+    Raises:
+        ConfigError: a module, order or option that is not supported.
+        CheckpointError: a Dense layer's weights missing or of another shape.
+    """
+    mode: PoolMode = "mean"
+    dense: list[tuple[nn.Linear, str]] = []
+    normalize = False
+    width = config.hidden_size
+    kinds = module_folders(folder)
+    names = [kind for kind, _ in kinds]
+    if (folder / "modules.json").is_file() and not ORDER.fullmatch(" ".join(names)):
+        raise ConfigError(
+            f"{folder / 'modules.json'} lists {', '.join(names) or 'nothing'}: supported are "
+            "Transformer, Pooling, any number of Dense, and Normalize at the end if at all"
+        )
+    for kind, place in kinds:
+        if kind == "Pooling":
+            mode = _read_mode(place / "config.json", width)
+        elif kind == "Dense":
+            dense.append(_read_dense(place, width, dtype))
+            width = dense[-1][0].out_features
+        elif kind == "Normalize":
+            normalize = True
+    # v1.5 and what is fine-tuned from it: layer_norm is part of how it was trained to be sliced
+    recipe = config.hidden_act == "swiglu" and mode == "mean" and not dense and not normalize
+    return Pooling(config.hidden_size, mode, tuple(dense), normalize, recipe).eval()
+
+
+def _read_mode(path: Path, width: int) -> PoolMode:
+    raw = read_json(path)
+    s = Settings(raw, path)
+    stated = s.size("embedding_dimension", "word_embedding_dimension", default=width)
+    if stated != width:
+        raise ConfigError(f"{path} pools {stated} columns, but the encoder has {width}")
+    if raw.get("include_prompt") is False:
+        raise ConfigError(f"{path}: include_prompt = false is not supported")
+    if (name := raw.get("pooling_mode")) is not None:
+        if isinstance(name, list) and len(name) == 1:
+            name = name[0]
+        if not isinstance(name, str) or name not in NAMES:
+            raise ConfigError(
+                f"{path}: pooling_mode = {name!r} is not supported; supported are "
+                + ", ".join(sorted(NAMES))
+            )
+        return NAMES[name]
+    unknown = [k for k, v in raw.items() if k.startswith("pooling_mode_") and v and k not in FLAGS]
+    on = [flag for flag in FLAGS if raw.get(flag)]
+    if unknown or len(on) > 1:
+        raise ConfigError(
+            f"{path} asks for {' and '.join(on + unknown)}: supported is one of {', '.join(FLAGS)}"
+        )
+    return FLAGS[on[0]] if on else "mean"
+
+
+def _read_dense(folder: Path, width: int, dtype: torch.dtype) -> tuple[nn.Linear, str]:
+    path = folder / "config.json"
+    raw = read_json(path)
+    s = Settings(raw, path)
+    inputs, outputs = s.size("in_features"), s.size("out_features")
+    if inputs != width:
+        raise ConfigError(f"{path} takes {inputs} columns, but it is given {width}")
+    # sentence-transformers' default, for configurations that do not say
+    stated = str(s.get("activation_function", default="torch.nn.Tanh"))
+    activation = stated.rpartition(".")[2]
+    if activation not in ACTIVATIONS or not stated.startswith("torch.nn."):
+        raise ConfigError(
+            f"{path}: activation_function = {stated!r} is not supported; "
+            f"supported are {', '.join(ACTIVATIONS)}"
+        )
+    s.refuse(DENSE_NEUTRAL)
+    unknown = raw.keys() - DENSE_NEUTRAL.keys() - DENSE_KEYS
+    if unknown:
+        raise ConfigError(
+            f"{path} has settings of an unknown meaning: {', '.join(sorted(unknown))}"
+        )
+    # loaded inside somebody's inference_mode, the parameters could never be trained
+    with torch.inference_mode(False):
+        layer = nn.Linear(inputs, outputs, bias=s.flag("bias", default=True), dtype=dtype)
+    files = TensorFiles(folder)
+    wanted = {f"linear.{name}": tuple(p.shape) for name, p in layer.named_parameters()}
+    found = {name: files.shape(name) for name in files.names()}
+    if found != wanted:
+        raise CheckpointError(f"the tensors of {folder} are {found}, wanted {wanted}")
+    broken: dict[str, int] = {}
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(files.read(f"linear.{name}"))
+            broken |= not_finite(parameter, files.read, [f"linear.{name}"])
+    warn_not_finite(folder, broken, dtype)
+    return layer, activation

@@ -1,0 +1,170 @@
+"""Hidden states -> one vector a text: pooling, Dense layers, layer_norm, slice, L2.
+
+Source: pooling modes and order of modules as in sentence-transformers; the Matryoshka recipe
+(layer_norm over the full width, slice, L2) as in nomic-embed-text-v1.5's card.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nomicbert.arguments import as_whole
+from nomicbert.modeling.context import ForwardContext
+from nomicbert.modeling.model import NomicBert
+from nomicbert.modeling.packing import PackedBatch
+from nomicbert.modeling.prepared_weights import PreparedWeights
+from nomicbert_kernels import Ops, Plan, PoolMode, Run, Weight, compute_dtype
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x)) by tanh: torch's own gives the last elements of a thread other bits."""
+    return torch.tanh(x / 2) / 2 + 0.5
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "Identity": lambda x: x,
+    "Tanh": torch.tanh,
+    "ReLU": F.relu,
+    "GELU": F.gelu,
+    "Sigmoid": sigmoid,
+    "SiLU": lambda x: x * sigmoid(x),
+}
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What becomes of the pooled vectors.
+
+    Attributes:
+        matryoshka_dim: layer_norm where the checkpoint's recipe has it -> slice -> L2; or None.
+        truncate_dim: slice, nothing more; or None.
+        normalize: L2 at the very end.
+    """
+
+    matryoshka_dim: int | None = None
+    truncate_dim: int | None = None
+    normalize: bool = False
+
+
+class Pooling(nn.Module):
+    """Everything behind the encoder.
+
+    Attributes:
+        mode: how a text's hidden states become one vector.
+        dense: linear layers after it, each with an activation.
+        normalize: whether the checkpoint ends with L2.
+        matryoshka_layer_norm: whether its Matryoshka recipe begins with layer_norm.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        mode: PoolMode = "mean",
+        dense: tuple[tuple[nn.Linear, str], ...] = (),
+        normalize: bool = False,
+        matryoshka_layer_norm: bool = False,
+    ) -> None:
+        """`width` is the encoder's hidden size; each of `dense` is a layer and its activation."""
+        super().__init__()
+        self.mode = mode
+        self.dense = nn.ModuleList(layer for layer, _ in dense)
+        self.activations = tuple(activation for _, activation in dense)
+        self.normalize = normalize
+        self.matryoshka_layer_norm = matryoshka_layer_norm
+        self.embedding_dimension = dense[-1][0].out_features if dense else width
+        self._prepared = PreparedWeights()
+
+    def check(self, finish: Finish) -> None:
+        """Refuse a width that cannot be: TypeError or ValueError that names it."""
+        width = self.embedding_dimension
+        for name in ("matryoshka_dim", "truncate_dim"):
+            dim = getattr(finish, name)
+            if dim is None:
+                continue
+            if not 1 <= as_whole(name, dim) <= width:
+                raise ValueError(f"{name} must be 1 to {width}, not {dim}")
+        if finish.matryoshka_dim is not None and finish.truncate_dim is not None:
+            raise ValueError("give matryoshka_dim or truncate_dim, not both")
+
+    def forward(self, model: NomicBert, batch: PackedBatch, finish: Finish) -> Tensor:
+        """Encode and pool a batch.
+
+        Args:
+            model: the encoder.
+            batch: B packed texts.
+            finish: what becomes of the vectors.
+
+        Returns: (B, dim) fp32; a text without tokens gives zeros.
+        """
+        filled, kept = batch.without_empty()
+        x = self.vectors(model, model.context(filled), finish)
+        if filled is batch:
+            return x
+        # computed without them, so that the others have the same bits and no bias is added
+        places = torch.tensor(kept, dtype=torch.int64, device=x.device)
+        return x.new_zeros(len(batch.lengths), x.shape[1]).index_copy(0, places, x)
+
+    def vectors(self, model: NomicBert, ctx: ForwardContext, finish: Finish) -> Tensor:
+        """All that follows planning: (B, dim) fp32; nothing is known of a text without tokens."""
+        if self.dense:
+            return self.finish(model.ops, self.pool(model, ctx), finish)
+        return self._last(self.pool(model, ctx, *self._recipe(finish)), finish)
+
+    def finish(self, ops: Ops, pooled: Tensor, finish: Finish) -> Tensor:
+        """All that follows pooling: (B, hidden_size) fp32 -> (B, dim) fp32."""
+        x = pooled
+        for layer, activation in zip(self._linears(), self.activations, strict=True):
+            dtype = compute_dtype(layer.weight.device, layer.weight.dtype)
+            weight = self._prepared.get(
+                ops, (id(layer), "linear"), layer.weight, layer.bias, "linear", dtype
+            )
+            x = ACTIVATIONS[activation](ops.linear(x.to(weight.dtype), weight)).float()
+        return self._last(pool_rows(ops, x, *self._recipe(finish)), finish)
+
+    def pool(
+        self,
+        model: NomicBert,
+        ctx: ForwardContext,
+        layer_norm: bool = False,
+        dim: int | None = None,
+        unit: bool = False,
+    ) -> Tensor:
+        """Encode and pool a batch, then layer_norm, slice and L2 where asked for: (B, dim) fp32."""
+        batch = ctx.batch
+        # the first or last token alone is wanted, so the last layer computes nothing else
+        if self.mode in ("cls", "lasttoken") and batch.position_ids.shape[0]:
+            rows = batch.first_tokens() if self.mode == "cls" else batch.last_tokens()
+            return pool_rows(model.ops, model.core(ctx, rows), layer_norm, dim, unit)
+        pooled: Tensor = model.ops.pool(
+            model.core(ctx), batch.cu_seqlens, ctx.plan, self.mode, layer_norm, dim, unit
+        )
+        return pooled
+
+    def prepared_weights(self) -> list[Weight]:
+        """What has been prepared of the Dense layers so far."""
+        return self._prepared.weights()
+
+    def _recipe(self, finish: Finish) -> tuple[bool, int | None, bool]:
+        """layer_norm, dim and L2, as the op for pooling takes them."""
+        short = finish.matryoshka_dim is not None
+        return self.matryoshka_layer_norm and short, finish.matryoshka_dim, self.normalize or short
+
+    def _last(self, x: Tensor, finish: Finish) -> Tensor:
+        """What a call asks for beyond the checkpoint's own modules."""
+        x = x[:, : finish.truncate_dim]
+        return F.normalize(x) if finish.normalize else x
+
+    def _linears(self) -> list[nn.Linear]:
+        return list(self.dense)  # type: ignore[arg-type]
+
+
+def pool_rows(ops: Ops, rows: Tensor, layer_norm: bool, dim: int | None, unit: bool) -> Tensor:
+    """The end of pooling for (B, H) rows that are vectors already: texts of one token each."""
+    texts = rows.shape[0]
+    plan = Plan((Run(text=0, token=0, texts=texts, length=1),) if texts else ())
+    offsets = torch.arange(texts + 1, dtype=torch.int32, device=rows.device)
+    pooled: Tensor = ops.pool(rows, offsets, plan, "cls", layer_norm, dim, unit)
+    return pooled

@@ -1,0 +1,102 @@
+"""A text embedding checkpoint -> its folder, with the files of sentence-transformers beside it.
+
+Source: the module formats that sentence-transformers 2 to 6 read.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nomicbert.loading import weights
+from nomicbert.loading.json_settings import optional
+from nomicbert.modeling.model import NomicBert
+from nomicbert.text.prompts import CARDS_PROMPTS, Prompts
+from nomicbert.text.tokenizer import Tokenizer
+from nomicbert.vectors.modules import FLAGS
+from nomicbert.vectors.pooling import Pooling
+
+ACTIVATION_HOMES = {"Identity": "torch.nn.modules.linear"}
+OTHER_ACTIVATIONS = "torch.nn.modules.activation"
+
+
+def save_modules(
+    folder: Path,
+    model: NomicBert,
+    tokenizer: Tokenizer,
+    pooling: Pooling,
+    prompts: Prompts,
+    max_seq_length: int,
+    similarity: str,
+) -> None:
+    """Write all that `Embedder` is made of.
+
+    Args:
+        folder: made when it does not exist.
+        model: the encoder.
+        tokenizer: of the encoder.
+        pooling: what stands behind it.
+        prompts: left out where they are the card's and not the checkpoint's.
+        max_seq_length: tokens of a text at most.
+        similarity: name of the function that the vectors are made for.
+    """
+    model.save_pretrained(folder)
+    tokenizer.save(folder)
+    width = model.config.hidden_size
+    places = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    places += [("Dense", f"{i}_Dense") for i in range(2, 2 + len(pooling.dense))]
+    if pooling.normalize:
+        places.append(("Normalize", f"{len(places)}_Normalize"))
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(places)
+    ]
+    modes = {flag: mode == pooling.mode for flag, mode in FLAGS.items()}
+    shipped = {} if prompts.by_name == CARDS_PROMPTS else prompts.by_name
+    _write(folder / "modules.json", modules)
+    _write(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": max_seq_length, "do_lower_case": tokenizer.lower_case},
+    )
+    _write(
+        folder / "config_sentence_transformers.json",
+        {
+            "prompts": shipped,
+            "default_prompt_name": prompts.default,
+            "similarity_fn_name": similarity,
+        },
+    )
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    _write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **modes})
+    for i, (layer, activation) in enumerate(
+        zip(pooling.dense, pooling.activations, strict=True), start=2
+    ):
+        assert isinstance(layer, nn.Linear)  # Pooling takes no other
+        settings = {
+            "in_features": layer.in_features,
+            "out_features": layer.out_features,
+            "bias": layer.bias is not None,
+            "activation_function": activation_path(activation),
+        }
+        tensors = {f"linear.{name}": p.detach().cpu() for name, p in layer.named_parameters()}
+        weights.write(folder / f"{i}_Dense", tensors, settings)
+
+
+def save_pair_tokenizer(folder: Path, tokenizer: Tokenizer, max_seq_length: int) -> None:
+    """Write a reranker's tokenizer with its limit, where each loader of such looks for that."""
+    tokenizer.save(folder)
+    limits = {"max_seq_length": max_seq_length, "do_lower_case": tokenizer.lower_case}
+    _write(folder / "sentence_bert_config.json", limits)
+    path = folder / "tokenizer_config.json"
+    stated = dict(optional(path).raw)
+    _write(path, {**stated, "model_max_length": max_seq_length})
+
+
+def activation_path(name: str) -> str:
+    """A class of torch.nn as sentence-transformers writes it."""
+    return f"{ACTIVATION_HOMES.get(name, OTHER_ACTIVATIONS)}.{name}"
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

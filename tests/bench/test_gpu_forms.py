@@ -1,0 +1,197 @@
+"""Other forms of ours in the benchmark on a GPU: that they run as they are called."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.aot_cases import Model
+from bench.gpu import forms, ops, race
+from bench.gpu.place import DRY_MODELS, Place
+from bench.harness import Peer
+from bench.problem import Call, Problem, Tensors
+from nomicbert_kernels import launch
+from nomicbert_kernels.backend import TORCH, Ops
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+NAMED = {model.name: model for model in DRY_MODELS}
+
+
+def half_a_second(work: Any) -> float:
+    work()
+    return 0.5
+
+
+@pytest.fixture
+def here() -> Place:
+    """A CPU whose ops call themselves Triton's: launch tables of the interpreter apply."""
+    found = Place(CPU, torch.float32, "torch", True, half_a_second)
+    vars(found)["ops"] = dataclasses.replace(TORCH, name="triton")
+    return found
+
+
+def problem(
+    kernel: str, seen: list[launch.Settings], dtype: torch.dtype = torch.float32
+) -> Problem:
+    """One that notes the settings it meets, when it is bound and when it is called."""
+    sizes = {"rows": 5, "n": 8, "k": 8, "head_dim": 16}
+
+    def look() -> torch.Tensor:
+        seen.append(launch.settings(kernel, CPU, dtype, **sizes))
+        return torch.zeros(1)
+
+    def bind(ops: Ops, t: Tensors) -> Call:
+        look()
+        return look
+
+    return Problem(kernel, {"weight": torch.zeros(8, 8)}, bind, (), 5, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("kernel", forms.PRODUCTS)
+def test_products_meet_the_settings_of_their_name(kernel: str, here: Place) -> None:
+    seen: list[launch.Settings] = []
+    shipped = launch.settings(kernel, CPU, torch.float32, rows=5, n=8, k=8)
+    found = forms.of_products(here, kernel, problem(kernel, seen))
+    assert len(found) == len(forms.PRODUCTS[kernel]) == 2
+    for name, peer in found.items():
+        seen.clear()
+        peer.call({})()
+        bound, called = seen
+        assert bound == called != shipped
+        assert {*bound.constants} == {*shipped.constants}
+        if name == "ours, library":
+            assert bound.library
+            continue
+        tile = f"{bound['BLOCK_M']}x{bound['BLOCK_N']}x{bound['BLOCK_K']}"
+        assert name == f"ours, {tile} w{bound.options['num_warps']} s{bound.options['num_stages']}"
+        assert not bound.library
+    assert launch.settings(kernel, CPU, torch.float32, rows=5, n=8, k=8) == shipped
+
+
+@pytest.mark.parametrize(("kernel", "longest"), [("attention_short", 256), ("attention_long", 257)])
+def test_attention_meets_the_settings_of_its_name(
+    kernel: str, longest: int, here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Hopper, where the shipped ones are among them, and are not raced twice."""
+    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
+    hopper = dataclasses.replace(here, dtype=torch.bfloat16)
+    vars(hopper)["ops"] = here.ops
+    seen: list[launch.Settings] = []
+    found = forms.of_attention(hopper, 16, longest, problem(kernel, seen, torch.bfloat16))
+    assert len(found) == 2
+    for name, peer in found.items():
+        seen.clear()
+        peer.call({})()
+        assert seen[0] == seen[1]
+        blocks, options = seen[0].constants, seen[0].options
+        tile = f"{blocks['BLOCK_M']}x{blocks['BLOCK_N']}"
+        assert name == f"ours, {tile} w{options['num_warps']} s{options['num_stages']}"
+
+
+def test_settings_that_nobody_asked_for(here: Place) -> None:
+    """A form that would run as it is shipped is no figure of other settings."""
+    other = forms.of_products(here, "swiglu", problem("gelu", []))
+    for peer in other.values():
+        with pytest.raises(RuntimeError, match="no launch of swiglu has asked"):
+            peer.call({})()
+
+
+def test_where_there_are_none(here: Place) -> None:
+    """Few rows, an op without tiles, and another backend."""
+    few = problem("swiglu", [])
+    assert not forms.of_products(
+        dataclasses.replace(here, dry=False, backend="torch"), "swiglu", few
+    )
+    assert not forms.of_products(here, "linear, layer_norm", few)
+    assert not forms.in_fp8(here, "embed", few)
+    vars(here)["ops"] = TORCH
+    assert not forms.of_products(here, "swiglu", few)
+    assert not forms.of_attention(here, 16, 5, few)
+    assert not forms.in_fp8(here, "swiglu", few)
+
+
+def test_a_wrong_form_is_not_ranked(here: Place) -> None:
+    """Other settings are held to the bound of ours; fp8 to one of its own."""
+    model: Model = NAMED["nomic"]
+    made, peers = ops.swiglu(model, here.bench.draw(), 70)
+    right = made.run(TORCH)
+
+    def off(by: float) -> Peer:
+        return Peer(lambda t: lambda: right + by * right.abs().max())
+
+    task = race.Task("ops", "nomic", "swiglu, 70", "op")
+    lines = race.contest(
+        here, task, made, peers,
+        {"ours, close": off(0), "ours, far": off(1e-4)},
+        {"ours-fp8": off(0.05), "ours-fp8, far": off(0.2)},
+    )  # fmt: skip
+    found = {line["peer"]: line["status"] for line in lines if line["peer"].startswith("ours")}
+    assert found == {
+        "ours": "measured",
+        "ours, close": "measured",
+        "ours, far": "wrong",
+        "ours-fp8": "measured",
+        "ours-fp8, far": "wrong",
+    }
+    dtypes = {line["peer"]: line["dtype"] for line in lines}
+    assert dtypes["ours, close"] == "float32"
+    assert dtypes["ours-fp8"] == "float8_e4m3fn"
+
+
+def test_forms_in_the_interpreter() -> None:
+    """Ours as it will run, kernels, tiles and launch tables: each form gives the right numbers."""
+    code = """
+import json, torch
+from tests.interpreter import fp8
+fp8.install()
+from bench.gpu import attention, ops
+from bench.gpu.place import Place
+here = Place(torch.device("cpu"), torch.float32, "triton", True, lambda work: (work(), 0.5)[1])
+lines = []
+attention.DRY_TOKENS = 40
+cases = [(ops, "nomic", f"{op}, 70") for op in ("qkv_rotary", "swiglu", "linear down")]
+cases += [(ops, "minilm", f"{op}, 70") for op in ("gelu", "linear out", "layer_norm",
+                                                   "linear, layer_norm")]
+cases += [(ops, "bert-large", "qkv_rotary, 70")]
+for module, model, case in [*cases, (attention, "minilm", "mixture")]:
+    task = next(t for t in module.tasks(here) if (t.model, t.case) == (model, case))
+    lines += module.measure(here, task)
+facts = ("peer", "status", "reason")
+found = [(x["model"] + " " + x["case"].removesuffix(", 70"), *(x[f] for f in facts)) for x in lines]
+print(json.dumps(found))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ
+        | {"PYTHONPATH": f".{os.pathsep}kernels", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    ours = [line for line in json.loads(done.stdout) if line[1].startswith("ours")]
+    assert [line for line in ours if line[2] != "measured"] == []
+    found: dict[str, list[str]] = {}
+    for case, peer, *_ in ours:
+        found.setdefault(case, []).append(peer.removeprefix("ours").removeprefix(", "))
+    assert found == {
+        "nomic qkv_rotary": ["", "128x256x64 w8 s3", "library", "-fp8"],
+        "nomic swiglu": ["", "64x128x64 w4 s2", "library", "-fp8"],
+        "nomic linear down": ["", "128x128x64 w8 s4", "64x128x64 w4 s4", "-fp8"],
+        "minilm gelu": ["", "64x128x64 w4 s3", "library", "-fp8"],
+        "minilm linear out": ["", "128x128x64 w8 s4", "64x128x64 w4 s4", "-fp8"],
+        "minilm layer_norm": ["", "-fp8"],
+        "minilm linear, layer_norm": [""],
+        "bert-large qkv_rotary": ["", "128x128x64 w8 s4", "64x128x64 w4 s4", "-fp8"],
+        "minilm mixture": ["", "64x64 w4 s3", "128x64 w8 s3", "128x128 w8 s2"],
+    }

@@ -1,0 +1,479 @@
+"""Outputs of vectors: what is read back from them, and files that are whole or not there."""
+
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nomicbert.bulk import output
+from nomicbert.bulk.output import OutputFormat, choose_output_format, is_stream, open_output
+from nomicbert.bulk.reading import InputFormat, Record, open_reader
+from nomicbert.bulk.writing import Vectors, Write, _npy_header, jsonl_writer, npy_writer
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and /dev/full")
+DTYPES = ("float32", "float16", "int8", "uint8")
+
+
+def records_of(folder: Path, lines: list[str]) -> list[Record]:
+    """What the reader makes of these JSONL lines."""
+    path = folder / "records.jsonl"
+    path.write_text("".join(line + "\n" for line in lines), "utf-8")
+    reader = open_reader(str(path), InputFormat.jsonl, "text")
+    records = [reader.take() for _ in reader]
+    reader.close()
+    return records
+
+
+def some_vectors(rows: int, width: int, dtype: str, seed: int) -> Vectors:
+    numbers = np.random.default_rng(seed).normal(size=(rows, width)) * 40
+    return numbers.astype(np.int64).astype(dtype) if "int" in dtype else numbers.astype(dtype)
+
+
+def blocks_of(records: list[Record], vectors: Vectors) -> Iterator[tuple[list[Record], Vectors]]:
+    for start in range(0, len(vectors), 3):
+        yield records[start : start + 3], vectors[start : start + 3]
+
+
+def write_all(
+    writer: AbstractContextManager[Write], records: list[Record], vectors: Vectors
+) -> None:
+    with writer as write:
+        for some, rows in blocks_of(records, vectors):
+            write(some, rows)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [0, 1, 10])
+def test_npy(dtype: str, rows: int, tmp_path: Path, seed: int) -> None:
+    vectors = some_vectors(rows, 5, dtype, seed)
+    records = records_of(tmp_path, [json.dumps({"n": i, "text": ""}) for i in range(rows)])
+    path = tmp_path / "vectors.npy"
+    with path.open("wb") as file:
+        write_all(npy_writer(file, vectors[:0]), records, vectors)
+    for loaded in (np.load(path), np.load(path, mmap_mode="r") if rows else np.load(path)):
+        assert loaded.dtype == dtype
+        assert loaded.shape == (rows, 5)
+        np.testing.assert_array_equal(loaded, vectors)
+    assert path.stat().st_size == 128 + vectors.nbytes
+
+
+def test_npy_takes_rows_that_do_not_lie_together(tmp_path: Path, seed: int) -> None:
+    vectors = some_vectors(8, 10, "float32", seed)[::2, ::2]
+    path = tmp_path / "vectors.npy"
+    with path.open("wb") as file:
+        write_all(npy_writer(file, vectors[:0]), [], vectors)
+    np.testing.assert_array_equal(np.load(path), vectors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_header_has_room_for_any_number_of_rows(dtype: str) -> None:
+    empty = np.empty((0, 1792), dtype)
+    assert {len(_npy_header(empty, 10**power)) for power in range(19)} == {128}
+    assert len(_npy_header(empty, 0)) == 128
+
+
+def test_npy_has_the_other_fields_beside_it(tmp_path: Path, seed: int) -> None:
+    lines = ['{"id": 7, "body": "a", "tags": ["é"]}', '{"body": "b"}', '{"body": "", "text": "t"}']
+    path = tmp_path / "records.jsonl"
+    path.write_text("\n".join(lines), "utf-8")
+    reader = open_reader(str(path), InputFormat.jsonl, "body")
+    records = [reader.take() for _ in reader]
+    reader.close()
+    vectors = some_vectors(3, 4, "float32", seed)
+    with (tmp_path / "v.npy").open("wb") as file, (tmp_path / "v.meta.jsonl").open("wb") as meta:
+        write_all(npy_writer(file, vectors[:0], meta, "body"), records, vectors)
+    written = (tmp_path / "v.meta.jsonl").read_text("utf-8")
+    assert written == '{"id": 7, "tags": ["é"]}\n{}\n{"text": "t"}\n'
+
+
+def jsonl_numbers(vectors: Vectors, folder: Path) -> list[Any]:
+    records = records_of(folder, ['{"text": ""}'] * len(vectors))
+    path = folder / "vectors.jsonl"
+    with path.open("wb") as file:
+        write_all(jsonl_writer(file, vectors[:0]), records, vectors)
+    return [json.loads(line)["embedding"] for line in path.read_bytes().splitlines()]
+
+
+def bits(vectors: Vectors) -> Any:
+    return vectors.view(f"u{vectors.itemsize}")
+
+
+def test_float32_comes_back_from_jsonl_to_the_bit(tmp_path: Path, seed: int) -> None:
+    drawn = np.random.default_rng(seed).integers(0, 2**32, (500, 40), dtype=np.uint32)
+    # 0, -0, extremes, and one that is whole with all its digits
+    drawn[0, :7] = [0, 0x80000000, 1, 0x7F7FFFFF, 0x00800000, 0x007FFFFF, 0x4CEB79A3]
+    vectors = drawn.view(np.float32)
+    vectors = np.where(np.isfinite(vectors), vectors, np.float32(0.1))
+    read = np.array(jsonl_numbers(vectors, tmp_path), dtype=np.float32)
+    np.testing.assert_array_equal(bits(read), bits(vectors))
+    # one digit less is too few, so the digits are what is tested here
+    short = np.array([[float(f"{x:.8g}") for x in row] for row in vectors.tolist()], np.float32)
+    assert (bits(short) != bits(vectors)).any()
+
+
+def test_every_float16_comes_back_from_jsonl(tmp_path: Path) -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    vectors = every[np.isfinite(every)].reshape(-1, 64)
+    read = np.array(jsonl_numbers(vectors, tmp_path), dtype=np.float16)
+    np.testing.assert_array_equal(bits(read), bits(vectors))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_whole_numbers_stay_whole_in_jsonl(dtype: str, tmp_path: Path) -> None:
+    vectors = np.arange(256).astype(np.uint8).view(dtype).reshape(16, 16)
+    read = jsonl_numbers(vectors, tmp_path)
+    assert read == vectors.tolist()
+    assert {type(number) for row in read for number in row} == {int}
+
+
+def test_what_json_has_no_word_for(tmp_path: Path) -> None:
+    vectors = np.array([[np.nan, np.inf, -np.inf, 1], [1, 2, 3, 4]], np.float32)
+    (broken, whole) = jsonl_numbers(vectors, tmp_path)
+    assert np.isnan(broken[0])
+    assert broken[1:] == [np.inf, -np.inf, 1]
+    assert whole == [1, 2, 3, 4]
+
+
+def test_jsonl_repeats_the_line(tmp_path: Path) -> None:
+    lines = [
+        '{"text":"a","score": 1.50,  "big": 123456789012345678901234567890}',
+        '{"text": "\\u4f60好", "o": {"embedding": 1}}',
+    ]
+    path = tmp_path / "vectors.jsonl"
+    with path.open("wb") as file:
+        empty = np.empty((0, 2), np.int8)
+        write_all(jsonl_writer(file, empty), records_of(tmp_path, lines), np.ones((2, 2), np.int8))
+    expected = "".join(line[:-1] + ', "embedding": [1, 1]}\n' for line in lines)
+    assert path.read_text("utf-8") == expected
+
+
+@pytest.fixture
+def to_table(tmp_path: Path) -> Callable[..., Any]:
+    """Write JSONL lines as Parquet, three rows a block, and read the table."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    from nomicbert.bulk.parquet import parquet_writer
+
+    def write(lines: list[str], vectors: Vectors | None = None) -> Any:
+        path = tmp_path / "vectors.parquet"
+        vectors = np.zeros((len(lines), 2), np.float32) if vectors is None else vectors
+        with path.open("wb") as file:
+            write_all(parquet_writer(file, vectors[:0]), records_of(tmp_path, lines), vectors)
+        return pq.ParquetFile(path)
+
+    return write
+
+
+def test_parquet_has_a_column_for_each_field(to_table: Callable[..., Any], seed: int) -> None:
+    lines = [
+        '{"text": "a", "n": 1, "score": 1, "tags": ["x"], "o": {"p": 1}}',
+        '{"text": "b", "score": 0.5, "none": null, "yes": true}',
+        '{"n": null, "text": "", "tags": [], "o": {"q": {"r": "s"}}}',
+        '{"text": "d", "score": 2, "n": 3.0}',
+        '{"text": "e", "o": null, "tags": [null, "z"]}',
+        '{"text": "f", "score": NaN}',
+        '{"text": "g", "o": {"p": 2, "q": {}}}',
+    ]
+    vectors = some_vectors(7, 6, "float32", seed)
+    file = to_table(lines, vectors)
+    assert file.num_row_groups == 3
+    table = file.read()
+    assert {name: str(table.schema.field(name).type) for name in table.column_names} == {
+        "text": "string",
+        "n": "int64",
+        "score": "double",
+        "tags": "list<element: string>",
+        "o": "struct<p: int64, q: struct<r: string>>",
+        "none": "null",
+        "yes": "bool",
+        "embedding": "fixed_size_list<element: float>[6]",
+    }
+    assert table["text"].to_pylist() == ["a", "b", "", "d", "e", "f", "g"]
+    assert table["n"].to_pylist() == [1, None, None, 3, None, None, None]
+    score = table["score"].to_pylist()
+    assert score[:5] == [1.0, 0.5, None, 2.0, None]
+    assert np.isnan(score[5])
+    assert table["tags"].to_pylist() == [["x"], None, [], None, [None, "z"], None, None]
+    assert table["o"].to_pylist()[2] == {"p": None, "q": {"r": "s"}}
+    assert table["yes"].to_pylist() == [None, True, None, None, None, None, None]
+    read = table["embedding"].combine_chunks().values.to_numpy().reshape(7, 6)
+    np.testing.assert_array_equal(read, vectors)
+
+
+PLAIN = '{"text": "a", "n": 1, "x": 0.5, "s": "s", "b": true, "l": ["m"], "o": {"p": 1}, "z": null}'
+# A line of the second block -> what is said of it.
+MISFITS = {
+    '{"text": "b", "n": 2.5}': "'n', 2.5, does not fit a column of type int64",
+    '{"text": "b", "n": true}': "'n', True, does not fit a column of type int64",
+    '{"text": "b", "n": "2"}': "'n', '2', does not fit a column of type int64",
+    '{"text": "b", "n": 9223372036854775808}': "'n', 9223372036854775808, does not fit",
+    '{"text": "b", "x": true}': "'x', True, does not fit a column of type double",
+    '{"text": "b", "x": 9007199254740993}': "'x', 9007199254740993, does not fit",
+    '{"text": "b", "s": 1}': "'s', 1, does not fit a column of type string",
+    '{"text": "b", "b": 1}': "'b', 1, does not fit a column of type bool",
+    '{"text": "b", "l": "mn"}': "'l', 'mn', does not fit a column of type list<.*string>",
+    '{"text": "b", "l": [1]}': r"'l', \[1\], does not fit",
+    '{"text": "b", "o": []}': r"'o', \[\], does not fit a column of type struct<p: int64>",
+    '{"text": "b", "o": {"p": 1, "q": 2}}': r"'o', \{'p': 1, 'q': 2\}, does not fit",
+    '{"text": "b", "z": 0}': "'z', 0, does not fit a column of type null",
+    '{"text": "b", "new": 1}': "'new' is not among those of the first rows.*'text', 'n', 'x'",
+}
+
+
+@pytest.mark.parametrize("line", MISFITS)
+def test_parquet_names_a_value_that_its_column_cannot_hold(
+    line: str, to_table: Callable[..., Any]
+) -> None:
+    fine = '{"text": "b"}'
+    with pytest.raises(ValueError, match=f"line 5: the field {MISFITS[line]}.*jsonl"):
+        to_table([PLAIN, PLAIN, PLAIN, fine, line, fine])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["1", '"a"'], "line 2: the field 'v', 'a', does not fit the values before it"),
+        (["1", "2", "[3]"], r"line 3: the field 'v', \[3\], does not fit the values before it"),
+        (["1", "9223372036854775808"], "line 2: the field 'v', 9223372036854775808, does not fit"),
+        (["1.5", "true"], "line 2: the field 'v', True, does not fit a column of type double"),
+        (["{}", "{}"], "Parquet has no such column"),
+    ],
+)
+def test_parquet_names_a_value_of_the_first_block(
+    values: list[str], message: str, to_table: Callable[..., Any]
+) -> None:
+    with pytest.raises(ValueError, match=f"{message}.*jsonl"):
+        to_table([f'{{"text": "", "v": {value}}}' for value in values])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parquet_keeps_the_type_of_numbers(
+    dtype: str, to_table: Callable[..., Any], seed: int
+) -> None:
+    vectors = some_vectors(4, 3, dtype, seed)
+    column = to_table(['{"text": ""}'] * 4, vectors).read()["embedding"].combine_chunks()
+    assert column.type.list_size == 3
+    assert column.values.to_numpy().dtype == dtype
+    np.testing.assert_array_equal(column.values.to_numpy().reshape(4, 3), vectors)
+
+
+def test_parquet_of_nothing(to_table: Callable[..., Any]) -> None:
+    table = to_table([], np.empty((0, 5), np.int8)).read()
+    assert table.num_rows == 0
+    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: int8>[5]"
+
+
+@pytest.mark.parametrize(
+    ("path", "given_format", "expected"),
+    [
+        ("a.npy", None, "npy"),
+        ("a.b.NPY", None, "npy"),
+        ("a.jsonl", None, "jsonl"),
+        ("a.ndjson", None, "jsonl"),
+        ("a.parquet", None, "parquet"),
+        ("a", OutputFormat.parquet, "parquet"),
+        ("a.npy", OutputFormat.jsonl, "jsonl"),
+        ("-", None, "jsonl"),
+        ("/dev/null", None, "jsonl"),
+    ],
+)
+def test_formats_by_suffix(path: str, given_format: OutputFormat | None, expected: str) -> None:
+    assert choose_output_format(path, given_format) is OutputFormat(expected)
+
+
+def test_outputs_without_a_format(tmp_path: Path) -> None:
+    for name in ("a.txt", "a", "a.npz", ".npy"):
+        with pytest.raises(ValueError, match=r"no known suffix: end it in \.npy, \.jsonl or \.par"):
+            choose_output_format(str(tmp_path / name), None)
+    for form in (OutputFormat.npy, OutputFormat.parquet):
+        with pytest.raises(ValueError, match=f"/dev/null is a stream.*{form.value} needs a file"):
+            choose_output_format("/dev/null", form)
+    with pytest.raises(ValueError, match=f"the output {tmp_path} is a folder"):
+        choose_output_format(str(tmp_path), OutputFormat.npy)
+
+
+def test_a_file_is_there_when_all_of_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"before")
+    with open_output(str(path)) as file:
+        file.write(b"af")
+        file.flush()
+        assert path.read_bytes() == b"before"
+        (beside,) = set(tmp_path.iterdir()) - {path}
+        assert beside.read_bytes() == b"af"
+        file.write(b"ter")
+    assert path.read_bytes() == b"after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_of_a_file_that_was_not_finished(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    def fail() -> None:
+        with open_output(str(tmp_path / "out")) as file:
+            file.write(b"half")
+            file.flush()
+            assert len(list(tmp_path.iterdir())) == 1
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_renaming_may_fail(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with pytest.raises(OSError, match=f"^cannot write {path}: Is a directory$"):
+        with open_output(str(path)):
+            path.mkdir()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_at_a_time_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with open_output(str(path)) as first:
+        first.write(b"first")
+        with open_output(str(path)) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_has_the_usual_rights(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with open_output(str(tmp_path / "out")):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o640
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    link, target = tmp_path / "here/link", tmp_path / "there/file"
+    link.symlink_to(target)
+    for content in (b"new", b"again"):
+        with open_output(str(link)) as file:
+            file.write(content)
+        assert link.is_symlink()
+        assert target.read_bytes() == content
+    assert [len(list((tmp_path / folder).iterdir())) for folder in ("here", "there")] == [1, 1]
+
+
+def test_a_long_name(tmp_path: Path) -> None:
+    path = tmp_path / ("字" * 85)  # 255 bytes, the longest there are
+    with open_output(str(path)) as file:
+        file.write(b"x")
+    assert path.read_bytes() == b"x"
+
+
+@contextmanager
+def refused(message: str) -> Iterator[None]:
+    with pytest.raises(ValueError, match=message):
+        yield
+
+
+def test_outputs_that_cannot_be(tmp_path: Path) -> None:
+    with refused(f"the output {tmp_path} is a folder"), open_output(str(tmp_path)):
+        pass
+    none = tmp_path / "none/out"
+    with refused(f"the output's folder {none.parent} does not exist"), open_output(str(none)):
+        pass
+    beneath = tmp_path / "file/out"
+    beneath.parent.touch()
+    with refused(f"the output's folder {beneath.parent} does not"), open_output(str(beneath)):
+        pass
+
+
+@on_linux
+def test_a_folder_that_takes_no_files() -> None:
+    with refused("^cannot write /proc/self/out: "), open_output("/proc/self/out"):
+        pass  # nobody, root included, makes files in there
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_the_right_to_write(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with refused(f"^cannot write {tmp_path}/out: Permission denied$"):
+        with open_output(str(tmp_path / "out")):
+            pass
+
+
+@on_linux
+def test_a_full_disk_is_named() -> None:
+    with pytest.raises(OSError, match=r"^cannot write /dev/full: No space left on device$"):
+        with open_output("/dev/full") as file:
+            file.write(b"x")
+    with pytest.raises(OSError, match=r"^cannot write /dev/full: No space left on device$"):
+        with open_output("/dev/full") as file:
+            file.write(b"x" * (output.BUFFER + 1))
+
+
+@on_linux
+def test_the_first_error_is_the_one_that_is_told() -> None:
+    """What is still in a buffer when something else fails does not fit either."""
+
+    def fail() -> None:
+        with open_output("/dev/full") as file:
+            file.write(b"x")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+
+
+def test_a_pipe_is_written_straight(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    assert is_stream(str(path))
+    with open_output(str(path)) as file:
+        file.write(b"now")
+        file.flush()
+        assert os.read(reader, 10) == b"now"
+        os.close(reader)
+        file.write(b"too late")
+        with pytest.raises(BrokenPipeError):
+            file.flush()
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.close(reader)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+def test_a_file_that_is_replaced_keeps_its_rights(tmp_path: Path) -> None:
+    path = tmp_path / "v.npy"
+    path.write_bytes(b"private")
+    path.chmod(0o600)
+    with open_output(str(path)) as file:
+        file.write(b"private too")
+    assert path.read_bytes() == b"private too"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_parquet_refuses_what_no_column_holds(
+    to_table: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert to_table(['{"text": "a", "n": ' + "[" * 30 + "]" * 30 + "}"]).metadata.num_rows == 1
+    with pytest.raises(ValueError, match="line 2: the field 'n'"):  # the first is not to blame
+        to_table(['{"text": "a", "n": []}', '{"text": "a", "n": ' + "[" * 31 + "]" * 31 + "}"])
+    for value in ("[" * 31 + "]" * 31, "[" * 500 + "]" * 500, "9" * 25):
+        with pytest.raises(ValueError, match=r"line 1: the field 'n', .* does not fit") as caught:
+            to_table([f'{{"text": "a", "n": {value}}}'])
+        assert "the values before it" not in str(caught.value)
+    from nomicbert.bulk import parquet
+
+    monkeypatch.setattr(parquet, "MOST_COLUMNS", 3)
+    lines = ['{"text": "a", "b": 1}', '{"text": "a", "c": 1}']
+    assert to_table(lines).metadata.num_rows == 2
+    with pytest.raises(ValueError, match="the first 3 rows have 4 different fields, more than"):
+        to_table([*lines, '{"text": "a", "d": 1}'])

@@ -1,0 +1,440 @@
+"""From a name to a folder: which files are fetched, from which commit, and what the errors say."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from nomicbert.errors import HubError, NomicBertError
+from nomicbert.loading.hub import choose_files, resolve
+from tests.support.fake_hub import FakeHub, Repository
+
+REPO = "some-lab/small-encoder"
+CONFIG = b'{"model_type": "nomic_bert"}'
+
+# Listings as the supported checkpoints have them: what is there, and what of it is wanted.
+TEXT = {
+    "README.md",
+    "config.json",
+    "config_sentence_transformers.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+}
+LISTINGS = {
+    "nomic v1.5: safetensors and onnx": (
+        {".gitattributes", "onnx/model.onnx", "onnx/model_int8.onnx", "onnx/config.json"},
+        {"1_Pooling/config.json", "model.safetensors"},
+    ),
+    "Conan: both formats and a Dense module": (
+        {"pytorch_model.bin", "onnx/model.onnx", "2_Dense/pytorch_model.bin"},
+        {
+            "1_Pooling/config.json",
+            "2_Dense/config.json",
+            "2_Dense/model.safetensors",
+            "model.safetensors",
+        },
+    ),
+    "xiaobu: only .bin, the Dense module too": (
+        {".gitattributes"},
+        {
+            "1_Pooling/config.json",
+            "2_Dense/config.json",
+            "2_Dense/pytorch_model.bin",
+            "pytorch_model.bin",
+        },
+    ),
+    "v1-ablated: .bin and code": (
+        {"configuration_hf_nomic_bert.py", "modeling_hf_nomic_bert.py", "optimizer.pt"},
+        {"1_Pooling/config.json", "2_Normalize/config.json", "pytorch_model.bin"},
+    ),
+    "chinese-roberta: three frameworks, .bin only": (
+        {"tf_model.h5", "flax_model.msgpack", "added_tokens.json"},
+        {"pytorch_model.bin"},
+    ),
+    "MiniLM: every format there is": (
+        {
+            "data_config.json",
+            "openvino/openvino_model.bin",
+            "pytorch_model.bin",
+            "rust_model.ot",
+            "tf_model.h5",
+            "train_script.py",
+        },
+        {"1_Pooling/config.json", "model.safetensors"},
+    ),
+    "shards": (
+        {
+            "consolidated.safetensors",
+            "old/model-00001-of-00002.safetensors",
+            "pytorch_model-00001-of-00002.bin",
+            "pytorch_model.bin",
+            "pytorch_model.bin.index.json",
+        },
+        {
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+        },
+    ),
+    "shards, .bin only": (
+        {"tf_model.h5"},
+        {
+            "pytorch_model-00001-of-00002.bin",
+            "pytorch_model-00002-of-00002.bin",
+            "pytorch_model.bin.index.json",
+        },
+    ),
+    "whole and shards: the whole": (
+        {"model-00001-of-00001.safetensors", "model.safetensors.index.json"},
+        {"model.safetensors"},
+    ),
+    "names that only look right": (
+        {
+            "../config.json",
+            "1_Pooling/deep/config.json",
+            "1_Pooling/model.onnx",
+            "2_../config.json",
+            "Pooling/config.json",
+            "model.fp16.safetensors",
+            "model.safetensors.bak",
+        },
+        {"model.safetensors"},
+    ),
+}
+
+
+@pytest.mark.parametrize("label", LISTINGS)
+def test_choose_files_takes_what_loading_reads(label: str) -> None:
+    unwanted, wanted = LISTINGS[label]
+    assert choose_files(sorted(TEXT | unwanted | wanted)) == sorted(TEXT | wanted)
+
+
+def test_choose_files_without_weights_invents_none() -> None:
+    assert choose_files(["config.json", "onnx/model.onnx", "model.gguf"]) == ["config.json"]
+
+
+def small_files(marker: bytes = b"main") -> dict[str, bytes]:
+    return {
+        "config.json": CONFIG,
+        "model.safetensors": b"weights of " + marker,
+        "pytorch_model.bin": b"pickled",
+        "modeling.py": b"raise SystemExit('executed')",
+        "tokenizer.json": b"{}",
+        "1_Pooling/config.json": b'{"pooling_mode": "mean"}',  # equal files are fetched once
+        "onnx/model.onnx": b"onnx",
+        "README.md": b"license: apache-2.0",
+    }
+
+
+SMALL_WANTED = {
+    "README.md",
+    "config.json",
+    "tokenizer.json",
+    "1_Pooling/config.json",
+    "model.safetensors",
+}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    """A fake hub with one repository; huggingface_hub talks to it and keeps files in tmp_path."""
+    server = FakeHub()
+    server.repositories[REPO] = Repository()
+    server.repositories[REPO].commit("main", small_files())
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # Asking again after a failure is huggingface_hub's affair; the waits in between are not wanted.
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    server.start()
+    yield server
+    huggingface_hub.close_session()
+    server.stop()
+
+
+def names_in(folder: Path) -> set[str]:
+    return {each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file()}
+
+
+def test_fetches_only_what_is_needed(hub: FakeHub) -> None:
+    folder = resolve(REPO)
+    assert names_in(folder) == SMALL_WANTED
+    assert hub.fetched() == SMALL_WANTED
+    assert (folder / "model.safetensors").read_bytes() == b"weights of main"
+    assert folder.name == hub.repositories[REPO].refs["main"]
+
+
+def test_second_call_asks_only_which_commit_it_is(hub: FakeHub) -> None:
+    first = resolve(REPO)
+    hub.requests.clear()
+    assert resolve(REPO) == first
+    assert {path for _, path, _ in hub.requests} == {f"/api/models/{REPO}/revision/main"}
+
+
+def test_revision_is_honoured(hub: FakeHub) -> None:
+    old = hub.repositories[REPO].commit("v1", small_files(b"v1"))
+    by_tag, by_commit = resolve(REPO, revision="v1"), resolve(REPO, revision=old)
+    assert by_tag == by_commit
+    assert (by_tag / "model.safetensors").read_bytes() == b"weights of v1"
+    assert (resolve(REPO) / "model.safetensors").read_bytes() == b"weights of main"
+
+
+def test_all_files_are_of_one_commit(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branch moves right after it was listed: nothing of two commits is mixed."""
+    repository, answer = hub.repositories[REPO], hub.answer
+    listed = []
+
+    def answer_then_move(request):
+        answer(request)
+        if "/revision/" in request.path and not listed:
+            listed.append(request.path)
+            repository.commit("main", small_files(b"later"))
+
+    monkeypatch.setattr(hub, "answer", answer_then_move)
+    folder = resolve(REPO)
+    assert folder.name == repository.refs["main"]
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name}
+    assert (folder / "model.safetensors").read_bytes() == b"weights of later"
+
+
+def test_moved_branch_is_followed(hub: FakeHub) -> None:
+    before = resolve(REPO)
+    hub.repositories[REPO].commit("main", small_files(b"later"))
+    after = resolve(REPO)
+    assert before != after
+    assert (after / "model.safetensors").read_bytes() == b"weights of later"
+    assert resolve(REPO, local_files_only=True) == after
+
+
+def test_token_is_sent_with_every_request(hub: FakeHub) -> None:
+    hub.repositories[REPO].token = "hf_secret"
+    resolve(REPO, token="hf_secret")
+    assert {authorization for _, _, authorization in hub.requests} == {"Bearer hf_secret"}
+
+
+def test_no_token_without_login(hub: FakeHub) -> None:
+    resolve(REPO)
+    assert {authorization for _, _, authorization in hub.requests} == {None}
+
+
+def test_cache_dir_is_honoured_and_works_with_the_server_down(hub: FakeHub, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    hub.repositories[REPO].commit("v1", small_files(b"v1"))
+    fetched = {name: resolve(REPO, revision=name, cache_dir=elsewhere) for name in ("main", "v1")}
+    assert all(elsewhere in folder.parents for folder in fetched.values())
+    assert not (tmp_path / "cache").exists()
+    hub.stop()
+    hub.requests.clear()
+    for name, folder in fetched.items():
+        assert resolve(REPO, revision=name, cache_dir=elsewhere, local_files_only=True) == folder
+    found = resolve(REPO, cache_dir=str(elsewhere), local_files_only=True)
+    assert names_in(found) == SMALL_WANTED
+    assert hub.requests == []
+
+
+def test_shards_are_fetched(hub: FakeHub) -> None:
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = json.dumps({"weight_map": {"a": shards[0], "b": shards[1], "c": shards[1]}})
+    files = {"config.json": CONFIG, "model.safetensors.index.json": index.encode()}
+    hub.repositories[REPO].commit("main", files | {shard: shard.encode() for shard in shards})
+    folder = resolve(REPO)
+    assert names_in(folder) == {*files, *shards}
+    assert resolve(REPO, local_files_only=True) == folder
+
+
+def test_without_a_connection_the_cache_is_used_and_said(
+    hub: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    fetched = resolve(REPO)
+    hub.stop()
+    with caplog.at_level(logging.WARNING, "nomicbert.loading.hub"):
+        assert resolve(REPO) == fetched
+    (record,) = [each for each in caplog.records if each.name == "nomicbert.loading.hub"]
+    assert record.getMessage() == f"no connection to {hub.endpoint}: using {REPO} from the cache"
+
+
+def test_offline_environment_makes_no_request(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = resolve(REPO)
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert resolve(REPO) == fetched
+    with pytest.raises(HubError, match=r"'v9' is not in the cache.*HF_HUB_OFFLINE"):
+        resolve(REPO, revision="v9")
+    assert hub.requests == []
+
+
+def message_of(*args, **kwargs) -> str:
+    """The message of the HubError that a call of resolve raises: one line, in our tree."""
+    with pytest.raises(HubError) as caught:
+        resolve(*args, **kwargs)
+    assert isinstance(caught.value, NomicBertError)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_unknown_repository(hub: FakeHub) -> None:
+    text = message_of("some-lab/smal-encoder")
+    assert "'some-lab/smal-encoder'" in text
+    assert "no folder of that name" in text
+    assert "check the spelling" in text
+
+
+def test_private_repository_needs_the_token(hub: FakeHub) -> None:
+    hub.repositories[REPO].token = "hf_secret"
+    for token in (None, "stale"):
+        text = message_of(REPO, token=token)
+        assert f"{REPO!r}" in text
+        assert "pass a token if it is private" in text
+
+
+def test_gated_repository(hub: FakeHub) -> None:
+    hub.repositories[REPO].gated = True
+    text = message_of(REPO)
+    assert f"{REPO!r} is gated" in text
+    assert f"{hub.endpoint}/{REPO}" in text
+    assert "token" in text
+
+
+def test_unknown_revision(hub: FakeHub) -> None:
+    text = message_of(REPO, revision="v9")
+    assert f"{REPO!r} has no revision 'v9'" in text
+    assert "branches, tags or commits" in text
+
+
+def test_no_connection_and_nothing_cached(hub: FakeHub) -> None:
+    hub.stop()
+    text = message_of(REPO)
+    assert f"No connection to {hub.endpoint}" in text
+    assert f"{REPO!r} at revision 'main' is not in the cache" in text
+    assert "check the network" in text
+
+
+def test_broken_server(hub: FakeHub) -> None:
+    hub.broken = {"revision"}
+    assert f"{hub.endpoint} answered 500 for {REPO!r}" in message_of(REPO)
+    hub.broken = {"tree", "resolve"}
+    text = message_of(REPO)
+    assert f"The connection to {hub.endpoint} broke while {REPO!r} was fetched: try again" in text
+
+
+def test_offline_and_not_cached(hub: FakeHub) -> None:
+    text = message_of(REPO, local_files_only=True)
+    assert f"{REPO!r} at revision 'main' is not in the cache" in text
+    assert "local_files_only" in text
+    assert hub.requests == []
+
+
+def test_repository_without_weights(hub: FakeHub) -> None:
+    files = {"config.json": CONFIG, "onnx/model.onnx": b"onnx", "2_Dense/model.safetensors": b"d"}
+    hub.repositories[REPO].commit("main", files)
+    text = message_of(REPO)
+    assert text.startswith(f"{REPO!r} at revision 'main' has no model.safetensors and no pytorch")
+    assert hub.fetched() == set()
+
+
+def test_repository_without_config(hub: FakeHub) -> None:
+    hub.repositories[REPO].commit("main", {"model.safetensors": b"weights"})
+    assert f"{REPO!r} at revision 'main' has no config.json" in message_of(REPO)
+
+
+def test_cached_copy_that_lost_its_weights(hub: FakeHub) -> None:
+    (resolve(REPO) / "model.safetensors").unlink()
+    text = message_of(REPO, local_files_only=True)
+    assert "in the cache" in text
+    assert "no model.safetensors" in text
+
+
+def test_login_that_does_not_exist(hub: FakeHub) -> None:
+    assert "token=True asks for the stored login, and there is none" in message_of(REPO, token=True)
+
+
+def test_cache_that_cannot_be_written(hub: FakeHub, tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("in the way")
+    text = message_of(REPO, cache_dir=tmp_path / "a-file")
+    assert f"{REPO!r} cannot be fetched from {hub.endpoint} into the cache" in text
+
+
+@pytest.mark.parametrize("name", ["two words", "lab/na me", "-lab/name", "a--b", "lab/name."])
+def test_name_that_can_be_nothing(hub: FakeHub, name: str) -> None:
+    text = message_of(name)
+    assert f"{name!r} is neither a folder here nor a valid repository id" in text
+    assert hub.requests == []
+
+
+def test_the_cause_is_kept(hub: FakeHub) -> None:
+    with pytest.raises(HubError) as caught:
+        resolve(REPO, revision="v9")
+    assert isinstance(caught.value.__cause__, huggingface_hub.errors.RevisionNotFoundError)
+
+
+def test_local_folder_is_returned_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "some-lab" / "small-encoder"
+    folder.mkdir(parents=True)
+    assert resolve(folder) == folder
+    assert resolve(str(folder), revision="v9", local_files_only=True) == folder
+    monkeypatch.chdir(tmp_path)
+    assert resolve(REPO) == Path(REPO)  # a folder of that name goes before a repository
+    assert resolve("./" + REPO).samefile(folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~/" + REPO) == folder
+
+
+@pytest.mark.parametrize(
+    "name", ["./small", "../small", "/no/small", "~/small", "a/b/c", "lab/", "a\\b", "C:/small"]
+)
+def test_folder_that_does_not_exist(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"The folder {name!r} does not exist: check the path" in message_of(name)
+    assert hub.requests == []
+
+
+def test_path_object_is_never_a_repository(hub: FakeHub) -> None:
+    assert f"The folder {REPO!r} does not exist" in message_of(Path(REPO))
+    assert hub.requests == []
+
+
+def test_file_instead_of_folder(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"")
+    text = message_of(weights)
+    assert f"{str(weights)!r} is a file" in text
+    assert "folder" in text
+
+
+def test_empty_name() -> None:
+    assert "is empty" in message_of("")
+
+
+def test_local_folder_does_not_import_huggingface_hub(tmp_path: Path) -> None:
+    code = (
+        "import sys; from nomicbert.loading.hub import resolve; resolve(sys.argv[1]); "
+        "print([name for name in ('huggingface_hub', 'httpx', 'httpx2') if name in sys.modules])"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "kernels")])},
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,30 @@
+"""The licence that a card's front matter states."""
+
+from pathlib import Path
+
+import pytest
+
+from nomicbert.loading.license import License, read_license
+
+CARDS = {
+    "---\nlicense: cc-by-nc-4.0\ntags:\n- mteb\n---\n# Conan": License("cc-by-nc-4.0", True),
+    "---\ntags: [a]\nlicense: 'apache-2.0'  # ours\n---": License("apache-2.0", False),
+    "\ufeff---\r\nlicense: mit\r\n---\r\n": License("mit", False),
+    "---\nlicense: other\nlicense_name: acme-non-commercial\n---": License(
+        "acme-non-commercial", True
+    ),
+    "---\nlicense: other\n---": License("other", False),
+    "---\nbase:\n  license: mit\n---": None,
+    "---\ntags: [a]\n---\nlicense: mit": None,
+    "---\nlicense: mit": None,
+    "# Title\nlicense: mit\n---\n": None,
+    "license: mit": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_the_licence_of_a_card(card: str, tmp_path: Path) -> None:
+    assert read_license(tmp_path) is None
+    (tmp_path / "README.md").write_text(card, encoding="utf-8", newline="")
+    assert read_license(tmp_path) == CARDS[card]

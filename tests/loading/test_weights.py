@@ -1,0 +1,239 @@
+"""Weight files: what is torn, forged or does not fit is a CheckpointError that says so."""
+
+import io
+import json
+import pickle
+import random
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nomicbert import NomicBert
+from nomicbert.errors import CheckpointError, NomicBertError
+from nomicbert.loading.weights import TensorFiles
+from tests.support.checkpoints import build_checkpoint, edit_config, read_tensors
+
+SAFE, INDEX = "model.safetensors", "model.safetensors.index.json"
+BIN = "pytorch_model.bin"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return build_checkpoint(tmp_path, "nomic-v1.5")
+
+
+def refused(folder: Path, message: str, **keywords: Any) -> str:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        NomicBert.from_pretrained(folder, **keywords)
+    return str(caught.value)
+
+
+def as_bin(folder: Path, content: Any) -> Path:
+    """Replace the folder's weights by one pickle."""
+    (folder / SAFE).unlink(missing_ok=True)
+    torch.save(content, folder / BIN)
+    return folder / BIN
+
+
+def test_missing_extra_and_wrong_tensors_stand_in_one_error(folder: Path) -> None:
+    tensors = read_tensors(folder)
+    del tensors["encoder.layers.1.attn.Wqkv.weight"]
+    del tensors["emb_ln.bias"]
+    tensors["encoder.layers.7.norm1.weight"] = torch.ones(64)
+    tensors["adapter.weight"] = torch.ones(2, 64)
+    tensors["encoder.layers.0.mlp.fc12.weight"] = torch.ones(97, 64)
+    save_file(tensors, folder / SAFE)
+    text = refused(folder, r"do not fit its config.json \(nomic_bert, 3 layers\): ")
+    missing, wrong, left = text.split(": ", 1)[1].split("; ")
+    assert missing == "2 missing: emb_ln.bias, encoder.layers.1.attn.Wqkv.weight"
+    assert wrong == (
+        "1 of another shape: encoder.layers.0.mlp.fc12.weight is (97, 64), wanted (96, 64)"
+    )
+    assert left == "2 left over: adapter.weight, encoder.layers.7.norm1.weight"
+    # what is left over may pass; what is missing or wrong may not
+    text = refused(folder, "2 missing", strict=False)
+    assert "1 of another shape" in text
+    assert "left over" not in text
+
+
+def test_strict_false_loads_beside_strangers(folder: Path) -> None:
+    tensors = read_tensors(folder)
+    save_file(tensors | {"adapter.weight": torch.ones(2, 64)}, folder / SAFE)
+    refused(folder, "1 left over: adapter.weight")
+    model = NomicBert.from_pretrained(folder, strict=False)
+    assert torch.equal(model.embeddings.norm.bias, tensors["emb_ln.bias"])
+
+
+def test_a_long_list_is_cut(folder: Path) -> None:
+    edit_config(folder, n_layer=8, num_hidden_layers=8)
+    text = refused(folder, r"\(nomic_bert, 8 layers\): 45 missing: encoder.layers.3.attn.Wqkv")
+    assert text.endswith(", ...")
+    assert text.count("encoder.layers.") == 20
+
+
+def test_a_layout_of_the_other_model_is_no_random_encoder(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path, "e5")
+    tensors = read_tensors(tmp_path)
+    build_checkpoint(tmp_path, "nomic-v1.5")
+    save_file(tensors, tmp_path / SAFE)
+    refused(tmp_path, "missing: .*Wqkv.*left over: .*query", strict=True)
+    refused(tmp_path, "missing: .*Wqkv", strict=False)
+
+
+def test_two_names_for_one_tensor(folder: Path) -> None:
+    tensors = read_tensors(folder)
+    twin = tensors["emb_ln.bias"].clone()
+    save_file(tensors | {"bert.emb_ln.bias": twin}, folder / SAFE)
+    bias = NomicBert.from_pretrained(folder).embeddings.norm.bias
+    assert torch.equal(bias, tensors["emb_ln.bias"])
+    twin[3] += 1e-3
+    save_file(tensors | {"bert.emb_ln.bias": twin}, folder / SAFE)
+    refused(folder, "holds both .*emb_ln.bias and .*emb_ln.bias, which differ: which is emb_ln.bi")
+
+
+def test_no_weights_at_all(folder: Path) -> None:
+    (folder / SAFE).unlink()
+    refused(folder, f"holds no weights: none of {SAFE}, {INDEX}, {BIN}, .* is there")
+
+
+def test_safetensors_come_first(folder: Path) -> None:
+    (folder / BIN).write_bytes(b"never read")
+    (folder / INDEX).write_text("never read")
+    NomicBert.from_pretrained(folder)
+
+
+def test_damaged_safetensors(folder: Path) -> None:
+    whole = (folder / SAFE).read_bytes()
+    size = struct.unpack("<Q", whole[:8])[0]
+    for damaged in (
+        b"",
+        whole[:4],
+        whole[: size // 2],
+        whole[:-1],
+        whole + b"\0",
+        struct.pack("<Q", 2**40) + whole[8:],
+        whole[:8] + b"#" * size + whole[8 + size :],
+        whole.replace(b'"F32"', b'"F99"', 1),
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    ):
+        (folder / SAFE).write_bytes(damaged)
+        refused(folder, rf"{SAFE} is not a sound safetensors file: ", dtype="auto")
+
+
+def test_no_tensors_of_a_kind(folder: Path) -> None:
+    edit_config(folder, torch_dtype=...)
+    for tensors in ({}, {"emb_ln.bias": torch.ones(64, dtype=torch.int64)}):
+        save_file(tensors, folder / SAFE)
+        refused(folder, "missing", dtype="auto")
+
+
+@pytest.mark.parametrize("shard", ["../x.safetensors", "/x.safetensors", "a/b", "..", ""])
+def test_a_shard_outside_the_folder(shard: str, tmp_path: Path) -> None:
+    folder = build_checkpoint(tmp_path / "inner", "nomic-v1.5", weights="sharded")
+    save_file({"emb_ln.bias": torch.ones(64)}, tmp_path / "x.safetensors")
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["emb_ln.bias"] = shard
+    (folder / INDEX).write_text(json.dumps(index))
+    refused(folder, rf"names the shard {shard!r}, outside its folder")
+
+
+def test_shards_that_do_not_fit(tmp_path: Path) -> None:
+    folder = build_checkpoint(tmp_path, "nomic-v1.5", weights="sharded")
+    first, second = sorted(folder.glob("*.safetensors"))
+    one, two = read_file(first), read_file(second)
+    save_file(one | {"norm1": torch.ones(1)}, first)
+    save_file(two | {"norm1": torch.ones(1)}, second)
+    refused(folder, "holds the tensor norm1 in two shards")
+    save_file(one, first)
+    second.unlink()
+    refused(folder, f"names the shard '{second.name}', which is missing")
+    for index in ({}, {"weight_map": []}, {"weight_map": {"emb_ln.bias": 1}}):
+        (folder / INDEX).write_text(json.dumps(index))
+        refused(folder, f"{INDEX} has no weight_map of tensor names to file names")
+    (folder / INDEX).write_text("{")
+    with pytest.raises(NomicBertError, match=f"{INDEX} is not JSON"):
+        NomicBert.from_pretrained(folder)
+
+
+def read_file(path: Path) -> dict[str, torch.Tensor]:
+    files = TensorFiles(path.parent)
+    held = json.loads((path.parent / INDEX).read_text())["weight_map"]
+    return {name: files.read(name).clone() for name in files.names() if held[name] == path.name}
+
+
+class Runs:
+    """What unpickles into a call that leaves a file behind."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (str(self.marker), "w"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_is_never_run(zipped: bool, folder: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "it-ran"
+    pickle.loads(pickle.dumps(Runs(marker))).close()
+    assert marker.exists()  # the trap is a sound one
+    marker.unlink()
+    content = {"emb_ln.bias": torch.ones(64), "emb_ln.weight": Runs(marker)}
+    (folder / SAFE).unlink()
+    torch.save(content, folder / BIN, _use_new_zipfile_serialization=zipped)
+    refused(folder, f"{BIN} is not a sound file of plain tensors, and nothing else in it is run")
+    (folder / BIN).write_bytes(pickle.dumps(Runs(marker), protocol=2))
+    refused(folder, f"{BIN} is not a sound file of plain tensors")
+    assert not marker.exists()
+
+
+def test_a_bin_that_is_no_dictionary_of_tensors(folder: Path) -> None:
+    for content in ([torch.ones(2)], torch.ones(2), {"a": [1]}, {1: torch.ones(2)}, "x"):
+        as_bin(folder, content)
+        refused(folder, f"{BIN} must hold a dictionary of tensors")
+
+
+def test_a_bin_of_the_old_format_loads(folder: Path) -> None:
+    tensors = read_tensors(folder)
+    (folder / SAFE).unlink()
+    torch.save(tensors, folder / BIN, _use_new_zipfile_serialization=False)
+    model = NomicBert.from_pretrained(folder)
+    assert torch.equal(model.embeddings.norm.bias, tensors["emb_ln.bias"])
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torn_bin_is_our_error_wherever_it_is_torn(
+    zipped: bool, tmp_path: Path, seed: int
+) -> None:
+    buffer = io.BytesIO()
+    content = {"a": torch.arange(6.0), "b": torch.ones(2, 3)}
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    whole, draw = buffer.getvalue(), random.Random(seed)
+    torn = [whole[:n] for n in range(0, len(whole), max(1, len(whole) // 60))]
+    for _ in range(120):
+        flipped = bytearray(whole)
+        flipped[draw.randrange(len(whole))] = draw.randrange(256)
+        torn.append(bytes(flipped))
+    messages = []
+    for damaged in (*torn, b"\x80\x02.", b"\x80\x02}", b"<!DOCTYPE html>"):
+        (tmp_path / BIN).write_bytes(damaged)
+        try:
+            TensorFiles(tmp_path)
+        except CheckpointError as error:
+            messages.append(str(error))
+    assert len(messages) > 60  # flips of single values go unseen
+    assert all(re.search(rf"{BIN} (is not a sound file|must hold)", m) for m in messages)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_numbers_that_are_no_weights(dtype: torch.dtype, folder: Path) -> None:
+    """A quantised file has the right shapes, and is garbage without its scales."""
+    tensors = read_tensors(folder)
+    name = "encoder.layers.1.mlp.fc2.weight"
+    save_file(tensors | {name: tensors[name].to(dtype)}, folder / SAFE)
+    refused(folder, f"{name} of .* holds {dtype}, torch.strided: only dense floating point")

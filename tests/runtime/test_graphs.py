@@ -1,0 +1,416 @@
+"""runtime.graphs on a CPU: buckets filled up are exact, and no graph outlives what it reads.
+
+The kernels are interpreted, and in place of a recorded graph the same work is done again on the
+same buffers: what a graph would read and write is what is read and written here. What only a GPU
+can show is in tests/gpu/test_graphs.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nomicbert import Embedder
+from nomicbert.modeling.packing import pack
+from nomicbert.runtime import graphs
+from nomicbert.runtime.graph_bucket import Key, filled_up, layout, parts_of
+from nomicbert.runtime.graphs import Graphs
+from nomicbert.vectors.pooling import Finish
+from nomicbert_kernels.backend import TORCH
+from nomicbert_kernels.tiling import most_tiles, tile_rows, tile_table
+from tests.ops.cases import INTERPRETS
+from tests.support.checkpoints import build_checkpoint
+
+if not INTERPRETS:
+    pytest.skip("triton is not interpreted here: see tests/gpu", allow_module_level=True)
+
+VARIANTS = ("nomic-v1.5", "conan-v1", "bge-en", "nomic-v2-moe")
+
+
+class Again:
+    """Does the work again where a GPU would replay it; counts both."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        self.recorded += 1
+        result = work()
+
+        def replay() -> None:
+            self.replayed += 1
+            result.fill_(torch.nan)
+            result.copy_(work())
+
+        return result, replay
+
+
+@pytest.fixture(autouse=True)
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU too, and with small buckets."""
+    monkeypatch.setattr(graphs, "records", lambda model: True)
+    monkeypatch.setattr(graphs, "BUCKETS", (16, 64))
+
+
+def load(folder: Path, variant: str) -> tuple[Embedder, Graphs, Again]:
+    build_checkpoint(folder, variant, num_hidden_layers=1)
+    embedder = Embedder.from_pretrained(folder, backend="triton")
+    found, again = Graphs(), Again()
+    found._recorder = lambda: again
+    return embedder, found, again
+
+
+def texts_of(*lengths: int) -> list[list[int]]:
+    return [[(7 * i + 3 * n) % 90 + 5 for i in range(n)] for n in lengths]
+
+
+def eager(embedder: Embedder, texts: Sequence[Sequence[int]], finish: Finish) -> Tensor:
+    found: Tensor = embedder.pooling(embedder.model, pack(texts), finish)
+    return found
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_bits_are_those_without(variant: str, tmp_path: Path) -> None:
+    """Whatever the batch before it has left in the buffers."""
+    embedder, run, again = load(tmp_path, variant)
+    mixtures = [(9, 2), (5,), (40, 4, 4, 1), (33, 20), (9, 7), (1,)]
+    finishes = (Finish(), Finish(matryoshka_dim=8))[: 2 if variant == "nomic-v1.5" else 1]
+    for finish in finishes:
+        for lengths in mixtures:
+            texts = texts_of(*lengths)
+            found = run(embedder.model, embedder.pooling, texts, finish)
+            assert torch.equal(found, eager(embedder, texts, finish)), (lengths, finish)
+    # of both buckets, for each form
+    assert again.recorded == 2 * len(finishes)
+    assert again.replayed == len(mixtures) * len(finishes)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=80), st.sampled_from([16, 32, 64, 128]))
+def test_tables_always_have_room(lengths: list[int], rows: int) -> None:
+    """For texts whose lengths fall, with and without those that fill up."""
+    falling = sorted(lengths, reverse=True)
+    for least in (0, 1):
+        tokens = sum(lengths) + rows
+        key = Key(tokens, rows, least, Finish())
+        for order in (
+            (falling, filled_up(key, falling))
+            if key.holds(sum(lengths), len(lengths))
+            else (falling,)
+        ):
+            table = tile_table(np.array(order), rows)
+            assert len(table) <= most_tiles(sum(order), rows)
+            assert table[:, 1].sum() == sum(order)
+
+
+@given(st.lists(st.integers(1, 70), max_size=9), st.sampled_from([16, 64]), st.sampled_from([0, 1]))
+def test_layout(lengths: list[int], tile: int, least: int) -> None:
+    """Every token of the bucket is some text's, and those that are asked for come first."""
+    key = Key(64, tile, least, Finish())
+    lengths.sort(reverse=True)
+    while not key.holds(sum(lengths), len(lengths)):
+        lengths.pop(0)
+    host, parts = layout(key, texts_of(*lengths)), parts_of(key)
+    ids, places, text, offsets, table = (host[part] for part in parts)
+    used, every = sum(lengths), np.diff(offsets)
+    flat = [number for one in texts_of(*lengths) for number in one]
+    assert ids.tolist() == flat + [0] * (key.tokens - used)
+    assert len(every) == key.texts
+    assert every[: len(lengths)].tolist() == lengths
+    assert every[len(lengths) :].min() >= least
+    assert every[len(lengths) :].max() <= tile
+    assert offsets[-1] == key.tokens
+    assert places.tolist() == [i for n in every for i in range(n)]
+    assert text.tolist() == [i for i, n in enumerate(every) for _ in range(n)]
+    tiles = table.reshape(-1, 4)
+    covered = [t for first, count, _, _ in tiles for t in range(first, first + count)]
+    assert sorted(covered) == list(range(key.tokens))
+
+
+def test_what_a_bucket_holds() -> None:
+    """By hand: 8 texts of 64 tokens and 1 that fills up, which has a token or may be empty."""
+    one, none = (Key(64, 64, least, Finish()) for least in (1, 0))
+    assert one.texts == none.texts == 9
+    assert one.holds(56, 1)
+    assert not one.holds(57, 1)
+    assert one.holds(63, 8)
+    assert not one.holds(64, 8)
+    assert none.holds(64, 1)
+    assert none.holds(64, 8)
+    assert not none.holds(65, 8)
+    assert not none.holds(9, 9)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "inner", "act", "largest"),
+    [
+        (768, 3072, "swiglu", 5632),
+        (768, 3072, "gelu", 5632),
+        (1024, 4096, "gelu", 4096),
+        (384, 1536, "gelu", 16896),
+    ],
+)
+def test_buckets_of_a_model(
+    hidden: int, inner: int, act: str, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that a GPU is done with before the host has launched their kernels one by one."""
+    monkeypatch.undo()
+    config = SimpleNamespace(hidden_size=hidden, intermediate_size=inner, hidden_act=act)
+    found = graphs.buckets(config)  # type: ignore[arg-type]
+    assert found == [tokens for tokens in graphs.BUCKETS if tokens <= largest]
+    assert found[-1] == largest
+
+
+@torch.inference_mode()
+def test_what_no_bucket_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "BUCKETS", (16,))
+    embedder, run, again = load(tmp_path, "nomic-v1.5")
+    for lengths in ((), (17,), (3, 0), (1, 1, 1), (11, 6), (2, 9)):
+        texts = texts_of(*lengths)
+        for _ in range(2):
+            found = run(embedder.model, embedder.pooling, texts, Finish())
+            assert torch.equal(found, eager(embedder, texts, Finish()))
+    assert again.recorded == 0
+
+
+@torch.inference_mode()
+def test_angles_of_its_own(tmp_path: Path) -> None:
+    """A text beyond the trained length has other angles than a graph knows."""
+    build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=1, max_trained_positions=20)
+    embedder = Embedder(tmp_path, backend="triton", rotary_scaling_factor=2)
+    run, again = Graphs(), Again()
+    run._recorder = lambda: again
+    for length in (20, 21, 20, 21, 20):
+        texts = texts_of(length, 4)
+        found = run(embedder.model, embedder.pooling, texts, Finish())
+        assert torch.equal(found, eager(embedder, texts, Finish()))
+    assert again.recorded == 1
+    assert again.replayed == 3
+
+
+@torch.inference_mode()
+def test_fewer_positions_than_a_tile_has_tokens(tmp_path: Path) -> None:
+    """What fills a bucket up would have positions that the checkpoint has not."""
+    build_checkpoint(tmp_path, "conan-v1", num_hidden_layers=1, max_position_embeddings=12)
+    embedder = Embedder(tmp_path, backend="triton")
+    run, again = Graphs(), Again()
+    run._recorder = lambda: again
+    texts = texts_of(12)
+    found = run(embedder.model, embedder.pooling, texts, Finish())
+    assert torch.equal(found, eager(embedder, texts, Finish()))
+    assert again.recorded == 0
+
+
+@torch.inference_mode()
+def test_too_long_for_learned_positions(tmp_path: Path) -> None:
+    embedder, run, _ = load(tmp_path, "conan-v1")
+    most = embedder.model.config.max_position_embeddings
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{most + 1} positions are more than the {most}"):
+            run(embedder.model, embedder.pooling, texts_of(most + 1), Finish())
+
+
+@pytest.mark.parametrize(
+    "change", ["in place", "moved", "replaced", "half", "dense", "mode", "unit", "table"]
+)
+def test_parameters_that_change(change: str, tmp_path: Path) -> None:
+    embedder, run, again = load(tmp_path, "conan-v1")
+    texts, model = texts_of(5, 3), embedder.model
+    with torch.inference_mode():
+        for _ in range(2):
+            before = run(model, embedder.pooling, texts, Finish())
+    weight = model.layers[0].attention.out.weight
+    with torch.no_grad():
+        if change == "in place":
+            weight.mul_(1.5)
+        if change == "moved":
+            weight.data = weight.data * 1.5
+        if change == "replaced":
+            model.layers[0].attention.out = copy.deepcopy(model.layers[0].attention.out)
+            model.layers[0].attention.out.weight.mul_(1.5)
+        if change == "table":
+            out = model.layers[0].attention.out
+            out._parameters = {name: nn.Parameter(p * 1.5) for name, p in out.named_parameters()}
+        if change == "half":
+            model.half().float()
+        if change == "mode":
+            embedder.pooling.mode = "max"
+        if change == "unit":
+            embedder.pooling.normalize = not embedder.pooling.normalize
+        if change == "dense":
+            embedder.pooling.dense[0].weight = nn.Parameter(embedder.pooling.dense[0].weight * 2)
+    with torch.inference_mode():
+        found = run(model, embedder.pooling, texts, Finish())
+        assert torch.equal(found, eager(embedder, texts, Finish()))
+    assert not torch.equal(found, before)
+    # what is read in place needs no new graph
+    assert again.recorded == (1 if change == "in place" else 2)
+
+
+@torch.inference_mode()
+def test_how_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder, run, again = load(tmp_path, "nomic-v1.5")
+    monkeypatch.setattr(graphs, "MOST", 2)
+    for dim in (1, 2, 1, 3, 3):
+        run(embedder.model, embedder.pooling, texts_of(3), Finish(truncate_dim=dim))
+    # they share memory, so both go when there is no room for a third
+    assert [key.finish.truncate_dim for key in run._kept] == [3]
+    assert again.recorded == 3
+
+
+@torch.inference_mode()
+def test_leaving_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was recorded is given back with the first batch elsewhere."""
+    embedder, run, _ = load(tmp_path, "nomic-v1.5")
+    run(embedder.model, embedder.pooling, texts_of(3), Finish())
+    assert run._kept
+    monkeypatch.setattr(graphs, "records", lambda model: False)
+    run(embedder.model, embedder.pooling, texts_of(3), Finish())
+    assert not run._kept
+
+
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"),
+    RuntimeError("CUDA error: out of memory"),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["torch", "driver"])
+@torch.inference_mode()
+def test_no_memory_for_a_graph(
+    error: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The batch is launched as it is, and none as large is tried again; smaller ones are."""
+    embedder, run, again = load(tmp_path, "nomic-v1.5")
+    few, many = texts_of(3), texts_of(20)
+    wanted = {len(texts[0]): eager(embedder, texts, Finish()) for texts in (few, many)}
+    run(embedder.model, embedder.pooling, few, Finish())
+    tried = []
+
+    def full(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        tried.append(1)
+        raise error
+
+    run._record = full
+    assert torch.equal(run(embedder.model, embedder.pooling, many, Finish()), wanted[20])
+    assert not run._kept
+    assert "no memory for a graph of 64 tokens" in caplog.text
+    for texts in (many, few, many, few):
+        found = run(embedder.model, embedder.pooling, texts, Finish())
+        assert torch.equal(found, wanted[len(texts[0])])
+    assert [key.tokens for key in run._kept] == [16]
+    assert (len(tried), again.recorded) == (1, 2)
+    run.clear()
+    run(embedder.model, embedder.pooling, many, Finish())
+    assert [key.tokens for key in run._kept] == [64]
+
+
+@torch.inference_mode()
+def test_other_errors_are_the_caller_s(tmp_path: Path) -> None:
+    embedder, run, _ = load(tmp_path, "nomic-v1.5")
+    run(embedder.model, embedder.pooling, texts_of(3), Finish())
+
+    def lost(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        raise RuntimeError("CUDA error: device lost")
+
+    run._record = lost
+    with pytest.raises(RuntimeError, match="device lost"):
+        run(embedder.model, embedder.pooling, texts_of(20), Finish())
+
+
+@torch.inference_mode()
+def test_through_encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedder keeps graphs from call to call."""
+    embedder, run, again = load(tmp_path, "nomic-v1.5")
+    text = "the river is long"
+    with monkeypatch.context() as without:
+        without.setattr(graphs, "records", lambda model: False)
+        wanted = embedder.encode(text, prompt="")
+    monkeypatch.setattr(embedder, "graphs", run)
+    for _ in range(3):
+        assert np.array_equal(embedder.encode(text, prompt=""), wanted)
+    assert (again.recorded, again.replayed) == (1, 3)
+
+
+def test_two_threads(tmp_path: Path) -> None:
+    """The buffers serve one at a time: both get their own."""
+    embedder, run, again = load(tmp_path, "nomic-v1.5")
+    batches = {name: texts_of(*lengths) for name, lengths in (("a", (5, 2)), ("b", (9, 1)))}
+    with torch.inference_mode():
+        wanted = {name: eager(embedder, texts, Finish()) for name, texts in batches.items()}
+        # triton's interpreter is not for two threads: what is recorded runs under a lock
+        run(embedder.model, embedder.pooling, batches["a"], Finish())
+    wrong: list[str] = []
+
+    def work(name: str) -> None:
+        with torch.inference_mode():
+            for _ in range(4):
+                found = run(embedder.model, embedder.pooling, batches[name], Finish())
+                if not torch.equal(found, wanted[name]):
+                    wrong.append(name)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in batches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert again.recorded == 1
+
+
+def test_where_graphs_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that draws dropout is not recorded: its draws would be replayed."""
+    monkeypatch.undo()
+    ops = SimpleNamespace(name="triton")
+    fine = {"device": torch.device("cuda"), "ops": ops, "training": False}
+    with torch.no_grad():
+        assert graphs.records(SimpleNamespace(**fine))  # type: ignore[arg-type]
+        for change in ({"training": True}, {"device": torch.device("cpu")}, {"ops": TORCH}):
+            assert not graphs.records(SimpleNamespace(**fine | change))  # type: ignore[arg-type]
+        with monkeypatch.context() as within:
+            within.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+            assert not graphs.records(SimpleNamespace(**fine))  # type: ignore[arg-type]
+        monkeypatch.setenv(graphs.SWITCH, "0")
+        assert not graphs.records(SimpleNamespace(**fine))  # type: ignore[arg-type]
+    monkeypatch.delenv(graphs.SWITCH)
+    assert not graphs.records(SimpleNamespace(**fine))  # type: ignore[arg-type]
+
+
+def test_copies_record_their_own() -> None:
+    run = Graphs()
+    run._made_for = ("triton",)
+    for other in (copy.deepcopy(run), pickle.loads(pickle.dumps(run))):
+        assert isinstance(other, Graphs)
+        assert other._made_for == ()
+
+
+def test_tiles_of_a_bucket_are_those_of_its_texts(tmp_path: Path) -> None:
+    """Long texts take other tiles: another graph."""
+    embedder, run, _ = load(tmp_path, "nomic-v1.5")
+    model = embedder.model
+    size, dtype, device = model.config.head_dim, model.compute_dtype, model.device
+    key = run._key(model, embedder.pooling, texts_of(5), Finish())
+    assert key == Key(16, tile_rows(5, size, dtype, device), 0, Finish())
+    assert run._key(model, embedder.pooling, texts_of(17), Finish()) == key._replace(tokens=64)
+
+
+@pytest.mark.parametrize(("mode", "least"), [("mean", 0), ("cls", 1), ("lasttoken", 1)])
+def test_what_fills_up_has_the_tokens_that_are_read(mode: str, least: int, tmp_path: Path) -> None:
+    embedder, run, _ = load(tmp_path, "nomic-v1.5")
+    embedder.pooling.mode = mode  # type: ignore[assignment]
+    key = run._key(embedder.model, embedder.pooling, texts_of(5), Finish())
+    assert key
+    assert key.least == least
+    assert filled_up(key, [5])[1:].min() == least

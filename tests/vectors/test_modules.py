@@ -1,0 +1,112 @@
+"""modules.json and its folders: what needs code of its own or means something else is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nomicbert import Embedder
+from nomicbert.errors import ConfigError
+from nomicbert.loading.hub_config import read_config
+from nomicbert.modeling.packing import pack
+from nomicbert.vectors.modules import read_pooling
+from nomicbert.vectors.pooling import Finish
+from tests.support.checkpoints import build_checkpoint
+
+MODULE = "sentence_transformers.models."
+
+
+def _change(file: Path, **changes: Any) -> None:
+    stated = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    file.write_text(json.dumps(stated | changes), "utf-8")
+
+
+def _lists(folder: Path, *kinds: str) -> None:
+    paths = {"Pooling": "1_Pooling", "Dense": "2_Dense", "Normalize": "3_Normalize"}
+    entries = [{"type": kind, "path": paths.get(kind.rpartition(".")[2], "")} for kind in kinds]
+    (folder / "modules.json").write_text(json.dumps(entries), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        (["custom_st.Transformer", MODULE + "Pooling"], "asks for custom_st.Transformer, which is"),
+        ([MODULE + "Transformer", "my.Pooling"], "asks for my.Pooling, which is code of its own"),
+        ([], "lists nothing: supported are"),
+        ([MODULE + "Pooling"], "lists Pooling: supported are"),
+        ([MODULE + "Transformer"], "lists Transformer: supported are"),
+        (
+            [MODULE + "Transformer", *[MODULE + "Pooling"] * 2],
+            "lists Transformer, Pooling, Pooling",
+        ),
+    ],
+)
+def test_modules_that_are_not_ours(kinds: list[str], message: str, tmp_path: Path) -> None:
+    build_checkpoint(tmp_path, "conan-v1")
+    _lists(tmp_path, *kinds)
+    with pytest.raises(ConfigError, match=message):
+        Embedder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_residual": True}, "use_residual = True is not supported, only False or None is"),
+        ({"module_output_name": "other"}, "module_output_name = 'other' is not supported"),
+        ({"gated": 1, "extra": 2}, "has settings of an unknown meaning: extra, gated"),
+        ({"activation_function": "my_repo.code.Tanh"}, "'my_repo.code.Tanh' is not supported"),
+        ({"bias": "false"}, "bias must be true or false, not 'false'"),
+    ],
+)
+def test_a_dense_that_means_something_else(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    build_checkpoint(tmp_path, "conan-v1")
+    config = read_config(tmp_path)
+    assert read_pooling(tmp_path, config, torch.float32).embedding_dimension == 112
+    _change(tmp_path / "2_Dense" / "config.json", **change)
+    with pytest.raises(ConfigError, match=message):
+        read_pooling(tmp_path, config, torch.float32)
+
+
+def test_a_dense_loaded_under_inference_mode_can_be_trained(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path, "conan-v1", num_hidden_layers=1)
+    with torch.inference_mode():
+        embedder = Embedder(tmp_path)
+    vectors = embedder.pooling(embedder.model, pack([[5, 6], [7]]), Finish())
+    vectors.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in embedder.pooling.parameters())
+
+
+def test_a_list_of_one_mode(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path, "conan-v1")
+    file, config = tmp_path / "1_Pooling" / "config.json", read_config(tmp_path)
+    file.write_text(json.dumps({"embedding_dimension": 64, "pooling_mode": ["lasttoken"]}))
+    assert read_pooling(tmp_path, config, torch.float32).mode == "lasttoken"
+    _change(file, pooling_mode=["mean", "max"])
+    with pytest.raises(ConfigError, match="is not supported; supported are cls, lasttoken"):
+        read_pooling(tmp_path, config, torch.float32)
+
+
+def test_an_encoder_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    """As sentence-transformers could save it once: everything of the encoder is there."""
+    folder = build_checkpoint(tmp_path / "all", "minilm")
+    wanted = Embedder(folder).encode("the quick fox")
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for file in folder.iterdir():
+        if file.is_file() and file.name not in (
+            "modules.json",
+            "config_sentence_transformers.json",
+        ):
+            file.rename(inner / file.name)
+    entries = json.loads((folder / "modules.json").read_text("utf-8"))
+    entries[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(entries), "utf-8")
+    embedder = Embedder(folder)
+    assert embedder.max_seq_length == 256
+    assert (embedder.encode("the quick fox") == wanted).all()

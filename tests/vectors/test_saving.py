@@ -1,0 +1,93 @@
+"""Embedder.save_pretrained: the same vectors from it, and from sentence-transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from nomicbert import Embedder
+from tests.parity.bounds import EMBEDDING
+from tests.support.checkpoints import VARIANTS, build_checkpoint
+from tests.support.vocabularies import SENTENCES
+
+NATIVE = ("nomic-v1.5", "nomic-v1-unsupervised", "conan-v1", "minilm", "bge-en", "e5")
+
+
+def vectors(embedder: Embedder) -> np.ndarray:
+    found: np.ndarray = embedder.encode(SENTENCES, prompt="")
+    return found
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_saved_embedder_is_the_same(variant: str, tmp_path: Path) -> None:
+    build_checkpoint(tmp_path / "a", variant)
+    embedder = Embedder(tmp_path / "a")
+    embedder.save_pretrained(tmp_path / "deep" / "b")
+    again = Embedder(tmp_path / "deep" / "b")
+    assert repr(again) == repr(embedder)
+    assert again.prompts == embedder.prompts
+    assert again.similarity_fn_name == embedder.similarity_fn_name
+    assert again.pooling.matryoshka_layer_norm == embedder.pooling.matryoshka_layer_norm
+    np.testing.assert_array_equal(vectors(again), vectors(embedder))
+
+
+@pytest.mark.parametrize("variant", NATIVE)
+def test_sentence_transformers_loads_it(variant: str, tmp_path: Path) -> None:
+    # wide enough for a bound on the elements of unit vectors
+    build_checkpoint(tmp_path / "a", variant, hidden_size=256)
+    embedder = Embedder(tmp_path / "a")
+    embedder.save_pretrained(tmp_path / "b")
+    truth = SentenceTransformer(str(tmp_path / "b"), device="cpu")
+    assert truth.max_seq_length == embedder.max_seq_length
+    found, wanted = (
+        torch.nn.functional.normalize(torch.as_tensor(x)).numpy()
+        for x in (vectors(embedder), truth.encode(SENTENCES, prompt=""))
+    )
+    assert np.abs(found - wanted).max() <= EMBEDDING
+    prompts = {k: v for k, v in truth.prompts.items() if v}
+    assert prompts == {} or prompts == {k: v for k, v in embedder.prompts.items() if v}
+
+
+def test_into_the_folder_it_came_from(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path, "conan-v1")
+    embedder = Embedder(tmp_path)
+    wanted = vectors(embedder)
+    embedder.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(vectors(Embedder(tmp_path)), wanted)
+
+
+def test_what_was_set_is_kept(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path / "a", "minilm")
+    embedder = Embedder(tmp_path / "a")
+    embedder.max_seq_length = 40
+    embedder.save_pretrained(tmp_path / "b")
+    assert Embedder(tmp_path / "b").max_seq_length == 40
+    baked = json.loads((tmp_path / "b" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert baked["truncation"] is None
+    assert baked["padding"] is None
+
+
+def test_trained_weights_are_what_is_saved(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path / "a", "conan-v1")
+    embedder = Embedder(tmp_path / "a")
+    before = vectors(embedder)
+    with torch.no_grad():
+        for parameter in (*embedder.model.parameters(), *embedder.pooling.parameters()):
+            parameter.mul_(1.1)
+    embedder.save_pretrained(tmp_path / "b")
+    again = vectors(Embedder(tmp_path / "b"))
+    np.testing.assert_array_equal(again, vectors(embedder))
+    assert np.abs(again - before).max() > 1e-3
+
+
+def test_prompts_that_were_added_are_kept(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path / "a", "nomic-v1.5")
+    embedder = Embedder(tmp_path / "a")
+    embedder.prompts["query"] = "search_query: "
+    embedder.save_pretrained(tmp_path / "b")
+    assert Embedder(tmp_path / "b").prompts == embedder.prompts

@@ -1,0 +1,75 @@
+"""Similarity of vectors: against the formulas and against sentence-transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import util
+
+from nomicbert import Embedder
+from nomicbert.vectors.similarity import SIMILARITIES, similarity
+from tests.support.checkpoints import build_checkpoint
+
+THEIRS = {
+    "cosine": util.cos_sim,
+    "dot": util.dot_score,
+    "euclidean": util.euclidean_sim,
+    "manhattan": util.manhattan_sim,
+}
+
+
+def _formula(name: str, a: np.ndarray, b: np.ndarray) -> float:
+    if name == "euclidean":
+        return -np.sqrt(((a - b) ** 2).sum())
+    if name == "manhattan":
+        return -np.abs(a - b).sum()
+    scale = np.sqrt((a**2).sum() * (b**2).sum()) if name == "cosine" else 1.0
+    return (a * b).sum() / scale
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_against_formula_and_reference(name: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(5, 48)) * 3, rng.normal(size=(7, 48)) - 0.2
+    ours = similarity(a.astype(np.float32), torch.from_numpy(b), name)
+    assert ours.dtype == torch.float32
+    truth = np.array([[_formula(name, x, y) for y in b] for x in a])
+    np.testing.assert_allclose(ours, truth, rtol=1e-5, atol=2e-5)
+    theirs = THEIRS[name](torch.from_numpy(a).float(), torch.from_numpy(b).float())
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
+
+
+def test_the_names_are_sentence_transformers() -> None:
+    assert set(SIMILARITIES) == set(THEIRS)
+
+
+def test_one_vector_is_one_row() -> None:
+    a, b = np.array([3.0, 4.0]), np.array([[0.0, 2.0], [1.0, 0.0], [-3.0, -4.0]])
+    np.testing.assert_allclose(similarity(a, b), [[0.8, 0.6, -1.0]], atol=1e-6)
+    np.testing.assert_allclose(similarity(b, a), [[0.8], [0.6], [-1.0]], atol=1e-6)
+    np.testing.assert_allclose(similarity(a, a, "dot"), [[25.0]])
+
+
+def test_a_zero_vector_is_like_nothing() -> None:
+    assert similarity(np.zeros(3), np.ones((2, 3))).tolist() == [[0.0, 0.0]]
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(ValueError, match="cosine, dot, euclidean, manhattan, not 'angle'"):
+        similarity(np.ones(2), np.ones(2), "angle")
+
+
+@pytest.mark.parametrize(("stated", "meant"), [(None, "cosine"), ("dot", "dot")])
+def test_the_checkpoint_says_which(stated: str | None, meant: str, tmp_path: Path) -> None:
+    build_checkpoint(tmp_path, "conan-v1", num_hidden_layers=1)
+    path = tmp_path / "config_sentence_transformers.json"
+    path.write_text(json.dumps({"similarity_fn_name": stated}), "utf-8")
+    embedder = Embedder.from_pretrained(tmp_path)
+    vectors = embedder.encode(["北京大学在中国。", "什么是深度学习？", "x"])
+    theirs = THEIRS[meant](torch.from_numpy(vectors), torch.from_numpy(vectors))
+    np.testing.assert_allclose(embedder.similarity(vectors, vectors), theirs, rtol=1e-5, atol=1e-5)
+    assert abs(vectors[0] @ vectors[0] - 1) > 0.01  # else the two functions could not be told apart
