@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer as RustTokenizer
 
 from nomicbert.cli.demo import packaged_weights
+from nomicbert.loading.folder import read_folder
 from nomicbert.text.corpus import read_passages
 from nomicbert.text.tokenizer import Tokenizer
 
@@ -21,7 +22,8 @@ Encode = Callable[[list[str]], Sequence[Sequence[int]]]
 
 
 def ours() -> Encode:
-    tokenizer = Tokenizer.from_folder(packaged_weights(), VOCABULARY)
+    settings = read_folder(packaged_weights()).tokenizer
+    tokenizer = Tokenizer.from_settings(settings, VOCABULARY)
     return lambda texts: tokenizer.encode(texts, LONGEST)[0]
 
 

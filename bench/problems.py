@@ -9,6 +9,7 @@ from torch import Tensor
 from bench.aot_cases import Model
 from bench.problem import Call, Draw, Problem, Tensors, offsets_of, size_of, spread
 from nomicbert_kernels import EmbeddingTables, Ops, PoolMode, Rope, values
+from nomicbert_kernels.tensors import ONE_TOKEN_MODES
 
 EPS = 1e-12
 VOCABULARY, TYPES, POSITIONS = 30522, 2, 8192
@@ -239,6 +240,6 @@ def pool(
         finish = layer_norm, dim, normalize
         return functools.partial(ops.pool, t["hidden"], offsets, plan, mode, *finish)
 
-    kept = len(lengths) if mode in ("cls", "lasttoken") else sum(lengths)
+    kept = len(lengths) if mode in ONE_TOKEN_MODES else sum(lengths)
     moved_bytes = kept * model.hidden * draw.dtype.itemsize + 4.0 * len(lengths) * model.hidden
     return Problem("pool", tensors, bind, ("hidden",), sum(lengths), 0.0, moved_bytes)

@@ -11,7 +11,9 @@ Source: van den Oord et al. 2018, arXiv:1807.03748; Kusupati et al. 2022, arXiv:
 """
 
 import argparse
+import ast
 import random
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -19,20 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert import Embedder
-from nomicbert.modeling.packing import pack
-from nomicbert.text.corpus import read_passages
-from nomicbert.text.prompts import DOCUMENT_NAMES, QUERY_NAMES
-from nomicbert.vectors.pooling import Finish
 
 Pair = tuple[str, str]
 HELD_OUT = 200
+# Names of prompts, as checkpoints have them.
+QUERY_PROMPTS = ("query", "search_query")
+DOCUMENT_PROMPTS = ("document", "search_document")
 
 
 def read_pairs(path: Path | None) -> list[Pair]:
     if path is None:
-        passages = read_passages()
-        names = [p.name.replace(".", " ").replace("_", " ").strip() for p in passages]
-        return [(name, p.summary) for name, p in zip(names, passages, strict=True)]
+        return read_docstrings()
     lines = path.read_text(encoding="utf-8").splitlines()
     pairs = [line.split("\t") for line in lines if line]
     if wrong := next((i for i, pair in enumerate(pairs, 1) if len(pair) != 2), None):
@@ -40,11 +39,22 @@ def read_pairs(path: Path | None) -> list[Pair]:
     return [(question, answer) for question, answer in pairs]
 
 
+def read_docstrings() -> list[Pair]:
+    """What the modules of the standard library say of their functions and classes."""
+    pairs = []
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                first, *_ = (ast.get_docstring(node) or "").split("\n\n")
+                if len(first.split()) > 3:
+                    question = f"{path.stem} {node.name}".replace("_", " ")
+                    pairs.append((question, " ".join(first.split())))
+    return pairs
+
+
 def embed(embedder: Embedder, texts: list[str], prompt_name: str | None) -> Tensor:
     """(n, dim) with gradients, which `encode` does not keep."""
-    prompt = embedder.prompts.get(prompt_name or "", "")
-    ids, _ = embedder.tokenizer.encode([prompt + t for t in texts], embedder.max_seq_length)
-    vectors: Tensor = embedder.pooling(embedder.model, pack(ids, embedder.device), Finish())
+    vectors: Tensor = embedder.embedding_model(embedder.batch(texts, prompt_name))
     return vectors
 
 
@@ -69,16 +79,15 @@ def hits(embedder: Embedder, pairs: list[Pair]) -> float:
 def train(embedder: Embedder, pairs: list[Pair], options: argparse.Namespace) -> None:
     width = embedder.get_sentence_embedding_dimension()
     widths = [width // n for n in (1, 2, 4)]
-    parameters = [*embedder.model.parameters(), *embedder.pooling.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=options.lr)
+    model = embedder.embedding_model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
     if options.gradient_checkpointing:
         embedder.model.gradient_checkpointing_enable()
-    embedder.model.train()
     rng = random.Random(options.seed)
     kind = embedder.device.type
     query, document = (
         next((name for name in names if name in embedder.prompts), None)
-        for names in (QUERY_NAMES, DOCUMENT_NAMES)
+        for names in (QUERY_PROMPTS, DOCUMENT_PROMPTS)
     )
     for step in range(1, options.steps + 1):
         batch = rng.sample(pairs, min(options.batch_size, len(pairs)))
@@ -91,7 +100,7 @@ def train(embedder: Embedder, pairs: list[Pair], options: argparse.Namespace) ->
         optimizer.step()
         if step == 1 or step % 10 == 0 or step == options.steps:
             print(f"step {step:4}   loss {loss.item():.4f}", flush=True)
-    embedder.model.eval()
+    model.eval()
 
 
 def main() -> None:

@@ -93,6 +93,20 @@ def as_devices(names: Sequence[torch.device | str]) -> list[torch.device]:
     return found
 
 
+def as_place(
+    device: "torch.device | str | Sequence[torch.device | str] | None",
+) -> tuple[torch.device | None, list[torch.device]]:
+    """One device, or several, from what a user may write; None leaves the parameters alone.
+
+    Raises: ValueError: what `as_device` and `as_devices` refuse.
+    """
+    if device is None:
+        return None, []
+    if isinstance(device, str | torch.device):
+        return as_device(device), []
+    return None, as_devices(device)
+
+
 def as_gpu(name: torch.device | str) -> torch.device | None:
     """The CUDA device of this number, if the name has one and it is there."""
     number = str(name).removeprefix("cuda:")

@@ -1,6 +1,6 @@
 """The one description of an encoder that the model is built from: a frozen EncoderConfig.
 
-It is made by `dialects.read_config`; nothing behind it knows how a checkpoint spells its settings.
+It is made by `loading.hub_config`; nothing behind it knows how a checkpoint spells its settings.
 """
 
 import math
@@ -92,6 +92,11 @@ class EncoderConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def learned_positions(self) -> int | None:
+        """Tokens that no text may exceed; None for a rotary model, which has no such bound."""
+        return None if self.rotary_dim else self.max_position_embeddings
 
     def is_moe_layer(self, index: int) -> bool:
         """Whether layer `index`, from 0, holds a mixture of experts: the odd ones do."""

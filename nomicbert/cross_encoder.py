@@ -8,25 +8,25 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nomicbert.arguments import as_device, as_whole
+from nomicbert.arguments import as_place
 from nomicbert.errors import ConfigError
 from nomicbert.loading import hub
-from nomicbert.loading.json_settings import optional
+from nomicbert.loading.folder import read_folder
+from nomicbert.loading.target import check_keywords
 from nomicbert.modeling.heads import NomicBertForSequenceClassification
-from nomicbert.modeling.packing import pack
-from nomicbert.runtime.allocator import keep_freed_memory
-from nomicbert.runtime.batch_budget import CPU_TOKENS
-from nomicbert.runtime.batches import WINDOW_TEXTS, check_text, token_batches
-from nomicbert.runtime.progress import Progress
-from nomicbert.text.max_length import longest, read_limit
+from nomicbert.modeling.model import NomicBert
+from nomicbert.runtime.pairs import Pairs, checked_pairs
+from nomicbert.runtime.request import Devices
+from nomicbert.runtime.stream import Options
+from nomicbert.runtime.workers import open_stream
+from nomicbert.text.max_length import check_limit
 from nomicbert.text.tokenizer import Pair, Tokenizer
-from nomicbert.user_warnings import TruncationWarning, warn
 from nomicbert.vectors.pooling import ACTIVATIONS
 from nomicbert.vectors.saving import activation_path, save_pair_tokenizer
 
@@ -71,6 +71,9 @@ class CrossEncoder:
 
         Raises: NomicBertError: checkpoint missing, damaged or unsupported; backend that cannot run.
         """
+        head = NomicBertForSequenceClassification
+        keywords = {"num_labels": num_labels, **model_keywords}
+        check_keywords(keywords, type(self), head.from_pretrained, NomicBert.from_pretrained)
         folder = hub.resolve(
             path_or_repo_id,
             revision=revision,
@@ -78,18 +81,11 @@ class CrossEncoder:
             token=token,
             local_files_only=local_files_only,
         )
-        self.model = NomicBertForSequenceClassification.from_pretrained(
-            folder, num_labels=num_labels, **model_keywords
-        )
-        config = self.model.config
-        self.tokenizer = Tokenizer.from_folder(folder, config.vocab_size)
-        self.max_seq_length = read_limit(folder, config).tokens
-        stated = (
-            optional(folder / "config_sentence_transformers.json").raw.get("activation_fn")
-            or (config.source.get("sentence_transformers") or {}).get("activation_fn")
-            or config.source.get("sbert_ce_default_activation_function")
-        )
-        self.activation_fn = _activation(stated, len(self.model.labels.names))
+        checkpoint = read_folder(folder, keywords.pop("rotary_scaling_factor", None))
+        self.model = head.from_pretrained(checkpoint, **keywords)
+        self.tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, checkpoint.config.vocab_size)
+        self.max_seq_length = checkpoint.limit.tokens
+        self.activation_fn = _activation(checkpoint.activation, len(self.model.labels.names))
 
     @classmethod
     def from_pretrained(
@@ -113,13 +109,13 @@ class CrossEncoder:
         inputs: Pair | Iterable[Pair],
         *,
         batch_size: int | None = None,
-        batch_tokens: int = CPU_TOKENS,
+        batch_tokens: int | None = None,
         show_progress_bar: bool | None = None,
         activation_fn: Activation | None = None,
         apply_softmax: bool = False,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
-        device: torch.device | str | None = None,
+        device: Devices = None,
     ) -> Any:
         """Score pairs, in eval mode and without gradients.
 
@@ -129,36 +125,46 @@ class CrossEncoder:
         Args:
             inputs: one pair of texts or any number of them.
             batch_size: pairs of a batch at most; batches are cut by tokens.
-            batch_tokens: tokens of a batch at most.
+            batch_tokens: tokens of a batch at most; None takes what suits the device.
             show_progress_bar: None shows one on a terminal when the work takes long.
             activation_fn: in place of the checkpoint's.
             apply_softmax: make the scores of several labels sum to 1.
             convert_to_numpy: False returns a list of tensors.
-            convert_to_tensor: one tensor on the model's device.
-            device: move the model there first.
+            convert_to_tensor: one tensor on the model's device; of several devices, on the CPU.
+            device: move the model there first; or a list of devices, as in `Embedder.encode`.
 
         Returns: (n,) fp32 for one label, (n, num_labels) for several; without the n for a lone
             pair. Pairs that are too long lose tokens of the longer text, with one warning.
         Raises: TypeError: an input that is no pair of str. TextError: one that is no valid Unicode.
         """
         lone = isinstance(inputs, tuple | list) and [type(x) for x in inputs] == [str, str]
-        pairs = _checked([inputs] if lone else inputs)
-        if device is not None and (target := as_device(device)) != self.device:
-            self.model.to(target)
+        if isinstance(inputs, str | bytes):
+            raise TypeError("inputs must be pairs of str, not one text")
+        pairs = list(checked_pairs([inputs] if lone else inputs))  # all, before the first is scored
+        place, devices = as_place(device)
+        if place is not None and place != self.device:
+            self.model.to(place)
         self.model.eval()
-        for name, size in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
-            if size is not None and as_whole(name, size) < 1:
-                raise ValueError(f"{name} must be at least 1, not {size}")
-        logits = self._scores(pairs, batch_tokens, batch_size, show_progress_bar)
+        options = Options(
+            batch_tokens=batch_tokens,
+            batch_size=batch_size,
+            to_host=False,
+            show_progress_bar=show_progress_bar,
+        )
+        check_limit(self.max_seq_length, 1, self.model.config, "max_seq_length")
+        task = Pairs(self.model, self.tokenizer, self.max_seq_length)
+        windows = cast("Iterator[Tensor]", open_stream(task, options, devices).run(iter(pairs)))
+        # a copy: what inference_mode makes, an activation may not change
+        logits = torch.cat([*windows] or [torch.zeros(0, self.num_labels)])
         with torch.no_grad():
-            # a copy: what inference_mode makes, an activation may not change
-            scores = (activation_fn or self.activation_fn)(logits.clone())
+            # it may have parameters on the model's device, whichever computed
+            scores = (activation_fn or self.activation_fn)(logits.to(self.device))
         scores = scores.squeeze(1) if self.num_labels == 1 and scores.dim() > 1 else scores
         if apply_softmax and scores.dim() > 1:
             scores = scores.softmax(1)
-        found: Any = scores
+        found: Any = scores.cpu() if devices else scores
         if not convert_to_tensor:
-            found = scores.cpu().numpy() if convert_to_numpy else list(scores)
+            found = found.cpu().numpy() if convert_to_numpy else list(found)
         return found[0] if lone else found
 
     def rank(
@@ -209,67 +215,6 @@ class CrossEncoder:
         self.model.encoder.config = replace(config, source=source if stated else config.source)
         self.model.save_pretrained(folder)
         save_pair_tokenizer(Path(folder), self.tokenizer, self.max_seq_length)
-
-    def _limit(self) -> int:
-        most = longest(self.model.config)
-        if self.max_seq_length < 1 or (most is not None and self.max_seq_length > most):
-            raise ValueError(f"max_seq_length must be 1 to {most}, not {self.max_seq_length}")
-        return self.max_seq_length
-
-    @torch.inference_mode()
-    def _scores(
-        self,
-        pairs: list[Pair],
-        batch_tokens: int,
-        batch_size: int | None,
-        show_progress_bar: bool | None,
-    ) -> Tensor:
-        """Logits (n, num_labels) fp32 in the order of the pairs, on the model's device."""
-        keep_freed_memory(self.device)
-        logits = torch.zeros(len(pairs), self.num_labels, device=self.device)
-        remaining, cut = iter(pairs), 0
-        with Progress(show_progress_bar, remaining) as progress:
-            for start in range(0, len(pairs), WINDOW_TEXTS):
-                window = [next(remaining) for _ in pairs[start : start + WINDOW_TEXTS]]
-                ids, types, cut_here = self.tokenizer.encode_pairs(window, self._limit())
-                cut += len(cut_here)
-                lengths = [len(row) for row in ids]
-                progress.read(lengths)
-                for indices in token_batches(lengths, batch_tokens, batch_size):
-                    kinds = torch.tensor([kind for i in indices for kind in types[i]])
-                    batch = replace(
-                        pack([ids[i] for i in indices], self.device),
-                        token_type_ids=kinds.to(self.device),
-                    )
-                    found = self.model.packed_logits(batch).float()
-                    logits[[start + i for i in indices]] = found
-                    progress.done(sum(batch.lengths))
-        if cut:
-            warn(
-                f"{cut} of {len(pairs)} pairs were longer than {self.max_seq_length} tokens and "
-                "were cut there",
-                TruncationWarning,
-            )
-        return logits
-
-
-def _checked(pairs: Iterable[Any]) -> list[Pair]:
-    """All pairs; an error names the first that is none."""
-    found: list[Pair] = []
-    for index, pair in enumerate(_each(pairs)):
-        listed = list(pair) if isinstance(pair, list | tuple | np.ndarray) else []
-        if len(listed) != 2 or not all(isinstance(text, str) for text in listed):
-            raise TypeError(f"input {index} must be a pair of str, not {pair!r:.80}")
-        for text in pair:
-            check_text(index, text)
-        found.append((str(pair[0]), str(pair[1])))
-    return found
-
-
-def _each(pairs: Any) -> Iterator[Any]:
-    if isinstance(pairs, str | bytes):
-        raise TypeError("inputs must be pairs of str, not one text")
-    return iter(pairs)
 
 
 def _activation(stated: Any, num_labels: int) -> Activation:

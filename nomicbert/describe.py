@@ -15,18 +15,17 @@ import torch
 
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import hub, weights
-from nomicbert.loading.hub_config import read_config
+from nomicbert.loading.folder import Limit, read_folder
 from nomicbert.loading.json_settings import read_json
 from nomicbert.loading.license import License, read_license
 from nomicbert.loading.target import check_target, choose_ops
+from nomicbert.loading.tensor_files import WEIGHT_FILES, TensorFiles
 from nomicbert.loading.tensor_names import WORDS, canonical, recipes
 from nomicbert.modeling.model import NomicBert
-from nomicbert.text.max_length import Limit, read_limit
-from nomicbert.text.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
+from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Tokenizer
-from nomicbert.vectors.modules import module_folders, read_pooling
+from nomicbert.vectors.modules import read_pooling
 from nomicbert.vectors.pooling import Pooling
-from nomicbert.vectors.similarity import stated_similarity
 from nomicbert_kernels import Backend, compute_dtype
 
 
@@ -111,12 +110,12 @@ class Description:
     @property
     def query_prompt(self) -> str | None:
         """Name of the prompt that `encode_query` puts before a text."""
-        return self.prompts.first_of(QUERY_NAMES) or self.prompts.default
+        return self.prompts.query_name or self.prompts.default
 
     @property
     def document_prompt(self) -> str | None:
         """Name of the prompt that `encode_document` puts before a text."""
-        return self.prompts.first_of(DOCUMENT_NAMES) or self.prompts.default
+        return self.prompts.document_name or self.prompts.default
 
     @property
     def notes(self) -> list[str]:
@@ -151,16 +150,16 @@ def describe(
         dtype=dtype, torch_dtype=None, device=device, device_map=None, backend=backend
     )
     folder = hub.resolve(path_or_repo_id, revision=revision, local_files_only=local_files_only)
-    modules = module_folders(folder)
-    encoder = next((path for kind, path in modules if kind == "Transformer"), folder)
-    config = read_config(encoder, rotary_scaling_factor)
-    tensors = weights.TensorFiles(encoder)
+    checkpoint = read_folder(folder, rotary_scaling_factor)
+    config = checkpoint.config
+    prompts = Prompts.of(checkpoint.prompts, config)
+    tensors = TensorFiles(checkpoint.encoder)
     wanted = wanted or weights.disk_dtype(tensors, config)
-    dense = [path for kind, path in modules if kind == "Dense"]
+    dense = [module.folder for module in checkpoint.modules or () if module.kind == "Dense"]
     files = _look_at_files(tensors, config, dense)
     with torch.device("meta"):
-        pooling = read_pooling(folder, config, wanted)
-    tokenizer = Tokenizer.from_folder(encoder, config.vocab_size)
+        pooling = read_pooling(checkpoint, wanted)
+    tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, config.vocab_size)
     computed = compute_dtype(place, wanted)
     ops, reason = choose_ops(place, computed, backend)
     stored_in, computed_in = (str(dtype).removeprefix("torch.") for dtype in (wanted, computed))
@@ -170,15 +169,15 @@ def describe(
         config=config,
         files=files,
         pooling=pooling,
-        prompts=Prompts.from_folder(folder, config),
-        limit=read_limit(encoder, config),
-        similarity=stated_similarity(folder),
+        prompts=prompts,
+        limit=checkpoint.limit,
+        similarity=checkpoint.similarity,
         vocabulary=tokenizer.rust.get_vocab_size(),
         target=Target(ops.name, str(place), stored_in, computed_in, reason),
     )
 
 
-def _look_at_files(tensors: weights.TensorFiles, config: EncoderConfig, dense: list[Path]) -> Files:
+def _look_at_files(tensors: TensorFiles, config: EncoderConfig, dense: list[Path]) -> Files:
     with torch.device("meta"), weights.Unfilled():
         model = NomicBert(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -187,7 +186,7 @@ def _look_at_files(tensors: weights.TensorFiles, config: EncoderConfig, dense: l
     used = [name for name in tensors.names() if canonical(name) in wanted]
     word = next(name for name in used if canonical(name) == WORDS)
     read = [(tensors, name) for name in used]
-    read += [(each, name) for each in map(weights.TensorFiles, dense) for name in each.names()]
+    read += [(each, name) for each in map(TensorFiles, dense) for name in each.names()]
     encoder = tensors.folder
     paths = _weight_files(encoder)
     return Files(
@@ -199,13 +198,13 @@ def _look_at_files(tensors: weights.TensorFiles, config: EncoderConfig, dense: l
         bytes=sum(p.stat().st_size for place in (encoder, *dense) for p in _weight_files(place)),
         parameters=sum(math.prod(each.shape(name)) for each, name in read),
         unread=sorted(set(tensors.names()).difference(used)),
-        beside=[n for n in weights.WEIGHT_FILES if (encoder / n).is_file()][1:],
+        beside=[n for n in WEIGHT_FILES if (encoder / n).is_file()][1:],
     )
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that `weights.TensorFiles`, which has checked them, opens."""
-    chosen = next(p for n in weights.WEIGHT_FILES if (p := folder / n).is_file())
+    """The files that `TensorFiles`, which has checked them, opens."""
+    chosen = next(p for n in WEIGHT_FILES if (p := folder / n).is_file())
     if chosen.suffix != ".json":
         return [chosen]
     return [folder / shard for shard in sorted(set(read_json(chosen)["weight_map"].values()))]

@@ -12,34 +12,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nomicbert.arguments import as_device, as_devices, refuse_unknown
+from nomicbert.arguments import as_place, refuse_unknown
 from nomicbert.loading import hub
-from nomicbert.loading.target import check_target
+from nomicbert.loading.folder import read_folder
+from nomicbert.loading.target import check_keywords
 from nomicbert.modeling.model import NomicBert
-from nomicbert.runtime.batch_budget import batch_tokens
-from nomicbert.runtime.batches import as_iterator, checked
+from nomicbert.modeling.packing import PackedBatch, pack
+from nomicbert.runtime.batches import as_iterator, as_texts
 from nomicbert.runtime.graphs import Graphs
 from nomicbert.runtime.request import Devices, OutputValue, Request
-from nomicbert.runtime.stream import Stream, Truncate
-from nomicbert.runtime.workers import Workers
-from nomicbert.text.max_length import check_limit, read_limit
-from nomicbert.text.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
+from nomicbert.runtime.stream import Stream
+from nomicbert.runtime.texts import Texts, Truncate
+from nomicbert.runtime.workers import Workers, open_stream
+from nomicbert.text.max_length import check_limit
+from nomicbert.text.prompts import Prompts, prompted
 from nomicbert.text.tokenizer import Tokenizer
+from nomicbert.user_warnings import warn_of_cuts
+from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.fp8_check import accept
-from nomicbert.vectors.modules import module_folders, read_pooling
-from nomicbert.vectors.pooling import Finish
+from nomicbert.vectors.modules import read_pooling
+from nomicbert.vectors.pooling import Pooling
 from nomicbert.vectors.quantization import Precision
 from nomicbert.vectors.saving import save_modules
-from nomicbert.vectors.similarity import similarity, stated_similarity
+from nomicbert.vectors.similarity import similarity
 
 
 class Embedder:
     """Embeds texts with one checkpoint.
 
     Attributes:
-        model: the encoder.
         tokenizer: text -> token ids.
-        pooling: what stands behind the encoder.
+        embedding_model: token ids -> vectors: encoder and pooling.
         prompts: the checkpoint's prompts by name.
         max_seq_length: tokens of a text at most, special ones included; may be set.
         similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan".
@@ -69,11 +72,7 @@ class Embedder:
 
         Raises: NomicBertError: checkpoint missing, damaged or unsupported; backend that cannot run.
         """
-        known = NomicBert.from_pretrained.__kwdefaults__ or {}
-        unknown = [name for name in model_keywords if name not in known]
-        refuse_unknown(unknown, type(self), NomicBert.from_pretrained)
-        target = ("dtype", "torch_dtype", "device", "device_map", "backend")
-        check_target(**{key: model_keywords.get(key, known[key]) for key in target})
+        check_keywords(model_keywords, type(self), NomicBert.from_pretrained)
         folder = hub.resolve(
             path_or_repo_id,
             revision=revision,
@@ -81,18 +80,16 @@ class Embedder:
             token=token,
             local_files_only=local_files_only,
         )
-        encoder = next(
-            (path for kind, path in module_folders(folder) if kind == "Transformer"), folder
-        )
-        self.model = NomicBert.from_pretrained(encoder, **model_keywords)
-        config = self.model.config
-        self.tokenizer = Tokenizer.from_folder(encoder, config.vocab_size)
-        self.pooling = read_pooling(folder, config, self.model.dtype).to(self.device)
-        self._prompts = Prompts.from_folder(folder, config)
-        self.max_seq_length = read_limit(encoder, config).tokens
-        self.similarity_fn_name = stated_similarity(folder)
+        checkpoint = read_folder(folder, model_keywords.pop("rotary_scaling_factor", None))
+        self._prompts = Prompts.of(checkpoint.prompts, checkpoint.config)
+        encoder = NomicBert.from_pretrained(checkpoint, **model_keywords)
+        pooling = read_pooling(checkpoint, encoder.dtype).to(encoder.device)
+        self.embedding_model = EmbeddingModel(encoder, pooling)
+        self.tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, encoder.config.vocab_size)
+        self.max_seq_length = checkpoint.limit.tokens
+        self.similarity_fn_name = checkpoint.similarity
         self.graphs = Graphs()
-        accept(self.model, self.encode_document, self.pooling.embedding_dimension)
+        accept(encoder, self.encode_document, pooling.embedding_dimension)
 
     @classmethod
     def from_pretrained(
@@ -111,6 +108,16 @@ class Embedder:
         )
 
     @property
+    def model(self) -> NomicBert:
+        """The encoder."""
+        return self.embedding_model.encoder
+
+    @property
+    def pooling(self) -> Pooling:
+        """What stands behind the encoder."""
+        return self.embedding_model.pooling
+
+    @property
     def prompts(self) -> dict[str, str]:
         """Name -> text that is put before an input."""
         return self._prompts.by_name
@@ -122,18 +129,25 @@ class Embedder:
 
     def to(self, device: torch.device | str) -> "Embedder":
         """Move encoder and Dense layers."""
-        self.model.to(device)
-        self.pooling.to(device)
+        self.embedding_model.to(device)
         return self
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write all of it in the layout of the hub, for this class or sentence-transformers."""
-        parts = (self.model, self.tokenizer, self.pooling, self._prompts)
+        parts = (self.embedding_model, self.tokenizer, self._prompts)
         save_modules(Path(folder), *parts, self.max_seq_length, self.similarity_fn_name)
 
     def get_sentence_embedding_dimension(self) -> int:
         """Width of a vector before truncate_dim or matryoshka_dim."""
         return self.pooling.embedding_dimension
+
+    def batch(self, inputs: str | Iterable[str], prompt_name: str | None = None) -> PackedBatch:
+        """Texts as `embedding_model` takes them, which keeps gradients as `encode` does not."""
+        texts, _ = as_texts(inputs, None)
+        prompt, limit = self._prompts.choose(prompt_name, None), self._limit(None)
+        ids, cut = self.tokenizer.encode([prompt + text for text in texts], limit)
+        warn_of_cuts(len(cut), len(ids), "texts", limit)
+        return pack(ids, self.device)
 
     def encode(
         self,
@@ -196,13 +210,7 @@ class Embedder:
         Returns: (n, dim) in the order of the inputs; (dim,) for a lone text.
         Raises: ValueError, TypeError: an argument or a text that cannot be; the message names it.
         """
-        if inputs is None and sentences is None:
-            raise TypeError("encode needs inputs: one text or any number of them")
-        if inputs is not None and sentences is not None:
-            raise TypeError("give inputs or sentences (its old name), not both")
-        given = sentences if inputs is None else inputs
-        # all are looked at before the first is embedded
-        texts = list(checked([given] if isinstance(given, str) else as_iterator(given)))
+        texts, lone = as_texts(inputs, sentences)  # all, before the first is embedded
         request = Request(
             prompt_name=prompt_name,
             prompt=prompt,
@@ -223,7 +231,7 @@ class Embedder:
         )
         stream, width = self._open(request)
         rows = request.gather(stream.run(iter(texts)), len(texts), width)
-        return rows[0] if isinstance(given, str) else rows
+        return rows[0] if lone else rows
 
     def encode_iter(self, inputs: Iterable[str], **keywords: Any) -> Iterator[Any]:
         """Embed a stream of texts of any size, in memory that does not grow with it.
@@ -243,8 +251,7 @@ class Embedder:
         Returns: an iterator over vectors, (dim,) each, in the order of the inputs.
         Raises: ValueError, TypeError: an argument, at once; or a text, when it is read.
         """
-        known = Request.__dataclass_fields__
-        unknown = [name for name in keywords if name not in known]
+        unknown = sorted(keywords.keys() - Request.__dataclass_fields__)
         refuse_unknown(unknown, self.encode_iter, Request)
         if isinstance(inputs, str):
             raise TypeError("encode_iter takes many texts: give a lone one to encode")
@@ -254,47 +261,35 @@ class Embedder:
 
     def encode_query(self, inputs: str | Iterable[str] | None = None, **keywords: Any) -> Any:
         """`encode` with the checkpoint's prompt for queries, if it has one."""
-        return self._encode_as(QUERY_NAMES, inputs, keywords)
+        return self.encode(inputs, **prompted(keywords, self._prompts.query_name))
 
     def encode_document(self, inputs: str | Iterable[str] | None = None, **keywords: Any) -> Any:
         """`encode` with the checkpoint's prompt for documents, if it has one."""
-        return self._encode_as(DOCUMENT_NAMES, inputs, keywords)
+        return self.encode(inputs, **prompted(keywords, self._prompts.document_name))
 
     def similarity(self, a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
         """Similarity of each row of `a` to each row of `b`, (n, m), as the checkpoint means it."""
         return similarity(a, b, self.similarity_fn_name)
 
-    def _encode_as(
-        self, names: tuple[str, ...], inputs: str | Iterable[str] | None, keywords: dict[str, Any]
-    ) -> Any:
-        if keywords.get("prompt_name") is None and keywords.get("prompt") is None:
-            keywords["prompt_name"] = self._prompts.first_of(names)
-        return self.encode(inputs, **keywords)
-
     def _limit(self, max_length: int | None) -> int:
-        least = len(self.tokenizer.prefix) + len(self.tokenizer.suffix) + 1
         limit = self.max_seq_length if max_length is None else max_length
-        return check_limit(limit, least, self.model.config)
+        check_limit(limit, self.tokenizer.shortest, self.model.config)
+        return limit
 
-    def _open(self, request: Request) -> tuple[Stream, int]:
+    def _open(self, request: Request) -> tuple[Stream | Workers, int]:
         """Check a request against this checkpoint and make ready for it; the width of its vectors.
 
         Raises: ValueError, TypeError: what cannot be.
         """
-        request.check(self.pooling.mode)
-        finish = Finish(request.matryoshka_dim, request.truncate_dim, request.normalize_embeddings)
-        self.pooling.check(finish)
+        model = self.embedding_model
+        request.check(model.pooling)
         prompt = self._prompts.choose(request.prompt_name, request.prompt)
-        limit = self._limit(request.max_length)
+        job = request.job(prompt, self._limit(request.max_length))
+        options = request.options()
         if self.model.training:
-            self.model.eval()  # as sentence-transformers does: no vector is drawn with dropout
-        device, devices = request.device, None
-        if not isinstance(device, str | torch.device | None):
-            devices = as_devices(device)
-        elif device is not None and (target := as_device(device)) != self.device:
-            self.to(target)
-        width = request.matryoshka_dim or request.truncate_dim or self.pooling.embedding_dimension
-        job = request.job(prompt, limit, finish, batch_tokens(self.model))
-        parts = (self.model, self.tokenizer, self.pooling, self._prompts, job, self.graphs)
-        stream = Workers(devices, request.batch_tokens, *parts) if devices else Stream(*parts)
-        return stream, width
+            model.eval()  # as sentence-transformers does: no vector is drawn with dropout
+        device, devices = as_place(request.device)
+        if device is not None and device != self.device:
+            self.to(device)
+        texts = Texts(model, self.tokenizer, self._prompts, job, self.graphs)
+        return open_stream(texts, options, devices), request.width(model.pooling)

@@ -51,3 +51,12 @@ def warn(message: str, category: type[Warning]) -> None:
         frame = frame.f_back
         level += 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def warn_of_cuts(cut: int, count: int, inputs: str, limit: int) -> None:
+    """Warn that so many of the inputs ("texts") were longer than so many tokens, if any were."""
+    if cut:
+        warn(
+            f"{cut} of {count} {inputs} were longer than {limit} tokens and were cut there",
+            TruncationWarning,
+        )

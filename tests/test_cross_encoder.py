@@ -14,6 +14,9 @@ import transformers
 
 from nomicbert import CrossEncoder
 from nomicbert.errors import CheckpointError, ConfigError, TextError
+from nomicbert.modeling.packing import PackedBatch
+from nomicbert.runtime import pairs, workers
+from nomicbert.runtime.dispatch import Dispatcher
 from nomicbert.user_warnings import TruncationWarning
 from tests.support.checkpoints import build_checkpoint
 from tests.support.rerankers import build_reranker
@@ -252,3 +255,97 @@ def test_activations_of_every_kind(tmp_path: Path) -> None:
 def test_batches_of_nothing(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
         CrossEncoder(build_reranker(tmp_path)).predict(PAIRS, **{name: 0})
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_a_batch_that_does_not_fit_is_halved(
+    labels: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = CrossEncoder(build_reranker(tmp_path, labels))
+    wanted = model.predict(PAIRS)
+    packed_logits, tokens, room = model.model.packed_logits, [], 120
+
+    def full(batch: PackedBatch, *given: Any) -> torch.Tensor:
+        tokens.append(sum(batch.lengths))
+        if tokens[-1] > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return packed_logits(batch, *given)
+
+    model.model.packed_logits = full  # type: ignore[method-assign]
+    np.testing.assert_array_equal(model.predict(PAIRS), wanted)
+    assert tokens[0] > room  # all of them at first
+    assert sum(n for n in tokens if n <= room) == tokens[0]  # and each pair once
+    said = [record.args[0] for record in caplog.records if "does not fit" in record.message]  # type: ignore[index]
+    assert said == [n for n in tokens if n > room]
+    room = 5
+    with pytest.raises(torch.OutOfMemoryError):
+        model.predict(("what is", "the river is long"))
+
+
+def test_several_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of a few pairs, so that both have some."""
+    model = CrossEncoder(build_reranker(tmp_path, 3))
+    monkeypatch.setattr(workers, "LEAST_LETTERS", 60)
+    started, start = [], Dispatcher._start
+
+    def noted(self: Dispatcher, names: Any) -> None:
+        started.append(len(names))
+        start(self, names)
+
+    monkeypatch.setattr(Dispatcher, "_start", noted)
+    pairs = [*PAIRS, ("x", LONG)]
+    with pytest.warns(TruncationWarning, match=f"1 of {len(pairs)} pairs were longer") as told:
+        wanted = model.predict(pairs, apply_softmax=True)
+    assert len(told) == 1
+    with pytest.warns(TruncationWarning) as told:
+        found = model.predict(pairs, apply_softmax=True, device=["cpu", "cpu"])
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    assert started == [2]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert model.predict([], device=["cpu", "cpu"]).shape == (0, 3)
+    with pytest.raises(ValueError, match="device must be one device's name or a list of them"):
+        model.predict(pairs, device=[])
+
+
+def test_batches_are_those_of_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CrossEncoder(build_reranker(tmp_path))
+    sizes = []
+    packed_logits = model.model.packed_logits
+
+    def noted(batch: PackedBatch, *given: Any) -> torch.Tensor:
+        sizes.append(sum(batch.lengths))
+        return packed_logits(batch, *given)
+
+    model.model.packed_logits = noted  # type: ignore[method-assign]
+    wanted = model.predict(PAIRS)
+    assert len(sizes) == 1
+    monkeypatch.setattr(pairs, "batch_tokens", lambda encoder: 80)
+    np.testing.assert_array_equal(model.predict(PAIRS), wanted)
+    assert len(sizes) > 5
+    assert max(sizes[1:]) <= 80
+
+
+def test_an_activation_has_its_parameters_where_the_model_is(tmp_path: Path) -> None:
+    """Whichever process has computed the logits; a meta device stands in for a GPU."""
+    model = CrossEncoder(build_reranker(tmp_path, 3))
+    places = []
+
+    def activation(logits: torch.Tensor) -> torch.Tensor:
+        places.append(logits.device.type)
+        return torch.zeros(logits.shape)
+
+    given = {"activation_fn": activation, "convert_to_tensor": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CrossEncoder, "device", torch.device("meta"))
+        found = model.predict(PAIRS, device=["cpu"], **given)
+    assert places == ["meta"]
+    assert found.device.type == "cpu"
+
+
+def test_the_bar_says_what_it_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = CrossEncoder(build_reranker(tmp_path))
+    model.predict(PAIRS, show_progress_bar=True)
+    assert capfd.readouterr().err.lstrip().startswith("Scoring")
+    model.predict(PAIRS)
+    assert capfd.readouterr().err == ""

@@ -225,13 +225,13 @@ def test_a_prompt_counts_towards_the_limit(bert: Embedder) -> None:
 
 def test_batches(bert: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
-    forward = bert.pooling.forward
+    forward = bert.embedding_model.forward
 
-    def spy(model: Any, batch: Any, finish: Any) -> torch.Tensor:
+    def spy(batch: Any, finish: Any) -> torch.Tensor:
         seen.append(batch.lengths)
-        return forward(model, batch, finish)
+        return forward(batch, finish)
 
-    monkeypatch.setattr(bert.pooling, "forward", spy)
+    monkeypatch.setattr(bert.embedding_model, "forward", spy)
     texts = ["fox " * n for n in (3, 30, 5, 8, 1, 60, 8, 8)]
     for keywords, largest, most, count in (
         ({}, 4096, 8, 1),

@@ -79,6 +79,7 @@ KERNEL_ROOMS = [
     {f"{op}_{backend}" for op in OPS for backend in ("torch", "triton")} | {"gemm_triton"},
     {f"{op}_int8" for op in ("gelu", "linear", "qkv_rotary", "swiglu")} | {"fp8"},
     {"fp8_triton"},
+    {"capabilities", "dtypes"},
     {"backend"},
     {"tuning"},
     {""},
@@ -93,8 +94,8 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     "nncf": lambda module: module == "nomicbert.benchmark.openvino_peers",
     "onnxruntime": lambda module: module == "nomicbert.benchmark.onnx_peers",
     "openvino": lambda module: module == "nomicbert.benchmark.openvino_peers",
-    "pyarrow": lambda module: module == "nomicbert.bulk.parquet",
-    "safetensors": lambda module: module == "nomicbert.loading.weights",
+    "pyarrow": lambda module: module.startswith("nomicbert.bulk"),
+    "safetensors": lambda module: module == "nomicbert.loading.tensor_files",
     "sentence_transformers": lambda module: module.startswith("nomicbert.verify"),
     "tokenizers": lambda module: module.startswith("nomicbert.text"),
     "transformers": lambda module: module.startswith("nomicbert.verify"),
@@ -303,6 +304,23 @@ def test_files_are_short() -> None:
     assert "nomicbert/loading/hub.py" in lengths
     too_long = {name: lines for name, lines in lengths.items() if lines > LONGEST}
     assert not too_long
+
+
+def test_examples_import_public_names_only() -> None:
+    """What they show is what we keep: `from nomicbert import ...`, and no room."""
+    scripts = sorted((ROOT / "examples").rglob("*.py"))
+    assert scripts
+    for script in scripts:
+        for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [str(node.module)]
+                if node.module == "nomicbert":
+                    assert {alias.name for alias in node.names} <= set(PUBLIC["nomicbert"])
+            else:
+                continue
+            assert not [name for name in names if name.startswith(("nomicbert.", "nomicbert_"))]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -16,7 +16,7 @@ from bench.timing import Work, on_device, on_host
 from nomicbert.benchmark.lines import Line, surroundings
 from nomicbert.loading.target import select_ops
 from nomicbert_kernels import Ops
-from nomicbert_kernels.backend import interprets
+from nomicbert_kernels.capabilities import interprets
 
 # Of each round of a kernel, about; and how many rounds.
 SECONDS, ROUNDS = 0.01, 12

@@ -13,11 +13,9 @@ from nomicbert_kernels.backend import (
     BackendError,
     Ops,
     choose_ops,
-    compute_dtype,
-    fastest_dtype,
-    has_bf16_instructions,
     select_ops,
 )
+from nomicbert_kernels.dtypes import compute_dtype, fastest_dtype, has_bf16_instructions
 from nomicbert_kernels.tensors import (
     Activation,
     EmbeddingTables,

@@ -1,19 +1,16 @@
-"""The one place that decides which form of each op runs.
+"""The table of ops: which form of each runs on a backend, and which backend runs.
 
 reference: the specification, short and slow, sums in fp32. torch: fast on whatever torch runs on, a
 CPU first. int8: torch's, with linear layers in bytes, for a CPU. triton: kernels of our own. fp8:
 these, with linear layers in e4m3, for the GPUs that multiply it. invariant: those of triton,
-launched alike whatever the batch, so that a text's bits do not hang on the texts beside it. The
-choice is made once for a device and dtype, and logged. The dtype to compute in is decided here too.
+launched alike whatever the batch, so that a text's bits do not depend on the texts beside it. The
+choice is made here only, once for a device and dtype, and logged; `capabilities` knows what keeps a
+backend from running.
 """
 
 import functools
-import importlib.util
 import logging
-import os
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -47,18 +44,11 @@ from nomicbert_kernels import (
     swiglu_torch,
     tiling,
 )
+from nomicbert_kernels.capabilities import why_not_fp8, why_not_int8, why_not_triton
 from nomicbert_kernels.tensors import Activation, Plan, Run, Weight, WeightKind
 
 Backend = Literal["auto", "reference", "torch", "int8", "triton", "fp8", "invariant"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# What torch.cpu.get_capabilities() calls products in bf16: on x86 two of them, on ARM one.
-BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
-# Of fp32's time a product in bf16 takes less where bf16 is called the faster one.
-WORTH = 0.9
-# The least that the kernels are compiled for: sm_80 has bf16 and asynchronous copies.
-LEAST_CAPABILITY = (8, 0)
-# The first whose tensor cores take e4m3.
-FP8_CAPABILITY = (8, 9)
 
 logger = logging.getLogger(__name__)
 
@@ -256,132 +246,6 @@ def alike(op: Callable[..., Any]) -> Callable[..., Any]:
             return op(*args, **keywords)
 
     return call
-
-
-def interprets() -> bool:
-    """Whether triton is told to run kernels in Python, on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
-
-
-def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What keeps the kernels from running here, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install 'nomicbert[gpu]'"
-    if device.type == "cpu" and interprets():
-        if dtype == torch.bfloat16:
-            return "triton's interpreter computes bfloat16 wrongly: take float32 or float16"
-        return None
-    if device.type != "cuda":
-        return (
-            f"it needs a CUDA device, not {device.type}; to follow its kernels on a CPU, slowly, "
-            "set TRITON_INTERPRET=1 before the start"
-        )
-    capability = torch.cuda.get_device_capability(device)
-    if not torch.version.hip and capability < LEAST_CAPABILITY:
-        found, wanted = (".".join(map(str, c)) for c in (capability, LEAST_CAPABILITY))
-        return f"compute capability {found} is below {wanted}"
-    return None
-
-
-def why_not_fp8(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What keeps e4m3 products from running here, or None."""
-    if problem := why_not_triton(device, dtype):
-        return problem
-    if device.type != "cuda":
-        return None
-    if torch.version.hip:
-        return "its e4m3 is NVIDIA's, which this GPU does not multiply"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < FP8_CAPABILITY:
-        found, wanted = (".".join(map(str, c)) for c in (capability, FP8_CAPABILITY))
-        return f"compute capability {found} multiplies no e4m3, {wanted} and later do"
-    arch = launch.architecture(device)
-    if ("linear", 1) not in launch.table(arch):
-        return f"no launch table says how to run it on {arch}"
-    return None
-
-
-def why_not_int8(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What keeps int8 products from running here, or None."""
-    if device.type != "cpu":
-        return f"it is for a CPU, not {device.type}"
-    if dtype != torch.float32:
-        return f"its hidden states are float32, not {dtype}: take dtype float32 or float16"
-    return linear_int8.why_not()
-
-
-def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the hidden states where parameters are stored in `dtype`.
-
-    It is the same one, except on a CPU for fp16, and for bf16 where `has_bf16_instructions` finds
-    none: such products take some ten and some four times as long as those in fp32, so the
-    parameters stay as narrow in memory and are widened for the arithmetic.
-    """
-    if device.type != "cpu":
-        return dtype
-    slow = dtype == torch.float16 or (dtype == torch.bfloat16 and not has_bf16_instructions())
-    return torch.float32 if slow else dtype
-
-
-@functools.cache
-def multiplies_bf16(look: Callable[[], Mapping[str, object]]) -> bool:
-    """Whether what `look` tells of a CPU has one of the instructions; each is asked once."""
-    capabilities = look()
-    return any(capabilities.get(name) for name in BF16_INSTRUCTIONS)
-
-
-def has_bf16_instructions() -> bool:
-    """Whether this CPU multiplies in bf16, and torch and oneDNN are there to use that.
-
-    ATEN_CPU_CAPABILITY may keep torch from AVX-512: then its attention refuses bf16 on AMX.
-    """
-    found = multiplies_bf16(torch.cpu.get_capabilities)
-    kept = torch.cpu.get_capabilities().get("avx512_f") and not torch_uses_avx512()
-    return found and not kept and linear_torch.onednn_packs(torch.bfloat16)
-
-
-@functools.cache
-def torch_uses_avx512() -> bool:
-    """Whether torch's own kernels do."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
-def fastest_dtype(device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype that a device computes fastest in, and why it is that one."""
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        if major >= 8:
-            return torch.bfloat16, f"compute capability {major}.{minor} multiplies in bfloat16"
-        return torch.float16, f"compute capability {major}.{minor} has no bfloat16"
-    if device.type != "cpu":
-        return torch.float32, "the others have not been measured there"
-    if not has_bf16_instructions():
-        return torch.float32, "it has no bfloat16 instructions that oneDNN uses"
-    share = bf16_share()
-    why = f"it has bfloat16 instructions, with which a product takes {share:.2f} of float32's time"
-    return torch.bfloat16 if share < WORTH else torch.float32, why
-
-
-@functools.cache
-def bf16_share() -> float:
-    """The time of a packed product in bf16 as a share of that in fp32, measured now, in 30 ms.
-
-    Without AMX it may be above 1: 1.3 on an Intel Xeon that is kept from using it.
-    """
-    weights = [
-        linear_torch.prepare(torch.ones(768, 768, dtype=dtype, device="cpu"), None, "linear")
-        for dtype in (torch.bfloat16, torch.float32)
-    ]
-    inputs = [torch.ones(256, 768, dtype=weight.dtype, device="cpu") for weight in weights]
-    times: tuple[list[float], list[float]] = ([], [])
-    with torch.inference_mode():
-        for _ in range(7):
-            for x, weight, spent in zip(inputs, weights, times, strict=True):
-                start = time.perf_counter()
-                linear_torch.linear(x, weight)
-                spent.append(time.perf_counter() - start)
-    narrow, wide = map(statistics.median, times)
-    return narrow / wide
 
 
 def select_ops(device: torch.device | str, dtype: torch.dtype, backend: Backend = "auto") -> Ops:

@@ -21,7 +21,7 @@ from nomicbert_kernels import pool as reference
 from nomicbert_kernels.gemm_triton import by_rows
 from nomicbert_kernels.layer_norm_triton import refuse_double, refuse_wide
 from nomicbert_kernels.library import on_its_device, watched
-from nomicbert_kernels.tensors import Plan, PoolMode
+from nomicbert_kernels.tensors import ONE_TOKEN_MODES, Plan, PoolMode
 
 # Tokens of a piece.
 CHUNK = 128
@@ -31,7 +31,6 @@ MOST_TOKENS = 32
 WARPS = 4
 # What is summed over tokens where a maximum has been found: how many tokens share it.
 TIES = "ties"
-SINGLE = ("cls", "lasttoken")
 
 
 @triton.jit
@@ -309,7 +308,7 @@ def forward(
         return y
     keywords = tiling(width)
     partial = None
-    if rows > CHUNK and mode not in SINGLE:
+    if rows > CHUNK and mode not in ONE_TOKEN_MODES:
         programs = 2 * triton.cdiv(rows, CHUNK)
         partial = hidden.new_empty(programs, width, dtype=torch.float32)
         pieces_kernel[(programs,)](

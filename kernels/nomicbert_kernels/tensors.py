@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PoolMode = Literal["mean", "cls", "max", "mean_sqrt_len", "lasttoken", "weightedmean"]
+# Those that read one token of a text.
+ONE_TOKEN_MODES = ("cls", "lasttoken")
 WeightKind = Literal["linear", "gated", "router", "experts"]
 # Columns of a row that share a scale, where a row has several.
 GROUP = 128

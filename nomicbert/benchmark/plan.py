@@ -9,10 +9,8 @@ import torch
 from nomicbert.benchmark.peers import ANCHOR, DTYPES, Peer, Setting, choose
 from nomicbert.benchmark.workloads import Case, draw
 from nomicbert.config import EncoderConfig
-from nomicbert.loading.hub_config import read_config
-from nomicbert.text.max_length import read_limit
+from nomicbert.loading.folder import read_folder
 from nomicbert.text.tokenizer import Tokenizer
-from nomicbert.vectors.modules import module_folders
 
 CPU = torch.device("cpu")
 # The group of latency cases whose peers of all dtypes take turns.
@@ -89,10 +87,9 @@ class Checkpoint:
     @classmethod
     def of(cls, name: str, folder: Path) -> "Checkpoint":
         """Read its files, but not its weights."""
-        encoder = next((p for kind, p in module_folders(folder) if kind == "Transformer"), folder)
-        config = read_config(encoder)
-        tokenizer = Tokenizer.from_folder(encoder, config.vocab_size)
-        return cls(name, folder, encoder, config, tokenizer, read_limit(encoder, config).tokens)
+        read = read_folder(folder)
+        tokenizer = Tokenizer.from_settings(read.tokenizer, read.config.vocab_size)
+        return cls(name, folder, read.encoder, read.config, tokenizer, read.limit.tokens)
 
     def case(self, name: str, tokens: int, device: torch.device, seed: int = 0) -> Case | None:
         """See workloads.draw."""

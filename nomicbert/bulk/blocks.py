@@ -1,24 +1,26 @@
-"""Vectors as they come -> blocks of rows -> the writer of a format.
+"""From an open input to open outputs: texts -> vectors as they come -> blocks of rows -> a writer.
 
-Where in the flow: the last step of `nomicbert embed`, between `Embedder.encode_iter` with the
-reader behind it and the files that are open.
+Where in the flow: what `nomicbert embed` does once its files are open; it puts `reading`, the
+embedder and `writing` or `parquet` together.
 """
 
-import ctypes
-import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
 from nomicbert.bulk.output import OutputFormat
 from nomicbert.bulk.reading import Reader, Record
 from nomicbert.bulk.writing import Vectors, Write, jsonl_writer, npy_writer
+from nomicbert.embedder import Embedder
+from nomicbert.errors import TextError
+from nomicbert.runtime.allocator import give_back_freed_memory
 
 # What is written together, as a row group of Parquet: so many rows at most, or so many letters.
 BLOCK_ROWS = 4096
 BLOCK_LETTERS = 1 << 24
+NOT_FOR_FILES = {"convert_to_numpy", "convert_to_tensor", "output_value"}
 
 
 def open_writer(
@@ -45,49 +47,77 @@ class Written(NamedTuple):
     """What has been written.
 
     Attributes:
-        vectors: that were written.
-        broken: those of them that hold NaN or infinity.
+        vectors: how many.
+        width: numbers of each.
+        dtype: of the numbers.
+        broken: how many vectors hold NaN or infinity.
         first_broken: where the text of the first of these stands; empty if there is none.
     """
 
     vectors: int
+    width: int
+    dtype: str
     broken: int
     first_broken: str
 
 
-def write_all(vectors: Iterator[Any], reader: Reader, write: Write) -> Written:
-    """Write every vector with its record.
+def embed_all(
+    embedder: Embedder,
+    reader: Reader,
+    form: OutputFormat,
+    outputs: list[BinaryIO],
+    field: str = "text",
+    *,
+    show_progress_bar: bool | None = None,
+    **keywords: Any,
+) -> Written:
+    """Embed every text of an input and write it with its vector, in memory that does not grow.
 
     Args:
-        vectors: rows, (width,) each.
-        reader: of the texts that they belong to.
-        write: an open writer's.
+        embedder: makes the vectors.
+        reader: of the input, from `reading.open_reader`.
+        form: of the output.
+        outputs: see `open_writer`; from `output.open_output`, or any binary files.
+        field: the text's name among the fields.
+        show_progress_bar: as in `Embedder.encode`.
+        **keywords: those of `Embedder.encode_iter`, but none that asks for something else than
+            vectors in arrays.
 
-    Returns: how many there were, and how many of them hold NaN or infinity.
+    Raises: TypeError: such a keyword. ValueError: a text that cannot be embedded, with its line.
+        What the reader, the writer and `encode_iter` raise.
     """
+    if other := sorted(keywords.keys() & NOT_FOR_FILES):
+        raise TypeError(f"a file takes vectors as arrays: {other[0]} has no meaning here")
+    empty = embedder.encode([], **keywords)  # the width and dtype of all that come
+    vectors = embedder.encode_iter(reader, show_progress_bar=show_progress_bar, **keywords)
+    with (
+        open_writer(form, outputs, empty, field) as write,
+        # closes the progress bar, too, when writing fails
+        closing(cast("Generator[Any, None, None]", vectors)),
+    ):
+        try:
+            counts = _write_all(vectors, reader, write)
+        except TextError as error:
+            where = f"{reader.name}, line {error.index + 1}"
+            raise ValueError(f"{where}: it {error.problem}") from error
+    count, broken, first_broken = counts
+    return Written(count, empty.shape[1], empty.dtype.name, broken, first_broken)
+
+
+def _write_all(vectors: Iterator[Any], reader: Reader, write: Write) -> tuple[int, int, str]:
+    """Write every vector with its record: how many there were, broken ones, the first of these."""
     count = broken = 0
     first = ""
-    give_back = _trimmer()
     for records, rows in _blocks(vectors, reader):
         block = np.stack(rows)
         write(records, block)
-        give_back()
+        give_back_freed_memory()
         count += len(rows)
         unsound = np.flatnonzero(~np.isfinite(block).all(1))
         if len(unsound):
             broken += len(unsound)
             first = first or records[unsound[0]].where
-    return Written(count, broken, first)
-
-
-def _trimmer() -> Callable[[], object]:
-    """What returns freed memory to the system, where the C library (glibc) offers it.
-
-    It would keep the room of every large tensor otherwise, in pieces that no later one fits, and a
-    process that runs for hours would seem to grow.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    return (lambda: None) if trim is None else (lambda: trim(0))
+    return count, broken, first
 
 
 def _blocks(vectors: Iterator[Any], reader: Reader) -> Iterator[tuple[list[Record], list[Any]]]:

@@ -1,15 +1,13 @@
 """`nomicbert embed`: a file of texts -> a file of vectors, of any size.
 
-Where in the flow: `reading` takes the texts from the input line by line, `Embedder.encode_iter`
-turns them into vectors window by window, `blocks` hands these to a writer of the output that
-`files` has opened. Memory does not grow with the input.
+Where in the flow: options are checked and files opened here, before a model is loaded; the work is
+`bulk.blocks`, whose memory does not grow with the input.
 """
 
 import time
-from collections.abc import Generator
 from contextlib import ExitStack, closing
 from enum import Enum
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
@@ -17,7 +15,6 @@ from nomicbert.bulk.output import OutputFormat, choose_output_format, label, ope
 from nomicbert.bulk.reading import STDIN, InputFormat, choose_input_format, open_reader
 from nomicbert.cli import checks, console, options
 from nomicbert.cli.options import BackendName, DtypeName
-from nomicbert.errors import TextError
 
 EXAMPLES = """\b
 Examples:
@@ -152,7 +149,7 @@ def embed(
         opened = [stack.enter_context(open_output(path)) for path in outputs]
 
         # Take seconds: what is wrong with the arguments has been said by now.
-        from nomicbert.bulk import blocks
+        from nomicbert.bulk.blocks import embed_all
         from nomicbert.embedder import Embedder
 
         embedder = Embedder(
@@ -164,30 +161,26 @@ def embed(
             backend=backend.value,
             rotary_scaling_factor=rotary_scaling_factor,
         )
-        asked: dict[str, Any] = {
-            "device": device if len(device) > 1 else None,
-            "prompt_name": prompt_name,
-            "prompt": prompt,
-            "matryoshka_dim": matryoshka_dim,
-            "truncate_dim": truncate_dim,
-            "normalize_embeddings": normalize,
-            "precision": precision.value,
-            "ranges": limits,
-            "batch_tokens": batch_tokens,
-            "max_length": max_length,
-            "truncate": truncate.value,
-        }
         started = time.perf_counter()
-        empty = embedder.encode([], **asked)  # the width and dtype of all that come
-        write = stack.enter_context(blocks.open_writer(out_form, opened, empty, field))
-        vectors = embedder.encode_iter(reader, show_progress_bar=progress, **asked)
-        # closes the progress bar, too, when writing fails
-        stack.enter_context(closing(cast("Generator[Any, None, None]", vectors)))
-        try:
-            written = blocks.write_all(vectors, reader, write)
-        except TextError as error:
-            where = f"{reader.name}, line {error.index + 1}"
-            raise ValueError(f"{where}: it {error.problem}") from error
+        written = embed_all(
+            embedder,
+            reader,
+            out_form,
+            opened,
+            field,
+            show_progress_bar=progress,
+            device=device if len(device) > 1 else None,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            matryoshka_dim=matryoshka_dim,
+            truncate_dim=truncate_dim,
+            normalize_embeddings=normalize,
+            precision=precision.value,
+            ranges=limits,
+            batch_tokens=batch_tokens,
+            max_length=max_length,
+            truncate=truncate.value,
+        )
         seconds = time.perf_counter() - started
     if written.broken:
         console.say(
@@ -195,6 +188,6 @@ def embed(
             f"{written.first_broken}"
         )
     console.say(
-        f"{written.vectors:,} vectors of {empty.shape[1]:,} {empty.dtype} numbers in "
+        f"{written.vectors:,} vectors of {written.width:,} {written.dtype} numbers in "
         f"{seconds:.1f} s: {' and '.join(map(label, outputs))}"
     )

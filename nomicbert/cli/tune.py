@@ -135,13 +135,12 @@ def _need_gpu(device: "torch.device", dtype: "torch.dtype") -> None:
 def _read_model(model: str, revision: str | None, local_files_only: bool) -> "Model":
     """The sizes of a checkpoint."""
     from nomicbert.loading import hub
+    from nomicbert.loading.folder import find_encoder
     from nomicbert.loading.hub_config import read_config
-    from nomicbert.vectors.modules import module_folders
     from nomicbert_kernels.tuning.problems import Model
 
     folder = hub.resolve(model, revision=revision, local_files_only=local_files_only)
-    parts = module_folders(folder)
-    config = read_config(next((path for kind, path in parts if kind == "Transformer"), folder))
+    config = read_config(find_encoder(folder))
     size = config.head_dim
     whole = config.rotary_dim == size and not config.rotary_interleaved and size & (size - 1) == 0
     return Model(

@@ -10,18 +10,20 @@ from torch import Tensor, nn
 
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import hub, weights
+from nomicbert.loading.folder import CheckpointFolder
 from nomicbert.loading.hub_config import read_config
 from nomicbert.loading.target import check_target, select_ops
+from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert_kernels import Backend, compute_dtype
 
 Model = TypeVar("Model", bound=nn.Module)
 # Makes an empty model, and names those of its parameters that are new and not in the files.
-Build = Callable[[EncoderConfig, weights.TensorFiles], tuple[Model, Collection[str]]]
+Build = Callable[[EncoderConfig, TensorFiles], tuple[Model, Collection[str]]]
 
 
 def load(
     build: Build[Model],
-    path_or_repo_id: str | os.PathLike[str],
+    source: str | os.PathLike[str] | CheckpointFolder,
     *,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -38,6 +40,7 @@ def load(
 ) -> Model:
     """Load a checkpoint into the model that `build` makes, in eval mode.
 
+    `source` is a local folder, a repository of the hub, or a folder whose settings have been read.
     The keywords are those that `NomicBert.from_pretrained` documents.
     """
     wanted, target = check_target(
@@ -48,15 +51,20 @@ def load(
         backend=backend,
         say=True,
     )
-    folder = hub.resolve(
-        path_or_repo_id,
-        revision=revision,
-        cache_dir=cache_dir,
-        token=token,
-        local_files_only=local_files_only,
-    )
-    config = read_config(folder, rotary_scaling_factor)
-    files = weights.TensorFiles(folder)
+    if isinstance(source, CheckpointFolder):
+        folder, config = source.encoder, source.config
+        if rotary_scaling_factor is not None:
+            config = read_config(folder, rotary_scaling_factor)
+    else:
+        folder = hub.resolve(
+            source,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        config = read_config(folder, rotary_scaling_factor)
+    files = TensorFiles(folder)
     if wanted is None:
         wanted = weights.disk_dtype(files, config)
         select_ops(target, compute_dtype(target, wanted), backend)

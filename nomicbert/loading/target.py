@@ -5,13 +5,13 @@ knows nothing of our errors; its own is kept as the cause.
 """
 
 import logging
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 
 import nomicbert_kernels
-from nomicbert.arguments import as_device, as_dtype
+from nomicbert.arguments import as_device, as_dtype, refuse_unknown
 from nomicbert.errors import BackendError
 from nomicbert_kernels import Backend, Ops, compute_dtype, fastest_dtype
 
@@ -76,3 +76,25 @@ def check_target(
         why = fastest_dtype(target)[1]
         logger.warning("dtype='fastest' is %s on %s: %s", wanted, where, why)
     return wanted, target
+
+
+def check_keywords(
+    given: Mapping[str, Any], called: Callable[..., Any], *loaders: Callable[..., Any]
+) -> None:
+    """Refuse what loading would refuse, before a checkpoint is looked for.
+
+    Args:
+        given: keywords that `called` hands on.
+        called: for the message.
+        loaders: the `from_pretrained` that take them, with dtype, device and backend among them.
+
+    Raises: TypeError: unknown keyword. What `check_target` raises.
+    """
+    known = {
+        name: default
+        for loader in loaders
+        for name, default in (loader.__kwdefaults__ or {}).items()
+    }
+    refuse_unknown(sorted(given.keys() - known), called, *loaders)
+    names = ("dtype", "torch_dtype", "device", "device_map", "backend")
+    check_target(**{name: given.get(name, known[name]) for name in names})

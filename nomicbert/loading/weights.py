@@ -1,128 +1,41 @@
-"""Weights between a folder and the model: safetensors (or a lone .bin) -> state dict, and back.
+"""Tensors of a checkpoint -> the parameters of a model, and back: names, shapes, dtypes.
 
 Reading is strict: each tensor of the encoder is used exactly once and has the right shape, or a
 CheckpointError lists what is wrong. A layer is never left at random.
 """
 
-import json
 import logging
-import os
-import pickle
-import struct
-import tempfile
-import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import CheckpointError
-from nomicbert.loading import tensor_names as renames
 from nomicbert.loading.hub_config import hub_config
-from nomicbert.loading.json_settings import read_json
 from nomicbert.loading.nonfinite import not_finite, warn_not_finite
-from nomicbert.loading.tensor_names import IGNORED, Recipe, canonical, recipes
+from nomicbert.loading.tensor_files import WEIGHT_FILES, TensorFiles, write
+from nomicbert.loading.tensor_names import (
+    DECODER_BIAS,
+    DECODER_WEIGHT,
+    ENCODER_PREFIX,
+    IGNORED,
+    PADDED,
+    UNTIED_BIAS,
+    Recipe,
+    canonical,
+    computed,
+    is_untied,
+    recipes,
+)
 
 logger = logging.getLogger(__name__)
 
-# In the order of preference: safetensors cannot run code, and is mapped rather than read.
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-# What torch.load lets out of a torn or forged file.
-TORN = (
-    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, RuntimeError, LookupError,
-    ValueError, TypeError, AttributeError, AssertionError, OverflowError,
-)  # fmt: skip
 # How many names an error message lists of each kind.
 LISTED = 20
-
-
-class TensorFiles:
-    """The tensors of a folder by name, read from disk one at a time when asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        """Open the folder's weights.
-
-        Raises: CheckpointError: no weights, a damaged file, a shard outside the folder.
-        """
-        self.folder = folder
-        self._open: dict[str, Any] = {}
-        for file in self._files():
-            tensors = _open_safetensors(file) if file.suffix == ".safetensors" else _open_bin(file)
-            for name in tensors.keys():
-                if name in self._open:
-                    raise CheckpointError(f"{folder} holds the tensor {name} in two shards")
-                self._open[name] = tensors
-
-    def _files(self) -> list[Path]:
-        chosen = next((self.folder / n for n in WEIGHT_FILES if (self.folder / n).is_file()), None)
-        if chosen is None:
-            raise CheckpointError(
-                f"{self.folder} holds no weights: none of {', '.join(WEIGHT_FILES)} is there"
-            )
-        if chosen.suffix != ".json":
-            return [chosen]
-        shards = read_json(chosen).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
-            raise CheckpointError(f"{chosen} has no weight_map of tensor names to file names")
-        for shard in shards.values():
-            if Path(shard).name != shard or shard in ("", ".", ".."):
-                raise CheckpointError(f"{chosen} names the shard {shard!r}, outside its folder")
-            if not (self.folder / shard).is_file():
-                raise CheckpointError(f"{chosen} names the shard {shard!r}, which is missing")
-        return [self.folder / shard for shard in sorted(set(shards.values()))]
-
-    def names(self) -> list[str]:
-        """Names as they stand on disk."""
-        return list(self._open)
-
-    def read(self, name: str) -> Tensor:
-        """One tensor, backed by the mapped file where the format allows."""
-        tensors = self._open[name]
-        tensor: Tensor = tensors[name] if isinstance(tensors, dict) else tensors.get_tensor(name)
-        return tensor
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor, without reading it."""
-        tensors = self._open[name]
-        if isinstance(tensors, dict):
-            return tuple(tensors[name].shape)
-        return tuple(tensors.get_slice(name).get_shape())
-
-
-def _open_safetensors(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is not a sound safetensors file: {error}") from error
-
-
-def _open_bin(file: Path) -> dict[str, Tensor]:
-    try:
-        # only the zip format of today's torch.save can be mapped
-        state = torch.load(
-            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
-        )
-    except TORN as error:
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{file} is not a sound file of plain tensors, and nothing else in it is run: {why}"
-        ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
-        raise CheckpointError(f"{file} must hold a dictionary of tensors")
-    return state
 
 
 class Unfilled(TorchFunctionMode):
@@ -174,7 +87,7 @@ def load_state(
     """
     wanted = list(recipes(config, list(shapes)))
     parts = {part for recipe in wanted for part in recipe.parts}
-    on_disk = by_canonical_name(files, parts, renames.is_untied(config))
+    on_disk = by_canonical_name(files, parts, is_untied(config))
     _report(config, files, on_disk, wanted, shapes, strict)
     state: dict[str, Tensor] = {}
     broken: dict[str, int] = {}
@@ -202,7 +115,7 @@ def by_canonical_name(
 ) -> dict[str, str]:
     """Names without prefixes -> names on disk; two names of one of `parts` must hold the same."""
     on_disk: dict[str, str] = {}
-    for name in renames.computed(files.names(), untied):
+    for name in computed(files.names(), untied):
         plain = canonical(name)
         twice = plain in on_disk and (plain in parts or not IGNORED.fullmatch(plain))
         if twice and not torch.equal(files.read(on_disk[plain]), files.read(name)):
@@ -232,7 +145,7 @@ def _report(
         if part not in on_disk:
             continue
         found = files.shape(on_disk[part])
-        may_pad = part in renames.PADDED and unpadded is not None
+        may_pad = part in PADDED and unpadded is not None
         if found != shape and not (may_pad and found == (unpadded, *shape[1:])):
             wrong.append(f"{on_disk[part]} is {found}, wanted {shape}")
     left = [name for plain, name in on_disk.items() if plain not in parts]
@@ -268,14 +181,14 @@ def save(
     for recipe in recipes(config, list(state)):
         parameter = state[recipe.target].detach().cpu()
         inside = recipe.target.startswith("encoder.")
-        prefix = renames.ENCODER_PREFIX[config.model_type] if inside else ""
+        prefix = ENCODER_PREFIX[config.model_type] if inside else ""
         for part, view in zip(recipe.parts, recipe.views(parameter), strict=True):
             shape = recipe.part_shape(tuple(parameter.shape))
             tensor = view.reshape(shape).contiguous()
             # safetensors refuses tensors that share memory, as the parts of a fused one do
             tensors[prefix + part] = tensor.clone() if len(recipe.parts) > 1 else tensor
-    if renames.DECODER_WEIGHT in tensors and renames.DECODER_BIAS in tensors:
-        tensors[renames.UNTIED_BIAS] = tensors[renames.DECODER_BIAS].clone()
+    if DECODER_WEIGHT in tensors and DECODER_BIAS in tensors:
+        tensors[UNTIED_BIAS] = tensors[DECODER_BIAS].clone()
     dtype = next(iter(tensors.values())).dtype
     for name in WEIGHT_FILES[1:]:
         if (folder / name).exists():
@@ -283,17 +196,3 @@ def save(
                 "%s holds an older %s, which some loaders prefer: remove it", folder, name
             )
     write(folder, tensors, {**hub_config(config, dtype), **extra})
-
-
-def write(folder: Path, tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> None:
-    """Write model.safetensors and config.json, each beside its final name and then renamed.
-
-    So a reader never sees half of one, and the folder may be the one that the weights came from.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
-        weights, text = Path(beside, "model.safetensors"), Path(beside, "config.json")
-        save_file(tensors, weights, metadata={"format": "pt"})
-        text.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(weights, folder / weights.name)
-        os.replace(text, folder / text.name)

@@ -1,7 +1,7 @@
 """NomicBert: the encoder, in place of AutoModel for NomicBERT and BERT checkpoints.
 
 Flow: padded ids -> packing -> embeddings -> layers -> padded hidden states. The packed middle,
-`encode_packed`, is what Embedder calls directly.
+`context` and `core`, is what `vectors.EmbeddingModel` calls directly.
 Source: Nussbaum et al. 2024, arXiv:2402.01613; Devlin et al. 2018, arXiv:1810.04805.
 """
 
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from nomicbert.arguments import as_whole, refuse_unknown
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import pretrained
-from nomicbert.loading.weights import TensorFiles
+from nomicbert.loading.folder import CheckpointFolder
 from nomicbert.modeling.backend_module import Computing
 from nomicbert.modeling.context import ForwardContext, Hidden
 from nomicbert.modeling.embeddings import Embeddings
@@ -69,7 +69,7 @@ class NomicBert(Computing):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo_id: str | os.PathLike[str],
+        path_or_repo_id: str | os.PathLike[str] | CheckpointFolder,
         *,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -90,8 +90,8 @@ class NomicBert(Computing):
         """Load a checkpoint; the model comes back in eval mode.
 
         Args:
-            path_or_repo_id: a local folder, or a repository of the hub such as
-                "nomic-ai/nomic-embed-text-v1.5".
+            path_or_repo_id: a local folder, what `read_folder` has read of one, or a repository of
+                the hub such as "nomic-ai/nomic-embed-text-v1.5".
             revision: branch, tag or commit of the repository.
             cache_dir: where downloads are kept, in place of Hugging Face's default.
             token: for private repositories; True takes the stored one.
@@ -107,7 +107,7 @@ class NomicBert(Computing):
                 autocast and torch.compile go without. "fp8" is the same in e4m3 for GPUs of compute
                 capability 8.9 and later, which `Embedder` refuses to a checkpoint whose vectors it
                 moves too far (a model alone has no texts to compare). "invariant" is "triton"
-                launched alike for every batch, which no text's bits hang on; it takes longer.
+                launched alike for every batch, which no text's bits depend on; it takes longer.
             rotary_scaling_factor: alpha of dynamic NTK scaling for texts beyond the trained
                 length, in place of the checkpoint's own; 0 switches it off.
             add_pooling_layer: also load the tanh pooler and return `pooler_output`.
@@ -127,7 +127,7 @@ class NomicBert(Computing):
         """
         refuse_unknown(unknown, cls.from_pretrained)
 
-        def build(config: EncoderConfig, _: TensorFiles) -> "tuple[NomicBert, tuple[str, ...]]":
+        def build(config: EncoderConfig, _: object) -> "tuple[NomicBert, tuple[str, ...]]":
             return cls(config, backend=backend, add_pooling_layer=add_pooling_layer), ()
 
         return pretrained.load(

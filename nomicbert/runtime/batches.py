@@ -1,9 +1,11 @@
 """Cutting a stream of texts into windows, and a window into batches of like length."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, TypeVar
 
 from nomicbert.errors import TextError
+
+Item = TypeVar("Item")
 
 # A window is read, tokenised and sorted at a time: so many texts at most, or so many letters.
 WINDOW_TEXTS = 8192
@@ -19,6 +21,24 @@ def as_iterator(inputs: Any) -> Iterator[Any]:
             f"inputs must be a str or an ordered collection of str, not {type(inputs).__name__}"
         )
     return iter(inputs)
+
+
+def as_texts(inputs: Any, sentences: Any) -> tuple[list[str], bool]:
+    """What a call of `encode` was given, all of it checked; and whether it is a lone text.
+
+    Args:
+        inputs: one text or any number of them, or None.
+        sentences: the same under its old name.
+
+    Raises: TypeError: none, both, or no texts. TextError: one that is no valid Unicode.
+    """
+    if inputs is None and sentences is None:
+        raise TypeError("encode needs inputs: one text or any number of them")
+    if inputs is not None and sentences is not None:
+        raise TypeError("give inputs or sentences (its old name), not both")
+    given = sentences if inputs is None else inputs
+    lone = isinstance(given, str)
+    return list(checked([given] if lone else as_iterator(given))), lone
 
 
 def checked(inputs: Iterable[Any]) -> Iterator[str]:
@@ -51,12 +71,20 @@ def text_windows(texts: Iterable[str], useful: int | None = None) -> Iterator[li
         texts: any number; read no further than the window that is yielded.
         useful: letters of a text that count at most, where those beyond are never tokenised.
     """
-    window: list[str] = []
+    return windows(texts, lambda text: (len(text),), useful)
+
+
+def windows(
+    inputs: Iterable[Item], lengths: Callable[[Item], Sequence[int]], useful: int | None = None
+) -> Iterator[list[Item]]:
+    """The same for inputs of several texts; `lengths` gives the letters of each of an input's."""
+    window: list[Item] = []
     letters = held = 0
-    for text in texts:
-        window.append(text)
-        held += len(text)
-        letters += len(text) if useful is None else min(len(text), useful)
+    for item in inputs:
+        window.append(item)
+        for length in lengths(item):
+            held += length
+            letters += length if useful is None else min(length, useful)
         if len(window) >= WINDOW_TEXTS or letters >= WINDOW_LETTERS or held >= WINDOW_HELD:
             yield window
             window, letters, held = [], 0, 0

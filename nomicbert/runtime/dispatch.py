@@ -1,6 +1,6 @@
 """Work for several processes: chunks go to whichever is free, results come back in their order.
 
-Where in the flow: `workers` cuts a stream of texts into chunks and says what a process does with
+Where in the flow: `workers` cuts a stream of inputs into chunks and says what a process does with
 one (`worker`); here the processes are started, fed, watched and stopped. What a chunk or a result
 holds does not matter here.
 
@@ -47,18 +47,18 @@ FAILED = "failed"  # an error, the text of its traceback
 
 @dataclass
 class Chunk:
-    """Neighbouring texts.
+    """A piece of a stream.
 
     Attributes:
         number: of the chunk in the stream, from 0.
-        start: number of its first text.
-        texts: the texts.
+        start: number of its first input.
+        inputs: neighbouring ones.
         deaths: processes that died while they had it.
     """
 
     number: int
     start: int
-    texts: list[str]
+    inputs: list[Any]
     deaths: int = 0
 
 
@@ -223,7 +223,7 @@ class Dispatcher:
         for chunk in dead.given:
             chunk.deaths += 1
             if chunk.deaths >= DEATHS:
-                last = chunk.start + len(chunk.texts) - 1
+                last = chunk.start + len(chunk.inputs) - 1
                 raise WorkerError(
                     f"{chunk.deaths} processes died with inputs {chunk.start} to {last}, the last "
                     f"of them on {end}: these are not tried again"

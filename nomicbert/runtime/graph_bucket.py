@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nomicbert.modeling.model import NomicBert
 from nomicbert.modeling.packing import PackedBatch, end_to_end, positions
-from nomicbert.vectors.pooling import Finish, Pooling
+from nomicbert.vectors.embedding_model import EmbeddingModel
+from nomicbert.vectors.pooling import Finish
 from nomicbert_kernels import Plan, Rope
 from nomicbert_kernels.tensors import Tiles
 from nomicbert_kernels.tiling import most_tiles, tile_table
@@ -61,24 +61,25 @@ class Key(NamedTuple):
 class Bucket:
     """The buffer of one graph, and what is made of it."""
 
-    def __init__(self, model: NomicBert, pooling: Pooling, key: Key, record: Record) -> None:
+    def __init__(self, model: EmbeddingModel, key: Key, record: Record) -> None:
         """Record on a batch of filling alone."""
-        self.key, self.device = key, model.device
+        encoder = model.encoder
+        self.key, self.device = key, encoder.device
         self.parts = parts_of(key)
         size = self.parts[-1].stop
         self.buffer = torch.empty(size, dtype=torch.int32, device=self.device)
         self._copy(layout(key, []))
         ids, places, text, offsets, table = (self.buffer[part] for part in self.parts)
         rope = None
-        if model.rotary is not None:
-            cos, sin = model.rotary.plain(key.tokens, self.device)
-            rope = Rope(cos, sin, places, model.rotary.dim, model.rotary.interleaved)
+        if encoder.rotary is not None:
+            cos, sin = encoder.rotary.plain(key.tokens, self.device)
+            rope = Rope(cos, sin, places, encoder.rotary.dim, encoder.rotary.interleaved)
         batch = PackedBatch((), (), offsets, places, ids)
         plan = Plan(tiles=Tiles(table.view(-1, 4), text, key.tile))
-        ctx = model.planned(batch, plan, rope)
-        self.result, self.replay = record(lambda: pooling.vectors(model, ctx, key.finish))
+        ctx = encoder.planned(batch, plan, rope)
+        self.result, self.replay = record(lambda: model.vectors(ctx, key.finish))
         # what the graph reads must stay where it is, whatever becomes of the model
-        self.read = (ctx, model.prepared_weights(), pooling.prepared_weights())
+        self.read = (ctx, model.prepared_weights())
 
     def _copy(self, host: np.ndarray) -> None:
         tensor = torch.from_numpy(host)
@@ -121,7 +122,7 @@ def layout(key: Key, texts: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def frame(key: Key, lengths: Sequence[int]) -> np.ndarray:
-    """All of it that does not hang on the ids: these are zeros."""
+    """All of it that does not depend on the ids: these are zeros."""
     every, parts = filled_up(key, lengths), parts_of(key)
     host = np.zeros(parts[-1].stop, dtype=np.int32)
     _, places, text, offsets, tiles = (host[part] for part in parts)

@@ -8,6 +8,7 @@ repeated takes the same path each time. Recorded graphs read the parameters wher
 share the library's workspace: when one of them cannot stay, all go.
 """
 
+import functools
 import logging
 import math
 import os
@@ -21,15 +22,17 @@ from torch import Tensor
 
 from nomicbert.config import EncoderConfig
 from nomicbert.modeling.model import NomicBert
-from nomicbert.modeling.packing import pack
 from nomicbert.runtime.graph_bucket import Bucket, Key, Record, Work
-from nomicbert.runtime.parameter_snapshot import Held
-from nomicbert.vectors.pooling import Finish, Pooling
+from nomicbert.runtime.parameter_snapshot import ParameterSnapshot
+from nomicbert.vectors.embedding_model import EmbeddingModel
+from nomicbert.vectors.pooling import Finish
 from nomicbert_kernels.tiling import tile_rows
 
 logger = logging.getLogger(__name__)
 
 SWITCH = "NOMICBERT_GRAPHS"
+# Kinds of device whose launches can be recorded.
+DEVICES = ("cuda",)
 # Tokens of a bucket: whole tiles of 128 rows.
 BUCKETS = (64, 128, 256, 512, 1024, 1536, 2048, 2816, 4096, 5632, 8448, 11264, 16896)
 # Work on a bucket at most, in multiplications of one layer: on Hopper above it a layer's kernels
@@ -38,6 +41,9 @@ WORK = 5.5e10
 # Graphs that are kept.
 MOST = 64
 
+
+# Token ids of B texts, the longest first, and what becomes of the vectors -> (B, dim) fp32.
+Encode = Callable[[Sequence[Sequence[int]], Finish], Tensor]
 
 # torch records one graph at a time in a process.
 RECORDING = threading.Lock()
@@ -88,23 +94,25 @@ class Graphs:
         self._record: Record | None = None
         self._kept: dict[Key, Bucket] = {}
         self._made_for: tuple[Any, ...] = ()
-        self._held: Held | None = None
+        self._snapshot: ParameterSnapshot | None = None
         self._beyond = math.inf
         self._lock = threading.Lock()
         self._done: Any = None
 
+    def around(self, model: EmbeddingModel) -> Encode:
+        """What a stream sends its batches through: this on a GPU, elsewhere the model itself."""
+        if model.device.type in DEVICES:
+            return functools.partial(self, model)
+        self.clear()  # those of a model that has left its GPU
+        return model.encode_ids
+
     def __call__(
-        self,
-        model: NomicBert,
-        pooling: Pooling,
-        texts: Sequence[Sequence[int]],
-        finish: Finish,
+        self, model: EmbeddingModel, texts: Sequence[Sequence[int]], finish: Finish
     ) -> Tensor:
-        """Encode and pool a batch under inference_mode.
+        """Encode and pool a batch under inference_mode, with a graph where one serves.
 
         Args:
-            model: the encoder.
-            pooling: what follows it.
+            model: encoder and pooling.
             texts: token ids of B texts, the longest first; in another order none is recorded.
             finish: what becomes of the vectors.
 
@@ -115,20 +123,19 @@ class Graphs:
             raise RuntimeError(
                 "texts cannot be embedded while a CUDA graph is recorded: record NomicBert.core"
             )
-        if not records(model):
+        if not records(model.encoder):
             self.clear()
-        elif key := self._key(model, pooling, texts, finish):
+        elif key := self._key(model, texts, finish):
             # the buffers are one batch's at a time, whichever thread brings it
             with self._lock, on(model.device):
                 try:
-                    return self._run(self._bucket(model, pooling, key), texts)
+                    return self._run(self._bucket(model, key), texts)
                 except RuntimeError as error:
                     # torch's own says so, and so does the driver where it makes the graph
                     if "out of memory" not in str(error):
                         raise
                     self._give_up(key)
-        vectors: Tensor = pooling(model, pack(texts, model.device), finish)
-        return vectors
+        return model.encode_ids(texts, finish)
 
     def clear(self) -> None:
         """Give back what was recorded, and its memory."""
@@ -148,42 +155,46 @@ class Graphs:
         if self._done is not None:
             self._done.synchronize()
         self._kept.clear()
-        self._record = self._done = self._held = None
+        self._record = self._done = self._snapshot = None
 
     def _key(
-        self, model: NomicBert, pooling: Pooling, texts: Sequence[Sequence[int]], finish: Finish
+        self, model: EmbeddingModel, texts: Sequence[Sequence[int]], finish: Finish
     ) -> Key | None:
         """What serves these texts, or None.
 
         That is so for too many tokens or texts, for angles of their own, and where the longest does
         not come first.
         """
+        encoder = model.encoder
         lengths = list(map(len, texts))
-        if not lengths or lengths[-1] == 0 or lengths[0] > model.plain_length:
+        if not lengths or lengths[-1] == 0 or lengths[0] > encoder.plain_length:
             return None
         if lengths != sorted(lengths, reverse=True):
             return None  # they may need more tiles than there is room for
-        heads = (model.config.head_dim, model.compute_dtype, model.device)
+        heads = (encoder.config.head_dim, encoder.compute_dtype, encoder.device)
         tile = tile_rows(lengths[0], *heads)
-        if model.rotary is None and tile > model.plain_length:
+        if encoder.rotary is None and tile > encoder.plain_length:
             return None  # what fills up is as long as a tile, and there are no such positions
-        least = int(pooling.mode in ("cls", "lasttoken"))
-        fitting = (tokens for tokens in buckets(model.config) if tokens < self._beyond)
+        least = int(model.pooling.reads_one_token)
+        fitting = (tokens for tokens in buckets(encoder.config) if tokens < self._beyond)
         keys = (Key(tokens, tile, least, finish) for tokens in fitting)
         batch = sum(lengths), len(lengths)
         return next((key for key in keys if key.holds(*batch)), None)
 
-    def _bucket(self, model: NomicBert, pooling: Pooling, key: Key) -> Bucket:
+    def _bucket(self, model: EmbeddingModel, key: Key) -> Bucket:
+        encoder, pooling = modules = (model.encoder, model.pooling)
         ends = (pooling.mode, pooling.normalize, pooling.matryoshka_layer_norm, pooling.activations)
-        now, modules = (model.ops.name, model.compute_dtype, ends), (model, pooling)
+        now = (encoder.ops.name, encoder.compute_dtype, ends)
         full = key not in self._kept and len(self._kept) >= MOST
-        if self._held is None or full or now != self._made_for or not self._held.still(modules):
+        snapshot = self._snapshot
+        if snapshot is None or full or now != self._made_for or not snapshot.holds(modules):
             self._drop()
             # backend "triton" reads the parameters where they lie
-            self._made_for, self._held = now, Held(modules, model.ops.name != "triton")
+            copied = encoder.ops.name != "triton"
+            self._made_for, self._snapshot = now, ParameterSnapshot(modules, copied)
         if key not in self._kept:
             self._record = self._record or self._recorder()
-            self._kept[key] = Bucket(model, pooling, key, self._record)
+            self._kept[key] = Bucket(model, key, self._record)
             logger.info("recorded a graph for batches of up to %d tokens", key.tokens)
         return self._kept[key]
 
@@ -222,7 +233,7 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
 def records(model: NomicBert) -> bool:
     """Whether graphs serve here: our kernels on a GPU, nothing random, and nobody compiling."""
     return (
-        model.device.type == "cuda"
+        model.device.type in DEVICES
         and model.ops.name in ("triton", "fp8")
         and not model.training
         and os.environ.get(SWITCH) != "0"

@@ -16,7 +16,7 @@ from nomicbert.modeling.prepared_weights import stamp
 TABLES = attrgetter("_modules", "_parameters")
 
 
-class Held:
+class ParameterSnapshot:
     """All parameters of some modules, as they were when this was made."""
 
     def __init__(self, owners: tuple[nn.Module, ...], copied: bool) -> None:
@@ -33,8 +33,8 @@ class Held:
         tables: Iterator[dict[str, Any]] = chain.from_iterable(map(TABLES, self._modules))
         return [*chain.from_iterable(map(dict.values, tables))]
 
-    def still(self, owners: tuple[nn.Module, ...]) -> bool:
-        """Whether these are the same modules, with the same parameters in the same places."""
+    def holds(self, owners: tuple[nn.Module, ...]) -> bool:
+        """Whether these still are the same modules, with the same parameters in the same places."""
         now = self._now()
         return (
             all(map(is_, owners, self._owners))

@@ -7,7 +7,10 @@ passages take 3% longer when the next window is tokenised meanwhile.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,6 +55,38 @@ def one_ahead(
         if following is None:
             return
         end = following
+
+
+class Aside(Generic[Item, Result]):
+    """Work in a thread of its own, item by item; the first needs none: nothing runs beside it."""
+
+    def __init__(self, work: Callable[[Item], Result]) -> None:
+        """The thread is started by the second item."""
+        self._work = work
+        self._begun = False
+        self._thread: ThreadPoolExecutor | None = None
+
+    def __call__(self, item: Item) -> Callable[[], Result]:
+        """Begin the work on an item; what is returned waits for its result."""
+        if not self._begun:
+            self._begun = True
+            return partial(self._work, item)
+        self._thread = self._thread or ThreadPoolExecutor(1, "tokenizer")
+        return self._thread.submit(self._work, item).result
+
+    def __enter__(self) -> "Aside[Item, Result]":
+        """What begins the work."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the thread, once its item is done."""
+        if self._thread is not None:
+            self._thread.shutdown()
 
 
 def landing(rows: Tensor) -> Callable[[], Tensor]:

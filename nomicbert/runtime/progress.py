@@ -1,4 +1,4 @@
-"""The progress bar of a stream of texts: tokens done, tokens a second, time left."""
+"""The progress bar of a stream: tokens done, tokens a second, time left."""
 
 import sys
 from collections.abc import Iterator
@@ -15,13 +15,16 @@ DELAY = 2.0
 class Progress:
     """A bar that counts tokens, because they are what takes time.
 
-    How many there will be is estimated from the texts read so far and from how many are left, where
-    their iterator tells that (`__length_hint__`, as those of lists do).
+    How many there will be is estimated from the inputs read so far and from how many are left,
+    where their iterator tells that (`__length_hint__`, as those of lists do).
+
+    Attributes:
+        inputs: the same, which are counted as they are read.
     """
 
-    def __init__(self, show: bool | None, texts: Iterator[Any]) -> None:
+    def __init__(self, show: bool | None, inputs: Iterator[Any], doing: str = "Embedding") -> None:
         """`show`: None shows the bar on a terminal, once the work has taken a while."""
-        self._texts = texts
+        self.inputs = Unread(inputs)
         self._read = self._tokens = 0
         # a bar that nobody sees would take a good part of a query's time
         self._bar: Any = None
@@ -29,15 +32,16 @@ class Progress:
         on_terminal = getattr(sys.stderr, "isatty", bool)
         if on_terminal() if show is None else show:
             delay = DELAY if show is None else 0
-            self._bar = tqdm(desc="Embedding", unit=" tokens", unit_scale=True, delay=delay)
+            self._bar = tqdm(desc=doing, unit=" tokens", unit_scale=True, delay=delay)
 
     def read(self, lengths: list[int]) -> None:
-        """Texts of so many tokens have been read and wait to be encoded."""
+        """The oldest inputs that were read have so many tokens, and wait to be encoded."""
+        self.inputs.away -= len(lengths)
         if self._bar is None:
             return
         self._read += len(lengths)
         self._tokens += sum(lengths)
-        left = length_hint(self._texts, -1)
+        left = length_hint(self.inputs, -1)
         if left >= 0:
             # shown with the next tokens: a refresh would not wait for the delay
             self._bar.total = round(self._tokens * (1 + left / self._read))

@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nomicbert.arguments import as_whole
-from nomicbert.runtime.stream import Job, Truncate
+from nomicbert.runtime.stream import Options, Rows
+from nomicbert.runtime.texts import Job, Truncate
 from nomicbert.vectors import quantization as formats
-from nomicbert.vectors.pooling import Finish
+from nomicbert.vectors.pooling import Finish, Pooling
 from nomicbert.vectors.quantization import Precision
 
-Window = Tensor | list[Tensor]
 Devices = torch.device | str | Sequence[torch.device | str] | None
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 
@@ -45,13 +44,22 @@ class Request:
         """Whether hidden states are wanted instead of vectors."""
         return self.output_value == "token_embeddings"
 
-    def check(self, pool_mode: str) -> None:
+    @property
+    def finish(self) -> Finish:
+        """What becomes of the pooled vectors."""
+        return Finish(self.matryoshka_dim, self.truncate_dim, self.normalize_embeddings)
+
+    def width(self, pooling: Pooling) -> int:
+        """Numbers of a vector."""
+        return self.matryoshka_dim or self.truncate_dim or pooling.embedding_dimension
+
+    def check(self, pooling: Pooling) -> None:
         """Refuse what cannot be, without a look at the texts.
 
         Args:
-            pool_mode: how the checkpoint pools.
+            pooling: of the checkpoint.
 
-        Raises: ValueError: a value or a pair of values; the message names it.
+        Raises: ValueError, TypeError: a value or a pair of values; the message names it.
         """
         for name, value, known in (
             ("output_value", self.output_value, get_args(OutputValue)),
@@ -59,13 +67,10 @@ class Request:
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-        for name in ("batch_tokens", "batch_size"):
-            if (size := getattr(self, name)) is not None and as_whole(name, size) < 1:
-                raise ValueError(f"{name} must be at least 1, not {size}")
-        if self.truncate == "chunk" and pool_mode != "mean":
+        if self.truncate == "chunk" and pooling.mode != "mean":
             raise ValueError(
                 f"truncate='chunk' adds up tokens, which only mean pooling does: this checkpoint "
-                f"pools by {pool_mode}"
+                f"pools by {pooling.mode}"
             )
         if self.wants_tokens:
             for name, plain in (
@@ -80,23 +85,32 @@ class Request:
                     )
             if self.truncate == "chunk":
                 raise ValueError("truncate='chunk' gives one vector, not token_embeddings")
+        pooling.check(self.finish)
 
-    def job(self, prompt: str, max_length: int, finish: Finish, batch_tokens: int) -> Job:
-        """What a Stream needs to know; the arguments are what this alone does not say."""
+    def job(self, prompt: str, max_length: int) -> Job:
+        """What becomes of the texts; the arguments are what this alone does not say."""
         return Job(
             prompt=prompt,
             prompt_is_chosen=self.prompt is not None,
             max_length=max_length,
             truncate=self.truncate,
-            finish=finish,
+            finish=self.finish,
             token_embeddings=self.wants_tokens,
-            batch_tokens=self.batch_tokens or batch_tokens,
+        )
+
+    def options(self) -> Options:
+        """How the stream runs.
+
+        Raises: TypeError, ValueError: a size that is none.
+        """
+        return Options(
+            batch_tokens=self.batch_tokens,
             batch_size=self.batch_size,
             to_host=not self.convert_to_tensor,
             show_progress_bar=self.show_progress_bar,
         )
 
-    def gather(self, windows: Iterable[Window], count: int, width: int) -> Any:
+    def gather(self, windows: Iterable[Rows], count: int, width: int) -> Any:
         """All of a call's rows in the form asked for.
 
         Args:
@@ -124,7 +138,7 @@ class Request:
             rows = formats.convert(rows, self.precision, ranges)
         return self._hand_over(rows)
 
-    def each(self, windows: Iterable[Window], width: int) -> Iterator[Any]:
+    def each(self, windows: Iterable[Rows], width: int) -> Iterator[Any]:
         """The same rows one at a time, each as soon as its window is done; checks at once."""
         ranges = formats.check(self.precision, self.ranges, width)
         if formats.needs_ranges(self.precision) and ranges is None:
@@ -134,7 +148,7 @@ class Request:
             )
         return (row for window in windows for row in self._rows(window, ranges))
 
-    def _rows(self, window: Window, ranges: Tensor | None) -> Iterator[Any]:
+    def _rows(self, window: Rows, ranges: Tensor | None) -> Iterator[Any]:
         if not isinstance(window, Tensor):
             yield from window
             return

@@ -1,7 +1,8 @@
-"""A stream of texts on several devices of one machine: a process each, results in order.
+"""A stream of inputs on several devices of one machine: a process each, rows in order.
 
-Where in the flow: the caller's side of `worker`. Here texts are checked and cut into chunks, and
-what a call says once (progress, warnings) is said; `dispatch` keeps the processes.
+Where in the flow: in place of `stream`, for a list of devices; the caller's side of `worker`. Here
+inputs are checked and cut into chunks, and what a call says once (progress, warnings) is said;
+`dispatch` keeps the processes.
 """
 
 import os
@@ -15,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from nomicbert.runtime.batches import WINDOW_TEXTS, checked, text_windows
+from nomicbert.runtime.batches import WINDOW_TEXTS
 from nomicbert.runtime.dispatch import Chunk, Dispatcher
-from nomicbert.runtime.progress import Progress, Unread
-from nomicbert.runtime.stream import Stream
+from nomicbert.runtime.progress import Progress
+from nomicbert.runtime.stream import Options, Rows, Stream, Task, Truncation
 from nomicbert.runtime.worker import work
-from nomicbert.text.tokenizer import LETTERS_A_TOKEN
 
 # Chunks for each device at least, where there is enough to do.
 SHARES = 4
@@ -32,105 +31,91 @@ LEAST_LETTERS = 1 << 12
 CPU_LETTERS = 1 << 15
 
 
-class Workers(Stream):
-    """A Stream that several processes run, one for each device."""
+def open_stream(
+    task: Task, options: Options, devices: Sequence[torch.device] = ()
+) -> "Stream | Workers":
+    """What runs a task: in this process, or in one for each of several devices."""
+    return Workers(devices, task, options) if devices else Stream(task, options)
 
-    def __init__(
-        self, devices: Sequence[torch.device], batch_tokens: int | None, *parts: Any
-    ) -> None:
-        """Nothing is started before there are texts.
+
+class Workers:
+    """As a Stream, by several processes."""
+
+    def __init__(self, devices: Sequence[torch.device], task: Task, options: Options) -> None:
+        """Nothing is started before there are inputs.
 
         Args:
             devices: one for each process.
-            batch_tokens: tokens of a batch at most; None lets each process see what its device can.
-            parts: of a Stream.
+            task: what each does with its share.
+            options: for all of them; without batch_tokens each takes what suits its device.
         """
-        super().__init__(*parts)
         if os.name != "posix":
             raise ValueError("a list of devices needs Linux or macOS: give one device")
         self.devices = devices
-        self.batch_tokens = batch_tokens
+        self.task = task
+        self.options = options
 
-    def run(self, inputs: Iterator[Any]) -> Iterator[Tensor | list[Tensor]]:
-        """As Stream.run, but on the CPU, and with more texts read ahead.
+    def run(self, inputs: Iterator[Any]) -> Iterator[Rows]:
+        """As Stream.run, but on the CPU, and with more inputs read ahead.
 
-        Raises: WorkerError: all processes have died, or a chunk of texts kills them.
+        Raises: WorkerError: all processes have died, or a chunk of inputs kills them.
         """
-        job = self.job
-        unread = Unread(inputs)
-        texts = checked(unread)
-        if not job.prompt_is_chosen:
-            texts = self.prompts.watch(job.prompt, texts)
-        useful = None if job.truncate == "chunk" else job.max_length * LETTERS_A_TOKEN
-        # what a call says, it says once
-        quiet = replace(
-            job,
-            prompt_is_chosen=True,
-            show_progress_bar=False,
-            to_host=True,
-            batch_tokens=self.batch_tokens or 0,
-        )
-        flowing = self._flowing(inputs)
-        chunks = self._chunks(text_windows(texts, useful), useful, whole=flowing)
-        first = next(chunks, None)
-        if first is None:
-            return
-        threads = max(torch.get_num_threads() // len(self.devices), 1)
-        names = list(map(str, self.devices))
+        task, flowing = self.task, self._flowing(inputs)
         with (
-            Progress(job.show_progress_bar, unread) as progress,
-            shared((self.model, self.tokenizer, self.pooling, self.prompts)) as path,
-            closing(
-                Dispatcher(
-                    names, work, path, threads, quiet, flowing, at_a_time=4 if flowing else 2
-                ).run(chain([first], chunks))
-            ) as results,
+            Truncation(task) as truncation,
+            Progress(self.options.show_progress_bar, inputs, task.doing) as progress,
         ):
-            try:
-                for rows, content in results:
-                    self._read += len(rows.lengths)
-                    self._cut += rows.cut
-                    unread.away -= len(rows.lengths)
-                    progress.read(rows.lengths)
-                    progress.done(sum(rows.lengths))
-                    yield rows.window(content)
-            except GeneratorExit:
-                self._tell()
-                raise
-        self._tell()
+            chunks = self._chunks(task.windows(task.read(progress.inputs)), whole=flowing)
+            first = next(chunks, None)
+            if first is None:
+                return
+            with (
+                shared(task) as path,
+                closing(self._dispatcher(path, flowing).run(chain([first], chunks))) as results,
+            ):
+                for found, content in results:
+                    progress.read(found.lengths)
+                    progress.done(sum(found.lengths))
+                    truncation.add(len(found.lengths), found.cut)
+                    yield found.rows(content)
+
+    def _dispatcher(self, path: str, flowing: bool) -> Dispatcher:
+        names = list(map(str, self.devices))
+        threads = max(torch.get_num_threads() // len(self.devices), 1)
+        options = replace(self.options, to_host=True)
+        waiting = 4 if flowing else 2
+        return Dispatcher(names, work, path, threads, options, flowing, at_a_time=waiting)
 
     def _flowing(self, inputs: Iterator[Any]) -> bool:
         """Whether chunks are whole windows, and one follows the other in a process.
 
         So reading, tokenising and computing overlap, as on one device. A CPU has nothing to gain
-        from it, and of few texts every device shall have its share.
+        from it, and of few inputs every device shall have its share.
         """
         left = length_hint(inputs, -1)
         few = 0 <= left < SHARES * len(self.devices) * WINDOW_TEXTS
         return not few and all(device.type != "cpu" for device in self.devices)
 
-    def _chunks(
-        self, windows: Iterable[list[str]], useful: int | None, whole: bool
-    ) -> Iterator[Chunk]:
+    def _chunks(self, windows: Iterable[list[Any]], whole: bool) -> Iterator[Chunk]:
         """Windows, or pieces of them, with their numbers."""
         number = start = 0
         for window in windows:
-            for texts in [window] if whole else self._pieces(window, useful):
-                yield Chunk(number, start, texts)
+            for inputs in [window] if whole else self._pieces(window):
+                yield Chunk(number, start, inputs)
                 number += 1
-                start += len(texts)
+                start += len(inputs)
 
-    def _pieces(self, window: list[str], useful: int | None) -> Iterator[list[str]]:
-        """Neighbouring texts of a window, in lists of about as many letters that count."""
-        sizes = [len(text) if useful is None else min(len(text), useful) for text in window]
+    def _pieces(self, window: list[Any]) -> Iterator[list[Any]]:
+        """Neighbouring inputs of a window, in lists of about as many letters that count."""
+        sizes = self.task.letters(window)
         limit = sum(sizes) // (SHARES * len(self.devices))
         if any(device.type == "cpu" for device in self.devices):
             limit = min(limit, CPU_LETTERS)
         limit = max(limit, LEAST_LETTERS)
-        piece: list[str] = []
+        piece: list[Any] = []
         letters = 0
-        for text, size in zip(window, sizes, strict=True):
-            piece.append(text)
+        for item, size in zip(window, sizes, strict=True):
+            piece.append(item)
             letters += size
             if letters >= limit:
                 yield piece
@@ -140,18 +125,18 @@ class Workers(Stream):
 
 
 @contextmanager
-def shared(parts: tuple[Any, ...]) -> Iterator[str]:
-    """The parts of an Embedder in a file that other processes can map: its path.
+def shared(task: Task) -> Iterator[str]:
+    """A task in a file that other processes can map: its path.
 
     On Linux it is in memory and has no name that could outlive this process.
     """
     if hasattr(os, "memfd_create"):
         with open(os.memfd_create("nomicbert"), "wb") as file:
-            torch.save(parts, file)
+            torch.save(task, file)
             file.flush()
             yield f"/proc/{os.getpid()}/fd/{file.fileno()}"
     else:
         with tempfile.TemporaryDirectory(prefix="nomicbert-") as folder:
-            path = Path(folder, "parts.pt")
-            torch.save(parts, path)
+            path = Path(folder, "task.pt")
+            torch.save(task, path)
             yield str(path)

@@ -5,11 +5,11 @@ Source: config_sentence_transformers.json; the four task prefixes of nomic-embed
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import ConfigError
-from nomicbert.loading.json_settings import read_json
+from nomicbert.loading.folder import StatedPrompts
 from nomicbert.user_warnings import PromptWarning, warn
 
 NOMIC_TASKS = ("search_query", "search_document", "classification", "clustering")
@@ -35,20 +35,30 @@ class Prompts:
     _warned: bool = field(default=False, repr=False)
 
     @classmethod
-    def from_folder(cls, folder: Path, config: EncoderConfig) -> "Prompts":
-        """The checkpoint's prompts; a NomicBERT one that ships none gets its card's four."""
-        path = folder / "config_sentence_transformers.json"
-        raw = read_json(path) if path.is_file() else {}
-        shipped = raw.get("prompts") or {}
+    def of(cls, stated: StatedPrompts, config: EncoderConfig) -> "Prompts":
+        """Those that a checkpoint ships; a NomicBERT one without any gets its card's four.
+
+        Raises: ConfigError: they are no names and texts, or the default is not among them.
+        """
+        shipped, default, path = stated.by_name or {}, stated.default, stated.path
         if not isinstance(shipped, dict) or not all(isinstance(t, str) for t in shipped.values()):
             raise ConfigError(f"{path}: prompts must be an object of names and texts")
-        default = raw.get("default_prompt_name")
         if default is not None and (not isinstance(default, str) or default not in shipped):
             raise ConfigError(f"{path}: default_prompt_name {default!r} is not among its prompts")
         # sentence-transformers writes empty prompts for checkpoints that have none
         if any(shipped.values()) or config.model_type != "nomic_bert":
             return cls(dict(shipped), default)
         return cls(dict(CARDS_PROMPTS), required=True)
+
+    @property
+    def query_name(self) -> str | None:
+        """Name of the prompt for queries; None where there is no such."""
+        return self._first_of(QUERY_NAMES)
+
+    @property
+    def document_name(self) -> str | None:
+        """The same for documents."""
+        return self._first_of(DOCUMENT_NAMES)
 
     def choose(self, name: str | None, prompt: str | None) -> str:
         """The text to put before the inputs of a call.
@@ -73,8 +83,7 @@ class Prompts:
             raise ValueError(f"unknown prompt_name {name!r}; this checkpoint has: {known}")
         return self.by_name[name]
 
-    def first_of(self, names: Sequence[str]) -> str | None:
-        """The first of these names that the checkpoint has."""
+    def _first_of(self, names: Sequence[str]) -> str | None:
         return next((name for name in names if name in self.by_name), None)
 
     def watch(self, prompt: str, texts: Iterable[str]) -> Iterator[str]:
@@ -90,3 +99,10 @@ class Prompts:
                     PromptWarning,
                 )
             yield text
+
+
+def prompted(keywords: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """The keywords of a call of `encode`, with this prompt's name where they have no prompt."""
+    if keywords.get("prompt_name") is None and keywords.get("prompt") is None:
+        return {**keywords, "prompt_name": name}
+    return keywords

@@ -12,8 +12,9 @@ from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 from tokenizers.normalizers import BertNormalizer
 
 from nomicbert.errors import TokenizerError
-from nomicbert.loading.json_settings import Settings, optional
-from nomicbert.text.prefixes import Cuts
+from nomicbert.loading.folder import TokenizerSettings
+from nomicbert.loading.json_settings import Settings
+from nomicbert.text.safe_cuts import Cuts
 
 Pair = tuple[str, str]
 
@@ -52,16 +53,16 @@ class Tokenizer:
         self.beside: dict[str, bytes] = {}
 
     @classmethod
-    def from_folder(cls, folder: Path, vocab_size: int) -> "Tokenizer":
+    def from_settings(cls, settings: TokenizerSettings, vocab_size: int) -> "Tokenizer":
         """Read tokenizer.json, or the vocab.txt of a BERT checkpoint.
 
         Args:
-            folder: the checkpoint.
+            settings: which folder they are in, and what is stated beside them.
             vocab_size: rows of the word embedding, which every id must be below.
 
         Raises: TokenizerError: files missing, damaged, or with more ids than the embedding.
         """
-        settings = optional(folder / "tokenizer_config.json")
+        folder = settings.folder
         whole, vocab = folder / "tokenizer.json", folder / "vocab.txt"
         if not whole.is_file() and not vocab.is_file():
             raise TokenizerError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.txt")
@@ -73,16 +74,15 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing more specific
             source = whole if whole.is_file() else vocab
             raise TokenizerError(f"{source} is not a tokenizer: {error}") from error
-        _normalise_as_stated(rust, settings)
+        _normalise_as_stated(rust, settings.stated)
         largest = max(rust.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= vocab_size:
             raise TokenizerError(
                 f"the tokenizer of {folder} has ids up to {largest}, but the embedding has only "
                 f"{vocab_size} rows"
             )
-        stated = optional(folder / "sentence_bert_config.json")
-        tokenizer = cls(rust, stated.flag("do_lower_case", default=False))
-        inputs = settings.raw.get("model_input_names")
+        tokenizer = cls(rust, settings.lower_case)
+        inputs = settings.stated.raw.get("model_input_names")
         tokenizer.gives_types = inputs is None or "token_type_ids" in inputs
         beside = (folder / name for name in BESIDE)
         tokenizer.beside = {path.name: path.read_bytes() for path in beside if path.is_file()}
@@ -93,6 +93,11 @@ class Tokenizer:
         self.rust.save(str(folder / "tokenizer.json"))
         for name, content in self.beside.items():
             (folder / name).write_bytes(content)
+
+    @property
+    def shortest(self) -> int:
+        """Tokens that leave room for one beside the special ones."""
+        return len(self.prefix) + len(self.suffix) + 1
 
     def encode(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], list[int]]:
         """Token ids of each text with its special tokens, at most `max_length` of them.

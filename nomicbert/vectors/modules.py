@@ -1,4 +1,4 @@
-"""The files of sentence-transformers beside the weights (modules.json, 1_Pooling, ...) -> Pooling.
+"""The modules of sentence-transformers behind an encoder (1_Pooling, 2_Dense, ...) -> Pooling.
 
 Source: the module formats that sentence-transformers 2 to 6 write.
 """
@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nomicbert.config import EncoderConfig
 from nomicbert.errors import CheckpointError, ConfigError
-from nomicbert.loading.json_settings import Settings, inside, read_json, read_json_list
+from nomicbert.loading.folder import CheckpointFolder
+from nomicbert.loading.json_settings import Settings, read_json
 from nomicbert.loading.nonfinite import not_finite, warn_not_finite
-from nomicbert.loading.weights import TensorFiles
+from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert.vectors.pooling import ACTIVATIONS, Pooling
 from nomicbert_kernels import PoolMode
 
@@ -44,30 +44,11 @@ NAMES: dict[str, PoolMode] = {
 }
 
 
-def module_folders(folder: Path) -> list[tuple[str, Path]]:
-    """(kind, folder) of each module in order; kind is the last part of its class name.
-
-    A checkpoint without modules.json is a bare encoder, which sentence-transformers pools by mean.
-    """
-    path = folder / "modules.json"
-    if not path.is_file():
-        logger.info("%s has no modules.json: its texts are pooled by mean", folder)
-        return [("Transformer", folder)]
-    found = []
-    for entry in read_json_list(path):
-        kind = str(Settings(entry, path).get("type"))
-        if not kind.startswith("sentence_transformers."):
-            raise ConfigError(f"{path} asks for {kind}, which is code of its own: it is never run")
-        found.append((kind.rpartition(".")[2], inside(folder, entry.get("path", ""), path)))
-    return found
-
-
-def read_pooling(folder: Path, config: EncoderConfig, dtype: torch.dtype) -> Pooling:
+def read_pooling(checkpoint: CheckpointFolder, dtype: torch.dtype) -> Pooling:
     """Build what stands behind the encoder.
 
     Args:
-        folder: the checkpoint.
-        config: of its encoder.
+        checkpoint: whose modules say what that is.
         dtype: of the Dense layers.
 
     Raises:
@@ -77,21 +58,24 @@ def read_pooling(folder: Path, config: EncoderConfig, dtype: torch.dtype) -> Poo
     mode: PoolMode = "mean"
     dense: list[tuple[nn.Linear, str]] = []
     normalize = False
+    config = checkpoint.config
     width = config.hidden_size
-    kinds = module_folders(folder)
-    names = [kind for kind, _ in kinds]
-    if (folder / "modules.json").is_file() and not ORDER.fullmatch(" ".join(names)):
+    names = [module.kind for module in checkpoint.modules or ()]
+    if checkpoint.modules is not None and not ORDER.fullmatch(" ".join(names)):
         raise ConfigError(
-            f"{folder / 'modules.json'} lists {', '.join(names) or 'nothing'}: supported are "
-            "Transformer, Pooling, any number of Dense, and Normalize at the end if at all"
+            f"{checkpoint.folder / 'modules.json'} lists {', '.join(names) or 'nothing'}: "
+            "supported are Transformer, Pooling, any number of Dense, and Normalize at the end if "
+            "at all"
         )
-    for kind, place in kinds:
-        if kind == "Pooling":
-            mode = _read_mode(place / "config.json", width)
-        elif kind == "Dense":
-            dense.append(_read_dense(place, width, dtype))
+    if checkpoint.modules is None:
+        logger.info("%s has no modules.json: its texts are pooled by mean", checkpoint.folder)
+    for module in checkpoint.modules or ():
+        if module.kind == "Pooling":
+            mode = _read_mode(module.folder / "config.json", width)
+        elif module.kind == "Dense":
+            dense.append(_read_dense(module.folder, width, dtype))
             width = dense[-1][0].out_features
-        elif kind == "Normalize":
+        elif module.kind == "Normalize":
             normalize = True
     # v1.5 and what is fine-tuned from it: layer_norm is part of how it was trained to be sliced
     recipe = config.hidden_act == "swiglu" and mode == "mean" and not dense and not normalize

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from nomicbert.arguments import as_whole
 from nomicbert.modeling.context import ForwardContext
-from nomicbert.modeling.model import NomicBert
 from nomicbert.modeling.packing import PackedBatch
 from nomicbert.modeling.prepared_weights import PreparedWeights
 from nomicbert_kernels import Ops, Plan, PoolMode, Run, Weight, compute_dtype
+from nomicbert_kernels.tensors import ONE_TOKEN_MODES
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Finish:
 
 
 class Pooling(nn.Module):
-    """Everything behind the encoder.
+    """Everything behind the encoder: hidden states -> vectors.
 
     Attributes:
         mode: how a text's hidden states become one vector.
@@ -89,29 +89,50 @@ class Pooling(nn.Module):
         if finish.matryoshka_dim is not None and finish.truncate_dim is not None:
             raise ValueError("give matryoshka_dim or truncate_dim, not both")
 
-    def forward(self, model: NomicBert, batch: PackedBatch, finish: Finish) -> Tensor:
-        """Encode and pool a batch.
+    @property
+    def reads_one_token(self) -> bool:
+        """Whether of a text one hidden state alone is read."""
+        return self.mode in ONE_TOKEN_MODES
+
+    def rows(self, batch: PackedBatch) -> Tensor | None:
+        """(B,) int64: the one token of each text that is read, or None where all of them are."""
+        if not self.reads_one_token or not batch.position_ids.shape[0]:
+            return None
+        return batch.first_tokens() if self.mode == "cls" else batch.last_tokens()
+
+    def forward(
+        self, hidden: Tensor, ctx: ForwardContext, rows: Tensor | None, finish: Finish
+    ) -> Tensor:
+        """Pool a batch, and all that follows.
 
         Args:
-            model: the encoder.
-            batch: B packed texts.
+            hidden: (T, hidden_size) of every token, or (B, hidden_size) of those in `rows`.
+            ctx: of the forward pass that they come from.
+            rows: of `self.rows`, which the encoder has been asked for, or None.
             finish: what becomes of the vectors.
 
-        Returns: (B, dim) fp32; a text without tokens gives zeros.
+        Returns: (B, dim) fp32; nothing is known of a text without tokens.
         """
-        filled, kept = batch.without_empty()
-        x = self.vectors(model, model.context(filled), finish)
-        if filled is batch:
-            return x
-        # computed without them, so that the others have the same bits and no bias is added
-        places = torch.tensor(kept, dtype=torch.int64, device=x.device)
-        return x.new_zeros(len(batch.lengths), x.shape[1]).index_copy(0, places, x)
-
-    def vectors(self, model: NomicBert, ctx: ForwardContext, finish: Finish) -> Tensor:
-        """All that follows planning: (B, dim) fp32; nothing is known of a text without tokens."""
         if self.dense:
-            return self.finish(model.ops, self.pool(model, ctx), finish)
-        return self._last(self.pool(model, ctx, *self._recipe(finish)), finish)
+            return self.finish(ctx.ops, self.pool(hidden, ctx, rows), finish)
+        return self._last(self.pool(hidden, ctx, rows, *self._recipe(finish)), finish)
+
+    def pool(
+        self,
+        hidden: Tensor,
+        ctx: ForwardContext,
+        rows: Tensor | None,
+        layer_norm: bool = False,
+        dim: int | None = None,
+        unit: bool = False,
+    ) -> Tensor:
+        """Pool a batch, then layer_norm, slice and L2 where asked for: (B, dim) fp32."""
+        if rows is not None:
+            return pool_rows(ctx.ops, hidden, layer_norm, dim, unit)
+        pooled: Tensor = ctx.ops.pool(
+            hidden, ctx.batch.cu_seqlens, ctx.plan, self.mode, layer_norm, dim, unit
+        )
+        return pooled
 
     def finish(self, ops: Ops, pooled: Tensor, finish: Finish) -> Tensor:
         """All that follows pooling: (B, hidden_size) fp32 -> (B, dim) fp32."""
@@ -123,25 +144,6 @@ class Pooling(nn.Module):
             )
             x = ACTIVATIONS[activation](ops.linear(x.to(weight.dtype), weight)).float()
         return self._last(pool_rows(ops, x, *self._recipe(finish)), finish)
-
-    def pool(
-        self,
-        model: NomicBert,
-        ctx: ForwardContext,
-        layer_norm: bool = False,
-        dim: int | None = None,
-        unit: bool = False,
-    ) -> Tensor:
-        """Encode and pool a batch, then layer_norm, slice and L2 where asked for: (B, dim) fp32."""
-        batch = ctx.batch
-        # the first or last token alone is wanted, so the last layer computes nothing else
-        if self.mode in ("cls", "lasttoken") and batch.position_ids.shape[0]:
-            rows = batch.first_tokens() if self.mode == "cls" else batch.last_tokens()
-            return pool_rows(model.ops, model.core(ctx, rows), layer_norm, dim, unit)
-        pooled: Tensor = model.ops.pool(
-            model.core(ctx), batch.cu_seqlens, ctx.plan, self.mode, layer_norm, dim, unit
-        )
-        return pooled
 
     def prepared_weights(self) -> list[Weight]:
         """What has been prepared of the Dense layers so far."""

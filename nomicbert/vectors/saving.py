@@ -9,13 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from nomicbert.loading import weights
 from nomicbert.loading.json_settings import optional
-from nomicbert.modeling.model import NomicBert
+from nomicbert.loading.tensor_files import write
 from nomicbert.text.prompts import CARDS_PROMPTS, Prompts
 from nomicbert.text.tokenizer import Tokenizer
+from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.modules import FLAGS
-from nomicbert.vectors.pooling import Pooling
 
 ACTIVATION_HOMES = {"Identity": "torch.nn.modules.linear"}
 OTHER_ACTIVATIONS = "torch.nn.modules.activation"
@@ -23,9 +22,8 @@ OTHER_ACTIVATIONS = "torch.nn.modules.activation"
 
 def save_modules(
     folder: Path,
-    model: NomicBert,
+    model: EmbeddingModel,
     tokenizer: Tokenizer,
-    pooling: Pooling,
     prompts: Prompts,
     max_seq_length: int,
     similarity: str,
@@ -34,16 +32,16 @@ def save_modules(
 
     Args:
         folder: made when it does not exist.
-        model: the encoder.
+        model: encoder and pooling.
         tokenizer: of the encoder.
-        pooling: what stands behind it.
         prompts: left out where they are the card's and not the checkpoint's.
         max_seq_length: tokens of a text at most.
         similarity: name of the function that the vectors are made for.
     """
-    model.save_pretrained(folder)
+    encoder, pooling = model.encoder, model.pooling
+    encoder.save_pretrained(folder)
     tokenizer.save(folder)
-    width = model.config.hidden_size
+    width = encoder.config.hidden_size
     places = [("Transformer", ""), ("Pooling", "1_Pooling")]
     places += [("Dense", f"{i}_Dense") for i in range(2, 2 + len(pooling.dense))]
     if pooling.normalize:
@@ -80,7 +78,7 @@ def save_modules(
             "activation_function": activation_path(activation),
         }
         tensors = {f"linear.{name}": p.detach().cpu() for name, p in layer.named_parameters()}
-        weights.write(folder / f"{i}_Dense", tensors, settings)
+        write(folder / f"{i}_Dense", tensors, settings)
 
 
 def save_pair_tokenizer(folder: Path, tokenizer: Tokenizer, max_seq_length: int) -> None:

@@ -4,14 +4,11 @@ Source: the four functions of sentence-transformers' `similarity`.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from nomicbert.loading.json_settings import optional
 
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cosine": lambda a, b: F.normalize(a) @ F.normalize(b).T,
@@ -37,9 +34,3 @@ def similarity(a: np.ndarray | Tensor, b: np.ndarray | Tensor, name: str = "cosi
     left, right = (torch.as_tensor(x).float() for x in (a, b))
     left, right = (x.unsqueeze(0) if x.dim() == 1 else x for x in (left, right))
     return SIMILARITIES[name](left, right)
-
-
-def stated_similarity(folder: Path) -> str:
-    """The function that a checkpoint's vectors are made for."""
-    stated = optional(folder / "config_sentence_transformers.json")
-    return str(stated.get("similarity_fn_name", default="cosine"))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from nomicbert.embedder import Embedder
+from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert.loading.tensor_names import canonical, recipes
-from nomicbert.loading.weights import TensorFiles
 from nomicbert.modeling.model import NomicBert
 from nomicbert.user_warnings import TruncationWarning
 from nomicbert.verify import invariance, measures

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nomicbert.loading.weights import TensorFiles
+from nomicbert.loading.tensor_files import TensorFiles
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Identity": lambda x: x,

@@ -16,7 +16,6 @@ from torch import Tensor
 from nomicbert.embedder import Embedder
 from nomicbert.modeling.backend_module import Computing
 from nomicbert.modeling.packing import pack
-from nomicbert.vectors.pooling import Finish
 from nomicbert.verify.report import Row
 from nomicbert.verify.texts import TEXTS
 from nomicbert_kernels import Activation, Ops, compute_dtype
@@ -121,7 +120,7 @@ def _trace(embedder: Embedder, ids: Sequence[Sequence[int]], shift: int = 0) -> 
     whole: Trace = []
     batch = pack(ids, embedder.device)
     with watched(embedder.model, whole, shift), torch.inference_mode():
-        embedder.pooling(embedder.model, batch, Finish())
+        embedder.embedding_model(batch)
     tokens, lengths = sum(batch.lengths), list(batch.lengths)
     traces: list[Trace] = [[] for _ in ids]
     for op, rows in whole:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nomicbert.loading.weights import TensorFiles
+from nomicbert.loading.tensor_files import TensorFiles
 
 PREFIX = re.compile(r"^((bert|nomic_bert|trunk|model)\.)+")
 # BERT's names in the words of NomicBERT; query, key and value have names of their own.

@@ -6,7 +6,6 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -14,9 +13,9 @@ from nomicbert.arguments import as_device
 from nomicbert.embedder import Embedder
 from nomicbert.errors import BackendError
 from nomicbert.loading import hub
+from nomicbert.loading.folder import find_encoder
 from nomicbert.loading.target import choose_ops
 from nomicbert.user_warnings import WeightWarning
-from nomicbert.vectors.modules import module_folders
 from nomicbert.verify.bounds import HALF_VALUES
 from nomicbert.verify.checks import embedding_rows, hidden_rows, invariance_row, tensors_row
 from nomicbert.verify.references import choose, need_transformers
@@ -69,12 +68,12 @@ def verify(
     if against is not None:
         other = hub.resolve(against, local_files_only=local_files_only)
     embedder = Embedder.from_pretrained(folder, device=place)
-    tensors = tensors_row(_encoder(folder), embedder.model)
+    tensors = tensors_row(find_encoder(folder), embedder.model)
     batch, longest = _batch(embedder), embedder.max_seq_length
     del embedder
     step("the reference")
-    encoder = choose(_encoder(other), place)
-    truth = Truth(encoder, _encoder(other), other, batch, longest)
+    encoder = choose(find_encoder(other), place)
+    truth = Truth(encoder, find_encoder(other), other, batch, longest)
     report = Report(
         model=os.fspath(path_or_repo_id),
         against=os.fspath(path_or_repo_id if against is None else against),
@@ -143,12 +142,6 @@ def _batch(embedder: Embedder) -> Batch:
     ids, _ = embedder.tokenizer.encode(TEXTS, embedder.max_seq_length)
     stream = [token for text in ids for token in text]
     return cut(stream, config.type_vocab_size, -(-HALF_VALUES // config.hidden_size))
-
-
-def _encoder(folder: Path) -> Path:
-    """Where the Transformer module of a checkpoint lies."""
-    modules = module_folders(folder)
-    return next((path for kind, path in modules if kind == "Transformer"), folder)
 
 
 def _remarks(truth: Truth, device: torch.device, dtypes: Sequence[torch.dtype]) -> list[str]:

@@ -454,17 +454,19 @@ def test_vectors_of_ours_come_by_way_of_graphs() -> None:
     """Where `Embedder` records them: a small batch would take its launches' time without."""
     given: list[Any] = []
 
-    def graphs(model: Any, pooling: Any, texts: list[list[int]], finish: Finish) -> Tensor:
-        given.append((model, pooling, texts, finish))
+    def encode(texts: list[list[int]], finish: Finish) -> Tensor:
+        given.append((texts, finish))
         return torch.tensor([[float(sum(text)), 1.0] for text in texts])
 
-    embedder: Any = types.SimpleNamespace(model="m", pooling="p", graphs=graphs)
+    around = {"m": encode}.__getitem__
+    graphs = types.SimpleNamespace(around=around)
+    embedder: Any = types.SimpleNamespace(embedding_model="m", graphs=graphs)
     case = Case("passages", [[1], [2, 3], [4, 5, 6]], ["x"] * 3)
     found = rivals.Budgets(embedder).vectors(case, by_count(case.lengths, 2))
     assert found.tolist() == [[1, 1], [5, 1], [15, 1]]
     assert given == [
-        ("m", "p", [[4, 5, 6], [2, 3]], Finish()),
-        ("m", "p", [[1]], Finish()),
+        ([[4, 5, 6], [2, 3]], Finish()),
+        ([[1]], Finish()),
     ]
 
 

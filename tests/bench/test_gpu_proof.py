@@ -362,11 +362,12 @@ def test_the_winning_rows_are_taken_and_put_back(tmp_path: Path) -> None:
     before = launch.settings("swiglu", CPU, torch.float32, **sizes)
     seen: list[int] = []
 
-    def graphs(*given: Any) -> Tensor:
+    def encode(*given: Any) -> Tensor:
         seen.append(launch.settings("swiglu", CPU, torch.float32, **sizes)["BLOCK_M"])
         return torch.zeros(1, 2)
 
-    embedder: Any = types.SimpleNamespace(model="m", pooling="p", graphs=graphs)
+    graphs = types.SimpleNamespace(around=lambda model: encode)
+    embedder: Any = types.SimpleNamespace(embedding_model="m", graphs=graphs)
     texts = Texts("passages", [[1, 2]], ["x"])
     tuned = speed.Tuned(embedder, path)
     for _ in range(2):

@@ -25,7 +25,7 @@ from nomicbert.cli import embed
 from nomicbert.embedder import Embedder
 from nomicbert.runtime import workers
 from nomicbert.runtime.dispatch import Dispatcher
-from nomicbert.runtime.stream import Truncate
+from nomicbert.runtime.texts import Truncate
 from nomicbert.vectors import quantization
 from nomicbert_kernels import linear_int8
 from tests.support.checkpoints import build_checkpoint

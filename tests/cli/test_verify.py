@@ -19,6 +19,7 @@ from nomicbert import Embedder
 from nomicbert.user_warnings import WeightWarning
 from nomicbert.verify import references, speed
 from nomicbert_kernels import backend as kernels
+from nomicbert_kernels import capabilities
 from nomicbert_kernels.linear_torch import onednn_packs
 from tests.support.checkpoints import build_checkpoint, edit_config
 from tests.support.command_line import ROOT, one_line, run_cli
@@ -309,7 +310,7 @@ def test_wrong_arguments(options: list[str], message: str, tmp_path: Path) -> No
 
 def test_a_backend_that_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for by name it is an error; among all it is a note."""
-    monkeypatch.setattr(kernels, "interprets", lambda: False)
+    monkeypatch.setattr(capabilities, "interprets", lambda: False)
     folder = build(tmp_path)
     options = ("--device", "cpu", "--dtype", "float32")
     code, out, err = run_cli("verify", str(folder), *options, "--backend", "triton")

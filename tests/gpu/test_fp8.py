@@ -11,7 +11,8 @@ from torch import Tensor
 from bench.aot_cases import Model
 from bench.problem import error_and_bound
 from nomicbert_kernels import Activation, Ops, Rope, fp8, values
-from nomicbert_kernels.backend import FP8_REFERENCE, fp8_ops, why_not_fp8
+from nomicbert_kernels.backend import FP8_REFERENCE, fp8_ops
+from nomicbert_kernels.capabilities import why_not_fp8
 from tests.gpu.conftest import Record
 from tests.gpu.support import DEVICE, EDGES, INTERPRETED, MODELS
 

@@ -137,19 +137,19 @@ def test_a_stream_of_texts(tmp_path: Path, seed: int, record: Record) -> None:
 def test_inside_a_recording_of_the_caller(tmp_path: Path, seed: int, record: Record) -> None:
     """A caller may record the packed core; texts would be recorded with their ids."""
     embedder = load(tmp_path, "nomic-v1.5", seed)
-    model, pooling = embedder.model, embedder.pooling
+    model = embedder.embedding_model
     texts = [[5, 6, 7, 8], [9, 10]]
     with torch.inference_mode():
-        ctx = model.context(pack(texts, DEVICE))
+        ctx = model.encoder.context(pack(texts, DEVICE))
 
         def work() -> Tensor:
             if torch.cuda.is_current_stream_capturing():
                 with pytest.raises(RuntimeError, match="while a CUDA graph is recorded"):
-                    embedder.graphs(model, pooling, texts, Finish())
-            return pooling.vectors(model, ctx, Finish())
+                    embedder.graphs(model, texts, Finish())
+            return model.vectors(ctx, Finish())
 
         result, replay = graphs.Recorder()(work)
-        wanted = pooling.vectors(model, ctx, Finish())
+        wanted = model.vectors(ctx, Finish())
         result.fill_(torch.nan)
         replay()
     record(float((result - wanted).abs().max()), 0, check="the caller's own graph")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from nomicbert import Embedder, NomicBert
 from nomicbert.errors import BackendError, CheckpointError, ConfigError, HubError
-from nomicbert.loading.hub_config import read_config
+from nomicbert.loading.folder import read_folder
 from nomicbert.vectors.modules import read_pooling
 from tests.support.checkpoints import build_checkpoint, edit_config, read_tensors
 
@@ -127,7 +127,7 @@ def pooling_of(folder: Path, **changes: Any) -> Any:
     file = folder / "1_Pooling" / "config.json"
     content = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
-    return read_pooling(folder, read_config(folder), torch.float32)
+    return read_pooling(read_folder(folder), torch.float32)
 
 
 def test_pooling_modes(tmp_path: Path) -> None:
@@ -156,12 +156,12 @@ def test_pooling_modes(tmp_path: Path) -> None:
 
 def test_modules(tmp_path: Path) -> None:
     build_checkpoint(tmp_path, "conan-v1")
-    config, file = read_config(tmp_path), tmp_path / "modules.json"
+    file = tmp_path / "modules.json"
     entries = json.loads(file.read_text())
 
     def with_modules(*modules: dict[str, Any]) -> None:
         file.write_text(json.dumps(modules))
-        read_pooling(tmp_path, config, torch.float32)
+        read_pooling(read_folder(tmp_path), torch.float32)
 
     with_modules(*entries)
     with pytest.raises(ConfigError, match="lists Transformer, Dense, Pooling: supported are"):
@@ -177,19 +177,19 @@ def test_modules(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="leaves its folder"):
             Embedder.from_pretrained(tmp_path)
     file.unlink()
-    assert read_pooling(tmp_path, config, torch.float32).mode == "mean"
+    assert read_pooling(read_folder(tmp_path), torch.float32).mode == "mean"
 
 
 def test_dense(tmp_path: Path) -> None:
     build_checkpoint(tmp_path, "conan-v1")
-    place, config = tmp_path / "2_Dense", read_config(tmp_path)
+    place = tmp_path / "2_Dense"
     stated = json.loads((place / "config.json").read_text())
     held = load_file(place / "model.safetensors")
 
     def dense(**changes: Any) -> Any:
         new = {k: v for k, v in (stated | changes).items() if v is not ...}
         (place / "config.json").write_text(json.dumps(new))
-        return read_pooling(tmp_path, config, torch.bfloat16)
+        return read_pooling(read_folder(tmp_path), torch.bfloat16)
 
     pooling = dense()
     assert torch.equal(pooling.dense[0].weight, held["linear.weight"].bfloat16())

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from nomicbert import NomicBert
 from nomicbert.errors import CheckpointError, NomicBertError
-from nomicbert.loading.weights import TensorFiles
+from nomicbert.loading.tensor_files import TensorFiles
 from tests.support.checkpoints import build_checkpoint, edit_config, read_tensors
 
 SAFE, INDEX = "model.safetensors", "model.safetensors.index.json"

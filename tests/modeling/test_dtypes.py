@@ -20,7 +20,7 @@ from torch import Tensor
 from nomicbert import Embedder, NomicBert
 from nomicbert.modeling.packing import PackedBatch, pack
 from nomicbert_kernels import linear_torch
-from nomicbert_kernels.backend import bf16_share, compute_dtype, fastest_dtype
+from nomicbert_kernels.dtypes import bf16_share, compute_dtype, fastest_dtype
 from tests.ops.cases import NEEDS_PACKING
 from tests.support.checkpoints import build_checkpoint
 from tests.support.cpus import pretend
@@ -457,7 +457,7 @@ def test_fastest_on_a_cpu(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     capable(monkeypatch, *names, onednn=onednn)
-    monkeypatch.setattr("nomicbert_kernels.backend.bf16_share", lambda: 0.5)
+    monkeypatch.setattr("nomicbert_kernels.dtypes.bf16_share", lambda: 0.5)
     model = NomicBert.from_pretrained(folders["gte"], **{keyword: "fastest"})
     assert {p.dtype for p in model.parameters()} == {dtype}
     ((logger, level, message),) = said(caplog)
@@ -472,7 +472,7 @@ def test_instructions_that_are_no_faster(
     share: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     capable(monkeypatch, "avx512_bf16")
-    monkeypatch.setattr("nomicbert_kernels.backend.bf16_share", lambda: share)
+    monkeypatch.setattr("nomicbert_kernels.dtypes.bf16_share", lambda: share)
     found, why = fastest_dtype(torch.device("cpu"))
     assert found == dtype
     assert why.endswith(f"a product takes {share:.2f} of float32's time")

@@ -136,7 +136,7 @@ def test_pooled_vectors(
     assert embedder.pooling.matryoshka_layer_norm == (variant == "nomic-v1.5")
 
     def pooled(ids: Tensor, mask: Tensor, finish: Finish) -> Tensor:
-        return embedder.pooling(embedder.model, unpad(ids, mask)[0], finish)
+        return embedder.embedding_model(unpad(ids, mask)[0], finish)
 
     for rows in EMPTY:
         mask, others = without(rows)
@@ -168,10 +168,10 @@ def test_a_batch_of_nothing_else(
     width = embedder.get_sentence_embedding_dimension()
     for texts in ([[]], [[], [], []]):
         for finish in FINISHES:
-            found = embedder.pooling(embedder.model, pack(texts), finish)
+            found = embedder.embedding_model(pack(texts), finish)
             dim = finish.matryoshka_dim or finish.truncate_dim or width
             assert torch.equal(found, torch.zeros(len(texts), dim))
-    assert embedder.pooling(embedder.model, pack([]), Finish()).shape == (0, width)
+    assert embedder.embedding_model(pack([]), Finish()).shape == (0, width)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -231,7 +231,7 @@ def test_gradients(variant: str, backend: str, embedders: Callable[[str, str], E
         warned = pytest.warns(EmptyRowWarning) if len(kept) == 5 else pytest.MonkeyPatch.context()
         with warned:
             batch = unpad(ids, kept)[0]
-        vectors = embedder.pooling(embedder.model, batch, Finish(matryoshka_dim=24, normalize=True))
+        vectors = embedder.embedding_model(batch, Finish(matryoshka_dim=24, normalize=True))
         (vectors * weight).sum().backward()
         named = {
             **dict(embedder.model.named_parameters()),

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 
 from nomicbert import NomicBert
-from nomicbert.loading import hub_config, weights
+from nomicbert.loading import hub_config, tensor_files
 from tests.support.checkpoints import VARIANTS, build_checkpoint, read_config, read_tensors
 
 # transformers' own NomicBert knows the gated layout without prefix only
@@ -161,9 +161,9 @@ def test_a_failure_leaves_the_old_files_whole(
         if where == "replace":
             patch.setattr(os, "replace", fails)
         elif where == "save_file":
-            patch.setattr(weights, "save_file", fails)
+            patch.setattr(tensor_files, "save_file", fails)
         else:
-            patch.setattr(weights, "save_file", fails_later(weights.save_file))
+            patch.setattr(tensor_files, "save_file", fails_later(tensor_files.save_file))
         with pytest.raises(OSError, match="no space left"):
             model.save_pretrained(tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nomicbert_kernels import Activation, Ops, Weight, select_ops
-from nomicbert_kernels.backend import triton_ops, why_not_triton
+from nomicbert_kernels.backend import triton_ops
+from nomicbert_kernels.capabilities import why_not_triton
 from nomicbert_kernels.linear_torch import onednn_packs
 
 # The interpreter stands in for a GPU; where there is one, tests/gpu has its own.

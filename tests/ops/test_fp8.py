@@ -7,6 +7,7 @@ The rounding is written out by the format's definition, so that no cast of torch
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 from collections.abc import Callable
 from typing import Any
@@ -388,7 +389,7 @@ def refused(why: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -
 
 
 def test_it_is_refused_where_nothing_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     refused(
         "it needs a CUDA device, not meta; to follow its kernels on a CPU, slowly, "
         "set TRITON_INTERPRET=1 before the start",

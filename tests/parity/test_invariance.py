@@ -129,7 +129,7 @@ def test_texts_of_few_tokens(dtype: torch.dtype, mode: PoolMode, tmp_path: Path,
     def encode(ids: list[int]) -> np.ndarray:
         with torch.inference_mode():
             batch = pack([texts[i] for i in ids])
-            return model.pooling(model.model, batch, Finish(normalize=True)).numpy()
+            return model.embedding_model(batch, Finish(normalize=True)).numpy()
 
     before = torch.get_num_threads()
     try:

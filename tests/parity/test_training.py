@@ -90,7 +90,7 @@ def ours(folder: Path, backend: str) -> tuple[nn.Module, Embed]:
 
     def embed(texts: list[str]) -> Tensor:
         ids, _ = embedder.tokenizer.encode(texts, TOKENS)
-        vectors: Tensor = embedder.pooling(embedder.model, pack(ids), Finish())
+        vectors: Tensor = embedder.embedding_model(pack(ids), Finish())
         return vectors
 
     return embedder.model, embed

@@ -127,7 +127,6 @@ def test_left_alone(device: str, switch: str, monkeypatch: pytest.MonkeyPatch) -
 def test_who_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.device] = []
     monkeypatch.setattr("nomicbert.runtime.stream.keep_freed_memory", asked.append)
-    monkeypatch.setattr("nomicbert.cross_encoder.keep_freed_memory", asked.append)
     embedder = Embedder(build_checkpoint(tmp_path / "minilm", "minilm", num_hidden_layers=1))
     embedder.encode(["a text"])
     assert asked == [CPU]

@@ -1,4 +1,4 @@
-"""runtime.budget: batches that fill a GPU evenly, and fit into its memory."""
+"""runtime.batch_budget: batches that fill a GPU evenly, and fit into its memory."""
 
 from __future__ import annotations
 

@@ -60,6 +60,7 @@ class Again:
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU too, and with small buckets."""
     monkeypatch.setattr(graphs, "records", lambda model: True)
+    monkeypatch.setattr(graphs, "DEVICES", ("cpu",))
     monkeypatch.setattr(graphs, "BUCKETS", (16, 64))
 
 
@@ -76,7 +77,7 @@ def texts_of(*lengths: int) -> list[list[int]]:
 
 
 def eager(embedder: Embedder, texts: Sequence[Sequence[int]], finish: Finish) -> Tensor:
-    found: Tensor = embedder.pooling(embedder.model, pack(texts), finish)
+    found: Tensor = embedder.embedding_model(pack(texts), finish)
     return found
 
 
@@ -90,7 +91,7 @@ def test_bits_are_those_without(variant: str, tmp_path: Path) -> None:
     for finish in finishes:
         for lengths in mixtures:
             texts = texts_of(*lengths)
-            found = run(embedder.model, embedder.pooling, texts, finish)
+            found = run(embedder.embedding_model, texts, finish)
             assert torch.equal(found, eager(embedder, texts, finish)), (lengths, finish)
     # of both buckets, for each form
     assert again.recorded == 2 * len(finishes)
@@ -180,7 +181,7 @@ def test_what_no_bucket_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for lengths in ((), (17,), (3, 0), (1, 1, 1), (11, 6), (2, 9)):
         texts = texts_of(*lengths)
         for _ in range(2):
-            found = run(embedder.model, embedder.pooling, texts, Finish())
+            found = run(embedder.embedding_model, texts, Finish())
             assert torch.equal(found, eager(embedder, texts, Finish()))
     assert again.recorded == 0
 
@@ -194,7 +195,7 @@ def test_angles_of_its_own(tmp_path: Path) -> None:
     run._recorder = lambda: again
     for length in (20, 21, 20, 21, 20):
         texts = texts_of(length, 4)
-        found = run(embedder.model, embedder.pooling, texts, Finish())
+        found = run(embedder.embedding_model, texts, Finish())
         assert torch.equal(found, eager(embedder, texts, Finish()))
     assert again.recorded == 1
     assert again.replayed == 3
@@ -208,7 +209,7 @@ def test_fewer_positions_than_a_tile_has_tokens(tmp_path: Path) -> None:
     run, again = Graphs(), Again()
     run._recorder = lambda: again
     texts = texts_of(12)
-    found = run(embedder.model, embedder.pooling, texts, Finish())
+    found = run(embedder.embedding_model, texts, Finish())
     assert torch.equal(found, eager(embedder, texts, Finish()))
     assert again.recorded == 0
 
@@ -219,7 +220,7 @@ def test_too_long_for_learned_positions(tmp_path: Path) -> None:
     most = embedder.model.config.max_position_embeddings
     for _ in range(2):
         with pytest.raises(ValueError, match=f"{most + 1} positions are more than the {most}"):
-            run(embedder.model, embedder.pooling, texts_of(most + 1), Finish())
+            run(embedder.embedding_model, texts_of(most + 1), Finish())
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def test_parameters_that_change(change: str, tmp_path: Path) -> None:
     texts, model = texts_of(5, 3), embedder.model
     with torch.inference_mode():
         for _ in range(2):
-            before = run(model, embedder.pooling, texts, Finish())
+            before = run(embedder.embedding_model, texts, Finish())
     weight = model.layers[0].attention.out.weight
     with torch.no_grad():
         if change == "in place":
@@ -252,7 +253,7 @@ def test_parameters_that_change(change: str, tmp_path: Path) -> None:
         if change == "dense":
             embedder.pooling.dense[0].weight = nn.Parameter(embedder.pooling.dense[0].weight * 2)
     with torch.inference_mode():
-        found = run(model, embedder.pooling, texts, Finish())
+        found = run(embedder.embedding_model, texts, Finish())
         assert torch.equal(found, eager(embedder, texts, Finish()))
     assert not torch.equal(found, before)
     # what is read in place needs no new graph
@@ -264,7 +265,7 @@ def test_how_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     embedder, run, again = load(tmp_path, "nomic-v1.5")
     monkeypatch.setattr(graphs, "MOST", 2)
     for dim in (1, 2, 1, 3, 3):
-        run(embedder.model, embedder.pooling, texts_of(3), Finish(truncate_dim=dim))
+        run(embedder.embedding_model, texts_of(3), Finish(truncate_dim=dim))
     # they share memory, so both go when there is no room for a third
     assert [key.finish.truncate_dim for key in run._kept] == [3]
     assert again.recorded == 3
@@ -274,10 +275,10 @@ def test_how_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_leaving_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was recorded is given back with the first batch elsewhere."""
     embedder, run, _ = load(tmp_path, "nomic-v1.5")
-    run(embedder.model, embedder.pooling, texts_of(3), Finish())
+    run(embedder.embedding_model, texts_of(3), Finish())
     assert run._kept
     monkeypatch.setattr(graphs, "records", lambda model: False)
-    run(embedder.model, embedder.pooling, texts_of(3), Finish())
+    run(embedder.embedding_model, texts_of(3), Finish())
     assert not run._kept
 
 
@@ -296,7 +297,7 @@ def test_no_memory_for_a_graph(
     embedder, run, again = load(tmp_path, "nomic-v1.5")
     few, many = texts_of(3), texts_of(20)
     wanted = {len(texts[0]): eager(embedder, texts, Finish()) for texts in (few, many)}
-    run(embedder.model, embedder.pooling, few, Finish())
+    run(embedder.embedding_model, few, Finish())
     tried = []
 
     def full(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
@@ -304,30 +305,30 @@ def test_no_memory_for_a_graph(
         raise error
 
     run._record = full
-    assert torch.equal(run(embedder.model, embedder.pooling, many, Finish()), wanted[20])
+    assert torch.equal(run(embedder.embedding_model, many, Finish()), wanted[20])
     assert not run._kept
     assert "no memory for a graph of 64 tokens" in caplog.text
     for texts in (many, few, many, few):
-        found = run(embedder.model, embedder.pooling, texts, Finish())
+        found = run(embedder.embedding_model, texts, Finish())
         assert torch.equal(found, wanted[len(texts[0])])
     assert [key.tokens for key in run._kept] == [16]
     assert (len(tried), again.recorded) == (1, 2)
     run.clear()
-    run(embedder.model, embedder.pooling, many, Finish())
+    run(embedder.embedding_model, many, Finish())
     assert [key.tokens for key in run._kept] == [64]
 
 
 @torch.inference_mode()
 def test_other_errors_are_the_caller_s(tmp_path: Path) -> None:
     embedder, run, _ = load(tmp_path, "nomic-v1.5")
-    run(embedder.model, embedder.pooling, texts_of(3), Finish())
+    run(embedder.embedding_model, texts_of(3), Finish())
 
     def lost(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
         raise RuntimeError("CUDA error: device lost")
 
     run._record = lost
     with pytest.raises(RuntimeError, match="device lost"):
-        run(embedder.model, embedder.pooling, texts_of(20), Finish())
+        run(embedder.embedding_model, texts_of(20), Finish())
 
 
 @torch.inference_mode()
@@ -344,6 +345,23 @@ def test_through_encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (again.recorded, again.replayed) == (1, 3)
 
 
+@torch.inference_mode()
+def test_a_cpu_goes_past_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what a model has left behind on its GPU is given back with the next call."""
+    embedder, run, _ = load(tmp_path, "nomic-v1.5")
+    monkeypatch.setattr(embedder, "graphs", run)
+    wanted = embedder.encode("the river", prompt="")
+    assert run._kept
+    monkeypatch.setattr(graphs, "DEVICES", ("cuda",))
+
+    def called(*_: object) -> Tensor:
+        raise AssertionError("a CPU has no graphs")
+
+    monkeypatch.setattr(Graphs, "__call__", called)
+    assert np.array_equal(embedder.encode("the river", prompt=""), wanted)
+    assert not run._kept
+
+
 def test_two_threads(tmp_path: Path) -> None:
     """The buffers serve one at a time: both get their own."""
     embedder, run, again = load(tmp_path, "nomic-v1.5")
@@ -351,13 +369,13 @@ def test_two_threads(tmp_path: Path) -> None:
     with torch.inference_mode():
         wanted = {name: eager(embedder, texts, Finish()) for name, texts in batches.items()}
         # triton's interpreter is not for two threads: what is recorded runs under a lock
-        run(embedder.model, embedder.pooling, batches["a"], Finish())
+        run(embedder.embedding_model, batches["a"], Finish())
     wrong: list[str] = []
 
     def work(name: str) -> None:
         with torch.inference_mode():
             for _ in range(4):
-                found = run(embedder.model, embedder.pooling, batches[name], Finish())
+                found = run(embedder.embedding_model, batches[name], Finish())
                 if not torch.equal(found, wanted[name]):
                     wrong.append(name)
 
@@ -401,16 +419,16 @@ def test_tiles_of_a_bucket_are_those_of_its_texts(tmp_path: Path) -> None:
     embedder, run, _ = load(tmp_path, "nomic-v1.5")
     model = embedder.model
     size, dtype, device = model.config.head_dim, model.compute_dtype, model.device
-    key = run._key(model, embedder.pooling, texts_of(5), Finish())
+    key = run._key(embedder.embedding_model, texts_of(5), Finish())
     assert key == Key(16, tile_rows(5, size, dtype, device), 0, Finish())
-    assert run._key(model, embedder.pooling, texts_of(17), Finish()) == key._replace(tokens=64)
+    assert run._key(embedder.embedding_model, texts_of(17), Finish()) == key._replace(tokens=64)
 
 
 @pytest.mark.parametrize(("mode", "least"), [("mean", 0), ("cls", 1), ("lasttoken", 1)])
 def test_what_fills_up_has_the_tokens_that_are_read(mode: str, least: int, tmp_path: Path) -> None:
     embedder, run, _ = load(tmp_path, "nomic-v1.5")
     embedder.pooling.mode = mode  # type: ignore[assignment]
-    key = run._key(embedder.model, embedder.pooling, texts_of(5), Finish())
+    key = run._key(embedder.embedding_model, texts_of(5), Finish())
     assert key
     assert key.least == least
     assert filled_up(key, [5])[1:].min() == least

@@ -15,10 +15,13 @@ import torch
 
 from nomicbert import Embedder
 from nomicbert.errors import TextError
+from nomicbert.modeling.packing import PackedBatch
 from nomicbert.runtime import batches, stream
 from nomicbert.runtime.pipeline import in_turn, landing, one_ahead
 from nomicbert.runtime.progress import Progress
+from nomicbert.runtime.texts import Texts
 from nomicbert.user_warnings import TruncationWarning
+from nomicbert.vectors.pooling import Finish
 from tests.support.checkpoints import build_checkpoint
 from tests.support.sameness import same
 from tests.support.vocabularies import SENTENCES, WORDS
@@ -138,23 +141,23 @@ def test_the_tokenizer_has_a_thread_of_its_own(
     """It reads the second window while the first is computed: neither can end before the other."""
     meeting = threading.Barrier(2, timeout=20)
     names: list[str] = []
-    tokenise, embed = stream.Stream._tokenise, stream.Stream._embed
+    tokenise, encode = Texts.tokenise, Texts.encode
     computed = itertools.count()
 
-    def slow_tokenise(self: stream.Stream, window: list[str]) -> Any:
+    def slow_tokenise(self: Texts, window: list[str]) -> Any:
         name = threading.current_thread().name
         names.append(name)
         if name.startswith("tokenizer"):
             meeting.wait()
         return tokenise(self, window)
 
-    def slow_embed(self: stream.Stream, *given: Any) -> Any:
+    def slow_encode(self: Texts, *given: Any) -> Any:
         if next(computed) == 0:
             meeting.wait()
-        return embed(self, *given)
+        return encode(self, *given)
 
-    monkeypatch.setattr(stream.Stream, "_tokenise", slow_tokenise)
-    monkeypatch.setattr(stream.Stream, "_embed", slow_embed)
+    monkeypatch.setattr(Texts, "tokenise", slow_tokenise)
+    monkeypatch.setattr(Texts, "encode", slow_encode)
     embedder.encode(TEXTS[:8])
     # beside the first window nothing is computed yet
     assert sorted(name.startswith("tokenizer") for name in names) == [False, True]
@@ -222,10 +225,10 @@ def test_flat_memory(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(stream, "overlaps", lambda device: True)
     monkeypatch.setattr(batches, "WINDOW_TEXTS", 1000)
 
-    def vectors(self: stream.Stream, texts: list[list[int]], *_: Any) -> torch.Tensor:
+    def vectors(self: Texts, texts: list[list[int]], *_: Any) -> torch.Tensor:
         return torch.tensor([[float(sum(ids)), float(len(ids))] for ids in texts])
 
-    monkeypatch.setattr(stream.Stream, "_vectors", vectors)
+    monkeypatch.setattr(Texts, "_vectors", vectors)
     held, tokens = [], 0.0
     tracemalloc.start()
     texts = (WORDS[i % len(WORDS)] for i in range(200_000))
@@ -241,20 +244,20 @@ def test_flat_memory(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class Full:
-    """An encoder on a GPU that has room for so many tokens."""
+    """A model on a GPU that has room for so many tokens."""
 
     def __init__(self, embedder: Embedder, room: int) -> None:
-        self.graphs, self.room = embedder.graphs, room
+        self.forward, self.room = embedder.embedding_model.forward, room
         # of each batch; below 0 those refused
         self.tokens: list[int] = []
 
-    def __call__(self, model: Any, pooling: Any, texts: list[list[int]], finish: Any) -> Any:
-        tokens = sum(map(len, texts))
+    def __call__(self, batch: PackedBatch, finish: Finish) -> Any:
+        tokens = sum(batch.lengths)
         if tokens > self.room:
             self.tokens.append(-tokens)
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.tokens.append(tokens)
-        return self.graphs(model, pooling, texts, finish)
+        return self.forward(batch, finish)
 
 
 def test_out_of_memory(
@@ -264,7 +267,7 @@ def test_out_of_memory(
     wanted = embedder.encode(TEXTS)
     whole = sum(map(len, embedder.tokenizer.encode(TEXTS, embedder.max_seq_length)[0]))
     full = Full(embedder, 70)
-    monkeypatch.setattr(embedder, "graphs", full)
+    monkeypatch.setattr(embedder.embedding_model, "forward", full)
     monkeypatch.setattr(batches, "WINDOW_TEXTS", len(TEXTS))
     found = embedder.encode([*TEXTS, *TEXTS])
     assert np.array_equal(found, np.concatenate((wanted, wanted)))
@@ -279,7 +282,7 @@ def test_out_of_memory(
 
 
 def test_a_text_that_does_not_fit(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedder, "graphs", Full(embedder, 10))
+    monkeypatch.setattr(embedder.embedding_model, "forward", Full(embedder, 10))
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
         embedder.encode(TEXTS)
 
@@ -288,18 +291,18 @@ def test_a_device_that_is_lost(
     embedder: Embedder, overlapping: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What had been computed comes out, then torch's own error; nothing waits for ever."""
-    graphs, calls = embedder.graphs, itertools.count()
+    forward, calls = embedder.embedding_model.forward, itertools.count()
 
     def lost(*given: Any) -> Any:
         if next(calls) == 2:
             raise torch.AcceleratorError("CUDA error: unspecified launch failure", 719)
-        return graphs(*given)
+        return forward(*given)
 
-    monkeypatch.setattr(embedder, "graphs", lost)
+    monkeypatch.setattr(embedder.embedding_model, "forward", lost)
     found: list[Any] = []
     with pytest.raises(torch.AcceleratorError, match="unspecified launch failure"):
         found.extend(embedder.encode_iter(iter(TEXTS)))
-    monkeypatch.setattr(embedder, "graphs", graphs)
+    monkeypatch.setattr(embedder.embedding_model, "forward", forward)
     assert same(np.stack(found), embedder.encode(TEXTS[:8]))
     assert not [t for t in threading.enumerate() if t.name.startswith("tokenizer")]
 

@@ -342,15 +342,16 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_chunks_are_shares_of_the_work(nomic: Embedder) -> None:
-    def sizes(devices: list[str], texts: list[str], useful: int | None = None) -> list[int]:
-        stream = nomic._open(Request(device=TWO))[0]
+    def sizes(devices: list[str], texts: list[str], max_length: int | None = None) -> list[int]:
+        stream = nomic._open(Request(device=TWO, max_length=max_length))[0]
+        assert isinstance(stream, workers.Workers)
         stream.devices = list(map(torch.device, devices))
-        found = [*stream._chunks([texts], useful, whole=stream._flowing(iter(texts)))]
-        assert [text for chunk in found for text in chunk.texts] == texts
-        starts = np.cumsum([0, *(len(chunk.texts) for chunk in found)])[:-1]
+        found = [*stream._chunks([texts], whole=stream._flowing(iter(texts)))]
+        assert [text for chunk in found for text in chunk.inputs] == texts
+        starts = np.cumsum([0, *(len(chunk.inputs) for chunk in found)])[:-1]
         assert [chunk.start for chunk in found] == [*starts]
         assert [chunk.number for chunk in found] == [*range(len(found))]
-        return [sum(map(len, chunk.texts)) for chunk in found]
+        return [sum(map(len, chunk.inputs)) for chunk in found]
 
     gpus = ["cuda:0", "cuda:1"]
     # of few texts every device has a share; a CPU never has much at a time
@@ -358,7 +359,7 @@ def test_chunks_are_shares_of_the_work(nomic: Embedder) -> None:
     assert sizes(TWO, ["x" * 100] * 8000) == [32_800] * 24 + [12_800]
     assert sizes([*gpus, "cpu"], ["x" * 100] * 8000) == [32_800] * 24 + [12_800]
     assert sizes(gpus, ["x" * 100] * 80) == [4_100, 3_900]
-    assert sizes(TWO, ["x" * 9000] * 4, useful=600) == [36_000]
+    assert sizes(TWO, ["x" * 9000] * 4, max_length=100) == [36_000]
     # of many a GPU has whole windows, one after the other
     assert sizes(gpus, ["x" * 10] * 8 * 8192) == [655_360]
 

@@ -18,4 +18,4 @@ def pretend(monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
 
     Without instructions bf16 gives the same kind of numbers, more slowly.
     """
-    monkeypatch.setattr("nomicbert_kernels.backend.has_bf16_instructions", lambda: found)
+    monkeypatch.setattr("nomicbert_kernels.dtypes.has_bf16_instructions", lambda: found)

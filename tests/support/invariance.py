@@ -26,7 +26,7 @@ from nomicbert.vectors.pooling import ACTIVATIONS
 from nomicbert.verify.checks import invariance_row
 from nomicbert.verify.invariance import computing_on
 from nomicbert_kernels import Ops, select_ops
-from nomicbert_kernels.backend import torch_uses_avx512
+from nomicbert_kernels.dtypes import torch_uses_avx512
 from nomicbert_kernels.linear_torch import onednn_packs
 from tests.support import amd
 from tests.support.checkpoints import build_checkpoint

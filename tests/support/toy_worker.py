@@ -32,9 +32,9 @@ def work(connection: Connection, name: str, folder: str, together: int) -> None:
         chunk: Chunk = connection.recv()
         if name == "slow":
             time.sleep(0.03)
-        for text in chunk.texts:
+        for text in chunk.inputs:
             obey(text, connection, folder)
-        shouted = [text.upper() for text in chunk.texts]
+        shouted = [text.upper() for text in chunk.inputs]
         answer(connection, (name, chunk.start, shouted), np.frombuffer(b"ab", np.uint8))
 
 

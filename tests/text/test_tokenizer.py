@@ -14,6 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nomicbert import Embedder
 from nomicbert.errors import ConfigError, TokenizerError
+from nomicbert.loading.folder import TokenizerSettings
+from nomicbert.loading.json_settings import optional
 from nomicbert.text.tokenizer import Tokenizer
 from tests.support.checkpoints import build_checkpoint
 from tests.support.vocabularies import HANZI, SENTENCES, WORDS
@@ -41,7 +43,14 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         # transformers' own class for XLM-R keeps of the file's normalizer only a compiled table of
         # characters, which a small vocabulary does not have; its general class keeps all of it
         _rewrite(folder, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
-    return Tokenizer.from_folder(folder, ROWS), AutoTokenizer.from_pretrained(folder)
+    return tokenizer_of(folder, ROWS), AutoTokenizer.from_pretrained(folder)
+
+
+def tokenizer_of(folder: Path, rows: int) -> Tokenizer:
+    served = optional(folder / "sentence_bert_config.json")
+    lower = served.flag("do_lower_case", default=False)
+    stated = optional(folder / "tokenizer_config.json")
+    return Tokenizer.from_settings(TokenizerSettings(folder, stated, lower), rows)
 
 
 def _theirs(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> list[int]:
@@ -129,7 +138,7 @@ def test_truncation_and_padding_of_the_file_are_switched_off(tmp_path: Path) -> 
     raw = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
     assert raw["truncation"]["max_length"] == 128
     assert raw["padding"]["strategy"] == {"Fixed": 128}
-    tokenizer = Tokenizer.from_folder(tmp_path, ROWS)
+    tokenizer = tokenizer_of(tmp_path, ROWS)
     ids, cut = tokenizer.encode(["fox", "fox " * 200, "fox " * 300], 256)
     assert [len(row) for row in ids] == [3, 202, 256]
     assert cut == [2]
@@ -141,7 +150,10 @@ def test_vocab_txt_alone(lower: Any, tmp_path: Path) -> None:
     _bert(tmp_path)
     _rewrite(tmp_path, "tokenizer_config.json", do_lower_case=lower)
     (tmp_path / "tokenizer.json").unlink()
-    ours, theirs = Tokenizer.from_folder(tmp_path, ROWS), AutoTokenizer.from_pretrained(tmp_path)
+    ours, theirs = (
+        tokenizer_of(tmp_path, ROWS),
+        AutoTokenizer.from_pretrained(tmp_path),
+    )
     texts = [*SENTENCES, "", "[SEP] The FOX", "Ünïcode"]
     ids, _ = ours.encode(texts, 64)
     assert ids == [_theirs(theirs, text, 64) for text in texts]
@@ -151,9 +163,9 @@ def test_vocab_txt_alone(lower: Any, tmp_path: Path) -> None:
 
 def test_tokenizer_json_goes_before_vocab_txt(tmp_path: Path) -> None:
     _bert(tmp_path)
-    before = Tokenizer.from_folder(tmp_path, ROWS).encode(SENTENCES, 64)
+    before = tokenizer_of(tmp_path, ROWS).encode(SENTENCES, 64)
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", "utf-8")
-    assert Tokenizer.from_folder(tmp_path, ROWS).encode(SENTENCES, 64) == before
+    assert tokenizer_of(tmp_path, ROWS).encode(SENTENCES, 64) == before
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:
@@ -181,10 +193,10 @@ def test_damaged_settings(tmp_path: Path) -> None:
 
 def test_more_ids_than_the_embedding_has_rows(tmp_path: Path) -> None:
     _bert(tmp_path)
-    largest = max(Tokenizer.from_folder(tmp_path, ROWS).rust.get_vocab().values())
-    Tokenizer.from_folder(tmp_path, largest + 1)
+    largest = max(tokenizer_of(tmp_path, ROWS).rust.get_vocab().values())
+    tokenizer_of(tmp_path, largest + 1)
     with pytest.raises(TokenizerError, match=f"ids up to {largest}, .* only {largest} rows"):
-        Tokenizer.from_folder(tmp_path, largest)
+        tokenizer_of(tmp_path, largest)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +235,10 @@ def test_tokenizer_config_has_the_last_word_on_case(lower: bool, tmp_path: Path)
     """transformers follows it too where tokenizer.json says otherwise."""
     _bert(tmp_path)
     _rewrite(tmp_path, "tokenizer_config.json", do_lower_case=lower)
-    ours, theirs = Tokenizer.from_folder(tmp_path, ROWS), AutoTokenizer.from_pretrained(tmp_path)
+    ours, theirs = (
+        tokenizer_of(tmp_path, ROWS),
+        AutoTokenizer.from_pretrained(tmp_path),
+    )
     ids, _ = ours.encode(["The FOX", "fox"], 16)
     assert ids == [_theirs(theirs, text, 16) for text in ("The FOX", "fox")]
     assert (ours.encode(["FOX"], 8) == ours.encode(["fox"], 8)) is lower

@@ -11,7 +11,7 @@ import torch
 
 from nomicbert import Embedder
 from nomicbert.errors import ConfigError
-from nomicbert.loading.hub_config import read_config
+from nomicbert.loading.folder import read_folder
 from nomicbert.modeling.packing import pack
 from nomicbert.vectors.modules import read_pooling
 from nomicbert.vectors.pooling import Finish
@@ -66,30 +66,29 @@ def test_a_dense_that_means_something_else(
     change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     build_checkpoint(tmp_path, "conan-v1")
-    config = read_config(tmp_path)
-    assert read_pooling(tmp_path, config, torch.float32).embedding_dimension == 112
+    assert read_pooling(read_folder(tmp_path), torch.float32).embedding_dimension == 112
     _change(tmp_path / "2_Dense" / "config.json", **change)
     with pytest.raises(ConfigError, match=message):
-        read_pooling(tmp_path, config, torch.float32)
+        read_pooling(read_folder(tmp_path), torch.float32)
 
 
 def test_a_dense_loaded_under_inference_mode_can_be_trained(tmp_path: Path) -> None:
     build_checkpoint(tmp_path, "conan-v1", num_hidden_layers=1)
     with torch.inference_mode():
         embedder = Embedder(tmp_path)
-    vectors = embedder.pooling(embedder.model, pack([[5, 6], [7]]), Finish())
+    vectors = embedder.embedding_model(pack([[5, 6], [7]]), Finish())
     vectors.square().sum().backward()
     assert all(parameter.grad is not None for parameter in embedder.pooling.parameters())
 
 
 def test_a_list_of_one_mode(tmp_path: Path) -> None:
     build_checkpoint(tmp_path, "conan-v1")
-    file, config = tmp_path / "1_Pooling" / "config.json", read_config(tmp_path)
+    file = tmp_path / "1_Pooling" / "config.json"
     file.write_text(json.dumps({"embedding_dimension": 64, "pooling_mode": ["lasttoken"]}))
-    assert read_pooling(tmp_path, config, torch.float32).mode == "lasttoken"
+    assert read_pooling(read_folder(tmp_path), torch.float32).mode == "lasttoken"
     _change(file, pooling_mode=["mean", "max"])
     with pytest.raises(ConfigError, match="is not supported; supported are cls, lasttoken"):
-        read_pooling(tmp_path, config, torch.float32)
+        read_pooling(read_folder(tmp_path), torch.float32)
 
 
 def test_an_encoder_in_a_folder_of_its_own(tmp_path: Path) -> None:

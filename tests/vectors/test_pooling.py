@@ -189,6 +189,6 @@ def test_finish_is_independent_of_the_backend(folder: Path) -> None:
         embedder = Embedder.from_pretrained(folder, backend=backend)
         batch = pack(embedder.tokenizer.encode(TEXTS, 512)[0])
         with torch.inference_mode():
-            results.append([embedder.pooling(embedder.model, batch, f) for f in finishes])
+            results.append([embedder.embedding_model(batch, f) for f in finishes])
     for reference, fast in zip(*results, strict=True):
         torch.testing.assert_close(F.normalize(fast), F.normalize(reference), rtol=0, atol=1e-6)

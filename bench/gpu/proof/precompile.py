@@ -30,7 +30,7 @@ from bench.throughput import MODELS, folder_of
 from nomicbert.embedder import Embedder
 from nomicbert.modeling.packing import pack
 from nomicbert.vectors.pooling import Finish
-from nomicbert_kernels import backend, launch, tiling
+from nomicbert_kernels import backend, capabilities, dtypes, launch, tiling
 from nomicbert_kernels.launch import SHARED_MEMORY
 from tests.support.checkpoints import build_checkpoint
 
@@ -134,9 +134,13 @@ def on_paper(arch: str) -> Iterator[Any]:
     # rows with "library" take cuBLAS here as on the device
     recorder.library = True
     with compiling(recorder), contextlib.ExitStack() as stack:
-        answers = {"has_bf16_instructions": True, "why_not_triton": None, "triton_ops": ops}
-        for function, answer in answers.items():
-            stack.enter_context(mock.patch.object(backend, function, return_value=answer))
+        for module, function, answer in (
+            (dtypes, "has_bf16_instructions", True),
+            (capabilities, "why_not_triton", None),
+            (backend, "why_not_triton", None),
+            (backend, "triton_ops", ops),
+        ):
+            stack.enter_context(mock.patch.object(module, function, return_value=answer))
         yield recorder
 
 
@@ -191,6 +195,6 @@ def model(place: Place, name: str) -> Work:
         embedder.model.use(chosen)
         for lengths in BATCHES:
             texts = [[5] * length for length in lengths]
-            embedder.pooling(embedder.model, pack(texts, "cpu"), Finish())
+            embedder.embedding_model(pack(texts, "cpu"), Finish())
 
     return work

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from nomicbert.arguments import refuse_unknown
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import pretrained
-from nomicbert.loading.weights import TensorFiles
+from nomicbert.loading.folder import CheckpointFolder
+from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert.modeling.heads import losses
 from nomicbert.modeling.heads.labels import Labels
 from nomicbert.modeling.heads.stored import new_parameters
@@ -56,7 +57,7 @@ class Head(nn.Module):
     @classmethod
     def from_pretrained(
         cls: type[Self],
-        path_or_repo_id: str | os.PathLike[str],
+        path_or_repo_id: str | os.PathLike[str] | CheckpointFolder,
         *,
         num_labels: int | None = None,
         problem_type: str | None = None,
@@ -66,7 +67,8 @@ class Head(nn.Module):
         """Load a checkpoint with its head; the model comes back in eval mode.
 
         Args:
-            path_or_repo_id: a local folder or a repository of the hub.
+            path_or_repo_id: a local folder, what `read_folder` has read of one, or a repository of
+                the hub.
             num_labels: columns of the logits. A checkpoint without such a head gets a new one, to
                 be trained, where this is given, and is refused where it is not.
             problem_type: "regression", "single_label_classification" or

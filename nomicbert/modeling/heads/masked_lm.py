@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import pretrained
-from nomicbert.loading.weights import TensorFiles
+from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert.modeling.heads.head import LabelledHead
 from nomicbert.modeling.heads.stored import is_tied, lacks_biases
 from nomicbert.modeling.packing import PackedBatch

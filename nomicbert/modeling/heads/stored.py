@@ -8,8 +8,9 @@ from torch import nn
 
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import CheckpointError
+from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert.loading.tensor_names import DECODER_BIAS, DECODER_WEIGHT, WORDS, is_untied
-from nomicbert.loading.weights import TensorFiles, by_canonical_name
+from nomicbert.loading.weights import by_canonical_name
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""prefixes: the first ids of a text are those of the whole text, wherever it is cut.
+"""safe_cuts: the first ids of a text are those of the whole text, wherever it is cut.
 
 The truth is the tokenizers library's, given whole texts.
 """
@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 
-from nomicbert.text.prefixes import Cuts
+from nomicbert.text.safe_cuts import Cuts
 from nomicbert.text.tokenizer import Tokenizer
 from tests.support.odd_tokenizers import COMMON, CUT, MAIN, WHOLE, tight_unigram
 from tests.support.vocabularies import HANZI, WORDS

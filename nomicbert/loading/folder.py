@@ -1,0 +1,185 @@
+"""A checkpoint's folder -> plain records: what its settings files say, each of them read once.
+
+Where in the flow: `hub` finds the folder; `text`, `modeling` and `vectors` build what they are from
+these records. No tensor is read here.
+
+Source: the files that sentence-transformers 2 to 6 and transformers write. sentence-transformers
+takes a text's length from these files in this order; transformers writes 1e30 into
+tokenizer_config.json for "no limit".
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nomicbert.config import EncoderConfig
+from nomicbert.errors import ConfigError
+from nomicbert.loading.hub_config import read_config
+from nomicbert.loading.json_settings import Settings, inside, optional, read_json_list
+
+NO_LIMIT = 1_000_000
+
+
+@dataclass(frozen=True)
+class Module:
+    """One step of a checkpoint's vectors.
+
+    Attributes:
+        kind: the last part of its class name, such as "Pooling".
+        folder: where its settings are.
+    """
+
+    kind: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How long a text may be.
+
+    Attributes:
+        tokens: special ones included.
+        source: the file that states it, or "learned positions" where those allow less.
+    """
+
+    tokens: int
+    source: str
+
+
+@dataclass(frozen=True)
+class StatedPrompts:
+    """The prompts that a checkpoint ships, as they are written: `text.prompts` judges them.
+
+    Attributes:
+        path: of the file.
+        by_name: name -> text put before the input; None for none.
+        default: the name used when a call gives none, or None.
+    """
+
+    path: Path
+    by_name: Any
+    default: Any
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """What is stated of a tokenizer beside its own file.
+
+    Attributes:
+        folder: of tokenizer.json or vocab.txt.
+        stated: tokenizer_config.json.
+        lower_case: lower every text first.
+    """
+
+    folder: Path
+    stated: Settings
+    lower_case: bool
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A checkpoint before anything of it is built.
+
+    Attributes:
+        folder: of the checkpoint.
+        encoder: of config.json, weights and tokenizer: the Transformer module's.
+        modules: of modules.json in their order; None without that file, as a bare encoder has
+            none, whose texts sentence-transformers pools by mean.
+        config: of the encoder.
+        limit: of a text.
+        tokenizer: what is stated of it.
+        prompts: those that are shipped.
+        similarity: name of the function that the vectors are made for.
+        activation: name of a reranker's last function, as the checkpoint has it, or None.
+    """
+
+    folder: Path
+    encoder: Path
+    modules: tuple[Module, ...] | None
+    config: EncoderConfig
+    limit: Limit
+    tokenizer: TokenizerSettings
+    prompts: StatedPrompts
+    similarity: str
+    activation: Any
+
+
+def read_folder(folder: Path, rotary_scaling_factor: float | None = None) -> CheckpointFolder:
+    """Read the settings files of a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        rotary_scaling_factor: as for `read_config`.
+
+    Raises: ConfigError: a file that is missing, damaged, contradicts itself or asks for the
+        unsupported.
+    """
+    modules = _modules(folder)
+    encoder = _encoder(folder, modules)
+    config = read_config(encoder, rotary_scaling_factor)
+    served = optional(encoder / "sentence_bert_config.json")
+    tokenizer = optional(encoder / "tokenizer_config.json")
+    whole = optional(folder / "config_sentence_transformers.json")
+    return CheckpointFolder(
+        folder=folder,
+        encoder=encoder,
+        modules=modules,
+        config=config,
+        limit=_limit(served, tokenizer, config),
+        tokenizer=TokenizerSettings(
+            encoder, tokenizer, served.flag("do_lower_case", default=False)
+        ),
+        prompts=StatedPrompts(
+            whole.path, whole.raw.get("prompts"), whole.raw.get("default_prompt_name")
+        ),
+        similarity=str(whole.get("similarity_fn_name", default="cosine")),
+        activation=_activation(whole, config),
+    )
+
+
+def find_encoder(folder: Path) -> Path:
+    """Where the Transformer module of a checkpoint lies.
+
+    Raises: ConfigError: modules.json is damaged, or asks for code.
+    """
+    return _encoder(folder, _modules(folder))
+
+
+def _modules(folder: Path) -> tuple[Module, ...] | None:
+    path = folder / "modules.json"
+    if not path.is_file():
+        return None
+    found = []
+    for entry in read_json_list(path):
+        kind = str(Settings(entry, path).get("type"))
+        if not kind.startswith("sentence_transformers."):
+            raise ConfigError(f"{path} asks for {kind}, which is code of its own: it is never run")
+        place = inside(folder, entry.get("path", ""), path)
+        found.append(Module(kind.rpartition(".")[2], place))
+    return tuple(found)
+
+
+def _encoder(folder: Path, modules: tuple[Module, ...] | None) -> Path:
+    return next((one.folder for one in modules or () if one.kind == "Transformer"), folder)
+
+
+def _limit(served: Settings, tokenizer: Settings, config: EncoderConfig) -> Limit:
+    stated = served.size("max_seq_length", default=0)
+    trained = tokenizer.number("model_max_length", default=NO_LIMIT)
+    if stated:
+        found = Limit(stated, served.path.name)
+    elif trained < NO_LIMIT:
+        found = Limit(int(trained), tokenizer.path.name)
+    else:
+        found = Limit(config.max_position_embeddings, "config.json")
+    most = config.learned_positions
+    return found if most is None or found.tokens <= most else Limit(most, "learned positions")
+
+
+def _activation(whole: Settings, config: EncoderConfig) -> Any:
+    inner = config.source.get("sentence_transformers")
+    return (
+        whole.raw.get("activation_fn")
+        or (inner.get("activation_fn") if isinstance(inner, dict) else None)
+        or config.source.get("sbert_ce_default_activation_function")
+    )

@@ -1,0 +1,127 @@
+"""Files of weights: safetensors, whole or in shards, or a lone .bin -> tensors by name; and back.
+
+Where in the flow: below `weights`, which knows what the tensors are for. Nothing in a file is run.
+"""
+
+import json
+import os
+import pickle
+import struct
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nomicbert.errors import CheckpointError
+from nomicbert.loading.json_settings import read_json
+
+# In the order of preference: safetensors cannot run code, and is mapped rather than read.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# What torch.load lets out of a torn or forged file.
+TORN = (
+    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, RuntimeError, LookupError,
+    ValueError, TypeError, AttributeError, AssertionError, OverflowError,
+)  # fmt: skip
+
+
+class TensorFiles:
+    """The tensors of a folder by name, read from disk one at a time when asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folder's weights.
+
+        Raises: CheckpointError: no weights, a damaged file, a shard outside the folder.
+        """
+        self.folder = folder
+        self._open: dict[str, Any] = {}
+        for file in self._files():
+            tensors = _open_safetensors(file) if file.suffix == ".safetensors" else _open_bin(file)
+            for name in tensors.keys():
+                if name in self._open:
+                    raise CheckpointError(f"{folder} holds the tensor {name} in two shards")
+                self._open[name] = tensors
+
+    def _files(self) -> list[Path]:
+        chosen = next((self.folder / n for n in WEIGHT_FILES if (self.folder / n).is_file()), None)
+        if chosen is None:
+            raise CheckpointError(
+                f"{self.folder} holds no weights: none of {', '.join(WEIGHT_FILES)} is there"
+            )
+        if chosen.suffix != ".json":
+            return [chosen]
+        shards = read_json(chosen).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
+            raise CheckpointError(f"{chosen} has no weight_map of tensor names to file names")
+        for shard in shards.values():
+            if Path(shard).name != shard or shard in ("", ".", ".."):
+                raise CheckpointError(f"{chosen} names the shard {shard!r}, outside its folder")
+            if not (self.folder / shard).is_file():
+                raise CheckpointError(f"{chosen} names the shard {shard!r}, which is missing")
+        return [self.folder / shard for shard in sorted(set(shards.values()))]
+
+    def names(self) -> list[str]:
+        """Names as they stand on disk."""
+        return list(self._open)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, backed by the mapped file where the format allows."""
+        tensors = self._open[name]
+        tensor: Tensor = tensors[name] if isinstance(tensors, dict) else tensors.get_tensor(name)
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, without reading it."""
+        tensors = self._open[name]
+        if isinstance(tensors, dict):
+            return tuple(tensors[name].shape)
+        return tuple(tensors.get_slice(name).get_shape())
+
+
+def _open_safetensors(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is not a sound safetensors file: {error}") from error
+
+
+def _open_bin(file: Path) -> dict[str, Tensor]:
+    try:
+        # only the zip format of today's torch.save can be mapped
+        state = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
+    except TORN as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{file} is not a sound file of plain tensors, and nothing else in it is run: {why}"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise CheckpointError(f"{file} must hold a dictionary of tensors")
+    return state
+
+
+def write(folder: Path, tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Write model.safetensors and config.json, each beside its final name and then renamed.
+
+    So a reader never sees half of one, and the folder may be the one that the weights came from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+        weights, text = Path(beside, "model.safetensors"), Path(beside, "config.json")
+        save_file(tensors, weights, metadata={"format": "pt"})
+        text.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(weights, folder / weights.name)
+        os.replace(text, folder / text.name)

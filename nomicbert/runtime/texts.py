@@ -1,0 +1,180 @@
+"""Texts -> vectors, or the hidden states of their tokens: what a stream does for `Embedder`."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nomicbert.errors import TextError
+from nomicbert.modeling.packing import pack
+from nomicbert.runtime.batch_budget import batch_tokens
+from nomicbert.runtime.batch_loop import BatchLoop
+from nomicbert.runtime.batches import checked, text_windows
+from nomicbert.runtime.graphs import Encode, Graphs
+from nomicbert.runtime.stream import Rows, Tokenised
+from nomicbert.text.prompts import Prompts
+from nomicbert.text.tokenizer import LETTERS_A_TOKEN, Tokenizer
+from nomicbert.vectors.embedding_model import EmbeddingModel
+from nomicbert.vectors.pooling import Finish
+from nomicbert_kernels.tensors import to_device
+
+Truncate = Literal["end", "error", "chunk"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a call wants of its texts.
+
+    Attributes:
+        prompt: stands before every text.
+        prompt_is_chosen: a prompt of the caller's own, be it empty, needs no reminder.
+        max_length: tokens of a text, or of a window of it, at most.
+        truncate: what becomes of longer texts.
+        finish: what becomes of the pooled vectors.
+        token_embeddings: hidden states of every token instead of one vector a text.
+    """
+
+    prompt: str
+    prompt_is_chosen: bool
+    max_length: int
+    truncate: Truncate
+    finish: Finish
+    token_embeddings: bool
+
+
+class Texts:
+    """A Task: see `stream`.
+
+    Rows are vectors (n, dim) fp32; or, for token embeddings, as many (tokens, hidden_size) in the
+    model's dtype.
+    """
+
+    inputs = "texts"
+    doing = "Embedding"
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        tokenizer: Tokenizer,
+        prompts: Prompts,
+        job: Job,
+        graphs: Graphs,
+    ) -> None:
+        """The parts of a checkpoint, what is wanted of them, and the graphs recorded so far."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.job = job
+        self.graphs = graphs
+        self.max_length = job.max_length
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def batch_tokens(self) -> int:
+        """See Task."""
+        return batch_tokens(self.model.encoder)
+
+    def read(self, inputs: Iterable[object]) -> Iterator[str]:
+        """See Task; warns, once, if the checkpoint needs a prompt that a text has not."""
+        texts = checked(inputs)
+        return texts if self.job.prompt_is_chosen else self.prompts.watch(self.job.prompt, texts)
+
+    def windows(self, inputs: Iterable[str]) -> Iterator[list[str]]:
+        """See Task."""
+        return text_windows(inputs, self._useful)
+
+    def letters(self, inputs: list[str]) -> list[int]:
+        """See Task."""
+        useful = self._useful
+        return [len(text) if useful is None else min(len(text), useful) for text in inputs]
+
+    @property
+    def _useful(self) -> int | None:
+        # what lies beyond the limit is never tokenised, unless every window of it is wanted
+        return None if self.job.truncate == "chunk" else self.job.max_length * LETTERS_A_TOKEN
+
+    def tokenise(self, window: list[str]) -> Tokenised:
+        """Each text as token ids; with truncate "chunk" as a list of them, one for each window."""
+        job = self.job
+        if job.truncate == "chunk":
+            parts = self.tokenizer.encode_windows(window, job.prompt, job.max_length)
+            return Tokenised([sum(map(len, part)) for part in parts], [], parts)
+        ids, cut = self.tokenizer.encode([job.prompt + text for text in window], job.max_length)
+        return Tokenised(list(map(len, ids)), cut, ids)
+
+    @torch.inference_mode()
+    def encode(self, window: Tokenised, first: int, loop: BatchLoop) -> Rows:
+        """See Task.
+
+        Raises: TextError: a text is too long, with truncate "error".
+        """
+        job = self.job
+        if window.cut and job.truncate == "error":
+            raise TextError(
+                first + window.cut[0],
+                f"is longer than {job.max_length} tokens: shorten it, or choose "
+                "truncate 'end' or 'chunk'",
+            )
+        if job.truncate == "chunk":
+            return self._joined(window.ids, loop)
+        if job.token_embeddings:
+            return self._hidden(window.ids, loop)
+        return self._vectors(window.ids, loop)
+
+    @cached_property
+    def _encode(self) -> Encode:
+        """The model itself, or on a GPU with graphs around it: chosen once a stream."""
+        return self.graphs.around(self.model)
+
+    def _vectors(self, texts: list[list[int]], loop: BatchLoop) -> Tensor:
+        """One vector for each list of token ids, in order."""
+        encode, finish = self._encode, self.job.finish
+        return loop.rows(
+            list(map(len, texts)), lambda indices: encode([texts[i] for i in indices], finish)
+        )
+
+    def _joined(self, parts: list[list[list[int]]], loop: BatchLoop) -> Tensor:
+        """Mean over the tokens of all windows of each text, then what follows pooling."""
+        model = self.model
+        windows = [ids for part in parts for ids in part]
+        lengths = list(map(len, windows))
+        means = loop.rows(
+            lengths, lambda indices: model.pooled(pack([windows[i] for i in indices], model.device))
+        )
+        counts = np.array(list(map(len, parts)))
+        tokens = np.array([sum(map(len, part)) for part in parts]).repeat(counts)
+        # a text of one window keeps its bits: its share is 1
+        shares = np.array(lengths, np.float32) / np.maximum(tokens, 1)
+        weighted = means * to_device(shares.astype(np.float32), means.device)[:, None]
+        # text by text, so that a sum does not depend on the texts beside it
+        where = to_device(counts, means.device)
+        pooled = torch.segment_reduce(weighted, "sum", lengths=where, axis=0)
+        vectors = model.finish(pooled, self.job.finish)
+        for row, part in zip(vectors, parts, strict=True):
+            if not any(part):
+                row.zero_()  # a text without tokens has no mean: zeros, as in EmbeddingModel
+        return vectors
+
+    def _hidden(self, texts: list[list[int]], loop: BatchLoop) -> list[Tensor]:
+        """The hidden states of each list of token ids, in order."""
+        encoder = self.model.encoder
+        states: list[Tensor] = [torch.empty(0)] * len(texts)
+
+        def encode(indices: list[int]) -> Tensor:
+            batch = pack([texts[i] for i in indices], encoder.device)
+            return encoder.encode_packed(batch).to(encoder.dtype)
+
+        lengths = list(map(len, texts))
+        for indices, hidden in loop.each(lengths, encode):
+            for i, rows in zip(
+                indices, torch.split(hidden, [lengths[i] for i in indices]), strict=True
+            ):
+                states[i] = rows.clone()  # a view would keep the whole batch in memory
+        return states
