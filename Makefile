@@ -1,4 +1,4 @@
-# Every target sets up what it needs in .venv; a second call is quick.
+# Each target installs what it needs into .venv; a second call is quick.
 #   make test PYTHON=python3.12      another interpreter (remove .venv first)
 
 PYTHON ?= python3
@@ -19,7 +19,7 @@ help:  ## list the targets
 demo: $(VENV)/.installed-demo  ## search the standard library by meaning, with a real checkpoint, offline
 	$(VENV)/bin/nomicbert demo
 
-test: $(VENV)/.installed-test  ## run the test suite, on JOBS processes
+test: $(VENV)/.installed-test  ## run the test suite in JOBS processes
 	$(RUN) -m pytest -n $(JOBS) -p no:benchmark
 
 lint: $(VENV)/.installed-lint  ## check style and types
@@ -27,38 +27,38 @@ lint: $(VENV)/.installed-lint  ## check style and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-parity: $(VENV)/.installed-test  ## compare with transformers, on weights of a fresh seed; ends with a table
+parity: $(VENV)/.installed-test  ## compare with transformers on freshly drawn weights; prints a table
 	NOMICBERT_SEED=$${NOMICBERT_SEED:-$$($(RUN) -c "import secrets; print(secrets.randbelow(10**6))")} \
 		$(RUN) -m pytest tests/parity -n $(JOBS) -p no:benchmark --parity-report . $(ARGS)
 
-bench: $(VENV)/.installed-test  ## time each op against its peers; ARGS="--quick" to see that they run
+bench: $(VENV)/.installed-test  ## time each op against its peers; ARGS="--quick" checks that they run
 	$(RUN) -m pytest bench -o python_files='bench_*.py' $(ARGS)
 
-aot: $(VENV)/.installed-test  ## compile every Triton kernel for every architecture, without a GPU; ARGS="--arch sm_90"
+aot: $(VENV)/.installed-test  ## compile all Triton kernels for all architectures, without a GPU; ARGS="--arch sm_90"
 	PYTHONPATH=.:kernels $(RUN) -m bench.aot $(or $(ARGS),--out bench/results/aot.json)
 
-# Nothing is installed for these: Python, torch, triton, transformers and pytest are those of
-# the machine with the GPU. OUT gets what they find; compiled kernels stay in build/.
+# These targets install nothing: they use the GPU machine's Python, torch, triton, transformers and
+# pytest. Results go to OUT; compiled kernels stay in build/.
 gpu gpu-proof gpu-report gpu-proven bench-gpu: export PYTHONPATH := .:kernels
 gpu gpu-proof bench-gpu: export TRITON_CACHE_DIR ?= $(CURDIR)/build/gpu/triton
 gpu gpu-proof gpu-report gpu-proven: OUT ?= build/proof
 
-gpu-proof:  ## prove and measure in eight minutes what matters most on this machine's GPU; ARGS="--dry"
+gpu-proof:  ## check and measure the kernels on this machine's GPU in eight minutes; ARGS="--dry"
 	$(PYTHON) -m bench.gpu.proof --out $(OUT)/proof.jsonl $(ARGS)
 
-gpu-report:  ## make tables of what OUT has
+gpu-report:  ## make tables of the results in OUT
 	$(PYTHON) -m bench.gpu.report $(OUT)/proof.jsonl
 
-gpu-proven:  ## mark a launch table as proven by the results in OUT, or say what is missing
+gpu-proven:  ## mark a launch table as proven by the results in OUT, or list what is missing
 	$(PYTHON) -m bench.gpu.proven $(OUT)
 
-# A warning of a library that is newer than these tests is no reason to lose a result.
-gpu:  ## test every kernel and whole models on this machine's GPU, on GPU_JOBS processes
+# -W default: a warning of a newer library must not fail a test here.
+gpu:  ## test all kernels and whole models on this machine's GPU, in GPU_JOBS processes
 	NOMICBERT_RESULTS=$(OUT) $(PYTHON) -m pytest --import-mode=importlib -m gpu tests/gpu \
 		-n $(GPU_JOBS) --maxschedchunk 2 --max-worker-restart 100 -W default --continue-on-collection-errors \
 		-p no:benchmark -p no:cacheprovider $(ARGS)
 
-# Goes on where it was: the cases that LINES has are kept. The report is of those there are.
+# Continues where it stopped: cases that LINES has are kept. The report covers all cases so far.
 bench-gpu: LINES := build/gpu.jsonl
 bench-gpu:  ## time kernels and whole models on this machine's GPU; PART=gemm, ARGS="--minutes 9"
 	$(PYTHON) -m bench.gpu --out $(LINES) $(if $(PART),--part $(PART)) $(ARGS); \

@@ -1,7 +1,7 @@
-"""The calls that `bench.aot` compiles for: each op with the shapes of models that people run.
+"""The calls that `bench.aot` compiles: each op with the shapes of common models.
 
-Numbers are zeros, and few rows stand for many: nothing of a compiled kernel hangs on them, except
-where a launch table has rows for few and for many.
+All values are zero and batches are small, because a compiled kernel does not depend on either. The
+exception is the number of rows where a launch table distinguishes few rows from many; see ROWS.
 """
 
 import functools
@@ -19,8 +19,8 @@ from nomicbert_kernels.tensors import GROUP, Activation, EmbeddingTables, Rope, 
 
 Call = Callable[[], Tensor | Activation]
 E4M3 = torch.float8_e4m3fn
-# On both sides of every "up_to" of rows in the tables, and of the longest text that attention calls
-# short; odd, as batches are.
+# Below and above every "up_to" of rows in the tables, and the limit of attention's short texts. Not
+# multiples of 16, as in most batches.
 ROWS = (33, 301)
 VOCABULARY = 64
 
@@ -30,7 +30,7 @@ class Model:
     """Sizes of an encoder, in the terms of `nomicbert_kernels.tensors`.
 
     Attributes:
-        rotary: angles instead of learned positions, and no biases.
+        rotary: rotary embeddings and no biases, instead of learned positions.
     """
 
     name: str
@@ -64,8 +64,8 @@ class Task:
     """One op with all its shapes, for one launch table, architecture and dtype.
 
     Attributes:
-        tables: the folder that the table lies in.
-        quick: only the leading model that has the op.
+        tables: folder of the table.
+        quick: only the first model that has the op.
     """
 
     table: str
@@ -82,14 +82,14 @@ class Maker:
 
     Attributes:
         dtype: of the hidden states.
-        rows: how many tokens.
+        rows: number of tokens.
     """
 
     dtype: torch.dtype
     rows: int
 
     def zeros(self, *shape: int) -> Tensor:
-        """A parameter or an activation that wants its gradient."""
+        """A parameter or an activation that requires a gradient."""
         return torch.zeros(*shape, dtype=self.dtype, requires_grad=True)
 
     def weight(self, bias: bool, *shape: int) -> Weight:
@@ -101,7 +101,7 @@ class Maker:
         return torch.zeros(self.rows, dtype=torch.int64)
 
     def lengths(self) -> list[int]:
-        """Texts, a long one and short ones."""
+        """Lengths of the texts: a long one and two short ones."""
         short = self.rows // 20
         return [self.rows - 2 * short, short, short]
 
@@ -110,14 +110,14 @@ class Maker:
         return torch.tensor([0, *self.lengths()], dtype=torch.int32).cumsum(0, dtype=torch.int32)
 
     def rope(self, model: Model, interleaved: bool) -> Rope:
-        """Angles of the texts, the whole head rotating."""
+        """Rotary angles of the texts; all dimensions of a head rotate."""
         table = torch.zeros(max(self.lengths()), model.head_dim // 2)
         row = torch.zeros(self.rows, dtype=torch.int32)
         return Rope(table, table.clone(), row, model.head_dim, interleaved)
 
 
 def linear(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
-    """The out and the down projection with their residual, and plain ones."""
+    """The out and the down projection, with and without a residual."""
     if model.mlp == "moe":
         return
     for width in (model.hidden, model.inner):
@@ -136,7 +136,7 @@ def qkv_rotary(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Cal
 
 
 def mlp(name: str, factor: int) -> Any:
-    """Swiglu or gelu, whose weight has `factor` rows for a column of the result."""
+    """Swiglu or gelu, whose weight has `factor` rows per column of the result."""
 
     def calls(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
         if model.mlp == name:
@@ -161,7 +161,7 @@ def moe(ops: types.ModuleType, model: Model, make: Maker, experts: int = 8) -> I
 
 
 def layer_norm(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
-    """With the residual, alone, and without weight and bias."""
+    """With a residual, without it, and without weight and bias."""
     x, residual = make.zeros(make.rows, model.hidden), make.zeros(make.rows, model.hidden)
     weight, bias = make.zeros(model.hidden), make.zeros(model.hidden)
     yield functools.partial(ops.layer_norm, x, weight, bias, 1e-12, residual)
@@ -170,7 +170,7 @@ def layer_norm(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Cal
 
 
 def embed(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
-    """From ids and from embeddings, with learned positions where the model has them."""
+    """From ids and from embeddings, with learned positions if the model has them."""
     tables = EmbeddingTables(
         make.zeros(VOCABULARY, model.hidden),
         make.zeros(2, model.hidden),
@@ -184,7 +184,7 @@ def embed(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
 
 
 def attention(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
-    """All rows, and one a text."""
+    """All rows, and one row per text."""
     qkv = make.zeros(make.rows, 3, model.heads, model.head_dim)
     plan = tiling.plan_tiles(make.lengths(), model.head_dim, make.dtype, "cpu")
     offsets, scale = make.offsets(), model.head_dim**-0.5
@@ -193,7 +193,7 @@ def attention(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call
 
 
 def pool(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
-    """Every mode, then the card's recipe."""
+    """Every mode, then LayerNorm, slice and L2 as in the model card."""
     hidden, offsets = make.zeros(make.rows, model.hidden), make.offsets()
     call = functools.partial(ops.pool, hidden, offsets, None)
     for mode in ("mean", "cls", "max", "mean_sqrt_len", "lasttoken", "weightedmean"):
@@ -202,7 +202,7 @@ def pool(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
 
 
 def fp8(ops: types.ModuleType, model: Model, make: Maker) -> Iterator[Call]:
-    """Every op on e4m3: rows from a kernel of their own and from LayerNorm, results of an MLP."""
+    """Every op on e4m3: inputs rounded by a kernel or by LayerNorm, and MLP activations."""
     if model.mlp == "moe":
         return
     hidden, bias = model.hidden, not model.rotary
@@ -248,7 +248,7 @@ CALLS: dict[str, Any] = {
 def cases(
     op: str, module: types.ModuleType, dtype: torch.dtype, quick: bool
 ) -> Iterator[tuple[str, Call]]:
-    """(what it stands for, the call) of one op; quick: of the leading model that has the op."""
+    """Yield (label, call) for one op; quick: for the first model that has the op."""
     for model in MODELS + (HEADS if op in ("attention", "qkv_rotary") else ()):
         made = False
         for rows in ROWS:

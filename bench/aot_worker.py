@@ -1,9 +1,8 @@
-"""Compiles what the ops would launch on an architecture, on a machine that has none.
+"""Compile the kernels that the ops would launch on an architecture, without such a GPU.
 
-The launchers themselves run, on CPU tensors of a model's shapes. Only the last step is replaced:
-where a kernel would be launched it is compiled, so specialisation, descriptors and settings are
-those of a real launch. Triton finds a driver that knows nothing but the name of the target.
-What the kernels would have written is zeros, and nobody looks at it.
+The real launchers run, on CPU tensors of a model's shapes. Only the launch itself is replaced by
+compilation, so specialisation, descriptors and settings are those of a real launch. Triton gets a
+driver that only knows the name of the target. The results stay zero and are not used.
 """
 
 import contextlib
@@ -32,16 +31,17 @@ from bench.aot_cases import Task, cases
 from nomicbert_kernels import launch
 from nomicbert_kernels.tensors import Activation
 
-# What a compiler that refuses a kernel raises: the language's errors, a failed pass, a failed check
-# of its own, an option that a backend does not know.
+# Errors of a compiler that rejects a kernel: errors of the language, a failed pass, a failed
+# internal check, an option that a backend does not know.
 REFUSALS = (triton.TritonError, RuntimeError, AssertionError, ValueError, KeyError)
-# In the disassembly an instruction's name follows its address and its predicate.
+# A load or store of local memory. In the disassembly the opcode follows the address and an optional
+# predicate.
 SPILL = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(?:STL|LDL)\b", re.MULTILINE)
 REPORT = "nomicbert-aot.json"
 
 
 class Driver:
-    """All that compiling asks of a driver: which target, and which cache of kernels is its own."""
+    """The part of a driver that compilation uses: the target, and a device as key of the cache."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.target = target
@@ -57,14 +57,14 @@ class Driver:
 
 
 def target_of(arch: str) -> GPUTarget:
-    """sm_90 or gfx942 as the compiler names it."""
+    """The compiler's target for an architecture such as sm_90 or gfx942."""
     if arch.startswith("sm_"):
         return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
     return GPUTarget("hip", arch, 64)
 
 
 def cuda_report(kernel: Any) -> dict[str, Any]:
-    """Registers, local memory traffic and kinds of instruction of a cubin."""
+    """Registers, spills and instruction kinds of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -76,7 +76,7 @@ def cuda_report(kernel: Any) -> dict[str, Any]:
         usage = re.search(r"REG:(\d+) STACK:(\d+)", dump("-res-usage"))
         if usage is None:
             raise RuntimeError("cuobjdump's output is not in the form known here")
-        # without a stack nothing can spill; disassembling takes as long as compiling
+        # without a stack nothing can spill: skip the disassembly, which is as slow as compiling
         spills = SPILL.findall(dump("-sass")) if int(usage[2]) else []
     ptx = kernel.asm["ptx"]
     return {
@@ -91,7 +91,7 @@ def cuda_report(kernel: Any) -> dict[str, Any]:
 
 
 def hip_report(kernel: Any) -> dict[str, Any]:
-    """The same of AMD's assembly."""
+    """The same report for AMD's assembly."""
     text = kernel.asm["amdgcn"]
 
     def most(name: str) -> int:
@@ -109,7 +109,7 @@ def hip_report(kernel: Any) -> dict[str, Any]:
 
 
 def examine(kernel: Any) -> dict[str, Any]:
-    """What a compiled kernel needs and uses; kept beside it in triton's cache."""
+    """The report of a compiled kernel, kept in Triton's cache next to the kernel."""
     cache = get_cache_manager(kernel.hash)
     known = cache.get_file(REPORT)
     if known:
@@ -117,15 +117,15 @@ def examine(kernel: Any) -> dict[str, Any]:
     report = hip_report(kernel) if "amdgcn" in kernel.asm else cuda_report(kernel)
     report["shared"] = kernel.metadata.shared
     report["tensor_memory"] = getattr(kernel.metadata, "tmem_size", None) or 0
-    products = re.findall(r"tt\.dot\b.*-> tensor<(\d+)x", kernel.asm["ttir"])
-    # rows of the largest matrix product, 0 where there is none
-    report["dot_rows"] = max(map(int, products), default=0)
+    rows = re.findall(r"tt\.dot\b.*-> tensor<(\d+)x", kernel.asm["ttir"])
+    # rows of the largest matmul, 0 if there is none
+    report["dot_rows"] = max(map(int, rows), default=0)
     cache.put(json.dumps(report), REPORT, binary=False)
     return report
 
 
 class Recorder:
-    """Stands where kernels are launched, and where their settings are looked up.
+    """Replaces kernel launches and the look-up of their settings, and records both.
 
     Attributes:
         task: what is compiled.
@@ -146,7 +146,7 @@ class Recorder:
     def settings(
         self, kernel: str, device: torch.device, dtype: torch.dtype, **sizes: int
     ) -> launch.Settings:
-        """The row that a launch on the architecture finds, with its fused kernel."""
+        """The row for a launch on the architecture; its fused kernel unless `library` is set."""
         found = self.look_up(kernel, device, dtype, **sizes)
         rows = launch.table(self.task.table)[kernel, dtype.itemsize]
         index = next(i for i, row in enumerate(rows) if row.settings is found)
@@ -155,7 +155,7 @@ class Recorder:
         return replace(found, library=self.library and found.library)
 
     def launch(self, function: JITFunction, *args: Any, grid: Any, **keywords: Any) -> None:
-        """Compile in place of a launch, and note what came out."""
+        """Compile instead of launching, and record the result."""
         keywords.pop("warmup")
         start = time.perf_counter()
         error, kernel = "", None
@@ -164,7 +164,7 @@ class Recorder:
         except REFUSALS as refusal:
             error = f"{type(refusal).__name__}: {refusal}".strip()
         seconds = time.perf_counter() - start
-        # one row may be read for the plan and another, of the same settings, for the launch
+        # plan and launch may read different rows with the same settings: count both as reached
         served = [row for row, given in self.looked_up.items() if given.items() <= keywords.items()]
         self.rows.update(served)
         bound = dict(zip(function.arg_names, args, strict=False)) | keywords
@@ -191,23 +191,23 @@ class Recorder:
         }
 
     def examined(self, kernel: Any) -> dict[str, Any]:
-        """What a compiled kernel needs: all of it, or what costs nothing to know."""
+        """The full report of a kernel, or only its shared memory, which needs no disassembly."""
         return examine(kernel) if self.examines else {"shared": kernel.metadata.shared}
 
 
-def no_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """In place of the library's products, which are slow in fp16 on a CPU, and zeros here."""
+def zero_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Replaces F.linear, which is slow in fp16 on a CPU, and whose inputs are zeros anyway."""
     return x.new_zeros(*x.shape[:-1], weight.shape[0])
 
 
-def no_matmul(x: Tensor, other: Tensor) -> Tensor:
-    """The same for x @ other."""
+def zero_matmul(x: Tensor, other: Tensor) -> Tensor:
+    """Replaces x @ other in the same way."""
     return x.new_zeros(*x.shape[:-1], other.shape[-1])
 
 
 @contextlib.contextmanager
 def compiling(recorder: Recorder) -> Iterator[None]:
-    """Launches are recorded, products left out; memory is zeros, for no kernel fills it."""
+    """Record launches, skip torch's matmuls, and zero all memory, since no kernel fills it."""
     task = recorder.task
     driver = triton.runtime.driver
     before = driver._active
@@ -222,8 +222,8 @@ def compiling(recorder: Recorder) -> Iterator[None]:
         mock.patch.object(launch, "architecture", return_value=task.table),
         mock.patch.object(launch, "settings", recorder.settings),
         mock.patch.object(launch, "TABLES", task.tables),
-        mock.patch.object(torch.nn.functional, "linear", no_product),
-        mock.patch.object(Tensor, "__matmul__", no_matmul),
+        mock.patch.object(torch.nn.functional, "linear", zero_linear),
+        mock.patch.object(Tensor, "__matmul__", zero_matmul),
         mock.patch.object(torch, "empty", torch.zeros),
         mock.patch.object(torch, "empty_like", torch.zeros_like),
         mock.patch.object(Tensor, "new_empty", Tensor.new_zeros),
@@ -240,12 +240,12 @@ def compiling(recorder: Recorder) -> Iterator[None]:
 
 
 def module_of(op: str) -> types.ModuleType:
-    """The op's Triton form."""
+    """The op's Triton module."""
     return importlib.import_module(f"nomicbert_kernels.{op}_triton")
 
 
 def launch_all(call: Callable[[], Tensor | Activation], recorder: Recorder) -> None:
-    """With the library's product and without, then with a gradient, whose kernels follow."""
+    """Run a call with and without cuBLAS GEMMs, then with gradients for the backward kernels."""
     for recorder.library in (True, False):
         with torch.no_grad():
             call()
@@ -255,7 +255,7 @@ def launch_all(call: Callable[[], Tensor | Activation], recorder: Recorder) -> N
 
 
 def compile_task(task: Task) -> dict[str, Any]:
-    """Every kernel that the op launches, and the rows of its table that were reached."""
+    """Compile every kernel that the op launches; also return the rows of its table it reached."""
     torch.set_num_threads(1)
     recorder = Recorder(task)
     with compiling(recorder):

@@ -1,8 +1,8 @@
 """attention against torch's fused kernels: on texts of one length, and on a mixture.
 
-A mixture has no dense form without padding: there torch's kernels get what models give them, texts
-padded to the longest, made beforehand; its tokens are the real ones for all. `varlen_attn`, where
-this torch has it, takes packed texts.
+On a mixture torch's kernels get texts padded to the longest, as models do; the padding is not
+timed. Only real tokens are counted, for every candidate. `varlen_attn`, if this torch has it, takes
+packed texts.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from bench.aot_cases import Model
 from bench.harness import Bench, Peer, models
 from bench.problem import Call, Tensors, offsets_of
 
-# torch's own choice comes first.
+# torch's own choice comes first: its error gives the bound.
 KERNELS: dict[str, dict[str, SDPBackend | None]] = {
     "cuda": {
         "auto": None,
@@ -30,12 +30,12 @@ KERNELS: dict[str, dict[str, SDPBackend | None]] = {
     },
     "cpu": {"auto": None, "math": SDPBackend.MATH},
 }
-# Length of a text -> share of the tokens of the mixture, of which whole texts are made.
+# Length of a text -> its share of the mixture's tokens.
 SHARES = {8: 0.1, 70: 0.6, 1024: 0.3}
 
 
 def mixture(tokens: int) -> list[int]:
-    """Queries, passages and documents, by their share of the tokens, in no order."""
+    """Lengths of queries, passages and documents by their share of the tokens, shuffled."""
     lengths = [
         length for length, share in SHARES.items() for _ in range(int(tokens * share / length))
     ]
@@ -72,7 +72,7 @@ def padded(lengths: Sequence[int], backend: SDPBackend | None, scale: float) -> 
 
 
 def packed(lengths: Sequence[int], attend: Callable[..., Tensor], scale: float) -> Peer:
-    """Torch's own attention over packed texts."""
+    """Torch's attention over packed texts."""
 
     def call(t: Tensors) -> Call:
         q, k, v = t["qkv"].unbind(1)

@@ -1,4 +1,4 @@
-"""gelu against the library's product followed by the activation."""
+"""gelu against torch's linear layer followed by the activation."""
 
 import pytest
 import torch.nn.functional as F
@@ -9,12 +9,12 @@ from bench.harness import Bench, Peer, models
 from bench.problem import Call, Tensors
 
 
-def product_and_gelu(t: Tensors) -> Call:
+def linear_and_gelu(t: Tensors) -> Call:
     return lambda: F.gelu(F.linear(t["x"], t["weight"], t.get("bias")))
 
 
 @pytest.mark.parametrize("model", models("gelu"), ids=lambda model: model.name)
 def test_gelu(bench: Bench, model: Model, tokens: int) -> None:
     problem = problems.gelu(model, bench.draw(), tokens)
-    peers = {"linear, gelu": Peer(product_and_gelu, compiled=True)}
+    peers = {"linear, gelu": Peer(linear_and_gelu, compiled=True)}
     bench.compare(problem, peers, model=model.name)

@@ -1,4 +1,4 @@
-"""linear, with its residual, against the library's product and what else torch offers."""
+"""linear with its residual, against torch's linear layer plus an add, and against addmm."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from bench.harness import Bench, Peer, models
 from bench.problem import Call, Tensors
 
 
-def product_and_sum(t: Tensors) -> Call:
+def linear_and_add(t: Tensors) -> Call:
     return lambda: F.linear(t["x"], t["weight"], t.get("bias")) + t["residual"]
 
 
-def sum_in_the_product(t: Tensors) -> Call:
-    """Addmm takes one addend: where there is a bias, it joins the residual beforehand."""
+def addmm_with_residual(t: Tensors) -> Call:
+    """Addmm takes a single addend, so the bias is added to the residual before timing."""
     added = t["residual"] if "bias" not in t else t["residual"] + t["bias"]
     return lambda: torch.addmm(added, t["x"], t["weight"].T)
 
@@ -25,8 +25,8 @@ def sum_in_the_product(t: Tensors) -> Call:
 def test_linear(bench: Bench, model: Model, down: bool, tokens: int) -> None:
     problem = problems.linear(model, bench.draw(), tokens, down=down)
     peers = {
-        "linear + residual": Peer(product_and_sum, compiled=True),
-        "addmm": Peer(sum_in_the_product),
+        "linear + residual": Peer(linear_and_add, compiled=True),
+        "addmm": Peer(addmm_with_residual),
     }
     case = f"{'down' if down else 'out'}, {tokens}"
     bench.compare(problem, peers, model=model.name, case=case)

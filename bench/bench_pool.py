@@ -1,4 +1,4 @@
-"""pool with the card's recipe against torch's ways to average packed texts."""
+"""pool with LayerNorm, slice and L2, against torch's ways to average packed texts."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def finish(pooled: Tensor, dim: int) -> Tensor:
 
 
 def summed(lengths: Sequence[int], dim: int) -> Peer:
-    """Tokens added to the row of their text."""
+    """index_add of the tokens into the row of their text."""
 
     def call(t: Tensors) -> Call:
         device = t["hidden"].device
@@ -50,7 +50,7 @@ def segmented(lengths: Sequence[int], dim: int) -> Peer:
 
 
 def masked(lengths: Sequence[int], dim: int) -> Peer:
-    """The mean over a padded batch, made beforehand, as models take it."""
+    """The masked mean over a padded batch; the padding is not timed."""
     longest = max(lengths)
 
     def call(t: Tensors) -> Call:

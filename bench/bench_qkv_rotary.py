@@ -1,4 +1,4 @@
-"""qkv_rotary against one product followed by the rotation, as models write it."""
+"""qkv_rotary against torch's linear layer followed by the rotation, as models write it."""
 
 from collections.abc import Callable
 
@@ -19,12 +19,12 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-b, a], dim=-1) * sin
 
 
-def product_and_rotation(model: Model) -> Callable[[Tensors], Call]:
+def linear_and_rotation(model: Model) -> Callable[[Tensors], Call]:
     def call(t: Tensors) -> Call:
         if "cos" not in t:
             shape = (-1, 3, model.heads, model.head_dim)
             return lambda: F.linear(t["x"], t["weight"], t.get("bias")).view(shape)
-        # gathered once a batch, not once a layer
+        # outside the timed call: models gather the angles once per batch, not per layer
         row = t["row"].long()
         cos, sin = (t[name][row].repeat(1, 2)[:, None].to(t["x"].dtype) for name in ("cos", "sin"))
 
@@ -41,5 +41,5 @@ def product_and_rotation(model: Model) -> Callable[[Tensors], Call]:
 @pytest.mark.parametrize("model", models(), ids=lambda model: model.name)
 def test_qkv_rotary(bench: Bench, model: Model, tokens: int) -> None:
     problem = problems.qkv_rotary(model, bench.draw(), tokens)
-    peers = {"linear, rotation": Peer(product_and_rotation(model), compiled=True)}
+    peers = {"linear, rotation": Peer(linear_and_rotation(model), compiled=True)}
     bench.compare(problem, peers, model=model.name)

@@ -1,4 +1,4 @@
-"""swiglu against one product followed by the gate."""
+"""swiglu against torch's linear layer followed by the gate."""
 
 import pytest
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from bench.harness import Bench, Peer, models
 from bench.problem import Call, Tensors
 
 
-def product_and_gate(t: Tensors) -> Call:
+def linear_and_gate(t: Tensors) -> Call:
     def run() -> Tensor:
         up, gate = F.linear(t["x"], t["weight"], t.get("bias")).chunk(2, dim=1)
         return up * F.silu(gate)
@@ -21,5 +21,5 @@ def product_and_gate(t: Tensors) -> Call:
 @pytest.mark.parametrize("model", models("swiglu"), ids=lambda model: model.name)
 def test_swiglu(bench: Bench, model: Model, tokens: int) -> None:
     problem = problems.swiglu(model, bench.draw(), tokens)
-    peers = {"linear, silu * up": Peer(product_and_gate, compiled=True)}
+    peers = {"linear, silu * up": Peer(linear_and_gate, compiled=True)}
     bench.compare(problem, peers, model=model.name)

@@ -1,7 +1,7 @@
-"""Texts to token ids: ours, the library below it, and transformers on the same files.
+"""Texts to token ids: ours, the tokenizers library below it, and transformers on the same files.
 
-Real texts, the standard library's docstrings, by the packaged all-MiniLM-L6-v2. The three share a
-tokenizer written in Rust; what is compared is what each does around it.
+The texts are the standard library's docstrings, the tokenizer is that of all-MiniLM-L6-v2. All
+three use the same Rust tokenizer; the benchmark compares the code around it.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,6 +54,6 @@ def texts(pytestconfig: pytest.Config) -> list[str]:
 @pytest.mark.parametrize("make", [ours, tokenizers, transformers])
 def test_tokenizer(benchmark: Any, texts: list[str], make: Callable[[], Encode]) -> None:
     encode = make()
-    # one that gives other ids does other work
+    # times only compare between tokenizers that give the same ids
     assert list(map(list, encode(texts))) == list(map(list, ours()(texts)))
     benchmark(encode, texts)

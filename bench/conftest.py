@@ -1,4 +1,4 @@
-"""Options and fixtures of the benchmarks, and the table at their end.
+"""Options and fixtures of the benchmarks, and the table at the end of a run.
 
 python -m pytest bench -o python_files='bench_*.py' [--backend triton] [--dtype bf16] [--quick]
 """
@@ -14,7 +14,7 @@ from bench.timing import clock
 from nomicbert_kernels import select_ops
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Tokens of a batch: a query, a request, and tiles without remainder on 132 multiprocessors.
+# Tokens per batch: a query, a request, and a full wave of tiles on 132 multiprocessors.
 TOKENS = {"cuda": [64, 1024, 16896], "cpu": [16, 512]}
 QUICK_TOKENS = [33]
 
@@ -24,13 +24,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     group.addoption("--backend", help="default: triton on a GPU, torch on a CPU")
     group.addoption("--dtype", choices=DTYPES, help="default: bf16 on a GPU, fp32 on a CPU")
-    group.addoption("--tokens", help="of each batch, with commas between")
-    group.addoption("--quick", action="store_true", help="small and few, to see that they run")
-    group.addoption("--no-compile", action="store_true", help="leave out peers of torch.compile")
+    group.addoption("--tokens", help="tokens per batch, comma-separated")
+    group.addoption("--quick", action="store_true", help="one small size, to check that they run")
+    group.addoption("--no-compile", action="store_true", help="leave out torch.compile")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # a benchmark is no test: what a peer warns of is shown, not raised
+    # warnings of peers are shown, not raised as in the test suite
     config.addinivalue_line("filterwarnings", "default")
 
 
@@ -59,7 +59,7 @@ def bench(benchmark: Any, pytestconfig: pytest.Config) -> Iterator[Bench]:
     ops = select_ops(device, dtype, options.backend or ("triton" if gpu else "torch"))
     compiles = not (options.no_compile or options.quick)
     yield Bench(benchmark, ops, device, dtype, options.quick, compiles)
-    # a compiled peer holds on to its graphs, and a GPU's memory to its blocks
+    # drop compiled graphs and cached blocks, so that the next benchmark starts clean
     torch.compiler.reset()
     if gpu:
         torch.cuda.empty_cache()

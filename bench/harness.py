@@ -1,7 +1,7 @@
-"""What a benchmark of an op does: refuse wrong values, time ours against its peers, tell the rest.
+"""The harness of the op benchmarks: check results, then time ours against its peers.
 
-The figures stand in pytest-benchmark's `extra_info`, and so in the file of --benchmark-json.
-Tokens are real ones; a peer that pads is timed with its padding and credited with none.
+The figures are in pytest-benchmark's `extra_info`, and so in the file of --benchmark-json. Only
+real tokens count: a peer that pads is timed with its padding, which adds nothing to its rate.
 """
 
 import functools
@@ -21,13 +21,13 @@ from nomicbert_kernels import Ops
 from nomicbert_kernels.backend import REFERENCE
 
 OURS = "ours"
-# A peer may round in more places than we do; one this far off computes something else.
+# A peer may round in more places than ours. Beyond this multiple of our bound it is wrong.
 PEER_FACTOR = 10
 VERSIONS = ("torch", "triton")
 
 
 class WrongValues(AssertionError):
-    """An op whose result is beyond its bound is not timed."""
+    """A result is beyond its bound; the candidate is not timed."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Peer:
     """Another way to compute a problem.
 
     Attributes:
-        call: tensors of the problem -> the call; what it does before the call is not timed.
-        read: its result -> ours, where it has another layout.
+        call: tensors of the problem -> the timed call; the preparation in it is not timed.
+        read: converts its result to our layout.
         compiled: also run it through torch.compile.
     """
 
@@ -47,11 +47,11 @@ class Peer:
 
 @dataclass(frozen=True)
 class Timed:
-    """A candidate that gave the right result.
+    """A candidate whose result was correct.
 
     Attributes:
-        calls: on each copy of the input.
-        error: the largest of its result.
+        calls: one per copy of the input.
+        error: largest absolute error of its result.
     """
 
     calls: Sequence[Call]
@@ -60,12 +60,12 @@ class Timed:
 
 @dataclass
 class Bench:
-    """One benchmark run's choices.
+    """The settings of a benchmark run.
 
     Attributes:
-        benchmark: pytest-benchmark's fixture, which keeps ours and `extra_info`.
-        quick: one small round, to see that everything runs.
-        compiled: time peers through torch.compile as well.
+        benchmark: pytest-benchmark's fixture, which stores our times and `extra_info`.
+        quick: few short rounds, to check that everything runs.
+        compiled: also time peers through torch.compile.
     """
 
     benchmark: Any
@@ -77,22 +77,22 @@ class Bench:
     seed: int = 0
 
     def draw(self) -> Draw:
-        """The numbers of one problem."""
+        """The random tensors of one problem."""
         return Draw(self.device, self.dtype, self.seed)
 
     def compare(self, problem: Problem, peers: Mapping[str, Peer], **what: Any) -> None:
-        """Prove ours right, then time it against each peer that is right too.
+        """Check our result, then time it against each peer whose result is correct.
 
         Args:
-            problem: what all compute.
+            problem: the problem that all candidates compute.
             peers: by name. The first is plain torch, whose error gives the bound.
-            what: words on the case, for the report.
+            what: further fields of the report.
 
         Raises: WrongValues: our result is beyond the bound of a kernel.
         """
         with torch.inference_mode():
             truth = problem.truth()
-            # not `Problem.plain`: on a CPU those functions may be the very ones under test
+            # not `Problem.plain`: on a CPU that may be the backend under test
             first = next(iter(peers.values()))
             plain = first.read(first.call(problem.tensors)())
             _, bound = error_and_bound(plain, truth, plain)
@@ -104,7 +104,7 @@ class Bench:
             for name, peer in self.all_peers(problem, peers).items():
                 try:
                     timed[name] = self.proven(peer, copies, truth, PEER_FACTOR * bound, name)
-                # it cannot run here, in this torch or on this input, or computes something else
+                # not available here, or not for this input, or wrong
                 except (RuntimeError, TypeError, ImportError, WrongValues) as error:
                     left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             del truth, plain
@@ -140,7 +140,7 @@ class Bench:
             )
 
     def all_peers(self, problem: Problem, peers: Mapping[str, Peer]) -> dict[str, Peer]:
-        """The peers, those compiled, and on a CPU the reference."""
+        """The peers, their compiled forms, and on a CPU the reference."""
         found = dict(peers)
         for name, peer in peers.items():
             if peer.compiled and self.compiled:
@@ -152,18 +152,18 @@ class Bench:
     def proven(
         self, peer: Peer, copies: Sequence[Tensors], truth: Tensor, bound: float, name: str
     ) -> Timed:
-        """A candidate on all copies, after its result has been compared with the truth."""
+        """Bind a candidate to all copies, and compare its first result with the truth."""
         calls = [peer.call(tensors) for tensors in copies]
         got = peer.read(calls[0]())
         if got.shape != truth.shape:
             raise WrongValues(f"{name} gives {tuple(got.shape)}, not {tuple(truth.shape)}")
         error = (got.double() - truth).abs().max().item() if truth.numel() else 0.0
-        if not error <= bound:  # NaN is no value either
+        if not error <= bound:  # also true for NaN
             raise WrongValues(f"{name} is off by {error:.3g}, allowed {bound:.3g}: not timed")
         return Timed(calls, error)
 
     def figures(self, problem: Problem, seconds: float) -> dict[str, Any]:
-        """What a time means."""
+        """Rates and roofline of a time."""
         best = ceilings(self.device, self.dtype, self.quick)
         least = best.seconds(problem.flops, problem.bytes)
         gpu = self.device.type == "cuda"
@@ -187,12 +187,12 @@ class Bench:
 
 
 def compiled(call: Callable[[Tensors], Call]) -> Callable[[Tensors], Call]:
-    """The same call through torch.compile, which finds that all copies are alike."""
+    """The same call through torch.compile; all copies share one compiled graph."""
     return lambda tensors: torch.compile(call(tensors), dynamic=False)
 
 
 def version(package: str) -> str | None:
-    """Of an installed package."""
+    """Version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -200,5 +200,5 @@ def version(package: str) -> str | None:
 
 
 def models(mlp: str | None = None) -> tuple[Model, ...]:
-    """Those with an MLP of this kind; else all but the mixture of experts, nomic's otherwise."""
+    """Models with an MLP of this kind. None: all except the mixture of experts."""
     return tuple(m for m in MODELS if (m.mlp == mlp if mlp else m.mlp != "moe"))

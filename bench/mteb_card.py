@@ -1,9 +1,9 @@
-"""The scores that a model card states, under the names that mteb has for them today.
+"""Convert a model card's scores to JSON, under mteb's current names.
 
     python -m bench.mteb_card README.md --model nomic-ai/nomic-embed-text-v1.5 > bench/cards/X.json
 
-Reads the model-index in a card's front matter, and from its tables the average for each width.
-`bench.mteb_scores` compares with the files that come out.
+Reads the model-index in the card's front matter, and the average for each width from its tables.
+`bench.mteb_scores` compares our scores with these files.
 """
 
 import argparse
@@ -22,7 +22,7 @@ CARDS = Path(__file__).parent / "cards"
 # Names of tasks and metrics that mteb has changed since 2024.
 TASKS = {"CMedQAv1": "CMedQAv1-reranking", "CMedQAv2": "CMedQAv2-reranking"}
 OLD_COSINE, COSINE = "cos_sim_", "cosine_"
-# Twelve forums, which count once, as CQADupstackRetrieval.
+# Twelve forums, which count as one task in the average: CQADupstackRetrieval.
 FORUM = re.compile(r"CQADupstack.+Retrieval")
 NAME = re.compile(r"MTEB (\S+)(?: \(.+\))?")
 
@@ -34,9 +34,9 @@ class Entry:
     Attributes:
         task: its name in mteb.
         type: such as "STS".
-        subset: of the dataset, mostly a language; "default" where there is one only.
+        subset: of the dataset, mostly a language; "default" if there is only one.
         split: of the dataset.
-        revision: of the dataset, or None where the card does not know it.
+        revision: of the dataset, or None if the card does not state it.
         main_score: the metric that mteb ranks by.
         scores: every metric of the card, in points of 100.
     """
@@ -56,19 +56,19 @@ class Entry:
 
     @property
     def counts(self) -> bool:
-        """Whether it is part of the card's average by itself."""
+        """Whether the task counts in the card's average."""
         return not FORUM.fullmatch(self.task)
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says.
+    """The scores of a model card.
 
     Attributes:
         model: repository id.
         source: where the figures come from.
         max_length: tokens at which texts were cut, or None for the checkpoint's own limit.
-        averages: width of the vectors -> mean over the tasks; "full" where no width is stated.
+        averages: width of the vectors -> mean over the tasks; "full" if no width is stated.
     """
 
     model: str
@@ -83,19 +83,19 @@ class Card:
 
 
 def path_of(model: str) -> Path:
-    """Where the card of a repository or local folder lies, by the last part of its name."""
+    """Path of the card of a repository or local folder, by the last part of its name."""
     return CARDS / f"{Path(model).name}.json"
 
 
 def read_card(path: Path) -> Card:
-    """Read what `main` has written."""
+    """Read a file that `main` has written."""
     raw = json.loads(path.read_text("utf-8"))
     entries = [Entry(**entry) for entry in raw.pop("entries")]
     return Card(**raw, entries=entries)
 
 
 def convert(text: str, model: str, source: str, max_length: int | None = None) -> Card:
-    """The card in a README.md.
+    """Read the card from a README.md.
 
     Args:
         text: of the README.md.
@@ -137,7 +137,7 @@ def _entry(result: dict[str, Any]) -> Entry:
 
 
 def new_metric(old: str, main_score: str) -> str:
-    """What mteb calls a metric now; of reranking the name hangs on the task's main score."""
+    """Mteb's current name of a metric; for reranking it depends on the task's main score."""
     if old in ("map", "mrr"):
         return main_score.replace("map", old)
     return old.replace(OLD_COSINE, COSINE)
@@ -158,7 +158,7 @@ def _averages(text: str, model: str) -> Iterator[tuple[str, float]]:
 
 
 def written(card: Card) -> str:
-    """A card as JSON with one task a line, as `read_card` reads it."""
+    """A card as JSON with one task per line, for `read_card`."""
     fields = asdict(card)
     entries = ",\n".join(json.dumps(entry) for entry in fields.pop("entries"))
     head = json.dumps(fields, indent=1, ensure_ascii=False).removesuffix("\n}")

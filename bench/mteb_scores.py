@@ -1,10 +1,10 @@
-"""Runs tasks of mteb and lays our scores beside those of the checkpoint's model card.
+"""Run tasks of mteb and compare our scores with those of the checkpoint's model card.
 
     python -m bench.mteb_scores nomic-ai/nomic-embed-text-v1.5 --tasks SciFact STSBenchmark
 
-Needs nomicbert[mteb], the hub for datasets, and for most tasks a GPU. A score agrees with the card
-if it is within 0.1 points of it, in the metric that mteb ranks the task by; the exit code is 1
-where one does not, or where a task failed. Tasks that the card lacks get no verdict.
+Needs nomicbert[mteb], access to the hub for datasets, and a GPU for most tasks. A score agrees with
+the card if it is within 0.1 points of it, in the metric that mteb ranks the task by. The exit code
+is 1 if a score differs or a task failed. Tasks that the card lacks get no verdict.
 """
 
 import argparse
@@ -24,24 +24,24 @@ from nomicbert import Embedder, NomicBertError
 from nomicbert.integrations.mteb import MTEBEncoder
 
 TOLERANCE = 0.1
-# Batches are cut by tokens: mteb's own 32 texts would leave a GPU idle.
+# Texts per call. Batches are cut by tokens within it; mteb's default of 32 would leave a GPU idle.
 BATCH_SIZE = 1024
 HEAD = ("task", "subset", "metric", "ours", "card", "difference", "")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One score, in points of 100, or why there is none.
+    """One score, in points of 100, or the reason why there is none.
 
     Attributes:
         task: its name in mteb.
         subset: of its dataset.
         split: of its dataset.
         metric: the one that mteb ranks by.
-        ours: in that metric; None where the task failed.
-        card: the card's figure; None where it has none for vectors of this width.
+        ours: our score; None if the task failed.
+        card: the card's score; None if it has none for vectors of this width.
         verdict: "agrees", "differs", "failed: ..." or nothing.
-        scores: metric -> ours, and the card's where it has one.
+        scores: metric -> ours, followed by the card's if it has one.
     """
 
     task: str
@@ -55,11 +55,11 @@ class Row:
 
     @property
     def bad(self) -> bool:
-        """Whether it keeps the command from ending well."""
+        """Whether it makes the command fail."""
         return bool(self.verdict) and self.verdict != "agrees"
 
     def cells(self) -> list[str]:
-        """What the table shows."""
+        """Its cells in the table."""
         numbers = [self.ours, self.card]
         both = self.ours is not None and self.card is not None
         difference = f"{self.ours - self.card:+.2f}" if both else ""  # type: ignore[operator]
@@ -75,15 +75,15 @@ def judge(ours: float, card: float | None) -> str:
 
 
 def run(encoder: MTEBEncoder, name: str, entry: Entry | None, with_figures: bool) -> Iterator[Row]:
-    """Run one task, on the card's subset and split where the card has it.
+    """Run one task, on the card's subset and split if the card has it.
 
     Args:
         encoder: the model.
         name: of the task.
         entry: of the card, or None.
-        with_figures: False where the card's figures are for vectors of another width.
+        with_figures: False if the card's figures are for vectors of another width.
 
-    Yields: a row for each split and subset.
+    Yields: one row per split and subset.
     """
     import mteb
 
@@ -110,9 +110,9 @@ def run(encoder: MTEBEncoder, name: str, entry: Entry | None, with_figures: bool
 
 
 def average(rows: list[Row], card: Card, width: int) -> Row | None:
-    """The mean over the card's tasks beside the one that it states for this width.
+    """The mean over the card's tasks, compared with the mean that it states for this width.
 
-    None where the card states none, or a task is missing.
+    None if the card states none, or if a task is missing.
     """
     ours = {row.task: row.ours for row in rows if row.ours is not None}
     wanted = [entry.task for entry in card.entries if entry.counts]
@@ -124,7 +124,7 @@ def average(rows: list[Row], card: Card, width: int) -> Row | None:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows in columns; names to the left, numbers to the right."""
+    """The rows in columns: names left-aligned, numbers right-aligned."""
     lines = [list(HEAD), *(row.cells() for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(HEAD))]
     left = (0, 1, 2, len(HEAD) - 1)
@@ -146,7 +146,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--card", type=Path, help="default: bench/cards/NAME.json of the model")
     parser.add_argument("--matryoshka-dim", type=int, metavar="N")
     parser.add_argument(
-        "--max-length", type=int, metavar="N", help="default: where the card's authors cut"
+        "--max-length", type=int, metavar="N", help="default: the limit of the card's authors"
     )
     parser.add_argument("--device", help="default: a GPU if there is one", default="auto")
     parser.add_argument("--dtype", default="float32")
@@ -187,7 +187,7 @@ def load(options: argparse.Namespace) -> MTEBEncoder:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run, print, write; 1 where something differs or failed, 2 where nothing could begin."""
+    """Run, print and write; return 1 if a score differs or a task failed, 2 if loading failed."""
     options = read_options(arguments)
     try:
         encoder = load(options)
@@ -204,14 +204,14 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append(last)
         print(table(rows[-1:]).splitlines()[1], file=sys.stderr)
         if options.json:
-            # after every task: a run takes hours, and may be interrupted
+            # after every task, because a run takes hours and may be interrupted
             options.json.write_text(written(options, width, rows), "utf-8")
     print(table(rows))
     return 1 if any(row.bad for row in rows) else 0
 
 
 def written(options: argparse.Namespace, width: int, rows: list[Row]) -> str:
-    """The rows with what they were made with, one a line."""
+    """JSON of the settings and versions, and of the rows, one per line."""
     about: dict[str, Any] = {
         "model": options.model,
         "source": options.card.source if options.card else None,

@@ -1,7 +1,7 @@
-"""One call of an op with its input, the right result, and how far off a kernel may be.
+"""One call of an op: its input, the exact result and the error bound of a kernel.
 
-The tests on a GPU prove such calls and the benchmarks time them. The right result is the
-reference's on the same numbers in fp64; plain torch's error in the dtype gives the bound.
+The GPU tests check such calls and the benchmarks time them. The exact result is the reference's on
+the same values in fp64; the error of plain torch in the dtype gives the bound.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ class Problem:
 
     Attributes:
         op: its name in `Ops`.
-        tensors: all that it reads, by name.
+        tensors: its inputs, by name.
         bind: (ops, tensors) -> the call, with weights prepared and the batch planned.
-        leaves: the tensors that have a gradient.
-        tokens: real ones, of all texts.
-        flops: of the matrix products; 0 where there is none.
+        leaves: names of the tensors that have a gradient.
+        tokens: tokens of all texts, without padding.
+        flops: of the matmuls; 0 if there is none.
         bytes: of every input and the result, once each.
     """
 
@@ -48,30 +48,30 @@ class Problem:
         return self.bind(ops, self.tensors)()
 
     def truth(self, **changed: Tensor) -> Tensor:
-        """The reference's result in fp64, some tensors being others."""
+        """The reference's result in fp64, with some tensors replaced."""
         exact = doubled(self.tensors | changed)
         device = next(iter(exact.values())).device
         return self.bind(select_ops(device, torch.float64, "reference"), exact)()
 
     def plain(self) -> Tensor:
-        """What torch's own functions make of it in the dtype."""
+        """The result of torch's functions in the dtype."""
         return self.run(TORCH)
 
     def copy(self) -> Tensors:
-        """The same numbers elsewhere in memory, in rows as far apart."""
+        """Copies of the tensors with the same strides."""
         return {name: moved(t) for name, t in self.tensors.items()}
 
     def gradients(self, ops: Ops, upstream: Tensor) -> Tensors:
-        """The gradient of each leaf, given that of the result."""
+        """The gradient of each leaf, given the gradient of the result."""
         return self.differentiate(ops, self.tensors, upstream)
 
     def true_gradients(self, upstream: Tensor) -> Tensors:
-        """The reference's in fp64."""
+        """The gradients of the reference in fp64."""
         ops = select_ops(upstream.device, torch.float64, "reference")
         return self.differentiate(ops, doubled(self.tensors), upstream)
 
     def differentiate(self, ops: Ops, tensors: Tensors, upstream: Tensor) -> Tensors:
-        """The gradient of each leaf among these tensors."""
+        """The gradient of each leaf, computed from these tensors."""
         mine = {name: tensors[name].detach().requires_grad_() for name in self.leaves}
         result = self.bind(ops, tensors | mine)()
         found = torch.autograd.grad(result, list(mine.values()), upstream.to(result.dtype))
@@ -80,10 +80,10 @@ class Problem:
 
 @dataclass
 class Draw:
-    """Draws tensors of one dtype on one device; the same calls give the same numbers.
+    """Draws tensors of one dtype on one device, reproducibly from a seed.
 
     Attributes:
-        apart: columns of NaN that part the rows of every activation.
+        apart: columns of NaN between the rows of every activation.
     """
 
     device: torch.device
@@ -100,12 +100,12 @@ class Draw:
         return (drawn * scale + middle).to(self.dtype)
 
     def rows(self, *shape: int, scale: float = 1.0) -> Tensor:
-        """An activation, whose rows may lie apart."""
+        """An activation, strided if `apart` is set."""
         drawn = self(*shape, scale=scale)
         return spread(drawn, self.apart) if self.apart else drawn
 
     def weight(self, *shape: int) -> Tensor:
-        """A matrix that keeps the size of what it multiplies."""
+        """A weight that keeps the scale of its input."""
         return self(*shape, scale=shape[-1] ** -0.5)
 
     def ids(self, limit: int, count: int) -> Tensor:
@@ -114,19 +114,19 @@ class Draw:
 
 
 def spread(x: Tensor, columns: int) -> Tensor:
-    """The same numbers in rows with so many columns of NaN between them."""
+    """The same values, with `columns` columns of NaN between the rows."""
     width = math.prod(x.shape[1:])
     wide = x.new_full((x.shape[0], width + columns), float("nan"))
     return wide[:, :width].unflatten(1, x.shape[1:]).copy_(x)
 
 
 def moved(t: Tensor) -> Tensor:
-    """A copy with the strides of the tensor."""
+    """A copy with the same strides."""
     return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).copy_(t)
 
 
 def doubled(tensors: Mapping[str, Tensor]) -> Tensors:
-    """The numbers in fp64."""
+    """The same values in fp64."""
     return {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
@@ -142,9 +142,9 @@ def offsets_of(lengths: Sequence[int], device: torch.device) -> Tensor:
 
 
 def error_and_bound(got: Tensor, truth: Tensor, plain: Tensor) -> tuple[float, float]:
-    """The largest error of a kernel, and what it may be.
+    """The largest error of a kernel, and its bound.
 
-    That is twice the error of plain torch in the same dtype, and 4 eps of the largest value.
+    The bound is twice the error of plain torch in the same dtype, plus 4 eps of the largest value.
     """
     if got.dtype != plain.dtype or got.shape != truth.shape:
         raise ValueError(
@@ -158,7 +158,7 @@ def error_and_bound(got: Tensor, truth: Tensor, plain: Tensor) -> tuple[float, f
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """Memory that is handed out unfilled holds NaN."""
+    """Fill uninitialised floating-point memory with NaN, so that unwritten results show."""
 
     def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def made(*given: Any, **keywords: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""A call of each op at the sizes of a model, as data for tests and benchmarks."""
+"""A problem for each op at the sizes of a model, for tests and benchmarks."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ EPS = 1e-12
 VOCABULARY, TYPES, POSITIONS = 30522, 2, 8192
 THETA = 1000.0
 EXPERTS, TOP_K = 8, 2
-# Experts whose shares are closer than this may be chosen the other way round, rightly.
+# If two experts' probabilities are closer than this, rounding may swap them.
 MARGIN = 1e-3
 
 
@@ -28,7 +28,7 @@ def projected(
     width: int,
     bind: Callable[[Ops, Tensors], Call],
 ) -> Problem:
-    """A problem of x (tokens, width) and a weight (columns, width), with a bias where BERT has."""
+    """A problem of x (tokens, width) and a weight (columns, width), with a bias for BERT models."""
     tensors = {"x": draw.rows(tokens, width), "weight": draw.weight(columns, width)}
     if not model.rotary:
         tensors["bias"] = draw(columns, scale=0.1)
@@ -65,7 +65,7 @@ def linear(
 
 
 def angles(draw: Draw, tokens: int, rotary_dim: int) -> Tensors:
-    """cos, sin and row of tokens at positions up to 511, in fp32."""
+    """fp32 cos and sin tables of positions up to 511, and each token's row in them."""
     frequency = THETA ** -(torch.arange(0, rotary_dim, 2, device=draw.device) / rotary_dim)
     angle = torch.arange(512, device=draw.device)[:, None] * frequency
     row = torch.arange(tokens, device=draw.device, dtype=torch.int32) % len(angle)
@@ -75,7 +75,7 @@ def angles(draw: Draw, tokens: int, rotary_dim: int) -> Tensors:
 def qkv_rotary(
     model: Model, draw: Draw, tokens: int, *, interleaved: bool = False, fraction: float = 1.0
 ) -> Problem:
-    """The projection to queries, keys and values; rotated where the model has no positions."""
+    """The projection to queries, keys and values; rotated if the model has rotary embeddings."""
     rotary_dim = int(model.head_dim * fraction)
 
     def bind(ops: Ops, t: Tensors) -> Call:
@@ -95,7 +95,7 @@ def qkv_rotary(
 
 
 def swiglu(model: Model, draw: Draw, tokens: int) -> Problem:
-    """Up and gate of a gated MLP."""
+    """The up and gate projections of a gated MLP."""
 
     def bind(ops: Ops, t: Tensors) -> Call:
         weight = ops.prepare(t["weight"], t.get("bias"), "gated")
@@ -120,12 +120,12 @@ def gelu(model: Model, draw: Draw, tokens: int) -> Problem:
 
 
 def clear_rows(x: Tensor, router: Tensor, count: int) -> Tensor:
-    """The first rows whose choice of experts is no matter of rounding."""
+    """The first `count` rows whose choice of experts does not depend on rounding."""
     ranked = (x.double() @ router.double().T).softmax(1).sort(dim=1, descending=True).values
     clear = ranked[:, TOP_K - 1] - ranked[:, TOP_K] > MARGIN
     chosen = x[clear][:count]
     if len(chosen) < count:
-        raise ValueError(f"of {len(x)} tokens only {len(chosen)} are routed clearly, not {count}")
+        raise ValueError(f"only {len(chosen)} of {len(x)} tokens are routed clearly, need {count}")
     return chosen
 
 
@@ -195,7 +195,7 @@ def layer_norm(
 
 
 def embed(model: Model, draw: Draw, tokens: int, *, vocabulary: int = VOCABULARY) -> Problem:
-    """Words, types and, where the model has them, positions."""
+    """Word, type and, if the model has them, position embeddings, and LayerNorm."""
     tensors = {
         "ids": draw.ids(vocabulary, tokens),
         "types": draw.ids(TYPES, tokens),
@@ -215,7 +215,7 @@ def embed(model: Model, draw: Draw, tokens: int, *, vocabulary: int = VOCABULARY
         ids = t["ids"], t["types"], t.get("positions")
         return functools.partial(ops.embed, *ids, tables, t["weight"], t["bias"], EPS)
 
-    # a row of the word table for each token, at worst; the other tables stay in cache
+    # at worst one row of the word table per token; the other tables stay in cache
     rows = 2.0 * tokens * model.hidden * draw.dtype.itemsize
     return Problem("embed", tensors, bind, tuple(leaves), tokens, 0.0, rows)
 
@@ -230,7 +230,7 @@ def pool(
     dim: int | None = None,
     normalize: bool = False,
 ) -> Problem:
-    """One vector a text."""
+    """One vector per text."""
     lengths = [*lengths]
     tensors = {"hidden": draw.rows(sum(lengths), model.hidden)}
     offsets = offsets_of(lengths, draw.device)

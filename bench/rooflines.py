@@ -1,7 +1,7 @@
-"""What this machine can do at best, measured in the same run: a large copy, a large product.
+"""Limits of the machine, measured in the same run: rates of a large copy and a large matmul.
 
-A datasheet's figures hold for no machine in particular. The roofline of a call is the longer of the
-time that its bytes take at the speed of the copy, and its operations at that of the product.
+A datasheet's figures are not those of this machine. The roofline of a call is the longer of two
+times: its bytes at the rate of the copy, and its operations at the rate of the matmul.
 
 Source: Williams et al. 2009, doi:10.1145/1498765.1498785.
 """
@@ -16,17 +16,17 @@ from bench.timing import interleave, on_device, on_host
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Attributes: bytes and operations a second."""
+    """Attributes: bytes per second, and operations per second."""
 
     bytes: float
     flops: float
 
     def seconds(self, flops: float, moved: float) -> float:
-        """The least that a call can take."""
+        """Lower bound of the time of a call."""
         return max(flops / self.flops, moved / self.bytes)
 
     def limit(self, flops: float, moved: float) -> str:
-        """What a call is bound by: "compute" or "memory"."""
+        """The limiting resource of a call: "compute" or "memory"."""
         return "compute" if flops / self.flops > moved / self.bytes else "memory"
 
 
@@ -35,9 +35,9 @@ def ceilings(device: torch.device, dtype: torch.dtype, quick: bool = False) -> C
     """Measure both.
 
     Args:
-        device: where.
-        dtype: of the product, which sums in fp32.
-        quick: small ones, which say little.
+        device: the device to measure.
+        dtype: of the matmul, which accumulates in fp32.
+        quick: small sizes, whose figures mean little.
     """
     gpu = device.type == "cuda"
     copied = 2**30 if gpu else 2**27
@@ -46,7 +46,7 @@ def ceilings(device: torch.device, dtype: torch.dtype, quick: bool = False) -> C
         copied, width = copied // 32, width // 4
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    # of zeros a GPU's clock would rise further than of numbers
+    # random values, because a GPU clocks higher on zeros
     generator = torch.Generator(device).manual_seed(0)
     a, b = (
         torch.randn(width, width, device=device, generator=generator).to(dtype) for _ in range(2)

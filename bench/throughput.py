@@ -1,13 +1,12 @@
-"""Whole models in turns with other libraries: all cases of several checkpoints, into one file.
+"""Whole models interleaved with other libraries: all cases of several checkpoints, into one file.
 
     python -m bench.throughput --out bench/results/throughput-cpu.jsonl --models nomic-v1.5 minilm
 
-A model is a row of tests/support/variants.py, built in full size with random weights, or `minilm`,
-whose real weights come with a package, or a folder. A case that the file has already is not
-measured again, so a run that was stopped goes on where it was; remove its lines to measure it anew.
-The file has a case if it has a line of every peer that would take part now, on as many tokens and
-texts, of as many rounds and threads; else all of them are measured, and their lines replace the old
-ones.
+A model is a row of tests/support/variants.py, built in full size with random weights; or `minilm`,
+whose real weights come with a package; or a folder. Cases that the file already has are not
+measured again, so a stopped run continues where it was; remove a case's lines to repeat it. The
+file has a case if it has a line of every peer that would take part now, with the same numbers of
+tokens, texts, rounds and threads. Otherwise all peers are measured, and replace the old lines.
 """
 
 import argparse
@@ -41,30 +40,30 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
     parser.add_argument("--cases", nargs="+", default=NAMES, metavar="NAME")
     parser.add_argument("--dtypes", nargs="+", metavar="NAME")
-    parser.add_argument("--peers", nargs="+", metavar="NAME", help="only these beside ours")
-    parser.add_argument("--tokens", type=int, default=4096, help="of a case, about")
+    parser.add_argument("--peers", nargs="+", metavar="NAME", help="compare with these only")
+    parser.add_argument("--tokens", type=int, default=4096, help="approximate tokens per case")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--together",
         action="store_true",
-        help="load the peers of all dtypes at once for latency cases: takes memory",
+        help="load the peers of all dtypes at once for latency cases; needs memory",
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile too: takes minutes")
+    parser.add_argument("--compile", action="store_true", help="add torch.compile; takes minutes")
     parser.add_argument("--memory", action="store_true", help="measure peak memory as well")
     parser.add_argument(
         "--scratch",
         type=Path,
         default=Path("build/throughput"),
         metavar="FOLDER",
-        help="where checkpoints and exported models are kept",
+        help="folder for checkpoints and exported models",
     )
     return parser.parse_args(arguments)
 
 
 def folder_of(model: str, scratch: Path) -> Path:
-    """The folder of a model, built if it is not there."""
+    """The folder of a model, built if it is missing."""
     if Path(model).is_dir():
         return Path(model)
     if model == MINILM:
@@ -73,7 +72,7 @@ def folder_of(model: str, scratch: Path) -> Path:
 
     folder = scratch / "checkpoints" / model
     if not folder.is_dir():
-        # renamed when it is complete: processes may build at the same time, or be killed
+        # renamed once complete, because other processes may build it too, and any may be killed
         part = folder.with_name(f"{model}.{os.getpid()}.part")
         build_checkpoint(part, model, size="full")
         try:
@@ -84,13 +83,13 @@ def folder_of(model: str, scratch: Path) -> Path:
 
 
 def measure(path: Path, checkpoint: Checkpoint, options: Options, say: Say) -> None:
-    """Measure what a file does not answer yet, and write it there."""
+    """Measure the cases that a file lacks, and add them to it."""
     known, kept = found.read(path) if path.is_file() else [], []
     cases = {}
     for name in options.cases:
         case = checkpoint.case(name, options.tokens, options.device)
         if case is None:
-            say(f"{name} is left out: texts have {checkpoint.longest} tokens at most")
+            say(f"{name} is left out: the model takes at most {checkpoint.longest} tokens per text")
         else:
             cases[name] = case
     parts = []
@@ -113,11 +112,13 @@ def measure(path: Path, checkpoint: Checkpoint, options: Options, say: Say) -> N
 
 
 def measure_peaks(path: Path, checkpoint: Checkpoint, options: Options, say: Say) -> None:
-    """The same for peak memory."""
+    """Measure peak memory, unless the file has it."""
     known = found.read(path) if path.is_file() else []
     case = checkpoint.case(WORKLOAD, options.tokens, options.device)
     if case is None:
-        say(f"peak memory is left out: texts have {checkpoint.longest} tokens at most")
+        say(
+            f"peak memory is left out: the model takes at most {checkpoint.longest} tokens per text"
+        )
         return
     peers = choose(options.families, options.dtypes, options.device, options.slow)
     kept = answers(known, (checkpoint.name, CASE, CASE), case, options, peers, say)
@@ -136,7 +137,7 @@ def answers(
     peers: Sequence[Peer],
     say: Say,
 ) -> list[Line]:
-    """The lines of a model, case and group if they answer what is asked; none if they do not."""
+    """The file's lines of a model, case and group if they can be reused; else none."""
     block = [line for line in known if found.block_of(line) == key]
     reason = why_not(block, case, options, peers)
     if block and reason:
@@ -145,7 +146,7 @@ def answers(
 
 
 def why_not(block: Sequence[Line], case: Case, options: Options, peers: Sequence[Peer]) -> str:
-    """What a case's lines lack or have otherwise than asked; empty where they answer it."""
+    """Why a case's lines cannot be reused; empty if they can."""
     known = {(line["peer"], line["dtype"]) for line in block}
     lacking = [peer.name for peer in peers if (peer.family, peer.dtype) not in known]
     if lacking:
@@ -168,7 +169,7 @@ def why_not(block: Sequence[Line], case: Case, options: Options, peers: Sequence
 
 
 def strange(kept: Sequence[Line], device: torch.device) -> str:
-    """In what kept lines come from elsewhere than those that would be measured now; or nothing."""
+    """Other commits, versions or machines that kept lines come from; empty if none."""
     now = found.surroundings(device)
     commits = {str(line["commit"])[:12] for line in kept if line["commit"] != now["commit"]}
     versions = {

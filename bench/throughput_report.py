@@ -2,8 +2,8 @@
 
     python -m bench.throughput_report bench/results/throughput-cpu.jsonl
 
-writes FILE.md beside FILE.jsonl, and FILE.png where matplotlib is installed. Where a peer was
-measured again, its last line counts.
+writes FILE.md next to FILE.jsonl, and FILE.png if matplotlib is installed. If a peer was measured
+again, its last line counts.
 """
 
 import argparse
@@ -17,14 +17,14 @@ from nomicbert.benchmark.memory import CASE
 from nomicbert.benchmark.table import milliseconds
 
 HEAD = (
-    "case", "peer", "batch", "tokens/s", "texts/s", "spread", "GFLOP/s", "of matrix product",
+    "case", "peer", "batch", "tokens/s", "texts/s", "spread", "GFLOP/s", "of matmul rate",
     "cosine mean / least", "peer / ours",
 )  # fmt: skip
 DPI = 130
 
 
 def latest(lines: Sequence[Line]) -> list[Line]:
-    """One line for each model, case, group and peer: the last, in the place of the first."""
+    """The last line of each model, case, group and peer, in the order of the first ones."""
     kept: dict[tuple[Any, ...], Line] = {}
     for line in lines:
         key = tuple(line[name] for name in ("model", "case", "group", "peer", "dtype"))
@@ -33,11 +33,11 @@ def latest(lines: Sequence[Line]) -> list[Line]:
 
 
 def as_markdown(lines: Sequence[Line]) -> str:
-    """Tables for each model: what was measured, ours against the best, who was left out."""
+    """Tables for each model: ours against the best peer, all measurements, and absent peers."""
     parts = []
     for model in dict.fromkeys(line["model"] for line in lines):
         own = [line for line in lines if line["model"] == model]
-        # lines that were kept from an earlier run have surroundings of their own
+        # lines kept from an earlier run may come from another machine or commit
         places = dict.fromkeys(_surroundings(line) for line in own)
         parts += [f"## {model}", *places, *_verdicts(own), *_measured(own)]
         parts += [*_memory(own), *_left_out(own)]
@@ -67,7 +67,7 @@ def _verdicts(lines: Sequence[Line]) -> list[str]:
         "case", "ours", "tokens/s", "best peer of that dtype", "ours / best",
         "ours / transformers fp32, batch 32", "tokenise / encode / pool, %",
     )  # fmt: skip
-    return ["### Ours and the best of the others", _table(head, rows)] if rows else []
+    return ["### Ours and the best peer", _table(head, rows)] if rows else []
 
 
 def _measured(lines: Sequence[Line]) -> list[str]:
@@ -93,7 +93,7 @@ def _measured(lines: Sequence[Line]) -> list[str]:
                 _ratio(rate / own["tokens_per_second"] if own else None),
             )
         )
-    return ["### All that was measured", _table(HEAD, rows)] if rows else []
+    return ["### All measurements", _table(HEAD, rows)] if rows else []
 
 
 def _memory(lines: Sequence[Line]) -> list[str]:

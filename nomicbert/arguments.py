@@ -1,6 +1,7 @@
 """Checks of arguments that several classes and functions take in the same way."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def refuse_unknown(unknown: Collection[str], *functions: Callable[..., Any]) -> None:
-    """Raise a TypeError for a keyword that none of the functions has, naming the nearest one."""
+    """Raise a TypeError for a keyword that no function has; it names the nearest known one."""
     if not unknown:
         return
     name = next(iter(unknown))
@@ -27,21 +28,40 @@ def refuse_unknown(unknown: Collection[str], *functions: Callable[..., Any]) -> 
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
     first = functions[0]
-    # a class method inherited from elsewhere goes by the class that was called
+    # an inherited class method is named after the class that was called
     owner = getattr(first, "__self__", None)
     called = f"{owner.__name__}.{first.__name__}" if isinstance(owner, type) else first.__qualname__
     raise TypeError(f"{called} has no keyword {name!r}: {hint}")
 
 
+def checks_keywords(method: Callable[..., object]) -> Callable[..., object]:
+    """Refuse a keyword that the method does not have: a TypeError that names the nearest one.
+
+    A method that hands its keywords on leaves the check to the one that takes them.
+    """
+    found = inspect.signature(method).parameters.values()
+    if inspect.Parameter.VAR_KEYWORD in {parameter.kind for parameter in found}:
+        return method
+    known = {parameter.name for parameter in found}
+
+    @functools.wraps(method)
+    def call(self: object, *inputs: Any, **keywords: Any) -> object:
+        if keywords.keys() - known:
+            refuse_unknown(sorted(keywords.keys() - known), method)
+        return method(self, *inputs, **keywords)
+
+    return call
+
+
 def as_whole(name: str, value: Any) -> int:
-    """A whole number from what a user may write; a TypeError names the argument."""
+    """Convert an argument to int; the TypeError names it."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     return int(value)
 
 
 def as_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype | None:
-    """A torch dtype from what a user may write, for parameters on this device; None for "auto"."""
+    """Convert a dtype argument for parameters on `device`; None stands for "auto"."""
     if dtype == "auto":
         return None
     if dtype == "fastest":
@@ -49,13 +69,16 @@ def as_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype | No
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         known = ", ".join(f"torch.{d}" for d in DTYPES)
-        raise ValueError(f"dtype must be one of {known}, 'auto' or 'fastest', not {dtype!r}")
+        names = ", ".join(map(repr, DTYPES))
+        raise ValueError(
+            f"dtype must be one of {known}, {names}, 'auto' or 'fastest', not {dtype!r}"
+        )
     found: torch.dtype = getattr(torch, name)
     return found
 
 
 def as_device(device: torch.device | str | None) -> torch.device:
-    """A device from what a user may write; None is the CPU."""
+    """Convert a device argument; None is the CPU."""
     strategies = ("balanced", "balanced_low_0", "sequential")
     if not isinstance(device, str | torch.device | None) or device in strategies:
         raise ValueError(f"device (or device_map) must be one device's name, not {device!r}")
@@ -76,16 +99,16 @@ def as_device(device: torch.device | str | None) -> torch.device:
 
 
 def as_devices(names: Sequence[torch.device | str]) -> list[torch.device]:
-    """Several devices from what a user may write: GPUs once each, or the CPU any number of times.
+    """Convert a list of devices: each GPU once, the CPU any number of times.
 
-    Raises: ValueError: none, one that is not there, or a GPU named twice.
+    Raises: ValueError: empty list, unavailable device, or a GPU listed twice.
     """
     listed = isinstance(names, list | tuple) and len(names) > 0
     if not (listed and all(isinstance(name, str | torch.device) for name in names)):
         raise ValueError(f"device must be one device's name or a list of them, not {names!r}")
     found: list[torch.device] = []
     for name in names:
-        # a GPU of another process gets no context in this one, which would take its memory
+        # no CUDA context in this process for a worker's GPU: it would take memory there
         device = as_gpu(name) or as_device(name)
         if device.type != "cpu" and device in found:
             raise ValueError(f"device names {str(device)!r} twice: a GPU takes one process")
@@ -96,7 +119,7 @@ def as_devices(names: Sequence[torch.device | str]) -> list[torch.device]:
 def as_place(
     device: "torch.device | str | Sequence[torch.device | str] | None",
 ) -> tuple[torch.device | None, list[torch.device]]:
-    """One device, or several, from what a user may write; None leaves the parameters alone.
+    """Convert a device or a list of devices; None keeps the parameters where they are.
 
     Raises: ValueError: what `as_device` and `as_devices` refuse.
     """
@@ -108,7 +131,7 @@ def as_place(
 
 
 def as_gpu(name: torch.device | str) -> torch.device | None:
-    """The CUDA device of this number, if the name has one and it is there."""
+    """The CUDA device that the name numbers, if it exists."""
     number = str(name).removeprefix("cuda:")
     there = number.isdecimal() and torch.cuda.is_available()
     return torch.device(str(name)) if there and int(number) < torch.cuda.device_count() else None

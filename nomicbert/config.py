@@ -1,6 +1,6 @@
-"""The one description of an encoder that the model is built from: a frozen EncoderConfig.
+"""EncoderConfig, the frozen configuration that an encoder is built from.
 
-It is made by `loading.hub_config`; nothing behind it knows how a checkpoint spells its settings.
+`loading.hub_config` makes it; no later code depends on how a checkpoint spells its settings.
 """
 
 import math
@@ -23,16 +23,16 @@ _SIZES = (
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What the encoder computes, in Hugging Face's names; sizes in numbers of elements.
+    """Hyperparameters of an encoder, under Hugging Face's names.
 
     Attributes that are not self-explanatory:
         hidden_act: "swiglu" (gated) or "gelu" (plain, exact).
         max_position_embeddings: rows of the learned position table; for a rotary model the length
-            that the checkpoint is served at, which is no limit of the computation.
-        rotary_dim: leading dimensions of a head that rotate; 0 means learned positions.
-        max_trained_positions: the length beyond which dynamic NTK scaling begins.
+            that the checkpoint is served at, which does not limit the computation.
+        rotary_dim: number of leading dimensions of a head that rotate; 0: learned positions.
+        max_trained_positions: the length above which dynamic NTK scaling applies.
         rotary_scaling_factor: alpha of dynamic NTK scaling, None for plain rotary.
-        num_experts: experts of every odd layer's mixture; 0 for a dense model.
+        num_experts: in the mixture of each odd layer; 0 for a dense model.
         source: config.json as it was read.
     """
 
@@ -63,7 +63,10 @@ class EncoderConfig:
     source: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be computed with."""
+        """Refuse invalid values.
+
+        Raises: ConfigError: it names the setting and its value.
+        """
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -95,7 +98,7 @@ class EncoderConfig:
 
     @property
     def learned_positions(self) -> int | None:
-        """Tokens that no text may exceed; None for a rotary model, which has no such bound."""
+        """Rows of the learned position table, which bound a text's length; None for rotary."""
         return None if self.rotary_dim else self.max_position_embeddings
 
     def is_moe_layer(self, index: int) -> bool:

@@ -8,27 +8,38 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nomicbert.arguments import as_place
+from nomicbert.arguments import as_place, refuse_unknown
 from nomicbert.errors import ConfigError
 from nomicbert.loading import hub
 from nomicbert.loading.folder import read_folder
 from nomicbert.loading.target import check_keywords
 from nomicbert.modeling.heads import NomicBertForSequenceClassification
 from nomicbert.modeling.model import NomicBert
+from nomicbert.runtime.encode_types import Devices
 from nomicbert.runtime.pairs import Pairs, checked_pairs
-from nomicbert.runtime.request import Devices
+from nomicbert.runtime.predict_types import (
+    Float32,
+    PredictKeywords,
+    RankedDocument,
+    as_predict,
+)
 from nomicbert.runtime.stream import Options
 from nomicbert.runtime.workers import open_stream
 from nomicbert.text.max_length import check_limit
 from nomicbert.text.tokenizer import Pair, Tokenizer
 from nomicbert.vectors.pooling import ACTIVATIONS
 from nomicbert.vectors.saving import activation_path, save_pair_tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from nomicbert.loading.pretrained import CrossEncoderKeywords, ModelKeywords
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +52,9 @@ class CrossEncoder:
     Attributes:
         model: encoder and head.
         tokenizer: pairs -> token ids.
-        activation_fn: from logits to scores: the checkpoint's own, else the sigmoid of a lone
-            label and nothing of several.
-        max_seq_length: tokens of a pair at most, special ones included; may be set.
+        activation_fn: logits -> scores: the checkpoint's own, else sigmoid for one label and
+            identity for several.
+        max_seq_length: maximum tokens per pair, special ones included; may be set.
     """
 
     def __init__(
@@ -55,13 +66,13 @@ class CrossEncoder:
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
-        **model_keywords: Any,
+        **model_keywords: "Unpack[ModelKeywords]",
     ) -> None:
-        """Load a checkpoint that classifies texts.
+        """Load a checkpoint for sequence classification.
 
         Args:
             path_or_repo_id: a local folder or a repository of the hub.
-            num_labels: columns of the logits; a checkpoint without a head gets a new one with it.
+            num_labels: columns of the logits; adds a new head to a checkpoint without one.
             revision: branch, tag or commit of the repository.
             cache_dir: where downloads are kept, in place of Hugging Face's default.
             token: for private repositories.
@@ -72,8 +83,7 @@ class CrossEncoder:
         Raises: NomicBertError: checkpoint missing, damaged or unsupported; backend that cannot run.
         """
         head = NomicBertForSequenceClassification
-        keywords = {"num_labels": num_labels, **model_keywords}
-        check_keywords(keywords, type(self), head.from_pretrained, NomicBert.from_pretrained)
+        check_keywords(model_keywords, type(self), head.from_pretrained, NomicBert.from_pretrained)
         folder = hub.resolve(
             path_or_repo_id,
             revision=revision,
@@ -81,18 +91,27 @@ class CrossEncoder:
             token=token,
             local_files_only=local_files_only,
         )
-        checkpoint = read_folder(folder, keywords.pop("rotary_scaling_factor", None))
-        self.model = head.from_pretrained(checkpoint, **keywords)
+        checkpoint = read_folder(folder, model_keywords.pop("rotary_scaling_factor", None))
+        self.model = head.from_pretrained(checkpoint, num_labels=num_labels, **model_keywords)
         self.tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, checkpoint.config.vocab_size)
         self.max_seq_length = checkpoint.limit.tokens
         self.activation_fn = _activation(checkpoint.activation, len(self.model.labels.names))
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo_id: str | os.PathLike[str], **keywords: Any
+        cls, path_or_repo_id: str | os.PathLike[str], **keywords: "Unpack[CrossEncoderKeywords]"
     ) -> "CrossEncoder":
         """The constructor, under the name that it has in transformers."""
         return cls(path_or_repo_id, **keywords)
+
+    def __repr__(self) -> str:
+        """What was loaded, in one line."""
+        model, config = self.model, self.model.config
+        return (
+            f"CrossEncoder({config.model_type}, {config.num_hidden_layers} layers, "
+            f"labels {self.num_labels}, max_seq_length {self.max_seq_length}, "
+            f"{model.dtype}, {model.device})"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -104,6 +123,7 @@ class CrossEncoder:
         """Columns of the logits."""
         return len(self.model.labels.names)
 
+    @as_predict
     def predict(
         self,
         inputs: Pair | Iterable[Pair],
@@ -116,26 +136,26 @@ class CrossEncoder:
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         device: Devices = None,
-    ) -> Any:
+    ) -> np.float32 | Float32 | Tensor | list[Tensor]:
         """Score pairs, in eval mode and without gradients.
 
         >>> reranker.predict([("Who wrote it?", "Harper Lee did."), ("Who?", "In 1960.")]).shape
         (2,)
 
         Args:
-            inputs: one pair of texts or any number of them.
-            batch_size: pairs of a batch at most; batches are cut by tokens.
-            batch_tokens: tokens of a batch at most; None takes what suits the device.
-            show_progress_bar: None shows one on a terminal when the work takes long.
+            inputs: one pair of texts or any number of pairs.
+            batch_size: maximum pairs per batch; batches are cut by tokens.
+            batch_tokens: maximum tokens per batch; by default it depends on the device.
+            show_progress_bar: by default shown on a terminal when the work takes long.
             activation_fn: in place of the checkpoint's.
             apply_softmax: make the scores of several labels sum to 1.
             convert_to_numpy: False returns a list of tensors.
-            convert_to_tensor: one tensor on the model's device; of several devices, on the CPU.
+            convert_to_tensor: return one tensor on the model's device; on the CPU for several.
             device: move the model there first; or a list of devices, as in `Embedder.encode`.
 
-        Returns: (n,) fp32 for one label, (n, num_labels) for several; without the n for a lone
-            pair. Pairs that are too long lose tokens of the longer text, with one warning.
-        Raises: TypeError: an input that is no pair of str. TextError: one that is no valid Unicode.
+        Returns: (n,) fp32 for one label, (n, num_labels) for several; without n for a single pair.
+            Pairs that are too long lose tokens of the longer text, with one warning.
+        Raises: TypeError: an input is not a pair of str. TextError: invalid Unicode.
         """
         lone = isinstance(inputs, tuple | list) and [type(x) for x in inputs] == [str, str]
         if isinstance(inputs, str | bytes):
@@ -157,15 +177,18 @@ class CrossEncoder:
         # a copy: what inference_mode makes, an activation may not change
         logits = torch.cat([*windows] or [torch.zeros(0, self.num_labels)])
         with torch.no_grad():
-            # it may have parameters on the model's device, whichever computed
+            # it may have parameters, which are on the model's device
             scores = (activation_fn or self.activation_fn)(logits.to(self.device))
         scores = scores.squeeze(1) if self.num_labels == 1 and scores.dim() > 1 else scores
         if apply_softmax and scores.dim() > 1:
             scores = scores.softmax(1)
-        found: Any = scores.cpu() if devices else scores
-        if not convert_to_tensor:
-            found = found.cpu().numpy() if convert_to_numpy else list(found)
-        return found[0] if lone else found
+        scores = scores.cpu() if devices else scores
+        if convert_to_tensor:
+            return scores[0] if lone else scores
+        if convert_to_numpy:
+            array: Float32 = scores.cpu().numpy()
+            return array[0] if lone else array
+        return scores[0] if lone else list(scores)
 
     def rank(
         self,
@@ -174,20 +197,22 @@ class CrossEncoder:
         *,
         top_k: int | None = None,
         return_documents: bool = False,
-        **keywords: Any,
-    ) -> list[dict[str, Any]]:
+        **keywords: "Unpack[PredictKeywords]",
+    ) -> list[RankedDocument]:
         """Order documents by their score beside a query, the best first.
 
         Args:
             query: one text.
-            documents: any number of them.
-            top_k: how many to return; None returns all.
-            return_documents: put each document's text under "text".
-            **keywords: those of `predict` that do not say what is returned.
+            documents: any number of texts.
+            top_k: number of documents to return; None returns all.
+            return_documents: add each document's text as "text".
+            **keywords: those of `predict`, without convert_to_numpy and convert_to_tensor.
 
-        Returns: for each document its place in `documents` as "corpus_id" and its "score".
-        Raises: ValueError: a checkpoint of several labels. What `predict` raises.
+        Returns: per document its index in `documents` as "corpus_id", and its "score".
+        Raises: ValueError: the checkpoint has several labels. Errors of `predict`.
         """
+        unknown = sorted(keywords.keys() - PredictKeywords.__annotations__.keys())
+        refuse_unknown(unknown, type(self).rank)
         if self.num_labels != 1:
             raise ValueError(
                 f"rank needs one score a pair, but this checkpoint gives {self.num_labels}: "
@@ -195,9 +220,9 @@ class CrossEncoder:
             )
         texts = list(documents)
         pairs = [(query, text) for text in texts]
-        scores = np.asarray(self.predict(pairs, **keywords)) if pairs else np.zeros(0, np.float32)
+        scores = self.predict(pairs, **keywords)
         order = np.argsort(-scores, kind="stable")[:top_k].tolist()
-        rows: list[dict[str, Any]] = [{"corpus_id": i, "score": float(scores[i])} for i in order]
+        rows: list[RankedDocument] = [{"corpus_id": i, "score": float(scores[i])} for i in order]
         for row in rows if return_documents else []:
             row["text"] = texts[row["corpus_id"]]
         return rows
@@ -205,7 +230,7 @@ class CrossEncoder:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model, tokenizer, length and activation, for this class or sentence-transformers.
 
-        An activation that is none of torch.nn is left out, with a word in the log.
+        An activation that torch.nn does not have is not saved; the log says so.
         """
         stated = _path_of(self.activation_fn)
         if stated is None:
@@ -218,7 +243,7 @@ class CrossEncoder:
 
 
 def _activation(stated: Any, num_labels: int) -> Activation:
-    """What a checkpoint names, or sentence-transformers' default."""
+    """The activation that a checkpoint names, or sentence-transformers' default."""
     if stated is None:
         return ACTIVATIONS["Sigmoid" if num_labels == 1 else "Identity"]
     name = str(stated).rpartition(".")[2]
@@ -230,7 +255,7 @@ def _activation(stated: Any, num_labels: int) -> Activation:
 
 
 def _path_of(activation: Activation) -> str | None:
-    """The name that `_activation` reads back, or None for what torch.nn does not have."""
+    """The name that `_activation` reads back; None if torch.nn does not have it."""
     names = [name for name, known in ACTIVATIONS.items() if activation is known]
     if isinstance(activation, nn.Module) and type(activation).__name__ in ACTIVATIONS:
         names.append(type(activation).__name__)

@@ -1,8 +1,8 @@
-"""What a checkpoint is, and what `Embedder` would do with it; no number of its weights is read.
+"""Describe a checkpoint and how `Embedder` would load it, without reading its weight values.
 
-Where in the flow: beside the embedder; `nomicbert info` prints it. Facts come from the functions
-that loading itself calls, with parameters on torch's meta device, so that what loading refuses is
-refused here with the same error.
+Where in the flow: next to the embedder; `nomicbert info` prints it. It calls the same functions as
+loading, with parameters on torch's meta device, so a checkpoint that cannot be loaded fails here
+with the same error.
 """
 
 import math
@@ -31,19 +31,19 @@ from nomicbert_kernels import Backend, compute_dtype
 
 @dataclass(frozen=True)
 class Files:
-    """How the weights lie on disk.
+    """The weight files on disk.
 
     Attributes:
-        config_keys: names that config.json's keys carry: "legacy" (n_embd), "native" (hidden_size)
+        config_keys: the family of config.json's keys: "legacy" (n_embd), "native" (hidden_size)
             or "both".
-        tensor_prefix: what stands before the encoder's own tensor names, such as "bert.".
+        tensor_prefix: prefix of the encoder's tensor names on disk, such as "bert.".
         format: "safetensors" or "bin".
-        shards: how many files the encoder's weights are divided into.
+        shards: number of files that hold the encoder's weights.
         dtypes: of the tensors that are read.
         bytes: of the weight files, those of Dense layers included.
-        parameters: how many numbers are read, those of Dense layers included.
+        parameters: number of elements that are read, those of Dense layers included.
         unread: names of the encoder's tensors that are not read.
-        beside: weight files of another kind that lie there too, and are not read.
+        beside: other weight files in the same folder, which are ignored.
     """
 
     config_keys: str
@@ -59,11 +59,12 @@ class Files:
 
 @dataclass(frozen=True)
 class Target:
-    """What the encoder would run with, and why with this backend.
+    """Backend, device and dtypes that the encoder would run with.
 
     Attributes:
         dtype: of the parameters.
         computed_in: dtype of the hidden states.
+        reason: why this backend was chosen.
     """
 
     backend: str
@@ -75,13 +76,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Description:
-    """All that can be said of a checkpoint before its weights are read.
+    """Facts about a checkpoint that are known before its weights are read.
 
     Attributes:
         folder: of the checkpoint.
-        license: of the weights; None where the card does not say.
-        vocabulary: tokens that the tokenizer knows; the embedding may have more rows.
-        similarity: as the checkpoint means it.
+        license: of the weights; None if the card does not state it.
+        vocabulary: number of tokens of the tokenizer; the embedding may have more rows.
+        similarity: name of the similarity function that the checkpoint states.
     """
 
     folder: Path
@@ -97,29 +98,29 @@ class Description:
 
     @property
     def dense(self) -> list[tuple[int, int, str]]:
-        """(columns in, columns out, activation) of each Dense layer."""
+        """(in_features, out_features, activation) of each Dense layer."""
         layers = [layer for layer in self.pooling.dense if isinstance(layer, torch.nn.Linear)]
         pairs = zip(layers, self.pooling.activations, strict=True)
         return [(layer.in_features, layer.out_features, name) for layer, name in pairs]
 
     @property
     def matryoshka(self) -> str:
-        """The steps behind `matryoshka_dim`."""
+        """The steps that `matryoshka_dim` applies."""
         return "layer_norm -> slice -> L2" if self.pooling.matryoshka_layer_norm else "slice -> L2"
 
     @property
     def query_prompt(self) -> str | None:
-        """Name of the prompt that `encode_query` puts before a text."""
+        """Name of the prompt that `encode_query` prepends to a text."""
         return self.prompts.query_name or self.prompts.default
 
     @property
     def document_prompt(self) -> str | None:
-        """Name of the prompt that `encode_document` puts before a text."""
+        """Name of the prompt that `encode_document` prepends to a text."""
         return self.prompts.document_name or self.prompts.default
 
     @property
     def notes(self) -> list[str]:
-        """Sentences on what is easily overlooked."""
+        """Sentences about properties that are easily overlooked."""
         return list(_notes(self))
 
 
@@ -133,18 +134,18 @@ def describe(
     backend: Backend = "auto",
     rotary_scaling_factor: float | None = None,
 ) -> Description:
-    """Look at a checkpoint as `Embedder` would load it.
+    """Describe a checkpoint as `Embedder` would load it.
 
     Args:
         path_or_repo_id: a local folder, or a repository of the hub, which is fetched first.
         revision: branch, tag or commit of the repository.
-        local_files_only: never reach for the network.
-        dtype: as for `NomicBert.from_pretrained`, like all that follow.
+        local_files_only: make no request to the hub.
+        dtype: as for `NomicBert.from_pretrained`, like all following arguments.
         device: where the parameters would go.
         backend: "auto", "reference", "torch", "int8", "triton", "fp8" or "invariant".
         rotary_scaling_factor: alpha of dynamic NTK scaling in place of the checkpoint's own.
 
-    Raises: NomicBertError, ValueError: whatever loading would raise.
+    Raises: NomicBertError, ValueError: as loading would.
     """
     wanted, place = check_target(
         dtype=dtype, torch_dtype=None, device=device, device_map=None, backend=backend
@@ -203,7 +204,7 @@ def _look_at_files(tensors: TensorFiles, config: EncoderConfig, dense: list[Path
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that `TensorFiles`, which has checked them, opens."""
+    """The files that `TensorFiles` opens; it has already validated them."""
     chosen = next(p for n in WEIGHT_FILES if (p := folder / n).is_file())
     if chosen.suffix != ".json":
         return [chosen]
@@ -228,8 +229,8 @@ def _notes(d: Description) -> Iterator[str]:
         )
     if config.rotary_dim and d.limit.tokens > trained and not config.rotary_scaling_factor:
         yield (
-            f"texts of more than {trained} tokens are longer than any that it was trained on, and "
-            "their angles are not scaled: nomic-ai's card sets rotary_scaling_factor to 2 for them"
+            f"texts of more than {trained} tokens are longer than the trained length, and their "
+            "rotary angles are not scaled: nomic-ai's card sets rotary_scaling_factor to 2 for them"
         )
     if not (d.folder / "modules.json").is_file():
         yield "there is no modules.json: texts are pooled by mean"
@@ -237,4 +238,4 @@ def _notes(d: Description) -> Iterator[str]:
     if isinstance(dtype, str) and [dtype] != files.dtypes:
         yield f"config.json says {dtype}, the weights are {' and '.join(files.dtypes)}"
     if files.beside:
-        yield f"{' and '.join(files.beside)} lies there too and is not read"
+        yield f"other weight files in the folder are ignored: {', '.join(files.beside)}"

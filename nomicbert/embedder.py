@@ -6,7 +6,7 @@ Arguments that sentence-transformers has too carry its names and its meaning.
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,14 +18,15 @@ from nomicbert.loading.folder import read_folder
 from nomicbert.loading.target import check_keywords
 from nomicbert.modeling.model import NomicBert
 from nomicbert.modeling.packing import PackedBatch, pack
+from nomicbert.runtime import encode_types
 from nomicbert.runtime.batches import as_iterator, as_texts
+from nomicbert.runtime.encode_types import AllEncodeKeywords, Devices, OutputValue, Vectors
 from nomicbert.runtime.graphs import Graphs
-from nomicbert.runtime.request import Devices, OutputValue, Request
-from nomicbert.runtime.stream import Stream
+from nomicbert.runtime.request import Request, prompted
 from nomicbert.runtime.texts import Texts, Truncate
-from nomicbert.runtime.workers import Workers, open_stream
+from nomicbert.runtime.workers import AnyStream, open_stream
 from nomicbert.text.max_length import check_limit
-from nomicbert.text.prompts import Prompts, prompted
+from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.user_warnings import warn_of_cuts
 from nomicbert.vectors.embedding_model import EmbeddingModel
@@ -34,19 +35,26 @@ from nomicbert.vectors.modules import read_pooling
 from nomicbert.vectors.pooling import Pooling
 from nomicbert.vectors.quantization import Precision
 from nomicbert.vectors.saving import save_modules
-from nomicbert.vectors.similarity import similarity
+from nomicbert.vectors.similarity import similarity, similarity_pairwise
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from nomicbert.loading.pretrained import LoadKeywords, ModelKeywords
 
 
 class Embedder:
     """Embeds texts with one checkpoint.
 
+    To fine-tune, call `embedder.embedding_model(embedder.batch(texts))`: vectors with gradients.
+
     Attributes:
         tokenizer: text -> token ids.
-        embedding_model: token ids -> vectors: encoder and pooling.
+        embedding_model: token ids -> vectors: `model` (the encoder) and `pooling`.
         prompts: the checkpoint's prompts by name.
-        max_seq_length: tokens of a text at most, special ones included; may be set.
+        max_seq_length: maximum tokens per text, special ones included; may be set.
         similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan".
-        graphs: what has been recorded for small batches on a GPU.
+        graphs: CUDA graphs recorded for small batches on a GPU.
     """
 
     def __init__(
@@ -57,7 +65,7 @@ class Embedder:
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
-        **model_keywords: Any,
+        **model_keywords: "Unpack[ModelKeywords]",
     ) -> None:
         """Load a checkpoint with its tokenizer, pooling and prompts.
 
@@ -67,8 +75,8 @@ class Embedder:
             cache_dir: where downloads are kept, in place of Hugging Face's default.
             token: for private repositories.
             local_files_only: never reach for the network.
-            **model_keywords: dtype, device, backend, rotary_scaling_factor and the others of
-                `NomicBert.from_pretrained`.
+            **model_keywords: of `NomicBert.from_pretrained`: device (default: the CPU; "auto": a
+                GPU if there is one), dtype (default float32; "auto", "fastest"), backend, ...
 
         Raises: NomicBertError: checkpoint missing, damaged or unsupported; backend that cannot run.
         """
@@ -93,7 +101,7 @@ class Embedder:
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo_id: str | os.PathLike[str], **keywords: Any
+        cls, path_or_repo_id: str | os.PathLike[str], **keywords: "Unpack[LoadKeywords]"
     ) -> "Embedder":
         """The constructor, under the name that it has in transformers."""
         return cls(path_or_repo_id, **keywords)
@@ -114,12 +122,12 @@ class Embedder:
 
     @property
     def pooling(self) -> Pooling:
-        """What stands behind the encoder."""
+        """The modules after the encoder."""
         return self.embedding_model.pooling
 
     @property
     def prompts(self) -> dict[str, str]:
-        """Name -> text that is put before an input."""
+        """Name -> text put before an input."""
         return self._prompts.by_name
 
     @property
@@ -133,7 +141,7 @@ class Embedder:
         return self
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write all of it in the layout of the hub, for this class or sentence-transformers."""
+        """Write the hub layout, for this class or sentence-transformers."""
         parts = (self.embedding_model, self.tokenizer, self._prompts)
         save_modules(Path(folder), *parts, self.max_seq_length, self.similarity_fn_name)
 
@@ -142,13 +150,14 @@ class Embedder:
         return self.pooling.embedding_dimension
 
     def batch(self, inputs: str | Iterable[str], prompt_name: str | None = None) -> PackedBatch:
-        """Texts as `embedding_model` takes them, which keeps gradients as `encode` does not."""
+        """Tokenise and pack texts for `embedding_model`, whose call keeps gradients."""
         texts, _ = as_texts(inputs, None)
         prompt, limit = self._prompts.choose(prompt_name, None), self._limit(None)
         ids, cut = self.tokenizer.encode([prompt + text for text in texts], limit)
         warn_of_cuts(len(cut), len(ids), "texts", limit)
         return pack(ids, self.device)
 
+    @encode_types.as_encode
     def encode(
         self,
         inputs: str | Iterable[str] | None = None,
@@ -170,86 +179,63 @@ class Embedder:
         max_length: int | None = None,
         truncate: Truncate = "end",
         show_progress_bar: bool | None = None,
-    ) -> Any:
-        """Embed texts, in eval mode and without gradients.
-
-        On an x86-64 CPU with oneDNN a text's vector has the same bits in any batch, for one number
-        of threads (in bf16 on up to 12); docs/bits.md says where this was shown.
+    ) -> Vectors | Tensor | list[Tensor]:
+        """Embed texts, in eval mode and without gradients (same bits in any batch: docs/bits.md).
 
         >>> embedder.encode(["What is TSNE?", "Who is Laurens?"], prompt_name="search_query").shape
         (2, 768)
 
         Args:
-            inputs: one text or any number of them.
+            inputs: one text or any number of texts.
             sentences: old name of `inputs`.
-            prompt_name: which of the checkpoint's prompts to put before every text.
-            prompt: a text of your own to put there.
-            matryoshka_dim: the checkpoint's recipe for short vectors: layer_norm where it belongs
-                to it, slice, L2.
-            truncate_dim: slice, nothing more.
-            normalize_embeddings: L2 at the end, also where the checkpoint has none.
-            precision: "float32" or "float16"; "int8" or "uint8", 256 steps over each column's
-                range; "binary" or "ubinary", the signs, eight to a byte.
-            ranges: (2, dim) smallest and largest of each column, for int8 and uint8. Without them
-                this call's own vectors are the measure: another call will quantise differently.
+            prompt_name: the checkpoint's prompt to put before every text.
+            prompt: your own text to put there.
+            matryoshka_dim: the checkpoint's recipe for short vectors: (layer_norm,) slice, L2.
+            truncate_dim: slice only.
+            normalize_embeddings: apply L2 at the end, even if the checkpoint does not.
+            precision: "float32", "float16", "int8" or "uint8" (256 steps over each column's
+                range), "binary" or "ubinary" (the signs, eight per byte).
+            ranges: (2, dim) minimum and maximum per column for int8 and uint8; by default those of
+                this call's vectors, so that another call quantises differently.
             convert_to_numpy: False returns a list of tensors.
-            convert_to_tensor: one tensor on the model's device; of several devices, on the CPU.
-            output_value: "sentence_embedding"; "token_embeddings" returns a list of tensors
-                (tokens, hidden_size), special tokens included, in the model's dtype.
-            device: move the model there first. A list such as ["cuda:0", "cuda:1"] leaves it where
-                it is and starts a process on each for this call, which divide the texts, and the
-                CPU's threads, among them. The calling script needs `if __name__ == "__main__":`.
-            batch_size: texts of a batch at most; batches are cut by tokens.
-            batch_tokens: tokens of a batch at most.
-            max_length: tokens of a text at most, in place of `max_seq_length`.
-            truncate: "end" cuts longer texts there and warns once a call. "error" raises. "chunk"
-                cuts them into windows of `max_length` that do not overlap, prompt and special
-                tokens in each, and pools over the tokens of all of them; mean pooling only.
-            show_progress_bar: None shows one on a terminal when the work takes long.
+            convert_to_tensor: return one tensor on the model's device; on the CPU for several.
+            output_value: "sentence_embedding", or "token_embeddings" for a list of tensors
+                (tokens, hidden_size) in the model's dtype, special tokens included.
+            device: move the model there first. A list such as ["cuda:0", "cuda:1"] starts one
+                process per device for this call; the script needs `if __name__ == "__main__":`.
+            batch_size: maximum texts per batch; normally batch_tokens decides.
+            batch_tokens: maximum tokens per batch.
+            max_length: maximum tokens per text, in place of `max_seq_length`.
+            truncate: "end" cuts longer texts and warns once per call, "error" raises, "chunk" pools
+                over the tokens of all windows of `max_length` (mean pooling only).
+            show_progress_bar: by default shown on a terminal when the work takes long.
 
-        Returns: (n, dim) in the order of the inputs; (dim,) for a lone text.
-        Raises: ValueError, TypeError: an argument or a text that cannot be; the message names it.
+        Returns: (n, dim) in the order of the inputs; (dim,) for a single text.
+        Raises: ValueError, TypeError: invalid argument or text; the message names it.
         """
+        request = Request.among(locals())
         texts, lone = as_texts(inputs, sentences)  # all, before the first is embedded
-        request = Request(
-            prompt_name=prompt_name,
-            prompt=prompt,
-            matryoshka_dim=matryoshka_dim,
-            truncate_dim=truncate_dim,
-            normalize_embeddings=normalize_embeddings,
-            precision=precision,
-            ranges=ranges,
-            convert_to_numpy=convert_to_numpy,
-            convert_to_tensor=convert_to_tensor,
-            output_value=output_value,
-            device=device,
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
-            max_length=max_length,
-            truncate=truncate,
-            show_progress_bar=show_progress_bar,
-        )
         stream, width = self._open(request)
         rows = request.gather(stream.run(iter(texts)), len(texts), width)
         return rows[0] if lone else rows
 
-    def encode_iter(self, inputs: Iterable[str], **keywords: Any) -> Iterator[Any]:
-        """Embed a stream of texts of any size, in memory that does not grow with it.
+    @encode_types.as_encode_iter
+    def encode_iter(
+        self, inputs: Iterable[str], **keywords: "Unpack[AllEncodeKeywords]"
+    ) -> Iterator[Vectors | Tensor]:
+        """Embed a stream of texts of any length in constant memory; same vectors as `encode`.
 
-        Texts are read a window at a time (some thousands), so a vector comes before the stream has
-        ended. Their numbers are those of `encode`.
+        Texts are read in windows of some thousands, so vectors come before the stream ends.
 
-        >>> for text, vector in zip(texts, embedder.encode_iter(texts, prompt_name="clustering")):
-        ...     print(len(text), vector.shape)
-        26 (768,)
-        27 (768,)
+        >>> [vector.shape for vector in embedder.encode_iter(texts, prompt_name="clustering")]
+        [(768,), (768,)]
 
         Args:
             inputs: any iterable of texts.
             **keywords: those of `encode`; int8 and uint8 need `ranges`.
 
-        Returns: an iterator over vectors, (dim,) each, in the order of the inputs.
-        Raises: ValueError, TypeError: an argument, at once; or a text, when it is read.
+        Returns: vectors (dim,), in the order of the inputs.
+        Raises: ValueError, TypeError: invalid argument, at once; invalid text, when it is read.
         """
         unknown = sorted(keywords.keys() - Request.__dataclass_fields__)
         refuse_unknown(unknown, self.encode_iter, Request)
@@ -259,25 +245,44 @@ class Embedder:
         stream, width = self._open(request)
         return request.each(stream.run(as_iterator(inputs)), width)
 
-    def encode_query(self, inputs: str | Iterable[str] | None = None, **keywords: Any) -> Any:
-        """`encode` with the checkpoint's prompt for queries, if it has one."""
+    @encode_types.as_encode
+    def encode_query(
+        self, inputs: str | Iterable[str] | None = None, **keywords: "Unpack[AllEncodeKeywords]"
+    ) -> Vectors | Tensor | list[Tensor]:
+        """`encode`, with its keywords and the checkpoint's prompt for queries, if any."""
         return self.encode(inputs, **prompted(keywords, self._prompts.query_name))
 
-    def encode_document(self, inputs: str | Iterable[str] | None = None, **keywords: Any) -> Any:
-        """`encode` with the checkpoint's prompt for documents, if it has one."""
+    @encode_types.as_encode
+    def encode_document(
+        self, inputs: str | Iterable[str] | None = None, **keywords: "Unpack[AllEncodeKeywords]"
+    ) -> Vectors | Tensor | list[Tensor]:
+        """`encode`, with its keywords and the checkpoint's prompt for documents, if any."""
         return self.encode(inputs, **prompted(keywords, self._prompts.document_name))
 
     def similarity(self, a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
-        """Similarity of each row of `a` to each row of `b`, (n, m), as the checkpoint means it."""
+        """Similarity of all rows of `a` to all rows of `b`, (n, m), by `similarity_fn_name`."""
         return similarity(a, b, self.similarity_fn_name)
+
+    def similarity_pairwise(self, a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
+        """Similarity of each row of `a` to the row of `b` next to it, (n,)."""
+        return similarity_pairwise(a, b, self.similarity_fn_name)
+
+    @encode_types.as_token_count
+    def token_count(
+        self, inputs: str | Iterable[str], prompt_name: str | None = None
+    ) -> int | list[int]:
+        """Tokens of each text before truncation, prompt and special tokens included."""
+        texts, lone = as_texts(inputs, None)
+        prompt = self._prompts.choose(prompt_name, None)
+        counts = self.tokenizer.count([prompt + text for text in texts])
+        return counts[0] if lone else counts
 
     def _limit(self, max_length: int | None) -> int:
         limit = self.max_seq_length if max_length is None else max_length
-        check_limit(limit, self.tokenizer.shortest, self.model.config)
-        return limit
+        return check_limit(limit, self.tokenizer.shortest, self.model.config)
 
-    def _open(self, request: Request) -> tuple[Stream | Workers, int]:
-        """Check a request against this checkpoint and make ready for it; the width of its vectors.
+    def _open(self, request: Request) -> tuple[AnyStream, int]:
+        """Check a request and make the model ready; return the stream and the vectors' width.
 
         Raises: ValueError, TypeError: what cannot be.
         """

@@ -5,10 +5,10 @@
     ├── CheckpointError  weights are missing, damaged, or do not fit the model
     ├── HubError         a folder or repository cannot be found or reached
     ├── TokenizerError   the tokenizer's files are missing or do not fit the model
-    ├── AccuracyError    a faster arithmetic moves this checkpoint's vectors too far
-    ├── BackendError     the backend asked for cannot run here
+    ├── AccuracyError    a lower-precision backend moves this checkpoint's vectors too far
+    ├── BackendError     the requested backend cannot run here
     ├── TextError        one of the texts cannot be embedded as asked
-    └── WorkerError      of several processes, those that should compute have died
+    └── WorkerError      all worker processes have died, or one chunk of inputs kills them
 
 A wrong argument of a call is a plain ValueError or TypeError, as anywhere in Python.
 """
@@ -35,31 +35,31 @@ class TokenizerError(NomicBertError, ValueError):
 
 
 class AccuracyError(NomicBertError, ValueError):
-    """A faster arithmetic moves this checkpoint's vectors too far from those without it."""
+    """A lower-precision backend moves this checkpoint's vectors too far."""
 
 
 class BackendError(NomicBertError, RuntimeError):
-    """The backend asked for cannot run here; what the kernels raised, if they did, is the cause."""
+    """The requested backend cannot run here; an error of the kernels is kept as the cause."""
 
 
 class TextError(NomicBertError, ValueError):
     """One of the texts cannot be embedded as asked.
 
     Attributes:
-        index: of the text among the inputs, from 0.
-        problem: what it is or does, and what to do.
+        index: position of the text among the inputs, from 0.
+        problem: what is wrong with it, and what to do.
     """
 
     def __init__(self, index: int, problem: str) -> None:
-        """The message begins with the index."""
+        """Start the message with the index."""
         super().__init__(f"input {index} {problem}")
         self.index = index
         self.problem = problem
 
     def __reduce__(self) -> "tuple[type[TextError], tuple[int, str]]":
-        """As it is made, so that it can come from another process."""
+        """Pickle both arguments, so that the error can cross processes."""
         return type(self), (self.index, self.problem)
 
 
 class WorkerError(NomicBertError, RuntimeError):
-    """Processes that should embed texts have died; or, as a cause, what one of them raised."""
+    """Worker processes have died; as a cause of another error, the traceback of a worker."""

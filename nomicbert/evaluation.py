@@ -1,4 +1,4 @@
-"""The old place of `nomicbert.integrations.mteb`: what is imported from here comes from there."""
+"""Deprecated alias of `nomicbert.integrations.mteb`."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,8 +1,7 @@
 """The warnings of nomicbert, and how they are given.
 
-A warning says that the result may not be what the caller meant: it is a Python warning, with a
-class of its own, so that it can be silenced or made an error. What was merely decided (a backend,
-a dtype) is logged instead.
+A warning means that the result may not be what the caller intended. Each has its own class, so that
+it can be silenced or turned into an error. Decisions (backend, dtype) are logged instead.
 """
 
 import os
@@ -13,14 +12,14 @@ from pathlib import Path
 
 
 def _folder(package: str) -> str:
-    """Where a package lies, without importing it; the end keeps out neighbours of a longer name."""
+    """Folder of a package, not imported; the separator excludes packages with a longer name."""
     spec = find_spec(package)
     assert spec is not None
     assert spec.origin is not None
     return str(Path(spec.origin).parent) + os.sep
 
 
-# Ours, and torch's: a module is called through nn.Module.
+# Ours, and torch's: modules are called through nn.Module.
 INSIDE = (_folder("nomicbert"), _folder("torch"))
 
 
@@ -33,19 +32,19 @@ class TruncationWarning(UserWarning):
 
 
 class WeightWarning(UserWarning):
-    """A checkpoint's weights hold numbers that no model can work with."""
+    """A checkpoint's weights contain NaN or infinite values."""
 
 
 class EmptyRowWarning(UserWarning):
-    """A row of an attention mask keeps no token, so that there is nothing to encode."""
+    """A row of an attention mask keeps no token."""
 
 
 class WorkerWarning(UserWarning):
-    """One of several processes has died, and the others go on without it."""
+    """A worker process has died; the others take over its inputs."""
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn about the nearest line of the caller's code that is not in this package or torch."""
+    """Warn at the nearest stack frame outside of this package and torch."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):
         frame = frame.f_back
@@ -54,7 +53,7 @@ def warn(message: str, category: type[Warning]) -> None:
 
 
 def warn_of_cuts(cut: int, count: int, inputs: str, limit: int) -> None:
-    """Warn that so many of the inputs ("texts") were longer than so many tokens, if any were."""
+    """Warn that `cut` of `count` inputs ("texts" or "pairs") were longer than `limit` tokens."""
     if cut:
         warn(
             f"{cut} of {count} {inputs} were longer than {limit} tokens and were cut there",

@@ -1,6 +1,6 @@
-"""What holds for every test: no network, no developer's cache, a seed that can be replayed.
+"""Setup of every test: no network, no developer's cache, a reproducible seed.
 
-The environment is set at the top: huggingface_hub and triton read theirs when they are imported.
+The environment is set first: huggingface_hub and triton read it when they are imported.
 """
 
 import atexit
@@ -18,7 +18,7 @@ import pytest
 DEFAULT_SEED = 20241
 NETWORK = "NOMICBERT_NETWORK"
 
-# A developer's cache, login and mirror are neither read nor changed.
+# Neither read nor change a developer's cache, login and mirror.
 _home = tempfile.mkdtemp(prefix="nomicbert-tests-")
 atexit.register(shutil.rmtree, _home, ignore_errors=True)
 for _name in [
@@ -28,22 +28,22 @@ for _name in [
 for _name in ("TRANSFORMERS_OFFLINE", "TRANSFORMERS_CACHE", "SENTENCE_TRANSFORMERS_HOME"):
     os.environ.pop(_name, None)
 os.environ["HF_HOME"] = _home
-# Threads that wait for each other sleep: spinning, they take the cores from the other processes.
+# Waiting threads sleep: spinning would take cores from the other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["MTEB_CACHE"] = _home
-# Its downloader is compiled code, which would walk past the guard below.
+# Xet downloads in compiled code, which the guard below cannot intercept.
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 
-# Nor is what a developer has measured with `nomicbert tune`.
+# Ignore launch settings that a developer has measured with `nomicbert tune`.
 os.environ["NOMICBERT_LAUNCH"] = _home
 
 import torch  # noqa: E402
 
 HAS_CUDA = torch.cuda.is_available()
-# The tests for a GPU on a CPU, slowly and with tiny shapes: a check of the tests themselves.
+# Run the GPU tests on a CPU, slowly and with tiny shapes, to check the tests themselves.
 STANDS_IN = os.environ.get("NOMICBERT_GPU_TESTS") == "interpreter"
-# The suite as it runs on a machine without oneDNN.
+# Simulate a machine without oneDNN.
 if os.environ.get("NOMICBERT_ONEDNN") == "0":
     torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
 if not HAS_CUDA:
@@ -51,7 +51,7 @@ if not HAS_CUDA:
 
 try:
     import hypothesis
-except ImportError:  # a machine with a GPU may have no more than the tests marked gpu need
+except ImportError:  # a GPU machine may only have the dependencies of the tests marked gpu
     hypothesis = None
     _rooms = [path.name for path in Path(__file__).parent.iterdir() if path.is_dir()]
     collect_ignore_glob = ["test_*.py", *(f"{room}/*" for room in _rooms if room != "gpu")]
@@ -62,7 +62,7 @@ class NetworkBlocked(RuntimeError):
 
 
 class NetworkGuard:
-    """Refuses every connection and look-up beyond loopback, and remembers the attempts."""
+    """Refuse every connection and look-up beyond loopback, and record the attempts."""
 
     def __init__(self) -> None:
         self.attempts: list[str] = []
@@ -109,7 +109,7 @@ class NetworkGuard:
 
 def _is_loopback(host: Any) -> bool:
     name = host.decode() if isinstance(host, bytes) else host
-    if name in (None, "", "localhost", "0.0.0.0", "::"):  # the last two: to listen on
+    if name in (None, "", "localhost", "0.0.0.0", "::"):  # the last two are listening addresses
         return True
     try:
         return ipaddress.ip_address(name.partition("%")[0]).is_loopback
@@ -138,8 +138,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(_guard.remove)
     if hypothesis is None:
         return
-    # The examples of hypothesis hang on the same seed, also where it finds CI in the environment
-    # and would fix its own; a busy machine knows no deadline.
+    # hypothesis uses the same seed, also under CI, where it would fix its own. No deadline: the
+    # machine may be busy.
     hypothesis.settings.register_profile("nomicbert", deadline=None, derandomize=False)
     hypothesis.settings.load_profile("nomicbert")
     if config.getoption("--hypothesis-seed") is None:
@@ -163,7 +163,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Iterator[pytest.TestReport]:
-    """Print the seed beside a failure: the header is not shown with -q."""
+    """Add the seed to the report of a failure: the header is not shown with -q."""
     report = yield
     if report.failed and "seed" in getattr(item, "fixturenames", ()):
         report.sections.append(("replay with", f"NOMICBERT_SEED={read_seed()}"))
@@ -184,7 +184,7 @@ def no_network(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """One for tiny tensors, whose threads wait for each other longer than they work."""
+    """Use one thread: for tiny tensors, synchronising threads takes longer than the work."""
     before = torch.get_num_threads()
     if not request.node.get_closest_marker("all_threads"):
         torch.set_num_threads(1)
@@ -194,7 +194,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
-    """One of `tests.support.cpus.CPU_DTYPES`, on a CPU that is made out to be of its kind."""
+    """One of `tests.support.cpus.CPU_DTYPES`, with the CPU simulated accordingly."""
     from tests.support.cpus import pretend
 
     kind, found = request.param
@@ -205,5 +205,5 @@ def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> to
 
 @pytest.fixture
 def seed() -> int:
-    """The seed that a randomised test starts from."""
+    """The seed for a randomised test."""
     return read_seed()

@@ -1,7 +1,7 @@
 """The snippets of nomic-embed-text-v1.5's card, with only the import and the class changed.
 
-The same text runs twice: on this package, and on the libraries that the card names. Those get the
-weights from a local folder too, and are spared the keywords that their newest versions refuse.
+Each snippet runs twice: on this package, and on the libraries that the card names. Those also load
+the weights from a local folder, without the keywords that their newest versions refuse.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ OURS = (
     ),
     ("AutoModel.", "NomicBert."),
 )
-# remote code would need the network, and transformers 5 refuses the other two
+# remote code needs the network, and transformers 5 refuses the other two
 THEIRS = (
     (", trust_remote_code=True", ""),
     (", safe_serialization=True", ""),
@@ -140,12 +140,12 @@ def test_long_context_snippet(folder: Path) -> None:
     config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1000.0}
     ours = _run(snippet, OURS, folder)
     _compare(ours, _run(snippet, THEIRS, folder, scaled_config=config))
-    # without the factor the long text's vector is another one
+    # without the factor the long text's vector differs
     plain = _run(snippet.replace(", rotary_scaling_factor=2", ""), OURS, folder)
     assert (ours[0] - plain[0]).abs().max() > 1e-4
 
 
-def test_a_model_is_used_as_in_transformers(folder: Path) -> None:
+def test_usage_as_in_transformers(folder: Path) -> None:
     model = NomicBert.from_pretrained(folder, torch_dtype=torch.float32, device_map="cpu")
     theirs = AutoModel.from_pretrained(folder)
     assert not model.training

@@ -38,7 +38,7 @@ def test_scores_equal_sentence_transformers(labels: int, tmp_path: Path) -> None
     found, wanted = model.predict(PAIRS), truth.predict(PAIRS)
     assert found.shape == ((len(PAIRS),) if labels == 1 else (len(PAIRS), 3))
     assert found.dtype == np.float32
-    assert np.ptp(found) > 0.05  # the pairs matter
+    assert np.ptp(found) > 0.05  # scores differ between pairs
     np.testing.assert_allclose(found, wanted, atol=BOUND, rtol=0)
     if labels == 3:
         found = model.predict(PAIRS, apply_softmax=True)
@@ -48,7 +48,7 @@ def test_scores_equal_sentence_transformers(labels: int, tmp_path: Path) -> None
 
 
 def test_pairs_that_are_too_long_lose_the_same_tokens(tmp_path: Path) -> None:
-    """The end of the longer text, one token at a time; both, where both are long."""
+    """Truncation removes tokens from the end of the longer text, one at a time."""
     folder = build_reranker(tmp_path)
     model, truth = CrossEncoder(folder), judge(folder)
     assert model.max_seq_length == 96
@@ -58,7 +58,7 @@ def test_pairs_that_are_too_long_lose_the_same_tokens(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, truth.predict(pairs), atol=BOUND, rtol=0)
 
 
-def test_neighbours_do_not_matter(tmp_path: Path) -> None:
+def test_other_pairs_do_not_matter(tmp_path: Path) -> None:
     model = CrossEncoder(build_reranker(tmp_path))
     together = model.predict(PAIRS)
     for options in ({"batch_size": 1}, {"batch_tokens": 40}, {"show_progress_bar": False}):
@@ -93,7 +93,7 @@ TANH = "torch.nn.modules.activation.Tanh"
     ],
 )
 def test_the_activation_is_the_checkpoints(keys: dict[str, Any] | None, tmp_path: Path) -> None:
-    """As sentence-transformers 4, 3 and, in a file of its own, 6 write it."""
+    """As sentence-transformers 4, 3 and (in a separate file) 6 write it."""
     folder = build_reranker(tmp_path / "a", **(keys or {}))
     if keys is None:
         truth = judge(folder)
@@ -147,13 +147,13 @@ def test_rank_needs_one_label(tmp_path: Path) -> None:
         ([("a", "b"), ("a", "\ud800")], TextError, "1 is not valid Unicode"),
     ],
 )
-def test_what_is_no_pair(inputs: Any, error: type, message: str, tmp_path: Path) -> None:
+def test_inputs_that_are_not_pairs(inputs: Any, error: type, message: str, tmp_path: Path) -> None:
     model = CrossEncoder(build_reranker(tmp_path))
     with pytest.raises(error, match=message):
         model.predict(inputs)
 
 
-def test_a_length_that_cannot_be(tmp_path: Path) -> None:
+def test_an_invalid_length(tmp_path: Path) -> None:
     model = CrossEncoder(build_reranker(tmp_path))
     model.max_seq_length = 97
     with pytest.raises(ValueError, match="max_seq_length must be 1 to 96, not 97"):
@@ -183,7 +183,7 @@ def test_saved_and_loaded_by_both(tmp_path: Path) -> None:
 
 
 def test_long_texts_are_cut_before_they_are_paired(tmp_path: Path) -> None:
-    """The ids of transformers, whichever text is longer; all that lies beyond is left alone."""
+    """The ids equal transformers', whichever text is longer."""
     model = CrossEncoder(build_reranker(tmp_path))
     judge_of_ids = transformers.AutoTokenizer.from_pretrained(tmp_path)
     lengths = (0, 1, 40, 46, 47, 92, 93, 94, 900)
@@ -199,7 +199,7 @@ def test_long_texts_are_cut_before_they_are_paired(tmp_path: Path) -> None:
         assert cut == [i for i, row in enumerate(whole) if len(row) > limit]
 
 
-def test_words_that_are_added_later_count(tmp_path: Path) -> None:
+def test_tokens_added_later_are_used(tmp_path: Path) -> None:
     model = CrossEncoder(build_reranker(tmp_path))
     before = model.tokenizer.encode_pairs([("zzqq", "a")], 20)[0][0]
     model.tokenizer.rust.add_tokens(["zzqq"])
@@ -219,7 +219,7 @@ def test_types_only_where_the_checkpoint_has_them(tmp_path: Path) -> None:
     assert np.abs(found - with_types).max() > 0.01
 
 
-def test_what_was_set_is_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_settings_are_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = CrossEncoder(build_reranker(tmp_path / "a"))
     model.max_seq_length = 24
     model.activation_fn = torch.nn.Tanh()
@@ -239,7 +239,7 @@ def test_what_was_set_is_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 
 def test_activations_of_every_kind(tmp_path: Path) -> None:
-    """In place, and with parameters: neither is stopped by what the encoder ran under."""
+    """In-place activations and ones with parameters also work on inference tensors."""
     model = CrossEncoder(build_reranker(tmp_path))
     raw = model.predict(PAIRS, activation_fn=lambda x: x)
     found = model.predict(PAIRS, activation_fn=torch.nn.ReLU(inplace=True))
@@ -252,7 +252,7 @@ def test_activations_of_every_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["batch_size", "batch_tokens"])
-def test_batches_of_nothing(name: str, tmp_path: Path) -> None:
+def test_batches_of_size_0(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
         CrossEncoder(build_reranker(tmp_path)).predict(PAIRS, **{name: 0})
 
@@ -273,8 +273,8 @@ def test_a_batch_that_does_not_fit_is_halved(
 
     model.model.packed_logits = full  # type: ignore[method-assign]
     np.testing.assert_array_equal(model.predict(PAIRS), wanted)
-    assert tokens[0] > room  # all of them at first
-    assert sum(n for n in tokens if n <= room) == tokens[0]  # and each pair once
+    assert tokens[0] > room  # all pairs at first
+    assert sum(n for n in tokens if n <= room) == tokens[0]  # and then each pair once
     said = [record.args[0] for record in caplog.records if "does not fit" in record.message]  # type: ignore[index]
     assert said == [n for n in tokens if n > room]
     room = 5
@@ -283,9 +283,9 @@ def test_a_batch_that_does_not_fit_is_halved(
 
 
 def test_several_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of a few pairs, so that both have some."""
+    """Chunks of a few pairs, so that both devices get some."""
     model = CrossEncoder(build_reranker(tmp_path, 3))
-    monkeypatch.setattr(workers, "LEAST_LETTERS", 60)
+    monkeypatch.setattr(workers, "LEAST_CHARACTERS", 60)
     started, start = [], Dispatcher._start
 
     def noted(self: Dispatcher, names: Any) -> None:
@@ -327,7 +327,7 @@ def test_batches_are_those_of_the_device(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_an_activation_has_its_parameters_where_the_model_is(tmp_path: Path) -> None:
-    """Whichever process has computed the logits; a meta device stands in for a GPU."""
+    """In any process that computes the logits; a meta device replaces a GPU."""
     model = CrossEncoder(build_reranker(tmp_path, 3))
     places = []
 
@@ -343,9 +343,29 @@ def test_an_activation_has_its_parameters_where_the_model_is(tmp_path: Path) -> 
     assert found.device.type == "cpu"
 
 
-def test_the_bar_says_what_it_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = CrossEncoder(build_reranker(tmp_path))
     model.predict(PAIRS, show_progress_bar=True)
     assert capfd.readouterr().err.lstrip().startswith("Scoring")
     model.predict(PAIRS)
     assert capfd.readouterr().err == ""
+
+
+def test_what_was_loaded_is_shown(tmp_path: Path) -> None:
+    shown = repr(CrossEncoder(build_reranker(tmp_path, 3)))
+    assert shown.startswith("CrossEncoder(bert, ")
+    assert "labels 3, max_seq_length 96, torch.float32, cpu)" in shown
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"topk": 1}, "CrossEncoder.rank has no keyword 'topk': did you mean 'top_k'"),
+        ({"convert_to_numpy": False}, "CrossEncoder.rank has no keyword 'convert_to_numpy'"),
+    ],
+)
+def test_keywords_that_rank_does_not_have(
+    keywords: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        CrossEncoder(build_reranker(tmp_path)).rank("a", ["b"], **keywords)

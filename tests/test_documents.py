@@ -1,4 +1,8 @@
-"""The documents run: every command and snippet of the README and of docs/, as printed."""
+"""The documents: their commands and snippets run, and README and docs keep to a form.
+
+Every command and snippet of the README and of docs/ runs as printed. A comment after a `print` of a
+snippet is its output. docs/environment.md lists every environment variable that is read.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.documents import DOCUMENTS, ROOT, SETTING_UP, blocks, commands, run, serve
+from tests.support.documents import (
+    DOCUMENTS,
+    ROOT,
+    SETTING_UP,
+    blocks,
+    commands,
+    long_lines,
+    printed,
+    run,
+    serve,
+)
+from tests.support.environment import documented, found_in_tests, read_by
 from tests.support.fake_hub import FakeHub
 
 PACKAGES = ("nomicbert", "kernels/nomicbert_kernels")
 WITH_SNIPPETS = [document for document in DOCUMENTS if blocks(document, "python")]
-LINK = re.compile(r"\]\(([^)#]+)(#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#]*)(#[^)]*)?\)")
+README_LINES = 150
+# all Markdown that is read as prose, beyond the documents that run
+WRAPPED = [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md"]
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +50,8 @@ def _names(documents: list[Path]) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in documents]
 
 
-def test_the_documents_are_seen() -> None:
-    """The tests below would pass on nothing."""
+def test_the_documents_are_found() -> None:
+    """Without documents, the tests below would pass."""
     assert {
         "README.md",
         "docs/demo.md",
@@ -44,8 +62,9 @@ def test_the_documents_are_seen() -> None:
     } <= set(_names(DOCUMENTS))
     readme, setting_up = commands(DOCUMENTS[0])
     assert any("nomicbert embed" in block for block in readme)
-    assert len(blocks(DOCUMENTS[0], "python")) >= 2
-    assert DOCUMENTS[0] in WITH_SNIPPETS
+    assert {"README.md", "docs/encode.md", "docs/heads.md", "docs/migrating.md"} <= set(
+        _names(WITH_SNIPPETS)
+    )
     assert {"make demo", "make test"} <= {line.split("#")[0].strip() for line in setting_up}
 
 
@@ -58,10 +77,57 @@ def test_commands(document: Path, hub: FakeHub, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("document", WITH_SNIPPETS, ids=_names(WITH_SNIPPETS))
 def test_snippets(document: Path, hub: FakeHub, tmp_path: Path) -> None:
-    """The snippets of a document are one program."""
+    """All snippets of a document run as one program."""
     snippets = blocks(document, "python")
     done = run(hub, tmp_path, "python", "-W", "error::UserWarning", "-c", "\n".join(snippets))
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == printed(snippets)
+
+
+def test_the_readme_prints() -> None:
+    """What a reader sees first are its real outputs."""
+    assert len(printed(blocks(DOCUMENTS[0], "python"))) >= 2
+
+
+def test_info_prints_what_its_page_shows(hub: FakeHub, tmp_path: Path) -> None:
+    """All but the lines that differ for the small checkpoint, or on another machine."""
+    differ = {"folder", "licence", "model", "sizes", "weights", "backend"}
+    model = "nomic-ai/nomic-embed-text-v1.5"
+    done = run(hub, tmp_path, "nomicbert", "info", model, "--device", "cpu")
+    (shown,) = blocks(ROOT / "docs/info.md", "text")
+    found, wanted = (
+        [line for line in text.splitlines() if line[:12].strip() not in differ]
+        for text in (done.stdout, shown)
+    )
+    assert len(wanted) > len(differ)
+    assert found == wanted
+
+
+def test_the_readme_is_short() -> None:
+    count = len((ROOT / "README.md").read_text("utf-8").splitlines())
+    assert count <= README_LINES, f"README.md has {count} lines: move some to docs/"
+
+
+@pytest.mark.parametrize("document", WRAPPED, ids=_names(WRAPPED))
+def test_lines_are_wrapped(document: Path) -> None:
+    assert long_lines(document.read_text("utf-8")) == []
+
+
+def test_the_readme_leads_to_every_document() -> None:
+    linked = {match[1] for match in LINK.finditer((ROOT / "README.md").read_text("utf-8"))}
+    assert {name for name in _names(DOCUMENTS) if name != "README.md"} <= linked
+
+
+def test_environment_variables_are_documented() -> None:
+    """docs/environment.md lists those that the sources read, and no others."""
+    page = (ROOT / "docs/environment.md").read_text("utf-8")
+    of_the_package, of_a_clone = documented(page)
+    package = {name for folder in PACKAGES for name in read_by(ROOT / folder)}
+    assert {"NOMICBERT_GRAPHS", "GLIBC_TUNABLES", "XDG_CACHE_HOME"} <= package
+    assert set(of_the_package) == package
+    clone = read_by(ROOT / "bench") | found_in_tests(ROOT / "tests")
+    assert {"NOMICBERT_SEED", "NOMICBERT_COMMIT"} <= clone
+    assert set(of_a_clone) == clone - package
 
 
 def test_targets_of_make_exist() -> None:
@@ -88,13 +154,25 @@ def test_what_pip_installs_is_this_project() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    found = 0
-    for document in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]:
+    found = anchors = 0
+    for document in WRAPPED:
         for match in LINK.finditer(document.read_text("utf-8")):
             if not match[1].startswith(("http://", "https://")):
                 found += 1
-                assert (document.parent / match[1]).exists(), f"{document}: {match[0]}"
+                target = document.parent / match[1] if match[1] else document
+                assert target.exists(), f"{document}: {match[0]}"
+                if match[2]:
+                    anchors += 1
+                    assert match[2][1:] in _anchors(target), f"{document}: {match[0]}"
     assert found
+    assert anchors
+
+
+def _anchors(document: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text("utf-8"), re.M)
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in kept}
 
 
 def _with_examples() -> list[str]:

@@ -37,7 +37,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Embedder]:
 
 @pytest.fixture
 def bert(load: Callable[[str], Embedder]) -> Embedder:
-    return load("conan-v1")  # needs no prompt, and ends without L2
+    return load("conan-v1")  # needs no prompt, and has no final L2
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_forms_of_output(bert: Embedder) -> None:
     assert same(one.numpy(), wanted[0])
 
 
-def test_nothing_in_nothing_out(nomic: Embedder) -> None:
+def test_empty_input_gives_empty_output(nomic: Embedder) -> None:
     assert nomic.encode([]).shape == (0, 64)
     assert nomic.encode((), matryoshka_dim=7).shape == (0, 7)
     assert nomic.encode([], convert_to_tensor=True).shape == (0, 64)
@@ -107,8 +107,8 @@ def test_mistaken_inputs(bert: Embedder) -> None:
             bert.encode(wrong)
 
 
-def test_a_model_in_training_is_put_to_work(tmp_path: Path) -> None:
-    """Dropout never reaches a vector, and whatever torch takes for a default dtype neither."""
+def test_a_model_in_training_mode(tmp_path: Path) -> None:
+    """Neither dropout nor torch's default dtype affects a vector."""
     embedder = Embedder(build_checkpoint(tmp_path, "e5", num_hidden_layers=1))
     assert embedder.model.config.hidden_dropout_prob > 0
     wanted = embedder.encode(TEXTS)
@@ -144,7 +144,8 @@ def test_matryoshka_of_v15_begins_with_layer_norm(nomic: Embedder) -> None:
     for dim in (1, 13, 64):
         short = nomic.encode(TEXTS, prompt="", matryoshka_dim=dim)
         np.testing.assert_allclose(short, oracle_matryoshka(full, dim), rtol=0, atol=1e-6)
-    assert np.abs(short - _unit(full.numpy())).max() > 1e-3  # layer_norm shows, even at full width
+    # layer_norm has an effect, even at full width
+    assert np.abs(short - _unit(full.numpy())).max() > 1e-3
 
 
 @pytest.mark.parametrize("variant", ["conan-v1", "gte", "nomic-v2-moe", "nomic-v1", "bge-en"])
@@ -159,7 +160,7 @@ def test_matryoshka_of_others_slices_and_normalises(
 
 
 @pytest.mark.parametrize("variant", ["conan-v1", "nomic-v1.5", "bge-en"])
-def test_truncate_dim_slices_nothing_more(variant: str, load: Callable[[str], Embedder]) -> None:
+def test_truncate_dim_only_slices(variant: str, load: Callable[[str], Embedder]) -> None:
     model = load(variant)
     full = model.encode(TEXTS, prompt="")
     for dim in (1, 13, full.shape[1]):
@@ -199,7 +200,7 @@ def test_max_length(bert: Embedder, nomic: Embedder) -> None:
             bert.encode(long, max_length=wrong)
     with pytest.raises(ValueError, match=r"max_length .* must be at least 3, not 2"):
         nomic.encode(long, prompt="", max_length=2)
-    nomic.encode(long, prompt="", max_length=100_000)  # rotary positions have no end
+    nomic.encode(long, prompt="", max_length=100_000)  # rotary positions are unlimited
 
 
 def test_the_truncation_warning(bert: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,3 +291,34 @@ def test_whole_numbers_only(bert: Embedder) -> None:
 def test_a_keyword_that_only_encode_has(bert: Embedder) -> None:
     with pytest.raises(TypeError, match="encode_iter has no keyword 'sentences': known are"):
         bert.encode_iter(TEXTS, sentences=TEXTS)
+
+
+def test_a_number_is_no_text(bert: Embedder) -> None:
+    with pytest.raises(TypeError, match=r"inputs must be a str or an ordered .* not int"):
+        bert.encode(3)  # type: ignore[call-overload]
+
+
+def test_tokens_are_counted_before_truncation(bert: Embedder, nomic: Embedder) -> None:
+    """Special tokens and prompt included, which decides on what `max_length` cuts."""
+    long = "fox " * 600
+    assert bert.token_count(["fox", "", long]) == [3, 2, 602]
+    assert bert.token_count("fox") == 3
+    with pytest.warns(TruncationWarning):
+        assert len(bert.encode(long, output_value="token_embeddings")) == 512
+    bare, prompted = nomic.token_count("fox"), nomic.token_count("fox", "search_query")
+    assert prompted > bare
+    states = nomic.encode("fox", prompt_name="search_query", output_value="token_embeddings")
+    assert prompted == len(states)
+    with pytest.raises(TypeError, match="input 0 must be a str, not int"):
+        bert.token_count([3])  # type: ignore[list-item]
+
+
+def test_pairwise_similarity_is_the_checkpoints(bert: Embedder) -> None:
+    a = bert.encode(["fox", "the river is long"])
+    whole = bert.similarity(a, a[::-1].copy())
+    assert torch.allclose(bert.similarity_pairwise(a, a[::-1].copy()), whole.diagonal())
+
+
+def test_what_was_loaded_is_shown(bert: Embedder) -> None:
+    assert re.match(r"Embedder\(bert, \d+ layers, dimension 112, pooling mean", repr(bert))
+    assert re.match(r"Tokenizer\(WordPiece, \d+ tokens, prefix \[\d+\], ", repr(bert.tokenizer))

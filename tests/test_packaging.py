@@ -1,4 +1,4 @@
-"""What is installed: the wheel holds all that runs, and the sdist builds that wheel again."""
+"""The distributions: the wheel holds all that runs, and the sdist builds the same wheel."""
 
 from __future__ import annotations
 
@@ -63,13 +63,17 @@ def test_the_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path / "source", filter="data")
     (source,) = (tmp_path / "source").iterdir()
+    # what the tests run is there too
+    tests = {path.name for path in (ROOT / "tests").iterdir() if path.name != "__pycache__"}
+    assert {path.name for path in (source / "tests").iterdir()} == tests
+    assert (source / "examples/finetune.py").is_file()
     again = _build("wheel", source, tmp_path / "again")
     assert again.name == wheel.name
     assert _content(again) == _content(wheel)
 
 
 def test_the_wheel_runs_without_the_source_tree(wheel: Path, tmp_path: Path) -> None:
-    """`embed` from the unpacked wheel, in a folder elsewhere, writes what `encode` returns."""
+    """`embed` from the unpacked wheel, in another folder, writes the vectors of `encode`."""
     installed, work = tmp_path / "installed", tmp_path / "work"
     zipfile.ZipFile(wheel).extractall(installed)
     work.mkdir()

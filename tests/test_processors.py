@@ -1,9 +1,8 @@
-"""A text keeps its bits on processors that this one can stand in for.
+"""A text keeps its bits on processors that this one can simulate.
 
-Each test runs in a process of its own, which the environment keeps from some instructions: what
-oneDNN, torch, MKL and numpy's OpenBLAS then do is what they do on older or other processors. MKL in
-SSE4.2, or told that this is an AMD processor (`tests/support/amd.py`), takes kernels whose sums
-depend on alignment.
+Each test runs in a new process whose environment disables some instructions: oneDNN, torch, MKL and
+numpy's OpenBLAS then use their code for older or other processors. MKL in SSE4.2, or on a simulated
+AMD processor (`tests/support/amd.py`), uses kernels whose order of sums depends on alignment.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ LIMITS = [
     {"NOMICBERT_TEST_MKL": "AMD"},
     {"MKL_CBWR": "AVX2"},
 ]
-# What numpy multiplies with, where Triton's interpreter does.
+# OpenBLAS kernels that numpy uses for matmuls in Triton's interpreter.
 BLAS = ["Haswell", "Zen", "SkylakeX"]
 KERNELS = [
     "tests/ops/test_products_triton.py",

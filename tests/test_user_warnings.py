@@ -1,4 +1,4 @@
-"""Where warnings point: at the line of the caller's code, whatever stands between."""
+"""Warnings point at the line of the caller's code, however deep the call stack."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONG = "fox " * 40
 
 @pytest.fixture
 def embedder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Embedder:
-    """Wants a prompt, and cuts at twelve tokens; windows are of two texts."""
+    """Needs a prompt, and truncates at twelve tokens; windows have two texts."""
     monkeypatch.setattr(batches, "WINDOW_TEXTS", 2)
     found = Embedder(build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=1))
     found.max_seq_length = 12
@@ -28,7 +28,7 @@ def embedder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Embedder:
 
 
 def _given(call: Callable[[], Any]) -> list[tuple[type[Warning], str, int]]:
-    """(class, text, how many lines below the beginning of `call`) of its warnings."""
+    """(class, text, line relative to the start of `call`) of each warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         call()
@@ -85,8 +85,8 @@ def test_through_the_callers_own_functions(embedder: Embedder) -> None:
     assert _given(call) == [(TruncationWarning, CUT, 5)]
 
 
-def test_a_stream_that_is_left_has_its_say(embedder: Embedder) -> None:
-    """zip stops when the shorter side ends, and never asks for what comes after the last vector."""
+def test_a_stream_that_is_not_exhausted_warns(embedder: Embedder) -> None:
+    """zip stops when the shorter side ends, and does not exhaust the stream."""
 
     def by_zip() -> None:
         texts = ["fox", "dog", LONG]
@@ -116,7 +116,7 @@ def test_once_a_call(embedder: Embedder) -> None:
 
 
 @pytest.mark.parametrize("truncate", ["error", "chunk"])
-def test_nothing_is_said_where_nothing_is_lost(truncate: Any, embedder: Embedder) -> None:
+def test_no_warning_if_nothing_is_lost(truncate: Any, embedder: Embedder) -> None:
     """Warnings are errors in these tests."""
     texts = ["fox", "dog " * 10] if truncate == "error" else ["fox", LONG]
     embedder.encode(texts, prompt="", truncate=truncate)

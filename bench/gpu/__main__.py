@@ -1,11 +1,11 @@
-"""Kernels and whole models on a GPU, beside their peers: lines of JSON, in pieces of some minutes.
+"""Compare kernels and whole models on a GPU with their peers; results are lines of JSON.
 
     python -m bench.gpu --part gemm --out build/gpu.jsonl --minutes 9
 
-A case that the file has is not measured again, whether it was measured or failed: the same call
-goes on where the last one stopped. --retry tries those that failed once more; give another file to
-measure anew. Exit code 0: all is measured; 1: a case failed, or ours is wrong; 2: a mistake, or no
-GPU; 3: time is up, and cases are left.
+Cases that the file has, measured or failed, are skipped, so the same call continues where the last
+one stopped. --retry repeats failed cases; use another file to measure everything again. Exit code
+0: all cases are measured. 1: a case failed, or ours is wrong. 2: wrong arguments, or no GPU. 3:
+time is up, and cases are left.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from bench.gpu.runner.supervise import MISTAKE, Stage, Supervisor
 from bench.throughput import MODELS
 
 PARTS = tuple(SECONDS)
-# Of a case, before it counts as hung: the first case of whole models builds a checkpoint, and
+# Seconds until a case counts as hung; the first case of whole models builds a checkpoint and
 # compiles.
 LIMIT = 400.0
 FOREVER = 1e9
@@ -29,11 +29,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, metavar="NAME",
                         help=f"only these: {', '.join(PARTS)}")  # fmt: skip
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME",
-                        help="of models, latency and stream: as of bench.throughput")  # fmt: skip
-    parser.add_argument("--minutes", type=float, metavar="N", help="end after so many")
+                        help="for models, latency, stream: as in bench.throughput")  # fmt: skip
+    parser.add_argument("--minutes", type=float, metavar="N", help="end after N minutes")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--slow", action="store_true",
-                        help="torch.compile's search for kernels too: takes minutes")  # fmt: skip
+                        help="add torch.compile's max-autotune; takes minutes")  # fmt: skip
     return parser.parse_args(arguments)
 
 

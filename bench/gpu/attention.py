@@ -1,7 +1,7 @@
-"""Attention of ours beside torch's kernels and FlashAttention-4, by the length of the texts.
+"""Our attention compared with torch's kernels and FlashAttention-4, by text length.
 
-Heads of 64 numbers (nomic, BERT-large) and of 32 (MiniLM), about as many tokens in each case; and a
-mixture of lengths, which the kernels that know no packed texts get padded.
+Head sizes are 64 (nomic, BERT-large) and 32 (MiniLM); all cases have about the same number of
+tokens. In the mixture of lengths, kernels that do not take packed texts get padded ones.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from nomicbert.benchmark.lines import Line
 LENGTHS, TOKENS = (32, 128, 512, 1024, 2048, 4096, 8192), 65536
 DRY_LENGTHS, DRY_TOKENS = (8, 16), 256
 GROUP, MIXTURE = "attention", "mixture"
-# A head size for each; BERT-large has that of nomic.
+# One model per head size; BERT-large has that of nomic.
 NAMES = ("nomic", "minilm")
 
 
@@ -36,7 +36,7 @@ def tasks(place: Place) -> Iterator[Task]:
 
 
 def lengths_of(place: Place, case: str) -> list[int]:
-    """Of the texts of a case: of one length, or queries, passages and documents."""
+    """Lengths of the texts of a case: all equal, or queries, passages and documents."""
     tokens = DRY_TOKENS if place.dry else TOKENS
     if case == MIXTURE:
         return mixture(tokens) or [3, tokens - 3]
@@ -45,7 +45,7 @@ def lengths_of(place: Place, case: str) -> list[int]:
 
 
 def task_of(place: Place, model: Model, case: str) -> Task:
-    """A case with what its lines say."""
+    """The task of a case."""
     lengths = lengths_of(place, case)
     tokens = sum(lengths)
     more = {
@@ -54,14 +54,14 @@ def task_of(place: Place, model: Model, case: str) -> Task:
         "texts": len(lengths),
         "padded_tokens": len(lengths) * max(lengths),
     }
-    # queries, keys and values once, and the result
+    # queries, keys, values and the result, once each
     moved = 4.0 * tokens * model.hidden * place.dtype.itemsize
     flops = flops_of(model, lengths)
     return Task("attention", model.name, case, GROUP, tokens, flops, moved, more)
 
 
 def flops_of(model: Model, lengths: list[int]) -> float:
-    """Scores and their mixture: 2 products of (n, n, head size) in each head of each text."""
+    """FLOPs of Q K^T and P V: 2 matmuls of (n, n, head size) per head and text."""
     return 4.0 * model.hidden * sum(n * n for n in lengths)
 
 
@@ -72,7 +72,7 @@ def measure(place: Place, task: Task) -> list[Line]:
     problem = problems.attention(model, place.bench.draw(), lengths)
     found = peers_of(place.bench, model, lengths)
     if "varlen_attn" in found:
-        # some versions of torch take no scale; the default is the one that is meant
+        # some versions of torch take no scale; the default scale is the same
         found["varlen_attn"] = packed(lengths, without_scale(), model.head_dim**-0.5)
     found["flash-attn-4"] = flash_4(lengths, model.head_dim**-0.5)
     forms = of_attention(place, model.head_dim, max(lengths), problem)
@@ -80,7 +80,7 @@ def measure(place: Place, task: Task) -> list[Line]:
 
 
 def without_scale() -> Callable[..., Tensor]:
-    """What torch has for packed texts."""
+    """varlen_attn, called without a scale."""
     from torch.nn.attention.varlen import varlen_attn
 
     attend: Any = varlen_attn
@@ -93,7 +93,7 @@ def without_scale() -> Callable[..., Tensor]:
 
 
 def flash_4(lengths: list[int], scale: float) -> Peer:
-    """FlashAttention-4 over packed texts, where it is installed."""
+    """FlashAttention-4 over packed texts; ImportError if it is not installed."""
 
     def attend(
         q: Tensor, k: Tensor, v: Tensor, first: Tensor, second: Tensor, a: int, b: int, scale: float

@@ -1,4 +1,4 @@
-"""What ran: digests of the kernels' sources and of launch rows, noted in results."""
+"""Digests of the kernels' sources and of launch rows, stored with results."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ from nomicbert_kernels import launch
 
 FOLDER = Path(launch.__file__).parents[1]
 # The sources that a kernel's result depends on; launch rows are compared one by one.
-PATTERNS = ("*_triton.py", "tiling.py", "tensors.py", "fp8.py", "library.py", "launch/*.py")
+PATTERNS = ("*_triton.py", "tiling.py", "tensors.py", "fp8.py", "custom_ops.py", "launch/*.py")
 
 
 def sources() -> str:
-    """A digest of the kernels' sources as they are here."""
+    """A digest of the present kernel sources."""
     found = hashlib.sha256()
     for pattern in PATTERNS:
         for path in sorted(FOLDER.glob(pattern)):
@@ -23,12 +23,12 @@ def sources() -> str:
 
 
 def row_digest(row: Mapping[str, Any]) -> str:
-    """Of the kernel and settings of one row of a launch table, without the sizes that it serves."""
+    """A digest of a launch row's kernel and settings, without the sizes it applies to."""
     settings = {name: value for name, value in row.items() if name not in ("up_to", "exactly")}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def rows(arch: str) -> list[str]:
-    """Digests of the rows that an architecture is shipped with."""
+    """Digests of the shipped rows of an architecture."""
     stored = json.loads(launch.shipped(arch).read_text("utf-8"))["rows"]
     return [row_digest(row) for row in stored]

@@ -1,4 +1,4 @@
-"""A kernel that does nothing: what it takes is the cost of launching."""
+"""An empty kernel, to measure the cost of a launch."""
 
 import triton
 

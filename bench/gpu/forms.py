@@ -1,7 +1,7 @@
-"""Ours in other forms, to race beside the shipped one: other launch settings, and backend "fp8".
+"""Other forms of our ops, raced against the shipped one: launch settings, and backend "fp8".
 
-Two more settings of each kernel that has tiles: those that the shipped row was chosen from on
-paper. `nomicbert tune` goes through many more of them, one op at a time.
+Each kernel with tiles has two alternatives, which were considered for the shipped row.
+`nomicbert tune` tries many more settings, one op at a time.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from nomicbert_kernels.launch import Row, Settings
 from nomicbert_kernels.tensors import Activation
 from nomicbert_kernels.tuning.search import taking
 
-# (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages), or the library's product and a small kernel.
+# (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages), or LIBRARY: a cuBLAS GEMM and a small kernel.
 Tile = tuple[int, int, int, int, int]
 LIBRARY = "library"
 PRODUCTS: dict[str, tuple[Tile | str, ...]] = {
@@ -29,14 +29,15 @@ PRODUCTS: dict[str, tuple[Tile | str, ...]] = {
     "gelu": ((64, 128, 64, 4, 3), LIBRARY),
     "linear": ((128, 128, 64, 8, 4), (64, 128, 64, 4, 4)),
 }
-# A persistent kernel runs one program on each processor: smaller ones come in numbers instead.
+# Persistent kernels run one program per processor. Below this many warps they are not persistent.
 WARPS_OF_ONE = 8
-# (queries, keys and values, warps, stages), for short texts and long ones alike.
+# (BLOCK_M, BLOCK_N, warps, stages), for short and long texts.
 ATTENTION = ((64, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2))
-# Fewer rows wait for the weight, whatever the tile.
+# With fewer rows a GEMM is bound by reading the weight, whatever the tile.
 LEAST_TOKENS = 1024
 FP8 = "ours-fp8"
-# What an op is given on backend "fp8": LayerNorm's rows, an MLP's groups; else rows as they are.
+# How an op's input is rounded on backend "fp8": per row after LayerNorm, per group after an MLP.
+# Ops that are not listed get unrounded rows.
 ROUNDED: dict[str, Callable[[Tensor], Activation]] = {
     "qkv_rotary": round_rows,
     "swiglu": round_rows,
@@ -48,7 +49,7 @@ IN_FP8 = (*ROUNDED, "linear out", "layer_norm")
 
 @dataclass(frozen=True)
 class Asked(Row):
-    """A row that serves all sizes, and notes that it was asked for."""
+    """A row that fits all sizes, and records that it was looked up."""
 
     met: list[str] = field(default_factory=list, compare=False)
 
@@ -59,13 +60,13 @@ class Asked(Row):
 
 
 def kernel_of(model: Model, op: str) -> str:
-    """What a launch table calls the kernel of an op."""
-    # where nothing is turned it is a product like any other
+    """The launch table's name of an op's kernel."""
+    # without rotation the projection is an ordinary linear layer
     return "linear" if op == "qkv_rotary" and not model.rotary else op
 
 
 def of_products(place: Place, kernel: str, problem: Problem) -> dict[str, Peer]:
-    """A product of ours under other settings."""
+    """Our GEMM kernels with other settings."""
     few = problem.tokens < LEAST_TOKENS and not place.dry
     if place.ops.name != "triton" or kernel not in PRODUCTS or few:
         return {}
@@ -94,7 +95,7 @@ def of_products(place: Place, kernel: str, problem: Problem) -> dict[str, Peer]:
 
 
 def of_attention(place: Place, head_dim: int, longest: int, problem: Problem) -> dict[str, Peer]:
-    """Attention of ours in tiles of other sizes than the longest text has."""
+    """Our attention with other tile sizes than the shipped ones."""
     if place.ops.name != "triton":
         return {}
     kernels = ["attention_short", "attention_long"]
@@ -110,7 +111,7 @@ def of_attention(place: Place, head_dim: int, longest: int, problem: Problem) ->
 
 
 def under(place: Place, problem: Problem, kernels: Sequence[str], settings: Settings) -> Peer:
-    """A problem with ours, launched with these settings; RuntimeError: it was not."""
+    """Our form of a problem with these settings; its call raises RuntimeError if none was used."""
     arch, size = launch.architecture(place.device), place.dtype.itemsize
     rows = [Asked(kernel, size, {}, {}, settings) for kernel in kernels]
 
@@ -138,7 +139,7 @@ def under(place: Place, problem: Problem, kernels: Sequence[str], settings: Sett
 
 
 def in_fp8(place: Place, name: str, problem: Problem) -> dict[str, Peer]:
-    """An op on backend "fp8", given what it is given in a model."""
+    """An op on backend "fp8", with its input rounded as in a model."""
     if place.ops.name != "triton" or name not in IN_FP8:
         return {}
     rounded = ROUNDED.get(name, lambda x: x)
@@ -148,5 +149,5 @@ def in_fp8(place: Place, name: str, problem: Problem) -> dict[str, Peer]:
         given = t | {"x": rounded(t["x"])}
         return problem.bind(ops, given)  # type: ignore[arg-type]
 
-    # timed as the next op reads it, compared in full; LayerNorm's rounded copy is timed alone
+    # the timed result is the Activation that the next op reads; `values` converts it to compare
     return {FP8: Peer(call, values)}

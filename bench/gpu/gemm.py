@@ -1,7 +1,7 @@
-"""What the library's matrix products reach at the shapes of the models, in bf16 and in fp8.
+"""Rates of cuBLAS GEMMs at the shapes of the models, in bf16 and in fp8.
 
-These are the rates that a product of ours has to beat, and the ceiling of all that is built on
-them. fp8 operands are made before the clock runs; results are 16 bits wide.
+Our GEMM kernels have to beat these rates, and any code that calls cuBLAS is limited by them. fp8
+operands are made before timing; results have 16 bits.
 """
 
 import functools
@@ -21,15 +21,15 @@ from nomicbert.benchmark.lines import Line
 ROWS = (256, 1024, 4096, 5632, 8192, 16896, 65536)
 DRY_ROWS = (32,)
 FP8 = torch.float8_e4m3fn
-# Error of the whole result over its size, in multiples of what it costs to round the truth to the
-# result's dtype and to sum in fp32 (the library may sum parts in bf16); and for fp8, whose sums a
-# GPU keeps in fewer bits, at most.
+# Bounds of the error's norm over the result's norm. FACTOR multiplies the error of rounding the
+# exact result and of summing in fp32, since cuBLAS may sum parts in bf16. fp8 has a constant bound,
+# since a GPU accumulates fp8 products in fewer bits.
 FACTOR, FP8_ERROR = 4.0, 0.02
 LIBRARY, WHOLE, BY_ROW = "library", "fp8, a scale for a matrix", "fp8, a scale for a row"
 
 
 def shapes(model: Model) -> dict[str, tuple[int, int]]:
-    """Columns of the result, and of the input, of each product of a layer."""
+    """Columns of the result and of the input, for each GEMM of a layer."""
     up = 2 * model.inner if model.mlp == "swiglu" else model.inner
     return {
         "qkv": (3 * model.hidden, model.hidden),
@@ -40,7 +40,7 @@ def shapes(model: Model) -> dict[str, tuple[int, int]]:
 
 
 def tasks(place: Place) -> Iterator[Task]:
-    """Each product of nomic and BERT-large on as many rows as batches have."""
+    """Each GEMM of nomic and BERT-large, at row counts of typical batches."""
     item = place.dtype.itemsize
     for rows in DRY_ROWS if place.dry else ROWS:
         for model in place.models("nomic", "bert-large"):
@@ -51,7 +51,7 @@ def tasks(place: Place) -> Iterator[Task]:
 
 
 def measure(place: Place, task: Task) -> list[Line]:
-    """One shape: the library's product in the place's dtype, and torch._scaled_mm in fp8."""
+    """One shape: F.linear in the place's dtype, and torch._scaled_mm in fp8."""
     assert task.more is not None
     rows, n, k = task.more["shape"]
     draw = Draw(place.device, place.dtype)
@@ -72,7 +72,7 @@ def measure(place: Place, task: Task) -> list[Line]:
 
 
 def in_dtype(t: Tensors, count: int) -> Timed:
-    """F.linear as it is."""
+    """F.linear in the dtype of its operands."""
 
     def call(t: Tensors) -> Callable[[], Tensor]:
         return lambda: F.linear(t["x"], t["weight"])
@@ -84,7 +84,7 @@ def in_dtype(t: Tensors, count: int) -> Timed:
 
 
 def scaled(t: Tensors, count: int, by_row: bool) -> Timed:
-    """torch._scaled_mm of the same numbers in fp8, with scales for the whole or for each row."""
+    """torch._scaled_mm of the same values in fp8, with one scale per tensor or per row."""
     (x, a), (weight, b) = (narrow(t[name], by_row) for name in ("x", "weight"))
     numbers = {"x": x, "a": a, "weight": weight, "b": b}
     wide = torch.float32 if t["x"].dtype == torch.float32 else torch.bfloat16
@@ -104,7 +104,7 @@ def scaled(t: Tensors, count: int, by_row: bool) -> Timed:
 
 
 def narrow(x: Tensor, by_row: bool) -> tuple[Tensor, Tensor]:
-    """Numbers as fp8 and the fp32 factors that make them whole again: (rows, 1), or one."""
+    """The values in fp8, and their fp32 scales: (rows, 1), or a scalar."""
     largest = x.float().abs()
     largest = largest.amax(1, keepdim=True) if by_row else largest.amax()
     scale = largest.clamp(min=1e-12) / torch.finfo(FP8).max
@@ -118,18 +118,18 @@ def proven(
     truth: Tensor,
     allowed: float,
 ) -> Timed:
-    """Calls on so many copies, if the first gives the right numbers.
+    """Calls on `count` copies, after the first result has been compared with the truth.
 
-    Raises: WrongValues: it does not.
+    Raises: WrongValues: its error is larger than allowed.
     """
     copies = [t, *({name: moved(x) for name, x in t.items()} for _ in range(count - 1))]
     calls = [call(copy) for copy in copies]
     error = off_by(calls[0](), truth)
-    if not error <= allowed:  # NaN is no value either
+    if not error <= allowed:  # also true for NaN
         raise WrongValues(f"off by {error:.3g} of the result's size, allowed {allowed:.3g}")
     return Timed(calls, error)
 
 
 def off_by(got: Tensor, truth: Tensor) -> float:
-    """The size of the error over that of the truth."""
+    """Norm of the error over the norm of the truth."""
     return ((got.double() - truth).norm() / truth.norm()).item()

@@ -1,8 +1,7 @@
-"""What we want of one H200, and what is measured beside it.
+"""Throughput goals for one H200, and their comparison with measured lines.
 
-The goals are a paper design's: what a roofline of 790 TFLOP/s in bf16 and 4.3 TB/s leaves when
-products run at 600 TFLOP/s, attention at the rates that others have published, and nothing else is
-seen. "Stretch" is what would be more than that design promises.
+The goals are estimates from a roofline of 790 TFLOP/s in bf16 and 4.3 TB/s. They assume GEMMs at
+600 TFLOP/s, attention at published rates, and no other cost. "Stretch" goals go beyond that.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,16 +18,16 @@ FLASH = "sentence-transformers-fa4"
 
 @dataclass(frozen=True)
 class Goal:
-    """One figure that we want.
+    """One goal.
 
     Attributes:
         model: of the lines.
         case: of the lines.
-        field: what is read of ours, in units of `unit`.
-        value: that it should have.
-        stretch: a better value, or None.
-        peer: ours, by name.
-        over: the peer that ours is a multiple of; None for a plain figure.
+        field: name of the compared field, in the unit of UNITS.
+        value: the goal.
+        stretch: the stretch goal, or None.
+        peer: which form of ours.
+        over: for goals that are a multiple of a peer, the peer; None for a plain figure.
     """
 
     model: str
@@ -47,14 +46,14 @@ class Goal:
         return f"{self.peer}, {UNITS[self.field][0]}"
 
 
-# field -> its name, and how many of the field's unit are one of that.
+# field -> unit in the report, and its value in the field's unit.
 UNITS = {
     "tokens_per_second": ("Mtok/s", 1e6),
     "texts_per_second": ("thousand texts/s", 1e3),
     "model_flops": ("model TFLOP/s", 1e12),
     "p50": ("p50, ms", 1e-3),
 }
-# A smaller figure is the better one.
+# Fields where smaller is better.
 SECONDS = ("p50",)
 
 # Of nomic in bf16: Mtok/s, stretch, then multiples of torch.compile and of transformers as it is,
@@ -102,11 +101,11 @@ def goals() -> Iterator[Goal]:
 
 
 def reached(goal: Goal, lines: Sequence[Line]) -> float | None:
-    """What was measured, in the goal's unit or as the multiple that it asks for; or None.
+    """The measured value, in the goal's unit or as a multiple of its peer; None if not measured.
 
     Args:
-        goal: which.
-        lines: of one run; later ones count where something was measured again.
+        goal: the goal.
+        lines: of one run; of repeated measurements the last counts.
     """
     groups: dict[str, dict[str, Line]] = {}
     for line in lines:
@@ -114,7 +113,7 @@ def reached(goal: Goal, lines: Sequence[Line]) -> float | None:
         if right and (line["model"], line["case"]) == (goal.model, goal.case):
             groups.setdefault(line["group"], {})[line["peer"]] = line
     wanted = {goal.peer, goal.over or goal.peer}
-    # only candidates that were interleaved compare
+    # only candidates of one group were interleaved, and can be compared
     found = [group for group in groups.values() if wanted <= {*group}]
     if not found:
         return None
@@ -126,6 +125,6 @@ def reached(goal: Goal, lines: Sequence[Line]) -> float | None:
 
 
 def ratio(goal: Goal, value: float) -> float:
-    """How much of the goal is reached: 1 and more is all of it."""
+    """Measured value over the goal; 1 or more means reached."""
     plain_seconds = goal.field in SECONDS and not goal.over
     return goal.value / value if plain_seconds else value / goal.value

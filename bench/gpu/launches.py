@@ -1,4 +1,4 @@
-"""The costs beneath all kernels: a byte copied, a kernel launched, a graph of kernels replayed."""
+"""Basic costs on the device: copying memory, launching a kernel, replaying a graph of kernels."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +15,14 @@ from nomicbert.benchmark.lines import Line
 
 # Bytes of a large copy.
 COPIED, DRY_COPIED = 2**32, 2**20
-# Kernels of a forward pass: 7 of each layer and 2 around them, of nomic (12 layers) and BERT-large.
+# Kernels of a forward pass, 7 per layer and 2 more: nomic (12 layers) and BERT-large (24).
 KERNELS = (86, 170)
 GROUP = "launch"
 COPY, ONE = "copy", "one launch"
 
 
 def tasks(place: Place) -> Iterator[Task]:
-    """A copy, graphs, and a launch by itself."""
+    """A copy, graphs, and a single launch."""
     size = DRY_COPIED if place.dry else COPIED
     yield Task("gemm", "any", COPY, GROUP, bytes=2.0 * size, more={"copied": size})
     for count in KERNELS:
@@ -31,7 +31,7 @@ def tasks(place: Place) -> Iterator[Task]:
 
 
 def measure(place: Place, task: Task) -> list[Line]:
-    """One of them."""
+    """Measure one of `tasks`."""
     more = task.more or {}
     if task.case == COPY:
         return run(place, task, {"copy_": lambda: copying(place, more["copied"])})
@@ -46,14 +46,14 @@ def measure(place: Place, task: Task) -> list[Line]:
         "graph replay": lambda: timed_work(graph_of(place, empty(place), count)),
         "launched one by one": lambda: timed_work(repeated(empty(place), count)),
     }
-    # from the host's call to the end on the device: the host may be the slower one
+    # from the host's call to the end on the device, since the host may be the slower one
     return run(place, task, entrants, measure=lambda work: until_done(place, work))
 
 
 def copying(place: Place, size: int) -> Timed:
     """Tensor.copy_ of random bytes.
 
-    Raises: WrongValues: they do not arrive.
+    Raises: WrongValues: the copy differs.
     """
     generator = torch.Generator(place.device).manual_seed(0)
     shape = (size // 8,)
@@ -65,14 +65,14 @@ def copying(place: Place, size: int) -> Timed:
 
     call()
     if not torch.equal(target, source):
-        raise WrongValues("the copy has other bytes")
+        raise WrongValues("the copy differs from its source")
     return Timed([call], 0.0)
 
 
 def empty(place: Place) -> Work:
-    """A launch of a Triton kernel that does nothing; it is compiled here.
+    """A launch of a Triton kernel that does nothing, compiled by this call.
 
-    Raises: RuntimeError: this place runs no such kernel.
+    Raises: RuntimeError: not on a GPU.
     """
     if not place.is_gpu:
         raise RuntimeError("Triton's kernels are compiled for a GPU only")
@@ -89,13 +89,13 @@ def empty(place: Place) -> Work:
 
 
 def tiny(place: Place) -> Work:
-    """An op of torch on one number."""
+    """A torch op on one element."""
     x = torch.zeros(1, device=place.device)
     return lambda: x.add_(1.0)
 
 
 def graph_of(place: Place, launch: Work, count: int) -> Callable[[], None]:
-    """The replay of a graph of so many launches."""
+    """The replay of a graph of `count` launches."""
     place.finish()
     graph: Any = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -105,7 +105,7 @@ def graph_of(place: Place, launch: Work, count: int) -> Callable[[], None]:
 
 
 def launching(place: Place, work: Work) -> float:
-    """Seconds that the host takes to launch, while the device is free to follow."""
+    """Seconds that the host takes to launch, with an idle device."""
     place.finish()
     started = time.perf_counter()
     work()

@@ -1,4 +1,4 @@
-"""Checks before a run: is there a GPU, is triton installed, does the file fit the run."""
+"""Checks before a run: a GPU, triton, and a result file that fits the run."""
 
 import argparse
 import importlib.metadata
@@ -14,7 +14,7 @@ COMPARED = ("torch", "triton", "transformers", "sentence-transformers")
 
 
 class Parser(argparse.ArgumentParser):
-    """The command line of a run: what all have in common. A mistake is one line."""
+    """The options that all runs share. An error is reported in one line."""
 
     def __init__(self, name: str, description: str | None) -> None:
         """`name` is that of the module."""
@@ -25,12 +25,12 @@ class Parser(argparse.ArgumentParser):
         )
         add = self.add_argument
         add("--out", type=Path, required=True, metavar="FILE", help="lines of JSON")
-        add("--match", default="", metavar="TEXT", help="only cases whose name has it")
+        add("--match", default="", metavar="TEXT", help="only cases whose name contains TEXT")
         add("--scratch", type=Path, default=Path("build/gpu"), metavar="FOLDER",
-            help="where checkpoints and compiled kernels are kept")  # fmt: skip
-        add("--retry", action="store_true", help="try again what has failed")
+            help="folder for checkpoints and compiled kernels")  # fmt: skip
+        add("--retry", action="store_true", help="repeat failed cases")
         add("--dry", action="store_true",
-            help="tiny sizes on a CPU, to see that everything runs")  # fmt: skip
+            help="tiny sizes on a CPU, to check that everything runs")  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
         """See ArgumentParser."""
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def open_ledger(path: Path, dry: bool, retry: bool) -> Ledger:
-    """The ledger of a run, after all checks; prints which kept results come from other versions.
+    """Check and open the ledger of a run; print if kept results come from other versions.
 
     Args:
         path: of the file, made with its folder if missing.
@@ -93,7 +93,7 @@ def check_dry(ledger: Ledger, dry: bool) -> None:
 
 
 def elsewhere(ledger: Ledger) -> str:
-    """Which other versions the kept results come from, for people; empty if none."""
+    """A note on other versions that kept results come from; empty if none."""
     found = set()
     for line in measured(ledger):
         for name in COMPARED:

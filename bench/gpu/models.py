@@ -1,6 +1,6 @@
-"""Whole models on a GPU: many texts at once, and one at a time; measured by nomicbert.benchmark.
+"""Whole models on a GPU, in batches and one text at a time, measured by nomicbert.benchmark.
 
-What is loaded for a model stays on the device until the next model's turn.
+A model stays loaded on the device until the next one is measured.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from nomicbert.benchmark.lines import MEASURED, Line
 from nomicbert.benchmark.plan import Checkpoint
 from nomicbert.benchmark.workloads import FIXED, NAMES, Case, draw
 
-# Tokens of a case; of a mixture more, since its documents have up to 8192.
+# Tokens per case; more for the mixture, whose documents have up to 8192.
 CASES = {
     "fixed-32": 65536,
     "fixed-128": 65536,
@@ -31,7 +31,7 @@ CASES = {
 }
 LATENCY = ("latency-16", "latency-32", "latency-64", "latency-512")
 DRY_CASES, DRY_LATENCY, DRY_TOKENS = ("fixed-16", "queries"), ("latency-24",), 64
-# 20 calls in each round, or 1 of a dry run: 240 calls.
+# Rounds. A latency round has 20 calls (1 in a dry run): 240 calls in total.
 ROUNDS, LATENCY_ROUNDS, DRY_ROUNDS = 9, 12, 1
 
 
@@ -39,7 +39,7 @@ class AnyLength(Checkpoint):
     """A checkpoint with latency cases of any length."""
 
     def case(self, name: str, tokens: int, device: torch.device, seed: int = 0) -> Case | None:
-        """See Checkpoint; a length that no case has is cut from a longer text."""
+        """See Checkpoint. A latency case of a new length is cut from a longer text."""
         if name in NAMES or not name.startswith("latency-"):
             return super().case(name, tokens, device, seed)
         length = int(name.removeprefix("latency-"))
@@ -51,22 +51,22 @@ class AnyLength(Checkpoint):
         ids, _ = self.tokenizer.encode(text.texts, length)
         words = self.tokenizer.rust.decode(ids[0])
         if self.tokenizer.encode([words], length + 1)[0] != ids:
-            raise ValueError(f"case {name}: the tokenizer reads a shortened text otherwise")
+            raise ValueError(f"case {name}: the shortened text gives other token ids")
         return Case(name, ids, [words])
 
 
 @dataclass
 class Models:
-    """The models of a run, one of them loaded.
+    """The models of a run, one of them loaded at a time.
 
     Attributes:
         names: of checkpoints, or folders.
-        scratch: where checkpoints are built.
-        compiles: torch.compile takes part.
-        slow: and its search for the fastest kernels.
-        rivals: those that are raced, in place of all.
-        rounds: of all rivals on many texts.
-        tokens: of cases, in place of CASES'.
+        scratch: folder where checkpoints are built.
+        compiles: include torch.compile.
+        slow: include its max-autotune mode.
+        rivals: the candidates; None: all.
+        rounds: rounds for batches of texts.
+        tokens: case -> tokens, overrides CASES.
     """
 
     place: Place
@@ -81,7 +81,7 @@ class Models:
     _groups: dict[tuple[str, str], Group] = field(default_factory=dict)
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """Its files, built if they are not there."""
+        """The checkpoint of a name, built if it is missing."""
         if name not in self._checkpoints:
             folder = self.dry_folder(name) if self.place.dry else folder_of(name, self.scratch)
             known = Checkpoint.of(Path(name).name, folder)
@@ -89,7 +89,7 @@ class Models:
         return self._checkpoints[name]
 
     def dry_folder(self, name: str) -> Path:
-        """A checkpoint of one layer in the layout of the one that is named."""
+        """A checkpoint of one layer in the named layout."""
         if Path(name).is_dir() or name == MINILM:
             return folder_of(name, self.scratch)
         from tests.support.checkpoints import build_checkpoint
@@ -97,7 +97,7 @@ class Models:
         return build_checkpoint(self.scratch / "dry" / name, name, num_hidden_layers=1)
 
     def tasks(self, part: str) -> Iterator[Task]:
-        """Cases of many texts for part "models", of one for "latency"."""
+        """Cases of batches for part "models", of single texts for "latency"."""
         for name in self.names:
             for case in self.cases(part):
                 group = self.place.dtype_name
@@ -110,9 +110,9 @@ class Models:
         return DRY_CASES if self.place.dry else tuple(CASES)
 
     def measure(self, task: Task) -> list[Line]:
-        """One case: the lines of nomicbert.benchmark, and what all lines here say besides.
+        """Measure one case: the lines of nomicbert.benchmark with the fields of this benchmark.
 
-        None where the case has longer texts than the model takes.
+        The list is empty if the case has longer texts than the model takes.
         """
         assert task.more is not None
         group = self.group(task.part, task.more["source"])
@@ -125,7 +125,7 @@ class Models:
         return [{**line, "part": task.part, **repeats(line), **around} for line in lines]
 
     def group(self, part: str, name: str) -> Group:
-        """The peers of a part and model; what another model's peers hold is let go."""
+        """The peers of a part and model; frees those of another model."""
         if (part, name) not in self._groups:
             self._groups.clear()
             self.place.tidy()
@@ -150,7 +150,7 @@ class Models:
 
 
 def repeats(line: Line) -> Line:
-    """How often a peer was timed, and how far apart its quartiles are, in seconds."""
+    """Number of timed rounds or calls, and interquartile range in seconds."""
     if line["status"] != MEASURED:
         return {"repeats": line["rounds"]}
     return {"repeats": len(line["seconds"]), "iqr": line["spread"] * line["median"]}

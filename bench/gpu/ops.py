@@ -1,8 +1,8 @@
-"""Every op of ours beside plain and compiled torch, at the batches that a model runs in.
+"""Our ops compared with plain and compiled torch, at the batch sizes of models.
 
-The peers are those of the benchmarks of single ops, bench/bench_*.py; ours also run under other
-launch settings and on backend "fp8". One more case joins what a sublayer ends with: a projection
-with its residual, and LayerNorm.
+The peers are those of the op benchmarks, bench/bench_*.py. Ours also run with other launch settings
+and on backend "fp8". One more case combines the end of a sublayer: a projection with its residual,
+and LayerNorm.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from bench import problems
 from bench.aot_cases import Model
 from bench.bench_embed import gathers_and_norm
-from bench.bench_gelu import product_and_gelu
-from bench.bench_layer_norm import sum_and_norm
-from bench.bench_linear import product_and_sum, sum_in_the_product
+from bench.bench_gelu import linear_and_gelu
+from bench.bench_layer_norm import add_and_norm
+from bench.bench_linear import addmm_with_residual, linear_and_add
 from bench.bench_moe import all_experts, loop
 from bench.bench_pool import masked, segmented, summed
-from bench.bench_qkv_rotary import product_and_rotation
-from bench.bench_swiglu import product_and_gate
+from bench.bench_qkv_rotary import linear_and_rotation
+from bench.bench_swiglu import linear_and_gate
 from bench.gpu import forms
 from bench.gpu.place import Place
 from bench.gpu.race import Task, contest
@@ -29,38 +29,38 @@ from bench.problem import Call, Draw, Problem, Tensors, size_of
 from nomicbert.benchmark.lines import Line
 from nomicbert_kernels import Ops, values
 
-# Full tiles on 132 multiprocessors, in waves of both models; those of nomic; and few.
+# Full waves of tiles on 132 multiprocessors for both models; for nomic only; and few tokens.
 TOKENS = (16896, 5632, 256)
 DRY_TOKENS = (70,)
 POOLED = (70, 512)
-# TFLOP/s that a kernel of ours needs to be ahead of cuBLAS at 600 TFLOP/s and a kernel behind it.
+# TFLOP/s that our fused kernel needs to beat cuBLAS at 600 TFLOP/s followed by a second kernel.
 BREAK_EVEN = {"qkv_rotary": 478.0, "swiglu": 465.0, "gelu": 461.0}
 
 Made = tuple[Problem, Mapping[str, Peer]]
-# (model, numbers, tokens) -> what is computed, and by whom else.
+# (model, random tensors, tokens) -> the problem, and its peers.
 Maker = Callable[[Model, Draw, int], Made]
 
 
 def qkv_rotary(model: Model, draw: Draw, tokens: int) -> Made:
-    peer = Peer(product_and_rotation(model), compiled=True)
+    peer = Peer(linear_and_rotation(model), compiled=True)
     return problems.qkv_rotary(model, draw, tokens), {"linear, rotation": peer}
 
 
 def swiglu(model: Model, draw: Draw, tokens: int) -> Made:
-    peer = Peer(product_and_gate, compiled=True)
+    peer = Peer(linear_and_gate, compiled=True)
     return problems.swiglu(model, draw, tokens), {"linear, silu * up": peer}
 
 
 def gelu(model: Model, draw: Draw, tokens: int) -> Made:
-    peer = Peer(product_and_gelu, compiled=True)
+    peer = Peer(linear_and_gelu, compiled=True)
     return problems.gelu(model, draw, tokens), {"linear, gelu": peer}
 
 
 def linear(down: bool) -> Maker:
     def make(model: Model, draw: Draw, tokens: int) -> Made:
         peers = {
-            "linear + residual": Peer(product_and_sum, compiled=True),
-            "addmm": Peer(sum_in_the_product),
+            "linear + residual": Peer(linear_and_add, compiled=True),
+            "addmm": Peer(addmm_with_residual),
         }
         return problems.linear(model, draw, tokens, down=down), peers
 
@@ -68,12 +68,12 @@ def linear(down: bool) -> Maker:
 
 
 def layer_norm(model: Model, draw: Draw, tokens: int) -> Made:
-    peer = Peer(sum_and_norm, compiled=True)
+    peer = Peer(add_and_norm, compiled=True)
     return problems.layer_norm(model, draw, tokens), {"add, layer_norm": peer}
 
 
 def sublayer_end(model: Model, draw: Draw, tokens: int) -> Made:
-    """Down projection, residual and LayerNorm: in two kernels, or in torch's."""
+    """Down projection, residual and LayerNorm: our two kernels against torch's."""
     plain = problems.linear(model, draw, tokens, down=True)
     norm = {
         "norm": draw(model.hidden, scale=0.3, middle=1.0),
@@ -98,8 +98,8 @@ def sublayer_end(model: Model, draw: Draw, tokens: int) -> Made:
         plain, op="linear, layer_norm", tensors=plain.tensors | norm, bind=bind, bytes=size
     )
     return problem, {
-        "linear + residual, layer_norm": Peer(normed(product_and_sum), compiled=True),
-        "addmm, layer_norm": Peer(normed(sum_in_the_product)),
+        "linear + residual, layer_norm": Peer(normed(linear_and_add), compiled=True),
+        "addmm, layer_norm": Peer(normed(addmm_with_residual)),
     }
 
 
@@ -128,8 +128,8 @@ def moe(model: Model, draw: Draw, tokens: int) -> Made:
 
 
 def makers(model: Model) -> dict[str, Maker]:
-    """The ops that a model runs, by the name of their case."""
-    if model.mlp == "moe":  # what is left of it runs as nomic's does
+    """The ops of a model, by the name of their case."""
+    if model.mlp == "moe":  # its other ops are the same as nomic's
         return {"moe": moe}
     found = {"swiglu": swiglu} if model.mlp == "swiglu" else {"gelu": gelu}
     return {
@@ -145,7 +145,7 @@ def makers(model: Model) -> dict[str, Maker]:
 
 
 def tasks(place: Place) -> Iterator[Task]:
-    """Each op of each model; of the small models in one batch only."""
+    """Each op of each model; small models at one batch size only."""
     for tokens in DRY_TOKENS if place.dry else TOKENS:
         for model in place.models():
             if model.name in ("minilm", "nomic-moe") and tokens not in (TOKENS[0], *DRY_TOKENS):
@@ -153,7 +153,7 @@ def tasks(place: Place) -> Iterator[Task]:
             for name in makers(model):
                 if name.startswith("pool") and int(name.split()[1]) > tokens:
                     continue
-                # without rotation the library's product has no kernel behind it
+                # without rotation cuBLAS needs no second kernel, so there is no break-even
                 leading = model.name in ("nomic", "bert-large")
                 fused = leading and forms.kernel_of(model, name) == name
                 even = BREAK_EVEN.get(name) if fused else None

@@ -1,4 +1,4 @@
-"""Where kernels are timed, how long, and what is noted of the machine beside each figure."""
+"""The device that kernels are timed on, how long, and the machine facts stored with each figure."""
 
 import functools
 import math
@@ -18,12 +18,12 @@ from nomicbert.loading.target import select_ops
 from nomicbert_kernels import Ops
 from nomicbert_kernels.capabilities import interprets
 
-# Of each round of a kernel, about; and how many rounds.
+# Approximate seconds of a kernel's round; number of rounds.
 SECONDS, ROUNDS = 0.01, 12
 DRY_SECONDS, DRY_ROUNDS = 0.0, 2
-# Copies of an input at most: the smallest problem here reads 1 MB, and 60 MB of L2 are left twice.
+# Limit of copies: the smallest problem reads 1 MB, and the copies exceed twice 60 MB of L2.
 MOST_COPIES = 128
-# What nvidia-smi says without changing anything.
+# Fields that nvidia-smi reads; nothing is set.
 CLOCKS = (
     "clocks.sm",
     "clocks.mem",
@@ -34,7 +34,7 @@ CLOCKS = (
     "clocks_event_reasons.active",
 )
 LIBRARIES = ("triton", "flash-attn-4")
-# Shapes and modes of torch.compile that may be kept for one function.
+# Limit of torch.compile's recompilations of one function.
 RECOMPILES = 256
 DRY_MODELS = (
     Model("nomic", 64, 2, 96, "swiglu", True),
@@ -49,10 +49,10 @@ class Place:
     """A device and how to measure on it.
 
     Attributes:
-        dtype: of what is computed: bf16 on a GPU.
+        dtype: of the computation: bf16 on a GPU.
         backend: of ours.
-        dry: tiny sizes and few rounds, to see that everything runs.
-        measure: seconds that work takes on the device.
+        dry: tiny sizes and few rounds, to check that everything runs.
+        measure: returns the seconds that work takes on the device.
     """
 
     device: torch.device
@@ -63,11 +63,11 @@ class Place:
 
     @classmethod
     def here(cls, dry: bool) -> "Place":
-        """The GPU; for a dry run, where there is none, the CPU.
+        """The GPU; the CPU for a dry run without a GPU.
 
-        There it is backend torch in fp32, or where TRITON_INTERPRET is set, the kernels in fp16.
+        The CPU runs backend torch in fp32, or the kernels in fp16 if TRITON_INTERPRET is set.
 
-        Raises: ValueError: there is no GPU, and it is no dry run.
+        Raises: ValueError: there is no GPU, and it is not a dry run.
         """
         if torch.cuda.is_available():
             device = torch.device("cuda", torch.cuda.current_device())
@@ -83,7 +83,7 @@ class Place:
 
     @classmethod
     def on_paper(cls, dry: bool) -> "Place":
-        """The CPU as it stands for a GPU where kernels are compiled for one, and not launched."""
+        """The CPU in place of a GPU, for kernels that are compiled and not launched."""
         return cls(torch.device("cpu"), torch.bfloat16, "triton", dry, on_host)
 
     @property
@@ -93,27 +93,27 @@ class Place:
 
     @property
     def dtype_name(self) -> str:
-        """As lines have it."""
+        """Name of the dtype in the lines."""
         return str(self.dtype).removeprefix("torch.")
 
     @property
     def rounds(self) -> int:
-        """Of all candidates of a case in turns."""
+        """Interleaved rounds over all candidates of a case."""
         return DRY_ROUNDS if self.dry else ROUNDS
 
     @property
     def seconds(self) -> float:
-        """That a candidate gets in a round, about."""
+        """Approximate seconds per candidate and round."""
         return DRY_SECONDS if self.dry else SECONDS
 
     def models(self, *names: str) -> list[Model]:
-        """Sizes of the models of these names, or of all."""
+        """Sizes of the models with these names; no names: all."""
         known = DRY_MODELS if self.dry else MODELS
         return [model for model in known if model.name in names or not names]
 
     @functools.cached_property
     def ops(self) -> Ops:
-        """Ours.
+        """Ops of our backend.
 
         Raises: BackendError: it cannot run here.
         """
@@ -121,30 +121,30 @@ class Place:
 
     @functools.cached_property
     def bench(self) -> Bench:
-        """What the benchmarks of single ops are made with, for their peers."""
+        """The harness of the op benchmarks, for their peers."""
         compiles = self.is_gpu and not self.dry
         return Bench(None, self.ops, self.device, self.dtype, self.dry, compiles)
 
     def copies(self, size: float) -> int:
-        """How many copies of an input of so many bytes are more than L2, twice over."""
+        """Number of copies of an input of `size` bytes that together exceed twice the L2 cache."""
         if self.dry or not self.is_gpu:
             return 2
         cache = torch.cuda.get_device_properties(self.device).L2_cache_size
         return min(MOST_COPIES, max(2, math.ceil(2 * cache / max(size, 1.0))))
 
     def finish(self) -> None:
-        """Wait for the device; an error that no later call survives is raised here."""
+        """Wait for the device. A device error that breaks all later calls is raised here."""
         if self.is_gpu:
             torch.cuda.synchronize(self.device)
 
     def tidy(self) -> None:
-        """Let go of compiled graphs, and of memory that the next case may not find in one piece."""
+        """Free compiled graphs and cached memory, so that the next case starts clean."""
         torch.compiler.reset()
         if self.is_gpu:
             torch.cuda.empty_cache()
 
     def around(self) -> Line:
-        """Versions, machine, commit, and the clocks as they are now."""
+        """Versions, machine, commit, and the current clocks."""
         return {**self._fixed, "clocks": clocks(self.device)}
 
     @functools.cached_property
@@ -154,20 +154,20 @@ class Place:
         more["cuda"] = torch.version.cuda
         cudnn = torch.backends.cudnn.version() if self.is_gpu else None
         more["cudnn"] = None if cudnn is None else str(cudnn)
-        # a copy of the source tree without git may be told
+        # a copy of the source tree without git can set the commit
         commit = os.environ.get("NOMICBERT_COMMIT") or found["commit"]
         return {**found, "commit": commit, "versions": {**found["versions"], **more}}
 
 
 def compile_or_fail() -> None:
-    """Have torch.compile raise where it would go on uncompiled, and nobody would know."""
+    """Make torch.compile raise where it would silently fall back to uncompiled code."""
     config: Any = torch._dynamo.config
     config.recompile_limit = RECOMPILES
     config.fail_on_recompile_limit_hit = True
 
 
 def clocks(device: torch.device) -> dict[str, Any] | None:
-    """MHz, watts and degrees of a GPU as nvidia-smi reads them; None where it says nothing."""
+    """MHz, watts and degrees of a GPU from nvidia-smi; None if it fails."""
     if device.type != "cuda":
         return None
     which = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"

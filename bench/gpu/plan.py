@@ -1,4 +1,4 @@
-"""The parts of the benchmark: which cases each has, how they are measured, how long they take."""
+"""The parts of the benchmark: the cases of each, their measurement and estimated time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,8 +15,8 @@ from nomicbert.benchmark.lines import Line
 from nomicbert.errors import NomicBertError
 
 Measure = Callable[[Task], list[Line]]
-# Seconds of a case on one H200, by arithmetic: kernels of a first case are compiled within it, and
-# of whole models torch.compile's graphs too.
+# Estimated seconds per case on one H200, including compilation of the first case's kernels and, for
+# whole models, torch.compile's graphs.
 SECONDS = {
     "gemm": 2.0,
     "attention": 10.0,
@@ -43,7 +43,7 @@ def cases(part: str, options: Facts) -> Sequence[Case]:
 
 
 def tasks(part: str, place: Place, options: Facts) -> Iterator[tuple[Task, Measure]]:
-    """Each task of a part, and what measures it."""
+    """Each task of a part, with the function that measures it."""
     kernels: dict[str, list[Any]] = {
         "gemm": [launches, gemm],
         "attention": [attention],
@@ -66,11 +66,11 @@ def tasks(part: str, place: Place, options: Facts) -> Iterator[tuple[Task, Measu
 
 
 def measured(place: Place, measure: Measure, task: Task) -> Facts:
-    """One case's facts, once the device is done with it; one that cannot be had is left out."""
+    """Measure one case and wait for the device; a missing checkpoint leaves the case out."""
     try:
         lines = measure(task)
     except NomicBertError as error:
         return {"lines": [], "said": f"left out: {first_line(error)}"}
-    # an error that no later call survives is this case's, and is raised here
+    # a device error of this case is raised here, not in the next case
     place.finish()
     return facts_of(lines) if lines else dict(TOO_LONG)

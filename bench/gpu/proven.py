@@ -1,13 +1,17 @@
-"""Mark a launch table as proven, by the lines of a run on such a GPU, and by nothing else.
+"""Mark a launch table as proven by the results of a run on such a GPU.
 
     python -m bench.gpu.proven FOLDER
 
-FOLDER holds what came back: gpu-ARCH.json of `make gpu`, and proof.jsonl of `make gpu-proof`. The
-table of ARCH is marked if both ran the present kernels on the same kind of GPU, no test failed,
-every test of values, gradients, graphs and models passed (the heaviest may be left out), every
-case of the stages smoke and parity is ok, and every row of the table was in it then, or was raced
-and correct at every size. Exit code 0: it is marked; 1: something is missing or has failed, which
-is listed; 2: a mistake.
+FOLDER has the results: gpu-ARCH.json of `make gpu`, and proof.jsonl of `make gpu-proof`. The table
+of ARCH is marked if all of these hold:
+
+- both ran the present kernels on the same kind of GPU;
+- no test failed, and all tests of values, gradients, graphs and models passed (the heaviest may be
+  left out);
+- every case of the stages smoke and parity is ok;
+- every row of the table was in it during the run, or was raced and correct at every size.
+
+Exit code 0: marked. 1: not marked, and the reasons are listed. 2: wrong arguments or files.
 """
 
 import argparse
@@ -27,13 +31,13 @@ from nomicbert_kernels import launch
 
 ROOT = Path(__file__).parents[2]
 FILES = ("test_values.py", "test_graphs.py", "test_models.py", "test_gradients.py")
-# Cases that take long, and may be left for another run; those that were run have to pass.
+# Slow cases, which a run may leave out; if they were run they have to pass.
 HEAVY = ("longest", "queries")
 DONE, REFUSED, MISTAKE = 0, 1, 2
 
 
 def objections(arch: str, tests: Mapping[str, Any], ledger: Ledger) -> Iterator[str]:
-    """What keeps a table from being marked.
+    """Yield each reason not to mark a table.
 
     Args:
         arch: whose table.
@@ -47,7 +51,7 @@ def objections(arch: str, tests: Mapping[str, Any], ledger: Ledger) -> Iterator[
     if gpu != ran.get("gpu"):
         yield f"the tests ran on {ran.get('gpu')}, the proof on {gpu}"
     if ran.get("sources") != sources():
-        yield "the tests ran other kernels than those that are here"
+        yield "the tests ran other kernels than the present ones"
     for name, entry in tests["tests"].items():
         if entry["verdict"] == "failed":
             yield f"failed: {name}: {entry.get('reason', '')}"
@@ -65,17 +69,17 @@ def objections(arch: str, tests: Mapping[str, Any], ledger: Ledger) -> Iterator[
     known = {*ran.get("rows", []), *raced_rows(raced)}
     unknown = [row for row in rows(arch) if row not in known]
     if unknown:
-        yield f"{len(unknown)} rows of the table were neither in it then nor raced"
+        yield f"{len(unknown)} rows of the table were neither in it during the run nor raced"
 
 
 def cases() -> list[tuple[str, str]]:
-    """Stage and name of the cases of the proof that have to be ok."""
+    """Stage and name of each case of the proof run that has to be ok."""
     ops = [name for name, _ in smoke.calls(Place.on_paper(dry=False))]
     return [*(("smoke", name) for name in ops), *(("parity", name) for name in parity.CHECKS)]
 
 
 def raced_rows(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Digests of the rows that stage variants has found correct at every size of their contest."""
+    """Digests of the rows that were correct at every size of their contest in stage variants."""
     groups = measured(entries)
     for name, variants in means(entries).items():
         for variant, row in groups[name][0]["rows"].items():
@@ -84,7 +88,7 @@ def raced_rows(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def wanted() -> list[str]:
-    """The tests that have to have passed, as pytest names them."""
+    """The pytest names of the tests that have to pass."""
     command = [sys.executable, "-m", "pytest", "--import-mode=importlib", "--collect-only", "-q"]
     command += ["-m", "gpu", "-p", "no:cacheprovider", *(f"tests/gpu/{name}" for name in FILES)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -95,7 +99,7 @@ def wanted() -> list[str]:
 
 
 def mark(arch: str, tests: Mapping[str, Any]) -> Path:
-    """Write into the table of an architecture that it is proven, and by what."""
+    """Mark the table of an architecture as proven, with the facts of the run."""
     path = launch.TABLES / f"{arch}.json"
     stored = json.loads(path.read_text("utf-8"))["rows"]
     ran = tests["machine"]

@@ -1,6 +1,6 @@
-"""Kernels against each other on one case: each is proven, then all are timed in turns.
+"""Compare kernels on one case: check each result, then time all correct ones interleaved.
 
-One whose result is not the right one has a line that says so and no time.
+A candidate with a wrong result gets a line with the reason and no time.
 """
 
 import functools
@@ -21,14 +21,14 @@ from bench.timing import Timing, Work, interleave
 from nomicbert.benchmark.group import first_line
 from nomicbert.benchmark.lines import ABSENT, MEASURED, WRONG, Line
 
-# Error of a result in fp8 over its largest value, at most: e4m3 rounds a number by up to 1/16.
+# Bound of an fp8 result's error over its largest value: e4m3 rounds by up to 1/16.
 FP8_ERROR = 0.1
-# Fields of a case that a model's maximal length rules out.
+# Fields of a case whose texts exceed the model's maximal length.
 TOO_LONG: dict[str, Any] = {
     "lines": [],
     "said": "left out: its texts are too long for this model",
 }
-# Proves a candidate, and gives its calls; or raises.
+# Checks a candidate and returns its calls, or raises.
 Enter = Callable[[], Timed]
 
 
@@ -39,10 +39,10 @@ class Task:
     Attributes:
         part: of this benchmark.
         group: "gemm", "launch", "attention" or an op.
-        tokens: real ones.
-        flops: of the matrix products, of one call.
+        tokens: without padding.
+        flops: of the matmuls of one call.
         bytes: that a call has to read and write.
-        more: what else its lines say.
+        more: further fields of its lines.
     """
 
     part: str
@@ -71,12 +71,12 @@ def contest(
     """Time ours and its peers on a problem of one op.
 
     Args:
-        place: where.
-        task: what.
-        problem: what all compute.
+        place: the device, and how to measure on it.
+        task: the case.
+        problem: the problem that all candidates compute.
         peers: by name; the first is plain torch, whose error gives the bound.
-        forms: other forms of ours, held to the bound of ours.
-        narrow: those that compute in fp8.
+        forms: other forms of ours, with the same bound as ours.
+        narrow: candidates that compute in fp8.
     """
     bench = place.bench
     if bench.compiled:
@@ -89,7 +89,7 @@ def contest(
         del plain
         coarse = FP8_ERROR * truth.abs().max().item()
         count = place.copies(problem.bytes)
-        # all made alike, in inference mode: torch.compile would tell the first from the others
+        # all made in inference mode: otherwise torch.compile would recompile for the first
         copies = [problem.copy() for _ in range(count)]
         bind = functools.partial(problem.bind, place.ops)
         field = {OURS: (Peer(bind), bound)}
@@ -105,7 +105,7 @@ def contest(
             dtypes = dict.fromkeys(narrow or {}, "float8_e4m3fn")
             return run(place, task, entrants, {"bound": bound, "copies": count}, dtypes=dtypes)
         finally:
-            # compiled peers of the next case begin anew: there is a limit to their number
+            # drop compiled peers: torch.compile limits the number of kept graphs
             place.tidy()
 
 
@@ -119,31 +119,31 @@ def run(
     rounds: int | None = None,
     measure: Callable[[Work], float] | None = None,
 ) -> list[Line]:
-    """Prove all, time those that are right, and say of the others why they are not.
+    """Check all candidates, time the correct ones, and give the reason for each other one.
 
     Args:
-        place: where.
-        task: what.
-        entrants: by name, in the order of their turns.
-        more: what else the lines say.
-        dtypes: of those whose dtype is not the place's.
-        rounds: in place of the place's own, where a call takes a second or more.
-        measure: in place of the place's own.
+        place: the device, and how to measure on it.
+        task: the case.
+        entrants: by name, in the order in which a round times them.
+        more: further fields of the lines.
+        dtypes: of candidates whose dtype is not the place's.
+        rounds: overrides the place's, for calls that take a second or more.
+        measure: overrides the place's.
 
-    Raises: what the device raises once it is beyond help.
+    Raises: a device error after which no later call can succeed.
     """
     timed: dict[str, Timed] = {}
     left_out: dict[str, tuple[str, str]] = {}
     for name, enter in entrants.items():
         try:
             timed[name] = enter()
-            # a copy that is met for the first time may compile or allocate
+            # the first call on a copy may compile or allocate
             for call in timed[name].calls:
                 call()
             place.finish()
         except WrongValues as error:
             left_out[name] = WRONG, first_line(error)
-        except Exception as error:  # libraries of others raise whatever they like
+        except Exception as error:  # other libraries may raise anything
             place.finish()
             timed.pop(name, None)
             left_out[name] = ABSENT, f"{type(error).__name__}: {first_line(error)}"
@@ -165,7 +165,7 @@ def run(
 
 
 def timed_work(work: Callable[[], Any], error: float = 0.0) -> Timed:
-    """Something to time that has no copies, and need not return a tensor."""
+    """A candidate without copies, which need not return a tensor."""
     return Timed([work], error)
 
 
@@ -187,7 +187,7 @@ def line(task: Task, peer: str, facts: Mapping[str, Any], around: Line) -> Line:
 
 
 def figures(place: Place, task: Task, times: Timing, error: float) -> Line:
-    """What the times of a candidate mean."""
+    """Median, spread, rates and roofline of a candidate's times."""
     median = times.median
     found: Line = {
         "error": error,
@@ -211,7 +211,7 @@ def figures(place: Place, task: Task, times: Timing, error: float) -> Line:
 
 
 def facts_of(lines: Sequence[Line]) -> dict[str, Any]:
-    """Fields of a case: its lines, and how ours fared.
+    """Fields of a case: its lines, and the status of ours.
 
     The case is wrong if any form of ours is, and failed if the shipped form is absent.
     """
@@ -226,7 +226,7 @@ def facts_of(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def in_words(lines: Sequence[Line]) -> str:
-    """What is said of a case when it is done: the fastest first."""
+    """The result of a case in one line, fastest candidate first."""
     measured = sorted(
         (x for x in lines if x["status"] == MEASURED),
         key=lambda x: statistics.median(x["seconds"]),
@@ -237,7 +237,7 @@ def in_words(lines: Sequence[Line]) -> str:
 
 
 def amount(found: Line) -> str:
-    """The figure of a line that says most."""
+    """The most informative figure of a line."""
     if found.get("tflops"):
         return f"{found['tflops']:.3g} TFLOP/s"
     if found.get("p50"):

@@ -2,7 +2,7 @@
 
     python -m bench.gpu.report build/gpu.jsonl
 
-writes FILE.md beside FILE.jsonl, and FILE.png where matplotlib is installed.
+writes FILE.md next to FILE.jsonl, and FILE.png if matplotlib is installed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ KERNELS = ("model", "case", "candidate", "us", "spread", "TFLOP/s", "GB/s", "of 
            "error", "time / ours")  # fmt: skip
 WHOLE = ("model", "case", "peer", "batch", "Mtok/s", "texts/s", "p50 / p99, ms", "spread",
          "model TFLOP/s", "of 790", "of 989", "cosine, least", "ours / it")  # fmt: skip
-# What a matrix product reached on such a machine, and what its data sheet says, in TFLOP/s.
+# FLOP/s of a matmul: measured on an H200, and from its data sheet.
 CEILINGS = (790e12, 989e12)
 STREAMS = ("model", "case", "what", "Mtok/s", "texts/s", "spread", "of the model's")
 EVEN = ("model", "case", "ours, TFLOP/s", "break-even of the design", "ours / break-even",
@@ -52,7 +52,7 @@ def as_markdown(lines: Sequence[Line]) -> str:
 
 
 def goals_table(lines: Sequence[Line]) -> str:
-    """Each goal, and what was measured beside it."""
+    """Each goal next to the measured value."""
     return table(GOALS, [goal_row(goal, reached(goal, lines)) for goal in goals()])
 
 
@@ -80,7 +80,7 @@ def kernel_row(line: Line, lines: Sequence[Line]) -> tuple[str, ...]:
 
 
 def whole_row(line: Line, lines: Sequence[Line]) -> tuple[str, ...]:
-    """Ours over a peer, so that more is better: from the same kind of input."""
+    """A row of whole models. The last cell is ours / peer for the same kind of input."""
     own = next(
         (
             x
@@ -111,8 +111,8 @@ def whole_row(line: Line, lines: Sequence[Line]) -> tuple[str, ...]:
 
 
 def stream_row(line: Line, lines: Sequence[Line]) -> tuple[str, ...]:
-    beside = [x for x in lines if block_of(x) == block_of(line)]
-    model = next((x for x in beside if x["peer"].startswith("model")), None)
+    same = [x for x in lines if block_of(x) == block_of(line)]
+    model = next((x for x in same if x["peer"].startswith("model")), None)
     rate = line["tokens_per_second"]
     return (
         line["model"],
@@ -126,7 +126,7 @@ def stream_row(line: Line, lines: Sequence[Line]) -> tuple[str, ...]:
 
 
 def break_even(lines: Sequence[Line]) -> Iterator[tuple[str, ...]]:
-    """Rows of the products that ours has to do faster than a library and a kernel behind it."""
+    """Rows of the fused GEMMs that have to beat a cuBLAS GEMM followed by a small kernel."""
     for line in lines:
         if line["peer"] != "ours" or not line.get("break_even_tflops"):
             continue
@@ -147,7 +147,7 @@ def break_even(lines: Sequence[Line]) -> Iterator[tuple[str, ...]]:
 
 
 def left_out(lines: Sequence[Line]) -> list[str]:
-    """Who has no figure, and why: each reason once, with its cases."""
+    """Candidates without a figure: each reason once, with its cases."""
     reasons: dict[str, list[str]] = {}
     for line in lines:
         if line["status"] != MEASURED:
@@ -177,13 +177,13 @@ def _clocks(lines: Sequence[Line]) -> str:
 
 
 def ours_of(line: Line, lines: Sequence[Line]) -> Line | None:
-    """Ours on the same case."""
+    """Our line of the same case."""
     same = (x for x in lines if block_of(x) == block_of(line) and x["peer"] == "ours")
     return next(same, None)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """In Markdown."""
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -194,7 +194,7 @@ def number(value: float | None, form: str, unit: str = "") -> str:
 
 
 def plot(lines: Sequence[Line], path: Path) -> None:
-    """Bars of what each case says most with, a panel for each part and model."""
+    """Bar chart of each case's `amount`, with a panel per part and model."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -229,7 +229,7 @@ def value(line: Line) -> float:
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of all cases that have ended; what one stage has interleaved is one group."""
+    """The lines of all cases that have ended; only lines of one stage form a group."""
     return [
         {**line, "group": f"{entry['stage']}, {line['group']}"}
         for entry in ends(Ledger(path).lines()).values()

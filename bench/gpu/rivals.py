@@ -1,7 +1,7 @@
-"""Who computes whole models on a GPU: ours, and the same weights in the libraries of others.
+"""Candidates for whole models on a GPU: ours, and the same weights in other libraries.
 
-They are rows for nomicbert.benchmark, which finds each one's best batches, compares its vectors
-with fp32, and times all in turns. A peer that cannot take part has a line that says why.
+They are peers of nomicbert.benchmark, which finds each one's best batches, compares its vectors
+with fp32, and times all interleaved. A peer that cannot take part gets a line with the reason.
 """
 
 import functools
@@ -27,10 +27,10 @@ from nomicbert.runtime.batches import token_batches
 from nomicbert.verify.references import quiet
 from nomicbert_kernels import Backend
 
-# Tokens of a batch of ours: full tiles of nomic's products on 132 multiprocessors, and of both
-# models'; and all at once, as far as that is tried for the others.
+# Tokens per batch that are tried for ours: full waves of the GEMMs' tiles on 132 multiprocessors,
+# of nomic or of both models; and as many tokens at once as are tried for the others.
 BUDGETS = (5632, 11264, 16896, 33792, 131072)
-# Batches of a case at most: in more, launching takes all the time, and the search some minutes.
+# Limit of batches per case. With more, launch overhead dominates and the search takes minutes.
 MOST_BATCHES = 64
 
 FP8 = "ours-fp8"
@@ -40,17 +40,17 @@ Make = Callable[[Setting, str], Runner]
 
 @dataclass(frozen=True)
 class Rival(Peer):
-    """A row of whole models.
+    """A candidate for whole models.
 
     Attributes:
-        make: loads it; what it returns is kept as long as its setting.
+        make: loads it; the result is kept as long as its setting.
     """
 
     make: Make | None = None
 
     @property
     def is_ours(self) -> bool:
-        """Whether a fault of it ends the run: of nobody here, since time on a GPU is dear."""
+        """Whether its failure ends the run. Never here, because GPU time is expensive."""
         return False
 
     def load(self, setting: Setting) -> Runner:
@@ -65,7 +65,7 @@ class Rival(Peer):
 
 @dataclass(frozen=True)
 class Field(Options):
-    """Options with rivals in the place of the peers of nomicbert.benchmark."""
+    """Options whose peers are these rivals."""
 
     rivals: tuple[Rival, ...] = ()
 
@@ -75,7 +75,7 @@ class Field(Options):
 
 
 class Budgets(Ids):
-    """Ours, in the batches that suit it best."""
+    """Ours in its fastest batches."""
 
     def ways(self, case: Case) -> list[Batching]:
         """See Runner."""
@@ -89,7 +89,7 @@ class Budgets(Ids):
 
 
 class Best(Native):
-    """transformers in its best batches."""
+    """transformers in its fastest batches."""
 
     def ways(self, case: Case) -> list[Batching]:
         """See Runner."""
@@ -97,7 +97,7 @@ class Best(Native):
 
 
 class BestTexts(FromTexts):
-    """sentence-transformers in its best batches."""
+    """sentence-transformers in its fastest batches."""
 
     def ways(self, case: Case) -> list[Batching]:
         """See Runner."""
@@ -105,7 +105,7 @@ class BestTexts(FromTexts):
 
 
 class DefaultTexts(FromTexts):
-    """sentence-transformers as it is called without a batch size."""
+    """sentence-transformers with its default batch size."""
 
     def ways(self, case: Case) -> list[Batching]:
         """See Runner."""
@@ -113,12 +113,12 @@ class DefaultTexts(FromTexts):
 
 
 class FlashTexts(BestTexts):
-    """sentence-transformers on FlashAttention-4, where it packs texts itself."""
+    """sentence-transformers on FlashAttention-4, for which it packs texts itself."""
 
     def __init__(self, setting: Setting, dtype: str) -> None:
         """Load it.
 
-        Raises: AbsentError: one of the two is missing, or does not read the checkpoint.
+        Raises: AbsentError: a library is missing, or does not read the checkpoint.
         """
         for name in ("sentence_transformers", "flash_attn"):
             if find_spec(name) is None:
@@ -143,15 +143,15 @@ def refuse(why: str) -> Any:
 
 
 def few(ways: Sequence[Batching]) -> list[Batching]:
-    """Those of no more batches than are worth a try; the one of fewest if there is none."""
+    """The batchings of at most MOST_BATCHES batches; if none, the one with the fewest."""
     found = [way for way in ways if len(way.parts) <= MOST_BATCHES]
     return found or [min(ways, key=lambda way: len(way.parts))]
 
 
 def ours(backend: str, texts: bool, setting: Setting, dtype: str) -> Runner:
-    """Ours on a backend; fp8 without its gate, which random weights do not pass.
+    """Ours on a backend; fp8 without its accuracy gate, which random weights do not pass.
 
-    Raises: AbsentError: it does not exist, or cannot run here.
+    Raises: AbsentError: the backend does not exist, or cannot run here.
     """
     if backend not in get_args(Backend):
         refuse(f"there is no backend {backend}")
@@ -174,7 +174,7 @@ def ours(backend: str, texts: bool, setting: Setting, dtype: str) -> Runner:
 
 
 def compiled(mode: str | None, dynamic: bool, setting: Setting, dtype: str) -> Runner:
-    """What torch.compile makes of transformers."""
+    """A runner of transformers through torch.compile."""
     compile_or_fail()
     runner = Best(setting, dtype, None, compiled=False)
     runner.model = torch.compile(runner.model, mode=mode, dynamic=dynamic)
@@ -188,10 +188,10 @@ def rows(
 
     Args:
         backend: of ours.
-        dtype: of all.
-        latency: of one text at a time.
-        compiles: torch.compile takes part.
-        slow: and its search for the fastest kernels, which takes minutes.
+        dtype: of all candidates.
+        latency: for cases of one text at a time.
+        compiles: include torch.compile.
+        slow: include its max-autotune mode, which takes minutes.
     """
     make: dict[str, Make] = {
         "ours": functools.partial(ours, backend, False),
@@ -214,7 +214,7 @@ def rows(
     if compiles and slow:
         mode = "max-autotune-no-cudagraphs"
         make["transformers-max-autotune"] = functools.partial(compiled, mode, True)
-    # judged as what it is, whatever the dtype around it
+    # its accuracy is judged as fp8, whatever the dtype of the hidden states
     own = {FP8: "fp8"}
     return tuple(row(name, own.get(name, dtype), how) for name, how in make.items())
 

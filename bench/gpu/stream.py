@@ -1,7 +1,7 @@
-"""From strings to vectors without end: `Embedder.encode_iter` beside its model and its tokenizer.
+"""A long stream of strings through `Embedder.encode_iter`, compared with its two upper limits.
 
-What the model takes for the same token ids is what a stream could reach if tokenising, packing and
-copying cost nothing; the tokenizer alone, on all cores, is what it could reach at most.
+The model alone, on the same token ids, is the limit if tokenising, packing and copying cost
+nothing. The tokenizer alone, on all cores, is the limit of the host.
 """
 
 import functools
@@ -27,7 +27,7 @@ from nomicbert.benchmark.workloads import Case
 from nomicbert.embedder import Embedder
 
 CASES = ("passages", "queries", "mixture")
-# Tokens of a stream: a second or more.
+# Tokens of a stream: enough for a second or more.
 TOKENS, DRY_TOKENS = 2**21, 512
 ROUNDS, DRY_ROUNDS = 6, 2
 STREAM, MODEL, TOKENIZER = "encode_iter", "model, from ids", "tokenizer, all cores"
@@ -35,10 +35,10 @@ STREAM, MODEL, TOKENIZER = "encode_iter", "model, from ids", "tokenizer, all cor
 
 @dataclass
 class Streams:
-    """The streams of a run; one model at a time is loaded.
+    """The streams of a run, with one model loaded at a time.
 
     Attributes:
-        models: their checkpoints.
+        models: the checkpoints.
     """
 
     place: Place
@@ -46,7 +46,7 @@ class Streams:
     _loaded: dict[str, Embedder] = field(default_factory=dict)
 
     def tasks(self) -> Iterator[Task]:
-        """Each kind of text for each model."""
+        """One task per model and kind of text."""
         for name in self.models.names:
             for case in CASES:
                 yield Task("stream", Path(name).name, case, "stream", more={"source": name})
@@ -75,7 +75,7 @@ class Streams:
         return run(self.place, known, entrants, rounds=rounds, measure=self.until_done)
 
     def embedder(self, name: str, checkpoint: Checkpoint) -> Embedder:
-        """Ours, loaded."""
+        """The Embedder of a checkpoint, loaded on first use."""
         if name not in self._loaded:
             self._loaded.clear()
             self.place.tidy()
@@ -89,7 +89,7 @@ class Streams:
         return self._loaded[name]
 
     def until_done(self, work: Work) -> float:
-        """Seconds until the vectors are there."""
+        """Seconds until the device has finished."""
         self.place.finish()
         started = time.perf_counter()
         work()
@@ -98,7 +98,7 @@ class Streams:
 
 
 def model_only(embedder: Embedder, case: Case, truth: dict[str, np.ndarray]) -> Timed:
-    """Token ids to vectors in the batches that are fastest; its vectors become the truth."""
+    """Token ids to vectors in the fastest batches; its vectors become the truth."""
     runner = Budgets(embedder)
 
     def seconds(way: Any) -> float:
@@ -114,7 +114,7 @@ def model_only(embedder: Embedder, case: Case, truth: dict[str, np.ndarray]) -> 
 def streamed(embedder: Embedder, case: Case, truth: dict[str, np.ndarray], dtype: str) -> Timed:
     """Strings to vectors.
 
-    Raises: WrongValues: they are others than those of the model.
+    Raises: WrongValues: the vectors differ from those of `model_only`.
     """
 
     def call() -> list[Any]:
@@ -132,7 +132,7 @@ def streamed(embedder: Embedder, case: Case, truth: dict[str, np.ndarray], dtype
 def tokenised(embedder: Embedder, case: Case) -> Timed:
     """Strings to token ids.
 
-    Raises: WrongValues: they are others than those that the texts stand for.
+    Raises: WrongValues: the ids differ from those of the case.
     """
 
     def call() -> list[list[int]]:

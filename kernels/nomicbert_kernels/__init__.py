@@ -1,4 +1,4 @@
-"""The ops of nomicbert: one specification each, and the faster forms of it.
+"""The ops of nomicbert: one reference implementation each, and faster versions of it.
 
 >>> import torch
 >>> from nomicbert_kernels import select_ops

@@ -52,14 +52,14 @@ def attention(
     Args:
         qkv: (T, 3, h, d), queries and keys already rotated; fp32, fp16 or bf16.
         cu_seqlens: (B + 1,) int32, text b owns tokens cu_seqlens[b] to cu_seqlens[b + 1] - 1.
-        plan: what `Ops.plan` made of the same lengths.
+        plan: result of `Ops.plan` for the same lengths.
         scale: factor of the logits, usually d ** -0.5.
-        dropout_p: probability of zeroing a weight; the others grow by 1 / (1 - dropout_p).
+        dropout_p: probability of zeroing a weight; the others are scaled by 1 / (1 - dropout_p).
         seed: of the dropout; the same seed gives the same mask.
         rows: (B,) int, the one token of each text whose output is wanted, or None for all.
 
     Returns: (T, h d), or (B, h d) with `rows`; dtype of qkv; softmax and sums in fp32.
-    Raises: ValueError: shape or dtype mismatch; offsets that fall or do not end at T.
+    Raises: ValueError: shape or dtype mismatch; offsets that decrease or do not end at T.
     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
     """
     check(qkv, cu_seqlens, dropout_p, rows)

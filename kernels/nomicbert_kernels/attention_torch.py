@@ -1,15 +1,19 @@
-"""Attention through torch's fused kernel, once for each run of texts of one length.
+"""Attention through torch's fused kernel, once per run of texts of equal length.
 
-A run is a dense block of the packed tokens, so no text is padded to another's length or masked, and
-a text is computed from its own tokens alone.
+A run is a dense block of the packed tokens, so no text is padded or masked, and a text is computed
+from its own tokens alone.
 
-On a CPU the kernel multiplies through MKL, which promises equal bits in its reproducible mode only,
-a switch of the whole process. Without it, on AMD processors and in its SSE4.2 kernels, the order of
-a sum depends on whether operands start at a multiple of 16 bytes. So everything that reaches it
-starts at a multiple of 64, the widest vector: heads, by zeros behind their columns (none for the
-usual sizes of 32 and 64); the block of queries, by rows whose results are dropped, because each
-thread's scratch memory in the kernel is as many rows long; views that begin or step elsewhere, by a
-copy. In bf16 the kernel takes other paths on over 12 threads, by the number of texts.
+On a CPU the kernel uses MKL GEMMs, which guarantee equal bits only in MKL's reproducible mode, a
+process-wide switch. Without it, on AMD processors and in the SSE4.2 kernels, the order of a sum
+depends on whether operands start at a multiple of 16 bytes. So all operands are aligned to 64
+bytes, the widest vector:
+
+- Heads are padded with zero columns (none for the usual sizes of 32 and 64).
+- Few queries are padded with rows whose results are dropped, because the kernel's scratch memory
+  per thread has one row per query.
+- Views with other offsets or strides are copied.
+
+In bf16 with over 12 threads, the kernel's code path depends on the number of texts.
 Source: oneMKL Developer Guide for Linux, "Reproducibility Conditions"; the rest is measured.
 """
 
@@ -23,9 +27,9 @@ from torch import Tensor
 from nomicbert_kernels import attention as reference
 from nomicbert_kernels.tensors import Plan
 
-# Bytes at whose multiples the operands of a GEMM start.
+# Alignment of GEMM operands in bytes.
 ALIGNMENT = 64
-# The kernel takes the queries of longer texts in blocks of 32, 64 or 256 rows, which are aligned.
+# From this many queries on, the kernel uses blocks of 32, 64 or 256 rows, which are aligned.
 SHORT = 32
 
 logger = logging.getLogger(__name__)
@@ -33,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def say_dropout_is_slow() -> None:
-    """Log, once, what attention dropout costs."""
+    """Log once that attention dropout is slow."""
     logger.info("attention dropout is computed by the reference, text by text")
 
 
@@ -48,7 +52,7 @@ def attention(
 ) -> Tensor:
     """See `nomicbert_kernels.attention`."""
     if dropout_p > 0.0:
-        # the fused kernel has no seed of its own; the reference has
+        # the fused kernel takes no seed; the reference does
         say_dropout_is_slow()
         return reference.attention(qkv, cu_seqlens, plan, scale, dropout_p, seed, rows)
     reference.check(qkv, cu_seqlens, dropout_p, rows)
@@ -56,13 +60,13 @@ def attention(
     if planned != qkv.shape[0]:
         raise ValueError(f"the plan is for {planned} tokens, but qkv has {qkv.shape[0]}")
     heads, size = qkv.shape[2:]
-    # with gradients no bits are promised; a compiled graph knows no strides
+    # bit equality is not promised with gradients; a compiled graph does not know strides
     align = qkv.device.type == "cpu" and not (qkv.requires_grad or torch.compiler.is_compiling())
     unit = ALIGNMENT // qkv.element_size() if align else 1
     if align:
         qkv = aligned(qkv, unit)
     out = []
-    # where nothing is recorded, each run writes its own part of the result
+    # without gradients each run writes into the result directly, which saves the concatenation
     whole = None
     if not qkv.requires_grad and not torch.compiler.is_compiling():
         whole = qkv.new_empty(qkv.shape[0] if rows is None else rows.shape[0], heads, size)
@@ -88,9 +92,9 @@ def attention(
 
 
 def aligned(qkv: Tensor, unit: int) -> Tensor:
-    """The same (T, 3, h, d) with every head at a multiple of `unit` elements: zeros behind it.
+    """Return qkv (T, 3, h, d) with every head aligned to `unit` elements, zero-padded if needed.
 
-    Torch's own memory begins at a multiple of 64 bytes.
+    Memory that torch allocates starts at a multiple of 64 bytes.
     """
     size = qkv.shape[3]
     places = (qkv.storage_offset(), size, *qkv.stride()[:3])

@@ -1,18 +1,27 @@
 """Attention over packed texts, tile by tile, forward and backward.
 
-A program holds the queries of one tile and walks over the keys of the tile's texts with a running
-softmax, so that no matrix of weights is ever stored. Whole blocks of keys of a single text need no
-mask. What is left of them, and every block of a tile that texts share, is masked by the text that a
-token belongs to. There, numbers that are not finite are taken out of what is summed: zero times NaN
-would carry them from one text to its neighbour. A text keeps its own NaN.
+A program holds the queries of one tile and loops over the keys of the tile's texts with an online
+softmax, so the matrix of attention weights is never stored. Full blocks of keys of a single text
+need no mask. The remainder, and every block of a tile shared by several texts, is masked by the
+text of each token. Non-finite values are replaced by zeros in masked blocks, because 0 * NaN would
+carry them from one text to its neighbour. A text keeps its own NaN.
 
-The exponentials are powers of two, log2 e being part of the scale. For the backward pass only the
-logarithm of each query's sum is kept; the weights are computed again from it:
+Exponentials are base 2; log2 e is part of the scale. The backward pass keeps only the logarithm of
+each query's sum of exponentials (lse), and recomputes the weights P from it:
     dV = Pᵀ dO,  dS = P (dO Vᵀ - rowsum(dO O)),  dQ = scale dS K,  dK = scale dSᵀ Q.
-One kernel walks over keys for dQ, one over queries for dK and dV: nothing is added atomically, and
-a result has the same bits in every run. A text may differ in its last bits from the same text in
-another batch: in a shared tile the sum over a block takes the block's order, and the longest text
-of a batch decides which tiles it gets.
+One kernel loops over keys for dQ, another over queries for dK and dV. So there are no atomic adds,
+and results are bit-identical in every run. A text's last bits may depend on its batch: the order
+of a sum depends on the text's position in a shared tile, and the tile size on the longest text.
+
+Pointers of all kernels (queries = T, or B with `rows`; contiguous unless strides are passed):
+    qkv         (T, 3, h, D), fp32, fp16 or bf16; strides stride_t, stride_3, stride_h, 1
+    cu_seqlens  (B + 1,) int32
+    table       (n, 4) int32, see `tensors.Tiles`
+    text        (T,) int32, the text of each token
+    rows        (B,) int32 or int64, the one query token of each text; None for all tokens
+    out, d_out  (queries, h D), dtype of qkv
+    lse, delta  (h, queries) fp32: base-2 lse (or None in the forward pass), and rowsum(dO O)
+    d_qkv       (T, 3, h, D), dtype of qkv
 
 Source: Dao 2023, arXiv:2307.08691, algorithms 1 and 2; Milakov and Gimelshein 2018,
 arXiv:1805.02867.
@@ -30,19 +39,20 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from nomicbert_kernels import attention as reference
 from nomicbert_kernels import launch
 from nomicbert_kernels.attention_torch import say_dropout_is_slow
-from nomicbert_kernels.library import on_its_device, watched
+from nomicbert_kernels.custom_ops import on_its_device, watched
 from nomicbert_kernels.tensors import Plan
 from nomicbert_kernels.tiling import check_head_dim, settings_of
 
-# Head sizes that a descriptor can cut out of a row of qkv.
+# Head sizes that a tensor descriptor can address within a row of qkv.
 DESCRIBABLE = (16, 32, 64, 128)
 
 
 @triton.jit
 def tile_of(table, one_each: tl.constexpr, PARTS: tl.constexpr, BLOCK_M: tl.constexpr):
-    """This program's part of a tile: first row, rows, first text, and the text after the last.
+    """Return this program's part of a tile: first row, row count, first text, last text + 1.
 
-    With one query a text, a tile is a text.
+    With one query per text, each program's tile is one text. Otherwise PARTS programs share a tile
+    of the table, because the tile may have more rows than BLOCK_M.
     """
     index = tl.program_id(0)
     if one_each:
@@ -59,8 +69,8 @@ def tile_of(table, one_each: tl.constexpr, PARTS: tl.constexpr, BLOCK_M: tl.cons
 
 
 @triton.jit
-def whole_blocks(start, stop, texts, BLOCK_N: tl.constexpr):
-    """Where the blocks end that need no mask: whole ones, and those of one text."""
+def unmasked_end(start, stop, texts, BLOCK_N: tl.constexpr):
+    """Return the end of the keys that need no mask: full blocks, if the tile has one text."""
     return tl.where(texts == 1, start + (stop - start) // BLOCK_N * BLOCK_N, start)
 
 
@@ -68,7 +78,7 @@ def whole_blocks(start, stop, texts, BLOCK_N: tl.constexpr):
 def load_rows(
     part, row, stride, inside, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr
 ):
-    """Rows of one head, (rows, BLOCK_D); zeros beyond D and, where masked, for rows not inside."""
+    """Load rows of one head, (rows, BLOCK_D); zeros beyond D and, if MASKED, where not inside."""
     c = tl.arange(0, BLOCK_D)
     places = part + row.to(tl.int64)[:, None] * stride + c[None, :]
     if MASKED and D != BLOCK_D:
@@ -84,7 +94,7 @@ def load_rows(
 
 @triton.jit
 def store_rows(part, row, stride, block, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Write rows of one head, rounded to its dtype, where inside."""
+    """Store rows of one head, rounded to the pointer's dtype, where inside."""
     c = tl.arange(0, BLOCK_D)
     places = part + row.to(tl.int64)[:, None] * stride + c[None, :]
     mask = inside[:, None] & (c < D)[None, :]
@@ -93,25 +103,29 @@ def store_rows(part, row, stride, block, inside, D: tl.constexpr, BLOCK_D: tl.co
 
 @triton.jit
 def finite(block):
-    """Where a block's numbers are neither infinite nor NaN."""
+    """Elementwise: neither infinite nor NaN."""
     return tl.abs(block.to(tl.float32)) < float("inf")
 
 
 @triton.jit
-def without_nan(block):
-    """The block with zeros for what is not finite."""
+def zero_nonfinite(block):
+    """Replace non-finite elements by zeros."""
     return tl.where(finite(block), block, 0.0).to(block.dtype)
 
 
 @triton.jit
-def marked(block, other):
-    """The block with NaN where the other, of the same shape, is not finite."""
+def mark_nonfinite(block, other):
+    """Replace elements by NaN where `other`, of the same shape, is not finite."""
     return tl.where(finite(other), block, float("nan")).to(block.dtype)
 
 
 @triton.jit
-def take_in(s, v, largest, weight, total, scale, PRECISION: tl.constexpr):
-    """The running softmax after one more block: logits s (M, N) and values v (N, D)."""
+def update_softmax(s, v, largest, weight, total, scale, PRECISION: tl.constexpr):
+    """Update the online softmax by one block of keys: logits s (M, N) and values v (N, D).
+
+    largest, weight, total: per query the maximum scaled logit, the sum of exponentials and the
+    weighted sum of values so far, both relative to that maximum.
+    """
     new = tl.maximum(largest, tl.max(s, 1) * scale)
     p = tl.exp2(s * scale - new[:, None])
     shrunk = tl.exp2(largest - new)
@@ -142,17 +156,17 @@ def attention_kernel(
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """out (queries, h D) of qkv (T, 3, h, D); lse (h, queries) in base 2, unless None.
+    """out = softmax(q kᵀ scale) v, and lse unless None; grid (parts of tiles, h).
 
-    described: qkv as a descriptor of (T, 3 h D), with DESCRIPTORS; scale holds log2 e.
+    described: qkv as a descriptor of (T, 3 h D) if DESCRIPTORS, else unused. scale includes log2 e.
     """
     head, heads = tl.program_id(1), tl.num_programs(1)
     first, count, text_0, text_1 = tile_of(table, rows is not None, PARTS, BLOCK_M)
     if count > 0:
         start, stop = tl.load(cu_seqlens + text_0), tl.load(cu_seqlens + text_1)
-        whole = whole_blocks(start, stop, text_1 - text_0, BLOCK_N)
+        whole = unmasked_end(start, stop, text_1 - text_0, BLOCK_N)
         m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-        # a row beyond the end repeats the last one: it is not stored
+        # rows beyond the end repeat the last one, so that loads need no mask; they are not stored
         query = first + tl.minimum(m, count - 1)
         token = query
         if rows is not None:
@@ -162,7 +176,7 @@ def attention_kernel(
         k_part = q_part + stride_3
         v_part = k_part + stride_3
         q = load_rows(q_part, token, stride_t, None, D, BLOCK_D, False)
-        # finite, so that a row none of whose keys has come yet subtracts to no NaN
+        # finite: with -inf, a row whose keys are all masked so far would compute -inf - -inf = NaN
         largest = tl.full((BLOCK_M,), -3.4028234663852886e38, tl.float32)
         weight = tl.zeros((BLOCK_M,), tl.float32)
         total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -174,17 +188,17 @@ def attention_kernel(
                 k = load_rows(k_part, key + n, stride_t, None, D, BLOCK_D, False)
                 v = load_rows(v_part, key + n, stride_t, None, D, BLOCK_D, False)
             s = tl.dot(q, k.T, input_precision=PRECISION)
-            largest, weight, total = take_in(s, v, largest, weight, total, scale, PRECISION)
+            largest, weight, total = update_softmax(s, v, largest, weight, total, scale, PRECISION)
         for key in tl.range(whole, stop, BLOCK_N, num_stages=1):
             inside = key + n < stop
             k = load_rows(k_part, key + n, stride_t, inside, D, BLOCK_D, True)
             v = load_rows(v_part, key + n, stride_t, inside, D, BLOCK_D, True)
             text_k = tl.load(text + key + n, mask=inside, other=-1)
-            # a value that is not finite reaches its own text by way of the logits
-            s = tl.dot(q, marked(k, v).T, input_precision=PRECISION)
+            # a non-finite v is zeroed below; NaN in its key reaches only queries of its own text
+            s = tl.dot(q, mark_nonfinite(k, v).T, input_precision=PRECISION)
             s = tl.where(text_q[:, None] == text_k[None, :], s, float("-inf"))
-            largest, weight, total = take_in(
-                s, without_nan(v), largest, weight, total, scale, PRECISION
+            largest, weight, total = update_softmax(
+                s, zero_nonfinite(v), largest, weight, total, scale, PRECISION
             )
         o_part = out + head * D
         store_rows(o_part, query, heads * D, total / weight[:, None], m < count, D, BLOCK_D)
@@ -194,8 +208,8 @@ def attention_kernel(
 
 
 @triton.jit
-def weights_again(s, lse, own, scale, MASKED: tl.constexpr):
-    """The weights of logits s, given the logarithm of their sum; 0 where not its own."""
+def recompute_weights(s, lse, own, scale, MASKED: tl.constexpr):
+    """Recompute attention weights from logits s and lse; if MASKED, 0 where `own` is false."""
     exponent = s * scale - lse
     if MASKED:
         exponent = tl.where(own, exponent, float("-inf"))
@@ -227,15 +241,15 @@ def query_gradient_kernel(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The queries' part of d_qkv (T, 3, h, D), and delta (h, queries) = rowsum(dO O).
+    """Write the queries' part of d_qkv, and delta = rowsum(dO O).
 
-    factor is the scale of the logits, scale the same times log2 e.
+    factor is the scale of the logits; scale is factor times log2 e.
     """
     head, heads = tl.program_id(1), tl.num_programs(1)
     first, count, text_0, text_1 = tile_of(table, rows is not None, PARTS, BLOCK_M)
     if count > 0:
         start, stop = tl.load(cu_seqlens + text_0), tl.load(cu_seqlens + text_1)
-        whole = whole_blocks(start, stop, text_1 - text_0, BLOCK_N)
+        whole = unmasked_end(start, stop, text_1 - text_0, BLOCK_N)
         m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
         query = first + tl.minimum(m, count - 1)
         token = query
@@ -257,7 +271,7 @@ def query_gradient_kernel(
             k = load_rows(k_part, key + n, stride_t, None, D, BLOCK_D, False)
             v = load_rows(v_part, key + n, stride_t, None, D, BLOCK_D, False)
             s = tl.dot(q, k.T, input_precision=PRECISION)
-            p = weights_again(s, sums, None, scale, False)
+            p = recompute_weights(s, sums, None, scale, False)
             ds = p * (tl.dot(do, v.T, input_precision=PRECISION) - d_sum[:, None])
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
         for key in tl.range(whole, stop, BLOCK_N, num_stages=1):
@@ -267,10 +281,11 @@ def query_gradient_kernel(
             text_k = tl.load(text + key + n, mask=inside, other=-1)
             own = text_q[:, None] == text_k[None, :]
             s = tl.dot(q, k.T, input_precision=PRECISION)
-            p = weights_again(s, sums, own, scale, True)
+            p = recompute_weights(s, sums, own, scale, True)
             ds = p * (tl.dot(do, v.T, input_precision=PRECISION) - d_sum[:, None])
+            # p is 0 outside the text, but 0 * NaN of another text's values is NaN
             ds = tl.where(own, ds, 0.0)
-            dq = tl.dot(ds.to(k.dtype), without_nan(k), dq, input_precision=PRECISION)
+            dq = tl.dot(ds.to(k.dtype), zero_nonfinite(k), dq, input_precision=PRECISION)
         store_rows(d_qkv + head * D, token, 3 * heads * D, dq * factor, m < count, D, BLOCK_D)
 
 
@@ -298,17 +313,19 @@ def key_gradient_kernel(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The keys' and values' parts of d_qkv (T, 3, h, D); a tile is of keys here.
+    """Write the keys' and values' parts of d_qkv; here a tile holds keys, and the loop queries.
 
-    Products are taken transposed, keys by queries, so that none has to be turned in registers.
+    Needs delta of `query_gradient_kernel`. Logits are computed as (keys, queries), so that no
+    matrix has to be transposed in registers. factor and scale are as in that kernel.
     """
     head, heads = tl.program_id(1), tl.num_programs(1)
     first, count, text_0, text_1 = tile_of(table, False, PARTS, BLOCK_M)
     if count > 0:
+        # the queries of these texts: one per text with rows, else all their tokens
         start, stop = text_0, text_1
         if rows is None:
             start, stop = tl.load(cu_seqlens + text_0), tl.load(cu_seqlens + text_1)
-        whole = whole_blocks(start, stop, text_1 - text_0, BLOCK_N)
+        whole = unmasked_end(start, stop, text_1 - text_0, BLOCK_N)
         m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
         key = first + tl.minimum(m, count - 1)
         text_k = tl.load(text + key)
@@ -327,7 +344,7 @@ def key_gradient_kernel(
             q = load_rows(q_part, token, stride_t, None, D, BLOCK_D, False)
             do = load_rows(do_part, query + n, heads * D, None, D, BLOCK_D, False)
             s = tl.dot(k, q.T, input_precision=PRECISION)
-            p = weights_again(s, tl.load(lse_part + query + n)[None, :], None, scale, False)
+            p = recompute_weights(s, tl.load(lse_part + query + n)[None, :], None, scale, False)
             dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
             d_sum = tl.load(delta_part + query + n)
             ds = p * (tl.dot(v, do.T, input_precision=PRECISION) - d_sum[None, :])
@@ -341,27 +358,29 @@ def key_gradient_kernel(
             do = load_rows(do_part, query + n, heads * D, inside, D, BLOCK_D, True)
             text_q = tl.load(text + token, mask=inside, other=-1)
             own = text_k[:, None] == text_q[None, :]
-            s = tl.dot(k, marked(q, do).T, input_precision=PRECISION)
+            # as in attention_kernel: a non-finite do is zeroed, and NaN in its query stands for it
+            s = tl.dot(k, mark_nonfinite(q, do).T, input_precision=PRECISION)
             sums = tl.load(lse_part + query + n, mask=inside, other=0.0)
-            p = weights_again(s, sums[None, :], own, scale, True)
-            dv = tl.dot(p.to(do.dtype), without_nan(do), dv, input_precision=PRECISION)
+            p = recompute_weights(s, sums[None, :], own, scale, True)
+            dv = tl.dot(p.to(do.dtype), zero_nonfinite(do), dv, input_precision=PRECISION)
             d_sum = tl.load(delta_part + query + n, mask=inside, other=0.0)
             ds = p * (tl.dot(v, do.T, input_precision=PRECISION) - d_sum[None, :])
+            # as in query_gradient_kernel: p = 0 does not remove NaN of another text
             ds = tl.where(own, ds, 0.0)
-            dk = tl.dot(ds.to(q.dtype), without_nan(q), dk, input_precision=PRECISION)
+            dk = tl.dot(ds.to(q.dtype), zero_nonfinite(q), dk, input_precision=PRECISION)
         d_part = d_qkv + heads * D + head * D
         store_rows(d_part, key, 3 * heads * D, dk * factor, m < count, D, BLOCK_D)
         store_rows(d_part + heads * D, key, 3 * heads * D, dv, m < count, D, BLOCK_D)
 
 
 def blocks(qkv: Tensor) -> dict[str, int]:
-    """The head's size, and the power of two that holds it, as the kernels take them."""
+    """Constants for the head size, and the power of two that holds it (16 at least, for tl.dot)."""
     size = qkv.shape[3]
     return {"D": size, "BLOCK_D": max(16, triton.next_power_of_2(size))}
 
 
 def describable(qkv: Tensor) -> bool:
-    """Whether a descriptor can cut a head out of qkv: 16-byte rows and start, nothing between."""
+    """Whether a descriptor can address a head: 16-byte aligned rows, and heads without gaps."""
     heads, size = qkv.shape[2:]
     width = qkv.element_size()
     return (
@@ -389,12 +408,12 @@ def forward(
     Args:
         qkv: any strides.
         cu_seqlens: (B + 1,) int32.
-        table: of the tiles, as are the next and `tile_rows`; see `tensors.Tiles`.
+        table: (n, 4) int32; this, text and tile_rows are those of `tensors.Tiles`.
         text: (T,) int32.
         rows: (B,) int or None.
-        tile_rows: tokens of a tile at most.
+        tile_rows: maximum tokens per tile.
         scale: above 0.
-        lse: (h, T), or (h, B) with rows, fp32, to be filled for the backward pass, or None.
+        lse: (h, T), or (h, B) with rows, fp32: output for the backward pass, or None.
     """
     if qkv.stride(3) != 1:
         qkv = qkv.contiguous()
@@ -444,7 +463,7 @@ def attention_op(
     tile_rows: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """`forward`, as torch's graphs see it: the result, and what the backward pass needs."""
+    """`forward` as a custom op: the result, and lse for the backward pass."""
     queries = qkv.shape[0] if rows is None else rows.shape[0]
     lse = qkv.new_empty(qkv.shape[2], queries, dtype=torch.float32)
     return forward(qkv, cu_seqlens, table, text, rows, tile_rows, scale, lse), lse
@@ -482,13 +501,13 @@ def attention_backward_op(
     tile_rows: int,
     scale: float,
 ) -> Tensor:
-    """Gradient (T, 3, h, d) of qkv from that of the result."""
+    """Gradient (T, 3, h, d) of qkv from d_out, the gradient of the result."""
     if qkv.stride(3) != 1:
         qkv = qkv.contiguous()
     cu_seqlens, rows = cu_seqlens.contiguous(), None if rows is None else rows.contiguous()
     d_out, out = d_out.contiguous(), out.contiguous()
     tokens, _, heads, size = qkv.shape
-    # of a text with one query, the other queries have no gradient
+    # with rows, only one query per text gets a gradient: the others stay zero
     fill = torch.empty if rows is None else torch.zeros
     d_qkv = fill((tokens, 3, heads, size), dtype=qkv.dtype, device=qkv.device)
     if not d_qkv.numel():
@@ -526,14 +545,14 @@ def _(
 
 
 def save(ctx, inputs, output) -> None:
-    """Keep the inputs, the result and the logarithms of the sums: all grow with T alone."""
+    """Save the inputs, the result and lse: their sizes are linear in T."""
     *tensors, ctx.tile_rows, ctx.scale = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def backward(ctx, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient of qkv; the other inputs have none."""
+    """Gradient of qkv; the other inputs have none."""
     d_qkv = attention_backward_op(d_out, *ctx.saved_tensors, ctx.tile_rows, ctx.scale)
     return d_qkv, None, None, None, None, None, None
 
@@ -552,10 +571,10 @@ def attention(
 ) -> Tensor:
     """See `nomicbert_kernels.attention`.
 
-    Raises: ValueError: also a head size above 256, or a plan of another backend.
+    Raises: ValueError: also for a head size above 256, or a plan of another backend.
     """
     if dropout_p > 0.0:
-        # the kernels have no mask; the reference has
+        # the kernels have no dropout mask; the reference does
         say_dropout_is_slow()
         return reference.attention(qkv, cu_seqlens, plan, scale, dropout_p, seed, rows)
     reference.check(qkv, cu_seqlens, dropout_p, rows)
@@ -565,11 +584,11 @@ def attention(
         raise ValueError("the plan has no tiles: make it with the `plan` of backend 'triton'")
     if tiles.text.shape[0] != qkv.shape[0]:
         raise ValueError(
-            f"the plan is of {tiles.text.shape[0]} tokens, but qkv has {qkv.shape[0]}: make it of "
-            "the same lengths"
+            f"the plan is for {tiles.text.shape[0]} tokens, but qkv has {qkv.shape[0]}: make it "
+            "for the same lengths"
         )
     if scale <= 0.0:
-        # the kernels scale the largest logit, so it must stay the largest
+        # the kernels scale the maximum logit, which is the maximum scaled logit only if scale > 0
         qkv = torch.cat((qkv[:, :1] * (-1.0 if scale < 0.0 else 0.0), qkv[:, 1:]), 1)
         scale = -scale or 1.0
     arguments = (qkv, cu_seqlens, tiles.table, tiles.text, rows, tiles.rows, scale)

@@ -1,11 +1,15 @@
-"""The table of ops: which form of each runs on a backend, and which backend runs.
+"""The ops of each backend, and the choice of a backend.
 
-reference: the specification, short and slow, sums in fp32. torch: fast on whatever torch runs on, a
-CPU first. int8: torch's, with linear layers in bytes, for a CPU. triton: kernels of our own. fp8:
-these, with linear layers in e4m3, for the GPUs that multiply it. invariant: those of triton,
-launched alike whatever the batch, so that a text's bits do not depend on the texts beside it. The
-choice is made here only, once for a device and dtype, and logged; `capabilities` knows what keeps a
-backend from running.
+- reference: the specification, short and slow, with sums in fp32.
+- torch: PyTorch ops for any device, optimised for a CPU.
+- int8: backend torch with linear layers in int8, for a CPU.
+- triton: the Triton kernels of this package.
+- fp8: backend triton with linear layers in e4m3, for GPUs whose tensor cores support it.
+- invariant: backend triton with launch settings that do not depend on the batch, so a text gets
+  bit-identical vectors in any batch.
+
+A backend is chosen only here, once per device and dtype, and the choice is logged. `capabilities`
+reports why a backend cannot run.
 """
 
 import functools
@@ -54,17 +58,17 @@ logger = logging.getLogger(__name__)
 
 
 class BackendError(RuntimeError):
-    """The backend asked for cannot run here."""
+    """The requested backend cannot run on this device or in this dtype."""
 
 
 @dataclass(frozen=True)
 class Ops:
-    """The functions of one backend; each is documented in the file of its name.
+    """The functions of one backend; each is documented in the module of its name.
 
     Attributes:
-        name: the backend's.
-        prepare: (weight, bias or None, kind) -> Weight in the form the other functions like best.
-        plan: (lengths, num_heads, head_dim, dtype) -> Plan, once a batch.
+        name: of the backend.
+        prepare: (weight, bias or None, kind) -> Weight, packed or quantised for this backend.
+        plan: (lengths, num_heads, head_dim, dtype) -> Plan, made once per batch.
     """
 
     name: str
@@ -82,7 +86,7 @@ class Ops:
 
 
 def plan_runs(lengths: Sequence[int], num_heads: int, head_dim: int, dtype: torch.dtype) -> Plan:
-    """Join neighbouring texts of one length into runs.
+    """Join neighbouring texts of equal length into runs.
 
     Args:
         lengths: tokens of each text, on the host.
@@ -102,7 +106,7 @@ def plan_runs(lengths: Sequence[int], num_heads: int, head_dim: int, dtype: torc
 
 
 def keep_source(source: Tensor, bias: Tensor | None, kind: WeightKind) -> Weight:
-    """The reference works on the parameters as they are."""
+    """Use the parameters unchanged, for backends that do not pack or quantise them."""
     return Weight(source, bias)
 
 
@@ -136,7 +140,7 @@ TORCH = Ops(
     pool=pool_torch.pool,
 )
 
-# What the kernels of backend "fp8" are measured against.
+# The specification that the kernels of backend "fp8" are tested against.
 FP8_REFERENCE = replace(
     REFERENCE,
     name="fp8",
@@ -163,8 +167,8 @@ INT8 = replace(
 def triton_ops(device: torch.device) -> Ops:
     """The kernels of this package, launched on `device`.
 
-    Raises: BackendError: triton is missing or too old, or was imported before it was told to
-        interpret.
+    Raises: BackendError: triton is missing or too old, or was imported before TRITON_INTERPRET was
+        set.
     """
     try:
         from nomicbert_kernels import (
@@ -185,7 +189,7 @@ def triton_ops(device: torch.device) -> Ops:
         ) from error
     if device.type == "cpu" and not gemm_triton.INTERPRETED:
         raise BackendError(
-            "TRITON_INTERPRET was set after triton had been imported: set it before the start"
+            "TRITON_INTERPRET was set after triton was imported: set it before starting Python"
         )
 
     def plan(lengths: Sequence[int], num_heads: int, head_dim: int, dtype: torch.dtype) -> Plan:
@@ -209,7 +213,7 @@ def triton_ops(device: torch.device) -> Ops:
 
 @functools.cache
 def fp8_ops(device: torch.device) -> Ops:
-    """Those of `triton_ops` with linear layers in e4m3; it raises as that does."""
+    """`triton_ops` with linear layers in e4m3; raises the same errors."""
     ops = triton_ops(device)
     from nomicbert_kernels import fp8_triton
 
@@ -227,20 +231,22 @@ def fp8_ops(device: torch.device) -> Ops:
 
 @functools.cache
 def invariant_ops(device: torch.device) -> Ops:
-    """Those of `triton_ops`, launched alike whatever the batch; it raises as that does."""
+    """`triton_ops` with batch-independent launch settings; raises the same errors."""
     ops = triton_ops(device)
-    # the others go row by row, or text by text, as they are
+    # the other ops already work row by row or text by text
     names = ("plan", "linear", "qkv_rotary", "attention", "swiglu", "gelu", "moe")
-    return replace(ops, name="invariant", **{name: alike(getattr(ops, name)) for name in names})
+    return replace(
+        ops, name="invariant", **{name: within_invariant(getattr(ops, name)) for name in names}
+    )
 
 
-def alike(op: Callable[..., Any]) -> Callable[..., Any]:
-    """An op within `launch.invariant`."""
+def within_invariant(op: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap an op so that it runs within `launch.invariant`."""
 
     @functools.wraps(op)
     def call(*args: Any, **keywords: Any) -> Any:
         if torch.compiler.is_compiling():
-            # a compiled graph would launch outside of it
+            # a compiled graph would launch the kernels after this context has been left
             raise BackendError("backend 'invariant' cannot be compiled: use backend 'triton'")
         with launch.invariant():
             return op(*args, **keywords)
@@ -249,7 +255,7 @@ def alike(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def select_ops(device: torch.device | str, dtype: torch.dtype, backend: Backend = "auto") -> Ops:
-    """Choose the functions for a device and a dtype, and log why; see `choose_ops`."""
+    """Choose the ops for a device and a dtype, and log the reason; see `choose_ops`."""
     ops, why = choose_ops(device, dtype, backend)
     logger.info("backend %s for %s in %s: %s", ops.name, device, dtype, why)
     return ops
@@ -258,12 +264,12 @@ def select_ops(device: torch.device | str, dtype: torch.dtype, backend: Backend 
 def choose_ops(
     device: torch.device | str, dtype: torch.dtype, backend: Backend = "auto"
 ) -> tuple[Ops, str]:
-    """The functions for a device and a dtype, and why it is these.
+    """Return the ops for a device and a dtype, and the reason for the choice.
 
     Args:
-        device: where the hidden states live.
+        device: of the hidden states.
         dtype: of the hidden states: fp32, fp16 or bf16 (fp64 for "reference").
-        backend: "auto" takes the fastest that can run; any other name is taken or refused.
+        backend: "auto" picks the fastest that can run; any other name is used or refused.
 
     Raises:
         ValueError: unknown backend or dtype.
@@ -271,7 +277,7 @@ def choose_ops(
     """
     device = torch.device(device)
     if str(device) == "cuda" and torch.cuda.is_available():
-        # what is kept for a device is kept for this one, whichever is the current one later
+        # name the GPU: ops are cached per device, and the current device may change later
         device = torch.device("cuda", torch.cuda.current_device())
     if backend not in get_args(Backend):
         known = ", ".join(get_args(Backend))
@@ -283,24 +289,24 @@ def choose_ops(
     if backend == "int8":
         if problem := why_not_int8(device, dtype):
             raise BackendError(f"backend 'int8' cannot run here: {problem}")
-        return INT8, "asked for"
+        return INT8, "requested"
     if backend == "fp8":
         if problem := why_not_fp8(device, dtype):
             raise BackendError(f"backend 'fp8' cannot run here: {problem}")
-        return fp8_ops(device), "asked for"
+        return fp8_ops(device), "requested"
     problem = why_not_triton(device, dtype)
     if backend in ("triton", "invariant"):
         if problem:
             raise BackendError(f"backend {backend!r} cannot run here: {problem}")
         ops = triton_ops(device) if backend == "triton" else invariant_ops(device)
-        return ops, "asked for"
+        return ops, "requested"
     if backend != "auto":
-        return REFERENCE if backend == "reference" else TORCH, "asked for"
+        return REFERENCE if backend == "reference" else TORCH, "requested"
     if device.type == "cuda":
         arch = launch.architecture(device)
         if problem is None and launch.proven(arch):
             return triton_ops(device), f"its kernels are proven on {arch}"
-        waits = f"the kernels of backend 'triton' have not been run on {arch} yet: ask for them"
-        return TORCH, problem or waits
+        unproven = f"backend 'triton' has not been tested on {arch} yet: request it by name"
+        return TORCH, problem or unproven
     packs = device.type == "cpu" and linear_torch.onednn_packs(dtype)
-    return TORCH, "oneDNN packs its weights" if packs else "it runs wherever torch does"
+    return TORCH, "oneDNN packs its weights" if packs else "it runs on every torch device"

@@ -1,4 +1,4 @@
-"""Checks that every backend of an op runs first, so that all refuse the same mistakes."""
+"""Argument checks shared by all backends of an op, so that all raise the same errors."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def readable(x: Tensor) -> bool:
-    """Whether a check may look at values: on a GPU a look would wait, a compiled graph has none."""
+    """Whether a check may read values: not on a GPU, where it would wait, nor when compiling."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def is_matrix(name: str, x: Tensor | Activation) -> None:
-    """`x` is (rows, columns), floating point (or scaled), with contiguous columns."""
+    """Check that `x` is (rows, columns), floating point or scaled, contiguous in its last dim."""
     data = x if isinstance(x, Tensor) else x.data
     if data.dim() != 2:
         raise ValueError(f"{name} must have 2 dimensions, (rows, columns), not {data.dim()}")
@@ -27,7 +27,7 @@ def is_matrix(name: str, x: Tensor | Activation) -> None:
 
 
 def fits(name: str, x: Tensor | Activation, weight: Weight) -> None:
-    """`x` (rows, K) can be multiplied with `weight` (N, K) on the same device and in its dtype."""
+    """Check that `x` (rows, K) matches `weight` (N, K) in width, device and dtype."""
     is_matrix(name, x)
     data = x if isinstance(x, Tensor) else x.data
     source = weight.source
@@ -41,7 +41,7 @@ def fits(name: str, x: Tensor | Activation, weight: Weight) -> None:
         raise ValueError(f"the weight {tuple(source.shape)} takes a bias {wanted}, not {found}")
     if data.device != source.device:
         raise ValueError(f"{name} is on {data.device}, but the weight is on {source.device}")
-    # a scaled Activation is multiplied out to the weight's dtype; autocast brings the two together
+    # a scaled Activation is dequantised to the weight's dtype; autocast casts both to one dtype
     plain = isinstance(x, Tensor) or x.scale is None
     mixed = plain and data.dtype != weight.dtype
     if mixed and not torch.is_autocast_enabled(data.device.type):
@@ -49,17 +49,17 @@ def fits(name: str, x: Tensor | Activation, weight: Weight) -> None:
 
 
 def is_like(name: str, x: Tensor | None, shape: Sequence[int], like: Tensor) -> None:
-    """`x` is None, or has this shape and the device of `like`."""
+    """Check that `x` is None, or has this shape and the device of `like`."""
     if x is None:
         return
     if tuple(x.shape) != tuple(shape):
         raise ValueError(f"{name} must be {tuple(shape)}, not {tuple(x.shape)}")
     if x.device != like.device:
-        raise ValueError(f"{name} is on {x.device}, but its partner is on {like.device}")
+        raise ValueError(f"{name} is on {x.device}, but must be on {like.device}")
 
 
 def is_offsets(cu_seqlens: Tensor, total: int) -> None:
-    """`cu_seqlens` is int32 (B + 1,), starts at 0, never falls and ends at `total`."""
+    """Check that `cu_seqlens` is int32 (B + 1,), non-decreasing, from 0 to `total`."""
     if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1 or cu_seqlens.dtype != torch.int32:
         raise ValueError(
             "cu_seqlens must be int32 (batch + 1,), not "
@@ -71,19 +71,19 @@ def is_offsets(cu_seqlens: Tensor, total: int) -> None:
     if first != 0 or last != total:
         raise ValueError(f"cu_seqlens must run from 0 to {total}, not from {first} to {last}")
     if bool((cu_seqlens[1:] < cu_seqlens[:-1]).any()):
-        raise ValueError(f"cu_seqlens must not fall: {cu_seqlens.tolist()[:20]}")
+        raise ValueError(f"cu_seqlens must not decrease: {cu_seqlens.tolist()[:20]}")
 
 
 def is_rows(rows: Tensor, cu_seqlens: Tensor) -> None:
-    """`rows` is integer (B,), for each text the index of one of its tokens."""
+    """Check that `rows` is integer (B,): for each text the index of one of its tokens."""
     texts = cu_seqlens.numel() - 1
     if rows.shape != (texts,) or rows.dtype not in (torch.int32, torch.int64):
         raise ValueError(
-            f"rows must be integer ({texts},), one a text, not {rows.dtype} {tuple(rows.shape)}"
+            f"rows must be integer ({texts},), one per text, not {rows.dtype} {tuple(rows.shape)}"
         )
     if not (readable(rows) and readable(cu_seqlens)):
         return
     outside = (rows < cu_seqlens[:-1]) | (rows >= cu_seqlens[1:])
     if bool(outside.any()):
         text = int(outside.nonzero()[0])
-        raise ValueError(f"rows[{text}] is {int(rows[text])}, which is no token of text {text}")
+        raise ValueError(f"rows[{text}] is {int(rows[text])}, which is not a token of text {text}")

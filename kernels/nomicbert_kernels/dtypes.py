@@ -1,4 +1,4 @@
-"""What to compute in: the dtype of the hidden states, and the one that a device is fastest in."""
+"""The dtype of the hidden states for a storage dtype, and the fastest dtype of a device."""
 
 import functools
 import statistics
@@ -9,18 +9,18 @@ import torch
 
 from nomicbert_kernels import linear_torch
 
-# What torch.cpu.get_capabilities() calls products in bf16: on x86 two of them, on ARM one.
+# Names of bf16 matmul instructions in torch.cpu.get_capabilities(): two on x86, one on ARM.
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
-# Of fp32's time a product in bf16 takes less where bf16 is called the faster one.
+# bf16 counts as faster if a matmul takes less than this share of its time in fp32.
 WORTH = 0.9
 
 
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the hidden states where parameters are stored in `dtype`.
+    """Return the dtype of the hidden states for parameters stored in `dtype`.
 
-    It is the same one, except on a CPU for fp16, and for bf16 where `has_bf16_instructions` finds
-    none: such products take some ten and some four times as long as those in fp32, so the
-    parameters stay as narrow in memory and are widened for the arithmetic.
+    On a CPU this is fp32 for fp16, and for bf16 without `has_bf16_instructions`: matmuls in these
+    take about ten and four times as long as in fp32. The parameters stay in 16 bits in memory and
+    are cast for the arithmetic.
     """
     if device.type != "cpu":
         return dtype
@@ -30,15 +30,15 @@ def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 
 @functools.cache
 def multiplies_bf16(look: Callable[[], Mapping[str, object]]) -> bool:
-    """Whether what `look` tells of a CPU has one of the instructions; each is asked once."""
+    """Whether the capabilities that `look` returns include bf16 instructions; cached per `look`."""
     capabilities = look()
     return any(capabilities.get(name) for name in BF16_INSTRUCTIONS)
 
 
 def has_bf16_instructions() -> bool:
-    """Whether this CPU multiplies in bf16, and torch and oneDNN are there to use that.
+    """Whether this CPU has bf16 matmul instructions, and torch and oneDNN can use them.
 
-    ATEN_CPU_CAPABILITY may keep torch from AVX-512: then its attention refuses bf16 on AMX.
+    ATEN_CPU_CAPABILITY may exclude AVX-512: torch's attention then refuses bf16 on AMX.
     """
     found = multiplies_bf16(torch.cpu.get_capabilities)
     kept = torch.cpu.get_capabilities().get("avx512_f") and not torch_uses_avx512()
@@ -47,31 +47,31 @@ def has_bf16_instructions() -> bool:
 
 @functools.cache
 def torch_uses_avx512() -> bool:
-    """Whether torch's own kernels do."""
+    """Whether torch's own kernels use AVX-512."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def fastest_dtype(device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype that a device computes fastest in, and why it is that one."""
+    """Return the fastest dtype of a device, and the reason."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if major >= 8:
-            return torch.bfloat16, f"compute capability {major}.{minor} multiplies in bfloat16"
+            return torch.bfloat16, f"compute capability {major}.{minor} supports bfloat16"
         return torch.float16, f"compute capability {major}.{minor} has no bfloat16"
     if device.type != "cpu":
-        return torch.float32, "the others have not been measured there"
+        return torch.float32, f"16-bit dtypes have not been measured on {device.type}"
     if not has_bf16_instructions():
         return torch.float32, "it has no bfloat16 instructions that oneDNN uses"
     share = bf16_share()
-    why = f"it has bfloat16 instructions, with which a product takes {share:.2f} of float32's time"
+    why = f"it has bfloat16 instructions: a matmul takes {share:.2f} of its float32 time"
     return torch.bfloat16 if share < WORTH else torch.float32, why
 
 
 @functools.cache
 def bf16_share() -> float:
-    """The time of a packed product in bf16 as a share of that in fp32, measured now, in 30 ms.
+    """Measure the time of a packed bf16 matmul as a share of its time in fp32; takes 30 ms.
 
-    Without AMX it may be above 1: 1.3 on an Intel Xeon that is kept from using it.
+    Without AMX it can exceed 1: it is 1.3 on an Intel Xeon with AMX disabled.
     """
     weights = [
         linear_torch.prepare(torch.ones(768, 768, dtype=dtype, device="cpu"), None, "linear")

@@ -20,7 +20,7 @@ def check(
 ) -> None:
     """Refuse arguments that do not fit the tables."""
     if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("embed takes either input_ids or inputs_embeds, not both and not neither")
+        raise ValueError("embed needs exactly one of input_ids and inputs_embeds")
     hidden = tables.word.shape[1]
     if inputs_embeds is not None:
         checks.is_matrix("inputs_embeds", inputs_embeds)
@@ -38,7 +38,7 @@ def check(
         if ids is None or table is None:
             continue
         checks.is_like(name, ids, total, table)
-        if checks.readable(ids) and ids.numel():  # elsewhere the gather itself traps
+        if checks.readable(ids) and ids.numel():  # on a GPU the gather itself asserts
             low, high = int(ids.min()), int(ids.max())
             if low < 0 or high >= table.shape[0]:
                 bad = low if low < 0 else high
@@ -70,11 +70,11 @@ def embed(
             [-1.,  1.]])
 
     Args:
-        input_ids: (T,) int, or None when `inputs_embeds` stands in for the word rows.
+        input_ids: (T,) int, or None when `inputs_embeds` replaces the word embeddings.
         token_type_ids: (T,) int; None means type 0 for every token.
-        position_ids: (T,) int, needed exactly when `tables.position` is there.
+        position_ids: (T,) int, required if `tables.position` is given.
         tables: the three tables, fp32, fp16 or bf16.
-        weight: (H,) of the LayerNorm; its dtype is the one that is computed in.
+        weight: (H,) of the LayerNorm; its dtype is that of the result.
         bias: (H,) of the LayerNorm.
         eps: added to the variance.
         inputs_embeds: (T, H) or None.

@@ -1,11 +1,22 @@
 """The first hidden states in one kernel: three gathers, their sum and its LayerNorm, in fp32.
 
-Tiles are those of `layer_norm_triton`. The backward pass gathers again rather than keep the sum.
-The gradient of a table is summed row by row: tokens are sorted by id, so that a table row finds
-its tokens in a stretch, in their order, and no two programs write to one place.
+Tiles are those of `layer_norm_triton`. The backward pass gathers again instead of saving the sum.
+The gradient of a table is summed per table row: tokens are stably sorted by id, so the tokens of a
+row are contiguous and in order, and no two programs write to the same address.
 
-An id outside its table stops the device as it does in torch: a failed assertion, which the next
-call that waits for the device raises. On a CPU it is a ValueError.
+An id outside its table fails a device assertion, as in torch, which the next synchronising call
+raises. On a CPU it is a ValueError.
+
+Pointers of the kernels (rows = T; float is fp32, fp16 or bf16; contiguous unless a row stride is
+passed):
+    ids, types, positions  (T,) int32 or int64, or None
+    word, type_table, position_table  (words, type_rows, position_rows; WIDTH) float, or None; row
+                           strides stride_w, stride_t, stride_p
+    embeds                 (T, WIDTH) float, or None; row stride stride_e
+    weight, bias           (WIDTH,) float
+    y, dz                  (T, WIDTH) float
+    dy                     (T, WIDTH) float; row stride stride_dy
+    dweight, dbias         (programs, WIDTH) fp32, or None
 
 Source: Devlin et al. 2018, arXiv:1810.04805, figure 2.
 """
@@ -18,6 +29,7 @@ from torch import Tensor
 
 from nomicbert_kernels import embed as reference
 from nomicbert_kernels import launch
+from nomicbert_kernels.custom_ops import on_its_device, watched
 from nomicbert_kernels.gemm_triton import by_rows
 from nomicbert_kernels.layer_norm_triton import (
     affine,
@@ -33,20 +45,20 @@ from nomicbert_kernels.layer_norm_triton import (
     tile_columns,
     tiling,
 )
-from nomicbert_kernels.library import on_its_device, watched
 from nomicbert_kernels.tensors import EmbeddingTables
 
-# The gradient of a table: tokens and columns that a program reads at once.
+# Table gradient: tokens and columns that a program reads at once.
 TOKENS = 16
 COLUMNS = 128
-# Programs a block of columns that a small table is split to, each with a part of a row's tokens.
+# Table gradient: programs per block of columns that a small table is split into, and the maximum
+# number of parts that the tokens of one table row are split into.
 PROGRAMS = 1024
 MOST_PARTS = 128
 
 
 @triton.jit
 def load_ids(ids, r, valid, table_rows):
-    """The ids of the tokens r; one outside the table stops the device."""
+    """Load the ids of the tokens r; one outside the table fails a device assertion."""
     row = tl.load(ids + r, mask=valid, other=0)
     tl.device_assert((row >= 0) & (row < table_rows), "an id is outside its table")
     return row.to(tl.int64)
@@ -73,7 +85,7 @@ def gather(
     c,
     mask,
 ):
-    """The sum of the rows of the tokens r, fp32."""
+    """The sum of the embedding rows of the tokens r, fp32."""
     if embeds is None:
         z = load_rows(word, load_ids(ids, r, valid, words), stride_w, c, mask)
     else:
@@ -116,7 +128,7 @@ def embed_kernel(
     CHUNKS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """y (rows, WIDTH), contiguous."""
+    """y = LayerNorm of the gathered sum; a program takes ROWS tokens."""
     c = tile_columns(CHUNKS, LANES)
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     valid = r < rows
@@ -176,7 +188,7 @@ def embed_backward_kernel(
     CHUNKS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """dz (rows, WIDTH), and a row of dweight and dbias (programs, WIDTH) for `share` rows."""
+    """Write dz, and one row of dweight and dbias per program, which takes `share` tokens."""
     c = tile_columns(CHUNKS, LANES)
     first = tl.program_id(0).to(tl.int64) * share
     last = tl.minimum(first + share, rows)
@@ -230,7 +242,11 @@ def table_gradient_kernel(
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """y (parts, table rows, WIDTH): dz summed over one part of the tokens of one table row."""
+    """Sum dz over one part of the tokens of one table row; grid (table rows, columns, parts).
+
+    dz (T, WIDTH) float; order (T,) int64, tokens sorted by id; offsets (table rows + 1,) int64,
+    where the tokens of each table row start in `order`; y (parts, table rows, WIDTH) float.
+    """
     row, part, parts = tl.program_id(0), tl.program_id(2), tl.num_programs(2)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     start = tl.load(offsets + row)
@@ -257,7 +273,7 @@ def operands(
     position_table: Tensor | None,
     embeds: Tensor | None,
 ) -> tuple[Tensor | int | None, ...]:
-    """The inputs as the kernels take them: ids, tables, rows of the tables, strides."""
+    """Return the kernel arguments: ids, tables, row counts of the tables, strides."""
     tables = [t if t is None else by_rows(t) for t in (word, type_table, position_table, embeds)]
     return (
         *(i if i is None else i.contiguous() for i in (ids, types, positions)),
@@ -295,15 +311,15 @@ def forward(
             rows,
             eps,
             **keywords,
-            sanitize_overflow=False,  # of debug's checks, the assertion alone
+            sanitize_overflow=False,  # debug=True is for the assertion only
         )
     return y
 
 
 def tokens(ids: Tensor | None, embeds: Tensor | None) -> int:
-    """T, of whichever of the two is there."""
+    """T, from whichever of the two is given."""
     found = embeds if ids is None else ids
-    assert found is not None  # the check has let exactly one of the two pass
+    assert found is not None  # guaranteed by reference.check
     return found.shape[0]
 
 
@@ -321,7 +337,7 @@ def embed_op(
     eps: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    """`forward`, as torch's graphs see it."""
+    """`forward` as a custom op."""
     return forward(
         ids, types, positions, word, type_table, position_table, embeds, weight, bias, eps, dtype
     )
@@ -360,7 +376,7 @@ def embed_backward_op(
     eps: float,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the sum (T, H), and of weight and bias (H,) where those are wanted."""
+    """Gradients of the gathered sum (T, H), and of weight and bias (H,) if wanted, else (0,)."""
     dy = by_rows(dy)
     rows, width = dy.shape
     dz = dy.new_empty(rows, width)
@@ -410,10 +426,10 @@ def _(
 @torch.library.custom_op("nomicbert::table_gradient", mutates_args=())
 @on_its_device
 def table_gradient_op(dz: Tensor, ids: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """Gradient (rows, H) of a table from that of the rows (T, H) that were gathered by ids (T,)."""
+    """Gradient (rows, H) of a table, from dz (T, H), that of the rows gathered by ids (T,)."""
     dz = dz.contiguous()
     count, width = dz.shape
-    # enough programs for a small table, each with tokens enough to be worth its partial sum
+    # split the tokens of a small table's rows among programs, unless each would get too few
     parts = max(1, min(MOST_PARTS, PROGRAMS // max(1, rows), count // (4 * TOKENS)))
     y = dz.new_empty(parts, rows, width, dtype=dtype if parts == 1 else torch.float32)
     if y.numel():
@@ -432,7 +448,7 @@ def _(dz: Tensor, ids: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
 
 
 def table_gradient(dz: Tensor, ids: Tensor | None, table: Tensor) -> Tensor:
-    """Gradient of a table; where there are no ids, every token took row 0."""
+    """Gradient of a table; without ids, every token used row 0."""
     if ids is not None:
         gradient: Tensor = table_gradient_op(dz, ids, table.shape[0], table.dtype)
         return gradient
@@ -441,7 +457,7 @@ def table_gradient(dz: Tensor, ids: Tensor | None, table: Tensor) -> Tensor:
 
 
 def save(ctx, inputs, output) -> None:
-    """Keep the inputs alone; what was gathered is gathered again."""
+    """Save only the inputs; the backward pass gathers again."""
     *tensors, ctx.eps, _ = inputs
     ctx.save_for_backward(*tensors)
 
@@ -453,7 +469,7 @@ def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
     ids, types, positions, word, type_table, position_table, embeds, _, _ = tensors
     dz, dweight, dbias = embed_backward_op(dy, *tensors, ctx.eps, list(needed[7:9]))
     gathered = (ids, word), (types, type_table), (positions, position_table)
-    # no ids: all tokens are of type 0, but none took a word
+    # without token types every token has type 0; without input ids no word row was used
     from_tables = needed[3] and ids is not None, *needed[4:6]
     return (
         *(None, None, None),

@@ -1,12 +1,13 @@
-"""Linear layers on e4m3 numbers: the specification of backend "fp8", in plain torch.
+"""Linear layers in e4m3: the specification of backend "fp8", in plain torch.
 
-A number of e4m3 has 3 bits behind the point and 448 as its largest. y[t, n] = c[n] sum_k s[t, k]
-x8[t, k] w8[n, k] + b[n] + r[t, n]: each output channel has a scale of its own, c[n] = max |w[n]| /
-448, and so has each token, s[t] = max |x[t]| / 448. The hidden states of an MLP are rounded where
-they are made, by programs that see GROUP columns of a row; there each row has a scale for each
-GROUP columns. So nothing has to be calibrated, and a token's numbers depend on nothing beside it.
-LayerNorm hands on both, what is rounded for the products and the values themselves for the sums.
-Where gradients or autocast are on, the parameters themselves are multiplied by another backend.
+e4m3 has 3 mantissa bits and a maximum of 448. Operands are scaled per output channel, c[n] = max
+|w[n]| / 448, and per token, s[t] = max |x[t]| / 448:
+    y[t, n] = c[n] sum_k s[t, k] x8[t, k] w8[n, k] + b[n] + r[t, n]
+The hidden states of an MLP are quantised by the kernel that computes them, whose programs see only
+GROUP columns of a row, so they have one scale per row and GROUP columns. No calibration is needed,
+and a token's values do not depend on other tokens. LayerNorm returns both the quantised values,
+for the GEMMs, and the unrounded values, for the residual add. With gradients or autocast on, the
+unquantised parameters are used, through another backend.
 Source: Micikevicius et al. 2022, arXiv:2209.05433, section 3 (the format); DeepSeek-AI 2024,
 arXiv:2412.19437, section 3.3.2 (a scale for 128 columns of a row).
 """
@@ -19,36 +20,36 @@ from nomicbert_kernels.tensors import GROUP, Activation, Rope, Weight, WeightKin
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
-# The least magnitude of a row that is not rounded to zeros.
+# Rows whose largest magnitude is below this become zeros.
 TINY = 1e-30
 KINDS = ("linear", "gated")
 
 
 def round_rows(x: Tensor) -> Activation:
-    """(T, K) fp32, fp16 or bf16 in e4m3, to nearest even, with a scale for each row.
+    """Quantise (T, K) fp32, fp16 or bf16 to e4m3, to nearest even, with one scale per row.
 
-    A row with a NaN or an infinity is no number afterwards, whatever it is multiplied by.
+    A row with a NaN or an infinity gives only NaN in a GEMM.
     """
     x = x.float()
     largest = x.abs().amax(1).clamp(min=TINY)
-    # torch would take the inverse of a number that stands in the code, and round twice
+    # a tensor: with a Python constant torch would multiply by its inverse, and round twice
     most = torch.full_like(largest, LARGEST)
     fitting = (x * (most / largest)[:, None]).clamp(-LARGEST, LARGEST)
     return Activation(fitting.to(E4M3), largest / most)
 
 
 def round_groups(x: Tensor) -> Activation:
-    """The same with a scale for GROUP columns of a row at a time, (T, groups)."""
+    """Quantise with one scale per row and GROUP columns, (T, groups)."""
     pieces = [round_rows(piece) for piece in torch.split(x, GROUP, 1)]
     scales = [piece.scale for piece in pieces if piece.scale is not None]
-    # in the order that the kernels read: all rows of a group beside each other
+    # the memory layout that the kernels read: all rows of a group adjacent
     return Activation(torch.cat([piece.data for piece in pieces], 1), torch.stack(scales).T)
 
 
 def prepare(source: Tensor, bias: Tensor | None, kind: WeightKind) -> Weight:
-    """Round a weight, with a scale for each of its rows.
+    """Quantise a weight to e4m3, with one scale per output channel.
 
-    Kinds "linear" and "gated" are rounded; the others, and an empty weight, stay as they are.
+    Only kinds "linear" and "gated" are quantised; other kinds and empty weights stay unchanged.
     """
     if kind not in KINDS or source.numel() == 0:
         return Weight(source, bias)
@@ -57,7 +58,7 @@ def prepare(source: Tensor, bias: Tensor | None, kind: WeightKind) -> Weight:
 
 
 def usable(x: Tensor | Activation, weight: Weight, added: Tensor | None = None) -> bool:
-    """Whether `weight` is in e4m3 and no gradient or autocast asks for the weight itself."""
+    """Whether `weight` is in e4m3 and neither gradients nor autocast need the parameter itself."""
     data = x if isinstance(x, Tensor) else x.data
     if weight.scale is None or torch.is_autocast_enabled(data.device.type):
         return False
@@ -67,20 +68,20 @@ def usable(x: Tensor | Activation, weight: Weight, added: Tensor | None = None) 
 
 
 def rounded(x: Tensor | Activation) -> Activation:
-    """`x` in e4m3, unless it already is."""
+    """Quantise `x` to e4m3, unless it already is."""
     if isinstance(x, Activation) and x.data.dtype == E4M3:
         return x
     return round_rows(values(x))
 
 
 def as_rounded(x: Tensor | Activation) -> Tensor:
-    """The fp32 numbers that `x` stands for in a product."""
+    """`x` quantised to e4m3 and dequantised to fp32."""
     narrow = rounded(x)
     return values(Activation(narrow.data, narrow.scale))
 
 
 def as_weight(weight: Weight) -> Weight:
-    """The weight as it is rounded, in fp32."""
+    """The quantised weight, dequantised to fp32."""
     assert weight.packed is not None
     assert weight.scale is not None
     narrow = weight.packed[0]
@@ -111,14 +112,14 @@ def qkv_rotary_fp8(
 
 
 def swiglu_fp8(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
-    """See `nomicbert_kernels.swiglu`; returns e4m3 with a scale for GROUP columns of a row."""
+    """See `nomicbert_kernels.swiglu`; returns e4m3, one scale per row and GROUP columns."""
     if not usable(x, weight):
         return swiglu.swiglu(x, weight)
     return round_groups(swiglu.swiglu(as_rounded(x), as_weight(weight)))
 
 
 def gelu_fp8(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
-    """See `nomicbert_kernels.gelu`; returns e4m3 with a scale for GROUP columns of a row."""
+    """See `nomicbert_kernels.gelu`; returns e4m3, one scale per row and GROUP columns."""
     if not usable(x, weight):
         return gelu.gelu(x, weight)
     return round_groups(gelu.gelu(as_rounded(x), as_weight(weight)))
@@ -131,7 +132,7 @@ def layer_norm_fp8(
     eps: float,
     residual: Tensor | Activation | None = None,
 ) -> Tensor | Activation:
-    """See `nomicbert_kernels.layer_norm`; returns e4m3, and the values themselves as `wide`."""
+    """See `nomicbert_kernels.layer_norm`; returns e4m3, and the unrounded values as `wide`."""
     data, added = layer_norm.check(x, weight, bias, residual)
     inputs = (data, weight, bias, added)
     recorded = any(t is not None and t.requires_grad for t in inputs) and torch.is_grad_enabled()

@@ -1,10 +1,9 @@
-"""The ops of backend "fp8" on a GPU: how the kernels are launched on e4m3; see `fp8` for the sums.
+"""The ops of backend "fp8" on a GPU: launches of the kernels on e4m3; `fp8` has the equations.
 
-The kernels are those of the other files, given scales. A product over x as LayerNorm rounds it adds
-up in the tensor cores: on Hopper these keep 13 bits of a sum, which over 1024 columns costs a
-fiftieth of what rounding to e4m3 does. A product over an MLP's hidden states is several times as
-long, and there it would cost a third; but its scales change every GROUP columns, so each step is
-added in fp32 anyway.
+The kernels are those of the other modules, with scales. A GEMM over LayerNorm's output accumulates
+in the tensor cores. On Hopper these keep 13 bits of a sum; over 1024 columns this adds a fiftieth
+of the error of rounding to e4m3. A GEMM over an MLP's hidden states is several times as long, so it
+would add a third. But its scales change every GROUP columns, so each step is added in fp32 anyway.
 """
 
 import torch
@@ -24,8 +23,8 @@ from nomicbert_kernels import (
 from nomicbert_kernels import layer_norm as layer_norm_reference
 from nomicbert_kernels import qkv_rotary as qkv_reference
 from nomicbert_kernels import swiglu as swiglu_reference
+from nomicbert_kernels.custom_ops import on_its_device, watched
 from nomicbert_kernels.gemm_triton import Scales, by_rows
-from nomicbert_kernels.library import on_its_device, watched
 from nomicbert_kernels.tensors import GROUP, Activation, Rope, Weight, values
 
 
@@ -44,18 +43,18 @@ def round_rows(x: Tensor) -> Activation:
 
 
 def narrow_like(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for x (T, K) in e4m3, and for a scale of each row."""
+    """Allocate x (T, K) in e4m3, and one fp32 scale per row (T,)."""
     return x.new_empty(x.shape, dtype=fp8.E4M3), x.new_empty(x.shape[0], dtype=torch.float32)
 
 
 def usable(x: Tensor | Activation, weight: Weight, added: Tensor | None = None) -> bool:
-    """Whether the weight is in e4m3 and nobody looks on who would need the weight itself."""
+    """Whether the weight is in e4m3, and no autograd, tracing or autocast needs the parameter."""
     data = x if isinstance(x, Tensor) else x.data
     return fp8.usable(x, weight, added) and not watched(data, weight.source, weight.bias, added)
 
 
 def operands(x: Tensor | Activation, weight: Weight) -> tuple[Tensor, Tensor, Scales]:
-    """Data of x and of the weight, and their scales; x is rounded where it is not yet."""
+    """Return e4m3 x, e4m3 weight and their scales; x is quantised if it is not yet."""
     assert weight.packed is not None
     narrow = weight.packed[0]
     assert isinstance(narrow, Tensor)
@@ -69,13 +68,13 @@ def operands(x: Tensor | Activation, weight: Weight) -> tuple[Tensor, Tensor, Sc
 
 
 def settings(kernel: str, x: Tensor, weight: Tensor, n: int) -> launch.Settings:
-    """The row of the launch tables for a product in e4m3 with n columns."""
+    """Launch settings of an e4m3 kernel with n result columns."""
     sizes = {"rows": x.shape[0], "n": n, "k": weight.shape[1]}
     return launch.settings(kernel, x.device, fp8.E4M3, **sizes)
 
 
 def rounding(scales: Scales, rows: int, width: int) -> Scales:
-    """The same for a result (rows, width) in e4m3."""
+    """Add to `scales` an allocation for the scales of an e4m3 result (rows, width)."""
     assert scales.x is not None
     y = scales.x.new_empty(triton.cdiv(width, GROUP), rows)
     return Scales(scales.x, scales.weight, y, scales.shared, fp8.E4M3)
@@ -118,13 +117,13 @@ def qkv_rotary(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_he
 
 
 def only_rows(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
-    """`x` as it is, unless its scales are those of groups, which two kernels do not know."""
+    """Dequantise `x` if it has scales per group, which the swiglu and qkv kernels do not take."""
     grouped = isinstance(x, Activation) and x.scale is not None and x.scale.dim() == 2
     return values(x, weight.dtype) if grouped else x
 
 
 def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
-    """See `nomicbert_kernels.swiglu`; returns e4m3 with a scale for GROUP columns of a row."""
+    """See `nomicbert_kernels.swiglu`; returns e4m3, one scale per row and GROUP columns."""
     if not usable(x, weight):
         return swiglu_triton.swiglu(x, weight)
     swiglu_reference.check(x, weight)
@@ -139,7 +138,7 @@ def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
 
 
 def gelu(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
-    """See `nomicbert_kernels.gelu`; returns e4m3 with a scale for GROUP columns of a row."""
+    """See `nomicbert_kernels.gelu`; returns e4m3, one scale per row and GROUP columns."""
     if not usable(x, weight):
         return gelu_triton.gelu(x, weight)
     checks.fits("x", x, weight)
@@ -158,7 +157,7 @@ def layer_norm(
     eps: float,
     residual: Tensor | Activation | None = None,
 ) -> Tensor | Activation:
-    """See `nomicbert_kernels.layer_norm`; returns e4m3, and the values themselves as `wide`."""
+    """See `nomicbert_kernels.layer_norm`; returns e4m3, and the unrounded values as `wide`."""
     data, added = layer_norm_reference.check(x, weight, bias, residual)
     if watched(data, weight, bias, added) or torch.is_autocast_enabled(data.device.type):
         return layer_norm_triton.layer_norm(data, weight, bias, eps, added)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nomicbert_kernels import checks
-from nomicbert_kernels.linear import product
+from nomicbert_kernels.linear import gemm
 from nomicbert_kernels.tensors import Activation, Weight, values
 
 
@@ -18,12 +18,12 @@ def check(x: Tensor | Activation, weight: Weight) -> Tensor:
 
 
 def activate(z: Tensor) -> Tensor:
-    """The equation itself, in the dtype of `z`."""
+    """Exact GELU, in the dtype of `z`."""
     return 0.5 * z * (1.0 + torch.erf(z * 0.5**0.5))
 
 
 def gelu(x: Tensor | Activation, weight: Weight) -> Tensor:
-    """Multiply by a weight, add the bias, activate.
+    """Apply a linear layer and the exact GELU.
 
     >>> import torch
     >>> from nomicbert_kernels import select_ops
@@ -36,9 +36,9 @@ def gelu(x: Tensor | Activation, weight: Weight) -> Tensor:
         x: (T, H), fp32, fp16 or bf16, last dim contiguous; or an Activation of that shape.
         weight: source (I, H), bias (I,) or None.
 
-    Returns: (T, I), dtype of the weight; product and activation in fp32.
+    Returns: (T, I), dtype of the weight; GEMM and activation in fp32.
     Raises: ValueError: shape, dtype, device or stride mismatch.
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
     """
     data = check(x, weight)
-    return activate(product(data, weight)).to(weight.dtype)
+    return activate(gemm(data, weight)).to(weight.dtype)

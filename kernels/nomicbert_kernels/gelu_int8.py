@@ -1,4 +1,4 @@
-"""GELU in int8: the product of bytes, the activation in fp32, the result rounded to bytes again."""
+"""GELU in int8: an int8 GEMM, the activation in fp32, the result quantised to int8 again."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from nomicbert_kernels.tensors import Activation, Weight
 
 
 def gelu(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
-    """See `nomicbert_kernels.gelu`; returns (T, I) int8 with a scale for each token."""
+    """See `nomicbert_kernels.gelu`; returns (T, I) int8, one scale per token."""
     if not usable(x, weight):
         return gelu_torch.gelu(x, weight)
     data = reference.check(x, weight)

@@ -1,10 +1,10 @@
-"""GELU in one packed product, the exact activation applied on the way out."""
+"""GELU in one packed GEMM, which applies the exact activation to its result."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert_kernels import gelu as reference
-from nomicbert_kernels.linear_torch import product, usable
+from nomicbert_kernels.linear_torch import gemm, usable
 from nomicbert_kernels.tensors import Activation, Weight, plain_linear
 
 
@@ -14,4 +14,4 @@ def gelu(x: Tensor | Activation, weight: Weight) -> Tensor:
     packed = usable(data, weight)
     if not packed:
         return F.gelu(plain_linear(data, weight.source.to(weight.dtype), weight.bias))
-    return product(data, packed[0], weight.bias, "gelu")
+    return gemm(data, packed[0], weight.bias, "gelu")

@@ -1,7 +1,7 @@
-"""GELU in one kernel: product, bias and the exact activation; only the result is written.
+"""GELU in one kernel: GEMM, bias and the exact activation; only the result is written.
 
-Its gradient computes the product again and applies the derivative in the same way, so that what
-was activated never reaches memory.
+The gradient recomputes the GEMM and applies the derivative in the same kernel, so the
+pre-activation is never written to memory.
 """
 
 from typing import Any
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from nomicbert_kernels import gelu as reference
 from nomicbert_kernels import launch
-from nomicbert_kernels.library import autocast, linear_gradients, watched
+from nomicbert_kernels.custom_ops import autocast, linear_gradients, watched
 from nomicbert_kernels.linear_triton import launch_linear
 from nomicbert_kernels.tensors import Activation, Weight, plain_linear
 
 
 def settings_for(x: Tensor, weight: Tensor) -> launch.Settings:
-    """The row of the launch tables for this product."""
+    """Launch settings for these sizes."""
     sizes = {"rows": x.shape[0], "n": weight.shape[0], "k": weight.shape[1]}
     return launch.settings("gelu", x.device, x.dtype, **sizes)
 
@@ -33,7 +33,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("nomicbert::gelu", mutates_args=())
 def gelu_op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`forward`, as torch's graphs see it."""
+    """`forward` as a custom op."""
     return forward(x, weight, bias)
 
 
@@ -44,7 +44,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("nomicbert::gelu_backward", mutates_args=())
 def gelu_backward_op(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Gradient (T, I) of what was activated, from that of the result, dy (T, I)."""
+    """Gradient (T, I) of the pre-activation from dy (T, I), the gradient of the result."""
     s = settings_for(x, weight)
     if s.library:
         dz: Tensor = torch.ops.aten.gelu_backward(dy.contiguous(), plain_linear(x, weight, bias))
@@ -58,7 +58,7 @@ def _(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep the inputs alone."""
+    """Save only the inputs."""
     ctx.save_for_backward(*inputs)
 
 

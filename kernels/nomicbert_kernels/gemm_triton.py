@@ -1,10 +1,10 @@
-"""What the matrix-product kernels share: which tile a program takes, and the product of one tile.
+"""Shared parts of the GEMM kernels: tile order, the GEMM of one tile, scales, bias, stores.
 
-A program walks over tiles of the result. GROUP rows of tiles are taken together, so that programs
-that run side by side read the same part of the weight from L2. Operands come through tensor
-descriptors (TMA, from sm_90 on) or plain pointers (cp.async on sm_80). No sum is split among
-programs, and a tile has one shape within a row of the launch tables: there, a row of the result has
-the same bits whatever stands beside it. The library's products promise no such thing.
+A program loops over tiles of the result. Tiles are ordered in groups of GROUP tile rows, so that
+concurrent programs read the same part of the weight from L2. Operands are loaded through tensor
+descriptors (TMA, from sm_90 on) or pointers (cp.async on sm_80). No sum is split among programs,
+and each row of the launch tables has one tile shape. So, within one row of the tables, a result row
+has the same bits whatever the other rows are. cuBLAS does not guarantee this.
 
 Source: Tillet et al. 2019, doi:10.1145/3315508.3329973.
 """
@@ -21,17 +21,18 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nomicbert_kernels.launch import Settings
 
-# Whether triton was imported as an interpreter: its own functions have to be such as well.
+# Whether triton was imported with TRITON_INTERPRET, so that its own functions are interpreted too.
 INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
-# Programs that stay resident in the interpreter: more than one, so that they do take turns.
+# Persistent programs in the interpreter: more than one, so that the stride over tiles is tested.
 INTERPRETED_PROCESSORS = 2
 
 
 @triton.jit
 def tile_at(index, tiles_m, tiles_n, GROUP: tl.constexpr):
-    """Row and column of the tile of this index."""
+    """Return tile row and column of a tile index; column-major within groups of GROUP tile rows."""
     per_group = GROUP * tiles_n
     first = (index // per_group) * GROUP
+    # the last group may have fewer tile rows
     height = tl.minimum(tiles_m - first, GROUP)
     inside = index % per_group
     return first + inside % height, inside // height
@@ -50,11 +51,11 @@ def load_block(
     EVEN: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
-    """A block of a matrix; beyond its columns zeros, beyond its rows anything."""
+    """Load a block of a (rows, columns) matrix: zeros beyond columns, arbitrary beyond rows."""
     if DESCRIPTORS:
         block = matrix.load([row, column])
     else:
-        # a row beyond the end repeats the last one: nothing of it is stored, and no mask is needed
+        # rows beyond the end repeat the last one: they are never stored, so no row mask is needed
         r = tl.minimum(row + tl.arange(0, BLOCK_R), rows - 1).to(tl.int64)
         c = column + tl.arange(0, BLOCK_C)
         pointers = matrix + r[:, None] * stride + c[None, :]
@@ -66,7 +67,7 @@ def load_block(
 
 
 @triton.jit
-def product(
+def gemm(
     x,
     weight,
     scale_x,
@@ -86,7 +87,9 @@ def product(
 ):
     """x Wᵀ for the tile whose first element is (row, column), (BLOCK_M, BLOCK_N) fp32.
 
-    Where SHARED columns of x share a scale, and these are not all, each step's sum is scaled.
+    x (rows, K), weight (N, K): pointers or descriptors; scale_x (K / SHARED, rows) fp32. If
+    SHARED < K, each step is scaled before it is added, so BLOCK_K must divide SHARED. Otherwise
+    `scaled` applies scale_x afterwards.
     """
     even: tl.constexpr = K % BLOCK_K == 0
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -95,6 +98,7 @@ def product(
         b = load_block(weight, column, k, N, K, stride_w, BLOCK_N, BLOCK_K, even, DESCRIPTORS)
         if SHARED < K:
             r = tl.minimum(row + tl.arange(0, BLOCK_M), rows - 1)
+            # a step lies within one group of SHARED columns
             factor = tl.load(scale_x + (k // SHARED) * rows + r)
             total += tl.dot(a, b.T) * factor[:, None]
         else:
@@ -114,7 +118,7 @@ def scaled(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The tile times a scale for each row and one for each column, either of which may be None."""
+    """Multiply a tile by scale_x (rows,) and scale_w (N,), fp32; either may be None."""
     if scale_x is not None:
         r = row + tl.arange(0, BLOCK_M)
         tile *= tl.load(scale_x + r, mask=r < rows, other=0.0)[:, None]
@@ -126,15 +130,15 @@ def scaled(
 
 @triton.jit
 def e4m3_scale(largest):
-    """The scale of numbers of which the largest is so large, and its inverse."""
-    # far above what e4m3 needs, and as the specification has it
+    """Return the scale of values whose largest magnitude is `largest`, and its inverse."""
+    # fp8.TINY avoids a division by zero; div_rn rounds as the specification does
     largest = tl.maximum(largest, 1e-30)
     return tl.math.div_rn(largest, 448.0), tl.math.div_rn(448.0, largest)
 
 
 @triton.jit
 def add_bias(tile, bias, column, N: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The tile plus its part of the bias, which may be None."""
+    """Add the bias (N,) to a tile; it may be None."""
     if bias is not None:
         c = column + tl.arange(0, BLOCK_N)
         tile += tl.load(bias + c, mask=c < N, other=0.0).to(tl.float32)[None, :]
@@ -153,7 +157,7 @@ def store_tile(
     BLOCK_N: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
-    """Write a tile of a contiguous (rows, N), rounded to its dtype."""
+    """Store a tile of y (rows, N), contiguous or a descriptor, rounded to its dtype."""
     if DESCRIPTORS:
         y.store([row, column], tile.to(y.dtype))
     else:
@@ -177,9 +181,9 @@ def store_rounded(
     BLOCK_N: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
-    """Write a tile in e4m3, and the scale of each of its rows to (N / BLOCK_N, rows)."""
+    """Store a tile of y in e4m3, and one scale per row to scale_y (N / BLOCK_N, rows) fp32."""
     r = row + tl.arange(0, BLOCK_M)
-    # beyond the last column `scaled` has left zeros
+    # columns beyond N are zero after `scaled`, so they do not affect the maximum
     scale, inverse = e4m3_scale(tl.max(tl.abs(tile), 1))
     tl.store(scale_y + (column // BLOCK_N) * rows + r, scale, mask=r < rows)
     store_tile(y, tile * inverse[:, None], row, column, rows, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
@@ -187,20 +191,20 @@ def store_rounded(
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """Programs that run side by side on a device when each fills a multiprocessor."""
+    """Number of multiprocessors: how many persistent programs run concurrently on a device."""
     if device.type != "cuda":
         return INTERPRETED_PROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def grid(settings: Settings, rows: int, columns: int, device: torch.device) -> tuple[int]:
-    """Programs for a (rows, columns) result: resident ones where the loop over tiles is flat."""
+    """Number of programs for a (rows, columns) result: persistent if FLATTEN, else one per tile."""
     tiles = triton.cdiv(rows, settings["BLOCK_M"]) * triton.cdiv(columns, settings["BLOCK_N"])
     return (min(tiles, processors(device)) if settings["FLATTEN"] else tiles,)
 
 
 def describable(t: Tensor) -> bool:
-    """Whether a descriptor can hold a matrix: 16-byte rows and start, rows that lie apart."""
+    """Whether a descriptor can address a matrix: 16-byte aligned rows that do not overlap."""
     size = t.element_size()
     aligned = t.data_ptr() % 16 == 0 and t.stride(0) * size % 16 == 0
     return aligned and t.stride(1) == 1 and t.stride(0) >= t.shape[1] > 0
@@ -209,9 +213,9 @@ def describable(t: Tensor) -> bool:
 def operands(
     settings: Settings, x: Tensor, weight: Tensor, y: Tensor
 ) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Input, weight and result as the kernel takes them, and the launch's keywords.
+    """Return input, weight and result as kernel arguments, and the launch keywords.
 
-    They are descriptors where the settings say so and all three allow it.
+    They are descriptors if the settings ask for them and all three tensors allow it.
     """
     keywords = settings.keywords
     blocks = keywords["BLOCK_M"], keywords["BLOCK_N"], keywords["BLOCK_K"]
@@ -228,12 +232,12 @@ def operands(
 
 @dataclass(frozen=True)
 class Scales:
-    """What a launch on e4m3 operands takes beside them; `UNSCALED` for any other.
+    """Scales and result dtype of a launch on e4m3 operands; `UNSCALED` for other dtypes.
 
     Attributes:
         x: (T,), or (K / shared, T) contiguous; fp32.
         weight: (N,) fp32.
-        y: (N / BLOCK_N, T) fp32, to be written where the result is rounded; else None.
+        y: (N / BLOCK_N, T) fp32, an output if the result is e4m3; else None.
         shared: columns of x that share a scale; None for all.
         dtype: of the result; None for that of x.
     """
@@ -249,10 +253,10 @@ UNSCALED = Scales()
 
 
 def by_rows(t: Tensor) -> Tensor:
-    """The matrix with contiguous columns, as the kernels read it."""
+    """Make the last dimension contiguous, as the kernels require."""
     return t if t.stride(1) == 1 else t.contiguous()
 
 
 def dense(vector: Tensor | None) -> Tensor | None:
-    """The vector without gaps, as the kernels read it."""
+    """Make a vector contiguous, as the kernels require."""
     return None if vector is None else vector.contiguous()

@@ -27,7 +27,7 @@ def check(
 
 
 def normalise(z: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """The equation itself, in the dtype of `z` (rows of any leading shape)."""
+    """LayerNorm over the last dimension, in the dtype of `z`; any leading shape."""
     centred = z - z.mean(-1, keepdim=True)
     y = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     if weight is not None:

@@ -1,11 +1,20 @@
-"""LayerNorm of x + residual in one kernel: a warp a row, the row in registers, fp32 statistics.
+"""LayerNorm of x + residual in one kernel: one warp per row, held in registers, fp32 statistics.
 
-A tile of rows is held as (CHUNKS, ROWS, LANES), columns in the first and last place: Triton hands
-out lanes from the last place on and then warps, so that each warp owns whole rows and reads 16
-bytes a lane. Rows too wide for the registers of one warp are shared by the warps of a program.
+A tile of rows has the shape (CHUNKS, ROWS, LANES), with columns in the first and last dimension.
+Triton assigns lanes from the last dimension on, and then warps. So each warp owns whole rows and
+reads 16 bytes per lane. Rows too wide for the registers of one warp are split among the warps of a
+program.
 
-The backward pass keeps no statistics: it reads the row anyway and computes them again. Gradients
-of weight and bias are summed in two steps of fixed order, so that they repeat to the bit.
+The backward pass recomputes the statistics, because it reads the rows anyway. Gradients of weight
+and bias are summed in two steps of fixed order, so they are bit-identical in every run.
+
+Pointers of the kernels (float is fp32, fp16 or bf16; contiguous unless a row stride is passed):
+    x, residual, dy  (rows, WIDTH) float, residual may be None; row strides stride_x, stride_r,
+                     stride_dy
+    weight, bias     (WIDTH,) float, or None
+    y, dz            (rows, WIDTH) float
+    narrow, scale    (rows, WIDTH) e4m3 and (rows,) fp32, or None
+    dweight, dbias   (programs, WIDTH) fp32, or None
 
 Source: Ba et al. 2016, arXiv:1607.06450, eq. 3-4.
 """
@@ -17,18 +26,18 @@ from torch import Tensor
 
 from nomicbert_kernels import launch
 from nomicbert_kernels import layer_norm as reference
+from nomicbert_kernels.custom_ops import on_its_device, watched
 from nomicbert_kernels.gemm_triton import by_rows, e4m3_scale
-from nomicbert_kernels.library import on_its_device, watched
 from nomicbert_kernels.tensors import Activation
 
-# Columns that one warp holds, 32 values a lane, and the warps of a program of such rows.
+# Columns that one warp holds, 32 values per lane, and the warps of a program for such rows.
 WARP_COLUMNS = 1024
 WARPS = 4
-# Columns of the widest row: eight warps.
+# Columns of the widest row, which takes eight warps.
 MOST_COLUMNS = 8192
-# Bytes that the lanes of a warp read at once.
+# Bytes that a warp reads at once: 16 per lane.
 WARP_BYTES = 512
-# Programs of the backward pass at most, each with one partial sum.
+# Maximum programs of the backward pass, each with one partial sum.
 PROGRAMS = 512
 
 
@@ -41,21 +50,21 @@ def tile_columns(CHUNKS: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def load_rows(matrix, r, stride, c, mask):
-    """A tile of the rows r (int64) of a matrix, fp32; zeros where the mask is off."""
+    """Load the rows r (int64) of a matrix as a tile, in fp32; zeros where masked."""
     pointers = matrix + r[None, :, None] * stride + c
     return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def load_vector(vector, r, c, mask):
-    """A vector of one value a column, once for each row of the tile, so that no warp waits."""
+    """Load one value per column, once per row of the tile, so that no warp waits for another."""
     pointers = vector + (r * 0)[None, :, None] + c
     return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def row_mean(tile, WIDTH: tl.constexpr):
-    """The mean of each row, (1, ROWS, 1); beyond its columns the tile holds zeros."""
+    """The mean of each row, (1, ROWS, 1); the tile must be zero beyond its columns."""
     return (tl.sum(tl.sum(tile, 0), 1) / WIDTH)[None, :, None]
 
 
@@ -79,7 +88,7 @@ def affine(z, weight, bias, r, c, mask):
 
 @triton.jit
 def input_gradient(dy, weight, standard, factor, r, c, mask, WIDTH: tl.constexpr):
-    """The gradient of z, of the gradient of the result and what `standardise` gave."""
+    """Gradient of z from dy, the gradient of the result, and the output of `standardise`."""
     if weight is not None:
         dy *= load_vector(weight, r, c, mask)
     along = row_mean(dy * standard, WIDTH)
@@ -88,7 +97,7 @@ def input_gradient(dy, weight, standard, factor, r, c, mask, WIDTH: tl.constexpr
 
 @triton.jit
 def store_sum(partial, tile, WIDTH: tl.constexpr, CHUNKS: tl.constexpr, LANES: tl.constexpr):
-    """Write the sum over the rows of a tile as this program's row of a (programs, WIDTH)."""
+    """Store the sum over the rows of a tile as this program's row of partial (programs, WIDTH)."""
     c = tl.arange(0, CHUNKS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
     place = partial + tl.program_id(0).to(tl.int64) * WIDTH + c
     tl.store(place, tl.sum(tile, 1), mask=c < WIDTH)
@@ -112,7 +121,7 @@ def layer_norm_kernel(
     CHUNKS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """y (rows, WIDTH), contiguous; the same in e4m3, with a scale a row, unless narrow is None."""
+    """y = LayerNorm(x + residual); unless narrow is None, also in e4m3 with one scale per row."""
     c = tile_columns(CHUNKS, LANES)
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     mask = (r < rows)[None, :, None] & (c < WIDTH)
@@ -128,7 +137,7 @@ def layer_norm_kernel(
 
 @triton.jit
 def store_narrow(narrow, scale, tile, r, c, mask, rows, WIDTH: tl.constexpr):
-    """Write a tile of whole rows, zeros beyond their columns, in e4m3 with the rows' scales."""
+    """Store a tile of whole rows, zero beyond their columns, in e4m3 with one scale per row."""
     factor, inverse = e4m3_scale(tl.max(tl.max(tl.abs(tile), 0), 1))
     tl.store(scale + r, factor, mask=r < rows)
     q = (tile * inverse[None, :, None]).to(narrow.dtype.element_ty)
@@ -147,7 +156,7 @@ def narrow_kernel(
     CHUNKS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """x (rows, WIDTH) in e4m3, contiguous, with a scale a row."""
+    """Quantise x to e4m3 (narrow), with one scale per row."""
     c = tile_columns(CHUNKS, LANES)
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     mask = (r < rows)[None, :, None] & (c < WIDTH)
@@ -174,7 +183,7 @@ def layer_norm_backward_kernel(
     CHUNKS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """dz (rows, WIDTH), and a row of dweight and dbias (programs, WIDTH) for `share` rows."""
+    """Write dz, and one row of dweight and dbias per program, which takes `share` rows."""
     c = tile_columns(CHUNKS, LANES)
     first = tl.program_id(0).to(tl.int64) * share
     last = tl.minimum(first + share, rows)
@@ -201,7 +210,7 @@ def layer_norm_backward_kernel(
 
 
 def refuse_double(name: str, x: Tensor) -> None:
-    """The kernels compute in fp32, which fp64 would not survive."""
+    """Refuse fp64: the kernels compute in fp32."""
     if x.dtype == torch.float64:
         raise ValueError(
             f"{name} is torch.float64, but backend 'triton' computes in fp32: use fp32, fp16 or "
@@ -210,11 +219,11 @@ def refuse_double(name: str, x: Tensor) -> None:
 
 
 def refuse_wide(width: int) -> None:
-    """A row has to fit in the registers of a program."""
+    """Refuse rows that do not fit in the registers of a program."""
     if width > MOST_COLUMNS:
         raise ValueError(
-            f"rows of {width} columns are too wide for backend 'triton', which takes "
-            f"{MOST_COLUMNS} at most: use backend 'torch'"
+            f"rows of {width} columns are too wide for backend 'triton', which supports "
+            f"at most {MOST_COLUMNS}: use backend 'torch'"
         )
 
 
@@ -231,20 +240,20 @@ def tiling(width: int, dtype: torch.dtype) -> dict[str, int]:
 
 
 def shares(rows: int, tile: int) -> tuple[int, int]:
-    """How many programs a backward pass has, and how many rows each takes, in whole tiles."""
+    """Return the number of programs of a backward pass, and the rows of each, in whole tiles."""
     share = triton.cdiv(triton.cdiv(rows, PROGRAMS), tile) * tile
     return triton.cdiv(rows, share), share
 
 
 def partial_sums(programs: int, like: Tensor | None, wanted: bool) -> Tensor | None:
-    """Room for a row of sums a program, where the gradient of a parameter is wanted."""
+    """Allocate one row of sums per program, if the gradient of the parameter is wanted."""
     if like is None or not wanted:
         return None
     return like.new_empty(programs, like.shape[0], dtype=torch.float32)
 
 
 def second_sum(partial: Tensor | None, like: Tensor | None, x: Tensor) -> Tensor:
-    """The gradient of a parameter of its partial sums; (0,) where it is not wanted."""
+    """Add up the partial sums of a parameter's gradient; (0,) if it is not wanted."""
     if partial is None or like is None:
         return x.new_empty(0)
     return partial.sum(0).to(like.dtype)
@@ -262,7 +271,7 @@ def forward(
 ) -> Tensor:
     """Launch: x and residual (T, H), weight and bias (H,) -> (T, H) in `dtype`.
 
-    `narrow`, where it is given, is filled with the same in e4m3 (T, H) and its scales (T,).
+    `narrow`, if given, receives the same in e4m3 (T, H) and its scales (T,).
     """
     x, residual = by_rows(x), residual if residual is None else by_rows(residual)
     rows, width = x.shape
@@ -294,7 +303,7 @@ def layer_norm_op(
     residual: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """`forward`, as torch's graphs see it."""
+    """`forward` as a custom op."""
     return forward(x, weight, bias, eps, residual, dtype)
 
 
@@ -326,7 +335,7 @@ def layer_norm_backward_op(
     residual: Tensor | None,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x + residual (T, H), and of weight and bias (H,) where those are wanted."""
+    """Gradients of x + residual (T, H), and of weight and bias (H,) if wanted, else (0,)."""
     dy, x, residual = by_rows(dy), by_rows(x), residual if residual is None else by_rows(residual)
     rows, width = x.shape
     dz = x.new_empty(rows, width, dtype=sum_dtype(x, residual))
@@ -376,7 +385,7 @@ def _(
 
 
 def save(ctx, inputs, output) -> None:
-    """Keep the inputs alone; the statistics are computed again."""
+    """Save only the inputs; the backward pass recomputes the statistics."""
     x, weight, bias, ctx.eps, residual, _ = inputs
     ctx.save_for_backward(x, weight, bias, residual)
 
@@ -400,7 +409,7 @@ layer_norm_op.register_autograd(backward, setup_context=save)
 
 
 def result_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
-    """That of x; under autocast the one that torch's own layer_norm gives on the device."""
+    """The dtype of x; under autocast that of torch's own layer_norm on the device."""
     if not torch.is_autocast_enabled(x.device.type):
         return x.dtype
     return torch.float32 if x.device.type == "cuda" else sum_dtype(x, residual)

@@ -20,8 +20,8 @@ def check(
     return data, added
 
 
-def product(x: Tensor, weight: Weight) -> Tensor:
-    """The product and the bias, not rounded: (T, N) in the dtype of `accumulator`."""
+def gemm(x: Tensor, weight: Weight) -> Tensor:
+    """Compute x Wᵀ + b without rounding: (T, N) in the dtype of `accumulator`."""
     acc = accumulator(x)
     y = x.to(acc) @ weight.source.to(acc).T
     return y if weight.bias is None else y + weight.bias.to(acc)
@@ -30,7 +30,7 @@ def product(x: Tensor, weight: Weight) -> Tensor:
 def linear(
     x: Tensor | Activation, weight: Weight, residual: Tensor | Activation | None = None
 ) -> Tensor:
-    """Multiply by a weight, add bias and residual.
+    """Apply a linear layer and add the residual.
 
     >>> import torch
     >>> from nomicbert_kernels import select_ops
@@ -48,7 +48,7 @@ def linear(
     Raises: ValueError: shape, dtype, device or stride mismatch.
     """
     data, added = check(x, weight, residual)
-    y = product(data, weight)
+    y = gemm(data, weight)
     if added is not None:
         y = y + added.to(y.dtype)
     return y.to(weight.dtype)

@@ -1,10 +1,9 @@
-"""Linear layer in int8, on a CPU that multiplies bytes, through oneDNN.
+"""Linear layer in int8, on a CPU with int8 dot-product instructions, through oneDNN.
 
-y[t, n] = s[t] c[n] sum_k x8[t, k] w8[n, k] + b[n] + r[t, n], where each token has a scale of its
-own, s[t] = max |x[t]| / 127, and so has each output channel, c[n] = max |w[n]| / 127. A token's
-numbers depend on nothing beside it, which one scale a call would not give. The sums are exact, all
-else is fp32; what a product reads is rounded to 255 steps. Where gradients are recorded the product
-is `linear_torch`'s, on the weight itself.
+y[t, n] = s[t] c[n] sum_k x8[t, k] w8[n, k] + b[n] + r[t, n], with one scale per token, s[t] =
+max |x[t]| / 127, and one per output channel, c[n] = max |w[n]| / 127. So a token's values do not
+depend on other tokens, as they would with one scale per call. Operands are rounded to 255 levels,
+sums are exact, and all else is fp32. With gradients on, `linear_torch` uses the unquantised weight.
 Source: Dettmers et al. 2022, arXiv:2208.07339, section 2.1 (vector-wise scales).
 """
 
@@ -17,43 +16,44 @@ from torch import Tensor
 from nomicbert_kernels import checks, linear_torch
 from nomicbert_kernels.tensors import Activation, Packed, Weight, WeightKind, values
 
-# Rows taken at a time: enough for a call, and no more than has to be held.
+# Rows per oneDNN call: enough to amortise the call, few enough to bound the temporaries.
 ROWS = 1024
 STEPS = 127
-# oneDNN's kernels multiply unsigned bytes: a signed one is moved by this much, and the sum back.
+# Zero point: oneDNN's kernels take unsigned inputs, so x8 is shifted, and oneDNN corrects the sum.
 ZERO = 128
-SIGNS = -0x7F7F7F7F7F7F7F80  # the sign bits of eight bytes
-# The least magnitude of a row that is not rounded to zeros.
+SIGNS = -0x7F7F7F7F7F7F7F80  # the sign bits of eight int8 values
+# Rows whose largest magnitude is below this become zeros.
 TINY = 1e-30
 INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 @functools.cache
 def is_exact() -> bool:
-    """Whether oneDNN adds up bytes without loss: its kernels for older CPUs do not."""
+    """Whether oneDNN's int8 sums are exact: its kernels for older CPUs overflow."""
     most = torch.full((4, 256), STEPS, dtype=torch.int8, device="cpu")
     one = torch.ones(4, device="cpu")
     packed = torch.ops.onednn.qlinear_prepack(most, None)
-    return bool((product(Activation(most, one), packed, one) == 256 * STEPS**2).all())
+    return bool((gemm(Activation(most, one), packed, one) == 256 * STEPS**2).all())
 
 
 def why_not() -> str | None:
-    """What keeps int8 products from running on this CPU, or None."""
+    """Return why int8 GEMMs cannot run on this CPU, or None if they can."""
     if not linear_torch.onednn_packs(torch.float32):
-        return "this torch has no oneDNN, or it is switched off"
+        return "this torch has no oneDNN, or oneDNN is disabled"
     capabilities = torch.cpu.get_capabilities()
     if not any(capabilities.get(name) for name in INSTRUCTIONS):
         return f"this CPU has none of the instructions {', '.join(INSTRUCTIONS)}"
-    # the look at the CPU comes first: without the instructions this might be slow
+    # after the check of the CPU, because this may be slow without the instructions
     if not is_exact():
-        return "this oneDNN does not use the CPU's instructions for bytes (ONEDNN_MAX_CPU_ISA?)"
+        return "oneDNN does not use this CPU's int8 instructions (is ONEDNN_MAX_CPU_ISA set?)"
     return None
 
 
 def prepare(source: Tensor, bias: Tensor | None, kind: WeightKind) -> Weight:
-    """Round a weight to int8, a scale for each of its rows, and pack it.
+    """Quantise a weight to int8, with one scale per output channel, and pack it.
 
-    Kinds "linear" and "gated" are rounded; the others, and an empty weight, are `linear_torch`'s.
+    Only kinds "linear" and "gated" are quantised; `linear_torch` prepares the others and empty
+    weights.
     """
     if kind not in ("linear", "gated") or source.numel() == 0:
         return linear_torch.prepare(source, bias, kind)
@@ -66,12 +66,12 @@ def prepare(source: Tensor, bias: Tensor | None, kind: WeightKind) -> Weight:
 
 
 def quantise(x: Tensor, out: Activation | None = None) -> Activation:
-    """Round each row of (T, K) fp32 to whole multiples of a 127th of its largest magnitude.
+    """Quantise (T, K) fp32 to int8, with one scale per row: its largest magnitude / 127.
 
-    A row with a NaN or an infinity has such a scale too, and so has what becomes of it. With `out`,
-    a place for the result, `x` is used up.
+    A NaN or an infinity makes the scale of its row non-finite, and so every result of that row.
+    With `out`, the result is written there and `x` is overwritten.
     """
-    # two reductions are quicker than a copy of |x|; a row of zeros has any scale
+    # two reductions are faster than a copy of |x|; the clamp avoids 0 / 0 for a row of zeros
     largest = torch.maximum(x.amax(1), x.amin(1).neg_()).clamp_(min=TINY)
     inverse = (STEPS / largest)[:, None]
     if out is None:
@@ -83,13 +83,13 @@ def quantise(x: Tensor, out: Activation | None = None) -> Activation:
 
 
 def usable(x: Tensor | Activation, weight: Weight, added: Tensor | None = None) -> bool:
-    """Whether `weight` is in int8 and no gradient or autocast asks for the weight itself."""
+    """Whether `weight` is in int8 and neither gradients nor autocast need the parameter itself."""
     data = x if isinstance(x, Tensor) else x.data
     return weight.scale is not None and bool(linear_torch.usable(data, weight, added))
 
 
 def chunks(x: Tensor | Activation) -> Iterator[tuple[slice, Activation]]:
-    """Some rows at a time of (T, K), rounded where they are not yet, and which rows they are."""
+    """Yield (T, K) ROWS rows at a time: the slice, and its rows quantised to int8."""
     data = x if isinstance(x, Tensor) else x.data
     for start in range(0, data.shape[0], ROWS):
         rows = slice(start, start + ROWS)
@@ -101,13 +101,13 @@ def chunks(x: Tensor | Activation) -> Iterator[tuple[slice, Activation]]:
 
 @functools.cache
 def no_zero_points(count: int) -> Tensor:
-    """What oneDNN is told of so many output channels: none is moved."""
+    """Zero points of `count` output channels: weights are symmetric, so all are 0."""
     return torch.zeros(count, dtype=torch.int64, device="cpu")
 
 
-def product(x: Activation, packed: Packed, scale: Tensor) -> Tensor:
-    """(rows, K) int8 times a packed weight: (rows, N) fp32, the rows' own scales left out."""
-    # eight bytes are taken at a time where the rows begin at a multiple of eight
+def gemm(x: Activation, packed: Packed, scale: Tensor) -> Tensor:
+    """Multiply x (rows, K) int8 by a packed weight: (rows, N) fp32, without the row scales."""
+    # flip eight sign bits at a time if all rows are aligned to eight bytes
     if any(place % 8 for place in (x.data.shape[1], x.data.stride(0), x.data.storage_offset())):
         moved = x.data.view(torch.uint8).bitwise_xor(ZERO)
     else:
@@ -122,9 +122,9 @@ def product(x: Activation, packed: Packed, scale: Tensor) -> Tensor:
 def scaled(
     x: Activation, packed: Packed, scale: Tensor, bias: Tensor | None, out: Tensor | None = None
 ) -> Tensor:
-    """The same with the rows' scales, plus bias."""
+    """`gemm` times the scales of the rows, plus bias."""
     assert x.scale is not None
-    y = product(x, packed, scale)
+    y = gemm(x, packed, scale)
     y = torch.mul(y, x.scale[:, None], out=y if out is None else out)
     return y if bias is None else y.add_(bias)
 

@@ -1,18 +1,17 @@
-"""Linear layer on plain torch; on a CPU through oneDNN with the weight packed beforehand.
+"""Linear layer on plain torch; on a CPU through oneDNN with a packed weight.
 
-oneDNN adds bias, activation and residual while the result is still in registers, and gives a row
-the same bits whatever the number of rows beside it, which F.linear does not. This is what makes a
-text's vector independent of its batch. Two ways to call it do not, and are avoided:
+oneDNN applies bias, activation and residual while the result is in registers. It also gives a row
+the same bits whatever the number of rows, which F.linear does not. This makes a text's vector
+independent of its batch. There are two exceptions, which are avoided:
 
-- One row alone takes another path, so it is computed twice.
-- Where bf16 is multiplied in AMX tiles, oneDNN cuts the sums of a linear layer with over 480 inputs
-  at places that depend on the number of rows and of threads. Those of a 1x1 convolution, which is
-  the same arithmetic, it does not. Which one is needed is found out once, by a product whose sums
-  show where they are cut. The convolution takes 5 to 30% longer.
+- A single row takes another code path, so it is computed as two equal rows.
+- With bf16 in AMX tiles, oneDNN splits the sums of a linear layer with over 480 inputs at places
+  that depend on the number of rows and threads. It does not split those of a 1x1 convolution, which
+  is the same arithmetic but 5 to 30% slower. A test GEMM, run once, shows which one is needed.
 
-Measured with the shapes of the checkpoints, 1 to 64 threads: fp32 on AVX2 and AVX-512, bf16 in AMX
-tiles. bf16 on AVX-512 without AMX: up to 12 threads; on more, oneDNN divides the sums of some
-products among the threads when rows are few.
+Bit equality was measured with the shapes of the checkpoints on 1 to 64 threads: fp32 on AVX2 and
+AVX-512, bf16 in AMX tiles. For bf16 on AVX-512 without AMX it holds up to 12 threads; with more,
+oneDNN splits some sums among the threads when there are few rows.
 """
 
 import functools
@@ -31,18 +30,18 @@ from nomicbert_kernels.tensors import (
     plain_linear,
 )
 
-# Padding, stride, dilation and groups of a convolution that is a linear layer.
+# Padding, stride, dilation and groups of a 1x1 convolution.
 ONE_BY_ONE = ([0, 0], [1, 1], [1, 1], 1)
-# Sums of so many terms or fewer are not cut on AMX (1 to 64 threads tried); those of 511 are.
+# Longest sums that AMX does not split (tried with 1 to 64 threads); those of 511 terms it does.
 UNCUT = 480
-# The fewest rows such a convolution is given: with 4 and narrow weights it takes another path.
+# Minimum rows of such a convolution: with 4 and narrow weights it takes another code path.
 FEW_ROWS = 16
-# Rows of an input whose weight's blocks suit most other numbers of rows too.
+# Input rows whose weight layout also suits most other row counts.
 MANY_ROWS = 4096
 
 
 def onednn_packs(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is there, switched on, and packs weights of this dtype."""
+    """Whether oneDNN is available, enabled, and packs weights of this dtype."""
     if not (torch._C._has_mkldnn and torch._C._get_mkldnn_enabled()):
         return False
     if dtype == torch.bfloat16:
@@ -51,7 +50,7 @@ def onednn_packs(dtype: torch.dtype) -> bool:
 
 
 def pack(source: Tensor) -> Packed:
-    """Reorder (N, K) into oneDNN's blocks, which are opaque and cannot be copied or shared."""
+    """Reorder (N, K) into oneDNN's opaque layout, which cannot be copied or shared."""
     source = source.detach().contiguous()
     whole = source.dtype != torch.bfloat16 or source.shape[1] <= UNCUT
     if whole or sums_ignore_rows(torch.get_num_threads()):
@@ -62,11 +61,11 @@ def pack(source: Tensor) -> Packed:
 
 
 def blocked_for(plain: Tensor, rows: int) -> tuple[Tensor, bytes]:
-    """A 1x1 convolution's weight (N, K, 1, 1) in oneDNN's blocks for this input, and their layout.
+    """Reorder a 1x1 convolution's weight for an input of `rows` rows; return it and its layout.
 
     Args:
-        plain: the weight.
-        rows: of the input.
+        plain: the weight, (N, K, 1, 1).
+        rows: number of input rows.
     """
     size = [1, plain.shape[1], rows, 1]
     ops = torch.ops.mkldnn
@@ -75,10 +74,10 @@ def blocked_for(plain: Tensor, rows: int) -> tuple[Tensor, bytes]:
 
 
 def suited(weight: BlockedWeight, rows: int) -> Tensor:
-    """The form of a weight that oneDNN takes fastest for so many rows.
+    """Return the layout of a weight that is fastest for `rows` rows.
 
-    It reorders the plain weight in a fraction of a product's time, but blocks of another layout in
-    a hundred times that.
+    oneDNN reorders a plain weight in a fraction of the GEMM's time; reordering a blocked weight to
+    another layout takes a hundred times as long.
     """
     n, k = weight.plain.shape[:2]
     wanted = layout_for(n, k, max(rows, FEW_ROWS), torch.get_num_threads())
@@ -87,19 +86,19 @@ def suited(weight: BlockedWeight, rows: int) -> Tensor:
 
 @functools.lru_cache(maxsize=4096)
 def layout_for(n: int, k: int, rows: int, threads: int) -> bytes:
-    """The layout that oneDNN wants of a weight (n, k); `threads` are those of the moment."""
+    """Return oneDNN's preferred layout of a weight (n, k); `threads` is only a cache key."""
     return blocked_for(torch.zeros(n, k, 1, 1, dtype=torch.bfloat16, device="cpu"), rows)[1]
 
 
 @functools.cache
 def sums_ignore_rows(threads: int) -> bool:
-    """Whether a packed bf16 linear layer sums in one order whatever the number of rows.
+    """Whether the order of a packed bf16 linear layer's sums is independent of the row count.
 
-    A large term at the start of each sum is taken off at its end, so that rounding in between shows
-    in the result, and with it the order.
+    Each sum starts with a large term and ends with its negative, so the result exposes the rounding
+    in between, and with it the order.
 
     Args:
-        threads: that torch computes with now; the answer is kept for this number.
+        threads: torch's current thread count; only a cache key.
     """
     generator = torch.Generator("cpu").manual_seed(0)
     x, weight = (
@@ -110,21 +109,19 @@ def sums_ignore_rows(threads: int) -> bool:
     weight[:, 0] = weight[:, -1] = 1.0
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16())
     x = x.bfloat16()
-    first = product(x[:2], packed, None)
-    return all(
-        torch.equal(product(x[:rows], packed, None)[:2], first) for rows in (16, 64, 200, 640)
-    )
+    first = gemm(x[:2], packed, None)
+    return all(torch.equal(gemm(x[:rows], packed, None)[:2], first) for rows in (16, 64, 200, 640))
 
 
 def prepare(source: Tensor, bias: Tensor | None, kind: WeightKind) -> Weight:
-    """Pack a weight for `product`, or leave it as it is where oneDNN does not serve it.
+    """Pack a weight for `gemm`, or leave it unchanged if oneDNN cannot pack it.
 
     Args:
         source: (N, K), or (E, N, K) for kind "experts".
         bias: (N,) or None.
         kind: "linear" one piece · "gated" the up half and the gate half ·
             "router" one piece in fp32, because a rounded logit changes the route ·
-            "experts" one piece an expert.
+            "experts" one piece per expert.
     """
     dtype = torch.float32 if kind == "router" else source.dtype
     if source.device.type != "cpu" or source.numel() == 0 or not onednn_packs(dtype):
@@ -140,19 +137,19 @@ def prepare(source: Tensor, bias: Tensor | None, kind: WeightKind) -> Weight:
 
 
 def usable(x: Tensor, weight: Weight, added: Tensor | None = None) -> tuple[Packed, ...]:
-    """The packed pieces; none where gradients or autocast, which they do not follow, are on."""
+    """Return the packed pieces; empty with gradients or autocast, which they do not support."""
     if weight.packed is None or x.shape[0] == 0 or torch.is_autocast_enabled(x.device.type):
         return ()
     if torch.is_grad_enabled():
-        # a bias or a residual alone may ask for a gradient: the fused product would lose it
+        # a bias or residual alone may require a gradient, which the fused op would lose
         inputs = (x, weight.source, weight.bias, added)
         if any(t is not None and t.requires_grad for t in inputs):
             return ()
     return weight.packed
 
 
-def product(x: Tensor, packed: Packed, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """(T, K) times a packed weight, plus bias, through "none", "swish" or "gelu" (exact)."""
+def gemm(x: Tensor, packed: Packed, bias: Tensor | None, activation: str = "none") -> Tensor:
+    """Packed linear layer of x (T, K), then "none", "swish" or "gelu" (exact)."""
     if isinstance(packed, BlockedWeight):
         image, weight = as_image(x), suited(packed, x.shape[0])
         convolve = torch.ops.mkldnn._convolution_pointwise
@@ -160,15 +157,15 @@ def product(x: Tensor, packed: Packed, bias: Tensor | None, activation: str = "n
         return as_rows(y, x.shape[0])
     x = x.contiguous()
     if x.shape[0] == 1:
-        return product(x.expand(2, -1), packed, bias, activation)[:1]
+        return gemm(x.expand(2, -1), packed, bias, activation)[:1]
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "none")
     return out
 
 
-def product_with(
+def gemm_with(
     x: Tensor, packed: Packed, bias: Tensor | None, other: Tensor, combine: str
 ) -> Tensor:
-    """(T, K) times a packed weight, plus bias, then "add" or "mul" with `other` (T, N)."""
+    """Packed linear layer of x (T, K), then "add" or "mul" with `other` (T, N)."""
     if isinstance(packed, BlockedWeight):
         images, weight = (as_image(x), as_image(other)), suited(packed, x.shape[0])
         convolve = torch.ops.mkldnn._convolution_pointwise.binary
@@ -176,13 +173,13 @@ def product_with(
         return as_rows(y, x.shape[0])
     x, other = x.contiguous(), other.contiguous()
     if x.shape[0] == 1:
-        return product_with(x.expand(2, -1), packed, bias, other.expand(2, -1), combine)[:1]
+        return gemm_with(x.expand(2, -1), packed, bias, other.expand(2, -1), combine)[:1]
     out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, packed, bias, combine)
     return out
 
 
 def as_image(x: Tensor) -> Tensor:
-    """Rows (T, K) as an image of T x 1 pixels and K channels, channels last; some zeros for few."""
+    """View (T, K) as a channels-last image of T x 1 pixels; pads to FEW_ROWS rows with zeros."""
     missing = FEW_ROWS - x.shape[0]
     x = F.pad(x, (0, 0, 0, missing)) if missing > 0 else x.contiguous()
     rows, channels = x.shape
@@ -190,7 +187,7 @@ def as_image(x: Tensor) -> Tensor:
 
 
 def as_rows(image: Tensor, rows: int) -> Tensor:
-    """The first rows (T, N) of an image (1, N, T or more, 1)."""
+    """The first T rows (T, N) of an image (1, N, T or more, 1)."""
     return image[0, :, :rows, 0].T.contiguous()
 
 
@@ -204,5 +201,5 @@ def linear(
         y = plain_linear(data, weight.source.to(weight.dtype), weight.bias)
         return y if added is None else y + added
     if added is None:
-        return product(data, packed[0], weight.bias)
-    return product_with(data, packed[0], weight.bias, added.to(data.dtype), "add")
+        return gemm(data, packed[0], weight.bias)
+    return gemm_with(data, packed[0], weight.bias, added.to(data.dtype), "add")

@@ -1,8 +1,8 @@
-"""Linear layer in one kernel: product, bias, and what follows while the sum is in registers.
+"""Linear layer in one kernel: GEMM, bias, and an epilogue while the result is in registers.
 
-What follows is the residual, or for `gelu_triton` the activation or its derivative. Where the
-library's product is taken to be the faster one, it is called: with the residual as addend, or with
-the bias as one and a pass more for the residual, which is then rounded twice.
+The epilogue adds the residual, or for `gelu_triton` applies the activation or its derivative. Where
+the launch tables prefer the vendor's GEMM, it adds the residual itself (beta = 1). With a bias, it
+adds the bias, and a second pass adds the residual, so the result is rounded twice.
 """
 
 from typing import Any
@@ -14,27 +14,27 @@ from torch import Tensor
 
 from nomicbert_kernels import launch
 from nomicbert_kernels import linear as reference
+from nomicbert_kernels.custom_ops import autocast, linear_gradients, on_its_device, watched
 from nomicbert_kernels.gemm_triton import (
     UNSCALED,
     Scales,
     add_bias,
     by_rows,
     dense,
+    gemm,
     grid,
     operands,
-    product,
     scaled,
     store_rounded,
     store_tile,
     tile_at,
 )
-from nomicbert_kernels.library import autocast, linear_gradients, on_its_device, watched
 from nomicbert_kernels.tensors import Activation, Weight, plain_linear, unstrided
 
 
 @triton.jit
 def finish(z, other, FINISH: tl.constexpr):
-    """What follows the product: z + other, gelu(z), or other * gelu'(z)."""
+    """The epilogue: z + other, gelu(z), or other * gelu'(z)."""
     if FINISH == "add":
         z += other
     if FINISH == "gelu":
@@ -71,10 +71,13 @@ def linear_kernel(
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """y (rows, N) = finish(x Wᵀ + b, other); other (rows, N) or None.
+    """y = finish(x Wᵀ + b, other), with y in e4m3 if scale_y is given.
 
-    In e4m3 both operands have scales: one a row of the weight, and one a row of x, or a row and
-    SHARED of its K columns. With scale_y the result is rounded too, BLOCK_N columns a scale.
+    x, weight: (rows, K), (N, K), both fp32, fp16, bf16 or e4m3; row strides stride_x, stride_w
+    scale_x, scale_w: (rows,) or (K / SHARED, rows), and (N,); fp32, for e4m3 operands, else None
+    bias, other: (N,), and (rows, N) with row stride stride_other; any float dtype, or None
+    y: (rows, N) contiguous; x, weight and y are descriptors if DESCRIPTORS
+    scale_y: (N / BLOCK_N, rows) fp32, for y in e4m3, else None
     """
     tiles_m = tl.cdiv(rows, BLOCK_M)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
@@ -82,7 +85,7 @@ def linear_kernel(
     for index in tl.range(first, tiles_m * tiles_n, step, flatten=FLATTEN):
         tile_m, tile_n = tile_at(index, tiles_m, tiles_n, GROUP)
         m, n = tile_m * BLOCK_M, tile_n * BLOCK_N
-        z = product(
+        z = gemm(
             x,
             weight,
             scale_x,
@@ -128,7 +131,7 @@ def launch_linear(
 ) -> Tensor:
     """Launch: x (T, K), weight (N, K), bias (N,) or None, other (T, N) or None -> (T, N).
 
-    What follows the product is of a `kind`: "none", "add", "gelu" or "gelu_backward".
+    kind: the epilogue: "none", "add", "gelu" or "gelu_backward".
     """
     x, weight = by_rows(x), by_rows(weight)
     rows, width = x.shape
@@ -175,7 +178,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | N
 
 @torch.library.custom_op("nomicbert::linear", mutates_args=())
 def linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    """`forward`, as torch's graphs see it."""
+    """`forward` as a custom op."""
     return forward(x, weight, bias, residual)
 
 
@@ -185,7 +188,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -
 
 
 def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep x and the weight."""
+    """Save x and the weight."""
     ctx.save_for_backward(*inputs[:2])
 
 

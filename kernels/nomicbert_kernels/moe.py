@@ -1,8 +1,8 @@
-"""Mixture of experts: each token is sent to the top-k of E small MLPs and their outputs are summed.
+"""Mixture of experts: each token goes to the top-k of E small MLPs, and their outputs are summed.
 
     p = softmax(x Wrᵀ) over all E experts in fp32
     y = sum over the k largest p_e of p_e * gelu(x Wup_eᵀ) Wdown_eᵀ, + one shared bias
-The k probabilities are not made to sum to one again: nomic-embed-text-v2-moe was trained so.
+The k probabilities are not renormalised: nomic-embed-text-v2-moe was trained that way.
 Source: Shazeer et al. 2017, arXiv:1701.06538, section 2.
 """
 
@@ -44,7 +44,7 @@ def moe(x: Tensor | Activation, router: Weight, up: Weight, down: Weight, top_k:
         router: source (E, H), no bias.
         up: source (E, F, H), no bias.
         down: source (E, H, F); bias (H,), added once, or None.
-        top_k: experts a token, 1 to E.
+        top_k: experts per token, 1 to E.
 
     Returns: (T, H), dtype of the weights; softmax and sums in fp32.
     Raises: ValueError: shape, dtype or device mismatch; top_k outside 1 to E.

@@ -5,14 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert_kernels import moe as reference
-from nomicbert_kernels.linear_torch import product, usable
+from nomicbert_kernels.linear_torch import gemm, usable
 from nomicbert_kernels.tensors import Activation, Weight, plain_linear
 
 
 def route(x: Tensor, router: Weight, top_k: int) -> tuple[Tensor, Tensor]:
     """Probabilities (T, k) fp32 and indices (T, k) of the chosen experts."""
     if packed := usable(x, router):
-        logits = product(x.float(), packed[0], None)
+        logits = gemm(x.float(), packed[0], None)
     else:
         logits = plain_linear(x.float(), router.source.float())
     probabilities, chosen = logits.softmax(dim=-1).topk(top_k, dim=-1)
@@ -23,7 +23,7 @@ def expert_mlp(x: Tensor, up: Weight, down: Weight, expert: int) -> Tensor:
     """One expert's MLP on the (n, H) rows sent to it."""
     packed_up, packed_down = usable(x, up), usable(x, down)
     if packed_up and packed_down:
-        return product(product(x, packed_up[expert], None, "gelu"), packed_down[expert], None)
+        return gemm(gemm(x, packed_up[expert], None, "gelu"), packed_down[expert], None)
     inner = F.gelu(plain_linear(x, up.source[expert].to(up.dtype)))
     return plain_linear(inner, down.source[expert].to(down.dtype))
 
@@ -33,7 +33,7 @@ def moe(x: Tensor | Activation, router: Weight, up: Weight, down: Weight, top_k:
     data = reference.check(x, router, up, down, top_k)
     probabilities, chosen = route(data, router, top_k)
     y = torch.zeros(data.shape, dtype=probabilities.dtype, device=data.device)
-    # experts in rising order, so that a token's sum has one order whatever its neighbours
+    # experts in ascending order, so that a token's sum never depends on the other tokens
     for expert in range(router.source.shape[0]):
         token, place = (chosen == expert).nonzero(as_tuple=True)
         out = expert_mlp(data[token], up, down, expert)

@@ -1,10 +1,13 @@
-"""Mixture of experts in four kernels, without a word between host and device; gradients by torch.
+"""Mixture of experts in four kernels, without host-device synchronisation; gradients by torch.
 
-route: logits, softmax and the k largest of each token in one pass over x. Then the (token, expert)
-pairs are sorted by expert, and each product takes tiles of one expert's pairs: up gathers its rows
-from x and activates, down puts its rows back beside their token. combine adds a token's k outputs.
-How many pairs an expert has is known to the device alone; the grid holds as many tiles as there
-could be, and those beyond do nothing.
+1. route: logits, softmax and the top k of each token in one pass over x.
+2. up: torch sorts the (token, expert) pairs by expert. Each GEMM tile has pairs of one expert only,
+   gathers their rows from x, and applies the activation.
+3. down: the second GEMM of each pair, scattered back to token order.
+4. combine: the weighted sum of a token's k outputs.
+
+The number of pairs per expert is known only on the device. So the grid has the largest number of
+tiles possible, and surplus tiles do nothing.
 
 Source: Gale et al. 2022, arXiv:2211.15841, for grouping by sorting.
 """
@@ -19,16 +22,16 @@ from torch import Tensor
 
 from nomicbert_kernels import launch, moe_torch
 from nomicbert_kernels import moe as reference
-from nomicbert_kernels.gemm_triton import by_rows, dense, load_block, product, tile_at
-from nomicbert_kernels.library import on_its_device, recorded, watched
+from nomicbert_kernels.custom_ops import on_its_device, recorded, watched
+from nomicbert_kernels.gemm_triton import by_rows, dense, gemm, load_block, tile_at
 from nomicbert_kernels.linear_triton import finish
 from nomicbert_kernels.tensors import Activation, Weight
 
 logger = logging.getLogger(__name__)
 
-# Experts of a tile of the router's product: what the matrix units take at least.
+# Minimum experts in a tile of the router's GEMM: the smallest tile of the tensor cores.
 LEAST_EXPERTS = 16
-# Columns that a program of the sum takes.
+# Columns per program of combine_kernel.
 BLOCK = 1024
 
 
@@ -49,9 +52,13 @@ def route_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """probabilities (rows, TOP) fp32 and chosen (rows, TOP) int32, largest first."""
+    """Write the TOP largest probabilities of each token and their experts, largest first.
+
+    x (rows, K), weight (E, K): fp32, fp16 or bf16; row strides stride_x, stride_w
+    probabilities, chosen: (rows, TOP) fp32 and int32, contiguous
+    """
     m = tl.program_id(0) * BLOCK_M
-    logits = product(
+    logits = gemm(
         x,
         weight,
         None,
@@ -73,8 +80,9 @@ def route_kernel(
     logits = tl.where((expert < E)[None, :], logits, float("-inf"))
     exponentials = tl.exp(logits - tl.max(logits, 1)[:, None])
     p = exponentials / tl.sum(exponentials, 1)[:, None]
+    # -1 excludes padding experts here, and chosen ones below
     p = tl.where((expert < E)[None, :], p, -1.0)
-    # a token that is not finite has no largest probability: it goes to the first experts, as NaN
+    # a token with NaN has no maximum: choose the first experts, with probability NaN
     broken = tl.max((p != p).to(tl.int32), 1) > 0
     r = m + tl.arange(0, BLOCK_M)
     for place in tl.static_range(TOP):
@@ -106,12 +114,16 @@ def experts_kernel(
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One product of all experts, weight (E, N, K).
+    """One GEMM of all experts: UP: y[i] = gelu(x[pair[i] // TOP] Wᵀ), else y[pair[i]] = x[i] Wᵀ.
 
-    pair lists (token * TOP + place), expert by expert; those of expert e stand from offsets[e] on.
-    UP: y[i] = gelu(x[token of pair i] Wᵀ), else y[pair i] = x[i] Wᵀ.
+    x: (T, K) if UP, else (pairs, K); fp32, fp16 or bf16, row stride stride_x
+    weight, y: (E, N, K) and (pairs, N), contiguous, dtype of x
+    pair: (pairs,) int32, token * TOP + place, sorted by expert
+    offsets: (E + 1,) int32, where the pairs of each expert start in `pair`
     """
     tile_m, tile_n = tile_at(tl.program_id(0), tiles_m, (N + BLOCK_N - 1) // BLOCK_N, GROUP)
+    # Find the expert of tile_m: experts have consecutive tiles, and each starts with a new tile.
+    # Scanning E offsets here avoids a table that the host, or another kernel, would have to build.
     seen = tl.zeros((), tl.int32)
     expert = tl.zeros((), tl.int32)
     first = tl.zeros((), tl.int32)
@@ -120,12 +132,13 @@ def experts_kernel(
         start = tl.load(offsets + e)
         stop = tl.load(offsets + e + 1)
         tiles = tl.cdiv(stop - start, BLOCK_M)
-        # the tile is this expert's unless a later one says so too
+        # the last expert whose tiles start at or before tile_m owns it
         here = tile_m >= seen
         expert = tl.where(here, e, expert)
         first = tl.where(here, start + (tile_m - seen) * BLOCK_M, first)
         end = tl.where(here, stop, end)
         seen += tiles
+    # false for surplus tiles, which lie behind the last expert's pairs
     if first < end:
         n = tile_n * BLOCK_N
         i = first + tl.arange(0, BLOCK_M)
@@ -154,7 +167,11 @@ def experts_kernel(
 def combine_kernel(
     outputs, probabilities, bias, y, N: tl.constexpr, TOP: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """y[t] = sum over j of probabilities[t, j] * outputs[t, j], + bias; a row and BLOCK columns."""
+    """y[t] = sum over j of probabilities[t, j] * outputs[t * TOP + j], + bias.
+
+    outputs (T * TOP, N), y (T, N): contiguous, of one dtype; probabilities (T, TOP) fp32; bias (N,)
+    or None. A program takes one token and BLOCK columns.
+    """
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -168,7 +185,7 @@ def combine_kernel(
 
 
 def route(x: Tensor, router: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Probabilities (T, k) fp32 and experts (T, k) int32 of x (T, H), router (E, H)."""
+    """Launch: x (T, H), router (E, H) -> probabilities (T, k) fp32 and experts (T, k) int32."""
     tokens, width = x.shape
     experts = router.shape[0]
     s = launch.settings("route", x.device, x.dtype, rows=tokens, n=experts, k=width)
@@ -191,14 +208,14 @@ def route(x: Tensor, router: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return probabilities, chosen
 
 
-def experts_product(
+def experts_gemm(
     x: Tensor, weight: Tensor, pair: Tensor, offsets: Tensor, top_k: int, up: bool
 ) -> Tensor:
-    """(pairs, N): the product of each pair's row with its expert's part of the weight (E, N, K)."""
+    """Launch: multiply each pair's row by its expert's weight, of (E, N, K) -> (pairs, N)."""
     experts, inner, width = weight.shape
     y = x.new_empty(pair.shape[0], inner)
     s = launch.settings("experts", x.device, x.dtype, rows=pair.shape[0], n=inner, k=width)
-    # every expert may leave one tile partly filled
+    # upper bound: every expert may have one partly filled tile
     tiles_m = triton.cdiv(pair.shape[0], s["BLOCK_M"]) + experts
     tiles_n = triton.cdiv(inner, s["BLOCK_N"])
     experts_kernel[(tiles_m * tiles_n,)](
@@ -230,12 +247,13 @@ def forward(
     if not y.numel():
         return y
     probabilities, chosen = route(x, router, top_k)
+    # stable, so that the order of pairs is deterministic; the sorted indices are the pairs
     by_expert, pair = torch.sort(chosen.flatten(), stable=True)
     pair = pair.to(torch.int32)
     bounds = torch.arange(router.shape[0] + 1, dtype=torch.int32, device=x.device)
     offsets = torch.searchsorted(by_expert, bounds, out_int32=True)
-    inner = experts_product(x, up, pair, offsets, top_k, up=True)
-    outputs = experts_product(inner, down, pair, offsets, top_k, up=False)
+    inner = experts_gemm(x, up, pair, offsets, top_k, up=True)
+    outputs = experts_gemm(inner, down, pair, offsets, top_k, up=False)
     combine_kernel[(tokens, triton.cdiv(width, BLOCK))](
         outputs, probabilities, dense(bias), y, width, top_k, BLOCK, **launch.COMMON
     )
@@ -246,7 +264,7 @@ def forward(
 def moe_op(
     x: Tensor, router: Tensor, up: Tensor, down: Tensor, bias: Tensor | None, top_k: int
 ) -> Tensor:
-    """`forward`, as torch's graphs see it."""
+    """`forward` as a custom op."""
     return forward(x, router, up, down, bias, top_k)
 
 
@@ -259,7 +277,7 @@ def _(
 
 @functools.cache
 def say_training_is_slow() -> None:
-    """Log, once, what the gradients of experts cost."""
+    """Log once that gradients of experts are slow."""
     logger.info("gradients of a mixture of experts are computed by torch, expert by expert")
 
 

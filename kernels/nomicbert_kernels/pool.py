@@ -1,7 +1,7 @@
-"""One vector a text from its hidden states: pool, then optionally layer_norm, slice, L2.
+"""One vector per text: pool its hidden states, then optionally LayerNorm, slice and L2-normalise.
 
 mean: sum / n · mean_sqrt_len: sum / sqrt n · weightedmean: sum of i h_i / sum of i, i from 1 ·
-max: largest of each column · cls, lasttoken: first, last token.
+max: maximum of each column · cls, lasttoken: first, last token.
 Source: Reimers and Gurevych 2019, arXiv:1908.10084; weightedmean: Muennighoff 2022,
 arXiv:2202.08904; layer_norm before the slice: the card of nomic-embed-text-v1.5.
 """
@@ -47,7 +47,7 @@ def reduce(block: Tensor, mode: PoolMode) -> Tensor:
 
 
 def finish(pooled: Tensor, layer_norm: bool, dim: int | None, normalize: bool) -> Tensor:
-    """LayerNorm over the full width without affine, slice, L2: each where asked for."""
+    """Apply the requested of: LayerNorm over the full width without affine, slice, L2 norm."""
     if layer_norm:
         pooled = normalise(pooled, None, None, LAYER_NORM_EPS)
     pooled = pooled[:, :dim]
@@ -80,7 +80,7 @@ def pool(
     Args:
         hidden: (T, H), fp32, fp16 or bf16, last dim contiguous.
         cu_seqlens: (B + 1,) int32, text b owns rows cu_seqlens[b] to cu_seqlens[b + 1] - 1.
-        plan: what `Ops.plan` made of the same lengths.
+        plan: result of `Ops.plan` for the same lengths.
         mode: one of `PoolMode`.
         layer_norm: normalise over the full width, without weight and bias, eps 1e-5.
         dim: leading columns to keep, or None for all.

@@ -1,7 +1,7 @@
-"""Pooling by runs of texts of one length: one reduction a run instead of one a text.
+"""Pooling by runs of texts of equal length: one reduction per run instead of one per text.
 
-Torch divides the columns of one text among threads, 32 at a time, and sums the columns that are
-left over in another order. So a width that is no multiple of 32 is filled up with zeros.
+Torch divides the columns of one text among threads, 32 at a time, and sums the remaining columns
+in another order. So a width that is not a multiple of 32 is padded with zeros.
 """
 
 import torch
@@ -35,7 +35,7 @@ def pool(
         parts.append(reference.reduce(block.view(-1, run.length, hidden.shape[1]).to(dtype), mode))
     pooled = torch.cat(parts) if parts else hidden.new_zeros(0, width, dtype=dtype)
     pooled = pooled[:, :width]
-    if pooled.shape[0] < texts:  # texts without tokens are in no run: their rows stay zero
+    if pooled.shape[0] < texts:  # empty texts are in no run: their rows stay zero
         filled = [run.text + i for run in plan.runs for i in range(run.texts)]
         rows = torch.tensor(filled, dtype=torch.int64, device=hidden.device)
         pooled = hidden.new_zeros(texts, width, dtype=dtype).index_copy(0, rows, pooled)

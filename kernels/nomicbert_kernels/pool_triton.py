@@ -1,12 +1,24 @@
-"""One vector a text: pooling, LayerNorm, slice and L2 in one kernel, sums in fp32.
+"""One vector per text: pooling, LayerNorm, slice and L2 norm in one kernel, sums in fp32.
 
-A program takes a text. A text of more than CHUNK tokens is cut at every CHUNK-th token from its own
-start; a first kernel pools the pieces, and the text's program adds them up in order. So a text's
-bits depend on nothing but the text. The pieces are found without the host, which does not know
-cu_seqlens: of the CHUNK tokens from a multiple of CHUNK on, at most two begin a piece, one of the
-text that reaches in from before and one of a long text that begins there. Two programs look.
+Each text has one program. A text of more than CHUNK tokens is split at every CHUNK-th token from
+its own start. A first kernel pools these pieces, and the text's program adds them up in order. So a
+text's bits depend only on the text.
 
-With gradients on, the kernel pools only, and LayerNorm, slice and L2 of the few rows are torch's.
+The pieces are found on the device, because the host does not know cu_seqlens. The tokens are
+divided into stretches of CHUNK tokens, aligned to multiples of CHUNK. At most two pieces start in a
+stretch: one of the text that continues from before, and one of a long text that starts in it. So
+each stretch gets two programs.
+
+With gradients on, the kernel only pools; torch does LayerNorm, slice and L2 norm of the B rows.
+
+Pointers of the kernels (contiguous unless a row stride is passed):
+    hidden         (T, WIDTH), fp32, fp16 or bf16; row stride `stride`; None in the backward pass
+                   unless MODE is "max"
+    cu_seqlens     (B + 1,) int32
+    partial        (2 per stretch, WIDTH) fp32, the pooled pieces; None without pieces
+    largest, ties  (B, WIDTH) fp32: the maxima, and how many tokens attain them; else None
+    y              pool: (B, DIM) fp32; backward: (T, WIDTH), dtype of hidden
+    dy             (B, WIDTH) fp32
 
 Source: see `nomicbert_kernels.pool`.
 """
@@ -18,24 +30,24 @@ from torch import Tensor
 
 from nomicbert_kernels import launch
 from nomicbert_kernels import pool as reference
+from nomicbert_kernels.custom_ops import on_its_device, watched
 from nomicbert_kernels.gemm_triton import by_rows
 from nomicbert_kernels.layer_norm_triton import refuse_double, refuse_wide
-from nomicbert_kernels.library import on_its_device, watched
 from nomicbert_kernels.tensors import ONE_TOKEN_MODES, Plan, PoolMode
 
-# Tokens of a piece.
+# Maximum tokens per piece.
 CHUNK = 128
-# Values that a program reads at once, and of how many tokens at most.
+# Values that a program reads at once, and the maximum number of tokens they belong to.
 BLOCK = 8192
 MOST_TOKENS = 32
 WARPS = 4
-# What is summed over tokens where a maximum has been found: how many tokens share it.
+# Internal mode that counts the tokens which attain the maximum of a column.
 TIES = "ties"
 
 
 @triton.jit
 def text_of(cu_seqlens, texts, token, steps):
-    """The text of a token (or of each of several): the last that begins at or before it."""
+    """The text of each token, by binary search: the last that starts at or before it."""
     low = token * 0
     high = low + texts
     for _ in range(steps):
@@ -47,15 +59,15 @@ def text_of(cu_seqlens, texts, token, steps):
 
 
 @triton.jit
-def nothing(MODE: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where a sum or a maximum starts from."""
+def identity(MODE: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The neutral element of a sum or a maximum."""
     start: tl.constexpr = float("-inf") if MODE == "max" else 0.0
     return tl.full((TOKENS, COLUMNS), start, tl.float32)
 
 
 @triton.jit
 def add(pooled, block, mask, MODE: tl.constexpr):
-    """One block more in a sum or a maximum, which NaN passes through as in torch."""
+    """Add a block to a sum or a maximum; a maximum propagates NaN, as in torch."""
     if MODE == "max":
         block = tl.where(mask, block, float("-inf"))
         pooled = tl.maximum(pooled, block, propagate_nan=tl.PropagateNan.ALL)
@@ -65,9 +77,10 @@ def add(pooled, block, mask, MODE: tl.constexpr):
 
 
 @triton.jit
-def over_tokens(pooled, MODE: tl.constexpr):
-    """What the rows of a block come to, (COLUMNS,)."""
+def reduce_tokens(pooled, MODE: tl.constexpr):
+    """Reduce the rows of a block, (COLUMNS,)."""
     if MODE == "max":
+        # tl.max drops NaN
         broken = tl.max((pooled != pooled).to(tl.int32), 0) > 0
         total = tl.where(broken, float("nan"), tl.max(pooled, 0))
     else:
@@ -76,7 +89,7 @@ def over_tokens(pooled, MODE: tl.constexpr):
 
 
 @triton.jit
-def walk(
+def pool_rows(
     pooled,
     hidden,
     largest,
@@ -90,7 +103,7 @@ def walk(
     WIDTH: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
-    """Add `count` rows from `start` on; the first is number `rank` of its text, from 1."""
+    """Add `count` rows from `start` on; `rank` is the position of the first in its text, from 1."""
     if MODE == "ties":
         place = largest + text.to(tl.int64) * WIDTH + c
         top = tl.load(place, mask=c < WIDTH, other=0.0)[None, :]
@@ -123,10 +136,10 @@ def pieces_kernel(
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """partial (programs, WIDTH): the piece of a long text that begins in a stretch of CHUNK tokens.
+    """Pool the pieces of long texts that start in a stretch of CHUNK tokens into rows of partial.
 
-    Even programs look at the text that holds the stretch's first token, odd ones at the text that
-    holds the next stretch's, if it begins within this one.
+    Even programs handle the text of the stretch's first token. Odd programs handle the text of the
+    next stretch's first token, if it starts within this stretch (but not at its first token).
     """
     side = tl.program_id(0) % 2
     stretch = tl.program_id(0) // 2 * CHUNK
@@ -134,13 +147,14 @@ def pieces_kernel(
     text = text_of(cu_seqlens, texts, token, steps)
     start = tl.load(cu_seqlens + text)
     end = tl.load(cu_seqlens + text + 1)
+    # tokens of the text before its first piece that starts in this stretch
     done = tl.cdiv(tl.maximum(stretch - start, 0), CHUNK) * CHUNK
     begins_here = (start > stretch) & (start < stretch + CHUNK)
     mine = (end - start > CHUNK) & ((side == 0) | begins_here)
     count = tl.where(mine, tl.maximum(tl.minimum(end - start - done, CHUNK), 0), 0)
     c = tl.arange(0, COLUMNS)
-    pooled = nothing(MODE, TOKENS, COLUMNS)
-    pooled = walk(
+    pooled = identity(MODE, TOKENS, COLUMNS)
+    pooled = pool_rows(
         pooled,
         hidden,
         largest,
@@ -155,13 +169,14 @@ def pieces_kernel(
         TOKENS,
     )
     place = partial + tl.program_id(0).to(tl.int64) * WIDTH + c
-    tl.store(place, over_tokens(pooled, MODE), mask=c < tl.where(count > 0, WIDTH, 0))
+    # a row without a piece is never read, so it stays unwritten
+    tl.store(place, reduce_tokens(pooled, MODE), mask=c < tl.where(count > 0, WIDTH, 0))
 
 
 @triton.jit
 def finish(pooled, c, LAYER_NORM: tl.constexpr, DIM: tl.constexpr, NORMALIZE: tl.constexpr,
            WIDTH: tl.constexpr, LN_EPS: tl.constexpr, L2_EPS: tl.constexpr):  # fmt: skip
-    """LayerNorm over the full width without affine, slice, L2: each where asked for."""
+    """Apply the requested of: LayerNorm over the full width without affine, slice, L2 norm."""
     if LAYER_NORM:
         centred = tl.where(c < WIDTH, pooled - tl.sum(pooled, 0) / WIDTH, 0.0)
         pooled = centred * tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + LN_EPS)
@@ -190,12 +205,12 @@ def pool_kernel(
     LN_EPS: tl.constexpr,
     L2_EPS: tl.constexpr,
 ):
-    """y (texts, DIM), a text a program; partial holds the pieces of the long ones, if any."""
+    """Pool one text per program: its pieces from partial if it is long, else its rows of hidden."""
     text = tl.program_id(0)
     start = tl.load(cu_seqlens + text)
     length = tl.load(cu_seqlens + text + 1) - start
     c = tl.arange(0, COLUMNS)
-    pooled = nothing(MODE, TOKENS, COLUMNS)
+    pooled = identity(MODE, TOKENS, COLUMNS)
     whole = length
     if MODE == "cls":
         first, whole = start, tl.minimum(length, 1)
@@ -210,12 +225,15 @@ def pool_kernel(
         for i in range(0, pieces, TOKENS):
             k = i + tl.arange(0, TOKENS)
             stretch = (start + k * CHUNK) // CHUNK
+            # the odd program wrote the first piece of a text that starts within its stretch
             slot = 2 * stretch + (start > stretch * CHUNK).to(tl.int32)
             mask = (k < pieces)[:, None] & (c < WIDTH)[None, :]
             places = partial + slot.to(tl.int64)[:, None] * WIDTH + c[None, :]
             pooled = add(pooled, tl.load(places, mask=mask, other=0.0), mask, MODE)
-    pooled = walk(pooled, hidden, largest, text, stride, first, whole, 1, c, MODE, WIDTH, TOKENS)
-    row = tl.where((length > 0) & (c < WIDTH), over_tokens(pooled, MODE), 0.0)
+    pooled = pool_rows(
+        pooled, hidden, largest, text, stride, first, whole, 1, c, MODE, WIDTH, TOKENS
+    )
+    row = tl.where((length > 0) & (c < WIDTH), reduce_tokens(pooled, MODE), 0.0)
     n = tl.maximum(length, 1).to(tl.float32)
     if MODE == "mean":
         row /= n
@@ -244,7 +262,7 @@ def pool_backward_kernel(
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """y (rows, WIDTH): the gradient dy (texts, WIDTH) of each token's text, times its share."""
+    """Write the gradient of each token: dy of its text times the token's share in the pooling."""
     t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     c = tl.arange(0, COLUMNS)
     token = tl.minimum(t, rows - 1)
@@ -278,7 +296,7 @@ def pool_backward_kernel(
 
 
 def tiling(width: int, block: int = BLOCK) -> dict[str, int]:
-    """Launch keywords for rows of this width, of which a program reads `block` values at once."""
+    """Launch keywords for rows of this width; a program reads `block` values at once."""
     refuse_wide(width)
     columns = triton.next_power_of_2(width)
     tokens = min(MOST_TOKENS, max(1, block // columns))
@@ -298,7 +316,7 @@ def forward(
 ) -> Tensor:
     """Launch: hidden (T, H), cu_seqlens (B + 1,) -> (B, dim) fp32.
 
-    Mode "ties" counts the tokens of a text that equal `largest`, (B, H) fp32.
+    Mode "ties" counts the tokens of each text that equal `largest`, (B, H) fp32.
     """
     hidden, cu_seqlens = by_rows(hidden), cu_seqlens.contiguous()
     (rows, width), texts = hidden.shape, cu_seqlens.numel() - 1
@@ -345,7 +363,7 @@ def forward(
 
 @torch.library.custom_op("nomicbert::pool", mutates_args=())
 def pool_op(hidden: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
-    """Each text's row, before LayerNorm, slice and L2: (B, H) fp32."""
+    """`forward` as a custom op, without LayerNorm, slice and L2 norm: (B, H) fp32."""
     return forward(hidden, cu_seqlens, mode)
 
 
@@ -365,13 +383,13 @@ def pool_backward_op(
     hidden: Tensor | None,
     largest: Tensor | None,
 ) -> Tensor:
-    """Gradient of the hidden states (rows, H) in `dtype`; a maximum's is shared by equal tokens."""
+    """Gradient of the hidden states (rows, H) in `dtype`; equal maxima share theirs evenly."""
     dy, cu_seqlens = dy.contiguous(), cu_seqlens.contiguous()
     texts, width = dy.shape
     y = dy.new_empty(rows, width, dtype=dtype)
     if not y.numel():
         return y
-    # addresses of two sides are held here: whole blocks spill on sm_120
+    # half blocks: the kernel holds addresses of dy and y, and full blocks spill on sm_120
     keywords = tiling(width, BLOCK // 2)
     ties = None
     if hidden is not None:
@@ -408,7 +426,7 @@ def _(
 
 
 def save(ctx, inputs, output) -> None:
-    """Keep what tells where a maximum was; the other modes need the lengths alone."""
+    """Save the tensors that locate a maximum; the other modes need only the lengths."""
     hidden, cu_seqlens, ctx.mode = inputs
     ctx.rows, ctx.dtype = hidden.shape[0], hidden.dtype
     kept = (hidden, output) if ctx.mode == "max" else (None, None)

@@ -9,7 +9,7 @@ GPT-NeoX, or interleaved as in GPT-J.
 from torch import Tensor
 
 from nomicbert_kernels import checks
-from nomicbert_kernels.linear import product
+from nomicbert_kernels.linear import gemm
 from nomicbert_kernels.tensors import Activation, Rope, Weight, values
 
 
@@ -34,7 +34,7 @@ def check(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_heads: 
 
 
 def heads_shape(data: Tensor, weight: Weight, num_heads: int) -> tuple[int, int, int, int]:
-    """(T, 3, h, d) of the projected tokens."""
+    """Shape (T, 3, h, d) of the projected tokens."""
     return data.shape[0], 3, num_heads, weight.source.shape[0] // (3 * num_heads)
 
 
@@ -47,7 +47,7 @@ def pairs(x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
 
 
 def rotate(qk: Tensor, rope: Rope) -> Tensor:
-    """Rotate (T, ..., h, d) by each token's angles; computed in the dtype of the tables."""
+    """Rotate (T, ..., h, d) by each token's angles, in the dtype of the tables."""
     shape = (qk.shape[0], *(1,) * (qk.dim() - 2), rope.rotary_dim // 2)
     cos = rope.cos[rope.row].view(shape)
     sin = rope.sin[rope.row].view(shape)
@@ -72,15 +72,15 @@ def qkv_rotary(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_he
     Args:
         x: (T, H), fp32, fp16 or bf16, last dim contiguous; or an Activation of that shape.
         weight: source (3 h d, H): all queries, all keys, all values; bias (3 h d,) or None.
-        rope: the batch's angles, or None for learned positions.
+        rope: rotary angles of the batch, or None for learned positions.
         num_heads: h.
 
-    Returns: (T, 3, h, d), dtype of the weight; products and rotation in fp32.
+    Returns: (T, 3, h, d), dtype of the weight; GEMM and rotation in fp32.
     Raises: ValueError: shape, dtype, device mismatch; odd or too large rotary_dim.
     Source: Su et al. 2021, arXiv:2104.09864, eq. 34.
     """
     data = check(x, weight, rope, num_heads)
-    qkv = product(data, weight).view(heads_shape(data, weight, num_heads))
+    qkv = gemm(data, weight).view(heads_shape(data, weight, num_heads))
     if rope is not None:
         qkv = qkv.clone()
         qkv[:, :2] = rotate(qkv[:, :2], rope)

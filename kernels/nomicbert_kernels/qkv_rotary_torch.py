@@ -1,4 +1,4 @@
-"""The fused projection as one product, then a rotation of queries and keys in place."""
+"""The fused projection as one GEMM, then an in-place rotation of queries and keys."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from nomicbert_kernels import qkv_rotary as reference
 from nomicbert_kernels.linear_torch import linear
 from nomicbert_kernels.tensors import Activation, Rope, Weight
 
-# Tokens that a CPU rotates at a time, so that their queries and keys stay in its cache.
+# Tokens rotated at a time on a CPU, so that their queries and keys stay in its cache.
 ROWS = 128
 
 

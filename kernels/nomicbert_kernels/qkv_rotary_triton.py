@@ -1,8 +1,8 @@
 """The fused projection with the rotation in its epilogue: queries and keys are written once.
 
-A tile holds whole heads, so both halves of every pair are in the same program's registers: they
-are turned there, and the separate pass over queries and keys is saved. Where the library's product
-is the faster one, or a head is not of the common kind, the rotation follows in place.
+A tile holds whole heads, so both halves of every pair are in the registers of one program. The
+rotation there saves a separate pass over queries and keys. With the vendor's GEMM, or head layouts
+that the epilogue does not support, a second kernel rotates in place.
 """
 
 from typing import Any
@@ -14,24 +14,24 @@ from torch import Tensor
 
 from nomicbert_kernels import launch
 from nomicbert_kernels import qkv_rotary as reference
+from nomicbert_kernels.custom_ops import autocast, linear_gradients, on_its_device, watched
 from nomicbert_kernels.gemm_triton import (
     UNSCALED,
     Scales,
     add_bias,
     by_rows,
     dense,
+    gemm,
     grid,
     operands,
-    product,
     scaled,
     store_tile,
     tile_at,
 )
-from nomicbert_kernels.library import autocast, linear_gradients, on_its_device, watched
 from nomicbert_kernels.linear_triton import launch_linear, linear
 from nomicbert_kernels.tensors import Activation, Rope, Weight, plain_linear
 
-# Tokens that a program of the rotation alone takes, of one head.
+# Tokens per program of rotate_kernel.
 BLOCK_TOKENS = 32
 
 
@@ -49,7 +49,7 @@ def rotate_tile(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """A tile of whole heads, queries and keys among them rotated; values stay."""
+    """Rotate the queries and keys in a tile of whole heads; values stay unchanged."""
     half: tl.constexpr = D // 2
     heads: tl.constexpr = BLOCK_N // D
     a, b = tile.reshape(BLOCK_M, heads, 2, half).permute(0, 1, 3, 2).split()
@@ -58,7 +58,7 @@ def rotate_tile(
     places = at[:, None] * half + tl.arange(0, half)[None, :]
     c = tl.load(cos + places)[:, None, :]
     s = tl.load(sin + places)[:, None, :]
-    # a tile may hold keys and values side by side
+    # a tile may hold both keys and values: angle 0 leaves values unchanged
     turns = (n // D + tl.arange(0, heads) < 2 * HEADS)[None, :, None]
     c = tl.where(turns, c, 1.0)
     s = tl.where(turns, s, 0.0)
@@ -92,14 +92,19 @@ def qkv_rotary_kernel(
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """y (rows, N) = x Wᵀ + b, its first 2 HEADS heads rotated by cos and sin (R, D / 2)."""
+    """y = x Wᵀ + b, with the first 2 HEADS heads rotated.
+
+    x, weight, scale_x, scale_w, bias, y: as in `linear_triton.linear_kernel`, with SHARED = K
+    cos, sin: (R, D / 2) fp32, contiguous
+    row: (rows,) int32, the row of cos and sin for each token
+    """
     tiles_m = tl.cdiv(rows, BLOCK_M)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     first, step = tl.program_id(0), tl.num_programs(0)
     for index in tl.range(first, tiles_m * tiles_n, step, flatten=FLATTEN):
         tile_m, tile_n = tile_at(index, tiles_m, tiles_n, GROUP)
         m, n = tile_m * BLOCK_M, tile_n * BLOCK_N
-        z = product(
+        z = gemm(
             x,
             weight,
             scale_x,
@@ -138,7 +143,12 @@ def rotate_kernel(
     BLOCK: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
 ):
-    """Rotate qkv (rows, 3, HEADS, D) in place: one head of queries or keys a program."""
+    """Rotate queries and keys in place; a program takes BLOCK tokens of one head.
+
+    qkv: (rows, 3, HEADS, D), fp32, fp16 or bf16, contiguous
+    cos, sin: (R, HALF) fp32, contiguous
+    row: (rows,) int32, the row of cos and sin for each token
+    """
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     head = tl.program_id(1)
     j = tl.arange(0, BLOCK_HALF)
@@ -163,7 +173,7 @@ def rotate_kernel(
 def rotate_(
     qkv: Tensor, cos: Tensor, sin: Tensor, row: Tensor, interleaved: bool, sign: float = 1.0
 ) -> Tensor:
-    """Rotate the queries and keys of a contiguous qkv (T, 3, h, d) in place; sign -1 turns back."""
+    """Rotate queries and keys of a contiguous qkv (T, 3, h, d) in place; sign -1 rotates back."""
     tokens, _, heads, size = qkv.shape
     half = cos.shape[1]
     if qkv.numel():
@@ -204,7 +214,7 @@ def forward(
     size = wide // (3 * num_heads)
     sizes = {"rows": tokens, "n": wide, "k": width}
     s = launch.settings("qkv_rotary", x.device, x.dtype, **sizes)
-    # the epilogue knows whole heads whose halves are powers of two; others are rotated afterwards
+    # the epilogue needs half-split rotation of whole heads whose size is a power of two
     common = 2 * cos.shape[1] == size and not interleaved and (size & (size - 1)) == 0
     shape = (tokens, 3, num_heads, size)
     apart = not common or s["BLOCK_N"] % size
@@ -250,7 +260,7 @@ def qkv_rotary_op(
     num_heads: int,
     interleaved: bool,
 ) -> Tensor:
-    """`forward`, as torch's graphs see it."""
+    """`forward` as a custom op."""
     return forward(x, weight, bias, cos, sin, row, num_heads, interleaved)
 
 
@@ -272,7 +282,7 @@ def _(
 def qkv_rotary_backward_op(
     dy: Tensor, cos: Tensor, sin: Tensor, row: Tensor, interleaved: bool
 ) -> Tensor:
-    """Gradient of the product (T, 3, h, d): that of the result, dy (T, 3, h, d), turned back."""
+    """Gradient (T, 3, h, d) of the unrotated projection: dy (T, 3, h, d) rotated back."""
     out = dy.clone(memory_format=torch.contiguous_format)
     return rotate_(out, cos, sin, row, interleaved, -1.0)
 
@@ -283,7 +293,7 @@ def _(dy: Tensor, cos: Tensor, sin: Tensor, row: Tensor, interleaved: bool) -> T
 
 
 def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep x, the weight and the angles."""
+    """Save x, the weight and the angles."""
     x, weight, _, cos, sin, row, _, ctx.interleaved = inputs
     ctx.save_for_backward(x, weight, cos, sin, row)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nomicbert_kernels import checks
-from nomicbert_kernels.linear import product
+from nomicbert_kernels.linear import gemm
 from nomicbert_kernels.tensors import Activation, Weight, values
 
 
@@ -23,7 +23,7 @@ def check(x: Tensor | Activation, weight: Weight) -> Tensor:
 
 
 def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor:
-    """Both products and the gate.
+    """Apply the up and gate projections, and combine them.
 
     >>> import torch
     >>> from nomicbert_kernels import select_ops
@@ -36,10 +36,10 @@ def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor:
         x: (T, H), fp32, fp16 or bf16, last dim contiguous; or an Activation of that shape.
         weight: source (2 I, H): the up rows, then the gate rows; bias (2 I,) or None.
 
-    Returns: (T, I), dtype of the weight; products and gate in fp32.
+    Returns: (T, I), dtype of the weight; GEMMs and gate in fp32.
     Raises: ValueError: shape, dtype, device or stride mismatch.
     Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
     """
     data = check(x, weight)
-    up, gate = product(data, weight).chunk(2, dim=1)
+    up, gate = gemm(data, weight).chunk(2, dim=1)
     return (up * gate * torch.sigmoid(gate)).to(weight.dtype)

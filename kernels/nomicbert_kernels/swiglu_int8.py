@@ -1,7 +1,7 @@
-"""SwiGLU in int8: two products of bytes, the gate in fp32, the result rounded to bytes again.
+"""SwiGLU in int8: two int8 GEMMs, the gate in fp32, the result quantised to int8 again.
 
-A factor that all of a row share does not change what the row is rounded to. So without biases
-up * gate is not multiplied by its token's scales; the result's scale is.
+A factor common to a row does not change its int8 values, only its scale. So without biases the
+token's scales are left out of up * gate, and multiplied into the scale of the result.
 """
 
 import torch
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from nomicbert_kernels import swiglu as reference
 from nomicbert_kernels import swiglu_torch
-from nomicbert_kernels.linear_int8 import chunks, product, quantise, scaled, usable
+from nomicbert_kernels.linear_int8 import chunks, gemm, quantise, scaled, usable
 from nomicbert_kernels.tensors import Activation, Weight
 
 
 def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
-    """See `nomicbert_kernels.swiglu`; returns (T, I) int8 with a scale for each token."""
+    """See `nomicbert_kernels.swiglu`; returns (T, I) int8, one scale per token."""
     if not usable(x, weight):
         return swiglu_torch.swiglu(x, weight)
     data = reference.check(x, weight)
@@ -29,13 +29,13 @@ def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
     for rows, some in chunks(x):
         assert some.scale is not None
         if bias_up is None:
-            y, z = product(some, up, scale_up), product(some, gate, scale_gate)
+            y, z = gemm(some, up, scale_up), gemm(some, gate, scale_gate)
             e = z * some.scale.neg()[:, None]
         else:
             y = scaled(some, up, scale_up, bias_up)
             z = scaled(some, gate, scale_gate, bias_gate)
             e = z.neg()
-        # torch's silu gives an element other bits at the end of a thread's share; these do not
+        # torch's silu rounds differently at the end of a thread's chunk; these ops do not
         y.mul_(z).div_(e.exp_().add_(1.0))
         quantise(y, Activation(out[rows], scale[rows]))
         if bias_up is None:

@@ -1,10 +1,10 @@
-"""SwiGLU in two packed products: the gate with its SiLU, then up times the gate."""
+"""SwiGLU in two packed GEMMs: the gate with its SiLU, then up times the gate."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert_kernels import swiglu as reference
-from nomicbert_kernels.linear_torch import product, product_with, usable
+from nomicbert_kernels.linear_torch import gemm, gemm_with, usable
 from nomicbert_kernels.tensors import Activation, Weight, plain_linear
 
 
@@ -17,5 +17,5 @@ def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor:
         return up * F.silu(gate)
     packed_up, packed_gate = packed
     bias_up, bias_gate = (None, None) if weight.bias is None else weight.bias.chunk(2)
-    gated = product(data, packed_gate, bias_gate, "swish")
-    return product_with(data, packed_up, bias_up, gated, "mul")
+    gated = gemm(data, packed_gate, bias_gate, "swish")
+    return gemm_with(data, packed_up, bias_up, gated, "mul")

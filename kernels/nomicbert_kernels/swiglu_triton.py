@@ -1,8 +1,8 @@
-"""SwiGLU in one kernel: both products and the gate, so that only the result is written.
+"""SwiGLU in one kernel: both GEMMs and the gate, so that only the result is written.
 
-A program holds two accumulators for one tile of x. Written apart, up and gate would cost 2 I
-elements a token to write and as many to read.
-Where the library's product is the faster one, it is followed by a kernel for the gate alone.
+A program holds two accumulators for one tile of x. This saves writing and reading 2 I elements per
+token for up and gate. Where the launch tables prefer the vendor's GEMM, a small kernel applies the
+gate to its result.
 """
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nomicbert_kernels import launch
 from nomicbert_kernels import swiglu as reference
+from nomicbert_kernels.custom_ops import autocast, linear_gradients, on_its_device, watched
 from nomicbert_kernels.gemm_triton import (
     UNSCALED,
     Scales,
@@ -26,10 +27,9 @@ from nomicbert_kernels.gemm_triton import (
     store_tile,
     tile_at,
 )
-from nomicbert_kernels.library import autocast, linear_gradients, on_its_device, watched
 from nomicbert_kernels.tensors import Activation, Weight, plain_linear
 
-# Columns that a program of the gate alone takes.
+# Columns per program of gate_kernel.
 BLOCK = 1024
 
 
@@ -55,9 +55,10 @@ def swiglu_kernel(
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """y (rows, N) = up * silu(gate); weight (2 N, K), the up rows first.
+    """y = up * silu(gate), with y in e4m3 if scale_y is given.
 
-    In e4m3 each row of x and of the weight has a scale, and so has every BLOCK_N columns of y.
+    x, scale_x, y, scale_y: as in `linear_triton.linear_kernel`, with SHARED = K
+    weight, scale_w, bias: (2 N, K), (2 N,) and (2 N,), as there; the rows of up come first
     """
     even: tl.constexpr = K % BLOCK_K == 0
     tiles_m = tl.cdiv(rows, BLOCK_M)
@@ -91,7 +92,7 @@ def swiglu_kernel(
 
 @triton.jit
 def gate_kernel(z, y, N: tl.constexpr, BLOCK: tl.constexpr):
-    """y (rows, N) = up * silu(gate) of z (rows, 2 N); a program takes BLOCK columns of a row."""
+    """y (rows, N) = up * silu(gate) of z (rows, 2 N), contiguous; BLOCK columns of a row each."""
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     up = tl.load(z + row * 2 * N + c, mask=c < N, other=0.0).to(tl.float32)
@@ -101,7 +102,7 @@ def gate_kernel(z, y, N: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def gate_backward_kernel(dy, stride_dy, z, dz, N: tl.constexpr, BLOCK: tl.constexpr):
-    """dz (rows, 2 N) of dy (rows, N) and z (rows, 2 N)."""
+    """dz (rows, 2 N) from dy (rows, N) and z (rows, 2 N), all float; dz and z contiguous."""
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     up = tl.load(z + row * 2 * N + c, mask=c < N, other=0.0).to(tl.float32)
@@ -140,7 +141,7 @@ def launch_swiglu(
     y: Tensor,
     scales: Scales = UNSCALED,
 ) -> Tensor:
-    """Launch the kernel, which fills y (T, I)."""
+    """Launch the kernel; y (T, I) is its output."""
     a, w, out, keywords = operands(settings, x, weight, y)
     swiglu_kernel[grid(settings, y.shape[0], y.shape[1], x.device)](
         a,
@@ -161,7 +162,7 @@ def launch_swiglu(
 
 @torch.library.custom_op("nomicbert::swiglu", mutates_args=())
 def swiglu_op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`forward`, as torch's graphs see it."""
+    """`forward` as a custom op."""
     return forward(x, weight, bias)
 
 
@@ -173,7 +174,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @torch.library.custom_op("nomicbert::swiglu_backward", mutates_args=())
 @on_its_device
 def swiglu_backward_op(dy: Tensor, z: Tensor) -> Tensor:
-    """Gradient (T, 2 I) of what was gated, z (T, 2 I), from that of the result, dy (T, I)."""
+    """Gradient (T, 2 I) of z (T, 2 I) = [up, gate], from dy (T, I), the gradient of the result."""
     dy, z = by_rows(dy), z.contiguous()
     rows, inner = dy.shape
     dz = torch.empty_like(z)
@@ -190,7 +191,7 @@ def _(dy: Tensor, z: Tensor) -> Tensor:
 
 
 def save(ctx, inputs, output) -> None:
-    """Keep the inputs alone: both products are computed again, which costs no memory."""
+    """Save only the inputs: recomputing both GEMMs saves memory."""
     ctx.save_for_backward(*inputs)
 
 

@@ -1,7 +1,7 @@
 """The data that ops exchange: prepared weights, activations, rotary tables, batch plans.
 
 Symbols used in all docstrings of this package:
-T tokens of all texts end to end, B texts, H hidden size, h attention heads, d head size,
+T tokens of all texts, concatenated, B texts, H hidden size, h attention heads, d head size,
 I intermediate size, N and K the output and input width of a linear layer.
 """
 
@@ -15,21 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PoolMode = Literal["mean", "cls", "max", "mean_sqrt_len", "lasttoken", "weightedmean"]
-# Those that read one token of a text.
+# Modes that read a single token of each text.
 ONE_TOKEN_MODES = ("cls", "lasttoken")
 WeightKind = Literal["linear", "gated", "router", "experts"]
-# Columns of a row that share a scale, where a row has several.
+# Columns of a row that share a scale, if a row has several scales.
 GROUP = 128
 
 
 @dataclass(frozen=True)
 class BlockedWeight:
-    """A weight (N, K) as that of a 1x1 convolution, for oneDNN; see `linear_torch`.
+    """A weight (N, K) as the weight of a 1x1 convolution, for oneDNN; see `linear_torch`.
 
     Attributes:
-        plain: (N, K, 1, 1), the weight itself.
-        blocked: the same values in oneDNN's blocks, for most numbers of rows.
-        layout: of `blocked`, serialised.
+        plain: (N, K, 1, 1), the weight in its plain layout.
+        blocked: the same values in the blocked oneDNN layout that suits most row counts.
+        layout: serialised oneDNN layout of `blocked`.
     """
 
     plain: Tensor
@@ -42,16 +42,16 @@ Packed = Tensor | BlockedWeight
 
 @dataclass(frozen=True)
 class Weight:
-    """A linear layer's parameters, as the model stores them and as a backend wants them.
+    """A linear layer's parameters, as stored by the model and as packed for a backend.
 
     Attributes:
         source: (N, K), the parameter itself. Ops use it whenever gradients are recorded.
         bias: (N,) in `dtype`, or None.
-        packed: what the backend made of `source`: the same numbers in blocks that suit its
-            matrix product, in one piece or several; None where `source` serves as it is.
+        packed: `source` in the backend's layout or quantised, in one piece or several; None if
+            the backend uses `source` directly.
         scale: (N,) fp32 factors of a quantised `packed`, or None.
-        computed_in: the dtype that `packed` serves, where `source` may be stored in a narrower
-            one; None for that of `source`.
+        computed_in: the dtype of the computation if `source` may be stored in a narrower one;
+            None for the dtype of `source`.
     """
 
     source: Tensor
@@ -62,20 +62,19 @@ class Weight:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the hidden states that it multiplies, and of the result."""
+        """The dtype of the layer's input and result."""
         return self.computed_in or self.source.dtype
 
 
 @dataclass(frozen=True)
 class Activation:
-    """Hidden states in a narrow format, as `layer_norm` may hand them to the next product.
+    """Hidden states, possibly quantised, as an op may pass them to the next GEMM.
 
     Attributes:
         data: (T, H), any dtype.
-        scale: (T,) fp32 factor of each row, or (T, groups) of each row's columns, GROUP at a time;
-            None when `data` holds the values themselves.
-        wide: (T, H) the values as they were before they were rounded, for who adds them on; or
-            None where nobody does.
+        scale: (T,) fp32, one factor per row, or (T, groups), one per row and GROUP columns; None
+            when `data` holds the values themselves.
+        wide: (T, H) the unrounded values, for the residual add; None if unused.
     """
 
     data: Tensor
@@ -103,18 +102,18 @@ class Rope:
 
     @functools.cached_property
     def of_tokens(self) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of each token, (T, rotary_dim / 2), gathered once for all layers."""
+        """Cosines and sines per token, each (T, rotary_dim / 2), gathered once for all layers."""
         return self.cos[self.row], self.sin[self.row]
 
 
 class Run(NamedTuple):
-    """Neighbouring texts of one length: a dense (texts, length) block of the packed tokens.
+    """Neighbouring texts of equal length: a dense (texts, length) block of the packed tokens.
 
     Attributes:
         text: index of the first text.
         token: index of its first token.
-        texts: how many texts.
-        length: tokens of each, at least 1.
+        texts: number of texts.
+        length: tokens per text, at least 1.
     """
 
     text: int
@@ -125,13 +124,13 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Tiles:
-    """Neighbouring tokens that a kernel takes at a time, listed on the device.
+    """Tiles of neighbouring tokens, one per program of a kernel, in device memory.
 
     Attributes:
-        table: (n, 4) int32 rows of first token, tokens, first text, and the text after the last.
-            A tile is a part of one text, or several whole short ones; one of 0 tokens is idle.
+        table: (n, 4) int32, per tile: first token, token count, first text, last text + 1. A tile
+            is a part of one text, or several whole short texts. With 0 tokens it is idle.
         text: (T,) int32, the text of each token.
-        rows: tokens of a tile at most.
+        rows: maximum tokens per tile.
     """
 
     table: Tensor
@@ -141,10 +140,10 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a backend walks the texts of one batch; made once a batch by `Ops.plan`.
+    """How a backend divides the texts of a batch into work; made once per batch by `Ops.plan`.
 
     Attributes:
-        runs: in the order of the texts; texts without tokens are left out. For reference and torch.
+        runs: for reference and torch, in the order of the texts, without empty texts.
         tiles: for triton, else None.
     """
 
@@ -154,10 +153,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class EmbeddingTables:
-    """The tables that `embed` gathers from.
+    """The embedding tables that `embed` gathers from.
 
     Attributes:
-        word: (V, H), one row for each token id.
+        word: (V, H), one row per token id.
         token_type: (types, H), or None for a model without token types.
         position: (positions, H) learned positions, or None for a rotary model.
     """
@@ -168,7 +167,7 @@ class EmbeddingTables:
 
 
 def to_device(values: np.ndarray, device: torch.device | str) -> Tensor:
-    """One copy; to a GPU from pinned memory, so that the host does not wait for it."""
+    """Copy an array to a device; asynchronously, from pinned memory, if it is a GPU."""
     tensor = torch.from_numpy(values)
     if torch.device(device).type != "cuda":
         return tensor.to(device)
@@ -176,15 +175,15 @@ def to_device(values: np.ndarray, device: torch.device | str) -> Tensor:
 
 
 def accumulator(x: Tensor) -> torch.dtype:
-    """The dtype that a reference computes in: fp32, or fp64 when `x` is fp64."""
+    """The dtype the reference computes in: fp32, or fp64 when `x` is fp64."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def unstrided(x: Tensor) -> Tensor:
-    """Rows (T, K) of a GEMM, without gaps on a CPU.
+    """Return the rows (T, K) of a GEMM input, made contiguous on a CPU.
 
-    Where oneDNN computes 16-bit rows in AMX tiles and K is odd, it also reads the element behind
-    each row and multiplies it by zero: NaN between strided rows would spread (seen in torch 2.13).
+    With 16-bit rows, AMX tiles and odd K, oneDNN also reads the element after each row and
+    multiplies it by zero. A NaN between strided rows would spread (seen in torch 2.13).
     """
     return x if x.is_cuda else x.contiguous()
 
@@ -195,7 +194,7 @@ def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def values(x: Tensor | Activation, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The plain tensor behind an op's input; a scaled one is multiplied out, then made `dtype`."""
+    """Return an op's input as a plain tensor; a scaled one is dequantised to `dtype`."""
     if isinstance(x, Tensor):
         return x
     if x.wide is not None:

@@ -1,5 +1,5 @@
-"""Whole models in turns: ours and the libraries that people would take instead, on the same texts.
+"""Benchmark of whole models: this package and alternative libraries, interleaved on the same texts.
 
-Where in the flow: above the package. `workloads` draws texts, `peers` lists who computes them,
-`run` measures, `lines` holds what was found. `nomicbert bench` and bench/throughput.py call it.
+Where in the flow: on top of the package. `workloads` draws texts, `peers` lists the libraries,
+`run` measures, `lines` stores results. `nomicbert bench` and bench/throughput.py call it.
 """

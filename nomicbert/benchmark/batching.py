@@ -1,7 +1,7 @@
-"""How a peer that pads cuts a case into batches, and which way suits it best on that case.
+"""Batches for peers that pad: the candidate ways to cut a case, and the search for the fastest.
 
-Every peer gets its texts sorted by length; how many go into a batch is searched for each peer and
-case, since it matters as much as the peer itself.
+Every peer gets its texts sorted by length. The batch size is searched for each peer and case,
+because it affects speed as much as the choice of the peer.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,15 +11,15 @@ import numpy as np
 
 from nomicbert.benchmark.workloads import Case
 
-# By type of device: texts of a batch, its padded tokens, and those that it has at most unless it is
-# a text alone.
+# By device type: candidates for texts per batch and for padded tokens per batch; and a limit of
+# padded tokens for batches of more than one text.
 COUNTS = {
     "cpu": (1, 4, 8, 16, 32, 64),
     "cuda": (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
 }
 BUDGETS = {"cpu": (1024, 4096), "cuda": (1024, 4096, 16384, 65536)}
 MOST_PADDED = {"cpu": 16384, "cuda": 131072}
-# A way this much slower than the best so far ends the search: batches only grow from there.
+# The search ends at a way that is this much slower than the best: batches only get larger.
 HOPELESS = 1.25
 
 
@@ -28,9 +28,9 @@ class Batching:
     """A way to cut a case.
 
     Attributes:
-        name: as it is reported, such as "32" or "4096 tokens".
+        name: in reports, such as "32" or "4096 tokens".
         parts: indices of the texts of each batch, longest texts first.
-        count: texts of a batch at most; 0 where tokens decide.
+        count: limit of texts per batch; 0 if the limit is in tokens.
     """
 
     name: str
@@ -39,14 +39,14 @@ class Batching:
 
 
 def by_count(lengths: Sequence[int], count: int) -> Batching:
-    """So many texts a batch, sorted by length."""
+    """Batches of `count` texts, sorted by length."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     parts = tuple(tuple(order[i : i + count]) for i in range(0, len(order), count))
     return Batching(str(count), parts, count)
 
 
 def by_tokens(lengths: Sequence[int], budget: int) -> Batching:
-    """So many padded tokens a batch at most, sorted by length."""
+    """Batches of at most `budget` padded tokens, sorted by length."""
     parts: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if parts and lengths[parts[-1][0]] * (len(parts[-1]) + 1) <= budget:
@@ -57,11 +57,11 @@ def by_tokens(lengths: Sequence[int], budget: int) -> Batching:
 
 
 def ways(case: Case, device: str) -> list[Batching]:
-    """All ways that are tried, from small batches to large; no two cut the case alike.
+    """All distinct candidates, from small batches to large.
 
     Args:
-        case: what is cut.
-        device: its type: "cpu" or "cuda".
+        case: the texts.
+        device: device type, "cpu" or "cuda".
     """
     lengths = case.lengths
     if case.is_latency:
@@ -74,11 +74,11 @@ def ways(case: Case, device: str) -> list[Batching]:
 
 
 def fastest(ways: Sequence[Batching], seconds: Callable[[Batching], float]) -> Batching:
-    """The way that takes least time.
+    """The fastest way.
 
     Args:
         ways: from small batches to large.
-        seconds: of one pass over the case in this way.
+        seconds: runs one pass over the case and returns its duration.
     """
     best, least = ways[0], float("inf")
     for way in ways:

@@ -1,4 +1,4 @@
-"""CTranslate2: BERT checkpoints only, by its own converter; pooling and Dense are torch's."""
+"""CTranslate2: BERT checkpoints only, by its own converter; pooling and Dense run in torch."""
 
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ def load(family: str, dtype: str, setting: Setting) -> Runner:
     """See peers.Peer.load."""
     need("ctranslate2", "transformers")
     if read_json(setting.encoder / "config.json")["model_type"] != "bert":
-        raise AbsentError("CTranslate2 does not know the architecture")
+        raise AbsentError("CTranslate2 does not support the architecture")
     return Translated(_folder(setting), dtype, setting)
 
 
 def _folder(setting: Setting) -> Path:
-    """The converted model in the cache, made if it is not there."""
+    """Folder of the converted model in the cache; converts it if missing."""
 
     def make(folder: Path) -> None:
         from ctranslate2.converters import TransformersConverter
@@ -34,10 +34,10 @@ def _folder(setting: Setting) -> Path:
 
 
 class Translated(PaddedRunner):
-    """An encoder that gives hidden states; pooling and Dense are torch's."""
+    """An encoder that returns hidden states; pooling and Dense run in torch."""
 
     def __init__(self, folder: Path, dtype: str, setting: Setting) -> None:
-        """Load it for this dtype of products."""
+        """`dtype` is that of the GEMMs."""
         import ctranslate2
 
         super().__init__(setting)

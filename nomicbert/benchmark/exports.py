@@ -1,7 +1,7 @@
-"""Models that were exported for other runtimes, kept so that they are made once.
+"""Cache of models exported for other runtimes.
 
-A folder's name says what it was made from: a checkpoint that changed under its name, or another
-version of what exports it, has another folder. Old ones stay until somebody removes them.
+A folder's name contains a hash of the checkpoint's files and the exporters' versions, so a change
+of either creates a new folder. Old folders are not removed automatically.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nomicbert.benchmark.peers import Setting
 
-# What all exports pass through.
+# Libraries involved in all exports.
 ALWAYS = ("torch", "transformers")
 # In Setting.loaded: whether this process made an export, which takes more memory than running it.
 MADE = "made an export"
@@ -25,17 +25,17 @@ def kept(
     make: Callable[[Path], None],
     given: object = "",
 ) -> Path:
-    """The folder of an export in the cache; made if it is not there.
+    """Folder of an export in the cache; exports it if missing.
 
-    It appears under its name when it is whole: what is stopped half-way leaves a ".part" folder,
-    which the next try removes.
+    It appears under its name only when complete. An interrupted export leaves a ".part" folder,
+    which the next attempt removes.
 
     Args:
         setting: the checkpoint and the cache.
         name: of the form, such as "onnx-int8".
-        libraries: distributions that make it, beside torch and transformers.
-        make: writes into the empty folder that it is given.
-        given: what else it is made from.
+        libraries: distributions that export it, in addition to torch and transformers.
+        make: writes the export into an empty folder.
+        given: other inputs of the export, part of the hash.
     """
     place = setting.cache / f"{name}-{_key(setting, libraries, given)}"
     if not place.is_dir():
@@ -49,7 +49,7 @@ def kept(
 
 
 def _key(setting: Setting, libraries: Sequence[str], given: object) -> str:
-    """Of the checkpoint's files, by name, size and time of change, and the versions."""
+    """Hash of the checkpoint's files (name, size, modification time) and the versions."""
     facts: list[object] = [given]
     cache = setting.cache.resolve()
     for folder in dict.fromkeys((setting.folder, setting.encoder)):

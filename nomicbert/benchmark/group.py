@@ -1,4 +1,4 @@
-"""Peers in memory together: each finds its best batches, is checked, and takes its turns."""
+"""Measure the peers of a group: search batch sizes, check vectors, time the peers interleaved."""
 
 import math
 import statistics
@@ -18,12 +18,12 @@ from nomicbert.benchmark.workloads import Case
 
 Step = Callable[[str], object]
 
-# Of a latency case: calls of a peer in a round.
+# Timed calls per peer and round in a latency case.
 LATENCY_CALLS = 20
 
 
 class Group:
-    """Peers that are in memory at the same time, and so can be timed in turns."""
+    """Peers that are in memory at the same time, so that they can be timed interleaved."""
 
     def __init__(
         self,
@@ -41,14 +41,14 @@ class Group:
         self.absent: dict[Peer, str] = {}
 
     def cases(self, names: Sequence[str], step: Step) -> Iterator[list[Line]]:
-        """Load the peers, and measure one case after the other: the lines of each."""
+        """Load the peers, then measure each case and yield its lines."""
         for peer in self.options.peers(self.dtypes):
             step(f"load {peer.name}")
             try:
                 self.runners[peer] = peer.load(self.setting)
             except AbsentError as error:
                 self.absent[peer] = str(error)
-            except Exception as error:  # libraries of others raise whatever they like
+            except Exception as error:  # other libraries may raise anything
                 if peer.is_ours:
                     raise
                 self.absent[peer] = f"could not be loaded: {first_line(error)}"
@@ -87,12 +87,12 @@ class Group:
             }
             if measure.is_wrong(least, ratio, peer.dtype):
                 reason = (
-                    f"computes something else: cosine {least:.4f}, norm {ratio:.4f} times that of "
-                    f"{reference}"
+                    f"wrong vectors: cosine {least:.4f} to {reference}, norm {ratio:.4f} times as "
+                    "large"
                 )
                 left_out[peer] = self._line(peer, case, WRONG, reason=reason, **facts[peer])
         right = {peer: self.runners[peer] for peer in facts if peer not in left_out}
-        step(f"{case.name}: in turns")
+        step(f"{case.name}: timing")
         times, rates = self._times(case, right, ways)
         return [
             *(
@@ -111,14 +111,14 @@ class Group:
             started = measure.clock()
             try:
                 runner.vectors(case, way)
-            except torch.OutOfMemoryError:  # of a GPU, for batches that are too large for it
+            except torch.OutOfMemoryError:  # the batches are too large for the GPU
                 return math.inf
             return measure.clock() - started
 
         return fastest(ways, seconds)
 
     def _truth(self, case: Case) -> tuple[str, np.ndarray]:
-        """What vectors are compared with, and the vectors."""
+        """Name and vectors of the peer that the others are compared with."""
         peer = ANCHOR if ANCHOR not in self.absent else OURS
         try:
             runner = self.runners.get(peer) or peer.load(self.setting)
@@ -130,7 +130,7 @@ class Group:
     def _times(
         self, case: Case, right: dict[Peer, Runner], ways: dict[Peer, Batching]
     ) -> tuple[dict[str, list[float]], dict[str, float]]:
-        """Seconds of each peer's calls, and the rate of matrix products of each dtype."""
+        """Seconds of each peer's calls, and the matmul rate (FLOP/s) of each dtype."""
 
         def work(peer: Peer, runner: Runner) -> measure.Work:
             return lambda: runner.vectors(case, ways[peer])
@@ -138,11 +138,11 @@ class Group:
         works = {peer.name: work(peer, runner) for peer, runner in right.items()}
         counts, config, tokens = {}, self.checkpoint.config, case.tokens
         calls = LATENCY_CALLS if case.is_latency and not self.options.quick else 1
-        # in a round as long as where it is called once
+        # the same total time per round, however many calls it has
         seconds = 0.0 if self.options.quick else measure.MATRIX_SECONDS / calls
         for dtype in dict.fromkeys(peer.dtype for peer in right):
-            product = measure.matrix_work(config, dtype, self.options.device, tokens)
-            works[f"matrix {dtype}"], counts[dtype] = measure.repeated(product, seconds)
+            matmul = measure.matrix_work(config, dtype, self.options.device, tokens)
+            works[f"matrix {dtype}"], counts[dtype] = measure.repeated(matmul, seconds)
         times = measure.in_turns(works, self.options.rounds, calls=calls)
         once = measure.matrix_flops(config, tokens)
         rates = {
@@ -210,11 +210,11 @@ class Group:
 
 
 def first_line(error: Exception) -> str:
-    """Of its message, cut to what fits a table."""
+    """First line of an error's message, cut to 160 characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:160]
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
+    """The value, or None for NaN and infinity, which JSON does not have."""
     return value if np.isfinite(value) else None

@@ -1,6 +1,6 @@
-"""What was found, one line for each case and peer; and the ratios that follow from the lines.
+"""Results of the benchmark: one line per case and peer, and the ratios between lines.
 
-A line is a dict that goes to JSON as it is; docs/bench.md says what each field means.
+A line is a dict that is written to JSON unchanged; docs/bench.md describes the fields.
 """
 
 import json
@@ -30,7 +30,7 @@ NAIVE = "transformers-32"
 
 
 def surroundings(device: torch.device) -> Line:
-    """Versions of all libraries, the machine, and the commit where that is known."""
+    """Versions of all libraries, the machine, and the commit if known."""
     versions: dict[str, str | None] = {
         "nomicbert": __version__,
         "python": platform.python_version(),
@@ -48,15 +48,14 @@ def surroundings(device: torch.device) -> Line:
 
 
 def as_json(lines: Iterable[Line]) -> str:
-    """A line of JSON for each, with its end."""
+    """The lines as JSONL."""
     return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
 
 def put(lines: Sequence[Line], path: Path) -> None:
-    """Write a case's lines into a file, in the place of those that it has of the same case.
+    """Write a case's lines into a file; they replace existing lines of the same case.
 
-    The file is written anew beside itself and renamed: a case is in it with all its lines, or not
-    at all.
+    The file is written to a temporary file and renamed, so it never holds part of a case.
     """
     known = read(path) if path.is_file() else []
     new = {block_of(line) for line in lines}
@@ -69,14 +68,14 @@ def put(lines: Sequence[Line], path: Path) -> None:
 
 
 def block_of(line: Line) -> tuple[str, str, str]:
-    """Model, case and group: lines that agree in them were measured in turns."""
+    """Model, case and group: lines with the same key were measured interleaved."""
     return line["model"], line["case"], line["group"]
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a file.
+    """Read the lines of a file.
 
-    Raises: ValueError: one is no line of this kind.
+    Raises: ValueError: a line is not JSON or not a result of this benchmark.
     """
     found = []
     for number, text in enumerate(path.read_text("utf-8").splitlines(), 1):
@@ -86,21 +85,20 @@ def read(path: Path) -> list[Line]:
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is not JSON") from error
         if not known:
-            raise ValueError(f"{path}, line {number} is no result of this benchmark")
+            raise ValueError(f"{path}, line {number} is not a result of this benchmark")
         found.append(line)
     return found
 
 
 def ratios(lines: Sequence[Line], ours: Line) -> tuple[Line | None, float | None, float | None]:
-    """How a line of ours compares with the lines that were measured in turns with it.
+    """Compare a line of ours with the lines that were measured interleaved with it.
 
     Args:
-        lines: of one run or several; later ones count where a peer was measured again.
+        lines: of one or several runs; if a peer was measured again, its last line counts.
         ours: one of them.
 
-    Returns: the fastest right peer of ours' dtype and kind of input, ours' rate over its rate, and
-        ours' rate over that of transformers in fp32 with batches of 32; each None where it is
-        missing.
+    Returns: the fastest correct peer with the same dtype and kind of input; our rate relative to
+        it; our rate relative to transformers in fp32 with batches of 32; each None if missing.
     """
     turns = {
         (line["peer"], line["dtype"]): line
@@ -139,7 +137,7 @@ def _instructions() -> list[str]:
 
 
 def _commit() -> str | None:
-    """Of the source tree that this file lies in."""
+    """Git commit of the source tree of this file, or None."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Time in turns, and what follows from it: rates, spread, cosine, share of the matrix products."""
+"""Interleaved timing, and metrics: FLOPs, spread, memory, cosine, norms, matmul rate."""
 
 import math
 import statistics
@@ -17,17 +17,17 @@ from nomicbert_kernels.linear_torch import onednn_packs
 Work = Callable[[], object]
 Clock = Callable[[], float]
 
-# Rows of the matrix products that a rate is measured with, at most, and seconds of a measurement.
+# For the matmul rate: limit of rows, and seconds per measurement.
 MATRIX_ROWS = 1024
 MATRIX_SECONDS = 0.1
-# The least cosine to the reference, of any text, that a dtype's rounding explains.
+# The minimum cosine of a text to the reference that a dtype's rounding can explain.
 LEAST_COSINE = {"float32": 0.9999, "float16": 0.99, "bfloat16": 0.99, "int8": 0.9, "fp8": 0.9}
-# How far from 1 the ratio of a vector's norm to that of the reference may be.
+# The maximum deviation from 1 of the ratio of a vector's norm to the reference's.
 MOST_STRETCH = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.05, "int8": 0.05, "fp8": 0.05}
 
 
 def clock() -> float:
-    """Seconds, when all that was sent to a GPU is done."""
+    """Current time in seconds, after waiting for the GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -36,18 +36,18 @@ def clock() -> float:
 def in_turns(
     works: Mapping[str, Work], rounds: int, clock: Clock = clock, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Time works A B C, B C A, C A B.
+    """Time works interleaved: A B C, B C A, C A B.
 
-    What disturbs the machine for a while disturbs all of them, and medians drop the rest. Each
-    round begins with another work, so that what follows on whom changes. In a round a work is
-    called once uncounted where it is called several times, so that what the one before it left in
-    the caches, or spinning, is not its own.
+    A disturbance that lasts affects all works, and medians drop short ones. Each round starts with
+    a different work, so that no work always follows the same one. With several calls per round,
+    each work first makes one untimed call, so that caches and spinning threads left by the previous
+    work do not count.
 
     Args:
         works: by name.
-        rounds: of all works, in their order.
-        clock: seconds.
-        calls: of a work in a round that are timed, each by itself.
+        rounds: number of rounds over all works.
+        clock: returns seconds.
+        calls: timed calls per work and round, each timed separately.
 
     Returns: name -> seconds of each timed call.
     """
@@ -67,7 +67,7 @@ def in_turns(
 
 
 def spread(seconds: Sequence[float]) -> float:
-    """Between the quartiles, as a share of the median; 0 for a single value."""
+    """Interquartile range relative to the median; 0 for a single value."""
     if len(seconds) < 2:
         return 0.0
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
@@ -75,19 +75,19 @@ def spread(seconds: Sequence[float]) -> float:
 
 
 def flops(config: EncoderConfig, case: Case) -> float:
-    """Floating-point operations that the model's definition asks for on a case.
+    """Floating-point operations of a case by the model's definition.
 
-    Two for each weight of the linear layers that a token passes, and 4 L H for each token of a text
-    of L tokens in each layer (H hidden numbers): its scores and its mixture. Padding, softmax,
-    norms, embeddings, pooling and Dense count nothing. What an implementation may leave out, such
-    as the last layer of tokens that pooling does not read, counts as if it were done.
+    Per token: 2 for each weight of the linear layers it passes, and in each layer 4 L H for the
+    attention scores and their product with V (text of L tokens, hidden size H). Padding, softmax,
+    norms, embeddings, pooling and Dense do not count. Work that an implementation may skip, such as
+    the last layer for tokens that pooling does not read, counts in full.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     gated = config.hidden_act == "swiglu"
     mlp = (3 if gated else 2) * hidden * inner
     weights = config.num_hidden_layers * (4 * hidden * hidden + mlp)
     if config.num_experts:
-        # every second layer has experts, of which a token passes some, and a router
+        # every second layer has a router and experts, and a token passes moe_top_k of them
         mixed = config.num_hidden_layers // 2
         weights += mixed * ((config.moe_top_k - 1) * mlp + hidden * config.num_experts)
     squares = sum(length * length for length in case.lengths)
@@ -95,9 +95,9 @@ def flops(config: EncoderConfig, case: Case) -> float:
 
 
 def matrix_work(config: EncoderConfig, dtype: str, device: torch.device, tokens: int) -> Work:
-    """A matrix product of the model's MLP shape in a dtype, with weights packed where they can be.
+    """A GEMM of the model's MLP shape in a dtype, with oneDNN-packed weights if available.
 
-    Its rate is what `matrix_rate` makes of its time.
+    `matrix_flops` gives its number of operations.
     """
     rows = matrix_rows(tokens)
     hidden, inner = config.hidden_size, config.intermediate_size
@@ -110,7 +110,7 @@ def matrix_work(config: EncoderConfig, dtype: str, device: torch.device, tokens:
         x, weight = (torch.randn(n, hidden, device=device).to(narrow) for n in (rows, inner))
         one = torch.ones((), device=device)
         return lambda: torch._scaled_mm(x, weight.T, one, one, out_dtype=torch.bfloat16)
-    # the best that the machine does with numbers of this dtype
+    # the fastest dtype of arithmetic that the machine has for this storage dtype
     kind = compute_dtype(device, getattr(torch, dtype))
     x = torch.randn(rows, hidden, device=device).to(kind)
     weight = torch.randn(inner, hidden, device=device).to(kind)
@@ -122,7 +122,7 @@ def matrix_work(config: EncoderConfig, dtype: str, device: torch.device, tokens:
 
 
 def matrix_rows(tokens: int) -> int:
-    """Rows of the product: as many as tokens, within reason."""
+    """Rows of `matrix_work`: the number of tokens, clipped to 16 .. MATRIX_ROWS."""
     return max(16, min(MATRIX_ROWS, tokens))
 
 
@@ -132,7 +132,7 @@ def matrix_flops(config: EncoderConfig, tokens: int) -> float:
 
 
 def repeated(work: Work, seconds: float, clock: Clock = clock) -> tuple[Work, int]:
-    """A work that is so often repeated that it lasts so long, and how often that is."""
+    """Repeat a work so that one call takes about `seconds`; also returns the number of repeats."""
     work()
     started = clock()
     work()
@@ -146,7 +146,7 @@ def repeated(work: Work, seconds: float, clock: Clock = clock) -> tuple[Work, in
 
 
 def gpu_bytes(work: Work) -> int:
-    """Bytes of the GPU's memory that a work needs at most, beside what is held before it."""
+    """Peak GPU memory of a work in bytes, in addition to what was allocated before it."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -156,10 +156,7 @@ def gpu_bytes(work: Work) -> int:
 
 
 def cosines(found: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """(mean, least) cosine of each row of (texts, dim) to the same row of the other; or NaN.
-
-    Other shapes are no match: NaN.
-    """
+    """(mean, least) cosine between the rows of two matrices (texts, dim); NaN if shapes differ."""
     if found.shape != truth.shape:
         return math.nan, math.nan
     a, b = found.astype(np.float64), truth.astype(np.float64)
@@ -170,9 +167,9 @@ def cosines(found: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
 
 
 def norm_ratio(found: np.ndarray, truth: np.ndarray) -> float:
-    """Norm of a row of (texts, dim) over that of the same row of the other, or NaN.
+    """Ratio of row norms of two matrices (texts, dim): the one furthest from 1 over all rows.
 
-    Of all rows the ratio that is furthest from 1. Other shapes and rows of zeros are no match: NaN.
+    NaN if the shapes differ or a row is zero.
     """
     if found.shape != truth.shape:
         return math.nan
@@ -183,9 +180,9 @@ def norm_ratio(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def is_wrong(least: float, ratio: float, dtype: str) -> bool:
-    """Whether a cosine, or a ratio of norms, or NaN, says that something else was computed.
+    """Whether the cosine or the ratio of norms is out of bounds (or NaN) for a dtype.
 
-    All peers are given the checkpoint's own modules, L2 with them where it has one, and nothing
-    after it. So lengths must agree as directions do: one that leaves out L2, or a scale, is wrong.
+    All peers apply the checkpoint's own modules, including L2 if it has one, and nothing else. So
+    norms must agree as well as directions: a peer that omits L2 or a scale is wrong.
     """
     return not (least >= LEAST_COSINE[dtype] and abs(ratio - 1) <= MOST_STRETCH[dtype])

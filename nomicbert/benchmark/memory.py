@@ -1,8 +1,8 @@
-"""How much memory a peer takes: it is loaded and run in a process of its own.
+"""Peak memory of a peer, loaded and run in a process of its own.
 
-What is reported is the most that was resident at any time: Python and its libraries,
-the weights in all forms that loading passes through, and the work on the case. Every process also
-imports torch, which a peer without it would save: about 0.2 GB.
+The figure is the peak resident set: Python and its libraries, the weights in all forms during
+loading, and the work on the case. Every process also imports torch (about 0.2 GB), even for peers
+that do not need it.
 """
 
 import json
@@ -22,29 +22,32 @@ from nomicbert.benchmark.plan import Checkpoint, Options
 from nomicbert.benchmark.workloads import shortest
 
 CASE = "memory"
-# The texts, and how many of them a peer that pads gets at once.
+# The case, and the texts per batch for peers that pad.
 WORKLOAD, BATCH = "passages", 32
 STATUS = Path("/proc/self/status")
-# Characters of what a process that fails says.
+# Limit of characters of a failed process's error message.
 LONGEST_REASON = 160
 
 
 def measure_memory(checkpoint: Checkpoint, options: Options) -> Iterator[Line]:
-    """A line for each peer: its field `peak_bytes`, or the reason why it has none.
+    """Yield a line per peer with the field `peak_bytes`, or with the reason why it has none.
 
     Args:
-        checkpoint: what is loaded.
-        options: peers, dtypes, tokens, threads, device, and a cache, which exports are kept in.
+        checkpoint: the checkpoint to load.
+        options: peers, dtypes, tokens, threads, device, and a cache for exported models.
 
     Raises: ValueError: no cache; a checkpoint whose texts are too short for WORKLOAD.
     """
     if options.cache is None:
-        raise ValueError("peak memory needs a cache: what exporting takes is not the peer's")
+        raise ValueError(
+            "peak memory needs a cache of exported models: exporting must not count as the peer's "
+            "memory"
+        )
     case = checkpoint.case(WORKLOAD, options.tokens, options.device)
     if case is None:
         raise ValueError(
-            f"peak memory is measured on {WORKLOAD}, which have {shortest(WORKLOAD)} tokens or "
-            f"more: this checkpoint's texts have {checkpoint.longest} at most"
+            f"peak memory is measured on {WORKLOAD}, which have at least {shortest(WORKLOAD)} "
+            f"tokens: this checkpoint's texts have at most {checkpoint.longest}"
         )
     options.cache.mkdir(parents=True, exist_ok=True)
     around = surroundings(options.device)
@@ -80,9 +83,9 @@ def measure_memory(checkpoint: Checkpoint, options: Options) -> Iterator[Line]:
 
 
 def peak() -> int:
-    """Bytes of this process that were resident at most.
+    """Peak resident set of this process in bytes.
 
-    Linux counts towards ru_maxrss what the parent of a process had, towards VmHWM its own alone.
+    On Linux it is read from VmHWM, because ru_maxrss also includes the parent's memory at fork.
     """
     if STATUS.is_file():
         line = next(x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM:"))
@@ -94,7 +97,7 @@ def peak() -> int:
 
 
 def _alone(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What `main` says in a process of its own; the reason, if that process fails."""
+    """Run `main` in a process of its own; returns its result, or the reason if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "nomicbert.benchmark.memory", json.dumps(given)],
         capture_output=True,
@@ -102,7 +105,7 @@ def _alone(given: Mapping[str, Any]) -> dict[str, Any]:
         check=False,
     )
     if done.returncode != 0:
-        # a traceback ends with the error; a process that the system stops says nothing
+        # a traceback ends with the error; a process killed by the system leaves no output
         said = done.stderr.strip().splitlines()
         why = said[-1][-LONGEST_REASON:] if said else f"exit code {done.returncode}"
         return {"reason": f"failed: {why}"}
@@ -111,14 +114,14 @@ def _alone(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Load one peer, run it, and say how much was resident, and whether that holds an export."""
+    """Load and run one peer; returns its peak memory, and whether that includes an export."""
     peer = next(peer for peer in PEERS if peer.name == given["peer"])
     torch.set_num_threads(given["threads"])
     checkpoint = Checkpoint.of(given["name"], Path(given["folder"]))
     device = torch.device(given["device"])
     case = checkpoint.case(WORKLOAD, given["tokens"], device)
     assert case is not None
-    # with what exports are made from in a run, so that they are found again
+    # the same inputs of exports as in `run`, so that its cached exports are found
     options = Options((WORKLOAD,), threads=given["threads"], device=device)
     setting = checkpoint.setting(options, Path(given["cache"]))
     try:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the exported model in fp32, and with int8 matrix products."""
+"""ONNX Runtime: the exported model in fp32, and with int8 GEMMs."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ from nomicbert.loading.json_settings import read_json
 INPUTS = ("input_ids", "attention_mask")
 FILE = "model.onnx"
 LIBRARIES = ("onnx", "onnxscript")
-# Of the example that is traced, and what may come instead of it.
+# Shape (texts, tokens) of the traced example, and the upper limits of the dynamic shape.
 EXAMPLE = (2, 24)
 MOST_TEXTS, MOST_TOKENS = 4096, 8192
 
@@ -32,19 +32,19 @@ def load(family: str, dtype: str, setting: Setting) -> Runner:
 
 
 def need(*modules: str) -> None:
-    """Raises: AbsentError: one is not installed."""
+    """Raise an AbsentError if a module is not installed."""
     for module in modules:
         if find_spec(module) is None:
             raise AbsentError(f"{module} is not installed")
 
 
 def exported(setting: Setting) -> Path:
-    """The checkpoint with its pooling as an ONNX file in the cache, made if it is not there."""
+    """ONNX file of the checkpoint with its pooling, in the cache; exports it if missing."""
     return kept(setting, "onnx", LIBRARIES, lambda folder: _export(setting, folder / FILE)) / FILE
 
 
 def quantized(setting: Setting) -> Path:
-    """The same with int8 weights, a scale for each output, and activations scaled as they come."""
+    """The same with int8 weights (a scale per output channel) and dynamic activation scales."""
 
     def make(folder: Path) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -83,7 +83,7 @@ def _export(setting: Setting, path: Path) -> None:
 
 @contextlib.contextmanager
 def without_chatter() -> Iterator[None]:
-    """Exporters tell much that is of no use here, on every channel."""
+    """Silence exporters, which use logging, warnings, stdout and stderr."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -106,7 +106,7 @@ class Session(PaddedRunner):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = setting.threads
         options.log_severity_level = 3
-        # its idle threads would otherwise spin on, and take the time of whoever comes next
+        # otherwise its idle threads keep spinning and slow down the next peer
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self.session: Any = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]

@@ -1,7 +1,7 @@
-"""OpenVINO: the converted model in fp32, with bf16 products, and in two forms of int8.
+"""OpenVINO: the converted model in fp32, with bf16 GEMMs, and in two forms of int8.
 
-"openvino-weights" keeps weights in int8 and lets the CPU plugin quantise activations as they come;
-"openvino-ptq" is NNCF's full quantisation, whose scales were measured on texts of the case's kind.
+"openvino-weights" stores weights in int8 and lets the CPU plugin quantise activations dynamically.
+"openvino-ptq" is NNCF's full quantisation, calibrated on texts of the kinds in the benchmark.
 """
 
 from pathlib import Path
@@ -16,10 +16,10 @@ from nomicbert.benchmark.onnx_peers import INPUTS, need, without_chatter
 from nomicbert.benchmark.peers import Runner, Setting
 from nomicbert.benchmark.sentence import PaddedRunner, load_sentence, pad_id
 
-# Texts that scales are measured on, at most.
+# Limit of texts for calibration.
 SAMPLE = 48
-# Neighbouring activations that share a scale: smaller is slower, and the plugin computes in fp32 as
-# if none was asked for when it is as wide as a row.
+# Adjacent activations that share a scale. Smaller groups are slower; with groups as wide as a row
+# the plugin ignores the setting and computes in fp32.
 GROUP = "128"
 FILE = "model.xml"
 
@@ -37,7 +37,7 @@ def load(family: str, dtype: str, setting: Setting) -> Runner:
 
 
 def _file(name: str, setting: Setting) -> Path:
-    """The model in this form, in the cache, made if it is not there."""
+    """File of the model in this form in the cache; converts it if missing."""
 
     def make(folder: Path) -> None:
         import openvino
@@ -51,7 +51,7 @@ def _file(name: str, setting: Setting) -> Path:
 
 
 def _in_int8(name: str, setting: Setting) -> Any:
-    """NNCF's compressed weights, or its full quantisation."""
+    """Quantise the model with NNCF: weights only, or fully."""
     import nncf
     import openvino
 
@@ -72,7 +72,7 @@ def _in_int8(name: str, setting: Setting) -> Any:
 
 
 def _converted(setting: Setting) -> Any:
-    """The checkpoint with its pooling, traced."""
+    """Convert the checkpoint with its pooling by tracing."""
     import openvino
 
     sentence = load_sentence(setting, "float32")
@@ -87,7 +87,7 @@ def _converted(setting: Setting) -> Any:
 
 
 class Compiled(PaddedRunner):
-    """A compiled model and one request."""
+    """A compiled model and its inference request."""
 
     def __init__(self, path: Path, options: dict[str, str], setting: Setting) -> None:
         """Compile the file for the CPU."""

@@ -1,4 +1,4 @@
-"""This package, from token ids or from strings, and where its time goes."""
+"""This package as a peer, from token ids or from strings, and a breakdown of its time."""
 
 import time
 from collections.abc import Callable
@@ -25,11 +25,13 @@ def load(family: str, dtype: str, setting: Setting) -> Runner:
     """See peers.Peer.load."""
     key = f"ours {dtype}"
     if key not in setting.loaded:
-        # in int8 linear layers compute alone; all else is float32
-        choice = {"backend": "int8"} if dtype == "int8" else {"dtype": dtype}
+        # only linear layers run in int8; everything else is float32
         try:
             setting.loaded[key] = Embedder.from_pretrained(
-                setting.folder, device=setting.device, **choice
+                setting.folder,
+                device=setting.device,
+                dtype="float32" if dtype == "int8" else dtype,
+                backend="int8" if dtype == "int8" else "auto",
             )
         except BackendError as error:
             raise AbsentError(str(error)) from error
@@ -38,7 +40,7 @@ def load(family: str, dtype: str, setting: Setting) -> Runner:
 
 
 class Ids:
-    """Token ids to vectors, in the batches that `Embedder.encode` makes of them.
+    """Token ids to vectors, in the same batches as `Embedder.encode`.
 
     Attributes:
         from_texts: see Runner.
@@ -62,13 +64,13 @@ class Ids:
         return self._run(case, way, lambda texts: encode(texts, Finish()))
 
     def shares(self, case: Case, way: Batching) -> dict[str, float]:
-        """Seconds of one pass: "tokenise", "encode" and "pool", which holds Dense and L2."""
+        """Seconds of one pass: "tokenise", "encode" and "pool", which includes Dense and L2."""
         started = time.perf_counter()
         self.embedder.tokenizer.encode(case.texts, self.embedder.max_seq_length)
         tokenised = time.perf_counter()
         device, watched = self.embedder.device, Watched(self.embedder.model)
         whole: Any = EmbeddingModel(watched, self.embedder.pooling)  # type: ignore[arg-type]
-        # launch by launch: of what a graph replays, no part can be timed
+        # without CUDA graphs, because parts of a graph cannot be timed
         self._run(case, way, lambda texts: whole(pack(texts, device)))
         seconds = time.perf_counter() - tokenised
         return {
@@ -86,7 +88,7 @@ class Ids:
             found = encode([case.ids[i] for i in part])
             if not rows.numel():
                 rows = found.new_empty(len(case.ids), found.shape[1])
-            # a plain list would be copied from pageable memory, for which the host waits
+            # a plain list would be copied from pageable memory, which blocks the host
             rows.index_copy_(0, to_device(np.array(part), found.device), found)
         vectors: np.ndarray = rows.cpu().numpy()
         return vectors
@@ -117,18 +119,18 @@ class Texts:
 
 
 class Watched:
-    """A model that adds up the seconds of its encoder."""
+    """A model that sums up the time of its encoder."""
 
     def __init__(self, model: Any) -> None:
-        """Everything else is the model's own."""
+        """Everything except `core` is delegated to the model."""
         self.model, self.seconds = model, 0.0
 
     def __getattr__(self, name: str) -> Any:
-        """What the model has."""
+        """Delegate to the model."""
         return getattr(self.model, name)
 
     def core(self, *given: Any) -> Tensor:
-        """The model's own, timed until the device is done."""
+        """The model's `core`, timed until the device is done."""
         started = time.perf_counter()
         hidden: Tensor = self.model.core(*given)
         if hidden.is_cuda:

@@ -1,7 +1,7 @@
-"""Who takes part: ours, and each library that could compute the same vectors, by name and dtype.
+"""The peers of the benchmark: this package, and libraries that can compute the same vectors.
 
-A peer that cannot take part says why: its library is missing, it does not know the architecture,
-the checkpoint cannot be exported. Nothing is invented for it.
+A peer that cannot take part gives the reason: its library is missing, it does not support the
+architecture, or the checkpoint cannot be exported. Its results are never estimated.
 """
 
 import importlib
@@ -20,37 +20,37 @@ DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 class AbsentError(Exception):
-    """A peer cannot take part; the message says why, in half a line."""
+    """A peer cannot take part; the message gives the reason, in half a line."""
 
 
 class Runner(Protocol):
-    """A peer that is loaded.
+    """A loaded peer.
 
     Attributes:
-        from_texts: it takes strings, so its time holds tokenisation.
+        from_texts: it takes strings, so its time includes tokenisation.
     """
 
     from_texts: bool
 
     def ways(self, case: Case) -> list[Batching]:
-        """Ways to cut a case that it should be tried with; one for a peer that decides itself."""
+        """Candidate ways to cut a case into batches; one for a peer that batches by itself."""
 
     def vectors(self, case: Case, way: Batching) -> np.ndarray:
-        """(texts, dim) fp32, in the case's order, when all of it is computed."""
+        """Compute all vectors (texts, dim) fp32, in the case's order; blocks until done."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a peer is loaded with.
+    """Everything that a peer needs for loading.
 
     Attributes:
         folder: of the checkpoint with its modules.json.
         encoder: of its config.json, tokenizer and weights.
-        device: where it computes.
-        threads: that it may use.
-        cache: where exported models are kept.
-        sample: token ids of some texts, for a peer that measures activations beforehand.
-        loaded: what several peers share, so that it is in memory once.
+        device: of the computation.
+        threads: number of CPU threads.
+        cache: folder of exported models.
+        sample: token ids of some texts, for peers that calibrate activations.
+        loaded: models shared by several peers, so that each is in memory once.
     """
 
     folder: Path
@@ -67,11 +67,11 @@ class Peer:
     """One row of a table.
 
     Attributes:
-        family: what --peer takes.
-        dtype: one of DTYPES, that its matrix products are computed in.
-        module: where it is loaded, a name below this package.
-        devices: types of device that it runs on.
-        slow: takes minutes to load, so that only who names it gets it.
+        family: its name for --peer.
+        dtype: of its GEMMs, one of DTYPES.
+        module: name of the module of this package that loads it.
+        devices: device types that it runs on.
+        slow: takes minutes to load, so it takes part only on request.
     """
 
     family: str
@@ -82,12 +82,12 @@ class Peer:
 
     @property
     def name(self) -> str:
-        """Of this row: unique."""
+        """Unique name of this row."""
         return f"{self.family} {self.dtype}"
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is what the others are compared with."""
+        """Whether this peer is this package."""
         return self.family in ("ours", "ours-texts")
 
     def load(self, setting: Setting) -> Runner:
@@ -136,20 +136,20 @@ OURS = next(peer for peer in PEERS if peer.name == "ours float32")
 
 
 def dtypes_of(device: torch.device) -> list[str]:
-    """Those that somebody computes in on a device."""
+    """Dtypes that at least one peer supports on a device."""
     return [d for d in DTYPES if any(d == p.dtype and device.type in p.devices for p in PEERS)]
 
 
 def choose(
     families: Sequence[str] | None, dtypes: Sequence[str], device: torch.device, slow: bool
 ) -> list[Peer]:
-    """The rows of some families and dtypes that are meant for a device.
+    """The peers of some families and dtypes for a device.
 
     Args:
         families: None takes all; ours always take part.
         dtypes: of DTYPES.
-        device: where they compute.
-        slow: take those too that need minutes to load, named or not.
+        device: of the computation.
+        slow: also include peers that take minutes to load, even if not named.
 
     Raises: ValueError: an unknown family.
     """

@@ -1,4 +1,4 @@
-"""What is measured, on which checkpoint."""
+"""Options of a benchmark, and its checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,29 +13,29 @@ from nomicbert.loading.folder import read_folder
 from nomicbert.text.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
-# The group of latency cases whose peers of all dtypes take turns.
+# Name of the group of latency cases in which the peers of all dtypes are interleaved.
 ALL = "all"
-# What scales of activations are measured on: as many texts of each kind, of another seed.
+# Calibration texts: cases, and texts per case, drawn with a seed of their own.
 SAMPLE_CASES = ("queries", "passages", "fixed-512")
 SAMPLE_TEXTS, SAMPLE_TOKENS, SAMPLE_SEED = 16, 8192, 1
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured.
+    """Options of a benchmark.
 
     Attributes:
         cases: of workloads.NAMES.
-        dtypes: of peers.DTYPES; the peers of one are loaded, measured and let go.
+        dtypes: of peers.DTYPES; the peers of one dtype are loaded, measured and freed together.
         families: of peers.FAMILIES, or None for all.
-        tokens: of a case, about.
-        rounds: of all peers in turn.
-        threads: that each peer may use.
-        device: where all compute.
-        cache: where exported models are kept, which may be gigabytes; None for a while only.
-        slow: let those take part that need minutes to load, too.
+        tokens: approximate number of tokens per case.
+        rounds: number of interleaved rounds over all peers.
+        threads: number of CPU threads of each peer.
+        device: of the computation.
+        cache: folder of exported models (may take gigabytes); None uses a temporary folder.
+        slow: include peers that take minutes to load.
         together: load the peers of all dtypes at once for latency cases, to compare across dtypes.
-        quick: as little as shows that everything runs.
+        quick: as little work as possible, to test that everything runs.
     """
 
     cases: Sequence[str]
@@ -51,14 +51,14 @@ class Options:
     quick: bool = False
 
     def groups(self) -> list[tuple[str, list[str], list[str]]]:
-        """Name, dtypes and cases of each group: its peers are in memory together."""
+        """Name, dtypes and cases of each group, whose peers are in memory together."""
         latency = [name for name in self.cases if self.together and name.startswith("latency-")]
         others = [name for name in self.cases if name not in latency]
         found = [(dtype, [dtype], others) for dtype in self.dtypes if others]
         return [*found, (ALL, list(self.dtypes), latency)] if latency else found
 
     def peers(self, dtypes: Sequence[str]) -> list[Peer]:
-        """Who takes turns in a group of these dtypes; the common measure too, if asked for."""
+        """The peers of a group; includes ANCHOR unless `families` excludes it."""
         found = choose(self.families, dtypes, self.device, self.slow)
         if not found or ANCHOR in found:
             return found
@@ -69,10 +69,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What all peers share of a checkpoint.
+    """The properties of a checkpoint that do not depend on the peer.
 
     Attributes:
-        name: as it was given.
+        name: given by the caller.
         folder: of modules.json.
         encoder: of config.json, tokenizer and weights.
     """
@@ -103,7 +103,7 @@ class Checkpoint:
         )
 
     def setting(self, options: Options, cache: Path) -> Setting:
-        """What the peers of a group are loaded with; nothing is loaded yet."""
+        """The Setting that the peers of a group share; nothing is loaded yet."""
         sample: list[list[int]] = []
         for name in SAMPLE_CASES:
             case = self.case(name, SAMPLE_TOKENS, options.device, SAMPLE_SEED)

@@ -1,4 +1,4 @@
-"""The whole benchmark of a checkpoint: a dtype's peers are loaded, measured and let go in turn."""
+"""Run the benchmark of a checkpoint: load, measure and free the peers of each group."""
 
 import gc
 import tempfile
@@ -16,10 +16,10 @@ from nomicbert.runtime.allocator import keep_freed_memory
 
 
 def check(options: Options) -> None:
-    """Refuse what cannot be measured.
+    """Check the options.
 
-    Raises: ValueError: an unknown case, dtype or peer; a dtype that nobody has on the device;
-        tokens, rounds or threads below one.
+    Raises: ValueError: an unknown case, dtype or peer; a dtype that no peer supports on the device;
+        tokens, rounds or threads below 1.
     """
     for name in ("tokens", "rounds", "threads"):
         if (number := getattr(options, name)) < 1:
@@ -32,27 +32,29 @@ def check(options: Options) -> None:
             raise ValueError(f"unknown {name} {unknown[0]!r}: it must be one of {', '.join(known)}")
     for dtype in options.dtypes:
         if not choose(options.families, [dtype], options.device, options.slow):
-            raise ValueError(f"nobody computes in {dtype} on {options.device.type}: choose another")
+            raise ValueError(
+                f"no peer supports {dtype} on {options.device.type}: choose another dtype"
+            )
 
 
 def run(
     checkpoint: Checkpoint, options: Options, step: Step = lambda what: None
 ) -> Iterator[list[Line]]:
-    """Measure, and yield the lines of each case, one for each peer, as soon as it is done.
+    """Measure, and yield the lines of each case as soon as it is done, one line per peer.
 
-    Peers that cannot take part have lines too, which say why. torch's number of threads is set and
-    set back.
+    Peers that cannot take part also have lines, with the reason. torch's number of threads is set
+    during the run and restored.
 
     Args:
-        checkpoint: what is computed.
-        options: what is measured.
-        step: told what is done next.
+        checkpoint: the checkpoint to benchmark.
+        options: cases, peers and how to measure.
+        step: called before each step with its description.
 
     Raises: ValueError: see check.
     """
     check(options)
     threads = torch.get_num_threads()
-    # it holds for the process, and so for all who take turns in it: before any of them is loaded
+    # affects the whole process: set before any peer is loaded, so that all run under it
     keep_freed_memory(options.device)
     torch.set_num_threads(options.threads)
     try:

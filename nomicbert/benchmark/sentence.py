@@ -1,7 +1,7 @@
-"""transformers' encoder with the checkpoint's own pooling behind it, as one torch module.
+"""transformers' encoder followed by the checkpoint's own pooling, as one torch module.
 
-This is what its users would write, and what is exported for other runtimes: vectors come out, so
-that no hidden states have to be copied.
+This is how users of transformers would write it, and it is the module exported to other runtimes.
+It returns vectors, so no hidden states have to be copied.
 """
 
 from importlib.util import find_spec
@@ -30,14 +30,14 @@ class Sentence(nn.Module):
     """Padded token ids -> vectors."""
 
     def __init__(self, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
-        """Put what `folder` says of pooling behind a model of transformers.
+        """Append the pooling and Dense layers of `folder` to a model of transformers.
 
-        Raises: AbsentError: a pooling that is not written here.
+        Raises: AbsentError: a pooling mode that is not implemented here.
         """
         super().__init__()
         steps = read_steps(folder)
         if steps.mode not in ("mean", "cls"):
-            raise AbsentError(f"pooling {steps.mode!r} is not written for peers")
+            raise AbsentError(f"pooling {steps.mode!r} is not implemented for peers")
         self.model, self.mode = model, steps.mode
         self.normalize = (folder / "modules.json").is_file() and "Normalize" in (
             folder / "modules.json"
@@ -57,7 +57,7 @@ class Sentence(nn.Module):
         return self.pool(hidden, attention_mask)
 
     def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """What follows the encoder: (texts, longest, hidden) and a mask -> (texts, dim) fp32."""
+        """The steps after the encoder: (texts, longest, hidden) and a mask -> (texts, dim) fp32."""
         if self.mode == "cls":
             x = hidden[:, 0]
         else:
@@ -72,7 +72,7 @@ class Sentence(nn.Module):
 def load_sentence(setting: Setting, dtype: str) -> Sentence:
     """The checkpoint in transformers with sdpa attention, in eval mode, on the setting's device.
 
-    Raises: AbsentError: transformers is missing or does not read the checkpoint as it is meant.
+    Raises: AbsentError: transformers is missing or does not read the checkpoint correctly.
     """
     key = f"transformers {dtype}"
     if key not in setting.loaded:
@@ -84,7 +84,7 @@ def load_sentence(setting: Setting, dtype: str) -> Sentence:
 
 
 def known(setting: Setting) -> Transformers:
-    """Transformers' class for the checkpoint, which reads it as it is meant.
+    """The reference `Transformers`, checked to read the checkpoint correctly.
 
     Raises: AbsentError: it does not, or is not installed.
     """
@@ -104,7 +104,7 @@ def known(setting: Setting) -> Transformers:
 
 
 def pad_id(setting: Setting) -> int:
-    """The token id that fills up batches."""
+    """The token id for padding."""
     return int(read_json(setting.encoder / "config.json").get("pad_token_id") or 0)
 
 
@@ -118,7 +118,7 @@ class PaddedRunner:
     from_texts = False
 
     def __init__(self, setting: Setting, count: int | None = None) -> None:
-        """`count` fixes the texts of a batch."""
+        """`count` fixes the texts per batch."""
         self.pad, self.device, self.count = pad_id(setting), setting.device, count
 
     def batch(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Lines as tables of at most 100 columns for a terminal, and what belongs to them."""
+"""Lines as tables for a terminal, at most 100 columns wide, with ratios and absent peers."""
 
 import textwrap
 from collections.abc import Sequence
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from nomicbert.benchmark.lines import MEASURED, WRONG, Line, is_ours, ratios
 
 WIDTH = 96
-# Peer, batch, tokens/s, spread, share of the matrix product, cosine, times ours.
+# Widths of peer, batch, tokens/s, spread, share of the matmul rate, cosine, ratio to ours.
 COLUMNS = (32, 13, 11, 9, 9, 10, 10)
 HEAD = ("peer", "batch", "tokens/s", "spread", "matrix", "cosine", "to ours")
 LATENCY_HEAD = ("peer", "", "p50 ms", "p99 ms", "", "cosine", "to ours")
 
 
 def milliseconds(seconds: float) -> str:
-    """As many digits as say something."""
+    """Format seconds as milliseconds with about three significant digits."""
     value = 1000 * seconds
     return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def as_table(lines: Sequence[Line]) -> str:
-    """The lines of a case that were measured in turns; empty where none was measured."""
+    """Table of the lines of a case that were measured interleaved; empty if there are none."""
     measured = [line for line in lines if line["status"] == MEASURED]
     if not measured:
         return ""
@@ -47,7 +47,7 @@ def as_table(lines: Sequence[Line]) -> str:
 
 
 def _verdict(line: Line, measured: Sequence[Line]) -> list[str]:
-    """Ours against the best of the others, in words."""
+    """Sentences that compare ours with the best peer."""
     best, over_best, over_naive = ratios(measured, line)
     said = []
     if best is not None and over_best is not None:
@@ -63,9 +63,9 @@ def _verdict(line: Line, measured: Sequence[Line]) -> list[str]:
 
 
 def left_out(lines: Sequence[Line]) -> str:
-    """Each absent peer and each reason once; what is wrong with the cases that show it.
+    """List absent and wrong peers with their reasons, each once, and the affected cases.
 
-    Empty where nobody is left out.
+    Empty if no peer is left out.
     """
     reasons: dict[tuple[str, str], list[str]] = {}
     for line in lines:
@@ -86,7 +86,7 @@ def left_out(lines: Sequence[Line]) -> str:
 
 
 def _is_own(ours: Line, line: Line) -> bool:
-    """Whether a line is of ours in another's dtype and from its kind of input."""
+    """Whether `ours` is a line of this package with the dtype, input and group of `line`."""
     return is_ours(ours["peer"]) and all(
         ours[key] == line[key] for key in ("dtype", "from_texts", "group")
     )

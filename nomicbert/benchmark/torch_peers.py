@@ -1,4 +1,4 @@
-"""transformers as it is and compiled, and sentence-transformers."""
+"""transformers, eager and compiled, and sentence-transformers."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -28,7 +28,7 @@ class Native(PaddedRunner):
     """transformers' own forward pass."""
 
     def __init__(self, setting: Setting, dtype: str, count: int | None, compiled: bool) -> None:
-        """`count` fixes the texts of a batch."""
+        """`count` fixes the texts per batch."""
         super().__init__(setting, count)
         self.model: Any = load_sentence(setting, dtype)
         if compiled:
@@ -54,7 +54,7 @@ class FromTexts:
     def __init__(self, setting: Setting, dtype: str) -> None:
         """Load it.
 
-        Raises: AbsentError: it is not installed, or does not read the checkpoint as it is meant.
+        Raises: AbsentError: it is not installed, or does not read the checkpoint correctly.
         """
         if find_spec("sentence_transformers") is None:
             raise AbsentError("sentence-transformers is not installed")

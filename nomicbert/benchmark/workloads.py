@@ -1,7 +1,7 @@
-"""What is embedded: texts whose tokenisation is known, in the lengths that services meet.
+"""Workloads of the benchmark: texts with known tokenisation and lengths typical of services.
 
-A length counts special tokens too. Texts are whole words, or Chinese characters, that the
-checkpoint's tokenizer keeps in one piece; each text is tokenised again to prove its ids.
+Lengths include special tokens. Texts consist of whole words, or Chinese characters, that are one
+token each in the checkpoint's tokenizer. Each text is tokenised again to check its ids.
 """
 
 import math
@@ -37,7 +37,7 @@ class Case:
         name: one of NAMES.
         ids: token ids of each text, special ones included.
         texts: the same as strings, in the same order.
-        kinds: name -> tokens, where a case mixes several kinds of texts.
+        kinds: name -> tokens, if a case mixes several kinds of texts.
     """
 
     name: str
@@ -52,23 +52,23 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """Of all texts; nobody is paid for padding."""
+        """Tokens of all texts; padding does not count."""
         return sum(self.lengths)
 
     @property
     def is_latency(self) -> bool:
-        """One text at a time: what counts is how long the answer takes."""
+        """Whether the case measures the latency of a single text."""
         return self.name.startswith("latency-")
 
 
 @dataclass(frozen=True)
 class Words:
-    """Pieces of text that are one token each, wherever they stand.
+    """Pieces of text that are one token each.
 
     Attributes:
         pieces: text of each.
         ids: token id of each.
-        between: what joins them.
+        between: separator of pieces.
     """
 
     pieces: list[str]
@@ -77,7 +77,7 @@ class Words:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, seed: int = 0) -> "Words":
-        """English words or Chinese characters of a vocabulary, whichever it has more of.
+        """English words or Chinese characters of a vocabulary, whichever are more numerous.
 
         Raises: ValueError: it has neither.
         """
@@ -95,8 +95,8 @@ class Words:
         ][:MOST_WORDS]
         if not found:
             raise ValueError(
-                "the tokenizer keeps no English word and no Chinese character in one piece: "
-                "there is nothing to draw texts from"
+                "cannot draw texts: the tokenizer has no English word and no Chinese character "
+                "that is a single token"
             )
         return cls([piece for piece, _ in found], [number for _, number in found], between)
 
@@ -115,12 +115,12 @@ def draw(
     Args:
         name: one of NAMES.
         tokenizer: of the checkpoint.
-        tokens: in the whole case, except that a text is never cut to fit: one text at least.
-        longest: what the checkpoint allows a text.
-        long_documents: documents of up to 8192 tokens, for a GPU.
-        seed: the same one draws the same texts.
+        tokens: total of the case; it has at least one text, which is never cut to fit.
+        longest: the checkpoint's limit of tokens per text.
+        long_documents: draw documents of up to 8192 tokens, for a GPU.
+        seed: of the random texts.
 
-    Returns: the case, or None where its texts would be longer than the checkpoint allows.
+    Returns: the case, or None if its texts would be longer than the checkpoint allows.
     Raises: ValueError: an unknown name; a tokenizer without whole words.
     """
     if name not in NAMES:
@@ -135,7 +135,7 @@ def draw(
             for kind, share in SHARES.items()
         }
     lengths = [length for kind in kinds.values() for length in kind]
-    # services do not get their texts sorted
+    # shuffled, because services do not receive sorted texts
     lengths = [lengths[i] for i in rng.permutation(len(lengths))]
     words = Words.of(tokenizer, seed)
     special = len(tokenizer.prefix) + len(tokenizer.suffix)
@@ -146,14 +146,17 @@ def draw(
         ids.append([*tokenizer.prefix, *(words.ids[i] for i in chosen), *tokenizer.suffix])
     if tokenizer.encode(texts, longest)[0] != ids:
         raise ValueError(
-            f"case {name}: the tokenizer reads joined words otherwise than each by itself"
+            f"case {name}: the tokenizer splits joined words differently from single words"
         )
     shares = {kind: sum(found) for kind, found in kinds.items()}
     return Case(name, ids, texts, shares if len(shares) > 1 else {})
 
 
 def shortest(name: str) -> int:
-    """Tokens that a checkpoint must allow, so that a case is drawn; a mixture holds passages."""
+    """The lowest length limit of a checkpoint that a case can be drawn for.
+
+    A mixture needs the limit of its passages.
+    """
     size = name.partition("-")[2]
     return int(size) if size else QUERIES[0] if name == "queries" else PASSAGES[0]
 
@@ -161,12 +164,12 @@ def shortest(name: str) -> int:
 def lengths_of(
     kind: str, tokens: int, rng: np.random.Generator, longest: int, long_documents: bool = False
 ) -> list[int]:
-    """Lengths of texts of one kind that add up to `tokens`; the last is what is left.
+    """Lengths of texts of one kind that add up to `tokens`; the last takes the rest.
 
-    Where less is left than the kind's shortest text, the one before takes it if it may.
+    If the rest is below the kind's minimum, it is added to the previous text if that fits. If
+    `longest` is below the minimum of documents, they are drawn like passages.
 
-    Raises: ValueError: `longest` is less than any text of the kind has; documents are drawn like
-        passages then.
+    Raises: ValueError: `longest` is below the minimum of another kind.
     """
     family, _, size = kind.partition("-")
     if family == "latency":
@@ -185,7 +188,7 @@ def lengths_of(
     if most < least:
         if kind == "documents":
             return lengths_of("passages", tokens, rng, longest)
-        raise ValueError(f"{kind} have {least} tokens or more: {longest} do not hold one")
+        raise ValueError(f"{kind} have at least {least} tokens: a limit of {longest} is too low")
     found: list[int] = []
     left = tokens
     while left > 0:

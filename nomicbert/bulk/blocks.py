@@ -1,7 +1,7 @@
-"""From an open input to open outputs: texts -> vectors as they come -> blocks of rows -> a writer.
+"""From an open input to open outputs: texts -> stream of vectors -> blocks of rows -> a writer.
 
-Where in the flow: what `nomicbert embed` does once its files are open; it puts `reading`, the
-embedder and `writing` or `parquet` together.
+Where in the flow: the main loop of `nomicbert embed` once its files are open; it connects
+`reading`, the embedder, and `writing` or `parquet`.
 """
 
 from collections.abc import Generator, Iterator
@@ -17,9 +17,9 @@ from nomicbert.embedder import Embedder
 from nomicbert.errors import TextError
 from nomicbert.runtime.allocator import give_back_freed_memory
 
-# What is written together, as a row group of Parquet: so many rows at most, or so many letters.
+# Limits of a block, which is written at once (in Parquet as a row group): rows, characters.
 BLOCK_ROWS = 4096
-BLOCK_LETTERS = 1 << 24
+BLOCK_CHARACTERS = 1 << 24
 NOT_FOR_FILES = {"convert_to_numpy", "convert_to_tensor", "output_value"}
 
 
@@ -30,9 +30,9 @@ def open_writer(
 
     Args:
         form: of the output.
-        outputs: the file to write, and after it the one for the fields beside a .npy, if any.
+        outputs: the file of the vectors; for .npy optionally a second one for the other fields.
         empty: (0, width), of the dtype of the vectors to come.
-        field: the text's name among the fields.
+        field: name of the field that holds the text.
     """
     if form is OutputFormat.parquet:
         from nomicbert.bulk.parquet import parquet_writer  # needs pyarrow
@@ -44,14 +44,14 @@ def open_writer(
 
 
 class Written(NamedTuple):
-    """What has been written.
+    """Summary of the output.
 
     Attributes:
-        vectors: how many.
-        width: numbers of each.
-        dtype: of the numbers.
-        broken: how many vectors hold NaN or infinity.
-        first_broken: where the text of the first of these stands; empty if there is none.
+        vectors: number of vectors.
+        width: elements of each vector.
+        dtype: of the elements.
+        broken: number of vectors with NaN or infinity.
+        first_broken: input and line of the first broken vector's text; empty if there is none.
     """
 
     vectors: int
@@ -71,28 +71,27 @@ def embed_all(
     show_progress_bar: bool | None = None,
     **keywords: Any,
 ) -> Written:
-    """Embed every text of an input and write it with its vector, in memory that does not grow.
+    """Embed every text of an input and write it with its vector, in constant memory.
 
     Args:
-        embedder: makes the vectors.
+        embedder: computes the vectors.
         reader: of the input, from `reading.open_reader`.
         form: of the output.
         outputs: see `open_writer`; from `output.open_output`, or any binary files.
-        field: the text's name among the fields.
+        field: name of the field that holds the text.
         show_progress_bar: as in `Embedder.encode`.
-        **keywords: those of `Embedder.encode_iter`, but none that asks for something else than
-            vectors in arrays.
+        **keywords: those of `Embedder.encode_iter`, except NOT_FOR_FILES.
 
-    Raises: TypeError: such a keyword. ValueError: a text that cannot be embedded, with its line.
-        What the reader, the writer and `encode_iter` raise.
+    Raises: TypeError: a keyword of NOT_FOR_FILES. ValueError: a text that cannot be embedded; the
+        message names its line. Errors of the reader, the writer and `encode_iter`.
     """
     if other := sorted(keywords.keys() & NOT_FOR_FILES):
-        raise TypeError(f"a file takes vectors as arrays: {other[0]} has no meaning here")
-    empty = embedder.encode([], **keywords)  # the width and dtype of all that come
+        raise TypeError(f"vectors are written to a file as arrays: omit the keyword {other[0]}")
+    empty = embedder.encode([], **keywords)  # has the width and dtype of all vectors
     vectors = embedder.encode_iter(reader, show_progress_bar=show_progress_bar, **keywords)
     with (
         open_writer(form, outputs, empty, field) as write,
-        # closes the progress bar, too, when writing fails
+        # also closes the progress bar when writing fails
         closing(cast("Generator[Any, None, None]", vectors)),
     ):
         try:
@@ -105,7 +104,7 @@ def embed_all(
 
 
 def _write_all(vectors: Iterator[Any], reader: Reader, write: Write) -> tuple[int, int, str]:
-    """Write every vector with its record: how many there were, broken ones, the first of these."""
+    """Write all vectors with their records: number of vectors, number broken, first broken."""
     count = broken = 0
     first = ""
     for records, rows in _blocks(vectors, reader):
@@ -121,16 +120,16 @@ def _write_all(vectors: Iterator[Any], reader: Reader, write: Write) -> tuple[in
 
 
 def _blocks(vectors: Iterator[Any], reader: Reader) -> Iterator[tuple[list[Record], list[Any]]]:
-    """Neighbouring records with their vectors, as many as are written together."""
+    """Group consecutive records and their vectors into blocks."""
     records: list[Record] = []
     rows: list[Any] = []
-    letters = 0
+    characters = 0
     for row in vectors:
         rows.append(row)
         records.append(record := reader.take())
-        letters += len(record.source)
-        if len(rows) >= BLOCK_ROWS or letters >= BLOCK_LETTERS:
+        characters += len(record.source)
+        if len(rows) >= BLOCK_ROWS or characters >= BLOCK_CHARACTERS:
             yield records, rows
-            records, rows, letters = [], [], 0
+            records, rows, characters = [], [], 0
     if rows:
         yield records, rows

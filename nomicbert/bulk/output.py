@@ -1,7 +1,7 @@
-"""Where vectors go: the format of an output, and files that appear whole or not at all.
+"""Output files: choice of the format, and atomic writing.
 
-Where in the flow: `nomicbert embed` opens its outputs here before it loads a model, so that one
-which cannot be written is refused at once.
+Where in the flow: `nomicbert embed` opens its outputs here before it loads a model, so that an
+output that cannot be written fails at once.
 """
 
 import io
@@ -19,7 +19,7 @@ BUFFER = 1 << 20
 
 
 class OutputFormat(str, Enum):
-    """What --output-format takes."""
+    """Values of --output-format."""
 
     npy = "npy"
     jsonl = "jsonl"
@@ -30,28 +30,28 @@ SUFFIXES = {f".{form.value}": form for form in OutputFormat} | {".ndjson": Outpu
 
 
 def choose_output_format(path: str, given: OutputFormat | None) -> OutputFormat:
-    """The format of an output: the one given, else by the suffix; JSONL for a stream.
+    """The format of an output: `given`, else by the suffix; JSONL for a stream.
 
-    Raises: ValueError: a folder, a suffix that no format has, or one that a stream cannot take.
+    Raises: ValueError: a folder, an unknown suffix, or a format that a stream cannot take.
     """
     refuse_folder(path)
     if is_stream(path):
         if given not in (None, OutputFormat.jsonl):
             raise ValueError(
-                f"{label(path)} is a stream, which takes jsonl only: {given.value} needs a file"
+                f"{label(path)} is a stream, which supports jsonl only: {given.value} needs a file"
             )
         return OutputFormat.jsonl
     form = given or SUFFIXES.get(Path(path).suffix.lower())
     if form is None:
         raise ValueError(
-            f"the output {path} has no known suffix: end it in .npy, .jsonl or .parquet, or say "
+            f"the output {path} has no known suffix: end it in .npy, .jsonl or .parquet, or pass "
             f"--output-format {', '.join(OutputFormat)}"
         )
     return form
 
 
 def refuse_folder(path: str) -> None:
-    """Raise a ValueError if there is a folder where a file is to be written."""
+    """Raise a ValueError if an output path is a folder."""
     if os.path.isdir(path):
         raise ValueError(f"the output {path} is a folder: name a file in it")
 
@@ -62,7 +62,7 @@ def label(path: str) -> str:
 
 
 def is_stream(path: str) -> bool:
-    """Whether an output is written straight: standard output, a pipe, a device."""
+    """Whether an output is written directly: standard output, a pipe, a device."""
     if path == STDOUT or _is_stdout(path):
         return True
     with suppress(OSError):
@@ -72,7 +72,7 @@ def is_stream(path: str) -> bool:
 
 
 def _is_stdout(path: str) -> bool:
-    """Whether this is the file that standard output goes to, as /dev/stdout is by definition."""
+    """Whether standard output goes to this file, as it always does for /dev/stdout."""
     with suppress(OSError):
         return os.path.samestat(os.stat(path), os.fstat(1))
     return False
@@ -80,52 +80,52 @@ def _is_stdout(path: str) -> bool:
 
 @contextmanager
 def open_output(path: str) -> Iterator[BinaryIO]:
-    """Open an output; a file stands under its name only after the block has ended well.
+    """Open an output; a file appears under its name only after the block succeeded.
 
-    It is written under another name in the same folder (so that the renaming is one step), and that
-    is removed whatever ends the block. Streams are written straight.
+    It is written to a temporary file in the same folder, so that the renaming is atomic. The
+    temporary file is removed if the block fails. Streams are written directly.
 
-    Raises: ValueError: it cannot be opened. OSError: it cannot be written any further.
+    Raises: ValueError: it cannot be opened. OSError: writing failed.
     """
     refuse_folder(path)
-    # the file that a link leads to is replaced, not the link
+    # replaces the target of a symbolic link, not the link
     final = None if is_stream(path) else Path(os.path.realpath(path))
-    beside = final and final.with_name(f".{final.name[:40]}.{secrets.token_hex(4)}.tmp")
+    temporary = final and final.with_name(f".{final.name[:40]}.{secrets.token_hex(4)}.tmp")
     if final is not None and not final.parent.is_dir():
-        raise ValueError(f"the output's folder {final.parent} does not exist: make it first")
+        raise ValueError(f"the output's folder {final.parent} does not exist: create it first")
     try:
         try:
-            file = io.BufferedWriter(_open_raw(path, beside), BUFFER)
+            file = io.BufferedWriter(_open_raw(path, temporary), BUFFER)
         except OSError as error:
             raise ValueError(f"cannot write {label(path)}: {error.strerror}") from error
         try:
             yield file
             file.flush()
-            if final is not None and beside is not None:
+            if final is not None and temporary is not None:
                 with _named(path):
                     if final.exists():
-                        os.chmod(beside, stat.S_IMODE(final.stat().st_mode))
-                    # some filesystems tell only now that there was no room
+                        os.chmod(temporary, stat.S_IMODE(final.stat().st_mode))
+                    # some filesystems report a full disk only here
                     os.fsync(file.fileno())
-                    os.replace(beside, final)
+                    os.replace(temporary, final)
         finally:
             with suppress(OSError):
-                file.close()  # would try once more to write what did not fit
+                file.close()  # may raise again, because it retries the failed write
     finally:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
-def _open_raw(path: str, beside: Path | None) -> io.RawIOBase:
-    if beside is not None:
-        return _NamedFile(path, beside, "xb")
+def _open_raw(path: str, temporary: Path | None) -> io.RawIOBase:
+    if temporary is not None:
+        return _NamedFile(path, temporary, "xb")
     if path == STDOUT or _is_stdout(path):
         return _NamedFile(path, os.dup(1), "wb")
     return _NamedFile(path, path, "wb")
 
 
 class _NamedFile(io.FileIO):
-    """A file whose errors in writing say which file it was."""
+    """A file whose write errors name the file."""
 
     def __init__(self, path: str, target: str | Path | int, mode: str) -> None:
         super().__init__(target, mode)
@@ -141,6 +141,6 @@ def _named(path: str) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        raise  # nobody reads any more: no failure to report
+        raise  # the reader has closed the pipe: not an error to report
     except OSError as error:
         raise OSError(f"cannot write {label(path)}: {error.strerror}") from error

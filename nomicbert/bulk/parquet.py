@@ -1,7 +1,7 @@
-"""Vectors and what they came with -> Parquet, a row group a block.
+"""Vectors and the fields of their records -> Parquet, one row group per block.
 
-Where in the flow: as in `writing`. Importing this file needs pyarrow.
-Source: the columns' types are those that pyarrow infers from the first block.
+Where in the flow: as in `writing`. Importing this module needs pyarrow.
+Source: pyarrow infers the columns' types from the first block.
 """
 
 import reprlib
@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from nomicbert.bulk.reading import EMBEDDING, Record
 from nomicbert.bulk.writing import Vectors, Write
 
-# What pyarrow raises for a value that a column cannot hold.
+# Raised by pyarrow for a value that a column cannot hold.
 MISFITS = (ValueError, TypeError, OverflowError, NotImplementedError, RecursionError)
-# A table of more columns than this is an accident, and takes minutes and gigabytes a block.
+# More columns are surely a mistake, and would take minutes and gigabytes per block.
 MOST_COLUMNS = 1000
-# Nested more deeply than this (two levels of the format each), a file is written that none reads.
+# pyarrow writes deeper nesting (two levels of the format each), but no reader accepts the file.
 DEEPEST = 30
 ADVICE = "(a .jsonl output takes any object)"
 
@@ -30,11 +30,11 @@ def parquet_writer(file: BinaryIO, empty: Vectors) -> Iterator[Write]:
     """Write a column for each field, and the vectors as a column of lists of fixed size.
 
     Args:
-        file: where to.
+        file: the output.
         empty: (0, width), of the dtype of the vectors.
 
-    Yields: a function that takes n records and their (n, width) vectors. The first call decides on
-        the columns; a later field or value that does not fit them is a ValueError naming its line.
+    Yields: a function of n records and their (n, width) vectors. The first call fixes the columns;
+        a later field or value that does not fit them raises a ValueError that names its line.
     """
     number, width = pa.from_numpy_dtype(empty.dtype), empty.shape[1]
     writer: Any = None
@@ -45,8 +45,8 @@ def parquet_writer(file: BinaryIO, empty: Vectors) -> Iterator[Write]:
             names = list(dict.fromkeys(name for record in records for name in record.fields))
             if len(names) > MOST_COLUMNS:
                 raise ValueError(
-                    f"the first {len(records)} rows have {len(names)} different fields, more than "
-                    f"the {MOST_COLUMNS} that become columns {ADVICE}"
+                    f"the first {len(records)} rows have {len(names)} different fields, but at "
+                    f"most {MOST_COLUMNS} can become columns {ADVICE}"
                 )
             columns = [_column(records, name) for name in names]
         else:
@@ -68,7 +68,7 @@ def parquet_writer(file: BinaryIO, empty: Vectors) -> Iterator[Write]:
     except BaseException:
         if writer is not None:
             with suppress(OSError):
-                writer.close()  # else it would try at some later time, on a file that is closed
+                writer.close()  # else its finalizer would write to a closed file later
         raise
     writer.close()
 
@@ -77,11 +77,11 @@ def _open_writer(file: BinaryIO, schema: Any) -> Any:
     try:
         return pq.ParquetWriter(file, schema)
     except MISFITS as error:
-        raise ValueError(f"Parquet has no such column: {error} {ADVICE}") from error
+        raise ValueError(f"Parquet does not support a column: {error} {ADVICE}") from error
 
 
 def _column(records: list[Record], name: str, kind: Any = None) -> Any:
-    """One field of all records, missing ones null; `kind` None infers the type."""
+    """One field of all records as a column, null if missing; `kind` None infers the type."""
     values = [record.fields.get(name) for record in records]
     column = "the values before it" if kind is None else f"a column of type {kind}"
     try:
@@ -89,7 +89,7 @@ def _column(records: list[Record], name: str, kind: Any = None) -> Any:
     except MISFITS:
         row = bisect_left(range(len(values)), True, key=lambda i: _misfits(values[: i + 1], kind))
     else:
-        # what fits in part is cut without a word: 2.5 to 2, a key that a struct lacks, ...
+        # pyarrow silently truncates some values: 2.5 to 2, keys that a struct lacks, ...
         row = _first_cut(values, array)
         if row < 0:
             return array
@@ -103,7 +103,7 @@ def _column(records: list[Record], name: str, kind: Any = None) -> Any:
 
 
 def _first_cut(values: list[Any], array: Any) -> int:
-    """The first row whose value does not come through whole, or lies too deep; else -1."""
+    """The first row whose value is stored incompletely or nested too deeply; else -1."""
     if _depth(array.type) > DEEPEST:
         return max(range(len(values)), key=lambda i: _depth(pa.infer_type([values[i]])))
     kept = zip(values, array.to_pylist(), strict=True)
@@ -111,7 +111,7 @@ def _first_cut(values: list[Any], array: Any) -> int:
 
 
 def _depth(kind: Any) -> int:
-    """How many lists and structs lie in each other."""
+    """Nesting depth of lists and structs."""
     if pa.types.is_list(kind):
         return 1 + _depth(kind.value_type)
     if pa.types.is_struct(kind):
@@ -128,14 +128,14 @@ def _misfits(values: list[Any], kind: Any) -> bool:
 
 
 def _same(value: Any, stored: Any) -> bool:
-    """Whether a JSON value has come through whole; a struct adds the keys that others have."""
+    """Whether a JSON value was stored completely; structs add the keys of other rows."""
     if isinstance(value, dict) and isinstance(stored, dict):
         return all(key in stored and _same(inner, stored[key]) for key, inner in value.items())
     if isinstance(value, list) and isinstance(stored, list):
         return all(map(_same, value, stored))
     if isinstance(value, bool) != isinstance(stored, bool):
         return False
-    return bool(value == stored or value != value)  # NaN is what differs from itself
+    return bool(value == stored or value != value)  # NaN differs from itself
 
 
 def _refuse_new_fields(records: list[Record], names: list[str]) -> None:

@@ -1,8 +1,8 @@
-"""Texts from a file or from standard input, a line at a time: plain text or JSONL.
+"""Read texts from a file or standard input, line by line: plain text or JSONL.
 
-Where in the flow: `nomicbert embed` hands a `Reader` to the embedder, which takes texts from it
-window by window; what a text came with waits in the reader until its vector is there.
-Source: jsonlines.org (UTF-8, a JSON value a line, lines end with a line feed).
+Where in the flow: `nomicbert embed` passes a `Reader` to the embedder, which takes texts from it
+window by window. The reader keeps the record of each text until its vector has been computed.
+Source: jsonlines.org (UTF-8, one JSON value per line, lines end with a line feed).
 """
 
 import json
@@ -16,14 +16,14 @@ from itertools import islice
 from typing import Any, BinaryIO
 
 STDIN = "-"
-# The name that a vector has beside the other fields.
+# Name of the output field that holds the vector.
 EMBEDDING = "embedding"
 BOM = b"\xef\xbb\xbf"
-# Files whose lines are surely not one text each.
+# Suffixes of files that do not hold one text per line.
 OTHER_SUFFIXES = (
     ".json", ".csv", ".tsv", ".parquet", ".npy", ".gz", ".bz2", ".xz", ".zst", ".zip",
 )  # fmt: skip
-# How many field names an error lists.
+# Number of field names that an error lists.
 LISTED = 10
 KINDS = {
     dict: "an object",
@@ -37,7 +37,7 @@ KINDS = {
 
 
 class InputFormat(str, Enum):
-    """What --input-format takes."""
+    """Values of --input-format."""
 
     text = "text"
     jsonl = "jsonl"
@@ -48,10 +48,10 @@ class Record:
     """A line of the input.
 
     Attributes:
-        where: the input and the line's number, from 1, for messages.
-        text: what is embedded.
-        fields: what is carried along, the text included.
-        source: the fields as a JSON object; of a JSONL input, the line as it was.
+        where: input and line number (from 1), for messages.
+        text: the text to embed.
+        fields: all fields of the line, the text included.
+        source: the fields as a JSON object; for a JSONL input the original line.
     """
 
     where: str
@@ -60,35 +60,35 @@ class Record:
     source: str
 
 
-# A line and how many stand before it -> what a Record holds behind `where`.
+# A line and the number of lines before it -> text, fields and source of its Record.
 Parse = Callable[[str, int], tuple[str, dict[str, Any], str]]
 
 
 def choose_input_format(source: str, given: InputFormat | None) -> InputFormat:
-    """The format of an input: the one given, else by the suffix, else text.
+    """The format of an input: `given`, else by the suffix, else text.
 
-    Raises: ValueError: the suffix is that of a file which is neither.
+    Raises: ValueError: the suffix belongs to another format.
     """
     if given is not None:
         return given
     suffix = os.path.splitext(source)[1].lower()
     if suffix in OTHER_SUFFIXES:
         raise ValueError(
-            f"the input {source} is read a line at a time, which {suffix} files are not made for: "
-            "say --input-format text or jsonl if this one is"
+            f"inputs are read line by line, and {source} looks like a {suffix} file: pass "
+            "--input-format text or jsonl if its lines are texts"
         )
     return InputFormat.jsonl if suffix in (".jsonl", ".ndjson") else InputFormat.text
 
 
 class Reader:
-    """The texts of an input, as an iterator; `take` gives the records behind them, in order.
+    """Iterator over the texts of an input; `take` returns their records, in the same order.
 
-    Memory holds the records between the two, and nothing else of the file. The iterator's length
-    hint is an estimate from the bytes read so far; a pipe has none.
+    Memory holds only the records that were read and not taken yet. The length hint is an estimate
+    from the bytes read so far; a pipe has none.
     """
 
     def __init__(self, file: BinaryIO, name: str, parse: Parse) -> None:
-        """`name` is for messages."""
+        """`name` identifies the input in messages."""
         self.name = name
         self._file = file
         self._parse = parse
@@ -105,8 +105,7 @@ class Reader:
     def __next__(self) -> str:
         """The next text.
 
-        Raises: ValueError: a line that is not what it should be; the message names it.
-            OSError: the input cannot be read any further.
+        Raises: ValueError: an invalid line; the message names it. OSError: reading failed.
         """
         record = self._read()
         if record is None:
@@ -120,11 +119,11 @@ class Reader:
         return max(0, round((self._size - self._bytes) * self._lines / self._bytes))
 
     def take(self) -> Record:
-        """The record of the oldest text that has not been taken yet."""
+        """Remove and return the record of the oldest text."""
         return self._waiting.popleft()
 
     def check_first_line(self) -> None:
-        """Read one line and go back to it, to find a wrong field or format early; not on a pipe."""
+        """Read one line and rewind, to find a wrong field or format early; skipped on a pipe."""
         if self._start is not None:
             self._read()
             self._file.seek(self._start)
@@ -165,7 +164,7 @@ def open_reader(source: str, form: InputFormat, field: str) -> Reader:
     Args:
         source: a path, or "-" for standard input.
         form: of its lines.
-        field: where the text of a JSONL object is.
+        field: name of the field that holds the text, for JSONL.
 
     Raises: ValueError: it does not exist, is a folder, or cannot be read.
     """
@@ -186,10 +185,11 @@ def _json_parser(field: str) -> Parse:
     def parse(line: str, _before: int) -> tuple[str, dict[str, Any], str]:
         fields = _parse_object(line)
         if EMBEDDING in fields:
-            raise ValueError(f"there is a field {EMBEDDING!r} already: rename it")
+            raise ValueError(f"the field {EMBEDDING!r} is reserved for the vector: rename it")
         if field not in fields:
             raise ValueError(
-                f"there is no field {field!r} among {_listed(fields)}: name the text's with --field"
+                f"there is no field {field!r} among {_listed(fields)}: pass the name of the text's "
+                "field with --field"
             )
         text = fields[field]
         if not isinstance(text, str):
@@ -201,19 +201,19 @@ def _json_parser(field: str) -> Parse:
 
 def _parse_object(line: str) -> dict[str, Any]:
     if not line.strip():
-        raise ValueError("it is empty: a JSONL input has an object on every line")
+        raise ValueError("the line is empty: a JSONL input has an object on every line")
     try:
         found = json.loads(line)
-        if "\\u" in line:  # only an escape can bring in half of a surrogate pair
+        if "\\u" in line:  # only an escape can produce a lone surrogate
             json.dumps(found, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
     except UnicodeEncodeError as error:
-        raise ValueError("an escape is half of a surrogate pair, which is no text") from error
+        raise ValueError("an escape is half of a surrogate pair, not valid Unicode") from error
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise ValueError("the object is nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError(f"there must be an object, not {KINDS[type(found)]}")
+        raise ValueError(f"the line must be a JSON object, not {KINDS[type(found)]}")
     return found
 
 

@@ -1,7 +1,7 @@
-"""Vectors and what they came with -> .npy or JSONL, block by block.
+"""Vectors and the fields of their records -> .npy or JSONL, block by block.
 
-Where in the flow: `nomicbert embed` opens one of these writers on its output and gives it a few
-thousand rows at a time. A writer is a context manager, which finishes the file when all went well.
+Where in the flow: `nomicbert embed` opens one of these writers on its output and passes it a few
+thousand rows at a time. A writer is a context manager that completes the file on success.
 Source: numpy's NEP 1 (the .npy format); jsonlines.org.
 """
 
@@ -19,8 +19,8 @@ from nomicbert.bulk.reading import EMBEDDING, Record
 Vectors = npt.NDArray[Any]
 Write = Callable[[list[Record], Vectors], None]
 
-# Digits from which a reader gets the same number back, always with a point: without one -0 would be
-# a whole number, whose sign readers drop.
+# Enough digits for an exact round trip. '#' keeps the decimal point: without it, -0 would be an
+# integer, and readers drop its sign.
 FORMATS = {"float32": "%#.9g", "float16": "%#.5g", "int8": "%d", "uint8": "%d"}
 
 
@@ -28,15 +28,15 @@ FORMATS = {"float32": "%#.9g", "float16": "%#.5g", "int8": "%d", "uint8": "%d"}
 def npy_writer(
     file: BinaryIO, empty: Vectors, meta: BinaryIO | None = None, field: str = "text"
 ) -> Iterator[Write]:
-    """Write vectors as one array, and the other fields as JSONL beside it.
+    """Write vectors as one array, and the other fields as JSONL to a second file.
 
     Args:
         file: seekable, for the array.
         empty: (0, width), of the dtype of the vectors.
-        meta: for the fields without the text, or None.
-        field: the text's name.
+        meta: file for the fields without the text, or None.
+        field: name of the field that holds the text.
 
-    Yields: a function that takes n records and their (n, width) vectors.
+    Yields: a function of n records and their (n, width) vectors.
     """
     file.write(_npy_header(empty, 0))
     rows = 0
@@ -51,7 +51,7 @@ def npy_writer(
                 meta.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
 
     yield write
-    # Only now is the number of rows known; numpy leaves room for a first axis that grows.
+    # The number of rows is known only now; numpy pads the header so that the first axis can grow.
     file.seek(0)
     file.write(_npy_header(empty, rows))
 
@@ -71,21 +71,21 @@ def _npy_header(empty: Vectors, rows: int) -> bytes:
 
 @contextmanager
 def jsonl_writer(file: BinaryIO, empty: Vectors) -> Iterator[Write]:
-    """Write each record's object with its vector as one more field.
+    """Write each record as a JSON object with its vector as an additional field.
 
     Args:
         file: any stream.
         empty: (0, width), of the dtype of the vectors.
 
-    Yields: a function that takes n records and their (n, width) vectors.
+    Yields: a function of n records and their (n, width) vectors.
     """
     template = f"{FORMATS[empty.dtype.name]}, " * empty.shape[1]
 
     def write(records: list[Record], vectors: Vectors) -> None:
         for record, row in zip(records, vectors, strict=True):
             numbers = template % tuple(row.tolist())
-            numbers = numbers.replace("., ", ".0, ")  # JSON wants a digit behind the point
-            if "n" in numbers:  # JSON has no word for nan and inf; these are those of Python's json
+            numbers = numbers.replace("., ", ".0, ")  # JSON requires a digit after the point
+            if "n" in numbers:  # JSON has no NaN and infinity: spelled as Python's json does
                 numbers = numbers.replace("nan", "NaN").replace("inf", "Infinity")
             line = f'{record.source[:-1]}, "{EMBEDDING}": [{numbers[:-2]}]}}\n'
             file.write(line.encode())

@@ -1,9 +1,9 @@
-"""The command line: one file a command, put together here.
+"""The command line: one module per command, assembled here.
 
-Where in the flow: the outermost room; it calls the package and nothing calls it. A command is a
-function in a file of its own with `EXAMPLES` beside it, and one line in the table below adds it.
-Its file imports what needs torch inside functions, so that help and completion come at once.
-typer is imported in this folder only. How a command ends is `console`'s.
+Where in the flow: the outermost layer; it calls the package and nothing calls it. Each command is a
+function in its own module, next to its `EXAMPLES`, and has one line in the table below. Imports
+that load torch are inside the functions, so that help and completion stay fast. Only this folder
+imports typer. `console` handles errors, signals and exit codes.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,10 @@ def _options(
         ),
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Say on stderr what the library decides, and why.")
+        bool,
+        typer.Option(
+            "--verbose", help="Log the library's decisions (backend, dtype, batch size) to stderr."
+        ),
     ] = False,
 ) -> None:
     if verbose:
@@ -60,5 +63,5 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: the entry point of the `nomicbert` script."""
+    """Entry point of the `nomicbert` script."""
     console.run(lambda: app(prog_name="nomicbert"))

@@ -1,7 +1,7 @@
-"""`nomicbert bench`: how fast is this checkpoint here, and how fast would other libraries be?
+"""`nomicbert bench`: time a checkpoint on this machine, and compare with other libraries.
 
-Where in the flow: `nomicbert.benchmark` measures; here its lines become a table for people, or
-JSON lines for programs, whose fields docs/bench.md lists.
+Where in the flow: `nomicbert.benchmark` measures; this module prints its lines as a table or as
+JSON lines, whose fields docs/bench.md lists.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ Examples:
 """
 CASES = ("fixed-128", "fixed-512", "mixture", "latency-16")
 QUICK_TOKENS, QUICK_ROUNDS = 256, 1
-# Seconds until a bar that nobody asked for shows itself.
+# Seconds until the progress bar appears.
 DELAY = 2.0
 
 
@@ -43,8 +43,8 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Only this one; may be given several times: fixed-N, queries, passages, mixture "
-            "or latency-N.",
+            help="fixed-N, queries, passages, mixture or latency-N. Can be repeated. "
+            "Default: fixed-128, fixed-512, mixture, latency-16.",
             show_default=False,
         ),
     ] = None,
@@ -52,7 +52,8 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Only float32, bfloat16, float16 (on a GPU) or int8; may be given several times.",
+            help="float32, bfloat16, float16 (GPU only) or int8. Can be repeated. "
+            "Default: all that the device runs.",
             show_default=False,
         ),
     ] = None,
@@ -60,26 +61,30 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Only this one beside ours; may be given several times.",
+            help="Compare with this library only. Can be repeated. Default: all installed.",
             show_default=False,
         ),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="In a case, about; default 2048.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Approximate tokens per case. Default: 2048.", show_default=False),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Of all peers in turn; default 5.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Rounds over all libraries. Default: 5.", show_default=False),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="For each peer; default those of torch.", show_default=False),
+        typer.Option(
+            min=1, help="CPU threads per library. Default: torch's setting.", show_default=False
+        ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Few tokens, one round: see that everything runs.")
+        bool, typer.Option("--quick", help="Few tokens and one round, to check that it runs.")
     ] = False,
     cache: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Keep exported models there for the next run."),
+        typer.Option(metavar="FOLDER", help="Keep exported models here for the next run."),
     ] = None,
     device: options.Device = "auto",
     revision: options.Revision = None,
@@ -87,17 +92,19 @@ def bench(
     json_file: Annotated[
         str | None,
         typer.Option(
-            "--json", metavar="FILE", help="Write JSON lines there; - for stdout, no table."
+            "--json",
+            metavar="FILE",
+            help="Write JSON lines to FILE; - for stdout, no table.",
         ),
     ] = None,
 ) -> None:
-    """Time a checkpoint beside the libraries that are installed here.
+    """Time a checkpoint, interleaved with the other installed libraries.
 
-    Whole models, token ids or strings to vectors, in turns on the same texts. A library that is
-    missing or cannot take the checkpoint is named with the reason. Each case is printed, and
-    written, when it is done. Ends with exit code 1 when nothing was measured.
+    Whole models are timed, interleaved on the same texts, from token ids or from strings to
+    vectors. A library that is missing or cannot load the checkpoint is listed with the reason.
+    Each case is printed and written as soon as it is measured. Exit code 1 if nothing was measured.
     """
-    # Takes seconds: what is wrong with the arguments has been said by now.
+    # Slow imports, so they follow the checks of the arguments.
     import torch
 
     from nomicbert.arguments import as_device
@@ -130,7 +137,7 @@ def bench(
     for name in wanted.cases:
         if checkpoint.case(name, wanted.tokens, place) is None:
             most = checkpoint.longest
-            console.say(f"{name} is left out: this checkpoint's texts have {most} tokens at most")
+            console.say(f"{name} is left out: this checkpoint takes at most {most} tokens per text")
         else:
             cases.append(name)
     if not cases:
@@ -138,12 +145,12 @@ def bench(
         raise typer.Exit(console.FAILED)
     wanted = replace(wanted, cases=cases)
     if not _measure(lambda step: run(checkpoint, wanted, step), file, json_file != STDOUT):
-        console.say("nothing was measured: nobody could take part")
+        console.say("nothing was measured: no library could take part")
         raise typer.Exit(console.FAILED)
 
 
 def _measure(work: "Work", file: Path | None, tables: bool) -> bool:
-    """Print each case as a table or as lines, and write its lines, when it is done.
+    """Print each finished case as a table or as lines, and write its lines to the file.
 
     Returns: whether anything was measured.
     """
@@ -153,7 +160,7 @@ def _measure(work: "Work", file: Path | None, tables: bool) -> bool:
     from nomicbert.benchmark.table import as_table, left_out
 
     lines: list[Line] = []
-    # what cannot be written is refused before the work begins
+    # opened first, so that a file that cannot be written fails before the measurement
     with nullcontext() if file is None else file.open("w", encoding="utf-8") as opened:
         for block in _with_bar(work):
             lines += block
@@ -170,7 +177,7 @@ def _measure(work: "Work", file: Path | None, tables: bool) -> bool:
 
 
 def _with_bar(work: "Work") -> "Iterator[list[Line]]":
-    """Do the work beneath a line that says what is done."""
+    """Run the work under a progress bar that shows the current step."""
     from tqdm import tqdm
 
     with tqdm(desc="Measuring", unit=" steps", disable=None, delay=DELAY) as bar:

@@ -1,7 +1,7 @@
-"""What `nomicbert embed` refuses before it loads a model.
+"""Checks of `nomicbert embed` that run before a model is loaded.
 
-Where in the flow: between the command's options and the work; each function raises a ValueError
-that says which option to change.
+Where in the flow: between the command's options and the work. Each function raises a ValueError
+that names the option to change.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 RANGES_ADVICE = (
-    "the smallest and largest number of each column; make it from the vectors of a float32 run: "
+    "the minimum and maximum of each column; make it from the vectors of a float32 run: "
     "python -c \"import numpy as np; v = np.load('vectors.npy'); "
     "np.save('ranges.npy', [v.min(0), v.max(0)])\""
 )
@@ -32,17 +32,17 @@ def refuse_both(**options: object) -> None:
 
 
 def text_field(form: InputFormat, field: str | None) -> str:
-    """The name under which a record holds its text: --field, which plain text has none of."""
+    """The JSONL field that holds the text. Plain text has no fields, so --field is refused."""
     if form is InputFormat.text and field is not None:
         raise ValueError(
             f"--field {field} is for JSONL, but the input is read as text: "
-            "drop it, or say --input-format jsonl"
+            "drop it, or pass --input-format jsonl"
         )
     return "text" if field is None else field
 
 
 def output_files(output: str, form: OutputFormat, given: InputFormat) -> list[str]:
-    """The output, and where .npy has no place for what JSONL objects hold, the file for that."""
+    """The output file, and for .npy from JSONL also the file for the other fields."""
     if form is not OutputFormat.npy:
         return [output]
     stem = output[:-4] if output.lower().endswith(".npy") else output
@@ -51,29 +51,29 @@ def output_files(output: str, form: OutputFormat, given: InputFormat) -> list[st
         return [output, meta]
     if os.path.exists(meta):
         raise ValueError(
-            f"{meta} is there from another run and would not belong to the new vectors: "
+            f"{meta} exists from another run and does not belong to the new vectors: "
             "remove it, or choose another --output"
         )
     return [output]
 
 
 def keep_apart(outputs: list[str], inputs: list[str | None]) -> None:
-    """Refuse to write over a file that is read."""
+    """Refuse to overwrite an input file."""
     for output in outputs:
         for path in filter(None, inputs):
             try:
                 written = os.fstat(1) if output == STDOUT else os.stat(output)
                 read = os.fstat(0) if path == STDIN else os.stat(path)
             except OSError:
-                continue  # one of them is not there: opening it will say so, if it has to be
+                continue  # one of them does not exist: opening it reports that, if it matters
             if stat.S_ISREG(read.st_mode) and os.path.samestat(written, read):
                 raise ValueError(
-                    f"{label(output)} is read and would be overwritten: choose another name"
+                    f"{label(output)} is an input and would be overwritten: choose another name"
                 )
 
 
 def need_pyarrow(output: str) -> None:
-    """Refuse a Parquet output where pyarrow is not installed."""
+    """Refuse a Parquet output if pyarrow is not installed."""
     if importlib.util.find_spec("pyarrow") is None:
         raise ImportError(f'writing {output} needs pyarrow: pip install "nomicbert[parquet]"')
 
@@ -85,11 +85,11 @@ def read_ranges(
 
     Args:
         path: a .npy file, or None.
-        precision: that it is for.
-        dim: width of the vectors, where an option says it.
+        precision: value of --precision.
+        dim: width of the vectors, if an option sets it.
 
     Returns: (2, dim) fp32, or None.
-    Raises: ValueError: missing, not readable, of another shape, or not for this precision.
+    Raises: ValueError: missing, not readable, of another shape, or not used by this precision.
     """
     if path is None:
         if precision in ("int8", "uint8"):
@@ -103,7 +103,7 @@ def read_ranges(
     except OSError as error:
         raise ValueError(f"cannot read --ranges {path}: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"--ranges {path} is no .npy file of numbers: {error}") from error
+        raise ValueError(f"--ranges {path} is not a .npy file of numbers: {error}") from error
     if ranges.ndim != 2 or len(ranges) != 2 or ranges.dtype.kind not in "fiu":
         raise ValueError(
             f"--ranges {path} holds {ranges.dtype} {ranges.shape}, wanted (2, dim): {RANGES_ADVICE}"

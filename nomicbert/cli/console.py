@@ -1,11 +1,11 @@
-"""How the command line speaks on stderr and how it ends: one line each, and an exit code.
+"""Output to stdout and stderr, signals and exit codes of the command line.
 
-Where in the flow: around the whole command. Errors, log messages and Python's warnings come out as
-one line that begins with "nomicbert:". What is no user's mistake and no trouble of the machine
-keeps its traceback, which is Python's own way to end: exit code 1.
+Where in the flow: around the whole command. Errors, log messages and Python's warnings are printed
+to stderr as one line that begins with "nomicbert:". An error that neither the user nor the machine
+caused is a bug: it keeps its traceback and Python's exit code 1.
 
-Source: 128 + the signal's number is how shells count; SIG_IGN is what nohup and a script's
-background jobs hand down.
+Source: shells report a signal as 128 + its number; nohup and background jobs of scripts set
+SIG_IGN.
 """
 
 import contextlib
@@ -22,24 +22,23 @@ import typer
 
 from nomicbert.errors import NomicBertError, WorkerError
 
-# Exit codes beside 0, and 128 + the number of the signal that ended the command.
-FAILED = 1  # the machine refused: a full disk, a missing right, a pipe that nobody reads any more
-USAGE_ERROR = 2  # an argument, a file or an installation that the user can put right
+# Exit codes other than 0 and 128 + the number of the signal that ended the command.
+FAILED = 1  # a fault of the machine: a full disk, a missing permission, a closed pipe
+USAGE_ERROR = 2  # an argument, a file or an installation that the user can correct
 
-# Ctrl-C, a closed terminal (which Windows does not know), and `kill`.
+# Ctrl-C, a closed terminal (SIGHUP, which Windows lacks), and `kill`.
 ENDINGS = (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM), signal.SIGTERM)
 
 LOGGERS = ("nomicbert", "nomicbert_kernels")
 
 
 def run(command: Callable[[], object]) -> None:
-    """Run the command line, and end as the table above says.
+    """Run the command line, and map errors to the exit codes above.
 
     Args:
         command: takes no argument; ends by returning or with SystemExit.
 
-    Raises: SystemExit, and whatever can only be a fault of ours; with NOMICBERT_TRACEBACK=1 every
-        error.
+    Raises: SystemExit, and any error that is a bug of ours; with NOMICBERT_TRACEBACK=1 every error.
     """
     try:
         with _signals_as_exits(), _notices_as_lines():
@@ -51,7 +50,7 @@ def run(command: Callable[[], object]) -> None:
         code = _exit_code(error)
         if code is None or os.environ.get("NOMICBERT_TRACEBACK"):
             raise
-        if not isinstance(error, BrokenPipeError):  # as when `head` has seen enough
+        if not isinstance(error, BrokenPipeError):  # normal: `head` closes its pipe early
             say(_describe(error))
         sys.exit(code)
 
@@ -63,7 +62,7 @@ def put(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Write one line to stderr, above a progress bar where one is shown."""
+    """Write one line to stderr, above the progress bar if there is one."""
     line = f"nomicbert: {' '.join(filter(None, map(str.strip, text.splitlines())))}"
     bars: Any = sys.modules.get("tqdm")
     if bars is None:
@@ -73,13 +72,13 @@ def say(text: str) -> None:
 
 
 def be_verbose() -> None:
-    """Say what the library decides, too, until the command ends."""
+    """Show the library's INFO messages until the command ends."""
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _exit_code(error: Exception) -> int | None:
-    """The code that an error ends with; None for a fault of ours."""
+    """The exit code for an error; None for a bug of ours."""
     if isinstance(error, WorkerError):
         return FAILED
     if isinstance(error, OSError) and not isinstance(error, NomicBertError | ValueError):
@@ -91,7 +90,7 @@ def _exit_code(error: Exception) -> int | None:
 
         if isinstance(error, torch.OutOfMemoryError):
             return FAILED
-        # from within an op, or the search of `tune`, it comes as the kernels raise it
+        # ops and the search of `tune` raise the kernels' class, which is no NomicBertError
         return USAGE_ERROR if isinstance(error, BackendError) else None
     return USAGE_ERROR
 
@@ -113,13 +112,13 @@ def _naming_stdout() -> Iterator[None]:
 
 
 def _flush_stdout() -> None:
-    if sys.stdout is None:  # closed before we began, as a daemon's may be
+    if sys.stdout is None:  # a daemon may start without one
         return
     try:
         with _naming_stdout():
             sys.stdout.flush()
     except OSError:
-        # Python would try the rest again at its end, and complain once more.
+        # otherwise Python flushes again at exit, and prints a second error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
 
@@ -132,7 +131,7 @@ def _exit_by(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _signals_as_exits() -> Iterator[None]:
-    """Let these signals end the command as sys.exit does: what cleans up behind it runs."""
+    """Turn these signals into SystemExit, so that `finally` blocks run."""
     wanted = [
         number for number in ENDINGS if signal.getsignal(number) not in (signal.SIG_IGN, None)
     ]
@@ -145,7 +144,7 @@ def _signals_as_exits() -> Iterator[None]:
 
 
 class _Lines(logging.Handler):
-    """Log messages as lines on stderr."""
+    """Log handler that writes each message as a line to stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(record.getMessage())
@@ -153,7 +152,7 @@ class _Lines(logging.Handler):
 
 @contextlib.contextmanager
 def _notices_as_lines() -> Iterator[None]:
-    """Show log messages and Python's warnings without the line of code that they come from."""
+    """Print log messages and Python's warnings as plain lines, without their source line."""
     lines, show = _Lines(), warnings.showwarning
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     warnings.showwarning = lambda message, *_args, **_kwargs: say(str(message))

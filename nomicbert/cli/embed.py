@@ -1,7 +1,7 @@
-"""`nomicbert embed`: a file of texts -> a file of vectors, of any size.
+"""`nomicbert embed`: a file of texts of any size -> a file of vectors.
 
-Where in the flow: options are checked and files opened here, before a model is loaded; the work is
-`bulk.blocks`, whose memory does not grow with the input.
+Where in the flow: this module checks the options and opens the files before a model is loaded.
+`bulk.blocks` does the work, in memory that does not grow with the input.
 """
 
 import time
@@ -54,84 +54,88 @@ def embed(
     output: Annotated[
         str,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Ends in .npy, .jsonl or .parquet; - for stdout."
+            "--output", "-o", metavar="FILE", help="A .npy, .jsonl or .parquet file; - for stdout."
         ),
     ],
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="One text a line, or JSONL; - for stdin.")
+        str, typer.Argument(metavar="INPUT", help="One text per line, or JSONL; - for stdin.")
     ] = STDIN,
     input_format: Annotated[
         InputFormat | None,
-        typer.Option(help="If none: jsonl for .jsonl and .ndjson, else text.", show_default=False),
+        typer.Option(help="Default: jsonl for .jsonl and .ndjson, else text.", show_default=False),
     ] = None,
     field: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Where the text of a JSONL object is; text if none.",
+            help="JSONL field that holds the text. Default: text.",
             show_default=False,
         ),
     ] = None,
     output_format: Annotated[
         OutputFormat | None,
-        typer.Option(help="If none: by the output's suffix.", show_default=False),
+        typer.Option(help="Default: by the output's suffix.", show_default=False),
     ] = None,
     prompt_name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Which of the checkpoint's prompts to put before texts."),
+        typer.Option(metavar="NAME", help="A prompt of the checkpoint to prepend to each text."),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="A text of your own to put there.")
+        str | None, typer.Option(metavar="TEXT", help="Your own prompt to prepend to each text.")
     ] = None,
     matryoshka_dim: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Short vectors by the checkpoint's recipe."),
+        typer.Option(min=1, metavar="N", help="Shorten vectors as the checkpoint prescribes."),
     ] = None,
     truncate_dim: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="The first N numbers, nothing more.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Keep only the first N values of a vector."),
     ] = None,
     normalize: Annotated[
-        bool, typer.Option("--normalize", help="Scale vectors to length 1 at the end.")
+        bool, typer.Option("--normalize", help="Scale the final vectors to length 1.")
     ] = False,
     precision: Annotated[
-        Precision, typer.Option(help="Of the vectors as they are written.")
+        Precision, typer.Option(help="Type of the written vectors.")
     ] = Precision.float32,
     ranges: Annotated[
         str | None,
         typer.Option(
             metavar="FILE.npy",
-            help="(2, dim) smallest and largest of each column, for int8 and uint8.",
+            help="(2, dim): minimum and maximum of each column, for int8 and uint8.",
         ),
     ] = None,
     max_length: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Tokens of a text; the checkpoint's limit if none."),
+        typer.Option(min=1, metavar="N", help="Tokens per text. Default: the checkpoint's limit."),
     ] = None,
     truncate: Annotated[
         Truncate,
-        typer.Option(help="Longer texts: cut the end, refuse, or pool over all their parts."),
+        typer.Option(help="Longer texts: cut the end, refuse, or pool over all chunks."),
     ] = Truncate.end,
     dtype: options.Dtype = DtypeName.float32,
     device: options.Devices = ["auto"],  # noqa: B006
     backend: options.Backend = BackendName.auto,
     rotary_scaling_factor: options.RotaryScalingFactor = None,
     batch_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Tokens of a batch at most.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Tokens per batch at most. Default: chosen for the device."
+        ),
     ] = None,
     revision: options.Revision = None,
     local_files_only: options.LocalFilesOnly = False,
     progress: Annotated[
         bool | None,
         typer.Option(
-            "--progress/--no-progress", help="A bar on stderr; if neither: on a terminal."
+            "--progress/--no-progress", help="Progress bar on stderr. Default: only on a terminal."
         ),
     ] = None,
 ) -> None:
-    """Embed a file of texts, one vector a line, in its order.
+    """Embed a file of texts: one vector per line, in input order.
 
     A blank line of a text file is a text too: row i is line i. The fields of JSONL objects are
-    carried along; a .npy output puts them, without the text, into a .meta.jsonl beside it. A file
-    appears under its name only when all of it is there.
+    kept; a .npy output puts them, without the text, into a .meta.jsonl file next to it. An output
+    file gets its final name only when it is complete.
     """
     form = choose_input_format(source, input_format)
     out_form = choose_output_format(output, output_format)
@@ -148,7 +152,7 @@ def embed(
         reader.check_first_line()
         opened = [stack.enter_context(open_output(path)) for path in outputs]
 
-        # Take seconds: what is wrong with the arguments has been said by now.
+        # Slow imports, so they follow the checks of the arguments.
         from nomicbert.bulk.blocks import embed_all
         from nomicbert.embedder import Embedder
 
@@ -184,10 +188,10 @@ def embed(
         seconds = time.perf_counter() - started
     if written.broken:
         console.say(
-            f"{written.broken:,} vectors hold NaN or infinity, the first that of "
+            f"{written.broken:,} vectors contain NaN or infinity; the first is that of "
             f"{written.first_broken}"
         )
     console.say(
-        f"{written.vectors:,} vectors of {written.width:,} {written.dtype} numbers in "
+        f"{written.vectors:,} vectors of {written.width:,} {written.dtype} values in "
         f"{seconds:.1f} s: {' and '.join(map(label, outputs))}"
     )

@@ -1,7 +1,7 @@
-"""`nomicbert info`: what a checkpoint is, and what would be done with it.
+"""`nomicbert info`: inspect a checkpoint without loading its weights.
 
-Where in the flow: `describe` collects the facts; here they become lines for people, or one JSON
-document for programs, whose fields docs/info.md lists.
+Where in the flow: `describe` collects the facts; this module prints them as text or as one JSON
+document, whose fields docs/info.md lists.
 """
 
 import json
@@ -27,7 +27,7 @@ Examples:
 """
 WIDTH = 80
 LABEL = 13
-# How many names of tensors a line lists.
+# Tensor names listed in a line.
 LISTED = 4
 
 
@@ -46,12 +46,12 @@ def info(
         bool, typer.Option("--json", help="Print one JSON document instead of lines.")
     ] = False,
 ) -> None:
-    """Say what a checkpoint is, and what would be done with it.
+    """Show what a checkpoint contains and how it would run here.
 
-    Read from the checkpoint's settings and from the headers of its weights; the weights' numbers
-    are not read. A repository that is not in the cache yet is fetched first.
+    Reads the checkpoint's settings and the headers of its weight files, not the weights. A
+    repository that is not in the cache yet is downloaded first.
     """
-    # Takes seconds: what is wrong with the arguments has been said by now.
+    # A slow import, so it follows the checks of the arguments.
     from nomicbert.describe import describe
 
     description = describe(
@@ -70,9 +70,9 @@ def info(
 
 
 def as_document(model: str, d: "Description") -> dict[str, Any]:
-    """The facts as --json prints them: docs/info.md says what each field means.
+    """The JSON document; docs/info.md explains each field.
 
-    Fields may be added; those that are there keep their names and meaning.
+    Fields may be added; existing ones keep their names and meaning.
     """
     config, files, pooling = d.config, d.files, d.pooling
     rotary = config.rotary_dim > 0
@@ -141,7 +141,7 @@ def as_document(model: str, d: "Description") -> dict[str, Any]:
 
 
 def as_text(model: str, d: "Description") -> str:
-    """The facts in lines of at most 80 columns, as far as names and paths allow."""
+    """The facts as text, wrapped at 80 columns except within names and paths."""
     lines = []
     for label, text in _rows(model, d):
         hanging = " " * LABEL
@@ -180,7 +180,7 @@ def _rows(model: str, d: "Description") -> Iterator[tuple[str, str]]:
         yield "unread", _listed(files.unread)
     yield "positions", _positions(d)
     kind = {"swiglu": "SwiGLU", "gelu": "GELU"}[config.hidden_act]
-    experts = f"; {config.num_experts} experts in every second layer, {config.moe_top_k} a token"
+    experts = f"; {config.num_experts} experts in every second layer, {config.moe_top_k} per token"
     yield "MLP", kind + (experts if config.num_experts else "")
     dense = "".join(f", Dense {into} -> {out} ({name})" for into, out, name in d.dense)
     yield "pooling", pooling.mode + dense + (", L2" if pooling.normalize else "")
@@ -225,6 +225,6 @@ def _prompts(d: "Description") -> Iterator[str]:
         used = ", ".join(use for use, chosen in names.items() if chosen == name)
         yield f"{name} = {json.dumps(text, ensure_ascii=False)}" + (f" ({used})" if used else "")
     if d.prompts.required:
-        yield "one of them is needed before every text"
+        yield "one of them is required for every text"
     elif not d.prompts.by_name:
         yield "none"

@@ -1,4 +1,4 @@
-"""The options that several commands take, each with one name, one meaning and one line of help."""
+"""Options that several commands share."""
 
 from enum import Enum
 from typing import Annotated
@@ -31,28 +31,29 @@ class BackendName(str, Enum):
 Revision = Annotated[
     str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of the repository.")
 ]
-LocalFilesOnly = Annotated[
-    bool, typer.Option("--local-files-only", help="Never reach for the network.")
-]
+LocalFilesOnly = Annotated[bool, typer.Option("--local-files-only", help="Do not use the network.")]
 Device = Annotated[
-    str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one.")
+    str,
+    typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ...; auto picks a GPU if there is one."),
 ]
 Devices = Annotated[
     list[str],
     typer.Option(
         "--device",
         metavar="NAME",
-        help="As cuda:1 or cpu; auto: a GPU if there is one; given again: also on that one.",
+        help="cpu, cuda, cuda:1, ...; auto picks a GPU if there is one. Repeat to use several.",
     ),
 ]
 Dtype = Annotated[
     DtypeName,
-    typer.Option(help="Of the model; auto: the checkpoint's own; fastest: the device's best."),
+    typer.Option(
+        help="Dtype of the model; auto: that of the checkpoint; fastest: the device's fastest."
+    ),
 ]
-Backend = Annotated[BackendName, typer.Option(help="The functions that compute.")]
+Backend = Annotated[BackendName, typer.Option(help="Implementation of the ops.")]
 RotaryScalingFactor = Annotated[
     float | None,
     typer.Option(
-        min=0, metavar="ALPHA", help="Of dynamic NTK scaling, in place of the checkpoint's own."
+        min=0, metavar="ALPHA", help="Factor of dynamic NTK scaling. Default: the checkpoint's."
     ),
 ]

@@ -1,8 +1,7 @@
-"""`nomicbert tune`: measures launch settings of the Triton kernels on this machine's GPU.
+"""`nomicbert tune`: measure launch settings of the Triton kernels on this machine's GPU.
 
-Where in the flow: `nomicbert_kernels.tuning` checks and times the candidates; here a checkpoint
-becomes sizes, and `tuned` says what was found. docs/tune.md says how the
-table is used.
+Where in the flow: this module reads a checkpoint's sizes, `nomicbert_kernels.tuning` checks and
+times the candidates, and `tuned` prints the results. docs/tune.md explains how the table is used.
 """
 
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ Examples:
   nomicbert tune ./my-checkpoint --kernel swiglu --kernel attention --dtype float16
   nomicbert tune --dry-run
 """
-# Seconds until a bar that nobody asked for shows itself.
+# Seconds until the progress bar appears.
 DELAY = 2.0
 
 
@@ -57,7 +56,7 @@ def tune(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="A checkpoint's folder or repository id; without one, the leading shapes.",
+            help="A checkpoint's folder or repository id. Default: the shapes of leading models.",
             show_default=False,
         ),
     ] = None,
@@ -65,28 +64,27 @@ def tune(
     local_files_only: options.LocalFilesOnly = False,
     device: options.Device = "auto",
     dtype: Annotated[
-        TunedDtype, typer.Option(help="Of the hidden states; those of one width share their rows.")
+        TunedDtype,
+        typer.Option(help="Dtype of the hidden states. Dtypes of one size share their rows."),
     ] = TunedDtype.bfloat16,
     kernel: Annotated[
         list[KernelName] | None,
-        typer.Option(help="Only this kernel; may be given several times.", show_default=False),
+        typer.Option(help="Only this kernel. Can be repeated.", show_default=False),
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Try the tiles only, a few candidates each.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Few candidates: one per tile.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be measured, and stop.")
+        bool, typer.Option("--dry-run", help="Print what would be measured, and stop.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document instead of lines.")
     ] = False,
 ) -> None:
-    """Find faster launch settings of the Triton kernels on this machine's GPU.
+    """Find faster launch settings of the Triton kernels on this GPU.
 
-    Each candidate is checked against the reference first. What beats the shipped settings by more
-    than the times scatter is written to a table that is read before them.
+    Each candidate is first checked against the reference. Settings that beat the shipped ones by
+    more than the timing noise are written to a table, which then overrides the shipped one.
     """
-    # Takes seconds: what is wrong with the arguments has been said by now.
+    # Slow imports, so they follow the checks of the arguments.
     import torch
 
     from nomicbert.arguments import as_device
@@ -112,14 +110,14 @@ def tune(
 
 
 def _measurable(device: "torch.device") -> bool:
-    """Whether times on a device say anything: those of triton's interpreter do not."""
+    """Whether times on a device are meaningful; those of Triton's interpreter are not."""
     return device.type == "cuda"
 
 
 def _need_gpu(device: "torch.device", dtype: "torch.dtype") -> None:
-    """Refuse what the kernels do not run on.
+    """Check that the kernels run on this device.
 
-    Raises: BackendError.
+    Raises: BackendError: they do not.
     """
     from nomicbert.errors import BackendError
     from nomicbert.loading.target import choose_ops
@@ -127,7 +125,7 @@ def _need_gpu(device: "torch.device", dtype: "torch.dtype") -> None:
     if not _measurable(device):
         raise BackendError(
             f"tuning measures the kernels of backend 'triton', which needs a CUDA device, not "
-            f"{device.type}: --dry-run says what it would measure"
+            f"{device.type}: --dry-run prints what it would measure"
         )
     choose_ops(device, dtype, "triton")
 
@@ -171,7 +169,7 @@ def _plan(
     from nomicbert_kernels.tuning.candidates import candidates
 
     known = arch != launch.SAFE
-    # without a GPU nobody knows how many would fit
+    # how many candidates fit depends on the GPU's shared memory
     counts = [len(candidates(p, shipped, arch, size, quick)) if known else None for p in found]
     put = tuned.put_plan_document if as_json else tuned.put_plan
     put(found, counts, *((arch, tables.path_of(arch)) if known else (None, None)))
@@ -185,7 +183,7 @@ def _measure(
     quick: bool,
     as_json: bool,
 ) -> None:
-    """Measure, write the table, and print what came out."""
+    """Measure, write the table, and print the results."""
     import torch
     from tqdm import tqdm
 

@@ -1,6 +1,6 @@
-"""What `nomicbert tune` says: what would be measured, and what came out.
+"""Output of `nomicbert tune`: the plan of a dry run, and the results.
 
-Where in the flow: behind `tune`, which measures; docs/tune.md lists the fields of the documents.
+Where in the flow: after `tune`, which measures. docs/tune.md lists the fields of the documents.
 """
 
 import json
@@ -19,7 +19,7 @@ PLANNED = "{:16} {:>13} {:>7} {:>11}"
 
 
 def rows_of(problem: "Problem") -> str:
-    """The numbers of rows that a problem stands for."""
+    """The range of row counts that a problem covers."""
     if problem.rows is None:
         return "all"
     return "more" if problem.up_to is None else f"<= {problem.up_to}"
@@ -32,28 +32,28 @@ def _fields(problem: "Problem") -> dict[str, Any]:
 def put_plan(
     problems: "Sequence[Problem]", counts: Sequence[int | None], arch: str | None, path: Path | None
 ) -> None:
-    """Print what would be measured, in lines.
+    """Print the plan as a table.
 
     Args:
         problems: what would be measured.
-        counts: candidates of each; None where that hangs on a GPU that is not there.
-        arch: of the GPU, if there is one.
-        path: of the table that would be written.
+        counts: candidates per problem; None without a GPU, whose shared memory decides.
+        arch: architecture of the GPU, if there is one.
+        path: the table that would be written.
     """
     console.put(PLANNED.format("kernel", "shape", "rows", "candidates"))
     for problem, count in zip(problems, counts, strict=True):
         shown = "?" if count is None else count
         console.put(PLANNED.format(problem.kernel, problem.shape, rows_of(problem), shown))
     if path is None:
-        console.say("there is no GPU here: which candidates fit is known on one")
+        console.say("no GPU here: the number of candidates depends on its shared memory")
     else:
-        console.say(f"what is faster on {arch} would be written to {path}")
+        console.say(f"settings that are faster on {arch} would be written to {path}")
 
 
 def put_plan_document(
     problems: "Sequence[Problem]", counts: Sequence[int | None], arch: str | None, path: Path | None
 ) -> None:
-    """The same as one JSON document."""
+    """Print the plan as one JSON document; arguments as for `put_plan`."""
     listed = [
         {**_fields(problem), "rows": problem.rows, "candidates": count}
         for problem, count in zip(problems, counts, strict=True)
@@ -63,7 +63,7 @@ def put_plan_document(
 
 
 def put_results(results: "Sequence[Result]") -> None:
-    """Print what came out, in lines."""
+    """Print the results as a table."""
     console.put(COLUMNS.format("kernel", "shape", "rows", "shipped us", "tuned us", "ratio"))
     for result in results:
         problem, shipped = result.problem, result.shipped_us
@@ -77,11 +77,11 @@ def put_results(results: "Sequence[Result]") -> None:
 
 
 def put_document(results: "Sequence[Result]", about: Mapping[str, str]) -> None:
-    """The same as one JSON document.
+    """Print the results as one JSON document.
 
     Args:
-        results: what came out.
-        about: where, when and with which versions.
+        results: one per problem.
+        about: machine, time and versions.
     """
     listed = [
         {
@@ -101,16 +101,16 @@ def put_document(results: "Sequence[Result]", about: Mapping[str, str]) -> None:
 
 
 def say_what_happened(results: "Sequence[Result]", path: Path) -> None:
-    """Say on stderr what was dropped, what is new, and where it stands."""
+    """Report rejected candidates, the number of new settings and the table's path on stderr."""
     from nomicbert_kernels.tuning.search import describe
 
     for result in results:
         for settings in result.wrong:
             where = f"{result.problem.kernel} {result.problem.shape}"
-            console.say(f"wrong values, not taken: {where} with {describe(settings)}")
+            console.say(f"wrong values, rejected: {where} with {describe(settings)}")
     taken = sum(result.chosen is not None for result in results)
     skipped, tried = sum(r.skipped for r in results), sum(r.tried for r in results)
     console.say(
         f"{taken} of {len(results)} settings are replaced; {skipped} of {tried} candidates do not "
-        f"run here: {path}"
+        f"run on this GPU; table: {path}"
     )

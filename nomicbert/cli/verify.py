@@ -1,7 +1,7 @@
-"""`nomicbert verify`: is this checkpoint computed rightly on this machine?
+"""`nomicbert verify`: check on this machine that a checkpoint gives the reference's results.
 
-Where in the flow: `nomicbert.verify` compares with the reference; here its rows become a table for
-people, or one JSON document for programs, whose fields docs/verify.md lists.
+Where in the flow: `nomicbert.verify` compares with the reference; this module prints its rows as a
+table or as one JSON document, whose fields docs/verify.md lists.
 """
 
 import json
@@ -29,11 +29,11 @@ Examples:
   nomicbert verify ./my-checkpoint --json report.json
 """
 WIDTH = 80
-# Columns of the table: a label, dtype and backend, words, a number, its bound, a verdict.
+# Widths of the columns: label, dtype and backend, measure, value, bound, verdict.
 COLUMNS = (11, 15, 24, 10, 11, 9)
 LABEL = COLUMNS[0]
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-# Seconds until a bar that nobody asked for shows itself.
+# Seconds until the progress bar appears.
 DELAY = 2.0
 
 
@@ -63,7 +63,7 @@ def verify(
         str | None,
         typer.Option(
             metavar="PATH_OR_ID",
-            help="What the reference reads in place of MODEL.",
+            help="Checkpoint of the reference. Default: MODEL.",
         ),
     ] = None,
     revision: options.Revision = None,
@@ -71,25 +71,28 @@ def verify(
     device: options.Device = "auto",
     dtype: Annotated[
         list[VerifiedDtype] | None,
-        typer.Option(help="Only this one; may be given several times.", show_default=False),
+        typer.Option(help="Only this dtype. Can be repeated. Default: all.", show_default=False),
     ] = None,
     backend: Annotated[
         list[VerifiedBackend] | None,
-        typer.Option(help="Only this one; may be given several times.", show_default=False),
+        typer.Option(
+            help="Only this backend. Can be repeated. Default: reference, torch and triton.",
+            show_default=False,
+        ),
     ] = None,
     json_file: Annotated[
         str | None,
         typer.Option(
-            "--json", metavar="FILE", help="Write one JSON document there; - for stdout, no table."
+            "--json", metavar="FILE", help="Write a JSON document to FILE; - for stdout, no table."
         ),
     ] = None,
 ) -> None:
-    """Compare a checkpoint's numbers with transformers on this machine.
+    """Compare a checkpoint's results with transformers on this machine.
 
-    Hidden states, vectors and speed, beside transformers and sentence-transformers on the same
-    files. Ends with exit code 1 when a bound is broken.
+    Hidden states, vectors and speed are compared with transformers and sentence-transformers on the
+    same files. Exit code 1 if a bound is broken.
     """
-    # Takes seconds: what is wrong with the arguments has been said by now.
+    # Slow imports, so they follow the checks of the arguments.
     import torch
 
     from nomicbert.arguments import as_device
@@ -128,7 +131,7 @@ def verify(
 
 
 def _with_bar(steps: int, work: Any) -> "Report":
-    """Do the work beneath a bar of its steps."""
+    """Run the work under a progress bar of its steps."""
     from tqdm import tqdm
 
     with tqdm(total=steps, desc="Verifying", unit=" steps", disable=None, delay=DELAY) as bar:
@@ -142,9 +145,9 @@ def _with_bar(steps: int, work: Any) -> "Report":
 
 
 def as_document(report: "Report", device: "torch.device") -> dict[str, Any]:
-    """The report as --json prints it: docs/verify.md says what each field means.
+    """The JSON document; docs/verify.md explains each field.
 
-    Fields may be added; those that are there keep their names and meaning.
+    Fields may be added; existing ones keep their names and meaning.
     """
     from nomicbert.verify.report import machine, versions
 
@@ -179,7 +182,7 @@ def as_document(report: "Report", device: "torch.device") -> dict[str, Any]:
 
 
 def as_text(report: "Report", device: "torch.device") -> str:
-    """A table of at most 80 columns, as far as names allow, and what belongs to it."""
+    """The table and the facts below it, wrapped at 80 columns except within names."""
     from nomicbert.verify.report import machine, versions
 
     lines = [_line("row", "", "what", "found", "bound", "verdict")]
@@ -216,7 +219,7 @@ def as_text(report: "Report", device: "torch.device") -> str:
 
 
 def _row(row: "Row") -> list[str]:
-    """One row of the table, its words wrapped."""
+    """One row of the table; a long measure takes several lines."""
     where = f"{SHORT.get(row.dtype or '', '')} {row.backend or ''}".strip()
     first, *rest = textwrap.wrap(f"{row.what}: {row.measure}", COLUMNS[2])
     sign = ">= " if row.at_least else ""

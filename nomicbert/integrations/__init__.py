@@ -1,1 +1,1 @@
-"""Other libraries' interfaces around an Embedder: one file each, imported by nobody here."""
+"""Adapters of Embedder to other libraries: one file each, never imported by the package itself."""

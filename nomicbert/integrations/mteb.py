@@ -1,25 +1,25 @@
-"""An Embedder as mteb, the Massive Text Embedding Benchmark, wants its encoders.
+"""An Embedder with the encoder interface of mteb, the Massive Text Embedding Benchmark.
 
-Where in the flow: beside the embedder, whose vectors it hands to mteb's tasks. mteb is imported
-when it asks for the metadata, not before.
+Where in the flow: a wrapper around the embedder that passes its vectors to mteb's tasks. mteb is
+imported only when it asks for the metadata.
 
-For nomic checkpoints that know the prompt "search_query: ", prompts and vectors are made as
-nomic-ai made the figures of nomic-embed-text-v1.5's card:
+For nomic checkpoints with the prompt "search_query: ", prompts and vectors follow the setup behind
+the figures in nomic-embed-text-v1.5's card:
 
 - "classification: " in classification, pair classification, reranking, STS and summarization,
   "clustering: " in clustering, else "search_query: " or "search_document: "; QuoraRetrieval's
-  documents are questions and take the former.
-- layer_norm over the full width where the checkpoint's recipe has it (v1.5), slice, L2; in
-  classification no L2, which the strength of the classifier's penalty depends on.
+  documents are questions and get "search_query: ".
+- layer_norm over the full width if the checkpoint's recipe has it (v1.5), slice, L2; no L2 in
+  classification, because the scale of the vectors changes the effect of the classifier's penalty.
 
-Every other checkpoint has its own prompts (Conan has none) and what its modules say.
+Every other checkpoint uses its own prompts (Conan has none) and its own modules.
 
 Source: nomic-ai's contrastors, src/contrastors/eval/encoder.py and mteb_eval/eval_mteb.py. mteb's
-own nomic_models.py has these prompts but for QuoraRetrieval; in mteb 2.26 it gives L2 to all
-tasks, because it looks for the task's metadata where it means the task's type.
+own nomic_models.py has these prompts except for QuoraRetrieval; in mteb 2.26 it applies L2 in all
+tasks, because it reads the task's metadata where the task's type is meant.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from nomicbert.embedder import Embedder
 
-# Keys as mteb has them: task and side, task, type of task and side, type of task, side.
+# Keys in mteb's form: task and side, task, type of task and side, type of task, side.
 NOMIC_PROMPTS = {
     "QuoraRetrieval-document": "search_query: ",
     "Classification": "classification: ",
@@ -44,22 +44,15 @@ NOMIC_PROMPTS = {
 }
 WITHOUT_L2 = ("Classification", "MultilabelClassification")
 
-PAIRWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cosine": lambda a, b: (F.normalize(a) * F.normalize(b)).sum(1),
-    "dot": lambda a, b: (a * b).sum(1),
-    "euclidean": lambda a, b: -(a - b).norm(dim=1),
-    "manhattan": lambda a, b: -(a - b).abs().sum(1),
-}
-
 
 class MTEBEncoder:
-    """What `mteb.evaluate` takes as a model; it meets mteb's EncoderProtocol.
+    """A model for `mteb.evaluate`; implements mteb's EncoderProtocol.
 
     Attributes:
-        embedder: what embeds.
+        embedder: the wrapped Embedder.
         matryoshka_dim: width of the vectors, or None for the checkpoint's own.
-        max_length: tokens of a text at most, or None for the embedder's own limit.
-        prompts: what is put before a text, under mteb's keys.
+        max_length: limit of tokens per text, or None for the embedder's own limit.
+        prompts: prefixes of texts, under mteb's keys.
     """
 
     def __init__(
@@ -72,21 +65,21 @@ class MTEBEncoder:
         max_length: int | None = None,
         prompts: Mapping[str, str] | None = None,
     ) -> None:
-        """Make an embedder ready for mteb.
+        """Wrap an embedder for mteb.
 
         Args:
             embedder: of any checkpoint.
             name: of the model in mteb's results, such as "nomic-ai/nomic-embed-text-v1.5".
             revision: of the checkpoint, for the results too.
             matryoshka_dim: the checkpoint's recipe for short vectors, as in `Embedder.encode`.
-            max_length: tokens of a text at most.
-            prompts: in place of those described above. A key is the name of a task or its type,
-                with "-query" or "-document" behind it or not, or "query" or "document" alone; the
-                first of these that is there counts.
+            max_length: limit of tokens per text.
+            prompts: replace the default prompts described above. A key is the name of a task or its
+                type, each optionally followed by "-query" or "-document", or "query" or "document"
+                alone. The order of precedence is that of `prompt_of`.
 
-        Raises: ValueError, TypeError: a width or a length that cannot be.
+        Raises: ValueError, TypeError: an invalid width or length.
         """
-        # without texts it looks at the keywords alone
+        # a call without texts only checks the keywords
         embedder.encode([], matryoshka_dim=matryoshka_dim, max_length=max_length)
         nomic = NOMIC_PROMPTS["query"] in embedder.prompts.values()
         self.embedder = embedder
@@ -95,16 +88,16 @@ class MTEBEncoder:
         self.prompts = dict(
             (NOMIC_PROMPTS if nomic else embedder.prompts) if prompts is None else prompts
         )
-        # for tasks that know neither queries nor documents, as in mteb's nomic_models.py
+        # for tasks without queries and documents, as in mteb's nomic_models.py
         self._otherwise = NOMIC_PROMPTS["document"] if nomic else None
         if prompts is not None:
-            self._otherwise = ""  # not the checkpoint's own
+            self._otherwise = ""  # never fall back to the checkpoint's own prompts
         self._layer_norm = embedder.pooling.matryoshka_layer_norm
         self._name, self._revision = name, revision
 
     @property
     def mteb_model_meta(self) -> Any:
-        """A ModelMeta of mteb: what is known of the model without a look at the hub."""
+        """The ModelMeta of mteb, with the fields that are known without access to the hub."""
         from mteb.models import ModelMeta
         from mteb.models.model_meta import ScoringFunction
 
@@ -119,7 +112,7 @@ class MTEBEncoder:
             "similarity_fn_name": ScoringFunction.from_str(embedder.similarity_fn_name),
             "framework": ["PyTorch", "safetensors"],
             "use_instructions": any(self.prompts.values()),
-            # results of other options go to another place in mteb's cache
+            # part of the key of mteb's result cache
             "experiment_kwargs": {k: v for k, v in options.items() if v is not None} or None,
         }
         return ModelMeta.create_empty(known)
@@ -137,14 +130,14 @@ class MTEBEncoder:
         """Embed the texts of a task.
 
         Args:
-            inputs: mteb's DataLoader: batches with a list of n texts in all under "text".
+            inputs: mteb's DataLoader: batches with a list of texts under "text", n texts in all.
             task_metadata: mteb's TaskMetadata; its name and type choose the prompt.
-            hf_split: makes no difference here, nor does `hf_subset`.
-            hf_subset: see `hf_split`.
-            prompt_type: mteb's PromptType, or None where a task knows no sides.
-            **keywords: those of `Embedder.encode`; mteb gives batch_size and show_progress_bar.
+            hf_split: unused.
+            hf_subset: unused.
+            prompt_type: mteb's PromptType, or None for tasks without queries and documents.
+            **keywords: those of `Embedder.encode`; mteb passes batch_size and show_progress_bar.
 
-        Returns: (n, dim) float32 in the order of the texts; dtype as `precision` says.
+        Returns: (n, dim) in the order of the texts; float32, or the dtype of `precision`.
         """
         texts = [text for batch in inputs for text in batch["text"]]
         side = None if prompt_type is None else str(prompt_type.value)
@@ -160,7 +153,7 @@ class MTEBEncoder:
         if not self._layer_norm:
             vectors: np.ndarray = encode(texts, matryoshka_dim=width, **keywords)
             return vectors
-        # steps of a column's range, and signs, are the same with L2
+        # other precisions keep L2: signs, and the steps of a column's range, hardly depend on it
         full = keywords.get("precision", "float32") == "float32"
         if full and task_metadata.type in WITHOUT_L2:
             pooled = torch.from_numpy(encode(texts, **keywords))
@@ -170,7 +163,7 @@ class MTEBEncoder:
         return vectors
 
     def prompt_of(self, task: str, kind: str, side: str | None) -> str | None:
-        """The prompt for a task's texts; None leaves it to the checkpoint, where none were given.
+        """The prompt for a task's texts; None if the checkpoint's default applies.
 
         Args:
             task: such as "STS12".
@@ -186,10 +179,9 @@ class MTEBEncoder:
         return found[0] if found else self._otherwise
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """Similarity of each row of one to each row of the other, (n, m) fp32; see `Embedder`."""
+        """Similarity matrix (n, m) fp32 of the rows of two matrices; see `Embedder.similarity`."""
         return self.embedder.similarity(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """Similarity of each row to the row beside it: two of (n, dim) -> (n,) fp32."""
-        a, b = (torch.as_tensor(x).float() for x in (embeddings1, embeddings2))
-        return PAIRWISE[self.embedder.similarity_fn_name](a, b)
+        """Similarity of rows with the same index: two matrices (n, dim) -> (n,) fp32."""
+        return self.embedder.similarity_pairwise(embeddings1, embeddings2)

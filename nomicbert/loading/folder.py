@@ -1,10 +1,10 @@
-"""A checkpoint's folder -> plain records: what its settings files say, each of them read once.
+"""Read the settings files of a checkpoint folder, each once, into plain records.
 
-Where in the flow: `hub` finds the folder; `text`, `modeling` and `vectors` build what they are from
-these records. No tensor is read here.
+Where in the flow: `hub` finds the folder; `text`, `modeling` and `vectors` build tokenizer, encoder
+and pooling from these records. No tensor is read here.
 
-Source: the files that sentence-transformers 2 to 6 and transformers write. sentence-transformers
-takes a text's length from these files in this order; transformers writes 1e30 into
+Source: the files that sentence-transformers 2 to 6 and transformers write. The length limit is
+looked up in the same order of files as in sentence-transformers; transformers writes 1e30 into
 tokenizer_config.json for "no limit".
 """
 
@@ -22,11 +22,11 @@ NO_LIMIT = 1_000_000
 
 @dataclass(frozen=True)
 class Module:
-    """One step of a checkpoint's vectors.
+    """One entry of modules.json.
 
     Attributes:
         kind: the last part of its class name, such as "Pooling".
-        folder: where its settings are.
+        folder: of its settings.
     """
 
     kind: str
@@ -35,11 +35,11 @@ class Module:
 
 @dataclass(frozen=True)
 class Limit:
-    """How long a text may be.
+    """The maximum length of a text.
 
     Attributes:
-        tokens: special ones included.
-        source: the file that states it, or "learned positions" where those allow less.
+        tokens: the maximum, special tokens included.
+        source: the file that states it, or "learned positions" if the position table is shorter.
     """
 
     tokens: int
@@ -48,7 +48,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class StatedPrompts:
-    """The prompts that a checkpoint ships, as they are written: `text.prompts` judges them.
+    """The prompts of a checkpoint, unvalidated: `text.prompts` checks them.
 
     Attributes:
         path: of the file.
@@ -63,12 +63,12 @@ class StatedPrompts:
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """What is stated of a tokenizer beside its own file.
+    """The tokenizer settings outside of tokenizer.json.
 
     Attributes:
         folder: of tokenizer.json or vocab.txt.
         stated: tokenizer_config.json.
-        lower_case: lower every text first.
+        lower_case: lower-case every text first.
     """
 
     folder: Path
@@ -78,19 +78,19 @@ class TokenizerSettings:
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """A checkpoint before anything of it is built.
+    """The settings of a checkpoint, from which its modules are built.
 
     Attributes:
         folder: of the checkpoint.
-        encoder: of config.json, weights and tokenizer: the Transformer module's.
-        modules: of modules.json in their order; None without that file, as a bare encoder has
-            none, whose texts sentence-transformers pools by mean.
+        encoder: the Transformer module's folder: config.json, weights and tokenizer.
+        modules: of modules.json in their order; None without that file. sentence-transformers
+            then treats the checkpoint as a bare encoder with mean pooling.
         config: of the encoder.
         limit: of a text.
-        tokenizer: what is stated of it.
-        prompts: those that are shipped.
-        similarity: name of the function that the vectors are made for.
-        activation: name of a reranker's last function, as the checkpoint has it, or None.
+        tokenizer: its settings.
+        prompts: of the checkpoint.
+        similarity: name of the similarity function that the checkpoint states.
+        activation: name of a reranker's output activation as the checkpoint writes it, or None.
     """
 
     folder: Path
@@ -111,7 +111,7 @@ def read_folder(folder: Path, rotary_scaling_factor: float | None = None) -> Che
         folder: of the checkpoint.
         rotary_scaling_factor: as for `read_config`.
 
-    Raises: ConfigError: a file that is missing, damaged, contradicts itself or asks for the
+    Raises: ConfigError: a file is missing, damaged, contradictory, or asks for something
         unsupported.
     """
     modules = _modules(folder)
@@ -138,9 +138,9 @@ def read_folder(folder: Path, rotary_scaling_factor: float | None = None) -> Che
 
 
 def find_encoder(folder: Path) -> Path:
-    """Where the Transformer module of a checkpoint lies.
+    """The folder of a checkpoint's Transformer module.
 
-    Raises: ConfigError: modules.json is damaged, or asks for code.
+    Raises: ConfigError: modules.json is damaged, or requires custom code.
     """
     return _encoder(folder, _modules(folder))
 
@@ -153,7 +153,10 @@ def _modules(folder: Path) -> tuple[Module, ...] | None:
     for entry in read_json_list(path):
         kind = str(Settings(entry, path).get("type"))
         if not kind.startswith("sentence_transformers."):
-            raise ConfigError(f"{path} asks for {kind}, which is code of its own: it is never run")
+            raise ConfigError(
+                f"{path} asks for {kind}, which is custom code: only modules of "
+                "sentence_transformers are supported"
+            )
         place = inside(folder, entry.get("path", ""), path)
         found.append(Module(kind.rpartition(".")[2], place))
     return tuple(found)

@@ -1,11 +1,11 @@
-"""From a folder or a repository id to a local folder: the only code here that may use the network.
+"""Resolve a folder or repository id to a local folder. The only module that uses the network.
 
-First step of loading: everything behind it reads plain files. A local folder costs neither a
-request nor an import of huggingface_hub. From a repository only the files that loading reads are
-fetched; code is never among them.
+First step of loading: all later steps read plain files. A local folder needs neither a request nor
+an import of huggingface_hub. From a repository, only the files that loading reads are fetched;
+code is never among them.
 
-Source: the cache layout (`refs`, `snapshots`) as huggingface_hub documents it; which files a
-checkpoint has, as the repositories of the supported checkpoints show.
+Source: the cache layout (`refs`, `snapshots`) as huggingface_hub documents it; the file names as in
+the repositories of the supported checkpoints.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ def resolve(
 
     Args:
         path_or_repo_id: a folder, or the id of a repository ("nomic-ai/nomic-embed-text-v1.5").
-        revision: branch, tag or commit; None is "main". Has no meaning for a folder.
+        revision: branch, tag or commit; None is "main". Ignored for a folder.
         cache_dir: where fetched files are kept; None is the cache of huggingface_hub.
-        token: access token; None is the stored login, False none at all.
-        local_files_only: use what was fetched earlier and make no request (as HF_HUB_OFFLINE=1).
-    Returns: the folder, with config.json and weights in it if it came from a repository.
+        token: access token; None is the stored login, False sends no token.
+        local_files_only: use only files in the cache and make no request (as HF_HUB_OFFLINE=1).
+    Returns: the folder. From a repository, it is checked to hold config.json and weights.
     Raises: HubError: the folder, repository or revision does not exist or cannot be reached.
     """
     folder = _local_folder(path_or_repo_id)
@@ -119,7 +119,7 @@ def resolve(
         return folder
     try:
         return _fetch(repo_id, revision, cache_dir, token)
-    except HubError:  # an OSError too: keep it from the clause below
+    except HubError:  # also an OSError, which a clause below would wrap again
         raise
     except httpx.TransportError as error:
         folder = _cached(repo_id, revision, cache_dir)
@@ -127,7 +127,7 @@ def resolve(
             raise HubError(
                 f"No connection to {constants.ENDPOINT} ({error}), and {repo_id!r} at revision "
                 f"{revision!r} is not in the cache: check the network, or give a folder."
-            ) from None  # whose traceback is pages of an HTTP client's insides
+            ) from None  # the traceback would be pages of HTTP client internals
         _log.warning("no connection to %s: using %s from the cache", constants.ENDPOINT, repo_id)
         return folder
     except (httpx.HTTPError, OSError, HFValidationError) as error:
@@ -135,7 +135,7 @@ def resolve(
 
 
 def _local_folder(asked: str | os.PathLike[str]) -> Path | None:
-    """Return the folder that was asked for, or None if the name can only be a repository's."""
+    """Return the folder asked for, or None if the name can only be a repository id."""
     text = os.fspath(asked)
     if not text:
         raise HubError("The name of the checkpoint is empty: give a folder or a repository id.")
@@ -159,13 +159,13 @@ def _fetch(
     cache_dir: str | os.PathLike[str] | None,
     token: str | bool | None,
 ) -> Path:
-    """List the repository's files, fetch those that loading reads, return the snapshot's folder."""
+    """List the repository's files, fetch those that loading reads, return the snapshot folder."""
     from huggingface_hub import HfApi, snapshot_download
 
     info = HfApi(token=token).model_info(repo_id, revision=revision)
     files = choose_files(sibling.rfilename for sibling in info.siblings or ())
     _require(repo_id, revision, files)
-    # by name, not by info.sha: huggingface_hub then notes in its cache what the name stood for
+    # by name, not by info.sha: huggingface_hub then stores name -> commit, for later offline use
     return Path(
         snapshot_download(
             repo_id,
@@ -178,7 +178,7 @@ def _fetch(
 
 
 def _cached(repo_id: str, revision: str, cache_dir: str | os.PathLike[str] | None) -> Path | None:
-    """Return the folder of a snapshot that was fetched before, or None; makes no request."""
+    """Return the folder of a cached snapshot, or None; makes no request."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(
@@ -196,7 +196,7 @@ def _cached(repo_id: str, revision: str, cache_dir: str | os.PathLike[str] | Non
 
 
 def _require(repo_id: str, revision: str, files: list[str]) -> None:
-    """Refuse a repository that lacks what no checkpoint can do without."""
+    """Refuse a repository without config.json or weights."""
     if "config.json" not in files:
         raise HubError(
             f"{repo_id!r} at revision {revision!r} has no config.json: it is not a checkpoint that "
@@ -210,7 +210,7 @@ def _require(repo_id: str, revision: str, files: list[str]) -> None:
 
 
 def _explain(error: Exception, repo_id: str, revision: str) -> str:
-    """Say in one sentence what went wrong with a request and what to do."""
+    """Return one sentence on why a request failed and what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -242,7 +242,7 @@ def _explain(error: Exception, repo_id: str, revision: str) -> str:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
         return (
-            f"No repository {repo_id!r} that may be read at {where}, and no folder of that name: "
+            f"No readable repository {repo_id!r} at {where}, and no folder of that name: "
             "check the spelling, and pass a token if it is private."
         )
     if isinstance(error, LocalEntryNotFoundError):

@@ -1,8 +1,8 @@
-"""config.json of any supported checkpoint -> EncoderConfig, and back: all dialects, here only.
+"""config.json of any supported checkpoint -> EncoderConfig, and back. Only this module maps keys.
 
-NomicBERT checkpoints name their settings as GPT-2 does (n_embd, legacy), as Hugging Face does
-(hidden_size, native), or both side by side; BERT checkpoints as Hugging Face does. What the encoder
-cannot compute is refused here, so that nothing behind this file needs to ask.
+NomicBERT checkpoints use the keys of GPT-2 (n_embd, "legacy"), those of Hugging Face (hidden_size,
+"native"), or both side by side; BERT checkpoints use those of Hugging Face. Settings that the
+encoder cannot compute are refused here, so later code need not check for them.
 Source: the configuration classes of nomic-embed-text-v1.5's remote code and of transformers 5.
 """
 
@@ -20,10 +20,10 @@ from nomicbert.loading.json_settings import Settings, read_json
 
 logger = logging.getLogger(__name__)
 
-# The length that nomic-ai's rotary checkpoints were trained at, where their config does not say.
+# The trained length of nomic-ai's rotary checkpoints if their config does not state it.
 NOMIC_TRAINED_POSITIONS = 2048
 
-# Switches that change the computation, and the values under which they do not.
+# Keys that can change the computation, and their values that leave it unchanged.
 NOMIC_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prenorm": (False,),
     "use_rms_norm": (False,),
@@ -53,7 +53,7 @@ def read_config(folder: Path, rotary_scaling_factor: float | None = None) -> Enc
     Args:
         folder: holds config.json.
         rotary_scaling_factor: alpha of dynamic NTK scaling in place of the checkpoint's own;
-            0 switches scaling off; None keeps what the checkpoint says.
+            0 switches scaling off; None keeps the checkpoint's.
 
     Raises: ConfigError: missing, not JSON, contradicting itself, or unsupported.
     """
@@ -83,8 +83,8 @@ def _nomic(s: Settings, rotary_scaling_factor: float | None) -> EncoderConfig:
         )
     if rope_type == "dynamic" and rope.get("factor") is None:
         raise ConfigError(f"{s.path}: rope_type 'dynamic' needs a factor")
-    # Both dialects on one level. rope_type "default" states no factor: it is what native configs
-    # say of every checkpoint whose scaling is left to the legacy key.
+    # Put both sets of keys on one level. The factor of rope_type "default" is dropped: native
+    # configs write "default" also where the legacy key states the scaling.
     s = Settings(
         {
             **s.raw,
@@ -130,7 +130,7 @@ def _nomic(s: Settings, rotary_scaling_factor: float | None) -> EncoderConfig:
         max_position_embeddings=_served_positions(s),
         layer_norm_eps=s.number("layer_norm_epsilon", "layer_norm_eps"),
         hidden_act=act,
-        # the native class has no biases and no keys for them; the legacy class has both
+        # native class: no biases and no keys for them; legacy class: biases by default, and keys
         qkv_bias=s.flag("qkv_proj_bias", default=legacy),
         mlp_up_bias=s.flag("mlp_fc1_bias", default=legacy),
         mlp_down_bias=s.flag("mlp_fc2_bias", default=legacy),
@@ -149,11 +149,11 @@ def _nomic(s: Settings, rotary_scaling_factor: float | None) -> EncoderConfig:
 
 
 def _nomic_activation(s: Settings) -> Literal["swiglu", "gelu"]:
-    """The legacy key names the gated form; the native one names the gate's activation."""
+    """The activation: the legacy key names the whole MLP, the native one only the gate's."""
     names: dict[tuple[str, Any], Literal["swiglu", "gelu"]] = {
         ("activation_function", "swiglu"): "swiglu",
         ("activation_function", "gelu"): "gelu",
-        ("activation_function", "gelu_new"): "gelu",  # the remote code computes erf for this too
+        ("activation_function", "gelu_new"): "gelu",  # the remote code uses erf here too
         ("hidden_act", "silu"): "swiglu",
     }
     stated = {key: s.raw.get(key) for key in ("activation_function", "hidden_act")}
@@ -196,7 +196,7 @@ def _served_positions(s: Settings) -> int:
 
 
 def _dropout(s: Settings, legacy: str, native: str) -> float:
-    """The legacy key where both are given: real checkpoints hold different values there."""
+    """The legacy key wins over the native one: in real checkpoints the two differ."""
     key = legacy if s.raw.get(legacy) is not None else native
     return s.number(key, default=0.0)
 
@@ -229,10 +229,10 @@ READERS = {"nomic_bert": _nomic, "bert": _bert}
 
 
 def hub_config(config: EncoderConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """The settings as the references read them: the checkpoint's own keys, corrected.
+    """Make config.json for saving: the checkpoint's own keys, overridden by those of `config`.
 
-    A NomicBERT config states both dialects, so that the remote code and transformers' own class
-    load the same model; the trained length goes where each of them looks for it.
+    A NomicBERT config gets legacy and native keys, so that the remote code and transformers' own
+    class load the same model. The trained length is stored where each of them looks for it.
     """
     native: dict[str, Any] = {
         "vocab_size": config.vocab_size,
@@ -268,10 +268,10 @@ def hub_config(config: EncoderConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
     if config.hidden_act == "swiglu":
         native["hidden_act"] = "silu"
-    else:  # the native class has no plain MLP and would not read this key as we mean it
+    else:  # the native class has only a gated MLP, and would misread this key
         del native["hidden_act"]
     legacy = {
-        "pad_vocab_size_multiple": 1,  # vocab_size counts the rows as they are
+        "pad_vocab_size_multiple": 1,  # vocab_size already includes the padding rows
         "n_embd": config.hidden_size,
         "n_layer": config.num_hidden_layers,
         "n_head": config.num_attention_heads,

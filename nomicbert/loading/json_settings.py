@@ -1,4 +1,4 @@
-"""A checkpoint's JSON settings files, read with errors that name the file and the key.
+"""Read a checkpoint's JSON settings files; errors name the file and the key.
 
 Used for config.json and for the files of sentence-transformers and of the tokenizer.
 """
@@ -42,14 +42,14 @@ def _parse(path: Path) -> Any:
 
 
 class Settings:
-    """One settings file, read by meaning: several names of a key, compared where given."""
+    """One settings file. A setting may have several keys; if several are given they must agree."""
 
     def __init__(self, raw: Mapping[str, Any], path: Path) -> None:
         self.raw = raw
         self.path = path
 
     def get(self, *names: str, default: Any = None) -> Any:
-        """The value under any of these keys; null counts as absent; two values must agree."""
+        """The value under any of these keys; null counts as absent; two values must be equal."""
         found = {name: self.raw[name] for name in names if self.raw.get(name) is not None}
         if len(set(map(repr, map(_plain, found.values())))) > 1:
             stated = " but ".join(f"{name} = {value!r}" for name, value in found.items())
@@ -61,7 +61,7 @@ class Settings:
         return default
 
     def size(self, *names: str, default: int | None = None) -> int:
-        """A whole number; 2048.0 is accepted, since real checkpoints hold such."""
+        """A whole number; 2048.0 is accepted, because real checkpoints contain such values."""
         return int(self.number(*names, default=default, whole=True))
 
     def number(self, *names: str, default: float | None = None, whole: bool = False) -> float:
@@ -69,20 +69,20 @@ class Settings:
         value = self.get(*names, default=default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{self.path}: {names[0]} must be a number, not {value!r}")
-        if whole and value % 1:  # NaN for an infinity, and true
+        if whole and value % 1:  # inf % 1 is NaN, which is true
             raise ConfigError(f"{self.path}: {names[0]} must be a whole number, not {value!r}")
-        # a float even where the file says 0: what is saved again is read by strict readers
+        # a float even for 0: a strict reader of the saved file would refuse an int
         return value if whole else float(value)
 
     def flag(self, name: str, *, default: bool) -> bool:
-        """A switch; "false" in quotes is refused, since Python would take it for true."""
+        """A boolean; the string "false" is refused, because Python would treat it as true."""
         value = self.get(name, default=default)
         if not isinstance(value, bool):
             raise ConfigError(f"{self.path}: {name} must be true or false, not {value!r}")
         return value
 
     def refuse(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
-        """Refuse switches whose value changes what the encoder would have to compute."""
+        """Refuse any key of `neutral` whose value is not one of those that change nothing."""
         for name, allowed in neutral.items():
             value = self.raw.get(name)
             if value is not None and value not in allowed:
@@ -93,16 +93,16 @@ class Settings:
 
 
 def _plain(value: Any) -> Any:
-    """1000 and 1000.0 are the same setting."""
+    """The value, with 1000.0 turned into 1000 so that both compare equal."""
     if isinstance(value, float) and value.is_integer() and not isinstance(value, bool):
         return int(value)
     return value
 
 
 def inside(folder: Path, name: Any, stated_in: Path) -> Path:
-    """A path that a settings file names, refused when it leaves the checkpoint's folder.
+    """Resolve a path named in a settings file; it must stay inside the checkpoint folder.
 
-    Raises: ConfigError: not a string, absolute, or climbing out through "..".
+    Raises: ConfigError: not a string, absolute, or contains "..".
     """
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ConfigError(f"{stated_in} names the path {name!r}, which leaves its folder")
@@ -110,5 +110,5 @@ def inside(folder: Path, name: Any, stated_in: Path) -> Path:
 
 
 def optional(path: Path) -> Settings:
-    """A settings file that a checkpoint may lack."""
+    """Read an optional settings file; empty if the file does not exist."""
     return Settings(read_json(path) if path.is_file() else {}, path)

@@ -1,4 +1,4 @@
-"""What a checkpoint's card (README.md) says of its licence.
+"""Read the licence from a checkpoint's model card (README.md).
 
 Source: the front matter of model cards, which Hugging Face documents: YAML between two lines of
 three dashes. Only its top-level scalars are read, so no YAML library is needed.
@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# Creative Commons' "nc", and the words that licences with names of their own use.
+# "nc" as in Creative Commons, or "non-commercial" in the name of a custom licence.
 NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 SCALAR = re.compile(r"(license|license_name): *([^\s#].*?) *(#.*)?")
 
@@ -36,7 +36,7 @@ def read_license(folder: Path) -> License | None:
         return None
     front = lines[: list(map(str.rstrip, lines)).index("---")]
     found = {m[1]: m[2].strip("\"'") for line in front if (m := SCALAR.fullmatch(line))}
-    # "other" stands for a licence that only its name tells
+    # with "other", the licence is stated in license_name
     name = found.get("license_name") if found.get("license") in (None, "other") else None
     name = name or found.get("license")
     return License(name, bool(NON_COMMERCIAL.search(name))) if name else None

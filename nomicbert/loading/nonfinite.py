@@ -1,7 +1,8 @@
-"""Are a checkpoint's numbers finite? Asked of each parameter once it has been read.
+"""Check that a checkpoint's weights are finite, one parameter at a time after it has been read.
 
-One that is not makes NaN of every vector it reaches. Loading goes on all the same: a bad row of
-the vocabulary, for one, spoils only the texts that use it.
+A NaN or infinite value turns every vector that it contributes to into NaN. Loading still
+continues, because the damage may be local: a bad row of the vocabulary affects only the texts
+that contain the token.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,26 +14,26 @@ from torch import Tensor
 
 from nomicbert.user_warnings import WeightWarning, warn
 
-# Numbers that are looked at together when they are counted.
+# Elements per step when counting, which bounds the memory of the converted copy.
 PIECE = 2**20
-# How many tensors a warning names.
+# Maximum number of tensors named in a warning.
 LISTED = 5
 
 
 def not_finite(
     parameter: Tensor, read: Callable[[str], Tensor], names: Iterable[str]
 ) -> dict[str, int]:
-    """Count the NaN and infinite numbers of a parameter in the tensors that it was read from.
+    """Count the NaN and infinite values in each tensor that a parameter was read from.
 
     Args:
-        parameter: contiguous, floating, any device. When all is well it is only passed over once,
-            without a copy: NaN and infinity come through as extremes. (A sum would overflow.)
+        parameter: contiguous, floating, any device. If all values are finite, the only cost is
+            one `aminmax` without a copy: it propagates NaN and infinity. (A sum could overflow.)
         read: name on disk -> tensor.
         names: on disk, of the parameter's parts.
 
-    Returns: names -> how many numbers are not finite in the parameter's dtype; without those of 0.
+    Returns: names -> count of values not finite in the parameter's dtype; zero counts left out.
     """
-    # on the meta device there are no numbers
+    # tensors on the meta device have no data
     if parameter.is_meta or not parameter.numel():
         return {}
     if all(bool(extreme.isfinite()) for extreme in parameter.detach().aminmax()):
@@ -47,12 +48,12 @@ def _count(tensor: Tensor, dtype: torch.dtype) -> int:
 
 
 def warn_not_finite(folder: Path, counts: Mapping[str, int], dtype: torch.dtype) -> None:
-    """Give one WeightWarning about all tensors of a load, or none if there are none.
+    """Issue one WeightWarning that covers all non-finite tensors of a load, if there are any.
 
     Args:
         folder: of the weights.
-        counts: names on disk -> how many numbers are not finite.
-        dtype: that they were loaded in.
+        counts: names on disk -> count of values that are not finite.
+        dtype: of the loaded parameters.
     """
     if not counts:
         return
@@ -60,10 +61,10 @@ def warn_not_finite(folder: Path, counts: Mapping[str, int], dtype: torch.dtype)
     more = len(counts) - LISTED
     listed += f" and {more} more tensor{'s' * (more > 1)}" if more > 0 else ""
     message = (
-        f"the weights of {folder} hold numbers that are NaN or infinite in {dtype}: {listed}. "
-        "Vectors that they reach will be NaN. Download the checkpoint again; if they are still "
-        "there, report them to its authors"
+        f"the weights of {folder} hold values that are NaN or infinite in {dtype}: {listed}. "
+        "Vectors computed from them will be NaN. Download the checkpoint again; if the values are "
+        "still there, report them to its authors"
     )
     if dtype != torch.float32:
-        message += f" (numbers that are only too large for {dtype} need dtype=torch.float32)"
+        message += f" (values that are only too large for {dtype} need dtype=torch.float32)"
     warn(message, WeightWarning)

@@ -1,9 +1,9 @@
-"""What `from_pretrained` of every class does: folder -> config -> empty model -> its parameters."""
+"""Shared by all `from_pretrained`: folder -> config -> empty model -> its parameters."""
 
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,38 @@ from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert_kernels import Backend, compute_dtype
 
 Model = TypeVar("Model", bound=nn.Module)
-# Makes an empty model, and names those of its parameters that are new and not in the files.
+# Builds an empty model and lists its new parameters, which are not in the files.
 Build = Callable[[EncoderConfig, TensorFiles], tuple[Model, Collection[str]]]
+
+
+class ModelKeywords(TypedDict, total=False):
+    """Keywords of `NomicBert.from_pretrained` about the model, not about its location."""
+
+    dtype: torch.dtype | str
+    device: torch.device | str | None
+    backend: Backend
+    rotary_scaling_factor: float | None
+    add_pooling_layer: bool
+    strict: bool
+    torch_dtype: torch.dtype | str | None
+    device_map: torch.device | str | None
+    trust_remote_code: bool | None
+    safe_serialization: bool | None
+
+
+class LoadKeywords(ModelKeywords, total=False):
+    """All of its keywords."""
+
+    revision: str | None
+    cache_dir: str | os.PathLike[str] | None
+    token: str | bool | None
+    local_files_only: bool
+
+
+class CrossEncoderKeywords(LoadKeywords, total=False):
+    """The same for `CrossEncoder`."""
+
+    num_labels: int | None
 
 
 def load(
@@ -85,9 +115,9 @@ def load(
 
 
 def initialise(name: str, parameter: Tensor, std: float) -> None:
-    """Draw from the distribution that BERT and NomicBERT are trained from; norms stay as made."""
+    """Draw from the initial distribution of BERT and NomicBERT; norms keep torch's values."""
     if "norm" not in name:
-        # torch.nn.init's, which `weights.Unfilled` sees and skips
+        # torch.nn.init's, which `weights.Unfilled` intercepts
         nn.init.normal_(parameter, std=0.0 if name.endswith("bias") else std)
 
 
@@ -100,9 +130,9 @@ def save(
     """Write config.json and model.safetensors as the hub has them.
 
     Args:
-        folder: may be the one that the model was loaded from.
+        folder: may be the folder that the model was loaded from.
         config: of the encoder.
-        model: whose parameters are written.
-        extra: keys of config.json that a head adds.
+        model: its parameters are written.
+        extra: additional keys of config.json, from a head.
     """
     weights.save(Path(folder), config, model.state_dict(), extra or {})

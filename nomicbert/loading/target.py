@@ -1,7 +1,7 @@
-"""What parameters are loaded for: dtype, device and backend, checked before anything is read.
+"""Check dtype, device and backend before any weights are read, and select the ops.
 
-Where in the flow: whatever of nomicbert needs ops asks here. `nomicbert_kernels` chooses them and
-knows nothing of our errors; its own is kept as the cause.
+Where in the flow: the only module of nomicbert that asks `nomicbert_kernels` for ops. The kernels
+do not know nomicbert's error classes: their BackendError is re-raised as ours, kept as the cause.
 """
 
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def select_ops(device: torch.device | str, dtype: torch.dtype, backend: Backend = "auto") -> Ops:
-    """As `nomicbert_kernels.select_ops`, which also logs why.
+    """Call `nomicbert_kernels.select_ops`, which also logs the reason for its choice.
 
     Raises:
         ValueError: unknown backend or dtype.
@@ -33,7 +33,7 @@ def select_ops(device: torch.device | str, dtype: torch.dtype, backend: Backend 
 def choose_ops(
     device: torch.device | str, dtype: torch.dtype, backend: Backend = "auto"
 ) -> tuple[Ops, str]:
-    """As `nomicbert_kernels.choose_ops`: the ops, and why it is these; it raises as the other."""
+    """The ops and the reason for the choice, without logging; raises as `select_ops` does."""
     return _chosen(nomicbert_kernels.choose_ops, device, dtype, backend)
 
 
@@ -58,10 +58,10 @@ def check_target(
     backend: Backend,
     say: bool = False,
 ) -> tuple[torch.dtype | None, torch.device]:
-    """Dtype (None for "auto") and device; what cannot run is refused before anything is read.
+    """Resolve dtype (None for "auto") and device, and refuse a combination that cannot run.
 
-    The old name torch_dtype goes before dtype's default, device before device_map. With `say` the
-    log tells what "fastest" has come to: whoever loads the parameters asks for that, once.
+    The old name torch_dtype overrides dtype, and device overrides device_map. With `say`, the
+    choice made for "fastest" is logged; only the caller that loads the parameters passes it.
 
     Raises:
         ValueError: unknown dtype, device or backend.
@@ -81,14 +81,14 @@ def check_target(
 def check_keywords(
     given: Mapping[str, Any], called: Callable[..., Any], *loaders: Callable[..., Any]
 ) -> None:
-    """Refuse what loading would refuse, before a checkpoint is looked for.
+    """Check a loader's keywords before a checkpoint is looked for.
 
     Args:
-        given: keywords that `called` hands on.
-        called: for the message.
-        loaders: the `from_pretrained` that take them, with dtype, device and backend among them.
+        given: keywords that `called` passes on.
+        called: named in the error message.
+        loaders: the `from_pretrained` methods that accept them, dtype, device and backend included.
 
-    Raises: TypeError: unknown keyword. What `check_target` raises.
+    Raises: TypeError: unknown keyword. Also the errors of `check_target`.
     """
     known = {
         name: default

@@ -1,6 +1,6 @@
-"""Files of weights: safetensors, whole or in shards, or a lone .bin -> tensors by name; and back.
+"""Weight files (safetensors or .bin, whole or in shards) -> tensors by name; and back.
 
-Where in the flow: below `weights`, which knows what the tensors are for. Nothing in a file is run.
+Where in the flow: below `weights`, which knows what the tensors are for. No code from a file runs.
 """
 
 import json
@@ -21,14 +21,14 @@ from torch import Tensor
 from nomicbert.errors import CheckpointError
 from nomicbert.loading.json_settings import read_json
 
-# In the order of preference: safetensors cannot run code, and is mapped rather than read.
+# In order of preference: safetensors cannot contain code, and is memory-mapped.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# What torch.load lets out of a torn or forged file.
+# Exceptions that torch.load raises on a truncated or forged file.
 TORN = (
     pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, RuntimeError, LookupError,
     ValueError, TypeError, AttributeError, AssertionError, OverflowError,
@@ -36,7 +36,7 @@ TORN = (
 
 
 class TensorFiles:
-    """The tensors of a folder by name, read from disk one at a time when asked for."""
+    """The tensors of a folder by name, read from disk one at a time on request."""
 
     def __init__(self, folder: Path) -> None:
         """Open the folder's weights.
@@ -71,11 +71,11 @@ class TensorFiles:
         return [self.folder / shard for shard in sorted(set(shards.values()))]
 
     def names(self) -> list[str]:
-        """Names as they stand on disk."""
+        """Tensor names as on disk."""
         return list(self._open)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, backed by the mapped file where the format allows."""
+        """One tensor, memory-mapped if the format allows."""
         tensors = self._open[name]
         tensor: Tensor = tensors[name] if isinstance(tensors, dict) else tensors.get_tensor(name)
         return tensor
@@ -92,19 +92,19 @@ def _open_safetensors(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is not a sound safetensors file: {error}") from error
+        raise CheckpointError(f"{file} is not a valid safetensors file: {error}") from error
 
 
 def _open_bin(file: Path) -> dict[str, Tensor]:
     try:
-        # only the zip format of today's torch.save can be mapped
+        # only the zip format, torch.save's current one, can be memory-mapped
         state = torch.load(
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
         )
     except TORN as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{file} is not a sound file of plain tensors, and nothing else in it is run: {why}"
+            f"{file} is not a valid file of plain tensors, and nothing else is unpickled: {why}"
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
@@ -114,13 +114,13 @@ def _open_bin(file: Path) -> dict[str, Tensor]:
 
 
 def write(folder: Path, tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> None:
-    """Write model.safetensors and config.json, each beside its final name and then renamed.
+    """Write model.safetensors and config.json, each to a temporary file that is then renamed.
 
-    So a reader never sees half of one, and the folder may be the one that the weights came from.
+    So a reader never sees half a file, and the folder may be the one that the weights came from.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
-        weights, text = Path(beside, "model.safetensors"), Path(beside, "config.json")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as partial:
+        weights, text = Path(partial, "model.safetensors"), Path(partial, "config.json")
         save_file(tensors, weights, metadata={"format": "pt"})
         text.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(weights, folder / weights.name)

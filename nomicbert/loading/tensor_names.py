@@ -1,8 +1,8 @@
-"""Which hub tensors make up each of our parameters: the rename tables, as data.
+"""Rename tables: which hub tensors make up each of our parameters.
 
-Our parameters are stored fused (query, key and value in one; up and gate in one), so one parameter
-may be made of several hub tensors, stacked. Everything else about names (prefixes, old LayerNorm
-names, what may be left unread) is here too, and nowhere else.
+Our parameters are fused (query, key and value in one; up and gate in one), so one parameter may be
+several stacked hub tensors. All other knowledge of names is here too: prefixes, old LayerNorm
+names, tensors that may be left unread.
 Source: tensor names of the checkpoints on the hub and of the classes that load them.
 """
 
@@ -15,27 +15,27 @@ from torch import Tensor
 
 from nomicbert.config import EncoderConfig
 
-# What training code and task heads put before the encoder's own names.
+# Prefixes that training code and task heads add to the encoder's tensor names.
 PREFIXES = ("bert.", "nomic_bert.", "trunk.", "model.")
 
-# Tensors that no encoder needs: constants that we compute, and what stands behind the encoder.
+# Tensors that an encoder does not need: constants that we compute, and heads.
 IGNORED = re.compile(
     r"(.*\.)?(position_ids|inv_freq|norm_factor)"
     r"|(cls|seq_relationship|pooler|classifier|qa_outputs)\..*"
 )
 
-# Heads, whose hub names have no prefix; ours are those of `heads`.
+# Tensors of heads, which have no prefix on the hub. Our names: see `modeling.heads`.
 HEADS = {
     "transform": "cls.predictions.transform.dense",
     "classifier": "classifier",
     "qa_outputs": "qa_outputs",
 }
 DECODER_WEIGHT, DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.bias"
-# The same bias under the name of the layer that adds it. Where config.json unties the words, the
-# two are parameters of their own, and only this one is computed with.
+# The same bias under the name of the layer that adds it. If config.json unties the decoder from the
+# word embeddings, the two are separate parameters, and only this one is used.
 UNTIED_BIAS = "cls.predictions.decoder.bias"
 WORDS = "embeddings.word_embeddings.weight"
-# One row a word: fewer of them may be stored than the vocabulary is rounded up to.
+# Tensors with one row per word: the file may have fewer rows than the rounded-up vocabulary.
 PADDED = (WORDS, DECODER_WEIGHT, DECODER_BIAS)
 
 NOMIC = {
@@ -76,7 +76,7 @@ BERT_LAYER = {
 NOMIC_POOLER = {"pooler": "pooler.dense"}
 NOMIC_HEADS = HEADS | {"transform_norm": "cls.predictions.transform.layer_norm"}
 BERT_HEADS = HEADS | {"transform_norm": "cls.predictions.transform.LayerNorm"}
-# Where an encoder's tensors stand in the file of a model with a head.
+# Prefix of the encoder's tensors in the file of a model with a head.
 ENCODER_PREFIX = {"nomic_bert": "nomic_bert.", "bert": "bert."}
 
 Form = Literal["stacked", "experts", "experts_transposed"]
@@ -88,8 +88,8 @@ class Recipe:
 
     Attributes:
         target: our name.
-        parts: hub names, without prefix; their rows stacked make the parameter.
-        form: "stacked" as said · "experts" (E F, H) on disk, (E, F, H) here ·
+        parts: hub names without prefix; stacked along dimension 0 they make the parameter.
+        form: "stacked" as above · "experts" (E F, H) on disk, (E, F, H) here ·
             "experts_transposed" (E F, H) on disk, (E, H, F) here.
     """
 
@@ -105,14 +105,14 @@ class Recipe:
         return (experts * a, b) if self.form == "experts" else (experts * b, a)
 
     def views(self, parameter: Tensor) -> list[Tensor]:
-        """The parameter seen as its parts on disk: views to copy into when loading."""
+        """Views of the parameter, one per part on disk, to copy into when loading."""
         if self.form == "stacked":
             return list(parameter.chunk(len(self.parts)))
         return [parameter if self.form == "experts" else parameter.transpose(1, 2)]
 
 
 def canonical(name: str) -> str:
-    """A hub name without prefixes, with today's LayerNorm names and one name for tied biases."""
+    """A hub name without prefixes, with current LayerNorm names and one name for tied biases."""
     while name.startswith(PREFIXES):
         name = name.split(".", 1)[1]
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
@@ -121,12 +121,12 @@ def canonical(name: str) -> str:
 
 
 def is_untied(config: EncoderConfig) -> bool:
-    """Whether config.json says that the scores of words have a table and a bias of their own."""
+    """Whether config.json states that the decoder has its own weight and bias."""
     return config.source.get("tie_word_embeddings") is False
 
 
 def computed(names: list[str], untied: bool) -> list[str]:
-    """Hub names without that of an untied bias that nothing is computed with."""
+    """Hub names, without `cls.predictions.bias` if an untied decoder has a bias of its own."""
     if not untied or not any(name.endswith(UNTIED_BIAS) for name in names):
         return names
     return [name for name in names if not name.endswith(DECODER_BIAS)]
@@ -136,7 +136,7 @@ def recipes(config: EncoderConfig, parameters: list[str]) -> Iterator[Recipe]:
     """The recipe of each parameter.
 
     Args:
-        config: decides which hub layout is meant.
+        config: decides the hub layout.
         parameters: our names; those of an encoder inside a model with a head begin "encoder.".
     """
     nomic = config.model_type == "nomic_bert"

@@ -1,7 +1,7 @@
-"""Tensors of a checkpoint -> the parameters of a model, and back: names, shapes, dtypes.
+"""Tensors of a checkpoint -> the parameters of a model, and back.
 
 Reading is strict: each tensor of the encoder is used exactly once and has the right shape, or a
-CheckpointError lists what is wrong. A layer is never left at random.
+CheckpointError lists every mismatch. No layer is left randomly initialised.
 """
 
 import logging
@@ -34,18 +34,18 @@ from nomicbert.loading.tensor_names import (
 
 logger = logging.getLogger(__name__)
 
-# How many names an error message lists of each kind.
+# Maximum number of names that an error message lists per kind of mismatch.
 LISTED = 20
 
 
 class Unfilled(TorchFunctionMode):
-    """Build modules without filling their parameters: they are about to be read.
+    """Build modules without initialising their parameters, which are about to be loaded.
 
-    On the meta device torch would import its compiler for it, which takes seconds.
+    Initialising on the meta device would also make torch import its compiler: seconds.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Skip what `torch.nn.init` offers, call everything else."""
+        """Skip the functions of `torch.nn.init`, call all others."""
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs.get("tensor", *args[:1])
@@ -53,7 +53,7 @@ class Unfilled(TorchFunctionMode):
 
 
 def disk_dtype(files: TensorFiles, config: EncoderConfig) -> torch.dtype:
-    """The dtype the checkpoint says it has, else that of its first floating tensor."""
+    """The dtype stated in config.json, else that of the first floating-point tensor."""
     stated = config.source.get("dtype") or config.source.get("torch_dtype")
     dtype = getattr(torch, str(stated).removeprefix("torch."), None)
     if isinstance(dtype, torch.dtype):
@@ -71,19 +71,18 @@ def load_state(
     device: torch.device | str = "cpu",
     strict: bool = True,
 ) -> dict[str, Tensor]:
-    """Read every parameter of a model; one WeightWarning names what is NaN or infinite.
+    """Read every parameter of a model; one WeightWarning names tensors with NaN or infinity.
 
     Args:
         files: of a checkpoint in a hub layout.
         config: of the same checkpoint.
         shapes: our parameter names and their shapes.
-        dtype: to convert to while copying; no second copy is made.
-        device: to place the parameters on.
-        strict: False lets tensors that no parameter wants pass; one that is missing is an error
-            all the same.
+        dtype: of the parameters; converted while copying, without an intermediate copy.
+        device: of the parameters.
+        strict: False ignores tensors that no parameter uses; a missing tensor is still an error.
 
     Returns: our names -> parameters.
-    Raises: CheckpointError: damaged file; tensors missing, left over, or of another shape.
+    Raises: CheckpointError: damaged file; tensors missing, unexpected, or of another shape.
     """
     wanted = list(recipes(config, list(shapes)))
     parts = {part for recipe in wanted for part in recipe.parts}
@@ -113,7 +112,11 @@ def load_state(
 def by_canonical_name(
     files: TensorFiles, parts: Collection[str] = (), untied: bool = False
 ) -> dict[str, str]:
-    """Names without prefixes -> names on disk; two names of one of `parts` must hold the same."""
+    """Canonical names -> names on disk.
+
+    Raises: CheckpointError: two tensors have the same canonical name and differ. Tensors that are
+        ignored and not in `parts` may differ.
+    """
     on_disk: dict[str, str] = {}
     for name in computed(files.names(), untied):
         plain = canonical(name)
@@ -135,11 +138,11 @@ def _report(
     shapes: Mapping[str, tuple[int, ...]],
     strict: bool,
 ) -> None:
-    """Raise an error that lists everything that does not fit; log what is left unread."""
+    """Raise an error that lists every mismatch; log the tensors that are left unread."""
     parts = {part: r.part_shape(shapes[r.target]) for r in wanted for part in r.parts}
     missing = [part for part in parts if part not in on_disk]
     wrong = []
-    # the vocabulary may be stored as config.json says or already rounded up
+    # the vocabulary may be stored with config.json's size or already rounded up
     unpadded = config.source.get("vocab_size")
     for part, shape in parts.items():
         if part not in on_disk:
@@ -169,13 +172,13 @@ def _report(
 def save(
     folder: Path, config: EncoderConfig, state: Mapping[str, Tensor], extra: Mapping[str, Any]
 ) -> None:
-    """Write config.json and model.safetensors in the layout that the hub has.
+    """Write config.json and model.safetensors in the hub layout.
 
     Args:
-        folder: made when it does not exist.
+        folder: created if it does not exist.
         config: of the encoder.
         state: our names -> parameters.
-        extra: keys of config.json that a head adds.
+        extra: keys that a head adds to config.json.
     """
     tensors = {}
     for recipe in recipes(config, list(state)):
@@ -185,7 +188,7 @@ def save(
         for part, view in zip(recipe.parts, recipe.views(parameter), strict=True):
             shape = recipe.part_shape(tuple(parameter.shape))
             tensor = view.reshape(shape).contiguous()
-            # safetensors refuses tensors that share memory, as the parts of a fused one do
+            # safetensors refuses tensors that share memory, as the parts of a fused parameter do
             tensors[prefix + part] = tensor.clone() if len(recipe.parts) > 1 else tensor
     if DECODER_WEIGHT in tensors and DECODER_BIAS in tensors:
         tensors[UNTIED_BIAS] = tensors[DECODER_BIAS].clone()

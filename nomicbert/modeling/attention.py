@@ -1,4 +1,4 @@
-"""Self-attention: one fused projection, rotary angles, attention within each text, out projection.
+"""Self-attention: fused QKV projection, rotary, attention within each text, output projection.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.
 """
@@ -33,9 +33,9 @@ class SelfAttention(nn.Module):
         Args:
             x: (T, H).
             ctx: of this forward pass.
-            rows: (B,) the one token of each text that is wanted, or None for all.
+            rows: (B,) the only token of each text whose output is needed, or None for all.
 
-        Returns: (T, H), or (B, H) with `rows`, and the residual if it is still to be added.
+        Returns: (T, H), or (B, H) with `rows`; and the residual if it has not been added yet.
         """
         dropout_p = self.weights_dropout_p if self.training else 0.0
         seed = int(torch.randint(2**31, ())) if dropout_p else 0

@@ -1,6 +1,6 @@
-"""What a model computes with: the ops of a backend, and weights prepared for them.
+"""Base class of modules that a backend computes: its ops, and weights prepared for them.
 
-Both are chosen at the first use, and dropped when the parameters move, are cast or are replaced.
+Both are made at the first use, and dropped when the parameters are moved, cast or replaced.
 """
 
 import logging
@@ -16,27 +16,27 @@ from nomicbert_kernels import Backend, Ops, Weight, compute_dtype
 
 logger = logging.getLogger(__name__)
 
-Self = TypeVar("Self", bound="Computing")
+Self = TypeVar("Self", bound="BackendModule")
 
 
-class Computing(nn.Module):
-    """A module whose parameters, all on one device and in one dtype, the ops compute with.
+class BackendModule(nn.Module):
+    """An nn.Module whose parameters (one device, one dtype) are passed to a backend's ops.
 
     Attributes:
         backend: "auto", "reference", "torch", "int8", "triton", "fp8" or "invariant".
     """
 
     def __init__(self, backend: Backend) -> None:
-        """Choose nothing yet: the parameters may still move."""
+        """Defer the choice of ops: the parameters may still be moved or cast."""
         super().__init__()
         self.backend = backend
         self._prepared = PreparedWeights()
         self._ops: Ops | None = None
-        self._said: set[torch.dtype] = set()
+        self._logged: set[torch.dtype] = set()
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return self._first_parameter().device
 
     @property
@@ -45,59 +45,62 @@ class Computing(nn.Module):
         return self._first_parameter().dtype
 
     def _first_parameter(self) -> Tensor:
-        """The first of `parameters()`, whose walk takes longer than a query has."""
+        """The first parameter, without the walk of `parameters()`, which is too slow per query."""
         found = first_parameter(self)
         assert found is not None, "a model has parameters"
         return found
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Dtype of the hidden states on their way through the layers."""
+        """Dtype of the hidden states."""
         return compute_dtype(self.device, self.dtype)
 
     @property
     def ops(self) -> Ops:
-        """The functions of the backend, chosen at the first use on a device and dtype.
+        """The ops of the backend, selected at the first use for this device and dtype.
 
-        Raises: BackendError: it cannot run there.
+        Raises: BackendError: the backend cannot run there.
         """
         if self._ops is None:
             self._ops = select_ops(self.device, self.compute_dtype, self.backend)
-            self._say_what_the_dtype_costs()
+            self._log_widened_dtype()
         return self._ops
 
     def use(self, backend: Backend) -> None:
-        """Compute with another backend from now on."""
+        """Switch to another backend."""
         self.backend = backend
         self._drop_prepared()
 
     def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
-        """A linear layer behind the encoder's own: (rows, K) -> (rows, N) in `compute_dtype`."""
-        return self.product(x, layer.weight, layer.bias, (id(layer), "linear"))
+        """Apply a layer outside of the encoder: (rows, K) -> (rows, N) in `compute_dtype`."""
+        return self.matmul(x, layer.weight, layer.bias, (id(layer), "linear"))
 
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, place: Place) -> Tensor:
-        """The same for parameters of no such layer; `place` names their use."""
+    def matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None, place: Place) -> Tensor:
+        """As `linear`, for parameters outside of an nn.Linear; `place` is the cache key."""
         prepared = self._prepared.get(self.ops, place, weight, bias, "linear", self.compute_dtype)
         y: Tensor = self.ops.linear(x, prepared)
         return y
 
-    def _say_what_the_dtype_costs(self) -> None:
-        """Once a model, and where the arithmetic runs: it may be loaded here to move to a GPU."""
+    def _log_widened_dtype(self) -> None:
+        """Log once per dtype that 16-bit parameters are computed in float32 on a CPU.
+
+        At the first use rather than at load: a model may be loaded here and moved to a GPU.
+        """
         dtype = self.dtype
-        if self.device.type != "cpu" or dtype in self._said:
+        if self.device.type != "cpu" or dtype in self._logged:
             return
-        self._said.add(dtype)
+        self._logged.add(dtype)
         if dtype == torch.float16:
             logger.warning("float16 on a CPU is stored as float16 and computed in float32")
         elif dtype != self.compute_dtype:
             logger.info("bfloat16 on this CPU is stored as bfloat16 and computed in float32")
 
     def prepared_weights(self) -> list[Weight]:
-        """What has been prepared so far."""
+        """The weights prepared so far."""
         return self._prepared.weights()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process, which chooses ops of its own."""
+        """Leave out the ops: another process selects its own."""
         return {**vars(self), "_ops": None}
 
     def _drop_prepared(self) -> None:
@@ -105,12 +108,12 @@ class Computing(nn.Module):
         self._ops = None
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Every move and cast (`to`, `half`, `cuda`) comes through here."""
+        """Drop prepared weights: torch calls this for every move and cast (`to`, `cuda`)."""
         self._drop_prepared()
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def train(self: Self, mode: bool = True) -> Self:
-        """Switch dropout on or off; prepared weights are dropped when that changes anything."""
+        """Set training mode; a change of mode drops prepared weights."""
         if mode != self.training:
             self._drop_prepared()
         return super().train(mode)
@@ -124,7 +127,7 @@ class Computing(nn.Module):
 
 
 def first_parameter(module: nn.Module) -> Tensor | None:
-    """The first parameter of a module, its own before its children's."""
+    """The first parameter of a module, depth first; its own come before its children's."""
     for parameter in module._parameters.values():
         if parameter is not None:
             return parameter

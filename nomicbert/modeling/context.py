@@ -1,4 +1,4 @@
-"""What every module of one forward pass shares: ops, prepared weights, batch."""
+"""State shared by all modules in one forward pass: ops, prepared weights, batch."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from nomicbert.modeling.packing import PackedBatch
 from nomicbert.modeling.prepared_weights import PreparedWeights
 from nomicbert_kernels import Activation, Ops, Plan, Rope, Weight, WeightKind
 
-# Hidden states between layers: a tensor, or what a backend's LayerNorm made of one.
+# Hidden states between layers: a tensor, or the form that a backend's LayerNorm returns.
 Hidden = Tensor | Activation
 
 
@@ -19,11 +19,11 @@ class ForwardContext:
     """One forward pass.
 
     Attributes:
-        ops: functions of the chosen backend.
+        ops: of the selected backend.
         dtype: of the hidden states; parameters may be stored in a narrower one.
         prepared: the model's cache of prepared weights.
         batch: the packed texts.
-        plan: how the backend walks them.
+        plan: how the backend divides the batch into work.
         rope: their rotary angles, or None for learned positions.
     """
 
@@ -35,16 +35,16 @@ class ForwardContext:
     rope: Rope | None
 
     def weight(self, layer: nn.Linear, kind: WeightKind = "linear") -> Weight:
-        """A linear layer's parameters, prepared."""
+        """The prepared weight of a linear layer."""
         place = (id(layer), kind)
         return self.prepared.get(self.ops, place, layer.weight, layer.bias, kind, self.dtype)
 
     def project(
         self, x: Hidden, layer: nn.Linear, residual: Hidden, dropout_p: float
     ) -> tuple[Tensor, Hidden | None]:
-        """The linear layer that ends a sublayer, and what is still to be added to it.
+        """Apply a sublayer's output projection; return the residual too if it is not added yet.
 
-        The product adds the residual itself, unless dropout has to come between the two.
+        The GEMM adds the residual itself, unless dropout has to be applied in between.
         """
         if dropout_p == 0.0:
             return self.ops.linear(x, self.weight(layer), residual), None

@@ -15,7 +15,7 @@ class Embeddings(nn.Module):
     """The tables and their LayerNorm."""
 
     def __init__(self, config: EncoderConfig) -> None:
-        """Rotary models have no position table."""
+        """Create the tables; rotary models have no position table."""
         super().__init__()
         self.word = nn.Embedding(config.vocab_size, config.hidden_size)
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)

@@ -1,4 +1,4 @@
-"""One layer, LayerNorm after each sum: h = LN(x + attention(x)), y = LN(h + mlp(h)).
+"""One post-norm layer: h = LN(x + attention(x)), y = LN(h + mlp(h)).
 
 Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.1.
 """
@@ -28,9 +28,10 @@ class Layer(nn.Module):
         Args:
             x: (T, H).
             ctx: of this forward pass.
-            rows: (B,) the one token of each text that is wanted, or None for all.
+            rows: (B,) the only token of each text whose output is needed, or None for all.
 
-        Returns: (T, H), or (B, H) with `rows`: the others' queries, MLP and norms are not computed.
+        Returns: (T, H), or (B, H) with `rows`: attention output, MLP and norms of the other tokens
+            are not computed.
         """
         h = normalise(self.attention_norm, ctx, *self.attention(x, ctx, rows))
         return normalise(self.mlp_norm, ctx, *self.mlp(h, ctx))
@@ -39,6 +40,6 @@ class Layer(nn.Module):
 def normalise(
     norm: nn.LayerNorm, ctx: ForwardContext, z: Tensor, residual: Hidden | None
 ) -> Hidden:
-    """LayerNorm of what a sublayer returned."""
+    """LayerNorm of a sublayer's output and residual."""
     weight, bias = norm.weight.to(ctx.dtype), norm.bias.to(ctx.dtype)
     return ctx.ops.layer_norm(z, weight, bias, norm.eps, residual)

@@ -1,4 +1,4 @@
-"""The MLP of a layer, in its three kinds: gated (SwiGLU), plain (GELU), mixture of experts.
+"""The three kinds of MLP: gated (SwiGLU), plain (GELU), mixture of experts.
 
 Source: Shazeer 2020, arXiv:2002.05202; Hendrycks and Gimpel 2016, arXiv:1606.08415;
 Shazeer et al. 2017, arXiv:1701.06538.
@@ -61,7 +61,7 @@ class MixtureOfExperts(nn.Module):
         self.dropout_p = config.hidden_dropout_prob
 
     def forward(self, x: Hidden, ctx: ForwardContext) -> tuple[Tensor, Hidden | None]:
-        """(T, H) -> (T, H), and the residual, still to be added."""
+        """(T, H) -> (T, H), and the residual, which is not added yet."""
         up = ctx.prepared.get(
             ctx.ops, (id(self), "up"), self.experts_up, None, "experts", ctx.dtype
         )
@@ -73,7 +73,7 @@ class MixtureOfExperts(nn.Module):
 
 
 def build_mlp(config: EncoderConfig, index: int) -> nn.Module:
-    """The MLP that layer `index` of this model has."""
+    """Build the MLP of layer `index`."""
     if config.is_moe_layer(index):
         return MixtureOfExperts(config)
     return GatedMLP(config) if config.hidden_act == "swiglu" else PlainMLP(config)

@@ -8,7 +8,7 @@ Source: Nussbaum et al. 2024, arXiv:2402.01613; Devlin et al. 2018, arXiv:1810.0
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from nomicbert.arguments import as_whole, refuse_unknown
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import pretrained
 from nomicbert.loading.folder import CheckpointFolder
-from nomicbert.modeling.backend_module import Computing
+from nomicbert.modeling.backend_module import BackendModule
+from nomicbert.modeling.call_types import EncoderCall, NoKeywords
 from nomicbert.modeling.context import ForwardContext, Hidden
 from nomicbert.modeling.embeddings import Embeddings
 from nomicbert.modeling.layer import Layer
@@ -27,12 +28,15 @@ from nomicbert.modeling.packing import PackedBatch, tokens_of, unpad
 from nomicbert.modeling.rope import RotaryTables
 from nomicbert_kernels import Backend, Plan, Rope, values
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-class NomicBert(Computing):
+
+class NomicBert(BackendModule):
     """An encoder for NomicBERT and BERT checkpoints.
 
-    Its linear layers only hold parameters, which the ops compute with: forward hooks on them, or
-    others in their place, have no effect.
+    Its nn.Linear modules only store parameters; the ops read them directly. Forward hooks on them,
+    or replacement modules, have no effect.
 
     >>> from nomicbert import EncoderConfig, NomicBert
     >>> config = EncoderConfig("bert", 100, 32, 2, 4, 64, 2, 512, 1e-12)
@@ -40,6 +44,9 @@ class NomicBert(Computing):
     >>> model(torch.tensor([[2, 7, 9]])).last_hidden_state.shape
     torch.Size([1, 3, 32])
     """
+
+    if TYPE_CHECKING:
+        __call__: EncoderCall
 
     def __init__(
         self, config: EncoderConfig, *, backend: Backend = "auto", add_pooling_layer: bool = False
@@ -85,7 +92,7 @@ class NomicBert(Computing):
         device_map: torch.device | str | None = None,
         trust_remote_code: bool | None = None,
         safe_serialization: bool | None = None,
-        **unknown: Any,
+        **unknown: "Unpack[NoKeywords]",
     ) -> "NomicBert":
         """Load a checkpoint; the model comes back in eval mode.
 
@@ -96,20 +103,14 @@ class NomicBert(Computing):
             cache_dir: where downloads are kept, in place of Hugging Face's default.
             token: for private repositories; True takes the stored one.
             local_files_only: never reach for the network.
-            dtype: of the parameters; "auto" takes the checkpoint's own, "fastest" the one that the
-                device computes fastest in. A CPU computes float16 in float32, and so bfloat16 if it
-                has no instructions for it.
+            dtype: of the parameters; "auto": the checkpoint's, "fastest": the device's fastest. A
+                CPU computes float16 in float32, and bfloat16 if it lacks the instructions.
             device: where the parameters go; default the CPU.
-            backend: "auto", "reference", "torch", "int8", "triton", "fp8" or "invariant". "int8" is
-                for CPUs with VNNI or AMX: linear layers multiply bytes, a scale for each token and
-                output channel, which is less exact; the rest is float32. It is taken only when
-                asked for. Parameters stay as they are, so memory does not shrink; training,
-                autocast and torch.compile go without. "fp8" is the same in e4m3 for GPUs of compute
-                capability 8.9 and later, which `Embedder` refuses to a checkpoint whose vectors it
-                moves too far (a model alone has no texts to compare). "invariant" is "triton"
-                launched alike for every batch, which no text's bits depend on; it takes longer.
-            rotary_scaling_factor: alpha of dynamic NTK scaling for texts beyond the trained
-                length, in place of the checkpoint's own; 0 switches it off.
+            backend: "auto", "reference", "torch", "int8", "triton", "fp8" or "invariant"; see
+                docs/backends.md. "int8" (CPUs with VNNI or AMX) and "fp8" (GPUs from sm_89) run
+                linear layers in 8 bits: faster, less exact. "invariant" is "triton" with
+                batch-independent launch settings: slower, bit-identical vectors in any batch.
+            rotary_scaling_factor: alpha of dynamic NTK scaling in place of the stored one; 0: off.
             add_pooling_layer: also load the tanh pooler and return `pooler_output`.
             strict: False lets tensors that no parameter wants pass; a missing one is an error.
             torch_dtype: old name of `dtype`.
@@ -120,10 +121,9 @@ class NomicBert(Computing):
 
         Raises:
             HubError: folder or repository not found or not reachable.
-            ConfigError: config.json missing, unreadable or unsupported.
-            CheckpointError: weights missing, damaged, or not fitting.
-            TypeError: unknown keyword.
-            ValueError: unknown dtype, device or backend. BackendError: one that cannot run here.
+            ConfigError, CheckpointError: config.json or weights missing, damaged or unsupported.
+            TypeError, ValueError: unknown keyword, dtype, device or backend.
+            BackendError: the backend cannot run here.
         """
         refuse_unknown(unknown, cls.from_pretrained)
 
@@ -186,7 +186,7 @@ class NomicBert(Computing):
         self.set_input_embeddings(table)
         return table
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: object = None) -> None:
         """In training, keep each layer's input only and compute the layer again going back.
 
         The keyword is accepted for existing call sites: here torch's newer form always runs.

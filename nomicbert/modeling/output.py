@@ -1,8 +1,8 @@
-"""What the models return: readable by attribute, key and index, as in transformers."""
+"""Outputs of the models, readable by attribute, key and index, as in transformers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Literal, overload
 
 from torch import Tensor
 
@@ -10,27 +10,37 @@ Value = Tensor | tuple[Tensor, ...]
 
 
 class Output(Mapping[str, Value]):
-    """A dataclass of tensors; what is None was not asked for and is left out of the mapping."""
+    """A dataclass of tensors. The mapping leaves out fields that are None (not requested)."""
 
     def to_tuple(self) -> tuple[Value, ...]:
-        """All that is there, in the order of the attributes."""
+        """The fields that are not None, in the order of the attributes."""
         return tuple(self[name] for name in self)
 
-    def __getitem__(self, key: str | int | slice) -> Any:
-        """By name, or by place among what is there."""
+    @overload
+    def __getitem__(self, key: Literal[0]) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, key: str | int) -> Value: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> tuple[Value, ...]: ...
+
+    def __getitem__(self, key: str | int | slice) -> Value | tuple[Value, ...]:
+        """By name, or by index among the fields that are not None."""
         if isinstance(key, str):
             if key not in list(self):
                 raise KeyError(key)
-            return getattr(self, key)
+            found: Value = getattr(self, key)
+            return found
         return self.to_tuple()[key]
 
     def __iter__(self) -> Iterator[str]:
-        """Names of what is there."""
+        """Names of the fields that are not None."""
         names = (field.name for field in fields(self))  # type: ignore[arg-type]
         return (name for name in names if getattr(self, name) is not None)
 
     def __len__(self) -> int:
-        """How many values are there."""
+        """Number of fields that are not None."""
         return sum(1 for _ in self)
 
 
@@ -51,7 +61,7 @@ class EncoderOutput(Output):
 
 @dataclass(frozen=True, eq=False)
 class LogitsOutput(Output):
-    """Output of a head that gives one row of logits a text or a token.
+    """Output of a head that gives one row of logits per text or per token.
 
     Attributes:
         loss: () fp32, or None without labels.
@@ -71,9 +81,9 @@ class SpanOutput(Output):
 
     Attributes:
         loss: () fp32, or None without positions.
-        start_logits: (batch, seq_len) that an answer starts there; the dtype's smallest number
-            where attention_mask is 0, so that no answer does.
-        end_logits: the same for its last token.
+        start_logits: (batch, seq_len), of the first token of an answer; the dtype's lowest value
+            where attention_mask is 0, so that no answer starts there.
+        end_logits: the same for the last token.
         hidden_states: the embeddings' output and each layer's, or None.
     """
 

@@ -1,6 +1,6 @@
-"""The one internal layout: the tokens of all texts end to end, without padding.
+"""The packed layout: the tokens of all texts concatenated, without padding.
 
-Everything between here and pooling sees a PackedBatch; attention masks end here.
+All code from here to pooling uses a PackedBatch; attention masks are only handled here.
 Names: FlashAttention's variable-length interface, Dao 2023, arXiv:2307.08691.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from nomicbert.user_warnings import EmptyRowWarning, warn
 from nomicbert_kernels.tensors import to_device
 
-# How many rows a warning names.
+# Maximum number of rows named in a warning.
 LISTED = 5
 
 
@@ -24,11 +24,11 @@ class PackedBatch:
 
     Attributes:
         lengths: tokens of each text, on the host.
-        rope_lengths: the length that decides each text's rotary scaling, on the host: its own, or
+        rope_lengths: the length that sets each text's rotary scaling, on the host: its own, or
             that of the padded row it came from.
         cu_seqlens: (B + 1,) int32, text b owns tokens cu_seqlens[b] to cu_seqlens[b + 1] - 1.
         position_ids: (T,) int64.
-        input_ids: (T,) int64, or None when `inputs_embeds` stands in for them.
+        input_ids: (T,) int64, or None if `inputs_embeds` replaces them.
         token_type_ids: (T,) int64, or None for type 0 throughout.
         inputs_embeds: (T, H) or None.
     """
@@ -50,7 +50,7 @@ class PackedBatch:
         return self.cu_seqlens[1:].long() - 1
 
     def without_empty(self) -> tuple["PackedBatch", list[int]]:
-        """The batch without texts of no tokens, and the indices of the texts that stay."""
+        """The batch without empty texts, and the indices of the texts that remain."""
         kept = [text for text, length in enumerate(self.lengths) if length]
         if len(kept) == len(self.lengths):
             return self, kept
@@ -71,11 +71,11 @@ def offsets(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tenso
 
 
 def pack(texts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> PackedBatch:
-    """Lay token ids end to end; positions count from 0 in each text.
+    """Concatenate token ids; positions count from 0 in each text.
 
     Args:
         texts: token ids of each text.
-        device: where the tensors go.
+        device: of the tensors.
     """
     lengths = tuple(map(len, texts))
     return PackedBatch(
@@ -94,17 +94,17 @@ def end_to_end(texts: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def positions(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Each token's place in its text, from 0: (T,) int64."""
+    """Each token's position in its text, from 0: (T,) int64."""
     counts = np.asarray(lengths, dtype=np.int64)
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 @dataclass(frozen=True)
 class Padding:
-    """Where the tokens of a packed batch stood in the padded one that it was made of.
+    """Positions of packed tokens in the padded batch that they came from.
 
     Attributes:
-        places: (T,) int64, of each token in the flattened rows.
+        places: (T,) int64, index of each token in the flattened padded batch.
         rows: of the padded batch.
         columns: of the padded batch.
     """
@@ -114,16 +114,16 @@ class Padding:
     columns: int
 
     def pad(self, packed: Tensor) -> Tensor:
-        """Put (T, N) back to where it came from: (rows, columns, N), zeros elsewhere."""
+        """Scatter (T, N) back into the padded layout: (rows, columns, N), zeros elsewhere."""
         padded = packed.new_zeros(self.rows * self.columns, packed.shape[1])
         padded = padded.index_copy(0, self.places, packed)
         return padded.view(self.rows, self.columns, packed.shape[1])
 
 
 def tokens_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """The one of the two that is given: (B, S) int, or (B, S, H).
+    """Return whichever argument is given: (B, S) int, or (B, S, H).
 
-    Raises: ValueError: both or neither, another number of dimensions, ids that are no integers.
+    Raises: ValueError: both or neither are given, wrong number of dimensions, non-integer ids.
     """
     if input_ids is not None and inputs_embeds is None:
         name, tokens, dims = "input_ids", input_ids, 2
@@ -148,15 +148,15 @@ def unpad(
 
     Args:
         tokens: input_ids (B, S) int, or inputs_embeds (B, S, H).
-        attention_mask: (B, S) of 0 and 1, any dtype; None keeps every token. Zeros may stand
-            anywhere: a token's position is its column, not its rank among the kept ones. Rows of
-            nothing but zeros become texts of no tokens, with one EmptyRowWarning for all.
+        attention_mask: (B, S) of 0 and 1, any dtype; None keeps every token. Zeros may be
+            anywhere: a token's position is its column, not its rank among the kept tokens. Rows
+            of zeros only become empty texts, with one EmptyRowWarning for all of them.
         token_type_ids: (B, S) int or None.
         position_ids: (B, S) or (1, S) or (S,) int, in place of the column numbers.
 
-    Returns: the batch, and where its tokens stood.
-    Raises: ValueError: shapes that differ, a mask of other values than 0 and 1, a position of a
-        kept token below 0.
+    Returns: the batch, and the padded positions of its tokens.
+    Raises: ValueError: shapes differ, the mask has values other than 0 and 1, or a kept token has
+        a negative position.
     """
     batch, length = tokens.shape[:2]
     for name, extra in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
@@ -185,7 +185,7 @@ def unpad(
             warn(_name_empty(empty), EmptyRowWarning)
 
     positions = position_ids.reshape(-1)[places].long()
-    # what stands at dropped tokens does not matter; a negative row of a table would be its end
+    # only kept tokens are checked; a negative index would silently read the end of the table
     if given and positions.numel() and int(positions.min()) < 0:
         raise ValueError(f"position_ids contains {int(positions.min())}: positions count from 0")
     rows = tokens.flatten(0, 1)[places]

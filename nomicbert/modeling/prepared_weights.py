@@ -1,7 +1,7 @@
-"""The side cache of prepared weights: what a backend made of each parameter.
+"""Cache of prepared weights: parameters in the form that a backend computes with.
 
-A prepared weight is a second copy in the form a backend likes best. It is no parameter and no
-buffer, so it is not saved, moved or trained; it is made at the first use and made again when the
+A prepared weight may be a second copy, such as a packed one. It is neither a parameter nor a
+buffer, so it is not saved, moved or trained. It is made at the first use and remade when the
 parameter has changed.
 """
 
@@ -16,18 +16,18 @@ from nomicbert_kernels import Ops, Weight, WeightKind
 Stamp = tuple[Any, ...]
 Place = tuple[int, str]
 
-# Numbers of a parameter that are compared at every use.
+# Upper bound on the elements of a parameter that are compared at every use.
 SAMPLED = 16
 
 
 class Entry(NamedTuple):
-    """A prepared weight, and what its parameters looked like when it was made.
+    """A prepared weight, with the data that tells whether it is out of date.
 
     Attributes:
-        stamp: of both parameters.
-        parameters: kept alive, so that no other ones can take their addresses.
-        samples: of those that the weight holds a copy of, None for the others.
-        weight: what was made.
+        stamp: of both parameters when the weight was made.
+        parameters: kept alive, so that a new tensor cannot reuse their addresses.
+        samples: of the parameters that the weight copies, None for the others.
+        weight: the prepared weight.
     """
 
     stamp: Stamp
@@ -37,34 +37,34 @@ class Entry(NamedTuple):
 
 
 def stamp(tensor: Tensor | None) -> Stamp:
-    """What changes whenever the numbers of a parameter may have changed."""
+    """Identify a parameter's storage and version, to detect that its values may have changed."""
     if tensor is None:
         return ()
-    # tensors made under inference_mode keep no version: they cannot be changed outside of it
+    # inference tensors have no version counter; they cannot be changed outside inference_mode
     version = 0 if tensor.is_inference() else tensor._version
     return (tensor.data_ptr(), version, tensor.dtype, tensor.device)
 
 
 def sample(tensor: Tensor) -> Tensor:
-    """A few of a parameter's numbers, spread over it.
+    """A few elements of a parameter, spread over it.
 
-    A change through `parameter.data`, as averaging and merging of weights often makes, moves no
-    version; it does move these. One that leaves most of the parameter alone goes unseen.
+    A change through `parameter.data`, common in weight averaging and merging, does not increase
+    the version, but it changes these values. A change to a small part of the parameter is missed.
     """
     flat = tensor.detach().flatten()
-    # one more than an even share, so that the samples do not all fall into one column
+    # + 1, so that the stride is mostly no multiple of the row, and samples cover several columns
     return flat[:: flat.numel() // SAMPLED + 1]
 
 
 def same(kept: Tensor | None, now: Tensor | None) -> bool:
-    """Whether a parameter still has the numbers of its sample, if there is one."""
+    """Whether a parameter still matches its sample; True if there is no sample."""
     return kept is None or now is None or torch.equal(kept, sample(now))
 
 
 def widened(
     source: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """Both in the dtype that they are computed in, which mostly is their own."""
+    """Weight and bias in `dtype`, the compute dtype: mostly their own, so no copy is made."""
     return source.to(dtype), None if bias is None else bias.to(dtype)
 
 
@@ -76,21 +76,21 @@ def prepare(
     kind: WeightKind,
     dtype: torch.dtype,
 ) -> Entry:
-    """Make a weight of parameters that look so now."""
-    # it may serve a step of training later, as nothing can that was made under inference_mode
+    """Prepare a weight; `now` is the stamp of its parameters."""
+    # an inference tensor could not be used in a later training step
     with torch.inference_mode(False), torch.no_grad():
         weight = ops.prepare(*widened(source, bias, dtype), kind)
     if weight.packed is not None:
         if source.is_cuda:
-            # what another thread queues on its own stream may use it at once
+            # another thread may use the weight at once on a stream of its own
             torch.cuda.current_stream(source.device).synchronize()
-        # beside the packed numbers a cast of the same ones would only take memory
+        # next to the packed copy, a cast copy would only take memory: refer to the parameter
         weight = replace(weight, source=source, computed_in=weight.dtype)
-    # what is used as it is cannot be out of date; on a GPU a look would make the host wait
-    cast, looks = source.dtype != weight.dtype, source.device.type == "cpu"
+    # a weight that is not a copy cannot be out of date; comparing on a GPU would block the host
+    cast, compared = source.dtype != weight.dtype, source.device.type == "cpu"
     kept = (
-        sample(source).clone() if looks and (cast or weight.packed is not None) else None,
-        sample(bias).clone() if looks and cast and bias is not None else None,
+        sample(source).clone() if compared and (cast or weight.packed is not None) else None,
+        sample(bias).clone() if compared and cast and bias is not None else None,
     )
     return Entry(now, (source, bias), kept, weight)
 
@@ -99,7 +99,7 @@ class PreparedWeights:
     """Prepared weights of one model, by parameter."""
 
     def __init__(self) -> None:
-        """Begin empty."""
+        """Create an empty cache."""
         self._entries: dict[Place, Entry] = {}
 
     def get(
@@ -111,20 +111,20 @@ class PreparedWeights:
         kind: WeightKind,
         dtype: torch.dtype,
     ) -> Weight:
-        """The parameter as `ops` wants it, made now if it is new or has changed.
+        """The prepared weight of a parameter, made now if it is new or has changed.
 
         Args:
             ops: of the backend.
-            place: the module that uses the weight, and for what; one entry is kept for each.
+            place: key of the entry: id of the module that uses the weight, and the use.
             source: the parameter, (N, K) or (E, N, K).
             bias: (N,) or None.
             kind: how it is used.
-            dtype: of the hidden states; told, because a compiled graph cannot ask the CPU.
+            dtype: of the hidden states; passed in, because a compiled graph cannot query the CPU.
 
-        Returns: the weight; its `dtype` is that one.
+        Returns: the weight; its `dtype` is the one passed in.
         """
         trained = source.requires_grad or (bias is not None and bias.requires_grad)
-        # a step of training would prepare for nothing, and a compiled graph knows no packed tensors
+        # a training step changes the parameter anyway; a compiled graph cannot use packed tensors
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and trained):
             return Weight(*widened(source, bias, dtype))
         now = (ops.name, dtype, stamp(source), stamp(bias))
@@ -134,11 +134,11 @@ class PreparedWeights:
         return entry.weight
 
     def weights(self) -> list[Weight]:
-        """All that are kept now."""
+        """All cached weights."""
         return [entry.weight for entry in self._entries.values()]
 
     def clear(self) -> None:
-        """Forget everything; the next use makes it anew."""
+        """Drop all weights; the next use prepares them again."""
         self._entries.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PreparedWeights":
@@ -146,5 +146,5 @@ class PreparedWeights:
         return PreparedWeights()
 
     def __reduce__(self) -> tuple[type["PreparedWeights"], tuple[()]]:
-        """A pickled model takes none along, for the same reason."""
+        """Pickle as an empty cache, for the same reason."""
         return (PreparedWeights, ())

@@ -4,7 +4,7 @@
     for a text of L > M tokens with scaling factor a:
     theta' = theta * (a L / M - (a - 1))^(d / (d - 2)),  M the trained length
 
-theta' is a function of L alone: what was embedded before never matters.
+theta' depends only on L, never on texts that were embedded before.
 Source: Su et al. 2021, arXiv:2104.09864, eq. 15; dynamic NTK: emozilla 2023, as in the remote
 code of nomic-embed-text-v1 and in transformers' "dynamic" rope type.
 """
@@ -18,16 +18,16 @@ from torch import Tensor
 from nomicbert.config import EncoderConfig
 from nomicbert_kernels import Rope
 
-# Tables are computed in blocks of as many positions, always whole, so that every entry takes the
-# same vector instructions: its last bit must not depend on how long the table is.
+# Tables are computed in whole blocks of this many positions. Every entry then goes through the same
+# vector instructions, so its last bit does not depend on the length of the table.
 BLOCK = 256
 
 
 class RotaryTables:
-    """The tables of one model; rows for the trained theta are kept, scaled ones are not."""
+    """The tables of one model. Those of the trained theta are cached, scaled ones are not."""
 
     def __init__(self, config: EncoderConfig) -> None:
-        """Take theta, the rotary width and the scaling from the model's configuration."""
+        """Read theta, the rotary width and the scaling from the config."""
         self.dim = config.rotary_dim
         self.interleaved = config.rotary_interleaved
         self.theta = config.rope_theta
@@ -36,7 +36,7 @@ class RotaryTables:
         self._base: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def scaled_theta(self, length: int) -> float:
-        """Theta of a text of this many tokens."""
+        """Theta for a text of `length` tokens."""
         if self.factor is None or length <= self.trained or self.dim <= 2:
             return self.theta
         stretch = self.factor * length / self.trained - (self.factor - 1)
@@ -45,10 +45,10 @@ class RotaryTables:
     def table(
         self, rope_lengths: Sequence[int], lengths: Sequence[int], position_ids: Tensor
     ) -> Rope:
-        """Tables of a batch and each token's row in them.
+        """Build the tables of a batch, and each token's row in them.
 
         Args:
-            rope_lengths: the length that decides each text's theta; above every position in it.
+            rope_lengths: the length that sets each text's theta; greater than all its positions.
             lengths: tokens of each text.
             position_ids: (T,) int64.
 
@@ -79,7 +79,7 @@ class RotaryTables:
         )
 
     def plain(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cos and sin for the trained theta, of at least so many positions, kept for later."""
+        """Cos and sin for the trained theta, of at least `length` positions; cached per device."""
         kept = self._base.get(device)
         if kept is None or kept[0].shape[0] < length:
             cos, sin = angles(length, self.theta, self.dim)
@@ -90,14 +90,14 @@ class RotaryTables:
 
     @property
     def plain_length(self) -> int:
-        """Tokens of the longest text whose theta is the trained one."""
+        """Maximum length at which a text still uses the trained theta."""
         scales = self.factor is not None and self.dim > 2
         return self.trained if scales else sys.maxsize
 
 
 def angles(length: int, theta: float, dim: int) -> tuple[Tensor, Tensor]:
     """Cos and sin of positions 0 to at least length - 1, each (rows, dim / 2) fp32 on the CPU."""
-    # a table may be kept beyond an inference_mode block, and then serve a training step
+    # the table may be cached beyond an inference_mode block, and then used in a training step
     with torch.inference_mode(False):
         exponent = torch.arange(0, dim, 2, dtype=torch.int64, device="cpu").float() / dim
         inv_freq = 1.0 / theta**exponent

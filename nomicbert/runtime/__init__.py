@@ -1,1 +1,1 @@
-"""A stream of texts -> a stream of vectors: what a call asks for, windows, batches, progress."""
+"""A stream of texts -> a stream of vectors: request, windows, batches, progress, processes."""

@@ -1,12 +1,12 @@
-"""Memory that a batch has freed: the next batch takes it again, a long run gives it back.
+"""Settings of glibc's allocator: keep freed memory between batches, return it in long runs.
 
-A batch asks for large pieces of memory and frees them soon after. glibc hands such pieces back to
-the system and fetches them anew, page by page, each filled with zeros first. Measured with
-nomic-embed-text-v1.5 in float32 on 2 AVX-512 cores: 280,000 page faults for 4,096 tokens, which
-take a sixth of the time. So the first batch on a CPU tells glibc to keep freed memory: what is free
-at the end of the heap, up to 256 MiB, and all that lies below a piece still in use.
+A batch allocates large pieces of memory and frees them soon after. By default glibc returns such
+pieces to the system and allocates them again, which faults in and zeroes every page. Measured with
+nomic-embed-text-v1.5 in float32 on 2 AVX-512 cores: 280,000 page faults for 4,096 tokens, a sixth
+of the time. So the first batch on a CPU configures glibc to keep freed memory: up to 256 MiB at the
+end of the heap, and all free memory below a piece still in use.
 
-Whoever writes files of any size gives back, block by block, what has piled up in the meantime.
+`nomicbert embed`, which writes files of any size, returns freed memory after each block of rows.
 """
 
 import ctypes
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The names of these settings in malloc.h.
+# Constants of malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-# Bytes: free memory that is kept at the end of the heap, and the largest piece that comes from it.
-# An older glibc takes no more than the second of the two sizes.
+# Bytes: free memory kept at the end of the heap, and the largest piece allocated on the heap.
+# Older versions of glibc reject the first of the two sizes and accept the second.
 KEPT = 1 << 28
 PIECES = (1 << 27, 1 << 25)
 SWITCH = "NOMICBERT_KEEP_MEMORY"
@@ -32,10 +32,10 @@ OWN = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 def keep_freed_memory(device: "torch.device") -> None:
-    """Let glibc keep what is freed on a CPU; nothing happens for another device.
+    """Make glibc keep freed memory if `device` is a CPU; do nothing for other devices.
 
-    It holds for the whole process. NOMICBERT_KEEP_MEMORY=0 leaves glibc as it is, and so do
-    settings of its own for this in the environment.
+    The setting applies to the whole process. It is skipped with NOMICBERT_KEEP_MEMORY=0, or if the
+    environment sets glibc's own variables (see OWN).
     """
     if device.type == "cpu" and os.environ.get(SWITCH) != "0" and not any(map(os.getenv, OWN)):
         tell_glibc()
@@ -43,27 +43,27 @@ def keep_freed_memory(device: "torch.device") -> None:
 
 @functools.cache
 def tell_glibc() -> bool:
-    """Ask for it, once a process; False where there is no glibc, or it refuses."""
+    """Set both thresholds, once per process; False without glibc or if it rejects them."""
     mallopt = of_glibc("mallopt")
     if mallopt is None:
         return False
     kept = bool(mallopt(M_TRIM_THRESHOLD, KEPT))
     kept = any(mallopt(M_MMAP_THRESHOLD, size) for size in PIECES) and kept
     if kept:
-        logger.info("glibc keeps freed memory for the next batch (%s=0: it does not)", SWITCH)
+        logger.info("glibc keeps freed memory for the next batch (%s=0 disables this)", SWITCH)
     return kept
 
 
 def give_back_freed_memory() -> None:
-    """Return freed memory to the system, where glibc offers it.
+    """Return freed memory to the system, if the C library is glibc.
 
-    It would keep the room of every large tensor otherwise, in pieces that no later one fits, and a
-    process that runs for hours would seem to grow.
+    Otherwise freed pieces that no later tensor fits into stay resident, and the memory of a process
+    that runs for hours seems to grow.
     """
     if (trim := of_glibc("malloc_trim")) is not None:
         trim(0)
 
 
 def of_glibc(name: str) -> Callable[..., int] | None:
-    """A function of the C library that glibc alone has; None where it is another."""
+    """Look up a function that only glibc has; None with another C library."""
     return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None

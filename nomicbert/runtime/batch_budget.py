@@ -1,10 +1,10 @@
-"""How many tokens make a batch, where a call does not say.
+"""Default number of tokens in a batch, for calls that do not set `batch_tokens`.
 
-On a CPU, as many as keep its matrix products busy. On a GPU, as many as fill it evenly: a product
-of T rows and N columns is cut into tiles, which the processors take in waves, and in the last wave
-some of them have nothing to do. With 132 processors and tiles of 128 x 128 the products of
-nomic-embed-text-v1.5 leave none idle at multiples of 2,816 tokens, and a quarter in the last wave
-elsewhere.
+On a CPU it is a constant that keeps the matmuls efficient. On a GPU it avoids wave quantisation: a
+GEMM of T rows and N columns is cut into tiles, which the multiprocessors (SMs) take in waves, and
+in the last wave some of them are idle. With 132 SMs and tiles of 128 x 128 the GEMMs of
+nomic-embed-text-v1.5 leave none idle at multiples of 2,816 tokens; elsewhere up to a quarter of the
+SMs are idle in the last wave.
 """
 
 import functools
@@ -19,21 +19,21 @@ from nomicbert_kernels import launch
 
 logger = logging.getLogger(__name__)
 
-# Of a batch on a CPU: measured with nomic-embed-text-v1.5 on 2 cores, more is no faster.
+# Batch size on a CPU: measured with nomic-embed-text-v1.5 on 2 cores, larger batches are no faster.
 CPU_TOKENS = 4096
-# Of a batch on a GPU at most: its products are as fast as those of more tokens by then.
+# Largest batch on a GPU: beyond it GEMMs get no faster per token.
 MOST = 17_000
-# The share of a GPU's memory that a batch may take. What is free now does not count: a call that is
-# repeated shall have the same batches, and one that does not fit is halved.
+# The share of a GPU's memory that a batch may take. Free memory is ignored on purpose, so that a
+# repeated call gets the same batches; a batch that does not fit is halved.
 SHARE = 0.25
-# Fills that differ by less are alike: the larger batch is taken.
+# Utilisations that differ by less count as equal: the larger batch is taken.
 ALIKE = 0.005
-# A tile where no launch table tells: that of the library's products.
+# Assumed tile where no launch table applies: that of the vendor's GEMM library.
 TILE = (128, 128)
 
 
 def batch_tokens(model: NomicBert) -> int:
-    """Tokens of a batch at most, on the device where the model is."""
+    """Default limit of tokens per batch, on the model's device."""
     device = model.device
     if device.type != "cuda":
         return CPU_TOKENS
@@ -42,15 +42,15 @@ def batch_tokens(model: NomicBert) -> int:
 
 @functools.cache
 def gpu_tokens(
-    device: torch.device, dtype: torch.dtype, products: tuple[tuple[int, int], ...], token: int
+    device: torch.device, dtype: torch.dtype, gemms: tuple[tuple[int, int], ...], token: int
 ) -> int:
-    """The same for a GPU.
+    """Default limit of tokens per batch on a GPU.
 
     Args:
         device: the GPU.
         dtype: of the hidden states.
-        products: (columns, width) of the linear layers.
-        token: numbers that a token takes in memory at most, of `dtype`.
+        gemms: (columns, width) of the linear layers.
+        token: peak memory of a token, in elements of `dtype`.
     """
     properties = torch.cuda.get_device_properties(device)
     try:
@@ -59,9 +59,9 @@ def gpu_tokens(
     except LookupError:
         tile = TILE
     most = min(MOST, int(properties.total_memory * SHARE) // (token * dtype.itemsize))
-    found = even_tokens(products, properties.multi_processor_count, tile, most)
+    found = even_tokens(gemms, properties.multi_processor_count, tile, most)
     logger.info(
-        "batches of up to %d tokens on %s: at most %.2f GB beside the parameters",
+        "batches of up to %d tokens on %s: at most %.2f GB in addition to the parameters",
         found,
         device,
         found * token * dtype.itemsize / 1e9,
@@ -70,26 +70,26 @@ def gpu_tokens(
 
 
 def sizes(config: EncoderConfig) -> tuple[tuple[tuple[int, int], ...], int]:
-    """(columns, width) of a layer's linear layers, and the numbers a token takes at most.
+    """(columns, width) of a layer's linear layers, and the peak number of elements per token.
 
-    The columns of a gated MLP count once: a tile of it computes both halves.
+    The columns of a gated MLP count once, because one tile computes both halves.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
-    products = ((3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner))
-    # in attention: the layer's input, q, k, v, and what is mixed of them; in the MLP: its input,
-    # the residual, up, gate and their product
-    return products, max(6 * hidden, 2 * hidden + 3 * inner)
+    gemms = ((3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner))
+    # in attention: the layer's input, q, k, v and the attention output; in the MLP: its input, the
+    # residual, up, gate and their elementwise product
+    return gemms, max(6 * hidden, 2 * hidden + 3 * inner)
 
 
 def fill(
     tokens: int,
-    products: Sequence[tuple[int, int]],
+    gemms: Sequence[tuple[int, int]],
     processors: int,
     tile: tuple[int, int],
 ) -> float:
-    """The share of the processors' time that is work: 1 where the last wave of each is full."""
+    """Utilisation of the multiprocessors: 1 if the last wave of each GEMM is full."""
     useful = spent = 0.0
-    for columns, width in products:
+    for columns, width in gemms:
         tiles = -(-tokens // tile[0]) * -(-columns // tile[1])
         waves = -(-tiles // processors)
         useful += tokens * columns * width
@@ -98,18 +98,18 @@ def fill(
 
 
 def even_tokens(
-    products: Sequence[tuple[int, int]], processors: int, tile: tuple[int, int], most: int
+    gemms: Sequence[tuple[int, int]], processors: int, tile: tuple[int, int], most: int
 ) -> int:
-    """The largest batch that fills a GPU about as evenly as any.
+    """The largest batch whose utilisation is within ALIKE of the best.
 
     Args:
-        products: (columns, width) of the linear layers.
-        processors: of the GPU.
+        gemms: (columns, width) of the linear layers.
+        processors: number of multiprocessors of the GPU.
         tile: rows and columns of a tile.
-        most: tokens of a batch at most.
+        most: limit of tokens per batch.
     """
     choices = range(most // tile[0] * tile[0], 0, -tile[0])
-    fills = {tokens: fill(tokens, products, processors, tile) for tokens in choices}
+    fills = {tokens: fill(tokens, gemms, processors, tile) for tokens in choices}
     best = max(fills.values(), default=0.0)
-    # where not even one row of tiles fits, a batch is what fits
+    # if memory does not even hold one row of tiles, use all that fits
     return next((tokens for tokens in choices if fills[tokens] >= best - ALIKE), max(1, most))

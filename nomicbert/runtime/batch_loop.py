@@ -1,7 +1,7 @@
-"""A window of inputs through a model, batch by batch; a batch that does not fit is halved.
+"""Run a window of inputs through a model, batch by batch; halve batches that do not fit.
 
-Where in the flow: `stream` gives a task one of these for its windows, and the task says what
-becomes of a batch. Every model of this package runs through this loop.
+Where in the flow: `stream` creates a BatchLoop and passes it to the task with each window; the task
+supplies the function that encodes a batch. Every model of this package runs through this loop.
 """
 
 import logging
@@ -19,17 +19,17 @@ from nomicbert_kernels.tensors import to_device
 
 logger = logging.getLogger(__name__)
 
-# Indices of a batch's inputs, the longest first -> what the model makes of them.
+# Indices of a batch's inputs, the longest first -> the model's output for them.
 Encode = Callable[[list[int]], Tensor]
 
 
 @dataclass
 class Budget:
-    """The size of a batch, which a stream lowers when memory runs out.
+    """Limits of a batch; a stream lowers them when memory runs out.
 
     Attributes:
-        tokens: of a batch at most.
-        inputs: of a batch at most, or None.
+        tokens: limit per batch.
+        inputs: limit per batch, or None.
     """
 
     tokens: int
@@ -37,24 +37,24 @@ class Budget:
 
 
 class BatchLoop:
-    """Cuts windows into batches of like length, and counts what is done."""
+    """Cuts windows into batches of similar length, runs them and reports progress."""
 
     def __init__(self, device: torch.device, budget: Budget, progress: Progress) -> None:
-        """`budget` stays lowered for the caller's later loops, too."""
+        """`budget` is shared: once lowered, it stays lowered for the caller's later loops."""
         self.device = device
         self.budget = budget
         self.progress = progress
 
     def each(self, lengths: Sequence[int], encode: Encode) -> Iterator[tuple[list[int], Tensor]]:
-        """(indices of inputs, what `encode` makes of them), the longest first.
+        """Yield (indices of inputs, output of `encode`) per batch, the longest first.
 
-        A batch that a GPU has no memory for is halved, and so are those after it.
+        A batch that runs out of GPU memory is halved, as are all later ones.
 
         Args:
             lengths: tokens of each input of a window.
             encode: see Encode.
 
-        Raises: torch.OutOfMemoryError: a single input is too much.
+        Raises: torch.OutOfMemoryError: a single input does not fit.
         """
         waiting = deque(token_batches(lengths, self.budget.tokens, self.budget.inputs))
         while waiting:
@@ -73,7 +73,7 @@ class BatchLoop:
             self.progress.done(tokens)
 
     def rows(self, lengths: Sequence[int], encode: Encode) -> Tensor:
-        """The same as one tensor, a row for each input in order; under inference_mode."""
+        """`each` as one tensor with a row per input, in input order; under inference_mode."""
         rows = torch.empty(0)
         for indices, found in self.each(lengths, encode):
             if not rows.numel():
@@ -82,11 +82,11 @@ class BatchLoop:
         return rows
 
     def _lower(self, tokens: int) -> None:
-        """Allow half of what did not fit."""
+        """Halve the limit, based on the size of the batch that did not fit."""
         self.budget.tokens = max(1, min(self.budget.tokens, tokens) // 2)
         logger.warning(
-            "a batch of %d tokens does not fit into the memory of %s: %d at most in the "
-            "rest of this call; give it batch_tokens",
+            "a batch of %d tokens does not fit into the memory of %s: the rest of this call uses "
+            "at most %d; set batch_tokens to avoid this",
             tokens,
             self.device,
             self.budget.tokens,

@@ -1,4 +1,4 @@
-"""Cutting a stream of texts into windows, and a window into batches of like length."""
+"""Cut a stream of texts into windows, and a window into batches of similar length."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, TypeVar
@@ -7,16 +7,16 @@ from nomicbert.errors import TextError
 
 Item = TypeVar("Item")
 
-# A window is read, tokenised and sorted at a time: so many texts at most, or so many letters.
+# Limits of one window, which is read, tokenised and sorted as a whole: texts; characters that can
+# affect the result; characters held in memory.
 WINDOW_TEXTS = 8192
-WINDOW_LETTERS = 1 << 20
-# And so many letters at most that are held, though no more than a few of each text count.
+WINDOW_CHARACTERS = 1 << 20
 WINDOW_HELD = 1 << 24
 
 
 def as_iterator(inputs: Any) -> Iterator[Any]:
-    """What yields the inputs in their order; a TypeError if they have none."""
-    if isinstance(inputs, bytes | Mapping | Set):
+    """Iterate over the inputs; a TypeError if they are not iterable or have no defined order."""
+    if isinstance(inputs, bytes | Mapping | Set) or not isinstance(inputs, Iterable):
         raise TypeError(
             f"inputs must be a str or an ordered collection of str, not {type(inputs).__name__}"
         )
@@ -24,13 +24,13 @@ def as_iterator(inputs: Any) -> Iterator[Any]:
 
 
 def as_texts(inputs: Any, sentences: Any) -> tuple[list[str], bool]:
-    """What a call of `encode` was given, all of it checked; and whether it is a lone text.
+    """The checked texts of a call of `encode`, and whether it was given a single text.
 
     Args:
         inputs: one text or any number of them, or None.
-        sentences: the same under its old name.
+        sentences: old name of `inputs`.
 
-    Raises: TypeError: none, both, or no texts. TextError: one that is no valid Unicode.
+    Raises: TypeError: neither, both, or not texts. TextError: a text is not valid Unicode.
     """
     if inputs is None and sentences is None:
         raise TypeError("encode needs inputs: one text or any number of them")
@@ -42,7 +42,7 @@ def as_texts(inputs: Any, sentences: Any) -> tuple[list[str], bool]:
 
 
 def checked(inputs: Iterable[Any]) -> Iterator[str]:
-    """The inputs as they are; an error names the first that is no text that can be written."""
+    """Yield the inputs unchanged; the error for an invalid one holds its index."""
     for index, text in enumerate(inputs):
         if not isinstance(text, str):
             raise TypeError(f"input {index} must be a str, not {type(text).__name__}: {text!r:.80}")
@@ -51,7 +51,7 @@ def checked(inputs: Iterable[Any]) -> Iterator[str]:
 
 
 def check_text(index: int, text: str) -> None:
-    """Refuse a text that cannot be written: TextError."""
+    """Raise a TextError if a text cannot be encoded as UTF-8."""
     if text.isascii():
         return
     try:
@@ -59,17 +59,17 @@ def check_text(index: int, text: str) -> None:
     except UnicodeEncodeError as error:
         raise TextError(
             index,
-            f"is not valid Unicode: a lone surrogate, {text[error.start]!r}, at letter "
+            f"is not valid Unicode: a lone surrogate, {text[error.start]!r}, at character "
             f"{error.start}",
         ) from error
 
 
 def text_windows(texts: Iterable[str], useful: int | None = None) -> Iterator[list[str]]:
-    """Neighbouring texts, in lists that are large enough to sort and small enough to hold.
+    """Lists of consecutive texts, large enough for sorting by length, small enough for memory.
 
     Args:
         texts: any number; read no further than the window that is yielded.
-        useful: letters of a text that count at most, where those beyond are never tokenised.
+        useful: characters per text that can be tokenised; None if all can.
     """
     return windows(texts, lambda text: (len(text),), useful)
 
@@ -77,17 +77,17 @@ def text_windows(texts: Iterable[str], useful: int | None = None) -> Iterator[li
 def windows(
     inputs: Iterable[Item], lengths: Callable[[Item], Sequence[int]], useful: int | None = None
 ) -> Iterator[list[Item]]:
-    """The same for inputs of several texts; `lengths` gives the letters of each of an input's."""
+    """`text_windows` for inputs of several texts; `lengths` returns the characters of each text."""
     window: list[Item] = []
-    letters = held = 0
+    characters = held = 0
     for item in inputs:
         window.append(item)
         for length in lengths(item):
             held += length
-            letters += length if useful is None else min(length, useful)
-        if len(window) >= WINDOW_TEXTS or letters >= WINDOW_LETTERS or held >= WINDOW_HELD:
+            characters += length if useful is None else min(length, useful)
+        if len(window) >= WINDOW_TEXTS or characters >= WINDOW_CHARACTERS or held >= WINDOW_HELD:
             yield window
-            window, letters, held = [], 0, 0
+            window, characters, held = [], 0, 0
     if window:
         yield window
 
@@ -97,13 +97,12 @@ def token_batches(
 ) -> Iterator[list[int]]:
     """Indices of texts, longest first, in batches of at most `batch_tokens` tokens.
 
-    Neighbours in a batch have like lengths, and texts of one length stand side by side. A text that
-    is longer than the budget is a batch of its own.
+    Texts of equal length are adjacent. A text longer than the budget becomes a batch of its own.
 
     Args:
         lengths: tokens of each text.
-        batch_tokens: budget of a batch.
-        batch_size: texts in a batch at most, or None.
+        batch_tokens: limit of tokens per batch.
+        batch_size: limit of texts per batch, or None.
     """
     batch: list[int] = []
     tokens = 0
@@ -119,7 +118,7 @@ def token_batches(
 
 
 def halves(indices: list[int], lengths: Sequence[int]) -> list[list[int]]:
-    """A batch in two parts of about as many tokens; one of a single text stays whole.
+    """Split a batch into two parts with about equal tokens; a single text stays whole.
 
     Args:
         indices: of the batch's texts.

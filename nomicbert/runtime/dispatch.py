@@ -1,11 +1,11 @@
-"""Work for several processes: chunks go to whichever is free, results come back in their order.
+"""Distribute chunks of work over processes and return the results in order.
 
-Where in the flow: `workers` cuts a stream of inputs into chunks and says what a process does with
-one (`worker`); here the processes are started, fed, watched and stopped. What a chunk or a result
-holds does not matter here.
+Where in the flow: `workers` cuts a stream of inputs into chunks and supplies the function that a
+process runs (`worker`). This module starts, feeds, watches and stops the processes; it does not
+look into chunks or results.
 
-A process that dies leaves its chunks to the others. Whatever was with it may have killed it, so
-such a chunk is tried again alone, and not a third time.
+If a process dies, the other processes take over its chunks. Any of these may have caused the death,
+so each is retried alone, and never a third time.
 """
 
 import multiprocessing
@@ -26,22 +26,22 @@ import numpy as np
 from nomicbert.errors import WorkerError
 from nomicbert.user_warnings import WorkerWarning, warn
 
-# Chunks for each process that may be under way or done before the oldest of them is done.
+# Limit per process of chunks that are running, or done but not yielded yet.
 AHEAD = 6
-# Processes that one chunk may take with it.
+# Deaths of processes after which a chunk is not retried.
 DEATHS = 2
 # Seconds that a process has to end once its pipe is closed.
 GRACE = 10
 
 NO_GUARD = (
-    "none of them came as far as to begin. A script that gives several devices needs "
-    "`if __name__ == '__main__':` around what it runs, because each process reads it again; "
-    "whatever else was wrong stands above"
+    "none of them started. A script that uses several devices needs "
+    "`if __name__ == '__main__':` around its code, because each process imports the script; "
+    "other causes are printed above"
 )
 
-# What a process says: (one of these, and what belongs to it).
-READY = "ready"  # nothing
-DONE = "done"  # of the oldest chunk that it has: what `answer` was given, and the bytes' count
+# Messages of a process: (one of these, *content).
+READY = "ready"  # no content
+DONE = "done"  # the result of its oldest chunk, size in bytes of the array that follows
 FAILED = "failed"  # an error, the text of its traceback
 
 
@@ -50,10 +50,10 @@ class Chunk:
     """A piece of a stream.
 
     Attributes:
-        number: of the chunk in the stream, from 0.
-        start: number of its first input.
-        inputs: neighbouring ones.
-        deaths: processes that died while they had it.
+        number: index of the chunk in the stream.
+        start: index of its first input.
+        inputs: consecutive inputs.
+        deaths: number of processes that died while this chunk was assigned to them.
     """
 
     number: int
@@ -70,8 +70,8 @@ class Member:
         name: of its device.
         process: the process.
         connection: our end of its pipe.
-        ready: whether it takes chunks by now.
-        given: chunks that it has, oldest first.
+        ready: whether it has started and accepts chunks.
+        given: chunks assigned to it, oldest first.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Member:
 
 
 class Dispatcher:
-    """Processes that live as long as one call."""
+    """The processes of one call."""
 
     def __init__(
         self,
@@ -91,13 +91,13 @@ class Dispatcher:
         *arguments: Any,
         at_a_time: int = 2,
     ) -> None:
-        """Nothing is started before there is work.
+        """Processes are started by `run`, once there is work.
 
         Args:
-            names: of the processes, as users see them; one process for each.
-            target: what a process runs: target(connection, name, *arguments).
-            arguments: for all of them.
-            at_a_time: chunks that a process has: it works on one, and the next waits in it.
+            names: of the processes, as shown to users; one process for each.
+            target: a process runs target(connection, name, *arguments).
+            arguments: the same for all processes.
+            at_a_time: limit of chunks assigned to a process: one is running, the others queued.
         """
         self.names = names
         self.target = target
@@ -112,10 +112,10 @@ class Dispatcher:
         self.more = True
 
     def run(self, chunks: Iterator[Chunk]) -> Generator[tuple[Any, np.ndarray]]:
-        """What was answered for each chunk, in order; all processes are gone when it ends.
+        """Yield the result of each chunk in order; all processes are stopped when it ends.
 
         Args:
-            chunks: any number; read no further than `AHEAD` for each process.
+            chunks: any number; read at most `AHEAD` per process ahead of the results.
 
         Raises: WorkerError: no process is left, or a chunk kills them. Whatever a process raises.
         """
@@ -124,13 +124,13 @@ class Dispatcher:
             return
         fresh = chain(first, chunks)
         try:
-            self._start(self.names[: len(first)])  # no more than there is work for
+            self._start(self.names[: len(first)])  # no more processes than chunks
             while True:
                 self._deal(fresh)
                 if self.returned in self.done:
                     self.returned += 1
                     yield self.done.pop(self.returned - 1)
-                    self._listen(0)  # what has come while the caller was busy
+                    self._listen(0)  # messages that arrived while the caller was busy
                 elif self.more or self.again or any(member.given for member in self.members):
                     self._listen(None)
                 else:
@@ -139,19 +139,19 @@ class Dispatcher:
             self._stop()
 
     def _start(self, names: Sequence[str]) -> None:
-        spawn = multiprocessing.get_context("spawn")  # CUDA does not live through a fork
+        spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         with ctrl_c_kept_away():
             for name in names:
                 ours, theirs = spawn.Pipe()
                 arguments = (theirs, name, *self.arguments)
-                # a daemon ends with this process, should the caller never close the stream
+                # a daemon ends with this process, even if the caller never closes the stream
                 process = spawn.Process(target=self.target, args=arguments, daemon=True)
                 process.start()
-                theirs.close()  # so that its death closes the pipe
+                theirs.close()  # then the pipe closes when the process dies
                 self.members.append(Member(name, process, ours))
 
     def _stop(self) -> None:
-        # nothing in them needs an orderly end, and one that is suspended hears nothing else
+        # no process needs an orderly shutdown, and a suspended one reacts to SIGKILL only
         for member in self.members:
             member.process.kill()
         for member in self.members:
@@ -160,7 +160,7 @@ class Dispatcher:
         self.members.clear()
 
     def _deal(self, fresh: Iterator[Chunk]) -> None:
-        """Give chunks to those who have room, the old ones first."""
+        """Assign chunks to processes with room, chunks to retry first."""
         for member in self.members:
             if self.again and member.ready and not member.given:
                 self._give(member, self.again.pop(0))
@@ -173,9 +173,9 @@ class Dispatcher:
                 self._give(free, chunk)
 
     def _with_room(self) -> Member | None:
-        """Who has least to do, if anyone may have more."""
+        """The process with the fewest chunks, if any may get another one."""
         if self.dealt - self.returned >= AHEAD * len(self.members):
-            return None  # or one slow process would let the results of the others pile up
+            return None  # otherwise results would pile up behind one slow process
         free = [
             member
             for member in self.members
@@ -187,11 +187,11 @@ class Dispatcher:
 
     def _give(self, member: Member, chunk: Chunk) -> None:
         member.given.append(chunk)
-        with suppress(OSError):  # it has died: its pipe will say so
+        with suppress(OSError):  # the process has died: _listen finds its pipe closed
             member.connection.send(chunk)
 
     def _listen(self, timeout: float | None) -> None:
-        """Take one message from each that has something to say."""
+        """Receive one message from each process that has sent any."""
         members = {member.connection: member for member in self.members}
         for connection in wait([*members], timeout):
             assert isinstance(connection, Connection)
@@ -212,7 +212,7 @@ class Dispatcher:
                 raise error from WorkerError(f"in the process on {member.name}:\n{trace}")
 
     def _bury(self, dead: Member) -> None:
-        """Let the others take over what a dead process had."""
+        """Remove a dead process and queue its chunks for retries."""
         self.members.remove(dead)
         dead.connection.close()
         dead.process.join(GRACE)
@@ -225,8 +225,8 @@ class Dispatcher:
             if chunk.deaths >= DEATHS:
                 last = chunk.start + len(chunk.inputs) - 1
                 raise WorkerError(
-                    f"{chunk.deaths} processes died with inputs {chunk.start} to {last}, the last "
-                    f"of them on {end}: these are not tried again"
+                    f"{chunk.deaths} processes died while they had inputs {chunk.start} to {last}, "
+                    f"the last one on {end}: these inputs are not retried"
                 )
         if not self.members:
             why = "" if self.began else f"; {NO_GUARD}"
@@ -236,16 +236,16 @@ class Dispatcher:
 
 
 def answer(connection: Connection, result: Any, content: np.ndarray) -> None:
-    """Send what became of the oldest chunk: a small object, and an array of any size."""
+    """Send the result of the oldest chunk: a small object, and an array of any size."""
     connection.send((DONE, result, content.nbytes))
     rest: Any = memoryview(content.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-    # as it lies in memory: pickling and Connection's own way copy it several times
+    # written from its own memory, because pickling and Connection.send_bytes copy it several times
     while len(rest):
         rest = rest[os.write(connection.fileno(), rest) :]
 
 
 def receive_bytes(connection: Connection, count: int) -> np.ndarray:
-    """The array's bytes.
+    """Receive the bytes of an array.
 
     Raises: EOFError: the other end is closed.
     """
@@ -260,7 +260,7 @@ def receive_bytes(connection: Connection, count: int) -> np.ndarray:
 
 
 def how_it_ended(code: int | None) -> str:
-    """An exit code of multiprocessing's in words."""
+    """Describe an exit code of multiprocessing: the name of a signal, or the code."""
     if code is not None and -code in signal.valid_signals():
         return signal.Signals(-code).name
     return f"exit code {code}"
@@ -268,14 +268,15 @@ def how_it_ended(code: int | None) -> str:
 
 @contextmanager
 def ctrl_c_kept_away() -> Iterator[None]:
-    """What is started inside does not hear Ctrl-C, which a terminal sends to all processes at once.
+    """Start processes inside this block with SIGINT blocked.
 
-    This process hears it, and ends the others.
+    A terminal sends Ctrl-C to all processes at once. Only this process handles it, and then stops
+    the others.
     """
     if os.name != "posix":
         yield
         return
-    resource_tracker.ensure_running()  # to start it later would let the signal through again
+    resource_tracker.ensure_running()  # started later, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

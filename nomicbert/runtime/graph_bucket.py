@@ -1,9 +1,9 @@
-"""One recorded graph: the buffer that a batch is laid out in, and the vectors that come of it.
+"""A bucket: one recorded CUDA graph, its input buffer and its output vectors.
 
-What differs between two batches of a bucket lies in one buffer: it is copied to the device at once,
-and filled up with texts of one repeated token, which nobody reads, with empty texts and with idle
-tiles, so that there are always as many tokens, texts and tiles as the bucket has. A text has the
-bits that the same kernels give it in any other batch of as many tokens.
+All inputs that differ between two batches of a bucket lie in one buffer, which takes a single copy
+to the device. The batch is padded to the bucket's fixed numbers of tokens, texts and tiles: with
+filler texts whose vectors are ignored, with empty texts and with idle tiles. A text gets
+bit-identical vectors from the same kernels in any batch of that number of tokens.
 """
 
 import functools
@@ -21,25 +21,25 @@ from nomicbert_kernels import Plan, Rope
 from nomicbert_kernels.tensors import Tiles
 from nomicbert_kernels.tiling import most_tiles, tile_table
 
-# A bucket has room for one text for so many of its tokens.
+# A bucket has room for one text per this number of tokens.
 TOKENS_A_TEXT = 8
 
-# Frames of lone texts that are kept: a few KB each for a query, 250 for the largest bucket.
+# Size of the cache of single-text frames: a few KB each for a query, 250 KB in the largest bucket.
 FRAMES = 128
 
 Work = Callable[[], Tensor]
-# Records work: its result, which stays where it is, and what makes it anew of changed inputs.
+# Records work. Returns its output, whose address is fixed, and a function that recomputes it.
 Record = Callable[[Work], tuple[Tensor, Callable[[], None]]]
 
 
 class Key(NamedTuple):
-    """What a graph serves.
+    """The properties that a recorded graph is specific to.
 
     Attributes:
-        tokens: of every batch.
-        tile: tokens of a tile at most, which the longest text decides.
-        least: tokens of a text that fills up: 1 where its first or last token is read, else 0.
-        finish: what becomes of the vectors.
+        tokens: of every batch, fillers included.
+        tile: limit of tokens per tile, which depends on the longest text.
+        least: minimum tokens of a filler text: 1 if pooling reads its first or last token, else 0.
+        finish: steps after pooling.
     """
 
     tokens: int
@@ -49,20 +49,20 @@ class Key(NamedTuple):
 
     @property
     def texts(self) -> int:
-        """Of every batch: those there is room for, and those that can fill up all tokens."""
+        """Texts of every batch: room for real ones, plus enough fillers for all tokens."""
         return self.tokens // TOKENS_A_TEXT + -(-self.tokens // self.tile)
 
     def holds(self, tokens: int, texts: int) -> bool:
-        """Whether so many texts fit, and leave what those that fill up need."""
+        """Whether this many tokens and texts fit, with enough tokens left for the fillers."""
         left = self.tokens - tokens
         return texts <= self.tokens // TOKENS_A_TEXT and left >= self.least * (self.texts - texts)
 
 
 class Bucket:
-    """The buffer of one graph, and what is made of it."""
+    """The input buffer and the output of one graph."""
 
     def __init__(self, model: EmbeddingModel, key: Key, record: Record) -> None:
-        """Record on a batch of filling alone."""
+        """Record with a batch that consists of fillers only."""
         encoder = model.encoder
         self.key, self.device = key, encoder.device
         self.parts = parts_of(key)
@@ -78,7 +78,7 @@ class Bucket:
         plan = Plan(tiles=Tiles(table.view(-1, 4), text, key.tile))
         ctx = encoder.planned(batch, plan, rope)
         self.result, self.replay = record(lambda: model.vectors(ctx, key.finish))
-        # what the graph reads must stay where it is, whatever becomes of the model
+        # references that keep the tensors the graph reads alive, even if the model changes
         self.read = (ctx, model.prepared_weights())
 
     def _copy(self, host: np.ndarray) -> None:
@@ -95,19 +95,19 @@ class Bucket:
 
 
 def parts_of(key: Key) -> list[slice]:
-    """Where in a buffer lie ids, positions, the text of each token, offsets, tiles."""
+    """Slices of a buffer: ids, positions, text index of each token, offsets, tiles."""
     tokens = key.tokens
     sizes = (tokens, tokens, tokens, key.texts + 1, 4 * most_tiles(tokens, key.tile))
-    # each part begins at a multiple of 16 bytes
+    # each part is aligned to 16 bytes
     starts = np.cumsum([0, *(-(-size // 4) * 4 for size in sizes)]).tolist()
     return [slice(start, start + size) for start, size in zip(starts, sizes, strict=False)]
 
 
 def filled_up(key: Key, lengths: Sequence[int]) -> np.ndarray:
-    """The lengths of all texts of a bucket's batch: these, and those that fill it up."""
+    """The given lengths, followed by those of the fillers."""
     others, most = key.texts - len(lengths), key.tile - key.least
     left = key.tokens - sum(lengths) - key.least * others
-    # what they need each, and what is left over to as few as can take it in a tile each
+    # each filler has key.least tokens; the rest goes to as few fillers as possible, a tile each
     more = np.clip(left - most * np.arange(others), 0, most)
     return np.concatenate((np.asarray(lengths, dtype=np.int64), key.least + more))
 
@@ -122,7 +122,7 @@ def layout(key: Key, texts: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def frame(key: Key, lengths: Sequence[int]) -> np.ndarray:
-    """All of it that does not depend on the ids: these are zeros."""
+    """The whole buffer except the token ids, which are left zero."""
     every, parts = filled_up(key, lengths), parts_of(key)
     host = np.zeros(parts[-1].stop, dtype=np.int32)
     _, places, text, offsets, tiles = (host[part] for part in parts)
@@ -134,5 +134,5 @@ def frame(key: Key, lengths: Sequence[int]) -> np.ndarray:
     return host
 
 
-# of a lone query, whose latency counts, and whose length is one of a few
+# cached for single queries: latency matters there, and few lengths occur
 frame_of_one = functools.lru_cache(maxsize=FRAMES)(frame)

@@ -1,11 +1,12 @@
-"""CUDA graphs: the launches of a small batch, recorded once and replayed as one.
+"""CUDA graphs: record the kernel launches of a small batch once, replay them in one launch.
 
-A GPU is done with a few tokens before the host has launched the ninety kernels that they pass. So
-the launches for a number of tokens, a bucket, are recorded and replayed for every batch that fits.
+For a small batch, launching some ninety kernels takes the host longer than running them takes the
+GPU. So the launches are recorded per bucket (a number of tokens) and replayed for every batch that
+fits into it.
 
-Switch: NOMICBERT_GRAPHS=0. A bucket is recorded when its first batch comes, so that a call which is
-repeated takes the same path each time. Recorded graphs read the parameters where they lie, and
-share the library's workspace: when one of them cannot stay, all go.
+NOMICBERT_GRAPHS=0 disables graphs. A bucket is recorded when its first batch arrives, so that a
+repeated call takes the same path each time. Recorded graphs hold the addresses of the parameters
+and share the workspace of the GEMM library: when one graph is invalid, all are discarded.
 """
 
 import functools
@@ -31,18 +32,18 @@ from nomicbert_kernels.tiling import tile_rows
 logger = logging.getLogger(__name__)
 
 SWITCH = "NOMICBERT_GRAPHS"
-# Kinds of device whose launches can be recorded.
+# Device types that support recording.
 DEVICES = ("cuda",)
 # Tokens of a bucket: whole tiles of 128 rows.
 BUCKETS = (64, 128, 256, 512, 1024, 1536, 2048, 2816, 4096, 5632, 8448, 11264, 16896)
-# Work on a bucket at most, in multiplications of one layer: on Hopper above it a layer's kernels
-# take longer than its seven launches, a quarter of a millisecond. By arithmetic, not measured.
+# Limit of multiplications per layer in a bucket. Above it a layer's kernels take longer on Hopper
+# than their seven launches (0.25 ms). Estimated, not measured.
 WORK = 5.5e10
-# Graphs that are kept.
+# Limit of graphs kept.
 MOST = 64
 
 
-# Token ids of B texts, the longest first, and what becomes of the vectors -> (B, dim) fp32.
+# Token ids of B texts, the longest first, and the steps after pooling -> (B, dim) fp32.
 Encode = Callable[[Sequence[Sequence[int]], Finish], Tensor]
 
 # torch records one graph at a time in a process.
@@ -50,14 +51,14 @@ RECORDING = threading.Lock()
 
 
 class Recorder:
-    """Records on the current GPU.
+    """Records graphs on the current GPU.
 
-    All on one stream, for a pool of memory and the library's workspace belong to a stream: so all
-    graphs share both, and only one may run at a time.
+    All graphs are recorded on one stream, because a memory pool and the workspace of the GEMM
+    library belong to a stream. So all graphs share both, and only one may run at a time.
     """
 
     def __init__(self) -> None:
-        """The stream and the pool are made by the first graph."""
+        """The stream and the pool are created with the first graph."""
         self._aside: Any = None
         self._pool: Any = None
 
@@ -68,28 +69,28 @@ class Recorder:
             self._aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._pool = torch.cuda.graph_pool_handle()
         aside = self._aside
-        # should recording fail, torch would leave its stream behind as the current one
+        # restores the current stream: torch does not if recording fails
         with RECORDING, torch.cuda.stream(current):
             aside.wait_stream(current)
             try:
                 with torch.cuda.stream(aside):
                     work()  # compiles kernels and prepares weights, which cannot be recorded
                 graph = torch.cuda.CUDAGraph()
-                # other threads may go on, such as one that asks for pinned memory
+                # other threads may call CUDA meanwhile, e.g. to allocate pinned memory
                 mode = "thread_local"
                 with torch.cuda.graph(graph, self._pool, stream=aside, capture_error_mode=mode):
                     result = work()
             finally:
-                # what it reads is free for others only then, also where memory has run out
+                # later work may reuse the memory it reads only after it, even if recording failed
                 current.wait_stream(aside)
         return result, graph.replay
 
 
 class Graphs:
-    """From token ids to vectors: with a graph where one serves, else launch by launch."""
+    """Token ids -> vectors: replays a graph if one fits, else launches each kernel."""
 
     def __init__(self) -> None:
-        """Nothing is recorded yet."""
+        """No graph is recorded yet."""
         self._recorder: Callable[[], Record] = Recorder
         self._record: Record | None = None
         self._kept: dict[Key, Bucket] = {}
@@ -100,58 +101,62 @@ class Graphs:
         self._done: Any = None
 
     def around(self, model: EmbeddingModel) -> Encode:
-        """What a stream sends its batches through: this on a GPU, elsewhere the model itself."""
+        """The encode function of a stream: with graphs on a GPU, else the model's own."""
         if model.device.type in DEVICES:
             return functools.partial(self, model)
-        self.clear()  # those of a model that has left its GPU
+        self.clear()  # graphs from before the model was moved off its GPU
         return model.encode_ids
 
     def __call__(
         self, model: EmbeddingModel, texts: Sequence[Sequence[int]], finish: Finish
     ) -> Tensor:
-        """Encode and pool a batch under inference_mode, with a graph where one serves.
+        """Encode and pool a batch under inference_mode, with a graph if one fits.
 
         Args:
             model: encoder and pooling.
-            texts: token ids of B texts, the longest first; in another order none is recorded.
-            finish: what becomes of the vectors.
+            texts: token ids of B texts, the longest first; other orders run without a graph.
+            finish: steps after pooling.
 
         Returns: (B, dim) fp32 on the model's device.
-        Raises: RuntimeError: the caller is recording: a batch's ids would be recorded with it.
+        Raises: RuntimeError: the caller is recording a graph, which would contain this batch's ids.
         """
         if model.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                "texts cannot be embedded while a CUDA graph is recorded: record NomicBert.core"
+                "texts cannot be embedded while a CUDA graph is recorded: record a call of "
+                "NomicBert.core instead"
             )
         if not records(model.encoder):
             self.clear()
         elif key := self._key(model, texts, finish):
-            # the buffers are one batch's at a time, whichever thread brings it
+            # the buffers hold one batch at a time, for all threads
             with self._lock, on(model.device):
                 try:
                     return self._run(self._bucket(model, key), texts)
                 except RuntimeError as error:
-                    # torch's own says so, and so does the driver where it makes the graph
+                    # raised by torch's allocator, or by the driver when it creates the graph
                     if "out of memory" not in str(error):
                         raise
                     self._give_up(key)
         return model.encode_ids(texts, finish)
 
     def clear(self) -> None:
-        """Give back what was recorded, and its memory."""
+        """Discard all graphs and free their memory."""
         if self._kept or self._beyond < math.inf:
             with self._lock:
                 self._drop()
                 self._beyond = math.inf
 
     def _give_up(self, key: Key) -> None:
-        """Take none as large any more: a bucket is larger than its batch, and holds memory."""
+        """Stop using buckets of this size or larger; the batch itself may still fit without."""
         self._drop()
         self._beyond = key.tokens
-        logger.warning("no memory for a graph of %d tokens: such batches go without", key.tokens)
+        logger.warning(
+            "no memory for a graph of %d tokens: batches that need it run without a graph",
+            key.tokens,
+        )
 
     def _drop(self) -> None:
-        """Forget all graphs, once the last batch is through."""
+        """Discard all graphs once the last batch is done."""
         if self._done is not None:
             self._done.synchronize()
         self._kept.clear()
@@ -160,21 +165,21 @@ class Graphs:
     def _key(
         self, model: EmbeddingModel, texts: Sequence[Sequence[int]], finish: Finish
     ) -> Key | None:
-        """What serves these texts, or None.
+        """The smallest bucket that fits these texts, or None.
 
-        That is so for too many tokens or texts, for angles of their own, and where the longest does
-        not come first.
+        None if there are too many tokens or texts, if a text needs rotary angles of its own
+        (dynamic NTK scaling), or if the longest text does not come first.
         """
         encoder = model.encoder
         lengths = list(map(len, texts))
         if not lengths or lengths[-1] == 0 or lengths[0] > encoder.plain_length:
             return None
         if lengths != sorted(lengths, reverse=True):
-            return None  # they may need more tiles than there is room for
+            return None  # in this order they may need more tiles than the bucket has
         heads = (encoder.config.head_dim, encoder.compute_dtype, encoder.device)
         tile = tile_rows(lengths[0], *heads)
         if encoder.rotary is None and tile > encoder.plain_length:
-            return None  # what fills up is as long as a tile, and there are no such positions
+            return None  # fillers are as long as a tile, beyond the learned positions
         least = int(model.pooling.reads_one_token)
         fitting = (tokens for tokens in buckets(encoder.config) if tokens < self._beyond)
         keys = (Key(tokens, tile, least, finish) for tokens in fitting)
@@ -189,7 +194,7 @@ class Graphs:
         snapshot = self._snapshot
         if snapshot is None or full or now != self._made_for or not snapshot.holds(modules):
             self._drop()
-            # backend "triton" reads the parameters where they lie
+            # backend "triton" reads the parameters in place, other backends read prepared copies
             copied = encoder.ops.name != "triton"
             self._made_for, self._snapshot = now, ParameterSnapshot(modules, copied)
         if key not in self._kept:
@@ -203,22 +208,22 @@ class Graphs:
             return bucket(texts)
         stream = torch.cuda.current_stream(bucket.device)
         if self._done is not None:
-            stream.wait_event(self._done)  # it may be on another thread's stream
+            stream.wait_event(self._done)  # the last batch may run on another thread's stream
         found = bucket(texts)
         self._done = stream.record_event()
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Graphs":
-        """A copied model records its own."""
+        """A copied model records its own graphs."""
         return Graphs()
 
     def __reduce__(self) -> tuple[type["Graphs"], tuple[()]]:
-        """A pickled one takes none along."""
+        """Graphs are not pickled."""
         return (Graphs, ())
 
 
 def buckets(config: EncoderConfig) -> list[int]:
-    """Tokens of the buckets of a model."""
+    """Sizes in tokens of a model's buckets."""
     hidden, inner = config.hidden_size, config.intermediate_size
     gated = config.hidden_act == "swiglu"
     layer = 4 * hidden * hidden + (3 if gated else 2) * hidden * inner
@@ -226,12 +231,12 @@ def buckets(config: EncoderConfig) -> list[int]:
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a GPU the current one: streams and graphs are the current one's."""
+    """Make a GPU the current device, which streams and graphs are created on."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def records(model: NomicBert) -> bool:
-    """Whether graphs serve here: our kernels on a GPU, nothing random, and nobody compiling."""
+    """Whether graphs can be used: our kernels on a GPU, no dropout, no autograd, no compiling."""
     return (
         model.device.type in DEVICES
         and model.ops.name in ("triton", "fp8")

@@ -1,4 +1,4 @@
-"""Pairs of texts -> logits: what a stream does for `CrossEncoder`."""
+"""Pairs of texts -> logits: the Task that a stream runs for `CrossEncoder`."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,7 +14,7 @@ from nomicbert.runtime.batch_budget import batch_tokens
 from nomicbert.runtime.batch_loop import BatchLoop
 from nomicbert.runtime.batches import check_text, windows
 from nomicbert.runtime.stream import Tokenised
-from nomicbert.text.tokenizer import LETTERS_A_TOKEN, Pair, Tokenizer
+from nomicbert.text.tokenizer import CHARACTERS_PER_TOKEN, Pair, Tokenizer
 from nomicbert_kernels.tensors import to_device
 
 
@@ -27,14 +27,14 @@ class Pairs:
     def __init__(
         self, model: NomicBertForSequenceClassification, tokenizer: Tokenizer, max_length: int
     ) -> None:
-        """The parts of a reranker, and how many tokens a pair may have."""
+        """`max_length`: limit of tokens per pair."""
         self.model = model
         self.tokenizer = tokenizer
         self.max_length = max_length
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.model.device
 
     def batch_tokens(self) -> int:
@@ -49,16 +49,16 @@ class Pairs:
         """See Task."""
         return windows(inputs, lambda pair: tuple(map(len, pair)), self._useful)
 
-    def letters(self, inputs: list[Pair]) -> list[int]:
+    def characters(self, inputs: list[Pair]) -> list[int]:
         """See Task."""
         return [sum(min(len(text), self._useful) for text in pair) for pair in inputs]
 
     @property
     def _useful(self) -> int:
-        return self.max_length * LETTERS_A_TOKEN
+        return self.max_length * CHARACTERS_PER_TOKEN
 
     def tokenise(self, window: list[Pair]) -> Tokenised:
-        """Each pair as token ids, and as many that say which text a token is of."""
+        """Token ids of each pair, and a token type for each of them."""
         ids, types, cut = self.tokenizer.encode_pairs(window, self.max_length)
         return Tokenised(list(map(len, ids)), cut, (ids, types))
 
@@ -79,9 +79,9 @@ class Pairs:
 
 
 def checked_pairs(inputs: Iterable[Any]) -> Iterator[Pair]:
-    """The inputs as pairs; an error names the first that is none.
+    """Yield the inputs as pairs; the error for an invalid one holds its index.
 
-    Raises: TypeError: no pair of str. TextError: no valid Unicode.
+    Raises: TypeError: not a pair of str. TextError: not valid Unicode.
     """
     for index, pair in enumerate(inputs):
         listed = list(pair) if isinstance(pair, list | tuple | np.ndarray) else []

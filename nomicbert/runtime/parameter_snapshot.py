@@ -1,7 +1,7 @@
-"""Whether modules still hold the parameters that a recorded graph reads.
+"""Check whether modules still hold the parameters that a recorded CUDA graph reads.
 
-It is asked before every batch, also before one that a GPU is done with in a fifth of a millisecond:
-so what is compared are the tables that modules keep, without a walk over the modules.
+The check runs before every batch, and some batches take only 0.2 ms on a GPU. So it compares each
+module's `_modules` and `_parameters` dicts instead of walking the module tree.
 """
 
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ TABLES = attrgetter("_modules", "_parameters")
 
 
 class ParameterSnapshot:
-    """All parameters of some modules, as they were when this was made."""
+    """All parameters of some modules at the time of construction."""
 
     def __init__(self, owners: tuple[nn.Module, ...], copied: bool) -> None:
-        """`copied`: a backend computes with copies, so that a change in place is one too."""
+        """`copied`: the backend uses copies of the parameters, so in-place changes count too."""
         self._owners = owners
         self._modules = [module for owner in owners for module in owner.modules()]
         self._things = self._now()
@@ -34,7 +34,7 @@ class ParameterSnapshot:
         return [*chain.from_iterable(map(dict.values, tables))]
 
     def holds(self, owners: tuple[nn.Module, ...]) -> bool:
-        """Whether these still are the same modules, with the same parameters in the same places."""
+        """Whether the modules and parameters are the same objects, unmoved (see `copied`)."""
         now = self._now()
         return (
             all(map(is_, owners, self._owners))

@@ -1,9 +1,9 @@
-"""Work that overlaps: the next window is begun before the one before it is handed over.
+"""Overlapping stages: a window is started before the result of the previous one is yielded.
 
-On a GPU the host would otherwise wait: the tokenizer for the kernels, the kernels for the copy of
-the vectors. On a CPU nothing overlaps: all cores compute already, and a tokenizer beside them takes
-its time from one of them, for which the others wait. Measured with all-MiniLM-L6-v2 on 2 cores:
-passages take 3% longer when the next window is tokenised meanwhile.
+On a GPU this avoids two waits: the tokenizer for the kernels, and the kernels for the copy of the
+vectors. On a CPU nothing overlaps, because all cores compute already. A tokenizer running at the
+same time slows down one core, and the others wait for it. Measured with all-MiniLM-L6-v2 on 2
+cores: passages take 3% longer when the next window is tokenised meanwhile.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ NOTHING: Any = object()
 def in_turn(
     items: Iterator[Item], begin: Callable[[Item], Callable[[], Result]]
 ) -> Iterator[Result]:
-    """Begin an item, end it, hand its result over; and only then look at the next one."""
+    """Process items strictly one after another; the next is read after a result is yielded."""
     for item in items:
         yield begin(item)()
 
@@ -33,20 +33,20 @@ def in_turn(
 def one_ahead(
     items: Iterator[Item], begin: Callable[[Item], Callable[[], Result]]
 ) -> Iterator[Result]:
-    """The same results in the same order, each item begun before the one before it is ended.
+    """Yield the same results in the same order, but start each item before ending the previous.
 
     Args:
-        items: read one further than what has been handed over.
-        begin: starts the work on an item; what it returns waits for the end of it.
+        items: read one item ahead of the results.
+        begin: starts the work on an item and returns a function that waits for the result.
 
-    Raises: what `items` or an item's work raises, after the results that stand before it.
+    Raises: errors of `items` or of an item's work, after yielding the results before them.
     """
     end = None
     while True:
         try:
             item = next(items, NOTHING)
             following = None if item is NOTHING else begin(item)
-        except Exception:  # the inputs are the caller's, and raise whatever they like
+        except Exception:  # the caller's iterator may raise anything
             if end is not None:
                 yield end()
             raise
@@ -58,7 +58,10 @@ def one_ahead(
 
 
 class Aside(Generic[Item, Result]):
-    """Work in a thread of its own, item by item; the first needs none: nothing runs beside it."""
+    """Runs work in one background thread, item by item.
+
+    The first item runs in the caller's thread, because nothing overlaps with it.
+    """
 
     def __init__(self, work: Callable[[Item], Result]) -> None:
         """The thread is started by the second item."""
@@ -67,7 +70,7 @@ class Aside(Generic[Item, Result]):
         self._thread: ThreadPoolExecutor | None = None
 
     def __call__(self, item: Item) -> Callable[[], Result]:
-        """Begin the work on an item; what is returned waits for its result."""
+        """Start the work on an item; return a function that waits for its result."""
         if not self._begun:
             self._begun = True
             return partial(self._work, item)
@@ -75,7 +78,7 @@ class Aside(Generic[Item, Result]):
         return self._thread.submit(self._work, item).result
 
     def __enter__(self) -> "Aside[Item, Result]":
-        """What begins the work."""
+        """Return the function that starts work."""
         return self
 
     def __exit__(
@@ -84,13 +87,13 @@ class Aside(Generic[Item, Result]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the thread, once its item is done."""
+        """End the thread once its item is done."""
         if self._thread is not None:
             self._thread.shutdown()
 
 
 def landing(rows: Tensor) -> Callable[[], Tensor]:
-    """Send rows to the host without waiting for them; what is returned waits, and gives them."""
+    """Start an asynchronous copy of rows to the host; return a function that waits for it."""
     if not rows.is_cuda:
         return lambda: rows
     landed = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
@@ -105,7 +108,10 @@ def landing(rows: Tensor) -> Callable[[], Tensor]:
 
 
 def staying(rows: Rows, device: torch.device) -> Callable[[], Rows]:
-    """Rows that stay on their device: what is returned gives them to the stream that asks then."""
+    """Keep rows on their device.
+
+    The returned function makes the current stream wait for the rows, then returns them.
+    """
     if device.type != "cuda":
         return lambda: rows
     done = torch.cuda.current_stream(device).record_event()

@@ -1,4 +1,4 @@
-"""The progress bar of a stream: tokens done, tokens a second, time left."""
+"""The progress bar of a stream: tokens done, tokens per second, time left."""
 
 import sys
 from collections.abc import Iterator
@@ -8,34 +8,34 @@ from typing import Any
 
 from tqdm import tqdm
 
-# A bar that nobody asked for shows itself after as many seconds.
+# Seconds before a bar appears that was not requested.
 DELAY = 2.0
 
 
 class Progress:
-    """A bar that counts tokens, because they are what takes time.
+    """A bar that counts tokens, because time is proportional to tokens.
 
-    How many there will be is estimated from the inputs read so far and from how many are left,
-    where their iterator tells that (`__length_hint__`, as those of lists do).
+    The total is estimated from the inputs read so far and the number of inputs left, if their
+    iterator has a `__length_hint__`, as iterators of lists have.
 
     Attributes:
-        inputs: the same, which are counted as they are read.
+        inputs: iterator over the inputs that counts them as they are read.
     """
 
     def __init__(self, show: bool | None, inputs: Iterator[Any], doing: str = "Embedding") -> None:
-        """`show`: None shows the bar on a terminal, once the work has taken a while."""
+        """`show`: None shows the bar on a terminal, after DELAY seconds."""
         self.inputs = Unread(inputs)
         self._read = self._tokens = 0
-        # a bar that nobody sees would take a good part of a query's time
+        # no hidden bar: creating one would take a good part of a query's time
         self._bar: Any = None
-        # where programs have no window for it, stderr is None
+        # stderr is None in programs without a console (pythonw)
         on_terminal = getattr(sys.stderr, "isatty", bool)
         if on_terminal() if show is None else show:
             delay = DELAY if show is None else 0
             self._bar = tqdm(desc=doing, unit=" tokens", unit_scale=True, delay=delay)
 
     def read(self, lengths: list[int]) -> None:
-        """The oldest inputs that were read have so many tokens, and wait to be encoded."""
+        """Report the token counts of the oldest inputs that have not been reported yet."""
         self.inputs.away -= len(lengths)
         if self._bar is None:
             return
@@ -43,16 +43,16 @@ class Progress:
         self._tokens += sum(lengths)
         left = length_hint(self.inputs, -1)
         if left >= 0:
-            # shown with the next tokens: a refresh would not wait for the delay
+            # shown with the next update: refresh() would ignore the delay
             self._bar.total = round(self._tokens * (1 + left / self._read))
 
     def done(self, tokens: int) -> None:
-        """So many tokens have been encoded."""
+        """Report that this number of tokens has been encoded."""
         if self._bar is not None:
             self._bar.update(tokens)
 
     def __enter__(self) -> "Progress":
-        """The bar itself."""
+        """Return the bar itself."""
         return self
 
     def __exit__(
@@ -67,7 +67,12 @@ class Progress:
 
 
 class Unread(Iterator[Any]):
-    """The inputs, and how many are yet to come back: those not read and those under way."""
+    """Iterator over inputs whose length hint also counts inputs read but not reported yet.
+
+    Attributes:
+        inputs: the underlying iterator.
+        away: number of inputs read, less those reported to `Progress.read`.
+    """
 
     def __init__(self, inputs: Iterator[Any]) -> None:
         """Nothing is read yet."""
@@ -75,12 +80,12 @@ class Unread(Iterator[Any]):
         self.away = 0
 
     def __next__(self) -> Any:
-        """The next input, which is under way from now on."""
+        """Return the next input and count it as away."""
         found = next(self.inputs)
         self.away += 1
         return found
 
     def __length_hint__(self) -> int:
-        """As many as that, where the inputs know."""
+        """Inputs left plus inputs away, if the inputs have a length hint."""
         left = length_hint(self.inputs, -1)
         return NotImplemented if left < 0 else left + self.away

@@ -1,21 +1,26 @@
-"""What a call of `encode` asks for, and the form in which its vectors are handed over."""
+"""The arguments of a call of `encode`, and the conversion of its vectors to the requested form."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nomicbert.runtime.encode_types import AllEncodeKeywords, Devices, OutputValue, Vectors
 from nomicbert.runtime.stream import Options, Rows
 from nomicbert.runtime.texts import Job, Truncate
 from nomicbert.vectors import quantization as formats
 from nomicbert.vectors.pooling import Finish, Pooling
 from nomicbert.vectors.quantization import Precision
 
-Devices = torch.device | str | Sequence[torch.device | str] | None
-OutputValue = Literal["sentence_embedding", "token_embeddings"]
+
+def prompted(keywords: AllEncodeKeywords, name: str | None) -> AllEncodeKeywords:
+    """The keywords of a call of `encode`, with this prompt's name where they have no prompt."""
+    if keywords.get("prompt_name") is None and keywords.get("prompt") is None:
+        return {**keywords, "prompt_name": name}
+    return keywords
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,27 +44,32 @@ class Request:
     truncate: Truncate = "end"
     show_progress_bar: bool | None = None
 
+    @classmethod
+    def among(cls, given: Mapping[str, Any]) -> "Request":
+        """Build a request from the locals() of a function with all these keywords."""
+        return cls(**{field.name: given[field.name] for field in fields(cls)})
+
     @property
     def wants_tokens(self) -> bool:
-        """Whether hidden states are wanted instead of vectors."""
+        """Whether to return hidden states instead of vectors."""
         return self.output_value == "token_embeddings"
 
     @property
     def finish(self) -> Finish:
-        """What becomes of the pooled vectors."""
+        """The steps after pooling."""
         return Finish(self.matryoshka_dim, self.truncate_dim, self.normalize_embeddings)
 
     def width(self, pooling: Pooling) -> int:
-        """Numbers of a vector."""
+        """Width of a vector."""
         return self.matryoshka_dim or self.truncate_dim or pooling.embedding_dimension
 
     def check(self, pooling: Pooling) -> None:
-        """Refuse what cannot be, without a look at the texts.
+        """Refuse invalid arguments; the texts are not looked at.
 
         Args:
             pooling: of the checkpoint.
 
-        Raises: ValueError, TypeError: a value or a pair of values; the message names it.
+        Raises: ValueError, TypeError: invalid value or combination; the message names it.
         """
         for name, value, known in (
             ("output_value", self.output_value, get_args(OutputValue)),
@@ -88,7 +98,7 @@ class Request:
         pooling.check(self.finish)
 
     def job(self, prompt: str, max_length: int) -> Job:
-        """What becomes of the texts; the arguments are what this alone does not say."""
+        """The work per text; prompt and limit come from the checkpoint."""
         return Job(
             prompt=prompt,
             prompt_is_chosen=self.prompt is not None,
@@ -99,9 +109,9 @@ class Request:
         )
 
     def options(self) -> Options:
-        """How the stream runs.
+        """The settings of the stream.
 
-        Raises: TypeError, ValueError: a size that is none.
+        Raises: TypeError, ValueError: invalid batch size.
         """
         return Options(
             batch_tokens=self.batch_tokens,
@@ -110,12 +120,14 @@ class Request:
             show_progress_bar=self.show_progress_bar,
         )
 
-    def gather(self, windows: Iterable[Rows], count: int, width: int) -> Any:
-        """All of a call's rows in the form asked for.
+    def gather(
+        self, windows: Iterable[Rows], count: int, width: int
+    ) -> Vectors | Tensor | list[Tensor]:
+        """Collect all rows of a call in the requested form.
 
         Args:
             windows: rows in order, (n, width) fp32 or lists of hidden states.
-            count: of all rows.
+            count: number of rows.
             width: of a vector.
         """
         ranges = formats.check(self.precision, self.ranges, width)
@@ -138,17 +150,17 @@ class Request:
             rows = formats.convert(rows, self.precision, ranges)
         return self._hand_over(rows)
 
-    def each(self, windows: Iterable[Rows], width: int) -> Iterator[Any]:
-        """The same rows one at a time, each as soon as its window is done; checks at once."""
+    def each(self, windows: Iterable[Rows], width: int) -> Iterator[Vectors | Tensor]:
+        """Yield the rows one by one, window by window; arguments are checked at once."""
         ranges = formats.check(self.precision, self.ranges, width)
         if formats.needs_ranges(self.precision) and ranges is None:
             raise ValueError(
-                f"precision {self.precision!r} needs ranges in a stream: (2, {width}), smallest "
-                "and largest of each column of some thousand float32 vectors"
+                f"precision {self.precision!r} needs ranges in a stream: an array (2, {width}), "
+                "minimum and maximum per column of some thousand float32 vectors"
             )
         return (row for window in windows for row in self._rows(window, ranges))
 
-    def _rows(self, window: Rows, ranges: Tensor | None) -> Iterator[Any]:
+    def _rows(self, window: Rows, ranges: Tensor | None) -> Iterator[Vectors | Tensor]:
         if not isinstance(window, Tensor):
             yield from window
             return
@@ -157,7 +169,10 @@ class Request:
             # a view would keep the whole window in memory
             yield row.clone() if isinstance(row, Tensor) else row.copy()
 
-    def _hand_over(self, rows: Tensor) -> Any:
+    def _hand_over(self, rows: Tensor) -> Vectors | Tensor | list[Tensor]:
         if self.convert_to_tensor:
             return rows
-        return rows.numpy() if self.convert_to_numpy else list(rows)
+        if not self.convert_to_numpy:
+            return list(rows)
+        array: Vectors = rows.numpy()
+        return array

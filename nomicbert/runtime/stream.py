@@ -1,9 +1,9 @@
 """A stream of inputs -> a stream of rows, window by window, in the order of the inputs.
 
-Where in the flow: `Embedder` and `CrossEncoder` say what is wanted, as a Task (see `texts` and
-`pairs`); here a window of inputs is read, tokenised and encoded, and its rows come back in order.
-Memory depends on the window, not on the stream. On a GPU the next window is tokenised meanwhile,
-and its kernels are queued before the rows of this one have arrived.
+Where in the flow: `Embedder` and `CrossEncoder` define the work as a Task (see `texts` and
+`pairs`). A Stream reads, tokenises and encodes one window of inputs after the other and yields its
+rows in order. Memory depends on the size of a window, not of the stream. On a GPU the next window
+is tokenised meanwhile, and its kernels are queued before the rows of this one have been copied.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,12 +27,12 @@ Rows = Tensor | list[Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a stream runs, whatever it computes.
+    """Options of a stream that do not depend on its task.
 
     Attributes:
-        batch_tokens: tokens of a batch at most; None takes what suits the device.
-        batch_size: inputs of a batch at most, or None.
-        to_host: rows are wanted in the host's memory.
+        batch_tokens: limit of tokens per batch; None takes the default for the device.
+        batch_size: limit of inputs per batch, or None.
+        to_host: copy rows to the host's memory.
         show_progress_bar: None shows one on a terminal when the work takes long.
     """
 
@@ -42,7 +42,7 @@ class Options:
     show_progress_bar: bool | None = None
 
     def __post_init__(self) -> None:
-        """Refuse sizes that are none.
+        """Check the sizes.
 
         Raises: TypeError, ValueError: the message names the argument.
         """
@@ -57,7 +57,7 @@ class Tokenised(NamedTuple):
     Attributes:
         lengths: tokens of each input.
         cut: indices of the inputs that were cut.
-        ids: the token ids, in the form that the task wants.
+        ids: the token ids, in a form defined by the task.
     """
 
     lengths: list[int]
@@ -66,7 +66,7 @@ class Tokenised(NamedTuple):
 
 
 class Window(NamedTuple):
-    """What became of a window.
+    """The result of a window.
 
     Attributes:
         rows: of its inputs, in order.
@@ -83,9 +83,9 @@ class Task(Protocol):
     """What a stream does with its inputs; it can be sent to another process.
 
     Attributes:
-        inputs: what they are, in messages: "texts".
-        doing: what the progress bar says.
-        max_length: tokens of an input at most.
+        inputs: word for the inputs in messages, such as "texts".
+        doing: label of the progress bar.
+        max_length: limit of tokens per input.
     """
 
     inputs: str
@@ -94,19 +94,19 @@ class Task(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the model."""
 
     def batch_tokens(self) -> int:
-        """Tokens of a batch that suit the device."""
+        """Default limit of tokens per batch on the device."""
 
     def read(self, inputs: Iterable[Any]) -> Iterator[Any]:
-        """The inputs as they are; an error names the first that cannot be."""
+        """Check the inputs and yield them; the error for an invalid one holds its index."""
 
     def windows(self, inputs: Iterable[Any]) -> Iterator[list[Any]]:
-        """Neighbouring inputs, in lists that are tokenised and sorted together."""
+        """Lists of consecutive inputs that are tokenised and sorted together."""
 
-    def letters(self, inputs: list[Any]) -> list[int]:
-        """Of each input those that count: what lies beyond `max_length` is never tokenised."""
+    def characters(self, inputs: list[Any]) -> list[int]:
+        """Characters of each input that may be tokenised; `max_length` limits them."""
 
     def tokenise(self, window: list[Any]) -> Tokenised:
         """Token ids of a window."""
@@ -115,27 +115,27 @@ class Task(Protocol):
         """Queue all work on a window: rows on the device, or a list of them.
 
         Args:
-            window: what `tokenise` has made.
-            first: number of its first input in the stream, for errors.
+            window: result of `tokenise`.
+            first: index of its first input in the stream, for errors.
             loop: cuts it into batches.
         """
 
 
 class Truncation:
-    """How many inputs were cut; it warns, once, when a stream ends or is left before its end."""
+    """Counts truncated inputs and warns once, when a stream ends or is closed early."""
 
     def __init__(self, task: Task) -> None:
-        """Nothing is cut yet."""
+        """Start counting at 0."""
         self._task = task
         self._inputs = self._cut = 0
 
     def add(self, inputs: int, cut: int) -> None:
-        """So many more inputs have come, and of these so many were cut."""
+        """Count `inputs` more inputs, `cut` of which were truncated."""
         self._inputs += inputs
         self._cut += cut
 
     def __enter__(self) -> "Truncation":
-        """The count itself."""
+        """Return the counter itself."""
         return self
 
     def __exit__(
@@ -144,36 +144,36 @@ class Truncation:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Warn; an error says enough by itself, but zip leaves a stream by GeneratorExit."""
+        """Warn, unless the stream failed. A stream closed early, as by zip, ends normally."""
         if kind in (None, GeneratorExit):
             task = self._task
             warn_of_cuts(self._cut, self._inputs, task.inputs, task.max_length)
 
 
 class Stream:
-    """The way of inputs through a task on the device where its model is."""
+    """Runs a task in this process, on the device of its model."""
 
     def __init__(self, task: Task, options: Options) -> None:
-        """What is to be done, and how."""
+        """Without `options.batch_tokens`, the task's default applies."""
         self.task = task
         self.options = options
         self._budget = Budget(options.batch_tokens or task.batch_tokens(), options.batch_size)
         self._encoded = 0
 
     def run(self, inputs: Iterator[Any]) -> Iterator[Rows]:
-        """Do the task window by window.
+        """Run the task window by window.
 
         Args:
-            inputs: of the task. On a GPU they are read two windows further than what has been
-                yielded: one is tokenised while the kernels of the other run.
+            inputs: of the task. On a GPU they are read two windows ahead of the results: one window
+                is tokenised while the kernels of the other run.
 
-        Yields: a window's rows in order, on the host or on the model's device as the options say;
+        Yields: a window's rows in order, on the host or on the model's device (`options.to_host`);
             lists of rows stay on the device.
 
         Raises:
-            TypeError: an input of another type.
-            TextError: one that is no valid Unicode; one that is too long, where that is an error.
-            torch.OutOfMemoryError: a single input is too much for the GPU.
+            TypeError: an input has the wrong type.
+            TextError: an input is not valid Unicode, or is too long with truncate "error".
+            torch.OutOfMemoryError: a single input does not fit into the GPU's memory.
         """
         task = self.task
         with (
@@ -185,11 +185,11 @@ class Stream:
                 yield window.rows
 
     def windows(self, inputs: Iterator[Any], progress: Progress) -> Iterator[Window]:
-        """The stages of `run`, each a window ahead of the one behind it on a GPU.
+        """The stages of `run`; on a GPU each stage runs one window ahead of the next stage.
 
         Args:
-            inputs: that have been checked.
-            progress: is told what is read and what is done.
+            inputs: checked inputs.
+            progress: receives the tokens read and done.
         """
         task, device = self.task, self.task.device
         keep_freed_memory(device)
@@ -203,7 +203,7 @@ class Stream:
             yield from one_ahead(one_ahead(read, tokenise), encode)
 
     def _encode(self, window: Tokenised, loop: BatchLoop) -> Callable[[], Window]:
-        """Queue all work on a window; what is returned waits for its rows."""
+        """Queue all work on a window; return a function that waits for its rows."""
         loop.progress.read(window.lengths)
         rows = self.task.encode(window, self._encoded, loop)
         self._encoded += len(window.lengths)
@@ -216,5 +216,5 @@ class Stream:
 
 
 def overlaps(device: torch.device) -> bool:
-    """Whether work on a device leaves the host free for other work."""
+    """Whether the device computes asynchronously, so that the host is free meanwhile."""
     return device.type == "cuda"

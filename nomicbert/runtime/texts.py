@@ -1,4 +1,4 @@
-"""Texts -> vectors, or the hidden states of their tokens: what a stream does for `Embedder`."""
+"""Texts -> vectors, or hidden states of tokens: the Task that a stream runs for `Embedder`."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from nomicbert.runtime.batches import checked, text_windows
 from nomicbert.runtime.graphs import Encode, Graphs
 from nomicbert.runtime.stream import Rows, Tokenised
 from nomicbert.text.prompts import Prompts
-from nomicbert.text.tokenizer import LETTERS_A_TOKEN, Tokenizer
+from nomicbert.text.tokenizer import CHARACTERS_PER_TOKEN, Tokenizer
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.pooling import Finish
 from nomicbert_kernels.tensors import to_device
@@ -27,15 +27,15 @@ Truncate = Literal["end", "error", "chunk"]
 
 @dataclass(frozen=True)
 class Job:
-    """What a call wants of its texts.
+    """Options of one call that concern its texts.
 
     Attributes:
-        prompt: stands before every text.
-        prompt_is_chosen: a prompt of the caller's own, be it empty, needs no reminder.
-        max_length: tokens of a text, or of a window of it, at most.
-        truncate: what becomes of longer texts.
-        finish: what becomes of the pooled vectors.
-        token_embeddings: hidden states of every token instead of one vector a text.
+        prompt: prefix of every text.
+        prompt_is_chosen: the caller chose a prompt (maybe empty), so no reminder is given.
+        max_length: limit of tokens per text, or per window of a text.
+        truncate: treatment of longer texts.
+        finish: steps after pooling.
+        token_embeddings: return the hidden states of every token instead of one vector per text.
     """
 
     prompt: str
@@ -49,7 +49,7 @@ class Job:
 class Texts:
     """A Task: see `stream`.
 
-    Rows are vectors (n, dim) fp32; or, for token embeddings, as many (tokens, hidden_size) in the
+    Rows are vectors (n, dim) fp32; or, for token embeddings, n tensors (tokens, hidden_size) in the
     model's dtype.
     """
 
@@ -64,7 +64,7 @@ class Texts:
         job: Job,
         graphs: Graphs,
     ) -> None:
-        """The parts of a checkpoint, what is wanted of them, and the graphs recorded so far."""
+        """`graphs` holds the CUDA graphs recorded so far and is shared by all calls."""
         self.model = model
         self.tokenizer = tokenizer
         self.prompts = prompts
@@ -74,7 +74,7 @@ class Texts:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.model.device
 
     def batch_tokens(self) -> int:
@@ -82,7 +82,7 @@ class Texts:
         return batch_tokens(self.model.encoder)
 
     def read(self, inputs: Iterable[object]) -> Iterator[str]:
-        """See Task; warns, once, if the checkpoint needs a prompt that a text has not."""
+        """See Task; warns once if the checkpoint needs a prompt and a text has none."""
         texts = checked(inputs)
         return texts if self.job.prompt_is_chosen else self.prompts.watch(self.job.prompt, texts)
 
@@ -90,18 +90,18 @@ class Texts:
         """See Task."""
         return text_windows(inputs, self._useful)
 
-    def letters(self, inputs: list[str]) -> list[int]:
+    def characters(self, inputs: list[str]) -> list[int]:
         """See Task."""
         useful = self._useful
         return [len(text) if useful is None else min(len(text), useful) for text in inputs]
 
     @property
     def _useful(self) -> int | None:
-        # what lies beyond the limit is never tokenised, unless every window of it is wanted
-        return None if self.job.truncate == "chunk" else self.job.max_length * LETTERS_A_TOKEN
+        # characters beyond the limit are never tokenised, except in chunk mode
+        return None if self.job.truncate == "chunk" else self.job.max_length * CHARACTERS_PER_TOKEN
 
     def tokenise(self, window: list[str]) -> Tokenised:
-        """Each text as token ids; with truncate "chunk" as a list of them, one for each window."""
+        """Token ids of each text; with truncate "chunk" a list of token ids per window."""
         job = self.job
         if job.truncate == "chunk":
             parts = self.tokenizer.encode_windows(window, job.prompt, job.max_length)
@@ -130,7 +130,7 @@ class Texts:
 
     @cached_property
     def _encode(self) -> Encode:
-        """The model itself, or on a GPU with graphs around it: chosen once a stream."""
+        """The model's encode function, on a GPU with graphs; chosen once per stream."""
         return self.graphs.around(self.model)
 
     def _vectors(self, texts: list[list[int]], loop: BatchLoop) -> Tensor:
@@ -141,7 +141,7 @@ class Texts:
         )
 
     def _joined(self, parts: list[list[list[int]]], loop: BatchLoop) -> Tensor:
-        """Mean over the tokens of all windows of each text, then what follows pooling."""
+        """Mean over the tokens of all windows of each text, then the steps after pooling."""
         model = self.model
         windows = [ids for part in parts for ids in part]
         lengths = list(map(len, windows))
@@ -150,10 +150,10 @@ class Texts:
         )
         counts = np.array(list(map(len, parts)))
         tokens = np.array([sum(map(len, part)) for part in parts]).repeat(counts)
-        # a text of one window keeps its bits: its share is 1
+        # a text of one window stays bit-identical: its share is exactly 1
         shares = np.array(lengths, np.float32) / np.maximum(tokens, 1)
         weighted = means * to_device(shares.astype(np.float32), means.device)[:, None]
-        # text by text, so that a sum does not depend on the texts beside it
+        # summed per text, so that a sum does not depend on the other texts
         where = to_device(counts, means.device)
         pooled = torch.segment_reduce(weighted, "sum", lengths=where, axis=0)
         vectors = model.finish(pooled, self.job.finish)

@@ -1,6 +1,6 @@
-"""What one of several processes does: it takes chunks of inputs and answers with their rows.
+"""A worker process: receives chunks of inputs and answers with their rows.
 
-Where in the flow: `workers` starts it through `dispatch`, whose messages it speaks. It runs the
+Where in the flow: `workers` starts it through `dispatch`, which defines the messages. It runs the
 same Stream as a call on one device.
 """
 
@@ -24,18 +24,18 @@ from nomicbert.runtime.dispatch import FAILED, READY, Chunk, answer
 from nomicbert.runtime.progress import Progress
 from nomicbert.runtime.stream import Options, Rows, Stream, Window
 
-# Seconds to wait for another chunk before those at hand are ended, where one flows into the next.
+# Seconds to wait for another chunk before a run ends (only with `flowing`).
 PATIENCE = 0.05
 
 
 class Answer(NamedTuple):
-    """What became of a chunk, beside the numbers themselves.
+    """The result of a chunk, except for the values themselves.
 
     Attributes:
         lengths: tokens of each input.
-        cut: how many inputs were cut.
-        shape: of the numbers: (n, width); or (tokens of all inputs, hidden_size).
-        dtype: of the numbers.
+        cut: number of inputs that were cut.
+        shape: of the values: (n, width); or (tokens of all inputs, hidden_size).
+        dtype: of the values.
         hidden: whether they are hidden states.
     """
 
@@ -46,7 +46,7 @@ class Answer(NamedTuple):
     hidden: bool
 
     def rows(self, content: np.ndarray) -> Rows:
-        """As the Stream has yielded them, but on the CPU; `content` are the bytes."""
+        """Restore the rows of the Stream, on the CPU, from the bytes in `content`."""
         found = torch.from_numpy(content).view(self.dtype).view(self.shape)
         if not self.hidden:
             return found
@@ -55,10 +55,10 @@ class Answer(NamedTuple):
 
 
 class Worker:
-    """The chunks of one process on their way through a Stream."""
+    """Sends the chunks of one process through a Stream."""
 
     def __init__(self, connection: Connection, stream: Stream, flowing: bool) -> None:
-        """`flowing`: one chunk follows the other in one run, so that its stages overlap."""
+        """`flowing`: chunks follow each other in one run of the Stream, so its stages overlap."""
         self.connection = connection
         self.stream = stream
         self.flowing = flowing
@@ -67,7 +67,7 @@ class Worker:
         self.finished = 0  # inputs
 
     def run(self) -> None:
-        """Do the task for what comes until the process is ended."""
+        """Process chunks until the process is killed."""
         while True:
             at_hand: Window | None = None
             for window in self.stream.windows(self._inputs(), Progress(False, iter(()))):
@@ -77,16 +77,16 @@ class Worker:
                     self._answer(found)
 
     def place(self, error: TextError) -> TextError:
-        """The same with the input's number in the caller's stream."""
+        """The same error with the input's index in the caller's stream."""
         index = error.index - self.finished
         for chunk in self.begun:
             if index < len(chunk.inputs):
                 return TextError(chunk.start + index, error.problem)
             index -= len(chunk.inputs)
-        raise AssertionError("an error of an input that was not read")
+        raise AssertionError("the error names an input that was not read")
 
     def _wanted(self) -> int:
-        """Inputs of the oldest chunk that is not answered yet."""
+        """Number of inputs of the oldest unanswered chunk."""
         return len(self.begun[0].inputs)
 
     def _inputs(self) -> Iterator[Any]:
@@ -105,20 +105,20 @@ class Worker:
     def _answer(self, window: Window) -> None:
         rows = window.rows
         hidden = isinstance(rows, list)
-        numbers = (torch.cat(rows) if isinstance(rows, list) else rows).cpu()
+        values = (torch.cat(rows) if isinstance(rows, list) else rows).cpu()
         self.begun.popleft()
         self.finished += len(window.lengths)
-        told = Answer(window.lengths, len(window.cut), numbers.shape, numbers.dtype, hidden)
-        answer(self.connection, told, numbers.view(torch.uint8).numpy())
+        result = Answer(window.lengths, len(window.cut), values.shape, values.dtype, hidden)
+        answer(self.connection, result, values.view(torch.uint8).numpy())
 
 
 def holds(window: Window, count: int) -> bool:
-    """Whether a window has the rows of so many inputs."""
+    """Whether a window has rows of at least `count` inputs."""
     return len(window.lengths) >= count
 
 
 def parted(window: Window, count: int) -> tuple[Window, Window | None]:
-    """The first inputs of a window, and what is left of it."""
+    """Split a window after its first `count` inputs; None if nothing is left."""
     first = Window(
         window.rows[:count], window.lengths[:count], [i for i in window.cut if i < count]
     )
@@ -129,7 +129,7 @@ def parted(window: Window, count: int) -> tuple[Window, Window | None]:
 
 
 def joined(a: Window, b: Window) -> Window:
-    """Two neighbouring windows as one."""
+    """Concatenate two consecutive windows."""
     ours, theirs = a.rows, b.rows
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
         rows: Rows = torch.cat([ours, theirs])
@@ -142,40 +142,40 @@ def joined(a: Window, b: Window) -> Window:
 def work(
     connection: Connection, name: str, path: str, threads: int, options: Options, flowing: bool
 ) -> None:
-    """The life of a process.
+    """Main function of a worker process.
 
     Args:
         connection: to the caller's process.
         name: of the device.
-        path: of the task, as torch.save wrote it.
-        threads: that it may take.
-        options: of the stream; without batch_tokens it takes what suits the device.
+        path: of the task, written by torch.save.
+        threads: number of CPU threads.
+        options: of the stream; without batch_tokens the default for the device applies.
         flowing: whether chunks are whole windows, which may follow each other in one run.
     """
     torch.set_num_threads(threads)
-    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # the tokenizer's
-    tqdm.set_lock(RLock())  # its own is a semaphore, which a process that is killed leaves behind
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # threads of the tokenizer
+    tqdm.set_lock(RLock())  # its default is a semaphore, which a killed process would leak
     worker = None
     try:
         device = torch.device(name)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        # the file is the caller's own; mapped, its pages are one copy for all processes
+        # trusted: written by the caller's process; mapped, so all processes share one copy
         task = torch.load(path, map_location=device, mmap=True, weights_only=False)
         worker = Worker(connection, Stream(task, options), flowing)
         Thread(target=receive, args=(connection, worker.inbox), daemon=True).start()
         connection.send((READY,))
         worker.run()
     except torch.AcceleratorError:
-        raise  # a device that is lost takes the process with it, and the others go on
-    except Exception as error:  # whatever it is, the caller raises it
+        raise  # the device is lost: this process ends, the other ones take over
+    except Exception as error:  # any error is sent to the caller, which raises it
         if isinstance(error, TextError) and worker is not None:
             error = worker.place(error)
         connection.send((FAILED, portable(error), traceback.format_exc()))
 
 
 def receive(connection: Connection, inbox: "queue.SimpleQueue[Chunk]") -> None:
-    """Take chunks as soon as they come, so that the caller never waits to hand one over."""
+    """Receive chunks as soon as they arrive, so that sending never blocks the caller."""
     try:
         while True:
             inbox.put(connection.recv())
@@ -184,7 +184,7 @@ def receive(connection: Connection, inbox: "queue.SimpleQueue[Chunk]") -> None:
 
 
 def portable(error: Exception) -> Exception:
-    """The error itself, or one that says the same where it cannot be sent."""
+    """The error itself, or a WorkerError with the same message if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # an error's own pickling may raise anything

@@ -1,8 +1,8 @@
-"""A stream of inputs on several devices of one machine: a process each, rows in order.
+"""A stream of inputs on several devices of one machine: one process per device, rows in order.
 
-Where in the flow: in place of `stream`, for a list of devices; the caller's side of `worker`. Here
-inputs are checked and cut into chunks, and what a call says once (progress, warnings) is said;
-`dispatch` keeps the processes.
+Where in the flow: replaces `stream` for a list of devices; the caller's side of `worker`. It checks
+inputs, cuts them into chunks, and emits the progress and the warnings of the call. `dispatch`
+manages the processes.
 """
 
 import os
@@ -23,31 +23,29 @@ from nomicbert.runtime.progress import Progress
 from nomicbert.runtime.stream import Options, Rows, Stream, Task, Truncation
 from nomicbert.runtime.worker import work
 
-# Chunks for each device at least, where there is enough to do.
+# Minimum chunks per device, for balance (fewer if they would go below LEAST_CHARACTERS).
 SHARES = 4
-# Letters of a chunk: less is not worth a message; more takes a CPU so long that the others wait
-# for it at the end.
-LEAST_LETTERS = 1 << 12
-CPU_LETTERS = 1 << 15
+# Characters per chunk: below the minimum, messages cost too much; above the CPU's maximum, the
+# other devices wait too long for a CPU at the end.
+LEAST_CHARACTERS = 1 << 12
+CPU_CHARACTERS = 1 << 15
 
 
-def open_stream(
-    task: Task, options: Options, devices: Sequence[torch.device] = ()
-) -> "Stream | Workers":
-    """What runs a task: in this process, or in one for each of several devices."""
+def open_stream(task: Task, options: Options, devices: Sequence[torch.device] = ()) -> "AnyStream":
+    """Create the runner of a task: this process, or one process for each of `devices`."""
     return Workers(devices, task, options) if devices else Stream(task, options)
 
 
 class Workers:
-    """As a Stream, by several processes."""
+    """A Stream that is computed by several processes."""
 
     def __init__(self, devices: Sequence[torch.device], task: Task, options: Options) -> None:
-        """Nothing is started before there are inputs.
+        """Processes are started by `run`, once there are inputs.
 
         Args:
             devices: one for each process.
-            task: what each does with its share.
-            options: for all of them; without batch_tokens each takes what suits its device.
+            task: run by each process on its share of the inputs.
+            options: for all processes; without batch_tokens, each uses its device's default.
         """
         if os.name != "posix":
             raise ValueError("a list of devices needs Linux or macOS: give one device")
@@ -56,7 +54,7 @@ class Workers:
         self.options = options
 
     def run(self, inputs: Iterator[Any]) -> Iterator[Rows]:
-        """As Stream.run, but on the CPU, and with more inputs read ahead.
+        """Like Stream.run, but rows are on the CPU, and more inputs are read ahead.
 
         Raises: WorkerError: all processes have died, or a chunk of inputs kills them.
         """
@@ -87,17 +85,17 @@ class Workers:
         return Dispatcher(names, work, path, threads, options, flowing, at_a_time=waiting)
 
     def _flowing(self, inputs: Iterator[Any]) -> bool:
-        """Whether chunks are whole windows, and one follows the other in a process.
+        """Whether chunks are whole windows that follow each other in one run of a process.
 
-        So reading, tokenising and computing overlap, as on one device. A CPU has nothing to gain
-        from it, and of few inputs every device shall have its share.
+        Then reading, tokenising and computing overlap, as on one device. A CPU gains nothing from
+        this, and few inputs are cut into smaller chunks, so that every device gets a share.
         """
         left = length_hint(inputs, -1)
         few = 0 <= left < SHARES * len(self.devices) * WINDOW_TEXTS
         return not few and all(device.type != "cpu" for device in self.devices)
 
     def _chunks(self, windows: Iterable[list[Any]], whole: bool) -> Iterator[Chunk]:
-        """Windows, or pieces of them, with their numbers."""
+        """Number the windows, or pieces of them, as chunks."""
         number = start = 0
         for window in windows:
             for inputs in [window] if whole else self._pieces(window):
@@ -106,29 +104,32 @@ class Workers:
                 start += len(inputs)
 
     def _pieces(self, window: list[Any]) -> Iterator[list[Any]]:
-        """Neighbouring inputs of a window, in lists of about as many letters that count."""
-        sizes = self.task.letters(window)
+        """Cut a window into lists of consecutive inputs with about equal numbers of characters."""
+        sizes = self.task.characters(window)
         limit = sum(sizes) // (SHARES * len(self.devices))
         if any(device.type == "cpu" for device in self.devices):
-            limit = min(limit, CPU_LETTERS)
-        limit = max(limit, LEAST_LETTERS)
+            limit = min(limit, CPU_CHARACTERS)
+        limit = max(limit, LEAST_CHARACTERS)
         piece: list[Any] = []
-        letters = 0
+        characters = 0
         for item, size in zip(window, sizes, strict=True):
             piece.append(item)
-            letters += size
-            if letters >= limit:
+            characters += size
+            if characters >= limit:
                 yield piece
-                piece, letters = [], 0
+                piece, characters = [], 0
         if piece:
             yield piece
 
 
+AnyStream = Stream | Workers
+
+
 @contextmanager
 def shared(task: Task) -> Iterator[str]:
-    """A task in a file that other processes can map: its path.
+    """Write a task to a file that other processes can map, and yield its path.
 
-    On Linux it is in memory and has no name that could outlive this process.
+    On Linux the file is in memory (memfd) and disappears with this process.
     """
     if hasattr(os, "memfd_create"):
         with open(os.memfd_create("nomicbert"), "wb") as file:

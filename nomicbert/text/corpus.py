@@ -1,10 +1,10 @@
-"""The demo's corpus: what the docstrings of Python's standard library say, as short passages.
+"""The demo's corpus: docstrings of Python's standard library, as short passages.
 
 Where in the flow: `nomicbert demo` reads these passages and indexes them. The source files of the
 running interpreter are parsed, never imported: no side effects, no network. Modules written in C
 (math, itertools, ...) have no source file and do not occur.
 
-Source: `sys.stdlib_module_names` and `sysconfig.get_path("stdlib")` say what the library is.
+Source: `sys.stdlib_module_names` and `sysconfig.get_path("stdlib")` define the library.
 """
 
 import ast
@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-# A passage is whole paragraphs until enough words say what the thing is for. More would blur it:
-# a vector is an average, and what follows is usage, lists of classes and history.
+# A passage takes whole paragraphs until it has ENOUGH_WORDS to state the purpose. More would dilute
+# the vector, an average over tokens: later paragraphs are usage, lists of classes and history.
 ENOUGH_WORDS = 12
 MAX_WORDS = 80
 MIN_WORDS = 3  # shorter docstrings ("See above.") answer nothing
 
-# Not what a reader looks for: tests, the interpreter's own tools, tables of characters, jokes, what
-# Python 3.12 dropped, the Windows twin of posixpath.
+# Of no interest to a reader: tests, the interpreter's own tools, tables of characters, jokes,
+# modules removed in Python 3.12, and ntpath, which duplicates posixpath.
 SKIPPED = frozenset(
     "antigravity distutils encodings ensurepip idle_test idlelib lib2to3 ntpath posixpath "
     "pydoc_data test tests this turtledemo".split()
 )
-# Source files that stand for a public name: the C modules' Python forms, and os.path.
+# Source file -> public name: Python versions of C modules, and os.path.
 PUBLIC_NAMES = {
     "_pydatetime": "datetime",
     "_pydecimal": "decimal",
@@ -40,36 +40,36 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Passage:
-    """One docstring: the qualified name it belongs to and the beginning of what it says."""
+    """The qualified name of an object and the beginning of its docstring."""
 
     name: str
     summary: str
 
     @property
     def text(self) -> str:
-        """What is embedded: the name carries meaning too."""
+        """The text to embed. It includes the name, which carries meaning too."""
         return f"{self.name}: {self.summary}"
 
 
 def read_passages(limit: int | None = None, modules: Sequence[str] = ()) -> list[Passage]:
     """Collect passages from the standard library, in an order that is the same on every call.
 
-    Modules take turns (the first docstring of each, then the second of each, ...), so a small
-    limit still covers the whole library and a large module cannot crowd out the others.
+    The order is round-robin (the first docstring of each module, then the second of each, ...), so
+    a small limit covers the whole library and a large module cannot crowd out the others.
 
     Args:
-        limit: the most passages to return; None for all.
+        limit: maximum number of passages; None for all.
         modules: top-level modules to read, such as "argparse"; empty for all of them.
     Returns: passages with distinct names and distinct summaries.
     Raises: ValueError: a module has no source file in this interpreter's standard library, or no
         docstring was found.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    turns = zip_longest(*(_read_file(*found) for found in _source_files(root, modules)))
+    rounds = zip_longest(*(_read_file(*found) for found in _source_files(root, modules)))
     names: set[str] = set()
     summaries: set[str] = set()
     passages: list[Passage] = []
-    for passage in (passage for turn in turns for passage in turn if passage is not None):
+    for passage in (passage for each in rounds for passage in each if passage is not None):
         if len(passages) == limit:
             break
         if passage.name in names or passage.summary in summaries:
@@ -90,7 +90,7 @@ def _source_files(root: Path, wanted: Sequence[str]) -> list[tuple[str, Path]]:
             found.update(_package_files(root, root / top))
         elif (file := root / f"{top}.py").is_file():
             found[top] = file
-    # They replace the few lines that stand under the public name and import from C.
+    # They replace the stubs under the public name, which only import the C module.
     found.update({name: found[file] for file, name in PUBLIC_NAMES.items() if file in found})
     files = [(name, found[name]) for name in sorted(found) if _is_public(name.split("."))]
     if unknown := sorted(set(wanted) - {name.partition(".")[0] for name, _ in files}):
@@ -109,7 +109,7 @@ def _package_files(root: Path, package: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _is_public(parts: Iterable[str]) -> bool:
-    """Tell whether no part of a qualified name is private or skipped."""
+    """Whether no part of a qualified name is private or skipped."""
     return not any(part.startswith("_") or part in SKIPPED for part in parts)
 
 
@@ -125,7 +125,7 @@ def _read_file(module: str, file: Path) -> list[Passage]:
 
 
 def _first_words(docstring: str) -> list[str]:
-    """Take the paragraphs that a docstring opens with, up to its first example."""
+    """Return the words of a docstring's first paragraphs, up to its first example."""
     words: list[str] = []
     for paragraph in docstring.split(">>>", 1)[0].split("\n\n"):
         words += paragraph.split()
@@ -144,4 +144,4 @@ def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]
                 if isinstance(child, ast.ClassDef):
                     yield from _definitions(child, name)
         elif isinstance(child, ast.If | ast.Try | ast.ExceptHandler):
-            yield from _definitions(child, prefix)  # a definition that depends on the platform
+            yield from _definitions(child, prefix)  # platform-dependent definitions

@@ -1,4 +1,4 @@
-"""The length at which texts are cut, where a caller chooses it; `loading.folder` has the stated."""
+"""Check a caller's limit on the length of texts; `loading.folder` reads the checkpoint's."""
 
 from nomicbert.arguments import as_whole
 from nomicbert.config import EncoderConfig
@@ -9,18 +9,19 @@ def check_limit(
     least: int,
     config: EncoderConfig,
     name: str = "max_length (or max_seq_length)",
-) -> None:
-    """Refuse a limit that a caller has chosen and that cannot be.
+) -> int:
+    """Refuse a limit that is too small or too large.
 
     Args:
-        limit: tokens.
-        least: that leave room for one beside the special ones.
+        limit: in tokens.
+        least: smallest limit that leaves room for one token next to the special ones.
         config: of the encoder.
-        name: of the limit, for the message.
+        name: of the limit, for the error message.
 
-    Raises: ValueError: below `least`, or above what the checkpoint has positions for.
+    Raises: ValueError: below `least`, or above the number of learned positions.
     """
     most = config.learned_positions
     if as_whole(name, limit) < least or (most is not None and limit > most):
         wanted = f"at least {least}" if most is None else f"{least} to {most}"
         raise ValueError(f"{name} must be {wanted}, not {limit}")
+    return limit

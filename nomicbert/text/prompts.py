@@ -1,11 +1,10 @@
-"""Which words go before a text: the checkpoint's prompts, found by name.
+"""The checkpoint's prompts (texts prepended to the input), by name.
 
 Source: config_sentence_transformers.json; the four task prefixes of nomic-embed-text-v1.5's card.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import ConfigError
@@ -14,7 +13,7 @@ from nomicbert.user_warnings import PromptWarning, warn
 
 NOMIC_TASKS = ("search_query", "search_document", "classification", "clustering")
 CARDS_PROMPTS = {task: f"{task}: " for task in NOMIC_TASKS}
-# sentence-transformers' own names first, then the card's
+# in order of preference: sentence-transformers' own names, then the card's
 QUERY_NAMES = ("query", "search_query")
 DOCUMENT_NAMES = ("document", "passage", "corpus", "search_document")
 
@@ -24,9 +23,9 @@ class Prompts:
     """Prompts by name.
 
     Attributes:
-        by_name: name -> text put before the input.
+        by_name: name -> text prepended to the input.
         default: the name used when a call gives none, or None.
-        required: whether the checkpoint's card says that a prompt is needed.
+        required: whether the checkpoint's card requires a prompt.
     """
 
     by_name: dict[str, str] = field(default_factory=dict)
@@ -36,9 +35,9 @@ class Prompts:
 
     @classmethod
     def of(cls, stated: StatedPrompts, config: EncoderConfig) -> "Prompts":
-        """Those that a checkpoint ships; a NomicBERT one without any gets its card's four.
+        """The prompts of a checkpoint; a NomicBERT checkpoint without any gets its card's four.
 
-        Raises: ConfigError: they are no names and texts, or the default is not among them.
+        Raises: ConfigError: not a mapping of names to texts, or the default is not among them.
         """
         shipped, default, path = stated.by_name or {}, stated.default, stated.path
         if not isinstance(shipped, dict) or not all(isinstance(t, str) for t in shipped.values()):
@@ -52,32 +51,32 @@ class Prompts:
 
     @property
     def query_name(self) -> str | None:
-        """Name of the prompt for queries; None where there is no such."""
+        """Name of the prompt for queries, or None."""
         return self._first_of(QUERY_NAMES)
 
     @property
     def document_name(self) -> str | None:
-        """The same for documents."""
+        """Name of the prompt for documents, or None."""
         return self._first_of(DOCUMENT_NAMES)
 
     def choose(self, name: str | None, prompt: str | None) -> str:
-        """The text to put before the inputs of a call.
+        """The text to prepend to the inputs of a call.
 
-        Raises: ValueError: unknown name, or both a name and a text. TypeError: prompt is no str.
+        Raises: ValueError: unknown name, or both a name and a text. TypeError: prompt is not a str.
         """
         if prompt is not None:
             if not isinstance(prompt, str):
                 raise TypeError(f"prompt must be a str, not {prompt!r}")
             if name is not None:
                 raise ValueError("give prompt_name or prompt, not both")
-            if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            if any("\ud800" <= character <= "\udfff" for character in prompt):
                 raise ValueError(f"prompt {prompt!r} is not valid Unicode: it has a lone surrogate")
             return prompt
         name = self.default if name is None else name
         if name is None:
             return ""
         if name in (QUERY_NAMES[0], DOCUMENT_NAMES[0]) and not any(self.by_name.values()):
-            return ""  # sentence-transformers has these two, empty, where none are shipped
+            return ""  # sentence-transformers defines these two, empty, if none are shipped
         if name not in self.by_name:
             known = ", ".join(map(repr, self.by_name)) or "none"
             raise ValueError(f"unknown prompt_name {name!r}; this checkpoint has: {known}")
@@ -87,7 +86,7 @@ class Prompts:
         return next((name for name in names if name in self.by_name), None)
 
     def watch(self, prompt: str, texts: Iterable[str]) -> Iterator[str]:
-        """The texts as they are; warns, once, if the checkpoint needs a prefix and one has none."""
+        """Yield the texts unchanged; warn once if a text lacks a required prompt."""
         known = tuple(self.by_name.values())
         for text in texts:
             if self.required and not (prompt or self._warned or text.startswith(known)):
@@ -99,10 +98,3 @@ class Prompts:
                     PromptWarning,
                 )
             yield text
-
-
-def prompted(keywords: dict[str, Any], name: str | None) -> dict[str, Any]:
-    """The keywords of a call of `encode`, with this prompt's name where they have no prompt."""
-    if keywords.get("prompt_name") is None and keywords.get("prompt") is None:
-        return {**keywords, "prompt_name": name}
-    return keywords

@@ -1,18 +1,18 @@
-"""Where a text may be cut so that the ids before the cut stay those of the whole text.
+"""Find places where a text can be cut without changing the token ids before the cut.
 
-Only the beginning of a long text reaches the model, so only that is worth tokenising. But a
-tokenizer that is given half a word finds other ids, so a cut needs a proof. Two are known here:
+Only the beginning of a long text reaches the model, so only that part is tokenised. But half a word
+has other ids than the whole word, so each kind of cut needs a proof. There are two:
 
-- Between two words. The normalizers and pre-tokenizers listed below look at nothing beyond a word,
-  so what follows white space, or for BERT a Chinese character, cannot reach back across it.
+- Between two words. The normalizers and pre-tokenizers listed below never look beyond a word. So
+  the text after white space (or, for BERT, from a Chinese character on) cannot affect earlier ids.
 - Within a run of Chinese characters, for a Unigram model, which does not split them. Its best
-  path (Viterbi) to a position depends on what stands before that position alone. No piece reaches
-  across a run that is longer than the longest one in any piece, so the path of the whole text
-  passes through a position inside: the ids on which cuts at all of them agree are those of the
-  whole.
+  (Viterbi) path to a position depends only on the text before that position. A run that is longer
+  than the longest run in any vocabulary piece cannot be spanned by one piece, so the path of the
+  whole text passes through at least one position inside the run. Ids on which the cuts at all
+  these positions agree are therefore ids of the whole text.
 
-A tokenizer made of other parts is given whole texts, and so is one with an added token that could
-lie across a cut, or that looks at its neighbours.
+Texts are not cut if the tokenizer has any other part, or an added token that could span a cut or
+that depends on its neighbours.
 Source: Kudo 2018, arXiv:1804.10959 (Unigram); Schuster and Nakajima 2012 (WordPiece).
 """
 
@@ -24,11 +24,11 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
-# Unified ideographs, which every Unicode normal form leaves as they are.
+# Unified ideographs, which every Unicode normal form leaves unchanged.
 IDEOGRAPH = "[\u4e00-\u9fff]"
-# What a word may end with: no mark that belongs to the letter before it, nothing like a space.
+# Characters that a word may end with: no combining mark, no kind of space.
 ENDING = r"[\w!-~]"
-# Normalizers that change a letter by itself and its combining marks alone.
+# Normalizers whose result for a character depends only on it and its combining marks.
 LOCAL = {
     "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Lowercase", "StripAccents", "Strip",
 }  # fmt: skip
@@ -42,7 +42,8 @@ class Cuts:
     Attributes:
         pattern: finds the next place between words, or the next run of ideographs that no piece
             reaches across; None if no place is known to be safe.
-        normalizer: to see what becomes of the letters at a place; None if it does not matter.
+        normalizer: applied to the characters at a cut to check that they survive; None if not
+            needed.
     """
 
     pattern: re.Pattern[str] | None
@@ -50,7 +51,7 @@ class Cuts:
 
     @classmethod
     def of(cls, rust: RustTokenizer) -> "Cuts":
-        """What the parts of this tokenizer allow."""
+        """The cuts that are safe for the parts of this tokenizer."""
         normalizers = _parts(rust.normalizer, "normalizers")
         splitters = _parts(rust.pre_tokenizer, "pretokenizers")
         kinds = [part["type"] for part in splitters]
@@ -78,29 +79,30 @@ class Cuts:
         return cls(re.compile(rf"{words}|{IDEOGRAPH}{{{longest + 1}}}"), rust.normalizer)
 
     def ends(self, text: str, start: int) -> list[int]:
-        """Ends of prefixes of `text`, about `start` letters long, to be tokenised together.
+        """Ends of prefixes of `text`, at or after `start`.
 
-        Returns: one safe end; or several, and the ids in which those prefixes agree are safe; the
-            whole length if nothing else is.
+        Returns: one safe end; or several, whose prefixes the caller tokenises to keep the ids that
+            all agree on; or the length of the text if there is no safe cut.
         """
         for match in self.pattern.finditer(text, start) if self.pattern else ():
             run, first = match.group(), match.start()
             if run and self._normal(run) == run:
                 return [*range(first + 1, match.end())]
-            # where nothing is left of the last letter, spaces meet that are one in the whole text
+            # unless the normalizer drops the last character: in the whole text the spaces around
+            # it would merge
             if not run and re.search(rf"{ENDING}\Z", self._normal(text[first - 1])):
                 return [first]
         return [len(text)]
 
-    def _normal(self, letters: str) -> str:
+    def _normal(self, characters: str) -> str:
         if self.normalizer is None:
-            return letters
-        normal: str = self.normalizer.normalize_str(letters)
+            return characters
+        normal: str = self.normalizer.normalize_str(characters)
         return normal
 
 
 def _parts(component: Any, key: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, as tokenizer.json has them."""
+    """The steps of a normalizer or pre-tokenizer, as in tokenizer.json."""
     if component is None:
         return []
     raw: dict[str, Any] = json.loads(component.__getstate__())
@@ -108,14 +110,17 @@ def _parts(component: Any, key: str) -> list[dict[str, Any]]:
 
 
 def _is_local(part: dict[str, Any], space: str) -> bool:
-    """Whether this normalizer keeps to a word; `space` is what pre-tokenizing makes of " "."""
+    """Whether this normalizer never looks beyond a word.
+
+    `space` is the character that the pre-tokenizer puts in place of " ".
+    """
     if part["type"] == "Replace":
         return part["pattern"] == MANY_SPACES and part["content"] in (" ", space)
     return part["type"] in LOCAL
 
 
 def _crosses(token: AddedToken, normalizer: Any) -> bool:
-    """Whether this token, which is found before anything is split, may depend on a cut."""
+    """Whether a cut may change where this token, which is matched before splitting, is found."""
     forms = [token.content]
     if token.normalized and normalizer is not None:
         forms.append(normalizer.normalize_str(token.content))

@@ -1,4 +1,4 @@
-"""A few texts, in several languages and lengths, for comparing two ways to compute."""
+"""Sample texts in several languages and lengths, for comparing two backends or dtypes."""
 
 LONG = (
     "A lighthouse keeper once wrote down every ship that passed his tower, with the hour, the "

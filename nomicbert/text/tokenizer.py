@@ -1,7 +1,7 @@
 """Text -> token ids: the checkpoint's tokenizer, its special tokens, and cutting to a length.
 
-The ids are those of transformers' tokenizer of the same folder. Truncation and padding that are
-baked into tokenizer.json are switched off: they are another tool's settings.
+The ids equal those of transformers' tokenizer of the same folder. Truncation and padding stored in
+tokenizer.json are switched off: they are settings of another tool.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from nomicbert.text.safe_cuts import Cuts
 
 Pair = tuple[str, str]
 
-# What transformers reads beside tokenizer.json.
+# Files that transformers reads in addition to tokenizer.json.
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
 
-# Texts that have no more letters than this for each wanted token are tokenised whole.
-LETTERS_A_TOKEN = 6
+# Texts of at most this many characters per wanted token are tokenised whole.
+CHARACTERS_PER_TOKEN = 6
 
 
 class Tokenizer:
@@ -31,8 +31,8 @@ class Tokenizer:
     Attributes:
         prefix: special token ids before a text.
         suffix: special token ids after it.
-        lower_case: lower every text first, as sentence_bert_config.json may ask.
-        gives_types: whether the texts of a pair are told apart by type ids.
+        lower_case: lower every text first (do_lower_case of sentence_bert_config.json).
+        gives_types: whether the texts of a pair have different type ids.
         beside: other files of the checkpoint's tokenizer, name -> content.
     """
 
@@ -57,8 +57,8 @@ class Tokenizer:
         """Read tokenizer.json, or the vocab.txt of a BERT checkpoint.
 
         Args:
-            settings: which folder they are in, and what is stated beside them.
-            vocab_size: rows of the word embedding, which every id must be below.
+            settings: the folder and the settings stored next to these files.
+            vocab_size: rows of the word embedding; every id must be below.
 
         Raises: TokenizerError: files missing, damaged, or with more ids than the embedding.
         """
@@ -89,24 +89,29 @@ class Tokenizer:
         return tokenizer
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json, and what stood beside it for other loaders, into a folder."""
+        """Write tokenizer.json, and the other files of `beside`, into a folder."""
         self.rust.save(str(folder / "tokenizer.json"))
         for name, content in self.beside.items():
             (folder / name).write_bytes(content)
 
+    def __repr__(self) -> str:
+        """What was loaded, in one line."""
+        kind, size = type(self.rust.model).__name__, self.rust.get_vocab_size()
+        return f"Tokenizer({kind}, {size} tokens, prefix {self.prefix}, suffix {self.suffix})"
+
     @property
     def shortest(self) -> int:
-        """Tokens that leave room for one beside the special ones."""
+        """Smallest maximum length: the special tokens and one more."""
         return len(self.prefix) + len(self.suffix) + 1
 
     def encode(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], list[int]]:
-        """Token ids of each text with its special tokens, at most `max_length` of them.
+        """Token ids of each text with its special tokens, at most `max_length` ids per text.
 
-        Of a long text only the prefix that can be used is tokenised.
+        Of a long text only a sufficient prefix is tokenised.
 
         Args:
             texts: any number.
-            max_length: above the number of special tokens; the text's end is cut, never they.
+            max_length: more than the special tokens; the end of the text is cut.
 
         Returns: the ids, and the indices of the texts that were cut.
         """
@@ -115,23 +120,28 @@ class Tokenizer:
         cut = [index for index, body in enumerate(bodies) if len(body) > room]
         return [[*self.prefix, *body[:room], *self.suffix] for body in bodies], cut
 
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Token ids of each whole text, special ones included: the length before truncation."""
+        special = len(self.prefix) + len(self.suffix)
+        return [len(body) + special for body in self._ids(texts)]
+
     def encode_windows(
         self, texts: Sequence[str], prompt: str, max_length: int
     ) -> list[list[list[int]]]:
-        """Token ids of each text in windows that do not overlap, none longer than `max_length`.
+        """Token ids of each text in windows without overlap, at most `max_length` ids per window.
 
         Args:
             texts: any number, without the prompt.
-            prompt: stands at the beginning of every window, between the special tokens.
-            max_length: of a window, special tokens included.
+            prompt: repeated at the beginning of every window, between the special tokens.
+            max_length: per window, special tokens included.
 
-        Returns: the windows of each text; a text that fits has one, with the ids of `encode`.
+        Returns: the windows of each text; a text that fits has one window, equal to `encode`.
         Raises: ValueError: the prompt leaves no room for the text.
         """
         (opening,) = self._ids([prompt])
         windows = []
         for body in self._ids([prompt + text for text in texts]):
-            # where prompt and text run into one token, that token is the text's
+            # a token that spans the end of the prompt and the start of the text is the text's
             length = _agreed(opening, [body])
             head = [*self.prefix, *body[:length]]
             room = max_length - len(head) - len(self.suffix)
@@ -146,15 +156,15 @@ class Tokenizer:
     def encode_pairs(
         self, pairs: Sequence[Pair], max_length: int
     ) -> tuple[list[list[int]], list[list[int]], list[int]]:
-        """Token ids of pairs with their special tokens, at most `max_length` of them.
+        """Token ids of pairs with their special tokens, at most `max_length` ids per pair.
 
         Args:
             pairs: any number.
-            max_length: tokens are taken from the end of the longer text until the pair fits.
+            max_length: tokens are removed from the end of the longer text until the pair fits.
 
-        Returns: the ids, their type ids (which text a token is of; 0 where the checkpoint's
-            tokenizer gives none), and the indices of the pairs that were cut.
-        Raises: ValueError: no room beside the special tokens.
+        Returns: the ids, their type ids (0 and 1 for the two texts; all 0 if the checkpoint's
+            tokenizer has none), and the indices of the pairs that were cut.
+        Raises: ValueError: no room next to the special tokens.
         """
         (before, between, after), kinds = self._pair_form()
         special = len(before) + len(between) + len(after)
@@ -167,7 +177,7 @@ class Tokenizer:
             a, b = len(first), len(second)
             if a + b > room:
                 cut.append(index)
-                if min(a, b) > room:  # which of them is longer can decide on one token
+                if min(a, b) > room:  # lengths are prefixes' so far; which is longer matters below
                     a, b = (len(body) for body in self._ids(pairs[index]))
                 a, b = longest_first(a, b, room)
             parts = (before, first[:a], between, second[:b], after)
@@ -177,7 +187,7 @@ class Tokenizer:
         return ids, types, cut
 
     def _pair_form(self) -> tuple[list[list[int]], list[int]]:
-        """Special tokens before, between and after two texts, and the type of all five parts."""
+        """Special tokens before, between and after two texts, and the type id of each part."""
         bare = self.rust.encode("a", add_special_tokens=False).ids
         full = self.rust.encode("a", "a")
         places = [i for i in range(len(full.ids)) if full.ids[i : i + len(bare)] == bare]
@@ -189,16 +199,20 @@ class Tokenizer:
         return special, [types[start] for start in starts]
 
     def _first_ids(self, texts: Sequence[str], wanted: int) -> list[list[int]]:
-        """Ids of each text without special tokens: all, or at least the first `wanted`."""
+        """Ids of each text without special tokens: all of them, or at least the first `wanted`.
+
+        Long texts are tokenised by growing prefixes. `ends` gives safe cuts, or candidates of which
+        only the ids that all of them agree on are safe.
+        """
         found: list[list[int]] = [[]] * len(texts)
-        # a short text is tokenised whole; of a long one a sample says how much will be enough
-        whole = LETTERS_A_TOKEN * wanted
+        # short texts: whole; long ones: a sample first, to estimate how many characters suffice
+        whole = CHARACTERS_PER_TOKEN * wanted
         look = {i: whole if len(t) <= whole else wanted // 4 + 1 for i, t in enumerate(texts)}
         while look:
-            ends = {i: self._cuts.ends(texts[i], letters) for i, letters in look.items()}
+            ends = {i: self._cuts.ends(texts[i], characters) for i, characters in look.items()}
             longest = self._ids([texts[i][: cuts[-1]] for i, cuts in ends.items()])
             tried = dict(zip(ends, longest, strict=True))
-            # only a prefix that is long enough is worth a proof by the shorter ones
+            # the shorter candidates are tokenised only if the longest one gave enough ids
             proofs = {i: ends[i][:-1] for i, body in tried.items() if len(body) >= wanted}
             others = iter(self._ids([texts[i][:end] for i in proofs for end in proofs[i]]))
             for i, body in tried.items():
@@ -220,7 +234,7 @@ class Tokenizer:
 
 
 def longest_first(a: int, b: int, room: int) -> tuple[int, int]:
-    """How many tokens of two texts are kept where both together are more than there is room for.
+    """Tokens to keep of two texts that together exceed the room.
 
     Source: the strategy of this name in the `tokenizers` library.
     """
@@ -231,7 +245,7 @@ def longest_first(a: int, b: int, room: int) -> tuple[int, int]:
 
 
 def _agreed(first: list[int], others: list[list[int]]) -> int:
-    """How many ids all of them begin with."""
+    """Length of the common prefix of all id lists."""
     agreed = len(first)
     for other in others:
         pairs = zip(first[:agreed], other, strict=False)
@@ -240,7 +254,7 @@ def _agreed(first: list[int], others: list[list[int]]) -> int:
 
 
 def _normalise_as_stated(rust: RustTokenizer, settings: Settings) -> None:
-    """Let tokenizer_config.json have the last word on a BERT normalizer, as in transformers."""
+    """Let tokenizer_config.json override a BERT normalizer, as transformers does."""
     if not isinstance(rust.normalizer, BertNormalizer):
         return
     normalizer = rust.normalizer

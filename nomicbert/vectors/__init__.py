@@ -1,1 +1,1 @@
-"""Hidden states -> vectors: pooling, the modules behind it, quantisation and similarity."""
+"""Hidden states -> vectors: pooling, the modules after it, quantisation and similarity."""

@@ -1,4 +1,4 @@
-"""The modules of sentence-transformers behind an encoder (1_Pooling, 2_Dense, ...) -> Pooling.
+"""sentence-transformers modules after the encoder (1_Pooling, 2_Dense, ...) -> Pooling.
 
 Source: the module formats that sentence-transformers 2 to 6 write.
 """
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 ORDER = re.compile(r"Transformer Pooling( Dense)*( Normalize)?")
 
-# Before sentence-transformers 6: one boolean a mode.
+# Keys before sentence-transformers 6: one boolean per mode.
 FLAGS: dict[str, PoolMode] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -37,7 +37,7 @@ DENSE_NEUTRAL: dict[str, tuple[object, ...]] = {
     "module_output_name": ("sentence_embedding",),
     "use_residual": (False,),
 }
-# Since then: one name.
+# Since sentence-transformers 6: one name.
 NAMES: dict[str, PoolMode] = {
     **{mode: mode for mode in FLAGS.values()},
     "mean_sqrt_len_tokens": "mean_sqrt_len",
@@ -45,10 +45,10 @@ NAMES: dict[str, PoolMode] = {
 
 
 def read_pooling(checkpoint: CheckpointFolder, dtype: torch.dtype) -> Pooling:
-    """Build what stands behind the encoder.
+    """Build the pooling of a checkpoint.
 
     Args:
-        checkpoint: whose modules say what that is.
+        checkpoint: its settings.
         dtype: of the Dense layers.
 
     Raises:
@@ -77,7 +77,7 @@ def read_pooling(checkpoint: CheckpointFolder, dtype: torch.dtype) -> Pooling:
             width = dense[-1][0].out_features
         elif module.kind == "Normalize":
             normalize = True
-    # v1.5 and what is fine-tuned from it: layer_norm is part of how it was trained to be sliced
+    # v1.5 and models fine-tuned from it: they were trained with layer_norm before the slice
     recipe = config.hidden_act == "swiglu" and mode == "mean" and not dense and not normalize
     return Pooling(config.hidden_size, mode, tuple(dense), normalize, recipe).eval()
 
@@ -114,8 +114,10 @@ def _read_dense(folder: Path, width: int, dtype: torch.dtype) -> tuple[nn.Linear
     s = Settings(raw, path)
     inputs, outputs = s.size("in_features"), s.size("out_features")
     if inputs != width:
-        raise ConfigError(f"{path} takes {inputs} columns, but it is given {width}")
-    # sentence-transformers' default, for configurations that do not say
+        raise ConfigError(
+            f"{path}: in_features = {inputs}, but the module before it gives {width} columns"
+        )
+    # sentence-transformers' default if the key is missing
     stated = str(s.get("activation_function", default="torch.nn.Tanh"))
     activation = stated.rpartition(".")[2]
     if activation not in ACTIVATIONS or not stated.startswith("torch.nn."):
@@ -127,9 +129,9 @@ def _read_dense(folder: Path, width: int, dtype: torch.dtype) -> tuple[nn.Linear
     unknown = raw.keys() - DENSE_NEUTRAL.keys() - DENSE_KEYS
     if unknown:
         raise ConfigError(
-            f"{path} has settings of an unknown meaning: {', '.join(sorted(unknown))}"
+            f"{path} has settings that are not supported: {', '.join(sorted(unknown))}"
         )
-    # loaded inside somebody's inference_mode, the parameters could never be trained
+    # parameters made under a caller's inference_mode could never be trained
     with torch.inference_mode(False):
         layer = nn.Linear(inputs, outputs, bias=s.flag("bias", default=True), dtype=dtype)
     files = TensorFiles(folder)

@@ -1,4 +1,4 @@
-"""Hidden states -> one vector a text: pooling, Dense layers, layer_norm, slice, L2.
+"""Hidden states -> one vector per text: pooling, Dense layers, layer_norm, slice, L2.
 
 Source: pooling modes and order of modules as in sentence-transformers; the Matryoshka recipe
 (layer_norm over the full width, slice, L2) as in nomic-embed-text-v1.5's card.
@@ -20,7 +20,7 @@ from nomicbert_kernels.tensors import ONE_TOKEN_MODES
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + exp(-x)) by tanh: torch's own gives the last elements of a thread other bits."""
+    """1 / (1 + exp(-x)) by tanh: torch.sigmoid rounds the last elements of a thread differently."""
     return torch.tanh(x / 2) / 2 + 0.5
 
 
@@ -36,12 +36,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Finish:
-    """What becomes of the pooled vectors.
+    """Steps after pooling that a call asks for.
 
     Attributes:
-        matryoshka_dim: layer_norm where the checkpoint's recipe has it -> slice -> L2; or None.
-        truncate_dim: slice, nothing more; or None.
-        normalize: L2 at the very end.
+        matryoshka_dim: layer_norm if the checkpoint's recipe has it -> slice -> L2; or None.
+        truncate_dim: slice only; or None.
+        normalize: L2 as the last step.
     """
 
     matryoshka_dim: int | None = None
@@ -50,12 +50,12 @@ class Finish:
 
 
 class Pooling(nn.Module):
-    """Everything behind the encoder: hidden states -> vectors.
+    """All steps after the encoder: hidden states -> vectors.
 
     Attributes:
         mode: how a text's hidden states become one vector.
-        dense: linear layers after it, each with an activation.
-        normalize: whether the checkpoint ends with L2.
+        dense: linear layers after pooling, each with an activation.
+        normalize: whether the checkpoint's modules end with L2.
         matryoshka_layer_norm: whether its Matryoshka recipe begins with layer_norm.
     """
 
@@ -78,7 +78,10 @@ class Pooling(nn.Module):
         self._prepared = PreparedWeights()
 
     def check(self, finish: Finish) -> None:
-        """Refuse a width that cannot be: TypeError or ValueError that names it."""
+        """Refuse an invalid width.
+
+        Raises: TypeError, ValueError: it names the argument and the value.
+        """
         width = self.embedding_dimension
         for name in ("matryoshka_dim", "truncate_dim"):
             dim = getattr(finish, name)
@@ -91,11 +94,11 @@ class Pooling(nn.Module):
 
     @property
     def reads_one_token(self) -> bool:
-        """Whether of a text one hidden state alone is read."""
+        """Whether only one hidden state per text is used."""
         return self.mode in ONE_TOKEN_MODES
 
     def rows(self, batch: PackedBatch) -> Tensor | None:
-        """(B,) int64: the one token of each text that is read, or None where all of them are."""
+        """(B,) int64: the only token of each text that is used, or None if all are."""
         if not self.reads_one_token or not batch.position_ids.shape[0]:
             return None
         return batch.first_tokens() if self.mode == "cls" else batch.last_tokens()
@@ -103,15 +106,15 @@ class Pooling(nn.Module):
     def forward(
         self, hidden: Tensor, ctx: ForwardContext, rows: Tensor | None, finish: Finish
     ) -> Tensor:
-        """Pool a batch, and all that follows.
+        """Pool a batch and apply all later steps.
 
         Args:
             hidden: (T, hidden_size) of every token, or (B, hidden_size) of those in `rows`.
-            ctx: of the forward pass that they come from.
-            rows: of `self.rows`, which the encoder has been asked for, or None.
-            finish: what becomes of the vectors.
+            ctx: of the forward pass that computed them.
+            rows: the result of `self.rows` that was passed to the encoder, or None.
+            finish: steps that the call asks for.
 
-        Returns: (B, dim) fp32; nothing is known of a text without tokens.
+        Returns: (B, dim) fp32; undefined for an empty text.
         """
         if self.dense:
             return self.finish(ctx.ops, self.pool(hidden, ctx, rows), finish)
@@ -126,7 +129,7 @@ class Pooling(nn.Module):
         dim: int | None = None,
         unit: bool = False,
     ) -> Tensor:
-        """Pool a batch, then layer_norm, slice and L2 where asked for: (B, dim) fp32."""
+        """Pool a batch, then apply layer_norm, slice and L2 as requested: (B, dim) fp32."""
         if rows is not None:
             return pool_rows(ctx.ops, hidden, layer_norm, dim, unit)
         pooled: Tensor = ctx.ops.pool(
@@ -135,7 +138,7 @@ class Pooling(nn.Module):
         return pooled
 
     def finish(self, ops: Ops, pooled: Tensor, finish: Finish) -> Tensor:
-        """All that follows pooling: (B, hidden_size) fp32 -> (B, dim) fp32."""
+        """Apply all steps after pooling: (B, hidden_size) fp32 -> (B, dim) fp32."""
         x = pooled
         for layer, activation in zip(self._linears(), self.activations, strict=True):
             dtype = compute_dtype(layer.weight.device, layer.weight.dtype)
@@ -146,16 +149,16 @@ class Pooling(nn.Module):
         return self._last(pool_rows(ops, x, *self._recipe(finish)), finish)
 
     def prepared_weights(self) -> list[Weight]:
-        """What has been prepared of the Dense layers so far."""
+        """The weights of the Dense layers prepared so far."""
         return self._prepared.weights()
 
     def _recipe(self, finish: Finish) -> tuple[bool, int | None, bool]:
-        """layer_norm, dim and L2, as the op for pooling takes them."""
+        """The arguments layer_norm, dim and L2 of the pooling op."""
         short = finish.matryoshka_dim is not None
         return self.matryoshka_layer_norm and short, finish.matryoshka_dim, self.normalize or short
 
     def _last(self, x: Tensor, finish: Finish) -> Tensor:
-        """What a call asks for beyond the checkpoint's own modules."""
+        """Apply truncate_dim and normalize, the steps after the checkpoint's own modules."""
         x = x[:, : finish.truncate_dim]
         return F.normalize(x) if finish.normalize else x
 
@@ -164,7 +167,7 @@ class Pooling(nn.Module):
 
 
 def pool_rows(ops: Ops, rows: Tensor, layer_norm: bool, dim: int | None, unit: bool) -> Tensor:
-    """The end of pooling for (B, H) rows that are vectors already: texts of one token each."""
+    """Apply layer_norm, slice and L2 to (B, H) pooled rows, by pooling them as one-token texts."""
     texts = rows.shape[0]
     plan = Plan((Run(text=0, token=0, texts=texts, length=1),) if texts else ())
     offsets = torch.arange(texts + 1, dtype=torch.int32, device=rows.device)

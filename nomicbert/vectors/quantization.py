@@ -1,8 +1,8 @@
-"""The number formats of vectors: float32, float16, and the quantised ones.
+"""Precisions of vectors: float32, float16, and quantised ones.
 
-int8, uint8: each column's range in 256 equal steps. binary, ubinary: the sign of each number as a
+int8, uint8: each column's range in 256 equal levels. binary, ubinary: the sign of each value as a
 bit, eight to a byte, first column in the highest bit; binary shifts the byte by -128.
-Source: sentence-transformers' `quantize_embeddings`, whose results these are.
+Source: sentence-transformers' `quantize_embeddings`, with the same results.
 """
 
 import logging
@@ -15,7 +15,7 @@ from torch import Tensor
 
 Precision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 
-# From fewer vectors than this a range says little about those to come.
+# Ranges of fewer vectors than this are a poor estimate for further vectors.
 ENOUGH_VECTORS = 100
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def check(precision: str, ranges: Any, width: int) -> Tensor | None:
 
     Args:
         precision: one of `Precision`.
-        ranges: None, or (2, width) numbers: smallest and largest of each column.
+        ranges: None, or (2, width): smallest and largest value of each column.
         width: columns of a vector.
 
     Returns: the ranges as fp32, or None.
@@ -38,43 +38,46 @@ def check(precision: str, ranges: Any, width: int) -> Tensor | None:
     if ranges is None:
         return None
     if not needs_ranges(precision):
-        raise ValueError(f"ranges belong to int8 and uint8, not to precision {precision!r}")
+        raise ValueError(f"ranges apply to precision 'int8' and 'uint8' only, not to {precision!r}")
     try:
         found = torch.tensor(np.asarray(ranges, dtype=np.float32))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"ranges must be (2, {width}) numbers: {error}") from error
+        raise ValueError(f"ranges must be an array of shape (2, {width}): {error}") from error
     if found.shape != (2, width):
         raise ValueError(
-            f"ranges must be (2, {width}), smallest and largest of each column, not "
+            f"ranges must be (2, {width}), smallest and largest value of each column, not "
             f"{tuple(found.shape)}"
         )
     sound = found.isfinite().all(0) & (found[0] <= found[1])
     if not bool(sound.all()):
         column = int((~sound).nonzero()[0])
         low, high = found[:, column].tolist()
-        raise ValueError(f"ranges: column {column} runs from {low} to {high}")
+        raise ValueError(
+            f"ranges must be finite and ascending, but column {column} runs from {low} to {high}"
+        )
     return found
 
 
 def needs_ranges(precision: str) -> bool:
-    """Whether a vector's numbers depend on ranges."""
+    """Whether quantising to this precision needs ranges."""
     return precision in ("int8", "uint8")
 
 
 def ranges_of(vectors: Tensor, precision: str) -> Tensor:
-    """(2, width) fp32: smallest and largest of each column of (n, width) vectors.
+    """(2, width) fp32: smallest and largest value of each column of (n, width) vectors.
 
-    Raises: ValueError: fewer than two vectors, whose range is a point.
+    Raises: ValueError: fewer than two vectors, whose ranges would have zero width.
     """
     if len(vectors) < 2:
         raise ValueError(
             f"precision {precision!r} needs ranges: (2, {vectors.shape[1]}), smallest and largest "
-            "of each column; a call finds its own from two texts or more, better from thousands"
+            "value of each column; without them, a call must have at least two texts, and better "
+            "thousands, to compute its own"
         )
     if len(vectors) < ENOUGH_VECTORS:
         logger.warning(
-            "the ranges of %s come from %d vectors only: another call will give other numbers; "
-            "pass ranges made from many",
+            "the ranges of %s were computed from only %d vectors: another call will quantise "
+            "differently; pass ranges computed from many vectors",
             precision,
             len(vectors),
         )
@@ -82,7 +85,7 @@ def ranges_of(vectors: Tensor, precision: str) -> Tensor:
 
 
 def convert(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> Tensor:
-    """Bring vectors into a precision.
+    """Convert vectors to a precision.
 
     Args:
         vectors: (n, width) fp32.
@@ -94,7 +97,7 @@ def convert(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> Te
     if precision in ("float32", "float16"):
         return vectors.to(getattr(torch, precision))
     if needs_ranges(precision):
-        assert ranges is not None or not len(vectors)  # the caller has found them
+        assert ranges is not None or not len(vectors)  # computed by the caller
         low, high = vectors.new_zeros(2, 1) if ranges is None else ranges.to(vectors.device)
         steps = (high - low) / 255
         steps = torch.where(steps == 0, 1.0, steps)

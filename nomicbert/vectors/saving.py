@@ -1,4 +1,4 @@
-"""A text embedding checkpoint -> its folder, with the files of sentence-transformers beside it.
+"""Save a text embedding checkpoint, including the files of sentence-transformers.
 
 Source: the module formats that sentence-transformers 2 to 6 read.
 """
@@ -28,15 +28,15 @@ def save_modules(
     max_seq_length: int,
     similarity: str,
 ) -> None:
-    """Write all that `Embedder` is made of.
+    """Write encoder, tokenizer, pooling and settings of an `Embedder`.
 
     Args:
-        folder: made when it does not exist.
+        folder: created if it does not exist.
         model: encoder and pooling.
         tokenizer: of the encoder.
-        prompts: left out where they are the card's and not the checkpoint's.
-        max_seq_length: tokens of a text at most.
-        similarity: name of the function that the vectors are made for.
+        prompts: not written if they are the card's defaults.
+        max_seq_length: maximum tokens per text.
+        similarity: name of the similarity function for the vectors.
     """
     encoder, pooling = model.encoder, model.pooling
     encoder.save_pretrained(folder)
@@ -70,7 +70,7 @@ def save_modules(
     for i, (layer, activation) in enumerate(
         zip(pooling.dense, pooling.activations, strict=True), start=2
     ):
-        assert isinstance(layer, nn.Linear)  # Pooling takes no other
+        assert isinstance(layer, nn.Linear)  # Pooling accepts nothing else
         settings = {
             "in_features": layer.in_features,
             "out_features": layer.out_features,
@@ -82,7 +82,7 @@ def save_modules(
 
 
 def save_pair_tokenizer(folder: Path, tokenizer: Tokenizer, max_seq_length: int) -> None:
-    """Write a reranker's tokenizer with its limit, where each loader of such looks for that."""
+    """Write a reranker's tokenizer, and its limit in each file where a loader may look for it."""
     tokenizer.save(folder)
     limits = {"max_seq_length": max_seq_length, "do_lower_case": tokenizer.lower_case}
     _write(folder / "sentence_bert_config.json", limits)
@@ -92,7 +92,7 @@ def save_pair_tokenizer(folder: Path, tokenizer: Tokenizer, max_seq_length: int)
 
 
 def activation_path(name: str) -> str:
-    """A class of torch.nn as sentence-transformers writes it."""
+    """The path of a torch.nn class as sentence-transformers writes it."""
     return f"{ACTIVATION_HOMES.get(name, OTHER_ACTIVATIONS)}.{name}"
 
 

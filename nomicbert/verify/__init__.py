@@ -1,6 +1,6 @@
-"""Is a checkpoint computed rightly on this machine? A comparison with the reference, in numbers.
+"""Check on this machine that a checkpoint gives the same results as a reference.
 
-Where in the flow: beside the embedder, which it looks at from outside; `nomicbert verify` prints
-what it finds. `run` is the whole of it; the reference is transformers where that reads the
-checkpoint as it is meant (`references`), else the formula written out (`oracle`).
+Where in the flow: outside the embedder, which it calls like any user; `nomicbert verify` prints the
+report. `run` is the entry point. The reference is transformers if it reads the checkpoint correctly
+(`references`), else an independent forward pass (`oracle`).
 """

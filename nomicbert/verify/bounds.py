@@ -1,6 +1,6 @@
-"""How close is equal: the package's promises on its numbers, as data.
+"""Error bounds that the package guarantees, as data.
 
-They are promises, not observations: a comparison that misses one has found a fault.
+They are guarantees, not observations: a comparison that breaks one has found a fault.
 """
 
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import torch
 
 HIDDEN = 1e-4  # hidden states in float32, max abs
 EMBEDDING = 1e-6  # unit vectors in float32, max abs
-ROUTER_MARGIN = 1e-3  # tokens routed by less may go another way, rightly
-ROUNDING_MARGIN = 1e-5  # and below this they really may
+ROUTER_MARGIN = 1e-3  # below this probability margin a token's routing is not compared
+ROUNDING_MARGIN = 1e-5  # below this margin rounding alone can flip a token's routing
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class HalfBound:
 
     Attributes:
         dtype: of weights and hidden states.
-        rms: of the error, in multiples of the reference's own in this dtype.
-        most: the largest error, likewise.
-        cosine: of an embedding with the true one, at least.
+        rms: of the error, in multiples of the reference's own error in this dtype.
+        most: the largest error, in the same unit.
+        cosine: minimum cosine of an embedding to the float32 truth.
     """
 
     dtype: torch.dtype
@@ -34,4 +34,4 @@ HALF = (
     HalfBound(torch.bfloat16, rms=1.1, most=2.0, cosine=0.9995),
     HalfBound(torch.float16, rms=1.1, most=2.0, cosine=0.99995),
 )
-HALF_VALUES = 100_000  # fewer do not settle a ratio of errors
+HALF_VALUES = 100_000  # a ratio of errors over fewer values is too noisy to judge

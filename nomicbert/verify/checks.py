@@ -1,4 +1,4 @@
-"""What one model of ours is asked, in one dtype on one backend."""
+"""The checks of one of our models, in one dtype on one backend."""
 
 import math
 import warnings
@@ -21,16 +21,16 @@ from nomicbert.verify.report import Row
 from nomicbert.verify.texts import TEXTS, Batch
 from nomicbert.verify.truth import Truth
 
-# The sizes that nomic-embed-text-v1.5's card names.
+# The Matryoshka sizes in nomic-embed-text-v1.5's card.
 SIZES = (768, 512, 256, 128, 64)
 
 
 def tensors_row(folder: Path, model: NomicBert) -> Row:
-    """How many numbers of the model and of the tensors that it took do not pair up.
+    """Count elements of the model without a tensor, and elements of taken tensors without a place.
 
     Args:
         folder: of the weights.
-        model: loaded from it. Rows that only round the vocabulary up come from no tensor, rightly.
+        model: loaded from it. Rows that pad the vocabulary come from no tensor and do not count.
     """
     files, parameters = TensorFiles(folder), dict(model.named_parameters())
     parts = {part for recipe in recipes(model.config, list(parameters)) for part in recipe.parts}
@@ -51,10 +51,10 @@ def hidden_rows(
     """Hidden states of a padded batch against the reference.
 
     Args:
-        model: ours.
+        model: our model.
         truth: of the reference.
-        theirs: its states in the model's dtype, by the form of attention.
-        backend: the model's.
+        theirs: the reference's states in the model's dtype, by form of attention.
+        backend: of the model.
     """
     ours, padding = _packed_states(model, truth.batch)
     kept: slice | Tensor = slice(None) if truth.clear is None else truth.clear
@@ -66,13 +66,13 @@ def hidden_rows(
             for form, states in theirs.items()
         ]
     (states,) = theirs.values()
-    # rounding to 16 bits turns tokens that are clear in 32
+    # rounding to 16 bits can flip the routing even of tokens that are clear in float32
     judged = truth.clear is None and ours[-1].numel() >= HALF_VALUES
     return measures.half_rows(ours, states, truth.states, bound, backend, judged)
 
 
 def embedding_rows(embedder: Embedder, truth: Truth, backend: str) -> list[Row]:
-    """Vectors of the sentences, in full and in each Matryoshka size that the card names."""
+    """Vectors of the sentences, in full width and in each Matryoshka size of the card."""
     dtype = embedder.model.dtype
     kept: slice | Tensor = slice(None) if truth.clear_texts is None else truth.clear_texts
     unit = truth.unit[kept]
@@ -91,7 +91,7 @@ def embedding_rows(embedder: Embedder, truth: Truth, backend: str) -> list[Row]:
 
 
 def invariance_row(embedder: Embedder) -> Row:
-    """Vectors that change a bit; see `nomicbert.verify.invariance`."""
+    """Count vectors that are not bit-identical; see `nomicbert.verify.invariance`."""
     return invariance.invariance_row(
         embedder,
         lambda texts: encode(embedder, texts),
@@ -100,7 +100,7 @@ def invariance_row(embedder: Embedder) -> Row:
 
 
 def encode(embedder: Embedder, texts: Sequence[str], **keywords: Any) -> Tensor:
-    """Vectors (n, dim) without a prompt; what is too long is cut without a word, on both sides."""
+    """Vectors (n, dim) without a prompt; long texts are cut silently, as by the reference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
         vectors = embedder.encode(
@@ -112,9 +112,9 @@ def encode(embedder: Embedder, texts: Sequence[str], **keywords: Any) -> Tensor:
 
 @torch.no_grad()
 def _packed_states(model: NomicBert, batch: Batch) -> tuple[Tensor, float]:
-    """(layers + 1, tokens, hidden) of a padded batch, and the largest number in its padding."""
+    """(layers + 1, tokens, hidden) of a padded batch, and the largest value in its padding."""
     arguments = batch.padded(model.device)
-    found = model(**arguments, output_hidden_states=True).hidden_states
+    found = model(**arguments, output_hidden_states=True).hidden_states or ()
     mask = arguments["attention_mask"].bool()
     padding = max(measures.largest(state[~mask]) for state in found)
     return torch.stack([state[mask] for state in found]).cpu(), padding

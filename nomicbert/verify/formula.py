@@ -1,5 +1,6 @@
-"""From hidden states to vectors by formula: the files of sentence-transformers, read here again.
+"""Hidden states -> vectors in float64 by the formulas of pooling, Dense and Matryoshka.
 
+It reads the files of sentence-transformers independently of the package's own reader.
 Source: pooling modules of sentence-transformers; the Matryoshka recipe of nomic-embed-text-v1.5's
 card (layer_norm over the full width without weights, slice, L2).
 """
@@ -28,11 +29,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Steps:
-    """What stands behind the encoder.
+    """The steps after the encoder.
 
     Attributes:
         mode: of pooling.
-        dense: weight, bias or None, and activation of each layer after it; in float64.
+        dense: weight, bias or None, and activation of each Dense layer; in float64.
     """
 
     mode: str = "mean"
@@ -47,7 +48,7 @@ class Steps:
 
 
 def read_steps(folder: Path) -> Steps:
-    """Read modules.json and what it names; a folder without it is pooled by mean."""
+    """Read modules.json and its modules; a folder without it gets mean pooling."""
     path = folder / "modules.json"
     mode, dense = "mean", []
     for module in _json(path) if path.is_file() else []:

@@ -1,8 +1,8 @@
-"""Whether a text keeps its bits: in any batch, on several numbers of threads, wherever it lies.
+"""Check that a text's vector is bit-identical in any batch, memory alignment and thread count.
 
 Each text is embedded alone, among others, among copies of itself, and with the inputs of every op
-moved by a few elements in memory. Where bits differ, the ops' results are compared one after the
-other, and the first that differs is named.
+moved by a few elements in memory. If bits differ, the results of the ops are compared in order, and
+the first op that differs is reported.
 """
 
 import contextlib
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from nomicbert.embedder import Embedder
-from nomicbert.modeling.backend_module import Computing
+from nomicbert.modeling.backend_module import BackendModule
 from nomicbert.modeling.packing import pack
 from nomicbert.verify.report import Row
 from nomicbert.verify.texts import TEXTS
 from nomicbert_kernels import Activation, Ops, compute_dtype
 from nomicbert_kernels.linear_torch import onednn_packs
 
-# Threads up to which a vector that is computed in bfloat16 keeps its bits.
+# Largest thread count for which vectors computed in bfloat16 stay bit-identical.
 MOST_THREADS = 12
-# The shortest texts take paths of their own: few rows, one row.
+# The shortest texts take special code paths, for one row or a few rows.
 SHORT = ("a", "a b", "a b c")
-# Elements by which inputs are moved: no multiple of 16 bytes in any dtype.
+# Elements by which inputs are moved: not a multiple of 16 bytes in any dtype.
 SHIFT = 3
 UNWATCHED = ("name", "prepare", "plan")
 OPS = [field.name for field in dataclasses.fields(Ops) if field.name not in UNWATCHED]
@@ -36,12 +36,12 @@ Trace = list[tuple[str, Tensor]]
 
 
 def invariance_row(embedder: Embedder, encode: Encode, few: Encode) -> Row:
-    """How many vectors change a bit, over the numbers of threads.
+    """Count vectors that are not bit-identical, the worst over several thread counts.
 
     Args:
-        embedder: whose backend promises that none does: torch with oneDNN, int8, or invariant.
+        embedder: there is a bound of 0 only for backend invariant, or with oneDNN-packed weights.
         encode: texts -> (n, dim).
-        few: the same in batches of few tokens.
+        few: the same in small batches.
     """
     dtype = embedder.model.dtype
     computed, backend = compute_dtype(embedder.device, dtype), embedder.model.ops.name
@@ -65,7 +65,7 @@ def invariance_row(embedder: Embedder, encode: Encode, few: Encode) -> Row:
 
 
 def _threads(counts: Sequence[int]) -> str:
-    """As "1 thread", "1 and 2 threads", "1, 2 and 12 threads"."""
+    """Format thread counts, such as "1 thread" or "1, 2 and 12 threads"."""
     *others, last = map(str, counts)
     said = f"{', '.join(others)} and {last}" if others else last
     return f"{said} thread{'' if said == '1' else 's'}"
@@ -73,7 +73,7 @@ def _threads(counts: Sequence[int]) -> str:
 
 @contextlib.contextmanager
 def computing_on(threads: int) -> Iterator[None]:
-    """That many threads of torch, for a while."""
+    """Set torch's number of threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -83,10 +83,10 @@ def computing_on(threads: int) -> Iterator[None]:
 
 
 def _changed(embedder: Embedder, encode: Encode, few: Encode) -> tuple[int, int]:
-    """How many texts have other bits anywhere than alone, and of how many."""
+    """Number of texts with a vector that differs from the one computed alone, and of all texts."""
     texts = (*SHORT, *TEXTS)
     alone = torch.stack([encode([text])[0] for text in texts])
-    # NaN has no equal, not even itself
+    # NaN differs from itself, so it counts as a change
     differ = (encode(texts) != alone).any(1) | (few(texts[::-1]).flip(0) != alone).any(1)
     for place in (0, 3):
         copies = encode([texts[place]] * 16)
@@ -97,9 +97,9 @@ def _changed(embedder: Embedder, encode: Encode, few: Encode) -> tuple[int, int]
 
 
 def _first_op(embedder: Embedder) -> str:
-    """The op whose results are the first to differ; "all ops together" where none does by itself.
+    """The first op whose results differ, or "no single op" if none differs here.
 
-    Ids are packed here: what the runtime around them does is left out.
+    Ids are packed here directly, so the runtime around the model is left out.
     """
     texts = [*SHORT, *TEXTS]
     ids, _ = embedder.tokenizer.encode(texts, embedder.max_seq_length)
@@ -116,7 +116,7 @@ def _first_op(embedder: Embedder) -> str:
 
 
 def _trace(embedder: Embedder, ids: Sequence[Sequence[int]], shift: int = 0) -> list[Trace]:
-    """The results of all ops for each of the texts."""
+    """The results of all ops, split by text."""
     whole: Trace = []
     batch = pack(ids, embedder.device)
     with watched(embedder.model, whole, shift), torch.inference_mode():
@@ -124,7 +124,7 @@ def _trace(embedder: Embedder, ids: Sequence[Sequence[int]], shift: int = 0) -> 
     tokens, lengths = sum(batch.lengths), list(batch.lengths)
     traces: list[Trace] = [[] for _ in ids]
     for op, rows in whole:
-        # a row for each token, or for each text
+        # one row per token, or one row per text
         sizes = lengths if rows.shape[0] == tokens else [1] * len(lengths)
         parts = torch.split(rows, sizes)
         for trace, part in zip(traces, parts, strict=True):
@@ -133,8 +133,8 @@ def _trace(embedder: Embedder, ids: Sequence[Sequence[int]], shift: int = 0) -> 
 
 
 @contextlib.contextmanager
-def watched(model: Computing, trace: Trace | None = None, shift: int = 0) -> Iterator[None]:
-    """A model whose ops write down their results, and read their inputs elsewhere in memory."""
+def watched(model: BackendModule, trace: Trace | None = None, shift: int = 0) -> Iterator[None]:
+    """Replace a model's ops by ones that record their results and read shifted inputs."""
     ops = model.ops
     replaced: dict[str, Any] = {
         name: _watched(name, getattr(ops, name), trace, shift) for name in OPS
@@ -160,7 +160,7 @@ def _watched(
 
 
 def moved(x: Any, shift: int) -> Any:
-    """The same values in memory that begins so many elements behind the start of an allocation."""
+    """Copy a tensor to memory that starts `shift` elements after the start of an allocation."""
     if not shift or not isinstance(x, Tensor) or not x.is_floating_point():
         return x
     buffer = x.new_empty(x.numel() + shift)

@@ -16,19 +16,19 @@ def half_bound(dtype: torch.dtype) -> HalfBound | None:
 
 
 def largest(wrong: Tensor) -> float:
-    """The largest of some errors; NaN if there is one, 0 for none."""
+    """The largest absolute error; NaN if any is NaN, 0 if there are none."""
     return float(wrong.abs().max()) if wrong.numel() else 0.0
 
 
 def hidden_row(ours: Tensor, theirs: Tensor, padding: float, backend: str, form: str) -> Row:
-    """Hidden states in float32 against the reference, the worst layer's error.
+    """Hidden states in float32 against the reference: the worst layer's largest error.
 
     Args:
         ours: (layers + 1, tokens, hidden).
-        theirs: likewise.
-        padding: the largest number where ours must be zeros.
-        backend: that computed ours.
-        form: of the reference's attention, in words.
+        theirs: the same shape.
+        padding: the largest value of ours at padding, which must be zero.
+        backend: of our model.
+        form: description of the reference's attention.
     """
     layers = tuple(largest(a.double() - b.double()) for a, b in zip(ours, theirs, strict=True))
     worst = _worst([*layers, padding])
@@ -39,14 +39,14 @@ def hidden_row(ours: Tensor, theirs: Tensor, padding: float, backend: str, form:
 def half_rows(
     ours: Tensor, theirs: Tensor, truth: Tensor, bound: HalfBound, backend: str, judged: bool
 ) -> list[Row]:
-    """Hidden states in 16 bits: the worst layer's error, in units of the reference's own there.
+    """Hidden states in 16 bits: the worst layer's error relative to the reference's own error.
 
     Args:
         ours: (layers + 1, tokens, hidden) in the dtype of `bound`.
         theirs: the reference in that dtype.
         truth: the reference in float32.
         bound: of this dtype.
-        backend: that computed ours.
+        backend: of our model.
         judged: whether the bounds apply.
     """
     mine, own = (_errors(states, truth) for states in (ours, theirs))
@@ -79,8 +79,8 @@ def embedding_row(
         ours: (n, dim).
         truth: (n, dim) float64, unit vectors.
         dtype: of the model.
-        backend: that computed ours.
-        what: was embedded.
+        backend: of our model.
+        what: description of the texts.
         judged: whether the bound applies.
     """
     name, half = str(dtype).removeprefix("torch."), half_bound(dtype)
@@ -109,10 +109,10 @@ def _errors(states: Tensor, truth: Tensor) -> list[tuple[float, float]]:
 
 
 def _worst(numbers: Sequence[float]) -> float:
-    """The largest, or NaN if there is one: max() would let it pass behind another number."""
+    """The largest value, or NaN if any is NaN; max() would hide a NaN behind another value."""
     return largest(torch.tensor(numbers, dtype=torch.float64))
 
 
 def _ratio(mine: float, own: float) -> float:
-    """Two errors of nothing are alike."""
+    """Ratio of two errors; 1 if both are zero."""
     return mine / own if own else (1.0 if mine == 0 else float("inf"))

@@ -1,7 +1,7 @@
-"""The formula itself: NomicBERT and BERT written out, from the tensors as they lie on disk.
+"""The oracle: an independent forward pass of NomicBERT and BERT, from the tensors on disk.
 
-It shares nothing with the model that it judges but the opening of files: settings, names and
-arithmetic are read and done here again, slowly and plainly, one text's attention at a time.
+It shares only the reading of tensor files with the model under test. Settings, names and arithmetic
+are implemented again, slowly and plainly, with attention one text at a time.
 Source: Nussbaum et al. 2024, arXiv:2402.01613, and the remote code of nomic-embed-text-v1.5;
 Devlin et al. 2018, arXiv:1810.04805; Su et al. 2021, arXiv:2104.09864 (rotary angles).
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from nomicbert.loading.tensor_files import TensorFiles
 
 PREFIX = re.compile(r"^((bert|nomic_bert|trunk|model)\.)+")
-# BERT's names in the words of NomicBERT; query, key and value have names of their own.
+# BERT's names -> NomicBERT's names; query, key and value are looked up separately.
 BERT_NAMES = (
     (r"^encoder\.layer\.", "encoder.layers."),
     (r"attention\.output\.dense", "attn.out_proj"),
@@ -35,13 +35,13 @@ BERT_NAMES = (
 
 @dataclass(frozen=True)
 class Meaning:
-    """What config.json says of the computation, whichever family of keys it uses.
+    """The settings of config.json that define the computation, from either family of keys.
 
     Attributes:
         gated: SwiGLU; else exact GELU.
-        rotary_dims: leading dimensions of a head that turn; 0 for learned positions.
+        rotary_dims: leading dimensions of a head that are rotated; 0 for learned positions.
         factor: of dynamic NTK scaling beyond `trained` tokens; 0 for none.
-        top_k: experts that a token passes through, in every second layer; 0 for none.
+        top_k: experts per token, in every second layer; 0 for none.
         biased: linear layers have biases.
     """
 
@@ -61,7 +61,7 @@ class Meaning:
 
 
 def read_meaning(config: Mapping[str, Any]) -> Meaning:
-    """Read config.json's settings: legacy (GPT-2's names) before native (transformers')."""
+    """Read config.json; legacy keys (GPT-2's names) take precedence over native ones."""
 
     def first(*names: str, default: Any = None) -> Any:
         return next((config[name] for name in names if config.get(name) is not None), default)
@@ -75,7 +75,7 @@ def read_meaning(config: Mapping[str, Any]) -> Meaning:
     rope = first("rope_parameters", "rope_scaling", default={})
     part = first("rotary_emb_fraction", default=rope.get("partial_rotary_factor", 1.0))
     trained = first("max_trained_positions")
-    if trained is None:  # native configs say it there; v1's 8192 is the served length
+    if trained is None:  # native key; in v1 its value 8192 is the serving length, not the trained
         trained = min(first("max_position_embeddings", default=2048), 2048)
         trained = 2048 if "n_embd" in config else trained
     biases = ("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias")
@@ -97,10 +97,10 @@ def read_meaning(config: Mapping[str, Any]) -> Meaning:
 
 
 class Weights:
-    """A folder's tensors under one set of names, converted when they are asked for."""
+    """A folder's tensors under one set of names, read and converted on access."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        """Nothing is read yet."""
+        """Map the names; no tensor is read yet."""
         self.files, self.dtype, self.device = TensorFiles(folder), dtype, device
         self.names: dict[str, str] = {}
         for name in self.files.names():
@@ -117,11 +117,11 @@ class Weights:
         return self.files.read(self.names[name]).to(self.device, self.dtype)
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
-        """Some rows of a table, so that it is not converted whole."""
+        """Some rows of an embedding table, without converting the whole table."""
         return self.files.read(self.names[name])[ids.cpu()].to(self.device, self.dtype)
 
     def linear(self, x: Tensor, name: str) -> Tensor:
-        """The product x W^T, + b where there is a b."""
+        """Compute x W^T, + b if there is a bias."""
         bias = self(f"{name}.bias") if f"{name}.bias" in self else None
         return F.linear(x, self(f"{name}.weight"), bias)
 
@@ -140,19 +140,19 @@ def oracle(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor | None]:
-    """All hidden states of some texts, each of which stands by itself.
+    """All hidden states of some texts, each computed independently of the others.
 
     Args:
         folder: of config.json and the weights.
-        config: what config.json holds.
+        config: contents of config.json.
         ids: token ids of each text.
-        types: of each token; None for type 0.
+        types: token types of each text; None for type 0.
         dtype: of the arithmetic. Rotary angles are fp32, as the references define them.
-        device: where it is done.
+        device: of the computation.
 
-    Returns: (layers + 1, tokens, hidden) of the texts end to end, the embeddings' output first;
-        and, with experts, (tokens,) how clear each token's routing is: the probability of the last
-        expert taken less that of the first one left out, the least over the layers.
+    Returns: (layers + 1, tokens, hidden) of the texts concatenated, the embeddings' output first;
+        and, with experts, (tokens,) routing margins: the probability of the last expert selected
+        minus that of the first one not selected, the minimum over the layers.
     """
     m, place = read_meaning(config), torch.device(device)
     w = Weights(folder, dtype, place)
@@ -164,12 +164,12 @@ def oracle(
     if not m.rotary_dims:
         positions = torch.cat([torch.arange(n) for n in lengths])
         x = x + w.rows("embeddings.position_embeddings.weight", positions)
-    turns = [_turn(m, n, dtype, place) for n in lengths] if m.rotary_dims else None
+    rotations = [_cos_sin(m, n, dtype, place) for n in lengths] if m.rotary_dims else None
     x = w.norm(x, "emb_ln", m.eps)
     states, margins = [x], []
     for i in range(m.layers):
         at = f"encoder.layers.{i}."
-        mixed = _attention(m, w, at, x, lengths, turns)
+        mixed = _attention(m, w, at, x, lengths, rotations)
         x = w.norm(x + w.linear(mixed, at + "attn.out_proj"), at + "norm1", m.eps)
         if at + "mlp.router.layer.weight" in w:
             y, margin = _experts(w, at, x, m.top_k)
@@ -184,10 +184,10 @@ def oracle(
     return torch.stack(states), torch.stack(margins).amin(0) if margins else None
 
 
-def _turn(
+def _cos_sin(
     m: Meaning, length: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Angles as cos and sin, (length, 1, rotary dims / 2) of a text of this length."""
+    """Cos and sin of the rotary angles for a text of this length, (length, 1, rotary dims / 2)."""
     theta, d = m.theta, m.rotary_dims
     if m.factor and length > m.trained and d > 2:
         theta *= (m.factor * length / m.trained - (m.factor - 1)) ** (d / (d - 2))
@@ -196,9 +196,9 @@ def _turn(
     return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
 
 
-def _rotate(m: Meaning, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn pairs of dimensions of x (tokens, heads, head size): halves, or neighbours."""
-    (cos, sin), d = turn, m.rotary_dims
+def _rotate(m: Meaning, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate pairs of dimensions of x (tokens, heads, head size): halves, or interleaved."""
+    (cos, sin), d = rotation, m.rotary_dims
     if m.interleaved:
         a, b = x[..., 0:d:2], x[..., 1:d:2]
     else:
@@ -213,7 +213,7 @@ def _attention(
     at: str,
     x: Tensor,
     lengths: Sequence[int],
-    turns: Sequence[tuple[Tensor, Tensor]] | None,
+    rotations: Sequence[tuple[Tensor, Tensor]] | None,
 ) -> Tensor:
     if at + "attn.Wqkv.weight" in w:
         projected = w.linear(x, at + "attn.Wqkv").chunk(3, -1)
@@ -224,17 +224,20 @@ def _attention(
     texts = zip(*(torch.split(t, list(lengths)) for t in split), strict=True)
     mixed = []
     for number, (query, key, value) in enumerate(texts):
-        if turns is not None:
-            query, key = (_rotate(m, t, turns[number]) for t in (query, key))
+        if rotations is not None:
+            query, key = (_rotate(m, t, rotations[number]) for t in (query, key))
         logits = torch.einsum("qhd,khd->hqk", query, key) * query.shape[-1] ** -0.5
-        # sums in fp32 at least, as the references do in 16 bits
+        # softmax in fp32 at least, as the references do for 16-bit dtypes
         shares = logits.softmax(-1, torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
         mixed.append(torch.einsum("hqk,khd->qhd", shares, value).flatten(1))
     return torch.cat(mixed)
 
 
 def _experts(w: Weights, at: str, x: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The top_k experts of each token by a softmax over all, as they are, and one shared bias."""
+    """The top_k experts of each token, weighted by a softmax over all experts; one shared bias.
+
+    The weights of the selected experts are not renormalised.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
     shares = w.linear(x, at + "mlp.router.layer").softmax(-1, wide)
     ranked, order = shares.sort(-1, descending=True)

@@ -1,8 +1,8 @@
-"""What a checkpoint is compared with: transformers where it reads that rightly, else a formula.
+"""References of a comparison: transformers if it reads the checkpoint correctly, else the oracle.
 
-transformers is silent about much that it cannot read: it leaves tensors at random and takes
-defaults for settings whose names it does not know. So it is asked what it took, and where that is
-not what the checkpoint says, it is no reference, and the reason is told.
+transformers silently ignores much that it cannot read: it initialises missing tensors randomly and
+uses defaults for settings with unknown names. So its loading report and its config are checked. If
+they do not match the checkpoint, transformers is not used, and the report gives the reason.
 """
 
 import contextlib
@@ -21,29 +21,29 @@ from nomicbert.loading.tensor_names import IGNORED, canonical
 from nomicbert.verify.oracle import Meaning, oracle, read_meaning
 from nomicbert.verify.texts import Batch
 
-# How many names of tensors a reason lists.
+# Number of tensor names that a reason lists.
 LISTED = 3
-# Keys of config.json that transformers wants as whole numbers.
+# Keys of config.json that transformers requires to be integers.
 SIZES = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "max_position_embeddings", "type_vocab_size", "pad_token_id",
 )  # fmt: skip
-# What transformers lets out of weights that it cannot take.
+# Raised by transformers for weights that it cannot load.
 REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError)
 
 
 class NotComparableError(Exception):
-    """transformers does not read this checkpoint as it is meant; the message says why."""
+    """transformers does not read this checkpoint correctly; the message says why."""
 
 
 class Encoder(Protocol):
     """A reference for hidden states.
 
     Attributes:
-        name: what it is, with its version.
-        forms: the ways in which it can compute attention; the first is the usual one.
-        reason: why it is not transformers; empty where it is.
-        device: where it computes.
+        name: with its version.
+        forms: implementations of attention that it offers; the first is the default.
+        reason: why the reference is not transformers; empty if it is.
+        device: of the computation.
     """
 
     name: str
@@ -52,23 +52,23 @@ class Encoder(Protocol):
     device: torch.device
 
     def states(self, batch: Batch, dtype: torch.dtype, form: str) -> Tensor:
-        """(layers + 1, tokens, hidden) of the texts end to end, on the CPU."""
+        """(layers + 1, tokens, hidden) of the texts concatenated, on the CPU."""
 
     def margins(self, batch: Batch) -> Tensor | None:
-        """(tokens,) how clear each token's routing is; None without experts."""
+        """(tokens,) routing margins, see `oracle`; None without experts."""
 
 
 def need_transformers() -> None:
-    """Refuse to go on without the reference.
+    """Check that transformers is installed.
 
-    Raises: ImportError: it is not installed; the message says what to install.
+    Raises: ImportError: it is not; the message says what to install.
     """
     if find_spec("transformers") is None:
         raise ImportError('verify compares with transformers: pip install "nomicbert[verify]"')
 
 
 def choose(folder: Path, device: torch.device) -> Encoder:
-    """The reference for an encoder's folder: transformers, or the formula and the reason."""
+    """The reference for an encoder's folder: transformers, or the oracle with the reason."""
     reference = Transformers(folder, device)
     try:
         reference.check()
@@ -91,7 +91,7 @@ class Transformers:
         self.name = f"transformers {version('transformers')}, {self.kind}"
 
     def check(self) -> None:
-        """Load it once and look at what was taken.
+        """Load the checkpoint once and check that it was read correctly.
 
         Raises: NotComparableError.
         """
@@ -108,9 +108,9 @@ class Transformers:
         self.load(torch.float32, self.forms[0])
 
     def load(self, dtype: torch.dtype, form: str) -> torch.nn.Module:
-        """The model in eval mode, with every tensor of the encoder taken from the file.
+        """The model in eval mode, with every tensor of the encoder read from the file.
 
-        Raises: NotComparableError: one is not.
+        Raises: NotComparableError: a tensor was not read, or loading failed.
         """
         more = {} if self.kind == "NomicBertModel" else {"add_pooling_layer": False}
         with quiet():
@@ -143,7 +143,7 @@ class Transformers:
         return states
 
     def margins(self, batch: Batch) -> Tensor | None:
-        """See Encoder: it has no experts."""
+        """See Encoder: transformers' classes have no experts."""
         return None
 
     def _class(self) -> Any:
@@ -156,18 +156,21 @@ class Transformers:
 
 
 class Formula:
-    """The encoder written out, for what transformers does not read."""
+    """The oracle as a reference, for checkpoints that transformers does not read correctly.
+
+    Reports name it "the formula".
+    """
 
     forms: tuple[str, ...] = ("formula",)
 
     def __init__(self, folder: Path, device: torch.device, reason: str) -> None:
-        """`reason` says why it is not transformers."""
+        """`reason` says why the reference is not transformers."""
         self.folder, self.device, self.reason = folder, device, reason
         self.config = read_json(folder / "config.json")
         self.name = "the formula in float64"
 
     def states(self, batch: Batch, dtype: torch.dtype, form: str) -> Tensor:
-        """See Encoder; float32 asks for the truth and gets float64."""
+        """See Encoder; computed in float64 for float32, because it serves as the truth."""
         wide = torch.float64 if dtype == torch.float32 else dtype
         return self._run(batch, wide)[0].cpu()
 
@@ -184,7 +187,7 @@ class Formula:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' bars and reports off the terminal: what they say is read and told here."""
+    """Silence the progress bars and reports of transformers; this module reports the problems."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -203,7 +206,7 @@ def token_ids(folder: Path, texts: Sequence[str], longest: int) -> list[list[int
     from transformers import AutoTokenizer, BertConfig
 
     with quiet():
-        # given some configuration, it does not read config.json, which it may refuse
+        # with any given config it does not read config.json, which it might refuse
         tokenizer = AutoTokenizer.from_pretrained(
             folder, config=BertConfig(), local_files_only=True
         )
@@ -213,13 +216,13 @@ def token_ids(folder: Path, texts: Sequence[str], longest: int) -> list[list[int
 
 
 def _refused(config: Mapping[str, Any]) -> str:
-    """Sizes that are whole numbers by value only, which transformers refuses."""
+    """Sizes that are floats in config.json, which transformers refuses."""
     found = [f"{name} {config[name]}" for name in SIZES if isinstance(config.get(name), float)]
-    return f"transformers refuses sizes with a point: {', '.join(found)}" if found else ""
+    return f"transformers refuses sizes that are floats: {', '.join(found)}" if found else ""
 
 
 def _beyond(m: Meaning) -> str:
-    """What transformers' NomicBert has no layer for."""
+    """Features of the checkpoint that transformers' NomicBertModel does not support."""
     size = m.width // m.heads
     lacking = [
         ("mixtures of experts", m.top_k > 0),
@@ -231,11 +234,11 @@ def _beyond(m: Meaning) -> str:
     found = [what for what, has in lacking if has]
     if not found:
         return ""
-    return f"it has {', '.join(found)}, which transformers' NomicBertModel does not know"
+    return f"it has {', '.join(found)}, which transformers' NomicBertModel does not support"
 
 
 def _misread(m: Meaning, config: Any) -> str:
-    """Settings that transformers reads otherwise: it knows only its own family of keys."""
+    """Settings that transformers misreads, because it knows only its own family of keys."""
     theirs = {
         "hidden_size": (config.hidden_size, m.width),
         "num_hidden_layers": (config.num_hidden_layers, m.layers),
@@ -245,12 +248,12 @@ def _misread(m: Meaning, config: Any) -> str:
     }
     if m.rotary_dims:
         theirs["rope_theta"] = (config.rope_parameters["rope_theta"], m.theta)
-    wrong = [f"{name} {a:g} for {b:g}" for name, (a, b) in theirs.items() if a != b]
+    wrong = [f"{name} {a:g} instead of {b:g}" for name, (a, b) in theirs.items() if a != b]
     return f"transformers misreads its config.json: {', '.join(wrong)}" if wrong else ""
 
 
 def _left_out(report: dict[str, Any]) -> str:
-    """What transformers has filled at random, or has not taken though a hidden state needs it."""
+    """Tensors of the encoder that transformers initialised randomly or did not read."""
     mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     missing = [*report["missing_keys"], *mismatched]
     missing = sorted(name for name in missing if not IGNORED.fullmatch(canonical(name)))

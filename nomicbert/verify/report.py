@@ -1,4 +1,4 @@
-"""What a comparison has found: rows of numbers with their bounds, and where they were measured."""
+"""The report of a comparison: measured values with their bounds, and the machine."""
 
 import os
 import platform
@@ -15,18 +15,18 @@ LIBRARIES = ("torch", "transformers", "sentence-transformers")
 
 @dataclass(frozen=True)
 class Row:
-    """One number and, where it is judged, its bound.
+    """One measured value and, if it is judged, its bound.
 
     Attributes:
         check: "tensors", "hidden", "embedding", "matryoshka", "invariance" or "speed".
         dtype: of the model, or None.
-        backend: that computed, or None.
-        what: what was compared, in words.
-        measure: what the number counts, such as "max abs".
-        value: the number.
-        bound: that it must keep; None for a number that is not judged.
-        at_least: the bound is the least that is allowed, not the most.
-        layers: the same number of each layer, the embeddings' output first; or empty.
+        backend: of the model, or None.
+        what: description of the compared data.
+        measure: kind of value, such as "max abs".
+        value: the measured value.
+        bound: limit of the value; None if it is not judged.
+        at_least: the bound is a minimum, not a maximum.
+        layers: the value of each layer, the embeddings' output first; or empty.
     """
 
     check: str
@@ -41,7 +41,7 @@ class Row:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the bound is kept, which NaN never does; None where there is none."""
+        """Whether the bound is kept (NaN never keeps it); None without a bound."""
         if self.bound is None:
             return None
         return self.value >= self.bound if self.at_least else self.value <= self.bound
@@ -49,16 +49,16 @@ class Row:
 
 @dataclass
 class Report:
-    """All that was found.
+    """The complete result.
 
     Attributes:
-        model: the checkpoint as it was named.
-        against: the folder or repository that the reference read.
-        reference: for hidden states.
-        embedding_reference: for vectors.
-        reason: why the reference is not transformers; empty where it is.
-        notes: what was left out or is easily misread, in sentences.
-        rows: in the order in which they were measured.
+        model: path or repository id given by the caller.
+        against: folder or repository that the reference read.
+        reference: name of the reference for hidden states.
+        embedding_reference: name of the reference for vectors.
+        reason: why the reference is not transformers; empty if it is.
+        notes: sentences on omissions and on values that are easily misread.
+        rows: in the order of measurement.
     """
 
     model: str
@@ -71,17 +71,17 @@ class Report:
 
     @property
     def broken(self) -> int:
-        """How many bounds are not kept."""
+        """Number of broken bounds."""
         return sum(row.holds is False for row in self.rows)
 
     @property
     def judged(self) -> int:
-        """How many bounds there are."""
+        """Number of bounds."""
         return sum(row.holds is not None for row in self.rows)
 
 
 def versions() -> dict[str, str | None]:
-    """Of this package and of those that it is compared with; None for one that is missing."""
+    """Versions of this package, Python and LIBRARIES; None for a missing library."""
     found: dict[str, str | None] = {"nomicbert": __version__, "python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -92,7 +92,7 @@ def versions() -> dict[str, str | None]:
 
 
 def machine(device: torch.device) -> dict[str, str | int | None]:
-    """What the numbers were computed on: processor, its threads, and the GPU if it was one."""
+    """The machine of the measurement: processor, threads, and the GPU if `device` is one."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "cpu": _processor(),

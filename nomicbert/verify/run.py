@@ -1,4 +1,4 @@
-"""Load both sides, compare, and report: the steps of a verification in their order."""
+"""Verify a checkpoint: load both sides, compare, and report."""
 
 import contextlib
 import gc
@@ -42,22 +42,23 @@ def verify(
     backends: Sequence[Backend] | None = None,
     step: Step = lambda what: None,
 ) -> Report:
-    """Compare a checkpoint's numbers with those of the reference, on this machine.
+    """Compare a checkpoint's results with those of the reference, on this machine.
 
     Args:
         path_or_repo_id: a local folder, or a repository of the hub.
-        against: what the reference reads in its place, such as the same weights in another layout.
+        against: checkpoint for the reference, such as the same weights in another layout; default:
+            the same checkpoint.
         revision: branch, tag or commit of the repository.
-        local_files_only: never reach for the network.
-        device: where both sides compute; default the CPU.
+        local_files_only: do not use the network.
+        device: of both sides; default: the CPU.
         dtypes: of the model, one or several of fp32, bf16 and fp16.
-        backends: None takes all that can run there.
-        step: told before each step what it does; `count_steps` says how many there will be.
+        backends: None takes those of BACKENDS that can run on the device.
+        step: called before each step with its description; see `count_steps`.
 
     Raises:
         ImportError: transformers is not installed.
-        NomicBertError, ValueError: whatever loading raises.
-        BackendError: a backend that was asked for and cannot run.
+        NomicBertError, ValueError: loading failed.
+        BackendError: a requested backend cannot run.
     """
     need_transformers()
     place = as_device(device)
@@ -83,7 +84,7 @@ def verify(
         notes=[*notes, *_remarks(truth, place, dtypes)],
         rows=[tensors],
     )
-    with _said_once():
+    with _without_repeated_warnings():
         for dtype in dtypes:
             forms = encoder.forms if dtype == torch.float32 else encoder.forms[:1]
             step(f"the reference in {_name(dtype)}")
@@ -104,16 +105,16 @@ def verify(
 
 
 def count_steps(dtypes: Sequence[torch.dtype], backends: int) -> int:
-    """At most how many steps `verify` takes."""
+    """Upper bound of the number of steps of `verify`."""
     return 3 + len(dtypes) * (1 + backends)
 
 
 def _choose_backends(
     device: torch.device, dtypes: Sequence[torch.dtype], asked: Sequence[Backend] | None
 ) -> tuple[dict[torch.dtype, list[Backend]], list[str]]:
-    """Those that run in each dtype, and what is said of the others.
+    """The backends that can run in each dtype, and notes on the others.
 
-    Raises: BackendError: one that was asked for cannot run in any dtype.
+    Raises: BackendError: a requested backend cannot run in any dtype.
     """
     chosen: dict[torch.dtype, list[Backend]] = {dtype: [] for dtype in dtypes}
     notes: dict[str, list[str]] = {}
@@ -137,7 +138,7 @@ def _choose_backends(
 
 
 def _batch(embedder: Embedder) -> Batch:
-    """Ids of the sentences, as many as a ratio of errors needs."""
+    """Token ids of the sentences, repeated to give at least HALF_VALUES values per layer."""
     config = embedder.model.config
     ids, _ = embedder.tokenizer.encode(TEXTS, embedder.max_seq_length)
     stream = [token for text in ids for token in text]
@@ -145,46 +146,46 @@ def _batch(embedder: Embedder) -> Batch:
 
 
 def _remarks(truth: Truth, device: torch.device, dtypes: Sequence[torch.dtype]) -> list[str]:
-    """What is easily misread in the numbers."""
+    """Notes on results that are easily misread."""
     remarks = []
     if truth.encoder.reason:
         remarks.append(
-            f"not compared with transformers: {truth.encoder.reason}. Checked against the formula "
-            "instead, written out from the tensors and config.json without this package's model"
+            f"not compared with transformers: {truth.encoder.reason}. The reference is the formula "
+            "instead: an independent forward pass from the tensors and config.json"
         )
     if truth.lacks_library:
         remarks.append(
             "sentence-transformers is not installed: vectors are compared with transformers' "
-            'hidden states, pooled by formula (pip install "nomicbert[verify]" for the whole)'
+            'hidden states, pooled by formula (pip install "nomicbert[verify]" to compare the '
+            "tokenizer and pooling too)"
         )
     widened = [_name(dtype) for dtype in dtypes if compute_dtype(device, dtype) != dtype]
     if widened:
         remarks.append(
-            f"{' and '.join(widened)} on this CPU: the reference computes in it, this package "
-            "stores it and computes in float32"
+            f"{' and '.join(widened)} on this CPU: the reference computes in this dtype, this "
+            "package stores the weights in it and computes in float32"
         )
     if truth.clear is not None:
         remarks.append(
-            "which experts a token takes can hang on the last bit: tokens near such a border are "
-            "left out in float32, and 16-bit numbers are shown without a bound"
+            "expert routing can flip on the last bit: tokens near a routing boundary are excluded "
+            "in float32, and 16-bit rows have no bound"
         )
     return remarks
 
 
 @contextlib.contextmanager
-def _said_once() -> Iterator[None]:
-    """Load a checkpoint again without the warnings of the first time."""
-    costs = logging.getLogger(
-        "nomicbert.modeling.backend_module"
-    )  # the report says what 16 bits mean here
-    level = costs.level
-    costs.setLevel(logging.ERROR)
+def _without_repeated_warnings() -> Iterator[None]:
+    """Silence warnings that the first load of the checkpoint has already shown."""
+    # it warns about 16-bit dtypes on a CPU, for which the report has a note
+    backend_logger = logging.getLogger("nomicbert.modeling.backend_module")
+    level = backend_logger.level
+    backend_logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", WeightWarning)
             yield
     finally:
-        costs.setLevel(level)
+        backend_logger.setLevel(level)
 
 
 def _name(dtype: torch.dtype) -> str:

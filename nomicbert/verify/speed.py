@@ -1,4 +1,4 @@
-"""Ours and the reference in turns on the same texts: a ratio of times, never a verdict."""
+"""Speed of ours and the reference, interleaved on the same texts: a ratio without a bound."""
 
 import statistics
 import time
@@ -16,15 +16,15 @@ from nomicbert.verify.truth import Truth, sentence_transformer
 from nomicbert_kernels import Backend
 
 ROUNDS = 5
-# Beside the long text a reference that pads would mostly be timed on padding.
+# Without the long text: next to it, a reference that pads would mostly be timed on padding.
 SHORT = list(TEXTS[:-1])
 
 
 def speed_row(folder: Path, truth: Truth, dtype: torch.dtype, backend: Backend) -> Row | None:
-    """How many times as fast ours is; None where the reference is a formula.
+    """Speed of ours relative to the reference; None if the reference is the oracle.
 
-    Sentences to vectors against sentence-transformers, else one padded batch through the encoder.
-    Both see the same tokens, and neither is paid for padding.
+    Compares sentences -> vectors with sentence-transformers, else one padded batch through the
+    encoder. Both sides get the same tokens, and padding does not count as work.
     """
     encoder = truth.encoder
     if not isinstance(encoder, Transformers):
@@ -54,16 +54,16 @@ def speed_row(folder: Path, truth: Truth, dtype: torch.dtype, backend: Backend) 
             with torch.inference_mode():
                 model(**arguments)
 
-    mine, own = _in_turns(ours_once, theirs_once, encoder.device)
+    mine, own = _interleaved(ours_once, theirs_once, encoder.device)
     name = str(dtype).removeprefix("torch.")
     said = f"{what}: {tokens / mine:,.0f} to {tokens / own:,.0f} tokens/s"
     return Row("speed", name, embedder.model.ops.name, said, "times as fast", own / mine)
 
 
-def _in_turns(
+def _interleaved(
     a: Callable[[], None], b: Callable[[], None], device: torch.device
 ) -> tuple[float, float]:
-    """Median seconds of each, A B A B, after one call of each that is not counted."""
+    """Median seconds of each call, interleaved A B A B, after one untimed warm-up of each."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(ROUNDS + 1):
         for place, call in enumerate((a, b)):

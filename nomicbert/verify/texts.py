@@ -1,4 +1,4 @@
-"""What is compared: sentences in several languages and lengths, and token ids cut from them."""
+"""The inputs of a comparison: sentences in several languages and lengths, and their token ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from nomicbert.text.samples import LONG, TEXTS
 
 __all__ = ["LONG", "TEXTS", "Batch", "cut"]
 
-# Equal neighbours are walked as one block, and a lone token takes a path of its own.
+# Covers special code paths: equal neighbours, which are processed together, and a single token.
 LENGTHS = (17, 17, 32, 3, 1, 17, 96, 64, 128, 7)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts as token ids, with a type for each token.
+    """Texts as token ids and token types.
 
     Attributes:
-        ids: of each text.
-        types: of each text, as many.
+        ids: token ids of each text.
+        types: token types of each text.
     """
 
     ids: list[list[int]]
@@ -47,20 +47,20 @@ class Batch:
 
 
 def cut(stream: Sequence[int], types: int, least: int) -> Batch:
-    """Texts of mixed lengths, cut from a stream of token ids that begins again at its end.
+    """Cut texts of mixed lengths from a stream of token ids, which is repeated as needed.
 
     Args:
         stream: token ids, not empty.
-        types: how many types of tokens the model knows.
-        least: tokens at least.
+        types: number of token types of the model.
+        least: minimum number of tokens.
     """
     ids: list[list[int]] = []
     at = tokens = 0
     while tokens < least or len(ids) % len(LENGTHS):
         length = LENGTHS[len(ids) % len(LENGTHS)]
         ids.append([stream[(at + i) % len(stream)] for i in range(length)])
-        # an odd step more, so that a second round through a short stream sees other texts
+        # an additional odd step, so that a second pass through a short stream gives other texts
         at, tokens = at + length + 5, tokens + length
-    # the second half of each text has another type, as the second of a pair has
+    # the second half of each text has the second type, like the second text of a pair
     kinds = [[min(types - 1, 2 * i // len(row)) for i in range(len(row))] for row in ids]
     return Batch(ids, kinds)

@@ -1,4 +1,4 @@
-"""The numbers that ours are held against, computed once each."""
+"""The reference's hidden states and vectors, each computed once."""
 
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -23,11 +23,11 @@ class Truth:
         folder: of the checkpoint that it reads.
         batch: the texts of the hidden states.
         whole: whether vectors come from sentence-transformers, tokenizer and pooling included.
-        name: of what vectors come from.
-        states: (layers + 1, tokens, hidden) in float32, of the reference's usual attention.
-        clear: (tokens,) bool, those whose numbers rounding cannot turn; None for all.
-        vectors: (texts, dim) float64, before any L2 that the checkpoint does not ask for itself.
-        clear_texts: (texts,) bool, as `clear`; None for all.
+        name: of the reference for vectors.
+        states: (layers + 1, tokens, hidden) in float32, with the reference's default attention.
+        clear: (tokens,) bool, tokens whose expert routing is stable under rounding; None for all.
+        vectors: (texts, dim) float64, without L2 unless it is one of the checkpoint's modules.
+        clear_texts: (texts,) bool, the same per text; None for all.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Truth:
             encoder_folder: of config.json, tokenizer and weights.
             folder: of modules.json.
             batch: the texts of the hidden states.
-            longest: tokens of a text at most.
+            longest: limit of tokens per text.
         """
         self.encoder, self.folder, self.batch = encoder, folder, batch
         modules = (folder / "modules.json").is_file() and not encoder.reason
@@ -53,7 +53,7 @@ class Truth:
             self.name = f"sentence-transformers {version('sentence-transformers')}"
             model = sentence_transformer(folder, encoder.device, torch.float32)
             with quiet():
-                # the empty prompt is none, also where the checkpoint has a default
+                # the empty prompt disables the checkpoint's default prompt
                 found = model.encode(list(TEXTS), prompt="", show_progress_bar=False)
             self.vectors = torch.from_numpy(found).double()
             return
@@ -84,10 +84,10 @@ def sentence_transformer(folder: Path, device: torch.device, dtype: torch.dtype)
 
 
 def _clear_tokens(margins: Tensor | None, batch: Batch) -> Tensor | None:
-    """Tokens whose choice of experts is no matter of rounding.
+    """Tokens whose expert routing is stable under rounding.
 
-    One that did go another way would reach its text's other tokens in the next attention, so texts
-    with one that rounding alone may turn are left out whole.
+    A token that is routed differently changes its text's other tokens in the next attention. So a
+    text is excluded as a whole if rounding alone can flip the routing of one of its tokens.
     """
     if margins is None:
         return None

@@ -1,32 +1,36 @@
-"""Kernels compiled for real architectures, in a process of its own: no GPU, no interpreter.
+"""`bench.aot` compiles kernels for real architectures, in a subprocess: no GPU, no interpreter.
 
-A part of `make aot`, whose whole takes minutes; and tables with planted faults, each of which the
-command has to name.
+The shipped tables are checked on a subset, because all of `make aot` takes minutes. Tables with
+planted faults check that the command reports each fault.
 """
 
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.aot_report import report
 from nomicbert_kernels import launch
 
 ROOT = Path(__file__).parents[2]
 LINUX = sys.platform == "linux" and importlib.util.find_spec("triton") is not None
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not LINUX, reason="needs triton, which brings its compilers along"),
-]
+
+def compiled(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that compiles kernels: slow, and only where Triton's compilers exist."""
+    reason = "needs triton, whose compilers exist on Linux only"
+    return pytest.mark.slow(pytest.mark.skipif(not LINUX, reason=reason)(test))
 
 
 def compile_rows(out: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], Any]:
-    """Run the command for bf16; the process, and what it wrote."""
+    """Run the command for bf16; return the process and the records that it wrote."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     command = [sys.executable, "-m", "bench.aot", "--dtype", "bf16", "--out", str(out)]
@@ -37,7 +41,7 @@ def compile_rows(out: Path, *options: str) -> tuple[subprocess.CompletedProcess[
 
 
 def planted(folder: Path, arch: str, **changes: Any) -> Path:
-    """Tables of one architecture whose rows for swiglu are changed."""
+    """Write the table of one architecture with changed swiglu rows; return its folder."""
     stored = json.loads((launch.TABLES / f"{arch}.json").read_text(encoding="utf-8"))
     rows = [
         row | changes if (row["kernel"], row["bytes"]) == ("swiglu", 2) else row
@@ -47,7 +51,7 @@ def planted(folder: Path, arch: str, **changes: Any) -> Path:
     return folder
 
 
-# Kernels of every op, those of its gradients included.
+# Kernels of every op, forward and backward.
 KERNELS = {
     "attention_kernel",
     "embed_backward_kernel",
@@ -66,7 +70,7 @@ KERNELS = {
     "route_kernel",
     "swiglu_kernel",
 }
-PRODUCTS = {
+WITH_MATMUL = {
     "attention_kernel",
     "experts_kernel",
     "key_gradient_kernel",
@@ -76,42 +80,88 @@ PRODUCTS = {
     "route_kernel",
     "swiglu_kernel",
 }
-# Those of whole tiles, which show what a GPU of each kind has for them.
+# Kernels with large tiles: they use wgmma and TMA on sm_90, cp.async on sm_80.
 WIDE = {"qkv_rotary_kernel", "swiglu_kernel"}
 
 
+def records_of_two_kernels() -> list[dict[str, Any]]:
+    """Records as in the JSON file: three settings of one kernel on sm_90, one safe row."""
+    base = {
+        "table": "sm_90",
+        "arch": "sm_90",
+        "dtype": "bf16",
+        "kernel": "linear_kernel",
+        "triton": "3.9.0",
+        "shared_limit": 1000,
+        "error": "",
+        "wgmma": True,
+        "tensor_cores": True,
+    }
+    worst = {"registers": 200, "spills": 0, "shared": 50}
+    return [
+        {**base, **worst, "shapes": 3},
+        {**base, "shapes": 2, "registers": 90, "spills": 4, "shared": 900, "wgmma": False},
+        {**base, "shapes": 1, "registers": 0, "spills": 0, "shared": 0, "error": "refused"},
+        {**base, **worst, "table": launch.SAFE, "shapes": 1, "wgmma": False, "tensor_cores": False},
+    ]
+
+
+def test_report_has_the_worst_case_of_each_kernel() -> None:
+    lines = report(records_of_two_kernels(), ["sm_90 bf16: 4 spills"]).splitlines()
+    assert "triton 3.9.0, 7 kernels." in lines
+    assert "- sm_90 bf16: 4 spills" in lines
+    assert lines[-2:] == [
+        "| sm_90 | bf16 | linear_kernel | 6 | 200 | 4 | 900 / 1,000 "
+        "| wgmma 3, tensor_cores 2, 1 settings do not compile |",
+        "| sm_90 (safe) | bf16 | linear_kernel | 1 | 200 | 0 | 50 / 1,000 | none |",
+    ]
+
+
+@pytest.mark.parametrize("version", ["3.6.0", "3.9.0"])
+def test_stored_reports_have_one_line_per_kernel(version: str) -> None:
+    text = (ROOT / f"bench/results/aot-triton-{version}.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if re.match(r"\| (sm_|gfx)", line)]
+    assert f"triton {version}, {sum(int(row[3]) for row in rows)} kernels." in text
+    assert len({tuple(row[:3]) for row in rows}) == len(rows)
+
+
+@compiled
 def test_shipped_rows_hold_the_rules(tmp_path: Path) -> None:
     done, records = compile_rows(tmp_path / "out.json", "--quick", "--arch", "sm_80", "sm_90")
     assert done.returncode == 0, done.stdout + done.stderr
     for arch in ("sm_80", "sm_90"):
         mine = [record for record in records if record["arch"] == arch]
         assert {record["kernel"] for record in mine} >= KERNELS
-        # not by the command's own judgement
+        # check the records themselves, not the command's own rules
         assert max(record["shared"] for record in mine) <= launch.SHARED_MEMORY[arch]
         assert not any(record["spills"] for record in mine)
-        products = [record for record in mine if record["dot_rows"]]
-        assert {record["kernel"] for record in products} >= PRODUCTS
-        assert all(record["tensor_cores"] for record in products)
-        wide = [record for record in products if record["kernel"] in WIDE]
+        matmuls = [record for record in mine if record["dot_rows"]]
+        assert {record["kernel"] for record in matmuls} >= WITH_MATMUL
+        assert all(record["tensor_cores"] for record in matmuls)
+        wide = [record for record in matmuls if record["kernel"] in WIDE]
         assert {record["kernel"] for record in wide} == WIDE
         assert all(record["wgmma"] == (arch == "sm_90") for record in wide)
         assert all(record["tma"] == (arch == "sm_90") for record in wide)
         assert all(record["cp_async"] == (arch == "sm_80") for record in wide)
 
 
-# One architecture each, so that one run sees them all.
+# One architecture per fault, so that a single run covers all of them.
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "sm_80": ({"BLOCK_M": 128, "BLOCK_N": 128, "num_stages": 8}, "bytes of shared memory, where"),
+    "sm_80": (
+        {"BLOCK_M": 128, "BLOCK_N": 128, "num_stages": 8},
+        "bytes of shared memory, more than",
+    ),
     "sm_86": ({"BLOCK_M": 48}, "CompilationError"),
     "sm_89": ({"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 4}, "spills"),
     "sm_120": ({"up_to": {"rows": 64}}, "no launch settings for swiglu"),
 }
 
 
-def test_planted_faults_are_named(tmp_path: Path) -> None:
+@compiled
+def test_planted_faults_are_reported(tmp_path: Path) -> None:
     for arch, (changes, _) in FAULTS.items():
         planted(tmp_path, arch, **changes)
-    # and a row that no size reaches
+    # and a row that no number of rows reaches
     stored = json.loads((launch.TABLES / "sm_90.json").read_text(encoding="utf-8"))
     stored["rows"].insert(0, {"kernel": "swiglu", "bytes": 2, "up_to": {"rows": 1}})
     (tmp_path / "sm_90.json").write_text(json.dumps(stored), encoding="utf-8")
@@ -122,7 +172,7 @@ def test_planted_faults_are_named(tmp_path: Path) -> None:
         found = {(r["arch"], r["kernel"]): r["broken"] for r in records if r["broken"]}
         lines = [line for line in done.stdout.splitlines() if arch in line and message in line]
         assert lines, (arch, message, done.stdout)
-        if arch != "sm_120":  # where the launch itself fails nothing is compiled
+        if arch != "sm_120":  # the launch itself fails there, so nothing is compiled
             assert message in found.pop((arch, "swiglu_kernel"))[0]
         assert not [kernel for at, kernel in found if at == arch and kernel != "swiglu_kernel"]
     assert "sm_90: row 0 of swiglu for 2 bytes is never launched" in done.stdout

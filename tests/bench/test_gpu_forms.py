@@ -1,4 +1,4 @@
-"""Other forms of ours in the benchmark on a GPU: that they run as they are called."""
+"""Other forms of ours in the GPU benchmark: they run with the settings in their name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def half_a_second(work: Any) -> float:
 
 @pytest.fixture
 def here() -> Place:
-    """A CPU whose ops call themselves Triton's: launch tables of the interpreter apply."""
+    """A CPU whose ops are named "triton", so that the interpreter's launch tables apply."""
     found = Place(CPU, torch.float32, "torch", True, half_a_second)
     vars(found)["ops"] = dataclasses.replace(TORCH, name="triton")
     return found
@@ -42,7 +42,7 @@ def here() -> Place:
 def problem(
     kernel: str, seen: list[launch.Settings], dtype: torch.dtype = torch.float32
 ) -> Problem:
-    """One that notes the settings it meets, when it is bound and when it is called."""
+    """A problem that records the settings in effect when it is bound and when it is called."""
     sizes = {"rows": 5, "n": 8, "k": 8, "head_dim": 16}
 
     def look() -> torch.Tensor:
@@ -57,7 +57,7 @@ def problem(
 
 
 @pytest.mark.parametrize("kernel", forms.PRODUCTS)
-def test_products_meet_the_settings_of_their_name(kernel: str, here: Place) -> None:
+def test_gemms_use_the_settings_in_their_name(kernel: str, here: Place) -> None:
     seen: list[launch.Settings] = []
     shipped = launch.settings(kernel, CPU, torch.float32, rows=5, n=8, k=8)
     found = forms.of_products(here, kernel, problem(kernel, seen))
@@ -78,10 +78,10 @@ def test_products_meet_the_settings_of_their_name(kernel: str, here: Place) -> N
 
 
 @pytest.mark.parametrize(("kernel", "longest"), [("attention_short", 256), ("attention_long", 257)])
-def test_attention_meets_the_settings_of_its_name(
+def test_attention_uses_the_settings_in_its_name(
     kernel: str, longest: int, here: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On Hopper, where the shipped ones are among them, and are not raced twice."""
+    """On Hopper, where the shipped settings are among them and must not be raced twice."""
     monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
     hopper = dataclasses.replace(here, dtype=torch.bfloat16)
     vars(hopper)["ops"] = here.ops
@@ -97,15 +97,15 @@ def test_attention_meets_the_settings_of_its_name(
         assert name == f"ours, {tile} w{options['num_warps']} s{options['num_stages']}"
 
 
-def test_settings_that_nobody_asked_for(here: Place) -> None:
-    """A form that would run as it is shipped is no figure of other settings."""
+def test_settings_that_are_not_looked_up(here: Place) -> None:
+    """A form that runs with the shipped settings must not get a figure."""
     other = forms.of_products(here, "swiglu", problem("gelu", []))
     for peer in other.values():
         with pytest.raises(RuntimeError, match="no launch of swiglu has asked"):
             peer.call({})()
 
 
-def test_where_there_are_none(here: Place) -> None:
+def test_cases_without_other_forms(here: Place) -> None:
     """Few rows, an op without tiles, and another backend."""
     few = problem("swiglu", [])
     assert not forms.of_products(
@@ -120,7 +120,7 @@ def test_where_there_are_none(here: Place) -> None:
 
 
 def test_a_wrong_form_is_not_ranked(here: Place) -> None:
-    """Other settings are held to the bound of ours; fp8 to one of its own."""
+    """Other settings have the bound of ours; fp8 has its own."""
     model: Model = NAMED["nomic"]
     made, peers = ops.swiglu(model, here.bench.draw(), 70)
     right = made.run(TORCH)
@@ -148,7 +148,7 @@ def test_a_wrong_form_is_not_ranked(here: Place) -> None:
 
 
 def test_forms_in_the_interpreter() -> None:
-    """Ours as it will run, kernels, tiles and launch tables: each form gives the right numbers."""
+    """Real kernels, tiles and launch tables: each form gives correct results."""
     code = """
 import json, torch
 from tests.interpreter import fp8

@@ -1,4 +1,4 @@
-"""The proof run, tiny and on a CPU; how its winners are chosen, what it says, what it refuses."""
+"""The proof run in tiny sizes on a CPU; its winners, its summary, and its errors."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from tests.support.bench_lines import OURS, entry, measured
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-# Seconds of device time that a session has for this command.
+# Seconds of GPU time available for this command.
 SECONDS = 480
 
 
 @pytest.fixture(autouse=True)
 def source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "kernels")]))
-    # what the command sets for its children is set back
+    # restore what the command sets for its children
     for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "NOMICBERT_LAUNCH"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
         if not os.environ[name]:
@@ -89,7 +89,7 @@ def test_whole_models_dry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_kernels_dry(tmp_path: Path) -> None:
-    """Ops in triton's interpreter: against fp64, raced, and under the table that has won."""
+    """Ops in Triton's interpreter: compared with fp64, raced, and run with the winning table."""
     assert dry(tmp_path, "--stage", "smoke", "fp8") == 0
     found = done(tmp_path)
     place = dataclasses.replace(Place(CPU, torch.float16, "triton", True, lambda work: 0.0))
@@ -104,7 +104,7 @@ def test_kernels_dry(tmp_path: Path) -> None:
 
 
 def test_variants_dry(tmp_path: Path) -> None:
-    """On a CPU whoever has larger tiles wins, by far: the table is written, and raced again."""
+    """In the interpreter larger tiles win clearly: the table is written, and raced again."""
     assert dry(tmp_path, "--stage", "variants", "--match", "qkv_rotary, few") == 0
     assert dry(tmp_path, "--stage", "variants", "--match", "linear down, 16896") == 0
     found = done(tmp_path)
@@ -136,7 +136,7 @@ print(json.dumps([precompile.compile_one(name, options) for name in names]))
 
 
 def test_kernels_are_compiled_in_the_background(tmp_path: Path) -> None:
-    """And found ready by whoever launches them after that."""
+    """A later launch finds them in the cache."""
     environment = {
         **os.environ,
         "TRITON_CACHE_DIR": str(tmp_path),
@@ -160,7 +160,7 @@ def test_kernels_are_compiled_in_the_background(tmp_path: Path) -> None:
     assert all(one["from_cache"] for one in second)
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_kernels_that_do_not_fit_are_named() -> None:
     from bench.gpu.proof import precompile
 
     record = {"error": "", "arch": "sm_90", "kernel": "linear_kernel", "shared": 232_448}
@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_named() -> None:
     assert precompile.problem(record | {"error": "no such tile\nand more"}) == "no such tile"
 
 
-def test_all_that_can_be_launched_is_compiled_in_the_background() -> None:
+def test_all_launched_kernels_are_compiled_in_the_background() -> None:
     options = {"dry": False}
     from bench.gpu.proof import precompile
 
@@ -189,7 +189,7 @@ def test_the_boxes_fit() -> None:
     background = {stage.name: stage for stage in found if stage.background}
     assert {*background} == {"precompile", "inductor"}
     alone = next(index for index, stage in enumerate(found) if stage.exclusive)
-    # what runs beside has ended before anything is timed in earnest
+    # background stages end before the first stage whose times matter
     before = sum(stage.box for stage in found[:alone] if not stage.background)
     assert background["precompile"].box <= before
     first = sum(stage.box for stage in found[:2] if not stage.background)
@@ -201,7 +201,7 @@ def test_the_boxes_fit() -> None:
 
 @pytest.mark.parametrize("stage", stages(False), ids=lambda stage: stage.name)
 def test_the_cases_of_a_real_run(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They can be listed, and by their guesses they fit the stage's box."""
+    """They can be listed, and their estimates fit the stage's box."""
     from bench.gpu.runner.child import function_of
 
     real = Place(CPU, torch.bfloat16, "triton", False, lambda work: 0.0)
@@ -215,7 +215,7 @@ def test_the_cases_of_a_real_run(stage: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert START + sum(case.seconds for case in found) <= stage.box
 
 
-def test_a_sticky_error_is_of_the_case_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sticky_error_belongs_to_its_case(monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(CPU, torch.float32, "torch", True, lambda work: 0.0)
 
     def lost(self: Place) -> None:
@@ -270,7 +270,7 @@ def test_without_triton(
     assert "invalid choice: 'luck'" in err
 
 
-def test_smoke_sees_what_is_wrong() -> None:
+def test_smoke_detects_wrong_results() -> None:
     place = Place(CPU, torch.float32, "torch", True, lambda work: 0.0)
     make = dict(smoke.calls(place))["nomic swiglu"]
     assert smoke.checked(place, make)["errors"][0]["error"] > 0
@@ -300,7 +300,7 @@ def test_smoke_sees_what_is_wrong() -> None:
     assert smoke.texts(17, 2048) == [1, 16]
 
 
-def test_models_see_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_parity_detects_wrong_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     place = Place(CPU, torch.float32, "torch", True, lambda work: 0.0)
     suite = parity.Suite(place, {"scratch": str(tmp_path), "match": ""})
     suite.full()
@@ -332,7 +332,7 @@ def test_models_see_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_graphs_have_to_be_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A call without graphs lets go of those that were recorded: they are looked at before it."""
+    """A call without graphs frees recorded ones, so they are checked before it."""
     place = Place(CPU, torch.float32, "torch", True, lambda work: 0.0)
     suite = parity.Suite(place, {"scratch": str(tmp_path), "match": ""})
     suite.graphs()
@@ -353,7 +353,7 @@ def test_graphs_have_to_be_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert suite.graphs()["error"] < 1e-6
 
 
-def test_the_winning_rows_are_taken_and_put_back(tmp_path: Path) -> None:
+def test_the_winning_rows_are_used_and_restored(tmp_path: Path) -> None:
     path = tmp_path / "interpreter.json"
     shipped = json.loads(launch.shipped("interpreter").read_text("utf-8"))["rows"]
     won = next(row for row in shipped if row["kernel"] == "swiglu" and row["bytes"] == 4)
@@ -426,7 +426,7 @@ def test_a_summary_fits(tmp_path: Path) -> None:
     ledger.add("precompile", "kernels", "ok", seconds=9.0, compiled=80, refused=refused)
     for name, median in (("swiglu", 0.8), ("embed", 0.7)):
         more = entry(name, OURS, measured("a", median))
-        if name == "embed":  # a constant of a module was changed, and no launch row
+        if name == "embed":  # changes a module constant, not a launch row
             more["rows"] = {}
         ledger.add("variants", name, more.pop("status"), **more)
     summary.write(tmp_path / "summary.txt", ledger.lines(), stages(False))

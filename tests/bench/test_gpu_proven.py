@@ -1,4 +1,4 @@
-"""A launch table is marked as proven by the lines of a run, and by nothing else."""
+"""A launch table is marked as proven only by the results of a complete run."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def other_row(tests: dict[str, Any], ledger: Ledger) -> None:
 
 
 def race_of(ledger: Ledger, *statuses: str, sources: str | None = None) -> None:
-    """The last row of the table, raced at as many sizes."""
+    """Race the last row of the table, one status per size."""
     row = json.loads(launch.shipped("sm_90").read_text("utf-8"))["rows"][-1]
     for size, status in enumerate(statuses):
         lines = [OURS, {**measured("a", 1.0), "status": status}]
@@ -105,6 +105,9 @@ def row_that_is_wrong_at_one_size(tests: dict[str, Any], ledger: Ledger) -> None
     race_of(ledger, "measured", "wrong")
 
 
+NEITHER = "1 rows of the table were neither in it during the run nor raced"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -112,15 +115,15 @@ def row_that_is_wrong_at_one_size(tests: dict[str, Any], ledger: Ledger) -> None
         (raced_row, None),
         (fail, "failed: test_x: off by 9"),
         (skip, "1 tests have not passed, such as tests/gpu/test_values.py::test_one"),
-        (other_kernels, "the tests ran other kernels than those that are here"),
+        (other_kernels, "the tests ran other kernels than the present ones"),
         (no_gpu, "the tests did not run on a GPU"),
         (wrong_case, "stage smoke: b: wrong"),
         (left_case, "stage parity: c: not run"),
         (older_case, "stage parity: c: it ran other kernels"),
         (other_gpu, "the tests ran on NVIDIA A100, the proof on NVIDIA H200"),
-        (other_row, "1 rows of the table were neither in it then nor raced"),
-        (row_of_other_kernels, "1 rows of the table were neither in it then nor raced"),
-        (row_that_is_wrong_at_one_size, "1 rows of the table were neither in it then nor raced"),
+        (other_row, NEITHER),
+        (row_of_other_kernels, NEITHER),
+        (row_that_is_wrong_at_one_size, NEITHER),
     ],
 )
 def test_a_table_is_marked_by_the_lines_of_a_run(
@@ -155,7 +158,7 @@ def test_a_table_is_marked_by_the_lines_of_a_run(
         assert len(stored["by"]["rows"]) == len(stored["rows"])
 
 
-def test_what_proves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_files_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert proven.main([str(tmp_path)]) == 2
     assert "gpu-ARCH.json" in capsys.readouterr().err
     (tmp_path / "gpu-sm_1.json").write_text("{}")

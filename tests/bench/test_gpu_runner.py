@@ -1,4 +1,4 @@
-"""Cases in children: whatever one of them does, every line is there and the rest is done."""
+"""Cases in child processes: whatever one does, all lines are kept and the others run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stage(name: str, limit: float = 20.0, box: float = 60.0, **more: Any) -> Sta
 def run(
     folder: Path, stages: dict[str, list[str]], given: Sequence[Stage] = (), **more: Any
 ) -> tuple[int, Ledger]:
-    """A run over stand-ins in this process."""
+    """A run over stand-in cases."""
     ledger = Ledger(folder / "lines.jsonl")
     chosen = given or [stage(name) for name in stages]
     options = {"stages": stages, "folder": str(folder)}
@@ -65,7 +65,7 @@ def reason(ledger: Ledger, stage: str, case: str) -> str:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, or is about to: killed, and not yet buried."""
+    """Whether a process has ended or is a zombie."""
     try:
         return "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -89,7 +89,7 @@ def test_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     out = capsys.readouterr().out
     assert "one: a: ok in 0.0 s: well\n" in out
     assert out.count(": ok in") == 3
-    # nothing is done twice
+    # a second run repeats nothing
     again, _ = run(tmp_path, {"one": ["a", "b nan"], "two": ["c"]})
     assert again == ALL_RIGHT
     assert len(starts(tmp_path)) == 3
@@ -122,7 +122,7 @@ def test_a_hang_is_killed_with_all_it_started(tmp_path: Path) -> None:
 
 
 def test_the_limit_is_of_a_case(tmp_path: Path) -> None:
-    """Not of all of them together."""
+    """Not of all cases together."""
     names = ["a", "b", "c", "d", "e"]
     code, ledger = run(tmp_path, {"one": [f"{name} slow" for name in names]}, [stage("one", 1.5)])
     assert code == ALL_RIGHT
@@ -130,7 +130,7 @@ def test_the_limit_is_of_a_case(tmp_path: Path) -> None:
 
 
 def test_a_sticky_error_costs_one_case(tmp_path: Path) -> None:
-    """In its own process every later case would fail."""
+    """In the same process every later case would fail."""
     code, ledger = run(tmp_path, {"one": ["a", "bad sticky", "b", "c"]})
     assert code == FAULTY
     assert outcomes(ledger) == {"one/a": "ok", "one/bad": "failed", "one/b": "ok", "one/c": "ok"}
@@ -144,7 +144,7 @@ def test_a_stage_that_cannot_start(tmp_path: Path) -> None:
     assert outcomes(ledger) == {f"one/{START}": "failed", "two/c": "ok"}
     assert reason(ledger, "one", START) == "exit code 1: ImportError: no module named luck"
     assert ledger.path.with_suffix(".log").read_text().startswith("Traceback")
-    # it is tried once more at the end of a run, and in the next one
+    # it is retried at the end of the run, and in the next run
     assert [line["case"] for line in ledger.lines() if line["stage"] == "one"] == [START] * 2
     code, ledger = run(tmp_path, {"one": ["a"], "two": ["c"]})
     assert code == ALL_RIGHT
@@ -152,7 +152,7 @@ def test_a_stage_that_cannot_start(tmp_path: Path) -> None:
 
 
 def test_a_box_is_full(tmp_path: Path) -> None:
-    """What is left of it waits until all other stages are done."""
+    """Its remaining cases wait until all other stages are done."""
     stages = {"one": ["a slow", "b slow", "c slow"], "two": ["d"]}
     code, ledger = run(tmp_path, stages, [stage("one", box=0.5), stage("two")])
     assert code == ALL_RIGHT
@@ -163,7 +163,7 @@ def test_a_box_is_full(tmp_path: Path) -> None:
 
 
 def test_time_is_up(tmp_path: Path) -> None:
-    """The case that runs stays begun: the next call tries it last."""
+    """The running case stays unfinished: the next call tries it last."""
     stages = {"one": ["a", "b hang-once", "c"], "two": ["d"]}
     code, ledger = run(tmp_path, stages, limit=0.05)
     assert code == LEFT
@@ -177,14 +177,14 @@ def test_time_is_up(tmp_path: Path) -> None:
 
 
 def test_background(tmp_path: Path) -> None:
-    """A stage runs while those after it do, until one that has to be alone."""
+    """A stage runs concurrently with later ones, until an exclusive one."""
     stages = {"side": ["s hang"], "one": ["a"], "two": ["b"]}
     given = [stage("side", limit=3.0, background=True), stage("one"), stage("two", exclusive=True)]
     code, ledger = run(tmp_path, stages, given)
     assert code == FAULTY
     at = {case: line["at"] for (_, case), line in ends(ledger.lines()).items()}
     assert at["a"] < at["s"] < at["b"]
-    # killed once: in the same run nothing is repeated
+    # killed once: not repeated in the same run
     assert starts(tmp_path).count("side/s") == 1
 
 
@@ -198,7 +198,7 @@ def test_the_background_is_prepared_in_every_run(tmp_path: Path) -> None:
     assert sorted(starts(tmp_path)) == ["one/a", "side/s", "side/s"]
 
 
-def test_a_summary_that_fails_ends_nothing(
+def test_a_failing_summary_does_not_end_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(lines: Any) -> None:
@@ -216,10 +216,10 @@ def test_other_folders_are_the_same_run(tmp_path: Path) -> None:
 
 
 def start(folder: Path, stages: dict[str, list[str]]) -> subprocess.Popen[bytes]:
-    """A run in a process of its own."""
+    """Start a run in a subprocess."""
     script = (
         "import json, signal, sys\n"
-        # a background job of a shell would ignore it
+        # background jobs of a shell ignore SIGINT
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path\n"
         "from bench.gpu.runner.ledger import Ledger\n"
@@ -243,7 +243,7 @@ def wait_for(path: Path) -> str:
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_parent_is_killed(end: signal.Signals, tmp_path: Path) -> None:
-    """Its child ends with it and so do that child's own; a second run does the rest."""
+    """The child and its own children end too; a second run does the rest."""
     stages = {"one": ["a", "b hang-once", "c"], "two": ["d"]}
     process = start(tmp_path, stages)
     grandchild = int(wait_for(tmp_path / "grandchild"))
@@ -272,7 +272,7 @@ def test_a_torn_line_is_skipped(tmp_path: Path) -> None:
     assert unfinished(ledger.lines()) == {}
 
 
-def test_what_has_failed_may_be_forgotten(tmp_path: Path) -> None:
+def test_failures_can_be_removed(tmp_path: Path) -> None:
     stages = {"one": ["a", "bad raise", "b hang-once"]}
     run(tmp_path, stages, [stage("one", limit=2.0)])
     ledger = Ledger(tmp_path / "lines.jsonl")

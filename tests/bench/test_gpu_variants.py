@@ -1,4 +1,4 @@
-"""Launch settings that are raced: what a variant changes, who wins, what the table serves."""
+"""Raced launch settings: the changes of a variant, the winners, and their table."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ CPU = torch.device("cpu")
     ("entries", "wanted"),
     [
         ([entry("swiglu", OURS, measured("a", 0.9), measured("b", 0.8))], "b"),
-        # peers of others do not win
+        # other libraries cannot win
         ([entry("swiglu", OURS, measured("torch", 0.5), measured("a", 0.9))], "a"),
-        # not worth it
+        # the gain is too small
         ([entry("swiglu", OURS, measured("a", 0.985))], None),
         # slower at one size by more than the spread
         ([entry("swiglu", OURS, measured("a", 0.7), sizes=2),
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
           entry("swiglu", OURS, {**measured("a", 0.7), "status": "wrong"}, sizes=2, size=2)], None),
         ([entry("swiglu", OURS, measured("a", 0.7), sizes=2), {"status": "timeout"}], None),
         ([entry("swiglu", OURS, measured("a", 0.7), sizes=2)], None),
-        # fp8 is compared with fp8
+        # fp8 variants are compared with fp8
         ([entry("swiglu", measured("ours-fp8", 1.0), OURS, measured("a", 0.9), ours="ours-fp8")],
          "a"),
         ([entry("swiglu", OURS, measured("a", 0.9), ours="ours-fp8")], None),
@@ -48,7 +48,7 @@ CPU = torch.device("cpu")
         ([entry("swiglu", OURS, measured("a", 0.9), status="wrong")], None),
     ],
 )  # fmt: skip
-def test_who_wins(entries: list[dict[str, Any]], wanted: str | None) -> None:
+def test_winners(entries: list[dict[str, Any]], wanted: str | None) -> None:
     found = winners(entries)
     assert found.get("swiglu", (None,))[0] == wanted
 
@@ -56,7 +56,7 @@ def test_who_wins(entries: list[dict[str, Any]], wanted: str | None) -> None:
 def test_rows_for_many_tokens_leave_few_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row has no lower bound: the shipped one for few rows stands before it."""
+    """A row has no lower bound, so the shipped one for few rows comes first."""
     monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
     place = Place(CPU, torch.bfloat16, "torch", False, lambda work: 0.0)
     wide = next(one for one in contests() if one.name == "swiglu")
@@ -87,7 +87,7 @@ def test_rows_for_many_tokens_leave_few_alone(
     )  # fmt: skip
     table.write_table(place, entries, tmp_path)
     assert [row.settings["BLOCK_M"] for row in launch.read_table(path)] == [32, 64, 128, 128]
-    # it is read as nomicbert tune's own tables are
+    # it has the format of the tables of nomicbert tune
     monkeypatch.setenv("NOMICBERT_LAUNCH", str(tmp_path / "launch"))
     launch.table.cache_clear()
     try:
@@ -95,7 +95,7 @@ def test_rows_for_many_tokens_leave_few_alone(
         assert found["FLATTEN"] is False
     finally:
         launch.table.cache_clear()
-    # a loser does not stay
+    # the table is removed if nothing wins
     entries = [
         {**asked, "contest": "swiglu", "lines": [OURS, measured("not flat", 1.0)], "size": 1}
     ]
@@ -131,8 +131,8 @@ def test_an_unknown_constant_is_refused() -> None:
         variants.changed(launch.Settings({"BLOCK_M": 64}), {"LUCK": 1})
 
 
-def test_fp8_is_held_to_its_specification(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that is off by a tenth is wrong, though e4m3 itself is off by as much at times."""
+def test_fp8_is_compared_with_its_specification(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of a tenth is wrong, although a single e4m3 value may be off by as much."""
     place = Place(CPU, torch.float32, "torch", True, lambda work: 0.0)
     (one,) = [one for one in contests() if one.name == "linear down, fp8"]
     problem, _ = variants.problem_of(place, one, 16896, place.bench.draw())

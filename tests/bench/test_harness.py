@@ -1,4 +1,4 @@
-"""The benchmarks of the ops: wrong values are refused, rounds alternate, padding is no token."""
+"""The op benchmarks: wrong values are refused, rounds are interleaved, padding is not counted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Benchmark:
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No time for ceilings."""
+    """Skip the measurement of the roofline."""
     ceilings = rooflines.Ceilings(1e9, 1e10)
     monkeypatch.setattr(harness, "ceilings", lambda *_: ceilings)
 
@@ -122,8 +122,8 @@ def test_a_wrong_peer_is_left_out_and_named() -> None:
 
 
 @pytest.mark.usefixtures("quiet")
-def test_padding_is_no_token() -> None:
-    """Of a mixture the real tokens count, for the peer that pads as for us."""
+def test_padding_is_not_counted() -> None:
+    """In a mixture only real tokens count, also for a peer that pads."""
     problem = problem_of("attention")
     bench = bench_with(TORCH)
     bench.compare(problem, {"padded": padded(TEXTS, None, MODEL.head_dim**-0.5)})
@@ -136,7 +136,7 @@ def test_padding_is_no_token() -> None:
     )
 
 
-def test_the_mixture_holds_its_shares() -> None:
+def test_the_mixture_has_its_shares() -> None:
     lengths = mixture(16896)
     assert 15_800 < sum(lengths) <= 16896
     assert set(lengths) == {8, 70, 1024}
@@ -159,7 +159,7 @@ def test_figures_follow_from_the_time() -> None:
     assert figures["limit"] == "memory"
 
 
-def test_rounds_alternate_and_copies_take_turns() -> None:
+def test_rounds_are_interleaved_and_copies_rotate() -> None:
     seen: list[str] = []
 
     def call(name: str) -> Callable[[], None]:
@@ -187,7 +187,7 @@ def test_a_block_lasts_as_long_as_asked() -> None:
     assert timing.calls_for(lambda: None, lambda work: 0.0, 0.1) == timing.MOST_CALLS
 
 
-def test_copies_leave_the_cache() -> None:
+def test_copies_exceed_the_cache() -> None:
     assert timing.copies_needed(timing.CPU_CACHE / 4, CPU) == 9
     assert timing.copies_needed(timing.CPU_CACHE * 9.0, CPU) == 2
     assert timing.copies_needed(1.0, CPU) == timing.MOST_COPIES

@@ -1,4 +1,4 @@
-"""The cards' figures, and the command that lays ours beside them."""
+"""The cards' scores, and the command that compares ours with them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TASKS = local_tasks()
 
 
 def test_every_figure_of_the_cards_is_there() -> None:
-    """Counted in the cards: "- task:" and "- type:" below "metrics:"."""
+    """The counts of "- task:" and of "- type:" below "metrics:" in the cards."""
     assert [len(card.entries) for card in (NOMIC, CONAN)] == [68, 35]
     assert [sum(len(e.scores) for e in card.entries) for card in (NOMIC, CONAN)] == [990, 367]
     assert Counter(e.type for e in NOMIC.entries if e.counts) == {
@@ -66,7 +66,7 @@ def test_every_figure_of_the_cards_is_there() -> None:
         (CONAN, "Waimai", "accuracy", 89.69999999999999),
     ],
 )
-def test_figures_read_in_the_cards(card: Card, task: str, metric: str, figure: float) -> None:
+def test_figures_of_the_cards(card: Card, task: str, metric: str, figure: float) -> None:
     entry = card.find(task)
     assert entry is not None
     assert entry.scores[metric] == pytest.approx(figure, abs=5e-5)
@@ -86,7 +86,7 @@ def test_the_figures_have_the_means_that_the_cards_state() -> None:
     assert NOMIC.averages == {"768": 62.28, "512": 61.96, "256": 61.04, "128": 59.34, "64": 56.1}
     ours = mean(entry.figure for entry in NOMIC.entries if entry.counts)
     assert round(ours, 2) == NOMIC.averages["768"]
-    # the card's own table; pairs were ranked by average precision then
+    # the card's own table, which ranks pairs by average precision
     by_type: dict[str, list[float]] = {}
     for entry in CONAN.entries:
         by_type.setdefault(entry.type, []).append(entry.scores.get("max_ap", entry.figure))
@@ -175,7 +175,7 @@ def test_a_card_without_figures_is_refused(text: str) -> None:
         convert(text, "me/tiny", "here")
 
 
-def test_the_converter_says_where_its_figures_are_from(
+def test_the_converter_records_its_source(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "README.md").write_text(README, "utf-8")
@@ -189,7 +189,7 @@ def test_the_converter_says_where_its_figures_are_from(
 
 @pytest.fixture
 def local(monkeypatch: pytest.MonkeyPatch) -> None:
-    """mteb knows the local tasks, and no others."""
+    """Replace mteb's tasks by local ones."""
 
     def get_task(name: str, **chosen: Any) -> Any:
         if name not in names:
@@ -271,7 +271,7 @@ def test_verdicts(
 def test_figures_of_another_width_are_not_compared(
     tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """But the mean over all tasks is, where the card states one."""
+    """But the mean over all tasks is, if the card states one."""
     kinds = ("STS", "Clustering")
     short = figures_of(tiny, *(f"Local{kind}" for kind in kinds), **{"matryoshka-dim": 16})
     full = figures_of(tiny, *(f"Local{kind}" for kind in kinds))
@@ -291,13 +291,13 @@ def test_figures_of_another_width_are_not_compared(
     _, *rows, last = capsys.readouterr().out.splitlines()
     assert [row.split()[-1] for row in rows] == ["agrees", "agrees"]
     assert last.split()[-1] == "differs"
-    # a part of the tasks has no mean
+    # no mean for a part of the tasks
     assert mteb_scores.main([tiny, "--card", card, "--tasks", "LocalSTS"]) == 0
     assert "mean" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("local")
-def test_a_task_that_fails_leaves_the_others(
+def test_a_failing_task_does_not_stop_the_others(
     tiny: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
@@ -311,7 +311,7 @@ def test_a_task_that_fails_leaves_the_others(
 
 
 @pytest.mark.usefixtures("local")
-def test_what_is_written(tiny: str, tmp_path: Path) -> None:
+def test_written_file(tiny: str, tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     card = card_file(tmp_path, {}, STS=50.0)
     options = ["--card", card, "--max-length", "1000", "--json", str(file)]

@@ -1,4 +1,4 @@
-"""bench/throughput.py: what a file answers already, what is measured again, what is said of it."""
+"""bench/throughput.py: which lines are reused, which are measured again, and its messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 class Measured:
-    """In place of `run`: lines that were not measured, and what was asked for."""
+    """Replaces `run`: returns invented lines, and records the requested cases."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[list[str], list[str]]] = []
@@ -73,7 +73,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Measured:
 
 @pytest.fixture
 def measure(tmp_path: Path, checkpoint: Checkpoint, run: Measured) -> Driver:
-    """Run the driver on the file lines.jsonl: what it said of kept and replaced lines."""
+    """Run the driver on lines.jsonl; return its messages about kept and replaced lines."""
 
     def call(options: Options = OPTIONS) -> list[str]:
         said: list[str] = []
@@ -84,25 +84,25 @@ def measure(tmp_path: Path, checkpoint: Checkpoint, run: Measured) -> Driver:
     return call
 
 
-def test_what_is_there_is_not_measured_again(
+def test_existing_lines_are_not_measured_again(
     measure: Driver, run: Measured, tmp_path: Path
 ) -> None:
     assert measure() == []
     assert run.asked == [(CASES, ["float32"]), (CASES, ["int8"])]
     before = (tmp_path / "lines.jsonl").read_bytes()
     assert measure() == []
-    # fewer peers, cases, dtypes than there are
+    # a subset of the peers, cases and dtypes
     assert measure(replace(OPTIONS, cases=["fixed-16"], families=["ours"])) == []
     assert run.asked == []
     assert (tmp_path / "lines.jsonl").read_bytes() == before
-    # the latency of all dtypes together is a group of its own
+    # latency of all dtypes together is a separate group
     assert measure(replace(OPTIONS, together=True)) == []
     assert run.asked == [(["latency-16"], DTYPES)]
     assert measure(replace(OPTIONS, together=True)) == []
     assert run.asked == []
 
 
-def test_a_run_that_was_stopped_goes_on(measure: Driver, run: Measured, tmp_path: Path) -> None:
+def test_a_stopped_run_continues(measure: Driver, run: Measured, tmp_path: Path) -> None:
     run.stop_before = "latency-16"
     with pytest.raises(KeyboardInterrupt):
         measure()
@@ -114,7 +114,7 @@ def test_a_run_that_was_stopped_goes_on(measure: Driver, run: Measured, tmp_path
 def test_a_case_that_lacks_a_peer_is_measured_again(
     measure: Driver, run: Measured, tmp_path: Path
 ) -> None:
-    """As an older file may, of a run that was stopped while it wrote."""
+    """A file may lack one if an older run was stopped while writing."""
     path = tmp_path / "lines.jsonl"
     measure()
     whole = read(path)
@@ -145,7 +145,7 @@ def test_other_options(
     run: Measured,
     tmp_path: Path,
 ) -> None:
-    """A latency case is one text, however many tokens the others have."""
+    """--tokens does not apply to a latency case, which is one text."""
     path, options = tmp_path / "lines.jsonl", replace(OPTIONS, dtypes=["float32"])
     measure(options)
     said = measure(replace(options, **changes))
@@ -154,7 +154,7 @@ def test_other_options(
     ]
     assert all(reason in line for line in said)
     assert run.asked == [(cases, ["float32"])]
-    # no line of the old options beside the new ones
+    # no line with the old options is left
     for case in cases:
         lines = [line for line in read(path) if line["case"] == case]
         assert len({(line["tokens"], line["rounds"]) for line in lines}) == 1
@@ -162,7 +162,7 @@ def test_other_options(
     assert measure(replace(options, **changes)) == []
 
 
-def test_lines_of_a_gpu_say_nothing_of_a_cpu(measure: Driver, tmp_path: Path) -> None:
+def test_lines_of_a_gpu_are_not_reused_for_a_cpu(measure: Driver, tmp_path: Path) -> None:
     path, options = tmp_path / "lines.jsonl", replace(OPTIONS, dtypes=["int8"], cases=["fixed-16"])
     measure(options)
     block = [line | {"machine": line["machine"] | {"gpu": "abacus"}} for line in read(path)]
@@ -172,7 +172,7 @@ def test_lines_of_a_gpu_say_nothing_of_a_cpu(measure: Driver, tmp_path: Path) ->
     ]
 
 
-def test_kept_lines_from_elsewhere_are_said_once(measure: Driver, tmp_path: Path) -> None:
+def test_kept_lines_from_elsewhere_are_noted_once(measure: Driver, tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     measure()
     for line in read(path):
@@ -190,14 +190,14 @@ def test_kept_lines_from_elsewhere_are_said_once(measure: Driver, tmp_path: Path
     put(old, path)
     said = measure()
     assert said == ["lines that are kept come from commit 0123456789ab, torch 0.1, another machine"]
-    # what is not asked for is not judged
+    # lines of other cases are ignored
     assert measure(replace(OPTIONS, cases=["latency-16"])) == []
 
 
 def test_cases_that_the_checkpoint_does_not_allow(measure: Driver, run: Measured) -> None:
-    """No peer is loaded for them, at each start anew."""
+    """No peer is loaded for them."""
     assert measure(replace(OPTIONS, cases=["fixed-2048"])) == [
-        "fixed-2048 is left out: texts have 512 tokens at most"
+        "fixed-2048 is left out: the model takes at most 512 tokens per text"
     ]
     assert run.asked == []
 
@@ -228,11 +228,11 @@ def test_peak_memory_is_measured_once(
     assert [line["peak_bytes"] for line in read(path)] == [7, 7, 7]
     short = replace(checkpoint, longest=8)
     driver.measure_peaks(path, short, options, said.append)
-    assert said[-1] == "peak memory is left out: texts have 8 tokens at most"
+    assert said[-1] == "peak memory is left out: the model takes at most 8 tokens per text"
 
 
 def test_the_whole_driver(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Really measured, from the command line's words to the file."""
+    """A real measurement, from the command line to the file."""
     folder = build_checkpoint(tmp_path / "tiny", "conan-v1", num_hidden_layers=1)
     path = tmp_path / "results" / "lines.jsonl"
     words = (

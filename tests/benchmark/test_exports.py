@@ -1,4 +1,4 @@
-"""Exports are found again as long as what they were made from is the same, and only when whole."""
+"""The cache of exports: reuse with unchanged inputs, and only of complete exports."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def refuse(folder: Path) -> None:
     pytest.fail("it was exported again")
 
 
-def test_an_export_is_made_once(setting: Setting) -> None:
+def test_export_is_made_once(setting: Setting) -> None:
     place = kept(setting, "onnx", ("onnx",), make)
     assert (place / "model").read_text() == "exported"
     assert place.parent == setting.cache
@@ -44,7 +44,7 @@ def test_an_export_is_made_once(setting: Setting) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "1_Pooling/config.json"])
-def test_a_changed_checkpoint_is_exported_again(name: str, setting: Setting) -> None:
+def test_changed_checkpoint_is_exported_again(name: str, setting: Setting) -> None:
     path = setting.folder / name
     places = [kept(setting, "onnx", (), make)]
     path.write_text("longer than before")
@@ -57,8 +57,8 @@ def test_a_changed_checkpoint_is_exported_again(name: str, setting: Setting) -> 
     assert len(set(places)) == 4
 
 
-def test_the_encoder_s_files_count_too(setting: Setting, tmp_path: Path) -> None:
-    """It may lie beside the folder of modules.json, not in it."""
+def test_encoder_files_are_part_of_the_key(setting: Setting, tmp_path: Path) -> None:
+    """The encoder's folder may lie next to the folder of modules.json, not in it."""
     encoder = tmp_path / "encoder"
     encoder.mkdir()
     setting = replace(setting, encoder=encoder)
@@ -71,7 +71,7 @@ def test_the_encoder_s_files_count_too(setting: Setting, tmp_path: Path) -> None
 def test_other_versions_export_again(
     library: str, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of torch and transformers too, which all exports pass through."""
+    """Includes torch and transformers, which are involved in all exports."""
     place = kept(setting, "onnx", ("abacus",), make)  # which is not installed
     assert kept(setting, "onnx", ("abacus",), refuse) == place
     right = exports.version
@@ -79,11 +79,11 @@ def test_other_versions_export_again(
     assert kept(setting, "onnx", ("abacus",), make) != place
 
 
-def test_what_else_it_is_made_from(setting: Setting) -> None:
+def test_other_inputs_are_part_of_the_key(setting: Setting) -> None:
     assert kept(setting, "x", (), make, [[1, 2]]) != kept(setting, "x", (), make, [[1, 3]])
 
 
-def test_an_export_that_was_stopped_is_made_anew(setting: Setting) -> None:
+def test_interrupted_export_is_repeated(setting: Setting) -> None:
     def stop(folder: Path) -> None:
         (folder / "half").touch()
         raise KeyboardInterrupt
@@ -96,7 +96,7 @@ def test_an_export_that_was_stopped_is_made_anew(setting: Setting) -> None:
     assert list(setting.cache.iterdir()) == [place]
 
 
-def test_a_cache_within_the_checkpoint_does_not_change_it(setting: Setting) -> None:
+def test_cache_inside_the_checkpoint_does_not_change_the_key(setting: Setting) -> None:
     setting = replace(setting, cache=setting.folder / "exports")
     place = kept(setting, "onnx", (), make)
     assert kept(setting, "onnx", (), refuse) == place

@@ -1,6 +1,6 @@
-"""Each peer that can be loaded here computes our vectors, in every way that it is tried with.
+"""Each peer that can be loaded here computes our vectors, in all candidate batchings.
 
-The libraries are optional: a peer whose library is missing is skipped, and the reason says which.
+The libraries are optional: a peer whose library is missing is skipped, with the library as reason.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ LIBRARIES = {
     "openvino-ptq": ("openvino", "nncf"),
     "ctranslate2": ("ctranslate2",),
 }
-# The least cosine of a text, and the largest difference of a number over the largest number.
+# Minimum cosine of a text, and maximum difference of an element relative to the largest element.
 BOUNDS = {"float32": (0.9999999, 5e-6), "bfloat16": (0.9995, 0.03), "int8": (0.995, 0.1)}
-# Scales of activations that were measured beforehand are coarser than those of each row.
+# Calibrated scales of activations are coarser than scales per row.
 COARSE = (0.98, 0.2)
-# CTranslate2 knows BERT only, and compiling takes its time: once, in float32.
+# CTranslate2 supports BERT only; torch.compile is slow, so it is tested once, in float32.
 ONLY = {"ctranslate2": "conan-v1", "transformers-compile": "nomic-v1.5"}
 PAIRS = [
     (peer, model)
@@ -56,7 +56,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Case, 
         folder = build_checkpoint(tmp_path_factory.mktemp(name), name, num_hidden_layers=1, **more)
         checkpoint = Checkpoint.of(name, folder)
         options = Options(["passages"])
-        # some texts in each batch of any way, of several lengths
+        # enough texts of several lengths for batches of more than one text
         case = checkpoint.case("passages", 1200, CPU)
         assert case is not None
         assert len(set(case.lengths)) > 8
@@ -75,7 +75,7 @@ def need(peer: Peer) -> None:
         pytest.skip("torch.compile needs a C++ compiler, and there is no g++")
 
 
-# of the compiler itself, where it loads its parts
+# raised inside torch.compile
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(
     ("peer", "model"), PAIRS, ids=[f"{p.name} {model}".replace(" ", "-") for p, model in PAIRS]
@@ -96,16 +96,16 @@ def test_vectors(peer: Peer, model: str, settings: dict[str, tuple[Case, Setting
         assert measure.cosines(found, truth)[1] > least, way.name
         difference = np.abs(found - truth).max() / np.abs(truth).max()
         assert difference < furthest, way.name
-        # who says int8 and computes in float32 would be as exact
+        # a peer that claims int8 and computes in float32 would be too exact
         assert (difference > 1e-4) == (peer.dtype != "float32"), way.name
         assert not measure.is_wrong(least, measure.norm_ratio(found, truth), peer.dtype), way.name
 
 
 @pytest.mark.parametrize("family", ["onnxruntime", "openvino-ptq"])
-def test_exports_are_found_again(
+def test_exports_are_reused(
     family: str, settings: dict[str, tuple[Case, Setting]], tmp_path: Path
 ) -> None:
-    """And made anew for a checkpoint that has changed under its name."""
+    """A checkpoint that has changed under the same name is exported again."""
     peer = next(p for p in reversed(PEERS) if p.family == family)
     need(peer)
     case, setting = settings["nomic-v1.5"]
@@ -128,10 +128,10 @@ def test_exports_are_found_again(
 
 
 @pytest.mark.parametrize("family", LIBRARIES)
-def test_a_library_that_is_missing(
+def test_missing_library(
     family: str, settings: dict[str, tuple[Case, Setting]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is named, whatever else is installed."""
+    """The error names it, whatever else is installed."""
     library = LIBRARIES[family][0]
     right = importlib.util.find_spec
 
@@ -146,8 +146,8 @@ def test_a_library_that_is_missing(
         peer.load(settings["conan-v1"][1])
 
 
-def test_what_a_peer_does_not_know(settings: dict[str, tuple[Case, Setting]]) -> None:
+def test_unsupported_architecture(settings: dict[str, tuple[Case, Setting]]) -> None:
     pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
     peer = next(p for p in PEERS if p.family == "ctranslate2")
-    with pytest.raises(AbsentError, match="does not know the architecture"):
+    with pytest.raises(AbsentError, match="does not support the architecture"):
         peer.load(settings["nomic-v1.5"][1])

@@ -1,4 +1,4 @@
-"""bulk from Python: a file of texts into a file of vectors, without a word on any stream."""
+"""bulk from Python: a file of texts -> a file of vectors, with no output on stdout or stderr."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
     return Embedder(build_checkpoint(tmp_path_factory.mktemp("m"), "minilm", num_hidden_layers=1))
 
 
-def test_lines_into_an_array(
+def test_text_lines_to_npy(
     embedder: Embedder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source, target = tmp_path / "texts.txt", str(tmp_path / "vectors.npy")
@@ -40,10 +40,10 @@ def test_lines_into_an_array(
     assert capfd.readouterr() == ("", "")
 
 
-def test_objects_into_any_binary_file(
+def test_jsonl_to_any_binary_file(
     embedder: Embedder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A vector that is none is counted, and its line told; nothing is said."""
+    """Vectors with NaN are counted, and the line of the first is returned; nothing is printed."""
     source = tmp_path / "texts.jsonl"
     source.write_text("".join(json.dumps({"body": text}) + "\n" for text in TEXTS), "utf-8")
     reader = open_reader(str(source), InputFormat.jsonl, "body")
@@ -66,7 +66,7 @@ def test_objects_into_any_binary_file(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_text_that_is_too_long_is_named_by_its_line(embedder: Embedder, tmp_path: Path) -> None:
+def test_error_names_the_line_of_a_long_text(embedder: Embedder, tmp_path: Path) -> None:
     source = tmp_path / "texts.txt"
     source.write_text("fox\n" + "fox " * 30 + "\n", "utf-8")
     reader = open_reader(str(source), InputFormat.text, "text")
@@ -83,9 +83,9 @@ def test_a_text_that_is_too_long_is_named_by_its_line(embedder: Embedder, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["convert_to_tensor", "convert_to_numpy", "output_value"])
-def test_what_is_no_array_of_vectors(name: str, embedder: Embedder, tmp_path: Path) -> None:
+def test_keywords_not_for_files(name: str, embedder: Embedder, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("fox\n", "utf-8")
     reader = open_reader(str(tmp_path / "texts.txt"), InputFormat.text, "text")
-    with pytest.raises(TypeError, match=f"{name} has no meaning here"):
+    with pytest.raises(TypeError, match=f"omit the keyword {name}"):
         embed_all(embedder, reader, OutputFormat.jsonl, [io.BytesIO()], **{name: True})  # type: ignore[arg-type]
     reader.close()

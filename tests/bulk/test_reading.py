@@ -1,4 +1,4 @@
-"""Texts from files and pipes: where lines end, what JSONL must hold, what is left to read."""
+"""Texts from files and pipes: line ends, required JSONL fields, length hints."""
 
 import json
 import operator
@@ -38,11 +38,11 @@ LINES = {
     "byte order mark": (b"\xef\xbb\xbfa\nb", ["a", "b"]),
     "byte order mark and nothing": (b"\xef\xbb\xbf", []),
     "byte order mark and a blank line": (b"\xef\xbb\xbf\n", [""]),
-    "the mark further down is a letter": (b"a\n\xef\xbb\xbfb", ["a", "\ufeffb"]),
+    "the mark further down is a character": (b"a\n\xef\xbb\xbfb", ["a", "\ufeffb"]),
     "nothing": (b"", []),
     "one blank line": (b"\n", [""]),
     "blanks are kept": (b"  a \t\n ", ["  a \t", " "]),
-    "other line ends are letters": (
+    "other line ends are characters": (
         "a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g\n".encode(),
         ["a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g"],
     ),
@@ -63,13 +63,13 @@ def test_lines_of_a_text_file(case: str, tmp_path: Path) -> None:
 
 
 @given(st.lists(st.text().filter(lambda text: "\n" not in text and not text.endswith("\r"))))
-def test_any_texts_come_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+def test_any_texts_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     content = b"\xef\xbb\xbf" + b"".join(text.encode() + b"\n" for text in texts)
     folder = tmp_path_factory.getbasetemp()
     assert [record.text for record in read_all(open_bytes(folder, content))] == texts
 
 
-def test_jsonl_is_carried_along_as_it_was(tmp_path: Path) -> None:
+def test_jsonl_records_keep_their_line(tmp_path: Path) -> None:
     lines = [
         '{"id": 7, "text": "a", "score": 1.50, "tags": ["x", {"y": null}]}',
         ' {"text":"\\u4f60\\ud83d\\ude00","big":123456789012345678901234567890} ',
@@ -99,11 +99,11 @@ BROKEN = {
     "not json": (b"{'text': 1}", "not JSON: .* at column 2"),
     "cut": (b'{"text": "a"', "not JSON: .* at column 13"),
     "two objects": (b'{"text": "a"} {}', "not JSON: .* at column 15"),
-    "blank": (b"  \r", "it is empty"),
-    "array": (b'["a"]', "must be an object, not an array"),
-    "string": (b'"a"', "must be an object, not a string"),
-    "number": (b"1e3", "must be an object, not a number"),
-    "null": (b"null", "must be an object, not null"),
+    "blank": (b"  \r", "the line is empty"),
+    "array": (b'["a"]', "must be a JSON object, not an array"),
+    "string": (b'"a"', "must be a JSON object, not a string"),
+    "number": (b"1e3", "must be a JSON object, not a number"),
+    "null": (b"null", "must be a JSON object, not null"),
     "no field": (b'{"title": "a", "id": 1}', "no field 'text' among 'title', 'id':.*--field"),
     "no field at all": (b"{}", "no field 'text' among none:"),
     "many fields": (
@@ -114,7 +114,7 @@ BROKEN = {
     "field true": (b'{"text": true}', "'text' must be a string, not true or false"),
     "field null": (b'{"text": null}', "'text' must be a string, not null"),
     "field an object": (b'{"text": {}}', "'text' must be a string, not an object"),
-    "embedded already": (b'{"text": "a", "embedding": []}', "a field 'embedding' already"),
+    "embedded already": (b'{"text": "a", "embedding": []}', "the field 'embedding' is reserved"),
     "half a surrogate pair": (b'{"text": "\\ud83d"}', "half of a surrogate pair"),
     "half of one elsewhere": (b'{"text": "a", "b": ["\\uDE00"]}', "half of a surrogate pair"),
     "too deep": (b'{"text": ' + b"[" * 100_000, "nested too deeply"),
@@ -123,7 +123,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_line_is_named(case: str, tmp_path: Path) -> None:
+def test_error_names_the_invalid_line(case: str, tmp_path: Path) -> None:
     line, message = BROKEN[case]
     reader = open_bytes(tmp_path, GOOD + line + b"\n" + GOOD, "jsonl")
     assert next(reader) == "a"
@@ -132,7 +132,7 @@ def test_a_broken_line_is_named(case: str, tmp_path: Path) -> None:
     reader.close()
 
 
-def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+def test_error_names_the_line_that_is_not_utf8(tmp_path: Path) -> None:
     reader = open_bytes(tmp_path, b"a\n\nb\xffc\n")
     assert [next(reader), next(reader)] == ["a", ""]
     with pytest.raises(ValueError, match=r"input, line 3: byte 2 \(0xff\) is not UTF-8"):
@@ -140,7 +140,7 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     reader.close()
 
 
-def test_records_are_taken_in_order_while_reading_goes_on(tmp_path: Path) -> None:
+def test_records_are_taken_in_order_while_reading(tmp_path: Path) -> None:
     reader = open_bytes(tmp_path, b"a\nb\nc\nd\n")
     assert [next(reader), next(reader)] == ["a", "b"]
     assert reader.take().text == "a"
@@ -152,9 +152,9 @@ def test_records_are_taken_in_order_while_reading_goes_on(tmp_path: Path) -> Non
     reader.close()
 
 
-def test_the_length_hint_is_what_is_left(tmp_path: Path) -> None:
+def test_length_hint(tmp_path: Path) -> None:
     reader = open_bytes(tmp_path, b"four\n" * 100)
-    assert operator.length_hint(reader, -1) == -1  # nothing is known yet
+    assert operator.length_hint(reader, -1) == -1  # unknown before the first line
     for left in range(99, -1, -1):
         next(reader)
         assert operator.length_hint(reader, -1) == left
@@ -168,7 +168,7 @@ def test_the_length_hint_is_what_is_left(tmp_path: Path) -> None:
     uneven.close()
 
 
-def test_a_file_that_has_grown_has_no_negative_hint(tmp_path: Path) -> None:
+def test_length_hint_of_a_growing_file(tmp_path: Path) -> None:
     reader = open_bytes(tmp_path, b"a\n")
     with (tmp_path / "input").open("ab") as file:
         file.write(b"b\nc\n")
@@ -177,15 +177,15 @@ def test_a_file_that_has_grown_has_no_negative_hint(tmp_path: Path) -> None:
     reader.close()
 
 
-def test_a_pipe_is_read_as_it_comes(tmp_path: Path) -> None:
+def test_pipe_is_read_line_by_line(tmp_path: Path) -> None:
     path = str(tmp_path / "pipe")
     os.mkfifo(path)
-    keep = os.open(path, os.O_RDWR)  # so that neither side waits for the other to open it
+    keep = os.open(path, os.O_RDWR)  # neither side blocks in open() then
     writer = os.open(path, os.O_WRONLY)
     reader = open_reader(path, InputFormat.text, "text")
     os.write(writer, b"a\nb")
-    reader.check_first_line()  # what is read of a pipe cannot be read again
-    assert next(reader) == "a"  # "b" may have more letters to come
+    reader.check_first_line()  # does nothing: a pipe cannot be rewound
+    assert next(reader) == "a"  # "b" may have more characters to come
     assert operator.length_hint(reader, -1) == -1
     os.write(writer, b"c\n")
     assert next(reader) == "bc"
@@ -199,7 +199,7 @@ def test_the_first_line_is_checked_and_read_again(tmp_path: Path) -> None:
     reader = open_bytes(tmp_path, b"\xef\xbb\xbf" + GOOD + b"{}\n", "jsonl")
     reader.check_first_line()
     assert next(reader) == "a"
-    assert operator.length_hint(reader, -1) == 0  # 3 bytes of 20 left: no line that is known of
+    assert operator.length_hint(reader, -1) == 0  # 3 of 20 bytes left: less than an average line
     with pytest.raises(ValueError, match="line 2:"):
         next(reader)
     reader.close()
@@ -228,8 +228,10 @@ def test_formats_by_suffix(source: str, given_format: InputFormat | None, expect
 
 
 @pytest.mark.parametrize("suffix", reading.OTHER_SUFFIXES)
-def test_files_that_are_no_lines_of_text(suffix: str) -> None:
-    with pytest.raises(ValueError, match=rf"a\{suffix} is read a line at a time.*--input-format"):
+def test_suffixes_of_other_formats(suffix: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"a\{suffix} looks like a \{suffix} file.*--input-format"
+    ):
         choose_input_format(f"a{suffix}", None)
 
 

@@ -1,4 +1,4 @@
-"""Outputs of vectors: what is read back from them, and files that are whole or not there."""
+"""Outputs of vectors: round trips, and files that are complete or absent."""
 
 import json
 import os
@@ -22,7 +22,7 @@ DTYPES = ("float32", "float16", "int8", "uint8")
 
 
 def records_of(folder: Path, lines: list[str]) -> list[Record]:
-    """What the reader makes of these JSONL lines."""
+    """Records of these JSONL lines."""
     path = folder / "records.jsonl"
     path.write_text("".join(line + "\n" for line in lines), "utf-8")
     reader = open_reader(str(path), InputFormat.jsonl, "text")
@@ -64,7 +64,7 @@ def test_npy(dtype: str, rows: int, tmp_path: Path, seed: int) -> None:
     assert path.stat().st_size == 128 + vectors.nbytes
 
 
-def test_npy_takes_rows_that_do_not_lie_together(tmp_path: Path, seed: int) -> None:
+def test_npy_takes_non_contiguous_rows(tmp_path: Path, seed: int) -> None:
     vectors = some_vectors(8, 10, "float32", seed)[::2, ::2]
     path = tmp_path / "vectors.npy"
     with path.open("wb") as file:
@@ -73,13 +73,13 @@ def test_npy_takes_rows_that_do_not_lie_together(tmp_path: Path, seed: int) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_header_has_room_for_any_number_of_rows(dtype: str) -> None:
+def test_npy_header_fits_any_number_of_rows(dtype: str) -> None:
     empty = np.empty((0, 1792), dtype)
     assert {len(_npy_header(empty, 10**power)) for power in range(19)} == {128}
     assert len(_npy_header(empty, 0)) == 128
 
 
-def test_npy_has_the_other_fields_beside_it(tmp_path: Path, seed: int) -> None:
+def test_npy_with_a_file_of_other_fields(tmp_path: Path, seed: int) -> None:
     lines = ['{"id": 7, "body": "a", "tags": ["é"]}', '{"body": "b"}', '{"body": "", "text": "t"}']
     path = tmp_path / "records.jsonl"
     path.write_text("\n".join(lines), "utf-8")
@@ -105,20 +105,20 @@ def bits(vectors: Vectors) -> Any:
     return vectors.view(f"u{vectors.itemsize}")
 
 
-def test_float32_comes_back_from_jsonl_to_the_bit(tmp_path: Path, seed: int) -> None:
+def test_float32_round_trips_through_jsonl(tmp_path: Path, seed: int) -> None:
     drawn = np.random.default_rng(seed).integers(0, 2**32, (500, 40), dtype=np.uint32)
-    # 0, -0, extremes, and one that is whole with all its digits
+    # 0, -0, extremes, and an integer that needs all digits
     drawn[0, :7] = [0, 0x80000000, 1, 0x7F7FFFFF, 0x00800000, 0x007FFFFF, 0x4CEB79A3]
     vectors = drawn.view(np.float32)
     vectors = np.where(np.isfinite(vectors), vectors, np.float32(0.1))
     read = np.array(jsonl_numbers(vectors, tmp_path), dtype=np.float32)
     np.testing.assert_array_equal(bits(read), bits(vectors))
-    # one digit less is too few, so the digits are what is tested here
+    # one digit less is too few, so the test depends on the number of digits
     short = np.array([[float(f"{x:.8g}") for x in row] for row in vectors.tolist()], np.float32)
     assert (bits(short) != bits(vectors)).any()
 
 
-def test_every_float16_comes_back_from_jsonl(tmp_path: Path) -> None:
+def test_every_float16_round_trips_through_jsonl(tmp_path: Path) -> None:
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
     vectors = every[np.isfinite(every)].reshape(-1, 64)
     read = np.array(jsonl_numbers(vectors, tmp_path), dtype=np.float16)
@@ -126,14 +126,14 @@ def test_every_float16_comes_back_from_jsonl(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
-def test_whole_numbers_stay_whole_in_jsonl(dtype: str, tmp_path: Path) -> None:
+def test_integers_stay_integers_in_jsonl(dtype: str, tmp_path: Path) -> None:
     vectors = np.arange(256).astype(np.uint8).view(dtype).reshape(16, 16)
     read = jsonl_numbers(vectors, tmp_path)
     assert read == vectors.tolist()
     assert {type(number) for row in read for number in row} == {int}
 
 
-def test_what_json_has_no_word_for(tmp_path: Path) -> None:
+def test_nan_and_infinity_in_jsonl(tmp_path: Path) -> None:
     vectors = np.array([[np.nan, np.inf, -np.inf, 1], [1, 2, 3, 4]], np.float32)
     (broken, whole) = jsonl_numbers(vectors, tmp_path)
     assert np.isnan(broken[0])
@@ -207,7 +207,7 @@ def test_parquet_has_a_column_for_each_field(to_table: Callable[..., Any], seed:
 
 
 PLAIN = '{"text": "a", "n": 1, "x": 0.5, "s": "s", "b": true, "l": ["m"], "o": {"p": 1}, "z": null}'
-# A line of the second block -> what is said of it.
+# A line of the second block -> the error message.
 MISFITS = {
     '{"text": "b", "n": 2.5}': "'n', 2.5, does not fit a column of type int64",
     '{"text": "b", "n": true}': "'n', True, does not fit a column of type int64",
@@ -227,7 +227,7 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("line", MISFITS)
-def test_parquet_names_a_value_that_its_column_cannot_hold(
+def test_parquet_error_names_the_value_that_does_not_fit(
     line: str, to_table: Callable[..., Any]
 ) -> None:
     fine = '{"text": "b"}'
@@ -242,10 +242,10 @@ def test_parquet_names_a_value_that_its_column_cannot_hold(
         (["1", "2", "[3]"], r"line 3: the field 'v', \[3\], does not fit the values before it"),
         (["1", "9223372036854775808"], "line 2: the field 'v', 9223372036854775808, does not fit"),
         (["1.5", "true"], "line 2: the field 'v', True, does not fit a column of type double"),
-        (["{}", "{}"], "Parquet has no such column"),
+        (["{}", "{}"], "Parquet does not support a column"),
     ],
 )
-def test_parquet_names_a_value_of_the_first_block(
+def test_parquet_error_names_a_value_of_the_first_block(
     values: list[str], message: str, to_table: Callable[..., Any]
 ) -> None:
     with pytest.raises(ValueError, match=f"{message}.*jsonl"):
@@ -263,7 +263,7 @@ def test_parquet_keeps_the_type_of_numbers(
     np.testing.assert_array_equal(column.values.to_numpy().reshape(4, 3), vectors)
 
 
-def test_parquet_of_nothing(to_table: Callable[..., Any]) -> None:
+def test_parquet_without_rows(to_table: Callable[..., Any]) -> None:
     table = to_table([], np.empty((0, 5), np.int8)).read()
     assert table.num_rows == 0
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: int8>[5]"
@@ -298,24 +298,22 @@ def test_outputs_without_a_format(tmp_path: Path) -> None:
         choose_output_format(str(tmp_path), OutputFormat.npy)
 
 
-def test_a_file_is_there_when_all_of_it_is(tmp_path: Path) -> None:
+def test_file_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"before")
     with open_output(str(path)) as file:
         file.write(b"af")
         file.flush()
         assert path.read_bytes() == b"before"
-        (beside,) = set(tmp_path.iterdir()) - {path}
-        assert beside.read_bytes() == b"af"
+        (temporary,) = set(tmp_path.iterdir()) - {path}
+        assert temporary.read_bytes() == b"af"
         file.write(b"ter")
     assert path.read_bytes() == b"after"
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_nothing_is_left_of_a_file_that_was_not_finished(
-    error: type[BaseException], tmp_path: Path
-) -> None:
+def test_failed_output_leaves_no_file(error: type[BaseException], tmp_path: Path) -> None:
     def fail() -> None:
         with open_output(str(tmp_path / "out")) as file:
             file.write(b"half")
@@ -328,7 +326,7 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_renaming_may_fail(tmp_path: Path) -> None:
+def test_failing_rename(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with pytest.raises(OSError, match=f"^cannot write {path}: Is a directory$"):
         with open_output(str(path)):
@@ -336,7 +334,7 @@ def test_the_renaming_may_fail(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_two_at_a_time_do_not_mix(tmp_path: Path) -> None:
+def test_two_concurrent_writers(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with open_output(str(path)) as first:
         first.write(b"first")
@@ -347,7 +345,7 @@ def test_two_at_a_time_do_not_mix(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_has_the_usual_rights(tmp_path: Path) -> None:
+def test_new_file_has_default_permissions(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         with open_output(str(tmp_path / "out")):
@@ -357,7 +355,7 @@ def test_a_file_has_the_usual_rights(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o640
 
 
-def test_a_link_stays_one(tmp_path: Path) -> None:
+def test_symbolic_link_is_kept(tmp_path: Path) -> None:
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
     link, target = tmp_path / "here/link", tmp_path / "there/file"
@@ -370,7 +368,7 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     assert [len(list((tmp_path / folder).iterdir())) for folder in ("here", "there")] == [1, 1]
 
 
-def test_a_long_name(tmp_path: Path) -> None:
+def test_long_file_name(tmp_path: Path) -> None:
     path = tmp_path / ("字" * 85)  # 255 bytes, the longest there are
     with open_output(str(path)) as file:
         file.write(b"x")
@@ -383,7 +381,7 @@ def refused(message: str) -> Iterator[None]:
         yield
 
 
-def test_outputs_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_outputs(tmp_path: Path) -> None:
     with refused(f"the output {tmp_path} is a folder"), open_output(str(tmp_path)):
         pass
     none = tmp_path / "none/out"
@@ -396,13 +394,13 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
 
 
 @on_linux
-def test_a_folder_that_takes_no_files() -> None:
+def test_folder_without_files() -> None:
     with refused("^cannot write /proc/self/out: "), open_output("/proc/self/out"):
-        pass  # nobody, root included, makes files in there
+        pass  # not even root can create files there
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_the_right_to_write(tmp_path: Path) -> None:
+def test_folder_without_write_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     with refused(f"^cannot write {tmp_path}/out: Permission denied$"):
         with open_output(str(tmp_path / "out")):
@@ -410,7 +408,7 @@ def test_a_folder_without_the_right_to_write(tmp_path: Path) -> None:
 
 
 @on_linux
-def test_a_full_disk_is_named() -> None:
+def test_full_disk() -> None:
     with pytest.raises(OSError, match=r"^cannot write /dev/full: No space left on device$"):
         with open_output("/dev/full") as file:
             file.write(b"x")
@@ -420,8 +418,8 @@ def test_a_full_disk_is_named() -> None:
 
 
 @on_linux
-def test_the_first_error_is_the_one_that_is_told() -> None:
-    """What is still in a buffer when something else fails does not fit either."""
+def test_first_error_is_raised() -> None:
+    """Closing the file fails again for the data still buffered; the first error is raised."""
 
     def fail() -> None:
         with open_output("/dev/full") as file:
@@ -432,7 +430,7 @@ def test_the_first_error_is_the_one_that_is_told() -> None:
         fail()
 
 
-def test_a_pipe_is_written_straight(tmp_path: Path) -> None:
+def test_pipe_is_written_directly(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -450,7 +448,7 @@ def test_a_pipe_is_written_straight(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(path.stat().st_mode)
 
 
-def test_a_file_that_is_replaced_keeps_its_rights(tmp_path: Path) -> None:
+def test_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
     path = tmp_path / "v.npy"
     path.write_bytes(b"private")
     path.chmod(0o600)
@@ -460,11 +458,11 @@ def test_a_file_that_is_replaced_keeps_its_rights(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_parquet_refuses_what_no_column_holds(
+def test_parquet_refuses_unsupported_values(
     to_table: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert to_table(['{"text": "a", "n": ' + "[" * 30 + "]" * 30 + "}"]).metadata.num_rows == 1
-    with pytest.raises(ValueError, match="line 2: the field 'n'"):  # the first is not to blame
+    with pytest.raises(ValueError, match="line 2: the field 'n'"):  # not line 1
         to_table(['{"text": "a", "n": []}', '{"text": "a", "n": ' + "[" * 31 + "]" * 31 + "}"])
     for value in ("[" * 31 + "]" * 31, "[" * 500 + "]" * 500, "9" * 25):
         with pytest.raises(ValueError, match=r"line 1: the field 'n', .* does not fit") as caught:
@@ -475,5 +473,5 @@ def test_parquet_refuses_what_no_column_holds(
     monkeypatch.setattr(parquet, "MOST_COLUMNS", 3)
     lines = ['{"text": "a", "b": 1}', '{"text": "a", "c": 1}']
     assert to_table(lines).metadata.num_rows == 2
-    with pytest.raises(ValueError, match="the first 3 rows have 4 different fields, more than"):
+    with pytest.raises(ValueError, match="the first 3 rows have 4 different fields, but at most"):
         to_table([*lines, '{"text": "a", "d": 1}'])

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def without_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same tests on a machine that has those libraries and on one that does not."""
+    """Hide these libraries, so that the tests run alike with and without them."""
 
     def hide(find: Callable[..., Any]) -> Callable[..., Any]:
         return lambda name: None if name in EXPORTED else find(name)
@@ -48,7 +48,7 @@ def lines_of(*args: str, said: str = "") -> dict[tuple[str, str, str], dict[str,
 
 def test_lines(folder: Path) -> None:
     cases = ("--case", "fixed-16", "--case", "latency-16", "--case", "fixed-2048")
-    said = "nomicbert: fixed-2048 is left out: this checkpoint's texts have 512 tokens at most\n"
+    said = "nomicbert: fixed-2048 is left out: this checkpoint takes at most 512 tokens per text\n"
     lines = lines_of(str(folder), *cases, "--dtype", "float32", "--rounds", "2", said=said)
     measured = {key for key, line in lines.items() if line["status"] == "measured"}
     peers = ("ours", "ours-texts", "transformers", "transformers-32", "sentence-transformers")
@@ -87,10 +87,10 @@ def test_the_table(folder: Path, tmp_path: Path) -> None:
     assert {json.loads(line)["case"] for line in path.read_text().splitlines()} == {"queries"}
 
 
-def test_lines_are_there_as_soon_as_a_case_is_done(
+def test_lines_are_written_after_each_case(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What comes later may be interrupted: file and tables hold what was measured before."""
+    """A later case may be interrupted: file and tables have the cases measured before."""
     right = group.Group._case
 
     def until_latency(self: Any, case: Any, step: Any) -> Any:
@@ -121,7 +121,7 @@ def test_nothing_measured(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     code, out, err = run_cli(*words, "--case", "fixed-2048")
     assert (code, out) == (1, "")
     assert err.splitlines() == [
-        "nomicbert: fixed-2048 is left out: this checkpoint's texts have 512 tokens at most",
+        "nomicbert: fixed-2048 is left out: this checkpoint takes at most 512 tokens per text",
         "nomicbert: nothing was measured: every case is left out",
     ]
     assert path.read_text() == "of an older run\n"
@@ -132,7 +132,7 @@ def test_nothing_measured(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Embedder, "from_pretrained", refuse)
     monkeypatch.setattr(group.Group, "_truth", lambda *_: ("nobody", np.zeros((3, 2))))
     code, out, err = run_cli(*words, "--case", "fixed-16", "--peer", "onnxruntime")
-    assert (code, err) == (1, "nomicbert: nothing was measured: nobody could take part\n")
+    assert (code, err) == (1, "nomicbert: nothing was measured: no library could take part\n")
     assert out.startswith("left out:\n  ours float32: not on this machine\n")
     assert {json.loads(line)["status"] for line in path.read_text().splitlines()} == {"absent"}
 
@@ -143,11 +143,12 @@ def test_limits_of_a_few_tokens(tmp_path: Path) -> None:
     (folder / "sentence_bert_config.json").write_text(json.dumps(limit))
     code, out, err = run_cli("bench", str(folder), *QUICK, *(f"--case={name}" for name in NAMES))
     assert (code, out) == (1, "")
-    assert err.count(" is left out: this checkpoint's texts have 2 tokens at most\n") == len(NAMES)
+    said = " is left out: this checkpoint takes at most 2 tokens per text\n"
+    assert err.count(said) == len(NAMES)
 
 
 def test_without_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours alone, which are then their own reference."""
+    """Only ours take part, and are their own reference."""
     monkeypatch.setattr("nomicbert.benchmark.sentence.find_spec", lambda name: None)
     monkeypatch.setattr(torch_peers, "find_spec", lambda name: None)
     lines = lines_of(str(folder), "--case", "fixed-16", "--dtype", "bfloat16")
@@ -160,7 +161,7 @@ def test_without_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert reason == "sentence-transformers is not installed"
 
 
-def test_what_transformers_does_not_read(tmp_path: Path) -> None:
+def test_checkpoint_that_transformers_cannot_read(tmp_path: Path) -> None:
     folder = build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=1, dialect="legacy")
     lines = lines_of(str(folder), "--case", "fixed-16", "--dtype", "float32")
     assert lines["fixed-16", "ours", "float32"]["status"] == "measured"
@@ -183,7 +184,7 @@ def test_options_are_documented() -> None:
     [
         (["--case", "fixed-17"], "unknown case 'fixed-17'"),
         (["--dtype", "float64"], "unknown dtype 'float64'"),
-        (["--dtype", "float16"], "nobody computes in float16 on cpu"),
+        (["--dtype", "float16"], "no peer supports float16 on cpu"),
         (["--peer", "abacus"], "unknown peer 'abacus'"),
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["--json", "no/such/folder/lines.jsonl"], "no/such/folder does not exist"),
@@ -196,7 +197,7 @@ def test_wrong_arguments(options: list[str], message: str, folder: Path) -> None
     assert message in one_line(err)
 
 
-def test_threads_are_set_back(folder: Path) -> None:
+def test_threads_are_restored(folder: Path) -> None:
     before = torch.get_num_threads()
     lines = lines_of(
         str(folder), "--case", "latency-16", "--dtype", "float32", "--peer", "transformers",

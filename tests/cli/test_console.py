@@ -1,4 +1,4 @@
-"""The command line's own work: quick help, completion, errors, signals, pipes, log lines."""
+"""The command line itself: fast help, completion, errors, signals, pipes, log lines."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.support.command_line import environment, one_line, run_cli, run_pytho
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and devices of POSIX")
 
-# What takes long to import, or should not be there at all.
+# Modules that are slow to import, or must not be imported at all.
 HEAVY = {"huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "tqdm", "transformers"}
 
 
-def test_public_names_come_at_first_use() -> None:
+def test_public_names_are_imported_at_first_use() -> None:
     done = run_python(
         "-c",
         "import nomicbert, sys\n"
@@ -81,7 +81,7 @@ def test_runs_as_a_module() -> None:
 
 
 def complete(words: str) -> list[str]:
-    """What completion offers for a line, whose last word is being written."""
+    """The completions of a line whose last word is incomplete."""
     settings = {
         "_NOMICBERT_COMPLETE": "complete_bash",
         "COMP_WORDS": words,
@@ -182,12 +182,12 @@ def test_an_error_is_one_line_and_a_code(
 
 
 @pytest.mark.parametrize("error", [TypeError("ours"), RuntimeError("ours"), KeyError("ours")])
-def test_a_fault_of_ours_keeps_its_traceback(error: Exception) -> None:
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error), match="ours"):
         raising(error)
 
 
-def test_a_fault_of_ours_ends_with_code_1() -> None:
+def test_a_bug_ends_with_code_1() -> None:
     done = run_python("-c", "from nomicbert.cli import console; console.run(lambda: 1 + '')")
     assert done.returncode == 1
     assert "TypeError" in done.stderr
@@ -223,7 +223,7 @@ PIPED = "from nomicbert.cli import console; import sys; console.run(lambda: sys.
 
 @posix
 @pytest.mark.parametrize("args", [["-m", "nomicbert", "--help"], ["-c", PIPED]])
-def test_a_pipe_that_nobody_reads_ends_quietly(args: list[str]) -> None:
+def test_a_closed_pipe_ends_silently(args: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -247,7 +247,7 @@ console.run(work)
 
 
 def interrupt(process: subprocess.Popen[str], number: int) -> tuple[int, str, str]:
-    """Send a signal once the process has begun its work; how it ended."""
+    """Send a signal once the process has begun its work; return how it ended."""
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
     process.send_signal(number)
@@ -267,13 +267,13 @@ def start(*args: str, **settings: str) -> subprocess.Popen[str]:
 
 
 def heed_signals() -> None:
-    """A shell's background jobs and nohup's, which this suite may be one of, ignore some."""
+    """Restore default signals: a suite run by nohup or in the background ignores some."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
 
 def told(number: int) -> str:
-    """What a person who has pressed Ctrl-C sees."""
+    """The output after Ctrl-C."""
     return "nomicbert: interrupted\n" if number == signal.SIGINT else ""
 
 
@@ -281,7 +281,7 @@ def told(number: int) -> str:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGTERM, 143)]
 )
-def test_a_signal_ends_with_cleaning_up(number: int, code: int) -> None:
+def test_a_signal_runs_the_cleanup(number: int, code: int) -> None:
     assert interrupt(start("-c", WORKING), number) == (code, "cleaned up\n", told(number))
 
 
@@ -299,7 +299,7 @@ def test_a_signal_while_torch_is_imported(number: int, code: int, tmp_path: Path
 
 @posix
 def test_a_signal_that_is_ignored_stays_so() -> None:
-    """As a shell hands it down to jobs in the background."""
+    """A shell sets SIG_IGN for background jobs."""
     code = (
         "import signal\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
@@ -313,14 +313,14 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
     assert (done.returncode, done.stdout) == (0, "went on\n")
 
 
-def test_what_a_command_changes_is_put_back() -> None:
+def test_signal_handlers_and_log_levels_are_restored() -> None:
     loggers = [logging.getLogger(name) for name in console.LOGGERS]
 
     def state() -> list[object]:
         handlers = [(logger.level, [*logger.handlers]) for logger in loggers]
         return [*handlers, warnings.showwarning, *map(signal.getsignal, numbers)]
 
-    # one that is ignored stays so, and a suite in the background has such
+    # ignored signals stay ignored; a suite in the background has some
     numbers = [n for n in (2, 15) if signal.getsignal(n) is not signal.SIG_IGN]
     before, during = state(), []
 
@@ -359,7 +359,7 @@ def test_log_messages_and_warnings_are_lines(
     ]
 
 
-def test_a_line_stands_above_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_is_printed_above_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     from tqdm import tqdm
 
     def command() -> None:
@@ -374,7 +374,7 @@ def test_a_line_stands_above_a_progress_bar(capsys: pytest.CaptureFixture[str]) 
     assert any(line.startswith("Embedding: 100%") for line in lines)
 
 
-def test_verbose_says_what_is_decided(tmp_path: Path) -> None:
+def test_verbose_logs_decisions(tmp_path: Path) -> None:
     quiet = run_cli("info", str(tmp_path))
     code, out, err = run_cli("--verbose", "info", str(tmp_path))
     assert (code, out) == (2, "")

@@ -1,4 +1,4 @@
-"""The demo on the real weights: what it finds, what it measures, and how its errors end."""
+"""The demo on the real weights: its rankings, its measurements, and its errors."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ from nomicbert.text.corpus import Passage, read_passages
 from tests.support.command_line import ROOT, one_line, run_cli
 
 QUESTION = "How do I parse command-line options?"
-# Small enough to index in seconds; three of them could answer the question.
+# Few enough modules to index in seconds; three of them could answer the question.
 MODULES = ["argparse", "getopt", "optparse", "shutil", "json", "random", "queue", "cmd", "gzip"]
 PASSAGES = 80
 
@@ -45,7 +45,7 @@ def report() -> dict[str, Any]:
 def test_finds_argparse_for_the_command_line_question(report: dict[str, Any]) -> None:
     options, folder = report["answers"]
     assert (options["question"], folder["question"]) == (QUESTION, "How do I copy a folder?")
-    # getopt's docstring repeats the question almost word for word, so it may stand before it.
+    # getopt's docstring is almost the question, so it may rank before argparse.
     assert "argparse" in [hit["name"] for hit in options["results"][:2]]
     assert {"getopt", "optparse"} & {hit["name"] for hit in options["results"]}
     assert "shutil" in [hit["name"] for hit in folder["results"][:2]]
@@ -62,7 +62,7 @@ def test_ranks_by_score(report: dict[str, Any]) -> None:
 
 
 @needs_weights
-def test_scores_belong_to_the_names_beside_them(report: dict[str, Any]) -> None:
+def test_scores_belong_to_their_names(report: dict[str, Any]) -> None:
     embedder = Embedder.from_pretrained(demo.packaged_weights())
     for answer in report["answers"]:
         question = embedder.encode(answer["question"])
@@ -97,7 +97,7 @@ def test_every_field_is_documented(report: dict[str, Any]) -> None:
 
 
 @needs_weights
-def test_prints_the_three_samples_for_people() -> None:
+def test_prints_the_three_sample_questions_as_text() -> None:
     code, out, _ = run_cli("demo", "--module", "argparse", "--module", "random", "--top-k", "2")
     assert code == 0
     *answers, measured = out.strip().split("\n\n")
@@ -112,7 +112,7 @@ def test_prints_the_three_samples_for_people() -> None:
     assert "tokens/s" in measured
 
 
-def test_search_ranks_by_cosine_and_keeps_the_order_of_equals() -> None:
+def test_search_ranks_by_cosine_and_is_stable_for_equal_scores() -> None:
     half = 0.5**0.5
     index = np.array([[1, 0], [0, 1], [half, half], [0, 1], [-1, 0]], dtype=np.float32)
     passages = [Passage(name, name.upper()) for name in "abcde"]
@@ -220,7 +220,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("library")
-def test_modules_take_turns_and_what_is_private_is_left_out() -> None:
+def test_modules_are_read_round_robin_without_private_names() -> None:
     passages = read_passages()
     assert [passage.text for passage in passages] == [
         "alpha: The first letter of the Greek alphabet.",
@@ -241,7 +241,7 @@ def test_a_module_written_in_c_has_no_docstrings_to_read() -> None:
         read_passages(modules=["alpha", "math"])
 
 
-def test_a_passage_is_whole_paragraphs_until_it_says_enough(library: Path) -> None:
+def test_a_passage_is_whole_paragraphs_up_to_a_length(library: Path) -> None:
     enough, many = "word " * corpus.ENOUGH_WORDS, "word " * (corpus.MAX_WORDS + 5)
     (library / "alpha.py").write_text(f'"""Short one here.\n\n{enough}\n\nNever read."""')
     (library / "io.py").unlink()

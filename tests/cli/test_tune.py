@@ -1,4 +1,4 @@
-"""`nomicbert tune`: what it asks for, what it prints, and what it leaves behind."""
+"""`nomicbert tune`: its arguments, its output, and the table it writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.checkpoints import build_checkpoint, edit_config
 from tests.support.command_line import ROOT, one_line, run_cli
 
 CPU = torch.device("cpu")
-# Kernels whose rows nobody measures: the router is small, and training has its own.
+# Kernels that are not tuned: the router is small, attention_backward is for training only.
 NOT_TUNED = {"route", "attention_backward"}
 
 
@@ -39,7 +39,7 @@ def checkpoint(tmp_path: Path) -> str:
 
 
 class Device:
-    """The interpreter in the place of a GPU, with times that are made up: later ones are faster."""
+    """The interpreter in place of a GPU, with invented times: later ones are faster."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.measured = 0
@@ -66,7 +66,7 @@ SWIGLU = ("--kernel", "swiglu", "--dtype", "float32", "--quick")
 
 
 def test_it_needs_a_gpu(folder: Path) -> None:
-    """Also where triton's interpreter would run the kernels: its times say nothing."""
+    """Triton's interpreter runs the kernels, but its times are meaningless."""
     code, out, err = run_cli("tune", "--device", "cpu")
     assert (code, out) == (2, "")
     assert "needs a CUDA device, not cpu" in one_line(err)
@@ -175,7 +175,7 @@ def test_json_is_documented(checkpoint: str, folder: Path, device: Device) -> No
     fields += [f"results.{name}" for name in document["results"][0]]
     page = (ROOT / "docs/tune.md").read_text("utf-8")
     documented = re.findall(r"^\| `([\w.]+)` \|", page, re.M)
-    # the sizes differ from kernel to kernel
+    # each kernel has its own sizes
     sizes = {"results.n", "results.k", "results.head_dim"}
     assert set(documented) - sizes == set(fields) - sizes
     assert sizes <= set(documented)
@@ -215,12 +215,12 @@ def test_wrong_candidates_are_reported(
     monkeypatch.setattr(swiglu_triton, "forward", forward)
     code, _, err = run_cli("tune", checkpoint, *SWIGLU)
     assert code == 0
-    wrong = [line for line in err.splitlines() if "wrong values, not taken: swiglu" in line]
+    wrong = [line for line in err.splitlines() if "wrong values, rejected: swiglu" in line]
     assert wrong
     assert all("BLOCK_M=16" in line for line in wrong)
 
 
-def test_an_unwritable_folder_is_said_first(
+def test_an_unwritable_folder_is_reported_first(
     checkpoint: str, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -232,7 +232,7 @@ def test_an_unwritable_folder_is_said_first(
     assert not device.measured
 
 
-def test_a_broken_table_is_said_first(checkpoint: str, folder: Path, device: Device) -> None:
+def test_a_broken_table_is_reported_first(checkpoint: str, folder: Path, device: Device) -> None:
     folder.mkdir()
     (folder / "interpreter.json").write_text("{")
     code, out, err = run_cli("tune", checkpoint, *SWIGLU)
@@ -241,7 +241,9 @@ def test_a_broken_table_is_said_first(checkpoint: str, folder: Path, device: Dev
     assert not device.measured
 
 
-def test_ended_half_way_the_old_table_stays(checkpoint: str, folder: Path, device: Device) -> None:
+def test_an_interrupted_run_keeps_the_old_table(
+    checkpoint: str, folder: Path, device: Device
+) -> None:
     assert run_cli("tune", checkpoint, *SWIGLU)[0] == 0
     old = (folder / "interpreter.json").read_bytes()
     device.fails = SystemExit(130)
@@ -257,10 +259,10 @@ def test_a_model_without_the_kernel(checkpoint: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "nomic-v2-moe", "minilm", "interleaved"])
-def test_what_a_model_asks_for_is_measured(
+def test_problems_are_the_look_ups_of_a_model(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every look-up of a forward pass is one of the problems, and the other way round."""
+    """The problems are exactly the settings that a forward pass looks up."""
     pytest.importorskip("triton", minversion="3.6")
     built = "nomic-v1.5" if variant == "interleaved" else variant
     place = build_checkpoint(tmp_path / variant, built, num_hidden_layers=2)

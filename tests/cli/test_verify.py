@@ -1,4 +1,4 @@
-"""`nomicbert verify`: the table, the document, the exit codes, and faults that turn rows red."""
+"""`nomicbert verify`: table, document, exit codes, and the detection of planted faults."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tests.support.checkpoints import build_checkpoint, edit_config
 from tests.support.command_line import ROOT, one_line, run_cli
 
 TINY: dict[str, Any] = {"hidden_size": 256, "num_hidden_layers": 1}
-# one model of ours, and as little of the reference as a verdict needs
+# one model of ours, and the smallest reference that gives a verdict
 QUICK = ("--device", "cpu", "--dtype", "float32", "--backend", "torch", "--local-files-only")
 
 
 @pytest.fixture(autouse=True)
 def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here hangs on how long anything takes."""
+    """One timing round: no test depends on speed."""
     monkeypatch.setattr(speed, "ROUNDS", 1)
 
 
@@ -43,7 +43,7 @@ def build(folder: Path, variant: str = "nomic-v1.5") -> Path:
 
 
 def verify(folder: Path, *options: str, code: int = 0) -> dict[str, Any]:
-    """The JSON document of a run that ends with this code, and says nothing else."""
+    """The JSON document of a run that must end with this code and print nothing else."""
     found, out, err = run_cli("verify", str(folder), *QUICK, "--json", "-", *options)
     assert (found, err) == (code, ""), out + err
     document: dict[str, Any] = json.loads(out)
@@ -108,7 +108,7 @@ def test_options_are_documented() -> None:
 
 
 def swap(name: str) -> Callable[[pytest.MonkeyPatch], None]:
-    """Plant a fault in the torch backend: an op that calls the right one with something wrong."""
+    """Plant a fault in the torch backend: an op that calls the real one with wrong arguments."""
     right = getattr(kernels.TORCH, name)
 
     def swiglu(x: Any, weight: Any, *rest: Any) -> Any:
@@ -134,15 +134,15 @@ def swap(name: str) -> Callable[[pytest.MonkeyPatch], None]:
 
 
 FAULTS = {
-    "swiglu": {"hidden", "embedding", "matryoshka"},  # gate and up in each other's place
+    "swiglu": {"hidden", "embedding", "matryoshka"},  # gate and up swapped
     "layer_norm": {"hidden", "embedding", "matryoshka"},  # another epsilon
-    "qkv_rotary": {"hidden", "embedding", "matryoshka"},  # angles of the position before
+    "qkv_rotary": {"hidden", "embedding", "matryoshka"},  # angles of the previous position
     "pool": {"embedding", "matryoshka"},  # another mode
 }
 
 
 @pytest.mark.parametrize("op", FAULTS)
-def test_a_fault_of_ours_turns_rows_red(
+def test_a_planted_fault_breaks_bounds(
     op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swap(op)(monkeypatch)
@@ -153,10 +153,10 @@ def test_a_fault_of_ours_turns_rows_red(
     assert all(row["value"] > 10 * row["bound"] for row in bad)
 
 
-def test_a_vector_that_hangs_on_its_neighbours(
+def test_a_vector_that_depends_on_its_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By less than the bound of vectors allows: only the comparison of bits sees it."""
+    """By less than the bound of vectors: only the bitwise comparison detects it."""
     right = Embedder.encode
 
     def encode(self: Embedder, inputs: Any, **keywords: Any) -> Any:
@@ -226,12 +226,12 @@ def test_a_copy_that_differs(
     document = verify(copy, "--against", str(folder), code=1)
     assert broken(document) == rows
     assert document["against"] == str(folder)
-    # each by itself is sound: it says what it says
+    # each checkpoint is valid by itself
     assert broken(verify(copy)) == set()
 
 
 def test_the_same_weights_in_another_layout(tmp_path: Path) -> None:
-    """Settings that transformers cannot read, held against their twin in its own words."""
+    """Settings that transformers cannot read, compared with an equal checkpoint that it can."""
     folder = build_checkpoint(tmp_path / "legacy", "nomic-v1.5", dialect="legacy", **TINY)
     twin = build(tmp_path / "both")
     shutil.copy(twin / "sentence_bert_config.json", folder)
@@ -241,7 +241,7 @@ def test_the_same_weights_in_another_layout(tmp_path: Path) -> None:
 
 
 def test_nan_in_a_tensor(tmp_path: Path) -> None:
-    """On both sides alike: no number, no agreement. The loader's warning comes once."""
+    """NaN on both sides does not count as agreement. The loader warns once."""
     folder = build(tmp_path, "conan-v1")
 
     def spoil(tensor: torch.Tensor) -> torch.Tensor:
@@ -272,7 +272,7 @@ def contradicting(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (truncated, "model.safetensors is not a sound safetensors file"),
+        (truncated, "model.safetensors is not a valid safetensors file"),
         (contradicting, "rotary_emb_base = 2000 but rope_parameters.rope_theta = 1000"),
     ],
 )
@@ -309,7 +309,7 @@ def test_wrong_arguments(options: list[str], message: str, tmp_path: Path) -> No
 
 
 def test_a_backend_that_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for by name it is an error; among all it is a note."""
+    """An error if it is requested by name, a note otherwise."""
     monkeypatch.setattr(capabilities, "interprets", lambda: False)
     folder = build(tmp_path)
     options = ("--device", "cpu", "--dtype", "float32")

@@ -1,4 +1,4 @@
-"""Launches every kernel once in each dtype, forward and backward; `test_sanitizer` watches it.
+"""Launch every kernel once in each dtype, forward and backward; run by `test_sanitizer`.
 
 PYTHONPATH=.:kernels python -m tests.gpu.all_kernels
 """
@@ -10,7 +10,7 @@ import torch
 from tests.gpu.calls import CASES, FIRST
 from tests.gpu.support import DEVICE, DTYPES, INTERPRETED, NOMIC, draw, ops
 
-# A tile and a part of one; sanitizers are slow.
+# A full and a partial tile, and no more: sanitizers are slow.
 TOKENS = 17 if INTERPRETED else 150
 CALLS = [case for case in CASES if case.model == NOMIC or case in FIRST]
 

@@ -1,4 +1,4 @@
-"""The calls that the tests here make of each op: every model that has it, and its variants."""
+"""The calls of each op that the tests here make: its variants, for every model that has it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Case:
     """An op with the sizes of a model, for any number of tokens or any texts.
 
     Attributes:
-        texts: the call takes the lengths of texts; otherwise a number of tokens.
+        texts: whether the call takes text lengths instead of a number of tokens.
     """
 
     op: str
@@ -38,14 +38,14 @@ class Case:
         return " ".join(word for word in (self.op, self.model.name, self.variant) if word)
 
     def problem(self, draw: Draw, size: int | Sequence[int]) -> Problem:
-        """A problem of so many tokens, or of texts of these lengths."""
+        """A problem of `size` tokens, or of texts with these lengths."""
         if self.texts and isinstance(size, int):
             size = split(size)
         return self.make(self.model, draw, size, **self.options)
 
 
 def split(tokens: int) -> list[int]:
-    """Texts, a long one and short ones, of so many tokens in all."""
+    """Lengths of a long text and two short ones, with `tokens` tokens in total."""
     short = tokens // 5
     return [tokens - 2 * short, *[short] * 2] if short else [tokens]
 
@@ -103,7 +103,7 @@ PRODUCTS = [*LINEAR, *QKV, *SWIGLU, *GELU]
 BY_TOKENS = [*PRODUCTS, *MOE, *NORM, *EMBED]
 BY_TEXTS = [*ATTENTION, *POOL]
 CASES = [*BY_TOKENS, *BY_TEXTS]
-# The first case of each op: the leading model's.
+# The first case of each op, which is that of the first model.
 FIRST = list({case.op: case for case in reversed(CASES)}.values())
 
 named = partial(pytest.mark.parametrize, "case", ids=lambda case: case.name)

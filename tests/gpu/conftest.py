@@ -1,7 +1,7 @@
-"""What holds for every test here: exact fp32 around it, poisoned results, and a report.
+"""Set-up of every test here: exact fp32, poisoned memory, and a report.
 
-A test notes its error and its bound through `record`, which fails beyond the bound. Notes travel
-with pytest's own reports, so that a failing test is in the file as well.
+A test stores its error and its bound through `record`, which fails beyond the bound. The records
+are part of pytest's reports, so that a failing test is in the file as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REPORT = pytest.StashKey[Report]()
 BROKEN = pytest.StashKey[bool]()
 
 
-# Files by what they are worth, where time may run out: values first, what takes minutes last.
+# Order of the files, in case time runs out: values first, slow ones last.
 ORDER = (
     "values", "graphs", "models", "gradients", "fp8", "rows", "determinism", "precision", "tuning",
     "report", "compiled", "sanitizer",
@@ -35,7 +35,7 @@ LAST = ("longest", "queries", "memcheck", "racecheck")
 
 
 def rank(item: pytest.Item) -> tuple[bool, int]:
-    """Where a test stands: a heavy case after all others."""
+    """Sort key of a test: heavy cases come after all others."""
     name = item.path.stem.removeprefix("test_")
     heavy = any(word in item.name for word in LAST)
     return heavy, ORDER.index(name) if name in ORDER else len(ORDER)
@@ -48,14 +48,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [*mine, *rest]
     for item in items:
         if item.get_closest_marker("gpu"):
-            # time on a GPU is dear: a library's new warning is no reason to lose a result
+            # GPU time is expensive: a library's new warning must not fail a test
             item.add_marker(pytest.mark.filterwarnings("default"))
             item.user_properties.append((REPORTED, True))
 
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Iterator[Record]:
-    """note(error, bound, op=, dtype=, check=): keep the figures; fail beyond the bound."""
+    """record(error, bound, op=, dtype=, check=): store the figures; fail beyond the bound."""
     notes: list[dict[str, Any]] = []
     request.node.user_properties.append((NOTES, notes))
 
@@ -68,8 +68,8 @@ def record(request: pytest.FixtureRequest) -> Iterator[Record]:
 
 
 @pytest.fixture(autouse=True)
-def exact_products() -> Iterator[None]:
-    """fp32 around the kernels is fp32, and 16-bit products are summed in fp32."""
+def exact_matmuls() -> Iterator[None]:
+    """Disable TF32 and reduced-precision sums in torch's matmuls."""
     matmul = torch.backends.cuda.matmul
     before = torch.get_float32_matmul_precision()
     half = matmul.allow_fp16_reduced_precision_reduction
@@ -85,7 +85,7 @@ def exact_products() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def free_memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Wait for the device, so that an error of a kernel is of the test that launched it."""
+    """Wait for the device, so that a kernel's error fails the test that launched it."""
     yield
     if torch.cuda.is_available():
         request.config.stash[BROKEN] = True
@@ -95,14 +95,14 @@ def free_memory(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """After a CUDA error every call fails: under xdist another process does the other tests."""
+    """After a CUDA error every call fails: end this xdist worker, so that another continues."""
     if item.config.stash.get(BROKEN, False) and hasattr(item.config, "workerinput"):
         os._exit(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def exact_interpreter() -> None:
-    """In the interpreter bf16 and the order of sums need help."""
+    """Patch bf16 and the order of sums in the interpreter."""
     if INTERPRETED:
         from tests.interpreter import bf16, dot
 
@@ -112,27 +112,27 @@ def exact_interpreter() -> None:
 
 @pytest.fixture
 def poisoned() -> Iterator[None]:
-    """Memory that is handed out unfilled holds NaN: what a kernel leaves out shows."""
+    """Fill uninitialised memory with NaN, so that values a kernel does not write show."""
     with problem.poisoned():
         assert torch.zeros(1, device=DEVICE).new_empty(3).isnan().all()
         yield
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # under xdist the reports of all workers come to one process, which writes the file
+    # under xdist one process gets the reports of all workers, and writes the file
     if HAS_DEVICE and not hasattr(config, "workerinput"):
         config.stash[REPORT] = Report(ARCHITECTURE, results_folder())
         config.pluginmanager.register(Collector(config.stash[REPORT]))
 
 
 class Collector:
-    """Hands pytest's reports on to ours; under xdist they come from the workers."""
+    """Passes pytest's reports to ours; under xdist they come from the workers."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        # a test that ended its process has no properties
+        # a test that crashed its process has no properties
         crashed = report.failed and report.nodeid.startswith(HERE)
         if (REPORTED, True) not in map(tuple, report.user_properties) and not crashed:
             return

@@ -1,7 +1,7 @@
-"""What the tests on a GPU found: one JSON file an architecture, and a table at the end.
+"""Results of the GPU tests: one JSON file per architecture, and a table at the end.
 
 The file is written after every test, so that a hang or a crash loses nothing. Results of earlier
-runs of the same commit on the same machine stay in it: a run may be cut in several.
+runs of the same commit on the same machine are kept, so the tests can run in parts.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Result = dict[str, Any]
 
 
 def results_folder() -> Path | None:
-    """NOMICBERT_RESULTS, else bench/results; on a CPU only where one is named."""
+    """NOMICBERT_RESULTS, else bench/results; on a CPU only NOMICBERT_RESULTS."""
     if os.environ.get("NOMICBERT_RESULTS"):
         return Path(os.environ["NOMICBERT_RESULTS"])
     return ROOT / "bench/results" if torch.cuda.is_available() else None
 
 
 def commit() -> str:
-    """NOMICBERT_COMMIT, else git's, with a + where files have changed since."""
+    """NOMICBERT_COMMIT, else git's commit, with a + if files have changed since."""
     if os.environ.get("NOMICBERT_COMMIT"):
         return os.environ["NOMICBERT_COMMIT"]
     try:
@@ -57,7 +57,7 @@ def version(package: str) -> str | None:
 
 
 def machine(architecture: str) -> Result:
-    """What the results hold for."""
+    """Machine, versions and sources that the results are for."""
     found: Result = {"architecture": architecture, "commit": commit()}
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)
@@ -72,7 +72,7 @@ def machine(architecture: str) -> Result:
 
 
 def worst(records: list[Result]) -> list[Result]:
-    """Of each op, dtype and check, the record closest to its bound, or furthest beyond it."""
+    """The record with the largest share of its bound, for each op, dtype and check."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     for record in records:
         key = tuple(str(record.get(name)) for name in ("op", "dtype", "check"))
@@ -85,7 +85,7 @@ def worst(records: list[Result]) -> list[Result]:
 
 
 def plain_json(value: Any) -> Any:
-    """The same without the numbers that JSON does not know."""
+    """The same for strict JSON, which has no NaN and no infinity."""
     if isinstance(value, dict):
         return {key: plain_json(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -94,7 +94,7 @@ def plain_json(value: Any) -> Any:
 
 
 def usage(error: float, bound: float) -> float:
-    """The share of the bound that an error takes."""
+    """Error over bound."""
     if error == 0:
         return 0.0
     return error / bound if bound and not math.isnan(error) else math.inf
@@ -114,7 +114,7 @@ class Report:
                 self.tests = before["tests"]
 
     def add(self, name: str, verdict: str, records: list[Result], reason: str = "") -> None:
-        """One phase of a test; a failure is not undone by a later phase that passes."""
+        """Add one phase of a test; a later phase that passes does not undo a failure."""
         entry = self.tests[name] if name in self.here else {"verdict": verdict, "records": []}
         if verdict != "passed":
             entry["verdict"] = verdict
@@ -139,13 +139,13 @@ class Report:
             "counts": self.counts(),
             "tests": dict(sorted(self.tests.items())),
         }
-        # never half a file, even if the run is killed now
+        # replaced atomically, in case the run is killed now
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(plain_json(content), indent=1) + "\n", "utf-8")
         part.replace(self.path)
 
     def lines(self) -> list[str]:
-        """The table: of each check, op and dtype the worst of this run, then what did not pass."""
+        """The table: the worst result of each check, op and dtype, then the tests that failed."""
         records = [r for name in self.here for r in self.tests[name]["records"]]
         rows = sorted(
             (str(r.get("check", "")), str(r.get("op", "")), str(r.get("dtype", "")), r)

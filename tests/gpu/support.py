@@ -1,7 +1,7 @@
-"""Where the tests of this folder run, and at which sizes.
+"""Device and sizes of the tests in this folder.
 
-On a GPU they take the sizes of real models. NOMICBERT_GPU_TESTS=interpreter runs the same functions
-on a CPU with tiny ones: that proves the tests, not the kernels.
+On a GPU the sizes are those of real models. NOMICBERT_GPU_TESTS=interpreter runs the same functions
+on a CPU with tiny sizes, which checks the tests rather than the kernels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ARCHITECTURE = launch.architecture(DEVICE if HAS_DEVICE else torch.device("cpu")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
-# Kernels whose rows may say that the library's product is taken.
+# Kernels whose rows may select a cuBLAS GEMM instead.
 PRODUCTS = ("linear", "qkv_rotary", "swiglu", "gelu")
 
 TINY_MODELS = (
@@ -39,10 +39,10 @@ TINY_MODELS = (
 MODELS = TINY_MODELS if INTERPRETED else REAL_MODELS
 HEADS = (Model("heads of 16", 32, 2, 48, "gelu", False),) if INTERPRETED else ODD_HEADS
 NOMIC = MODELS[0]
-# On both sides of tiles, of vectors, and of what the tables call few.
+# Below and above the sizes of tiles and vectors, and the tables' limit for few rows.
 EDGES = (1, 17, 65) if INTERPRETED else (1, 15, 16, 17, 63, 64, 65, 512, 2048, 8192)
 TOKENS = 17 if INTERPRETED else 512
-# Columns between rows: such that a descriptor can skip them, and such that it cannot.
+# Columns between rows: with alignment for TMA descriptors, and without.
 APART = (16, 3)
 REPEATS = 2 if INTERPRETED else 50
 BATCHES: dict[str, tuple[int, ...]] = (
@@ -71,7 +71,7 @@ def models(mlp: str) -> tuple[Model, ...]:
 
 
 def force(monkeypatch: pytest.MonkeyPatch, change: Callable[[str, Settings], Settings]) -> None:
-    """Have every launch use change(kernel, what the tables say)."""
+    """Make every launch use change(kernel, settings of the tables)."""
     shipped = launch.settings
 
     def settings(kernel: str, device: torch.device, dtype: torch.dtype, **sizes: int) -> Settings:
@@ -81,7 +81,7 @@ def force(monkeypatch: pytest.MonkeyPatch, change: Callable[[str, Settings], Set
 
 
 def force_library(monkeypatch: pytest.MonkeyPatch, library: bool) -> None:
-    """Products by the library, or by kernels, whatever the tables say."""
+    """Force cuBLAS GEMMs, or our kernels, regardless of the tables."""
     force(
         monkeypatch,
         lambda kernel, row: (

@@ -1,4 +1,4 @@
-"""The packed core is one graph for torch.compile with our kernels in it, forward and backward."""
+"""torch.compile traces the packed core with our kernels as one graph, forward and backward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.checkpoints import build_checkpoint
 
 pytestmark = pytest.mark.gpu
 
-# inductor on a CPU would spend its time in a C++ compiler
+# not on a CPU, where inductor would mostly wait for a C++ compiler
 BACKENDS = ("aot_eager",) if INTERPRETED else ("aot_eager", "inductor")
 
 

@@ -1,4 +1,4 @@
-"""The same bits in every run; in a row whatever stands beside it; in a text nearly so."""
+"""Identical bits in every run, and per row in any batch; nearly identical vectors per text."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ pytestmark = pytest.mark.gpu
 SLICES = [(0, 1), (0, 2), (0, 7), (0, 16), (0, 17), (0, 33), (0, 64), (0, 65), (0, 100)]
 SLICES += [(5, 1), (31, 2), (99, 77)]
 ROWS = 200
-# The text's own bits are promised with backend "invariant" alone; with "triton" these: other tiles
-# and cuBLAS sum in other orders. A text that sees another one is off by 0.01.
+# Only backend "invariant" promises identical bits per text. With "triton" these bounds hold, since
+# other tiles and cuBLAS sum in other orders. A text that attends to another one is off by 0.01.
 SAME = {torch.float32: 5e-6, torch.bfloat16: 5e-5}
 LENGTHS = (2, 3, 17, 33) if INTERPRETED else (2, 3, 5, 17, 32, 33, 65, 129, 257, 512)
 
 
 def differing(a: torch.Tensor, b: torch.Tensor) -> int:
-    """Values with other bits."""
+    """Number of values whose bits differ."""
     return int((a.view(torch.uint8) != b.view(torch.uint8)).sum())
 
 
@@ -69,7 +69,7 @@ def test_runs_repeat(case: Case, dtype: torch.dtype, seed: int, record: Record) 
 def test_rows_keep_their_bits(
     case: Case, dtype: torch.dtype, seed: int, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the number of rows, as long as the tile is the same one: that of many rows."""
+    """For any number of rows, with the same tile: that of many rows."""
     force_library(monkeypatch, False)
     whole = case.problem(draw(dtype, seed), ROWS)
     wide: dict[str, Settings] = {}
@@ -119,7 +119,7 @@ def test_a_text_among_others(
 def test_a_text_s_bits_among_others(
     variant: str, dtype: torch.dtype, tmp_path: Path, seed: int, record: Record
 ) -> None:
-    """With backend "invariant": in batches that take other launch settings and other tiles."""
+    """Backend "invariant", in batches whose launch settings and tiles would differ."""
     folder = build_checkpoint(tmp_path, variant, seed=seed, num_hidden_layers=2)
     model = embedder(folder, dtype, "invariant")
     rng = random.Random(seed)

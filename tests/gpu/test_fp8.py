@@ -1,4 +1,4 @@
-"""Backend "fp8" on the device against its specification, both of the same rounded inputs."""
+"""Backend "fp8" on the device against its specification, on the same rounded inputs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def draw(*shape: int, seed: int, dtype: torch.dtype, scale: float = 1.0) -> Tens
 def calls(
     model: Model, rows: int, dtype: torch.dtype, seed: int
 ) -> dict[str, Callable[[Ops], Tensor | Activation]]:
-    """Each product of a layer, of inputs that both forms read alike."""
+    """Each GEMM of a layer, on inputs that both forms can read."""
     width, inner = model.hidden, model.inner
     x = fp8.round_rows(draw(rows, width, seed=seed, dtype=dtype))
     residual = draw(rows, width, seed=seed + 1, dtype=dtype)
@@ -74,7 +74,7 @@ def calls(
 @EVERY_MODEL
 @HALVES
 def test_ops(model: Model, dtype: torch.dtype, seed: int, record: Record) -> None:
-    """Products within the bound of a kernel; what is rounded, within a step of e4m3."""
+    """Unrounded results within the bound of a kernel, rounded ones within one step of e4m3."""
     ours = fp8_ops(DEVICE)
     for rows in EDGES:
         for name, call in calls(model, rows, dtype, seed).items():
@@ -88,15 +88,15 @@ def test_ops(model: Model, dtype: torch.dtype, seed: int, record: Record) -> Non
                 continue
             assert isinstance(wanted, Activation)
             a, b = (values(Activation(y.data, y.scale)) for y in (got, wanted))
-            # numbers of e4m3 are an eighth apart, and where a sum lies between two, either will do;
-            # Hopper's sums keep 13 bits, so that a few of the small ones are off by more
+            # e4m3 values are an eighth apart, and a sum between two may round to either one. Hopper
+            # accumulates with 13 bits, so that some small values are off by more
             off = (a - b).abs() / (b.abs() + b.abs().amax(1, keepdim=True) / 16)
             record(off.max().item(), 0.14, **what)
             record((off > 1e-2).float().mean().item(), 0.2, **{**what, "check": "fp8, how many"})
 
 
 def test_rounding(seed: int, record: Record) -> None:
-    """The kernel and torch round alike, bit for bit."""
+    """The kernel rounds like torch, bit for bit."""
     from nomicbert_kernels import fp8_triton
 
     for dtype in (torch.float32, torch.bfloat16, torch.float16):

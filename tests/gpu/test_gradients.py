@@ -20,7 +20,7 @@ from tests.support.checkpoints import build_checkpoint
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
 LENGTHS = (17, 3, 1, 17) if INTERPRETED else (17, 17, 32, 3, 1, 130, 64)
-# The gradient of a table is summed over tokens; a small one is met often.
+# The gradient of a table is summed over tokens; in a small table each row gets many.
 WORDS = 50
 
 
@@ -31,7 +31,7 @@ def rms(x: Tensor) -> float:
 @named(CASES)
 @ALL_DTYPES
 def test_ops(case: Case, dtype: torch.dtype, seed: int, record: Record) -> None:
-    """fp32: of the largest gradient. 16 bits: twice plain torch's rms error, and one eps."""
+    """fp32: share of the largest gradient. 16 bits: twice torch's rms error plus one eps."""
     if case.op == "embed":
         case = Case(case.op, case.model, case.make, case.variant, {"vocabulary": WORDS})
     problem = case.problem(draw(dtype, seed), TOKENS)
@@ -54,7 +54,7 @@ def test_ops(case: Case, dtype: torch.dtype, seed: int, record: Record) -> None:
 
 
 def gradients(model: NomicBert, weight: Tensor) -> dict[str, Tensor]:
-    """Of a weighted sum of the hidden states of packed texts."""
+    """Gradients of a weighted sum of the hidden states of packed texts."""
     generator = torch.Generator().manual_seed(3)
     limit = model.config.vocab_size
     texts = [torch.randint(1, limit, (n,), generator=generator).tolist() for n in LENGTHS]
@@ -75,7 +75,7 @@ def test_training_step(variant: str, tmp_path: Path, seed: int, record: Record) 
         mine = got[name]
         labels = {"check": "training step", "op": variant, "dtype": "float32", "tensor": name}
         if name.endswith("qkv.bias") and model.config.rotary_dim == 0:
-            # a key's bias shifts all logits of a query alike: its true gradient is 0
+            # a key bias shifts all logits of a query equally, so its true gradient is 0
             query = mine.chunk(3)[0].abs().max().item()
             key = mine.chunk(3)[1].abs().max().item()
             record(key / query, KEY_BIAS, **labels | {"check": "key bias"})
@@ -85,7 +85,7 @@ def test_training_step(variant: str, tmp_path: Path, seed: int, record: Record) 
 
 
 def test_a_step_moves_every_parameter(tmp_path: Path, seed: int) -> None:
-    """One step of an optimizer lowers the loss, and leaves no weight of before behind."""
+    """An optimizer step lowers the loss, and no prepared copy of an old weight stays in use."""
     folder = build_checkpoint(tmp_path, "nomic-v1.5", seed=seed, num_hidden_layers=1)
     model = NomicBert.from_pretrained(folder, backend="triton", device=DEVICE)
     batch = pack([[5, 6, 7, 8, 9] * 3, [9, 8]], device=DEVICE)

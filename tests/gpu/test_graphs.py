@@ -1,4 +1,4 @@
-"""Recorded graphs on a GPU: the vectors of single launches, whatever is asked in between."""
+"""Recorded graphs on a GPU give the vectors of single launches, in any order of calls."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ pytestmark = [
     ),
 ]
 
-# As for a text among others: fp32 the largest difference of unit vectors, else 1 - cosine. A bucket
-# has more rows than its batch, so that cuBLAS may sum in another order.
+# fp32: largest difference of unit vectors; else 1 - cosine. A bucket has more rows than its batch,
+# so that cuBLAS may sum in another order.
 BOUNDS = {torch.float32: 5e-6, torch.bfloat16: 5e-5}
-# Of memory after to memory before. A bucket that is first met later is recorded then, and the
-# allocator takes memory in pieces of 20 MiB; a graph or a row kept for each text would double it.
+# Ratio of memory after to memory before. Buckets may still be recorded later, and the allocator
+# takes blocks of 20 MiB; a graph or a row kept per text would double the memory.
 GROWTH = 1.25
 VARIANTS = ("nomic-v1.5", "conan-v1", "bge-en", "nomic-v2-moe")
 
@@ -59,7 +59,7 @@ def test_any_mixture(
     record: Record,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Batches of all sizes in any order, so that a bucket's buffers hold others' remains."""
+    """Batches of all sizes in any order, so that buffers contain leftovers of other batches."""
     embedder = load(tmp_path, variant, seed, dtype)
     rng = random.Random(seed)
     keywords = {"prompt": "", "normalize_embeddings": True, "max_length": 512}
@@ -70,7 +70,7 @@ def test_any_mixture(
         texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
         found = embedder.encode(texts, **keywords)
         repeats += int((embedder.encode(texts, **keywords) != found).sum())
-        # the call without graphs lets go of them
+        # check before the call without graphs, which frees them
         kept = max(kept, len(embedder.graphs._kept))
         with monkeypatch.context() as without:
             without.setenv(graphs.SWITCH, "0")
@@ -96,7 +96,7 @@ def test_parameters_that_change(tmp_path: Path, seed: int, record: Record) -> No
 
 
 def test_streams_and_threads(tmp_path: Path, seed: int, record: Record) -> None:
-    """Each thread on a stream of its own, all on one Embedder."""
+    """Threads with separate streams share one Embedder."""
     embedder = load(tmp_path, "nomic-v1.5", seed)
     texts = [" ".join(WORDS[: n + 1]) for n in range(8)]
     wanted = [embedder.encode(text, prompt="") for text in texts]
@@ -117,7 +117,7 @@ def test_streams_and_threads(tmp_path: Path, seed: int, record: Record) -> None:
 
 
 def test_a_stream_of_texts(tmp_path: Path, seed: int, record: Record) -> None:
-    """The tokenizer's thread, pinned memory and a recording at the same time; flat memory."""
+    """Tokenizer thread, pinned memory and recording run concurrently; memory stays flat."""
     embedder = load(tmp_path, "nomic-v1.5", seed)
     texts = [" ".join(WORDS[i % 7 : i % 7 + 1 + i % 5]) for i in range(60_000)]
     wanted = embedder.encode(texts[:500], prompt="")
@@ -135,7 +135,7 @@ def test_a_stream_of_texts(tmp_path: Path, seed: int, record: Record) -> None:
 
 
 def test_inside_a_recording_of_the_caller(tmp_path: Path, seed: int, record: Record) -> None:
-    """A caller may record the packed core; texts would be recorded with their ids."""
+    """A caller may record the packed core, but not texts, whose ids would be recorded too."""
     embedder = load(tmp_path, "nomic-v1.5", seed)
     model = embedder.embedding_model
     texts = [[5, 6, 7, 8], [9, 10]]
@@ -158,7 +158,7 @@ def test_inside_a_recording_of_the_caller(tmp_path: Path, seed: int, record: Rec
 def test_graphs_come_and_go(
     tmp_path: Path, seed: int, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few are kept, two Embedders record in turn, and memory does not grow."""
+    """Few are kept, two Embedders alternate recording, and memory does not grow."""
     first, second = (load(tmp_path / name, "nomic-v1.5", seed) for name in ("a", "b"))
     monkeypatch.setattr(graphs, "MOST", 3)
     texts = [" ".join(WORDS[:n]) for n in (1, 5, 40)]

@@ -1,7 +1,7 @@
 """Whole models on backend "triton" against transformers, in every dtype.
 
-The truth is transformers' model in fp32 on the CPU, where the other parity tests prove it; mixtures
-of experts, which it cannot load, are held against the reference there.
+The truth is transformers' model in fp32 on the CPU. Mixtures of experts, which transformers cannot
+load, are compared with the reference backend on the CPU.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from tests.parity.support import (
 from tests.support.cpus import pretend
 from tests.support.vocabularies import SENTENCES, WORDS
 
-# all threads: the truth is computed on the CPU
+# all threads, because the truth is computed on the CPU
 pytestmark = [pytest.mark.gpu, pytest.mark.all_threads]
 
 NATIVE = ("nomic-v1.5", "conan-v1", "bge-en", "minilm")
 LENGTHS = (17, 32, 3, 1) if INTERPRETED else (17, 17, 32, 3, 1, 17, 64, 65, 128, 129)
-# Few layers of the real width, so that the kernels of real models run; and the vocabulary is small.
+# Few layers of the real width, to run the kernels of real models, with a small vocabulary.
 FULL: dict[str, dict[str, Any]] = {
     "nomic-v1.5": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
     "conan-v1": {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
@@ -61,7 +61,7 @@ def to_device(batch: Batch) -> Batch:
 
 
 def states(folder: Path, batch: Batch, backend: str, **keywords: Any) -> Tensor:
-    """All hidden states of this package's model on the device, brought back."""
+    """All hidden states of our model on the device, copied to the CPU."""
     model = NomicBert.from_pretrained(folder, backend=backend, device=DEVICE, **keywords)
     return hidden_states(model, to_device(batch)).cpu()
 
@@ -92,7 +92,7 @@ def test_fp32_at_the_real_width(variant: str, case: Case, record: Record) -> Non
 
 
 def test_experts(case: Case, record: Record) -> None:
-    """Tokens that are routed clearly."""
+    """Only tokens whose routing does not depend on rounding are compared."""
     folder = case.build("nomic-v2-moe")
     batch = case.batch(folder, lengths=LENGTHS)
     truth = hidden_states(NomicBert.from_pretrained(folder, backend="reference"), batch)
@@ -126,16 +126,16 @@ def test_16_bits(
         assert kept.sum() * truth.shape[-1] >= HALF_VALUES
     usual = hidden_states(theirs(folder, dtype=bound.dtype).to(DEVICE), to_device(batch)).cpu()
     rms, most = errors(usual, truth, kept)
-    assert rms > 1e-5  # the dtype was honoured
+    assert rms > 1e-5  # the model really ran in this dtype
     my_rms, my_most = errors(states(folder, batch, "triton", dtype=bound.dtype), truth, kept)
     note(record, (my_rms, bound.rms * rms), "hidden states, rms", variant, bound.dtype)
     note(record, (my_most, bound.most * most), "hidden states, largest", variant, bound.dtype)
 
 
 def allow_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backend refuses bf16 in the interpreter, which these tests have mended.
+    """Allow bf16 in the interpreter, which these tests have patched.
 
-    And a CPU without instructions for it would compute in float32.
+    A CPU without bf16 instructions would otherwise compute in float32.
     """
     if INTERPRETED:
         pretend(monkeypatch, True)
@@ -153,7 +153,7 @@ def test_vectors_fp32(variant: str, case: Case, record: Record) -> None:
     assert difference(truth[0], truth[1]) > 0.01
     error = difference(torch.from_numpy(got), truth)
     note(record, (error, EMBEDDING), "vectors", variant, "float32")
-    if variant == "nomic-v1.5":  # the card's own recipe
+    if variant == "nomic-v1.5":  # LayerNorm, slice and L2 as in the model card
         short = embedder.encode(TEXTS, prompt="", matryoshka_dim=64)
         normed = F.layer_norm(sentence_vectors(folder, normalize_embeddings=False), (256,))
         wanted = F.normalize(normed[:, :64], dim=1)
@@ -184,7 +184,7 @@ def sentence_vectors(folder: Path, **keywords: Any) -> Tensor:
 
 
 def test_embedder_moves_between_devices(case: Case, record: Record) -> None:
-    """What was prepared on one device is not taken along to another."""
+    """Prepared weights are not reused on another device."""
     folder = case.build("nomic-v1.5")
     embedder = Embedder.from_pretrained(folder, backend="auto")
     before = embedder.encode(TEXTS, prompt="")

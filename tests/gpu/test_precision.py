@@ -1,4 +1,4 @@
-"""fp32 products are not in TF32, which keeps 10 bits of a number: nothing but a GPU can show it."""
+"""fp32 matmuls do not use TF32, which has 10 mantissa bits; only a GPU can show this."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.gpu.support import TOKENS, draw, force_library, ops
 
 pytestmark = pytest.mark.gpu
 
-# A bound below this share of what TF32 would do tells the two apart.
+# The bound has to be below this share of TF32's error, to tell the two apart.
 APART = 5
 OPERANDS = ("x", "weight", "router", "up", "down", "qkv")
 
 
 def cut(x: Tensor) -> Tensor:
-    """fp32 numbers with 10 bits after the leading one, as TF32 rounds them."""
+    """fp32 values rounded to TF32's 10 mantissa bits."""
     bits = x.contiguous().view(torch.int32)
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
@@ -37,7 +37,7 @@ def test_cut() -> None:
 def test_no_tf32(
     case: Case, library: bool, seed: int, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever operand were rounded to TF32, the result would be far beyond the bound."""
+    """If any operand were rounded to TF32, the error would be far beyond the bound."""
     force_library(monkeypatch, library)
     problem = case.problem(draw(torch.float32, seed), TOKENS)
     truth = problem.truth()
@@ -45,7 +45,7 @@ def test_no_tf32(
         got = problem.run(ops())
     error, bound = error_and_bound(got, truth, problem.plain())
     operands = [name for name in OPERANDS if name in problem.tensors]
-    # queries, keys and values lie in one tensor, along its second dimension
+    # queries, keys and values are the second dimension of one tensor
     parts = [slice(i, i + 1) for i in range(3)] if case.op == "attention" else [slice(None)]
     for name, part in itertools.product(operands, parts):
         rounded = problem.tensors[name].clone()

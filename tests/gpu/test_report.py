@@ -1,4 +1,4 @@
-"""The report itself: a failure is in the file, runs add up, another commit starts afresh."""
+"""The report: a failure is in the file, runs add up, another commit starts a new file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every row of this architecture's launch table, those measured on this machine included."""
+"""Every row of this architecture's launch table, including rows tuned on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.gpu.support import ARCHITECTURE, DTYPES, INTERPRETED, draw, force, op
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
-# Which calls launch a kernel of the tables; "attention_backward" is launched by the gradient.
+# Kernel of the tables -> calls that launch it; the gradient launches "attention_backward".
 CALLS: dict[str, list[Case]] = {
     "linear": LINEAR,
     "qkv_rotary": QKV,
@@ -33,7 +33,7 @@ CALLS: dict[str, list[Case]] = {
     "attention_backward": [case for case in ATTENTION if not case.variant],
 }
 MANY = 40 if INTERPRETED else 700
-# A batch with such a text is one of long texts.
+# A text of this length selects the kernel of long texts.
 LONG = tiling.SHORT + 5
 
 
@@ -47,7 +47,7 @@ def all_rows() -> Iterator[Any]:
 
 
 def sizes(row: Row, model: Model, case: Case) -> dict[str, int]:
-    """The widths that the tables compare, of one call."""
+    """The widths of a call that the tables compare."""
     n, k = model.hidden, model.hidden
     if case.variant == "down":
         k = model.inner
@@ -59,9 +59,9 @@ def sizes(row: Row, model: Model, case: Case) -> dict[str, int]:
 
 
 def served(row: Row, case: Case) -> bool:
-    """Whether a row may serve the widths of a call; how many rows it serves is another matter."""
+    """Whether a row fits the widths of a call, apart from its number of rows."""
     have = sizes(row, case.model, case)
-    if row.kernel in ("route", "experts"):  # one call with several products
+    if row.kernel in ("route", "experts"):  # one call has several GEMMs
         return True
     limits = ((have[name], most) for name, most in row.up_to.items() if name in have)
     wanted = ((have[name], value) for name, value in row.exactly.items() if name in have)
@@ -69,7 +69,7 @@ def served(row: Row, case: Case) -> bool:
 
 
 def problem_for(row: Row, case: Case, dtype: torch.dtype, seed: int) -> Problem:
-    """As many tokens as the row serves, up to some; long texts for the kernel of those."""
+    """A size that the row fits; long texts for the kernel of long texts."""
     if row.kernel.startswith("attention"):
         longest = {"attention_short": 40, "attention_long": LONG}.get(row.kernel, MANY)
         return case.problem(draw(dtype, seed), [5, longest, 1, 33])

@@ -1,4 +1,4 @@
-"""All kernels under NVIDIA's compute-sanitizer: no access out of bounds, no race."""
+"""All kernels under NVIDIA's compute-sanitizer: no out-of-bounds access, no race."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = [sys.executable, "-m", "tests.gpu.all_kernels"]
 PLACES = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
 FAULT = 99
-# Under a sanitizer launches take some hundred times as long.
+# Launches are about a hundred times slower under a sanitizer.
 SECONDS = 580
 
 
@@ -27,7 +27,7 @@ def run(*before: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([".", "kernels"]),
-        # every tensor is an allocation of its own: what lies behind it is out of bounds
+        # no caching: each tensor is a separate allocation, so an access behind it is out of bounds
         "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
     }
     if DEVICE.type == "cpu":

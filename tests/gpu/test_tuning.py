@@ -1,4 +1,4 @@
-"""What `nomicbert tune` relies on: poisoned memory, and the device's own clock."""
+"""Requirements of `nomicbert tune`: poisoned memory, and CUDA event timing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GATED = Model("gated", 32, 2, 48, "swiglu", True, True, False)
 
 
 def test_what_is_not_written_shows() -> None:
-    """New memory would hold what lay there before: the right values of another candidate."""
+    """Reused memory could still hold the correct result of another candidate."""
     rows = tables.shipped_rows(ARCHITECTURE, 4)
     problem = next(p for p in problems([GATED], ["swiglu"], rows) if p.kernel == "swiglu")
     truth = Truth(problem.make(Draw(torch.float32, DEVICE)), torch.float32)

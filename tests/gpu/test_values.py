@@ -1,4 +1,4 @@
-"""Every kernel against the fp64 truth: dtypes, real sizes, odd numbers of tokens, rows apart."""
+"""Every kernel against fp64: dtypes, real sizes, odd numbers of tokens, strided rows."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.gpu.support import (
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
-# For the leading model alone: the truth takes its time.
+# For the first model only, because the fp64 truth is slow.
 HEAVY = ("queries", "longest")
-# Its fp64 truth of a text of 8192 tokens would take 40 GiB; of two heads it takes 7.
+# The fp64 truth of 8192 tokens takes 40 GiB with all heads, 7 GiB with two.
 FEW_HEADS = dataclasses.replace(
     NOMIC, name=f"{NOMIC.name}, 2 heads", hidden=2 * NOMIC.head_dim, heads=2
 )
@@ -80,7 +80,7 @@ def test_forced(
     record: Record,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The product by our kernel and by the library, whichever the tables take."""
+    """Both our kernel and the cuBLAS GEMM, regardless of the tables."""
     force_library(monkeypatch, library)
     what = "library" if library else "kernel"
     for size in EDGES:
@@ -96,7 +96,7 @@ def test_texts(case: Case, texts: str, dtype: torch.dtype, seed: int, record: Re
         case = dataclasses.replace(case, model=FEW_HEADS)
     lengths = BATCHES[texts]
     if case.variant == "one row":
-        lengths = tuple(n for n in lengths if n)  # a text without tokens has no row
+        lengths = tuple(n for n in lengths if n)  # empty texts have no row to pool
     check(case, dtype, lengths, seed, record, what=f"texts: {texts}")
     if texts == "edges":
         for apart in APART:

@@ -1,4 +1,4 @@
-"""nomicbert.evaluation, which the README once named, leads to nomicbert.integrations.mteb."""
+"""nomicbert.evaluation, a former public module, forwards to nomicbert.integrations.mteb."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_it_forwards() -> None:
         assert nomicbert.evaluation.NOMIC_PROMPTS is mteb.NOMIC_PROMPTS
 
 
-def test_it_has_nothing_of_its_own() -> None:
+def test_unknown_names() -> None:
     importlib.reload(nomicbert.evaluation)  # without a warning
     with pytest.raises(AttributeError, match=r"'nomicbert\.evaluation' has no attribute 'MTEB'"):
         _ = nomicbert.evaluation.MTEB

@@ -1,4 +1,4 @@
-"""MTEBEncoder: scores are those of mteb's own wrappers, prompts and recipe those of the card."""
+"""MTEBEncoder: scores equal those of mteb's own wrappers; prompts and recipe follow the card."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from mteb.types import PromptType
 from bench.mteb_card import CARDS, read_card
 from nomicbert import Embedder
 from nomicbert.cli.demo import packaged_weights
-from nomicbert.integrations.mteb import PAIRWISE, MTEBEncoder
+from nomicbert.integrations.mteb import MTEBEncoder
+from nomicbert.vectors.similarity import PAIRWISE
 from tests.support.checkpoints import build_checkpoint
 from tests.support.mteb_tasks import TEXTS, local_tasks
 
@@ -47,7 +48,7 @@ METRICS = {
 
 
 def scores(model: Any, kind: str) -> dict[str, float]:
-    """Every number that mteb finds for a task."""
+    """All scores of mteb for a task."""
     task = TASKS[kind]
     result = mteb.evaluate(model, task, cache=None, show_progress_bar=False, encode_kwargs=QUIET)
     (found,) = result.task_results[0].scores["test"]
@@ -55,14 +56,14 @@ def scores(model: Any, kind: str) -> dict[str, float]:
 
 
 def assert_same(ours: dict[str, float], theirs: dict[str, float]) -> None:
-    """To four decimals, in points of 100 to two; what is not defined is so on both sides."""
+    """Equal to four decimals (two in points of 100); undefined scores are NaN on both sides."""
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         assert ours[name] == pytest.approx(value, abs=5e-5, nan_ok=True), name
 
 
 def embed(encoder: MTEBEncoder, kind: str, side: str | None = None, **more: Any) -> np.ndarray:
-    """What mteb gets for TEXTS, in batches of two."""
+    """The vectors that mteb gets for TEXTS, in batches of two."""
     batches = [{"text": TEXTS[:7]}, {"text": TEXTS[7:]}]
     return encoder.encode(
         batches,
@@ -92,7 +93,7 @@ def nomic(build: Callable[[str], Path]) -> Embedder:
     return Embedder(build("nomic-v1.5"))
 
 
-# a classifier of few texts may never choose one of the classes
+# a classifier trained on few texts may never predict one of the classes
 @pytest.mark.filterwarnings("ignore:Precision is ill-defined")
 @pytest.mark.parametrize("kind", TASKS)
 def test_scores_are_those_of_mteb_with_sentence_transformers(
@@ -100,9 +101,9 @@ def test_scores_are_those_of_mteb_with_sentence_transformers(
 ) -> None:
     encoder, judge = minilm
     ours = scores(encoder, kind)
-    assert 0.1 < ours[TASKS[kind].metadata.main_score] < 0.99  # a task that tells models apart
+    assert 0.1 < ours[TASKS[kind].metadata.main_score] < 0.99  # a task that separates models
     assert_same(ours, scores(judge, kind))
-    # and its metrics have the names that the cards' have here
+    # and its metrics have the names used for the cards here
     assert METRICS[kind] <= ours.keys()
 
 
@@ -166,12 +167,12 @@ def test_prompts_are_those_of_mteb_on_the_tasks_of_the_cards(entry: Any, nomic: 
         name = get_prompt_name(model_prompts, metadata, side) or "document"
         wanted = model_prompts[name]
         if (entry.task, side) == ("QuoraRetrieval", PromptType.document):
-            wanted = "search_query: "  # as the card's authors have it
+            wanted = "search_query: "  # as in the evaluation of the card's authors
         found = encoder.prompt_of(metadata.name, metadata.type, side and side.value)
         assert found == wanted, side
 
 
-def test_the_most_special_prompt_counts(nomic: Embedder) -> None:
+def test_most_specific_prompt_wins(nomic: Embedder) -> None:
     order = ["Local-query", "Local", "STS-query", "STS", "query"]
     metadata = SimpleNamespace(name="Local", type="STS")
     for first in range(len(order) + 1):
@@ -182,7 +183,7 @@ def test_the_most_special_prompt_counts(nomic: Embedder) -> None:
     prompts = {key: f"{key}: " for key in order}
     assert MTEBEncoder(nomic, prompts=prompts).prompt_of("Local", "STS", None) == "Local: "
     assert MTEBEncoder(nomic, prompts=prompts).prompt_of("Other", "STS", None) == "STS: "
-    # nothing of the checkpoint's own in their place
+    # no fallback to the checkpoint's own prompts
     for side in ("query", "document", None):
         assert MTEBEncoder(nomic, prompts={}).prompt_of("Other", "Retrieval", side) == ""
 
@@ -201,7 +202,7 @@ def test_the_most_special_prompt_counts(nomic: Embedder) -> None:
         ("e5", "STS", None, ""),
     ],
 )
-def test_other_checkpoints_have_their_own_modules(
+def test_other_checkpoints_use_their_own_modules(
     variant: str, kind: str, side: str | None, prompt: str, build: Callable[[str], Path]
 ) -> None:
     embedder = Embedder(build(variant))
@@ -219,7 +220,7 @@ def test_precision(kind: str, nomic: Embedder) -> None:
     np.testing.assert_array_equal(np.unpackbits(binary, axis=1), signs)
 
 
-def test_texts_are_cut_where_asked(nomic: Embedder) -> None:
+def test_max_length(nomic: Embedder) -> None:
     with pytest.warns(match=r"were longer than 12 tokens"):
         short = embed(MTEBEncoder(nomic, max_length=12), "STS")
     with pytest.warns(match=r"were longer than 12 tokens"):
@@ -230,7 +231,7 @@ def test_texts_are_cut_where_asked(nomic: Embedder) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"matryoshka_dim": 65}, {"matryoshka_dim": 0}, {"max_length": 2}]
 )
-def test_what_cannot_be_is_refused_at_once(wrong: dict[str, int], nomic: Embedder) -> None:
+def test_invalid_options_are_refused_early(wrong: dict[str, int], nomic: Embedder) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         MTEBEncoder(nomic, **wrong)
 
@@ -249,13 +250,13 @@ def test_similarities(name: str, nomic: Embedder, seed: int) -> None:
     torch.testing.assert_close(matrix.diagonal(), pairs, rtol=1e-4, atol=1e-4)
 
 
-def test_what_mteb_is_told(nomic: Embedder) -> None:
+def test_model_meta(nomic: Embedder) -> None:
     name = "nomic-ai/nomic-embed-text-v1.5"
     encoder = MTEBEncoder(nomic, name=name, revision="abc", matryoshka_dim=24, max_length=100)
     assert isinstance(encoder, EncoderProtocol)
     meta = encoder.mteb_model_meta
     assert isinstance(meta, ModelMeta)
-    # what `create_empty` took over unseen is what it would have accepted
+    # `create_empty` does not validate, so the constructor checks the fields here
     ModelMeta(**{field: getattr(meta, field) for field in ModelMeta.model_fields})
     assert (meta.name, meta.revision, meta.embed_dim, meta.max_tokens) == (name, "abc", 24, 100)
     assert meta.similarity_fn_name == "cosine"

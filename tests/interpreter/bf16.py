@@ -1,10 +1,9 @@
-"""bf16 in Triton's interpreter, to the bit.
+"""Bit-exact bf16 in Triton's interpreter.
 
-The interpreter keeps bf16 as the 16-bit integers of its bits, and works on those: arithmetic and
-products come out as garbage without a word, and fp32 is cut off instead of rounded. `install`
-makes casts round to nearest even, has `tl.dot` multiply in fp32 (exact: a product of two bf16
-numbers fits), and refuses all other arithmetic, so that kernels widen what they load. fp16 and
-fp32 are left as they are.
+The interpreter stores bf16 as 16-bit integers and computes on those: arithmetic and `tl.dot`
+silently return garbage, and fp32 is truncated instead of rounded. `install` makes casts round to
+nearest even and `tl.dot` multiply in fp32 (exact: a product of two bf16 values fits). It refuses
+all other arithmetic, so that kernels must cast what they load. fp16 and fp32 are unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, ScanOps, TensorHandle
 
-# What would work on the bits as if they were integers.
+# Operations that would compute on the bits as integers.
 ARITHMETIC = ("binary_op", "unary_op", "create_clampf", "create_fma")
 
 
@@ -25,12 +24,12 @@ def is_bf16(value: Any) -> bool:
 
 
 def widen(bits: np.ndarray) -> np.ndarray:
-    """The fp32 numbers that bf16 bits stand for."""
+    """Convert bf16 bits to fp32."""
     return (np.asarray(bits, np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
 def narrow(numbers: np.ndarray) -> np.ndarray:
-    """The bits of fp32 numbers rounded to bf16, to nearest even; NaN stays NaN."""
+    """Round fp32 to bf16 bits, to nearest even; NaN stays NaN."""
     bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
     odd = bits >> 16 & np.uint32(1)
     rounded = bits + np.uint32(0x7FFF) + odd >> 16
@@ -42,12 +41,12 @@ def widened(handle: TensorHandle) -> TensorHandle:
 
 
 def replace(owner: type, name: str, make: Callable[[Callable[..., Any]], Any]) -> None:
-    """Put make(what stood there) in the place of a method."""
+    """Replace a method by make(method)."""
     setattr(owner, name, make(getattr(owner, name)))
 
 
 def constant(_: Any, number: float) -> TensorHandle:
-    """What 3.6 lacks: a bf16 number that stands in the kernel."""
+    """bf16 constants in a kernel, which Triton 3.6 lacks."""
     return TensorHandle(narrow(np.array([number], np.float32)), tl.bfloat16)
 
 
@@ -94,7 +93,7 @@ def refuse_inputs(name: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def install() -> None:
-    """Make bf16 exact from here on; a second call changes nothing."""
+    """Make bf16 exact in this process; idempotent."""
     if getattr(InterpreterBuilder, "exact_bf16", False):
         return
     replace(InterpreterBuilder, "cast_impl", exact_cast)

@@ -1,10 +1,10 @@
-"""e4m3 in Triton's interpreter, to the bit.
+"""Bit-exact e4m3 in Triton's interpreter.
 
-The interpreter keeps e4m3 as the bytes of its bits. Where it rounds to them, one number in ten
-comes out wrong, by up to a factor of two: what is carried into the exponent is lost, subnormals are
-cut off, NaN becomes 384 and infinity 256. Back from them, NaN becomes 480. `install` has casts
-round as a GPU does (to nearest even, beyond 448 to 448, NaN stays), and `tl.dot` multiply in fp32
-(exact: a product of two e4m3 numbers fits). The fp32 that both need is torch's.
+The interpreter stores e4m3 as bytes. One value in ten is rounded wrongly, by up to a factor of two:
+the carry into the exponent is lost, subnormals are truncated, NaN becomes 384 and infinity 256.
+Converted back, NaN becomes 480. `install` makes casts round as a GPU does (to nearest even, above
+448 to 448, NaN stays) and `tl.dot` multiply in fp32 (exact: a product of two e4m3 values fits).
+Both use torch's conversions to and from fp32.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def is_e4m3(value: TensorHandle) -> bool:
 
 
 def widened(handle: TensorHandle) -> TensorHandle:
-    """The fp32 numbers that e4m3 or bf16 bits stand for; others as they are."""
+    """Convert e4m3 or bf16 bits to fp32; leave others unchanged."""
     if is_e4m3(handle):
         return TensorHandle(NUMBERS[np.asarray(handle.data, np.uint8)], tl.float32)
     return bf16.widened(handle)
 
 
 def narrow(numbers: np.ndarray) -> np.ndarray:
-    """The codes of fp32 numbers rounded to e4m3, to nearest even."""
+    """Round fp32 to e4m3 codes, to nearest even."""
     found = torch.from_numpy(np.ascontiguousarray(numbers, np.float32))
-    # torch leaves what lies beyond the largest number to its version: NaN, or the largest
+    # above the maximum, torch gives NaN or the maximum, depending on its version
     rounded = found.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
     return rounded.view(torch.uint8).numpy()
 
@@ -65,7 +65,7 @@ def exact_dot(dot: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def install() -> None:
-    """Make e4m3 exact from here on, and bf16 too; a second call changes nothing."""
+    """Make e4m3 and bf16 exact in this process; idempotent."""
     bf16.install()
     if getattr(InterpreterBuilder, "exact_e4m3", False):
         return

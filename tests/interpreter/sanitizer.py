@@ -1,16 +1,15 @@
-"""What a GPU would punish and Triton's interpreter lets pass, made to fail.
+"""A sanitizer for Triton's interpreter: faults that break on a GPU, but not in the interpreter.
 
 Inside `sanitized()`:
-- Each tensor that a kernel is given lies at addresses of its own, far from every other. A pointer
-  that leaves its tensor, or falls between its rows, is out of bounds even where it would have hit a
-  neighbour.
-- Two programs of a launch that touch one element, one of them storing, are a race; so are a store
-  and another program's atomic. A store that gives one element several values is refused too.
-- A masked load says by `other` what the lanes behind the mask read.
-- torch.empty and its kin give memory that holds one certain NaN, or a huge negative integer. A
-  kernel must not load it, and nothing of it may be left in what is still alive at the end.
+- Each tensor argument of a kernel has its own addresses, far from every other tensor. A pointer
+  outside its tensor, or between its rows, is out of bounds even if it would hit another tensor.
+- Two programs of a launch that access one element, one of them storing, are a race; so are a store
+  and another program's atomic. A store of several values to one element is refused too.
+- A masked load must specify `other`.
+- torch.empty and similar functions return memory filled with a specific NaN, or a huge negative
+  integer. A kernel must not load it, and no tensor alive at the end may contain it.
 
-Descriptors pass through the same masked loads and stores: their boxes may reach beyond the edges.
+Descriptors use the same masked loads and stores: their boxes may extend beyond the edges.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
-# An argument's addresses: its number above these bits, its first element in the middle below.
-# The lowest bits are those of the real address, as descriptors ask for their alignment.
+# Addresses of an argument: its index above these bits, its first element in the middle of the range
+# below. The lowest bits are those of the real address, because descriptors need alignment.
 NUMBER_BITS = 40
 MIDDLE = 1 << NUMBER_BITS - 1
 ALIGNMENT = 4096
-# What was touched by several programs.
+# Marks a byte that several programs touched.
 MANY = -1
 CONFLICTS = {
     "load": ("store", "atomic"),
     "store": ("load", "store", "atomic"),
     "atomic": ("load", "store"),
 }
-# The bits of memory that nobody has written; the narrower kinds have none to spare.
+# Bit pattern of unwritten memory; narrower types have no spare value.
 UNWRITTEN = {
     torch.float64: (tl.float64, torch.int64, 0x7FFA_5A5A_5A5A_5A5A),
     torch.float32: (tl.float32, torch.int32, 0x7FDA_5A5A),
@@ -56,11 +55,11 @@ UNWRITTEN_BITS = {kind: bits for kind, _, bits in UNWRITTEN.values()}
 
 
 class Fault(AssertionError):
-    """A kernel did what it must not do."""
+    """A fault of a kernel that the sanitizer detected."""
 
 
 def active_lanes(mask: Any, shape: Sequence[int]) -> np.ndarray:
-    """A mask as an array; some versions hand over a handle, some the array itself."""
+    """A mask as an array; some versions of Triton pass a handle, some the array itself."""
     return np.broadcast_to(np.asarray(mask.data), shape)
 
 
@@ -74,15 +73,15 @@ class Storage:
 
 @dataclass(frozen=True)
 class Argument:
-    """A tensor that a kernel was given.
+    """A tensor argument of a kernel.
 
     Attributes:
         name: of the kernel's parameter.
-        tensor: itself.
+        tensor: the tensor.
         base: the address that the kernel sees.
-        start: byte of the storage where it begins.
+        start: byte offset in the storage.
         inside: for each byte of its span, whether it belongs to an element.
-        storage: shared with all arguments that lie in the same memory.
+        storage: shared by all arguments in the same memory.
     """
 
     name: str
@@ -98,7 +97,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Allocation:
-    """A tensor as torch.empty gave it; its memory is not kept alive."""
+    """A tensor returned by torch.empty; does not keep its memory alive."""
 
     storage: StorageWeakRef
     shape: torch.Size
@@ -108,7 +107,7 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Lanes:
-    """The active lanes of an access that went to one argument: which, and to which bytes."""
+    """The active lanes of an access to one argument: which lanes, and which bytes."""
 
     argument: Argument
     chosen: np.ndarray
@@ -116,7 +115,7 @@ class Lanes:
 
 
 def bytes_inside(shape: Sequence[int], strides: Sequence[int], size: int) -> np.ndarray:
-    """Which bytes from the first element to the last belong to one."""
+    """Which bytes from the first element to the last belong to an element."""
     if 0 in shape:
         return np.zeros(0, bool)
     span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -127,7 +126,7 @@ def bytes_inside(shape: Sequence[int], strides: Sequence[int], size: int) -> np.
 
 
 def names_of(function: Any, args: Sequence[Any], keywords: dict[str, Any]) -> dict[int, str]:
-    """Address -> name of the parameter, of all tensors of a launch."""
+    """Map addresses to parameter names, for all tensors of a launch."""
     signature = inspect.signature(function)
     known = {name: value for name, value in keywords.items() if name in signature.parameters}
     names: dict[int, str] = {}
@@ -140,7 +139,7 @@ def names_of(function: Any, args: Sequence[Any], keywords: dict[str, Any]) -> di
 
 
 class Sanitizer:
-    """What is known of the launch that is running, and of the memory that was handed out.
+    """State of the running launch, and of the memory allocated so far.
 
     Attributes:
         kernels: the names of all kernels launched so far.
@@ -163,7 +162,7 @@ class Sanitizer:
     # launches
 
     def launch(self, run: Callable[..., Any], executor: Any, args: Any, keywords: Any) -> Any:
-        """Run a kernel; say what it did wrong without the interpreter's wrapping."""
+        """Run a kernel; unwrap a fault from the interpreter's exception."""
         self.kernels.append(executor.fn.__name__)
         self._names = names_of(executor.fn, args, keywords)
         self._arguments, self._storages, self._fault = {}, {}, None
@@ -175,7 +174,7 @@ class Sanitizer:
             raise self._fault from None
 
     def register(self, argument: Any) -> int:
-        """The address at which the kernel is to see a tensor."""
+        """Register a tensor; return the address that the kernel sees."""
         tensor = interpreter._unwrap_tensor(argument)
         memory = tensor.untyped_storage()
         if memory.data_ptr() not in self._storages:
@@ -197,7 +196,7 @@ class Sanitizer:
     # memory
 
     def access(self, kind: str, pointers: TensorHandle, mask: Any) -> tuple[Any, list[Lanes]]:
-        """Check what a program touches; return the real pointers, and who was touched."""
+        """Check a program's access; return the real pointers, and the arguments accessed."""
         active = active_lanes(mask, pointers.data.shape)
         seen = pointers.data[active]
         width = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
@@ -267,7 +266,7 @@ class Sanitizer:
     # allocations
 
     def poison(self, tensor: Tensor) -> Tensor:
-        """Fill what torch.empty gave, and remember it."""
+        """Fill a tensor from torch.empty with the pattern, and remember it."""
         plain = type(tensor) is Tensor and tensor.device.type == "cpu"
         if plain and tensor.dtype in UNWRITTEN and tensor.numel():
             _, integer, bits = UNWRITTEN[tensor.dtype]
@@ -280,7 +279,7 @@ class Sanitizer:
         return tensor
 
     def check_written(self) -> None:
-        """Fail if what is still alive holds memory that nobody has written."""
+        """Fail if a live tensor contains unwritten memory."""
         for made in self._allocated:
             storage = torch.UntypedStorage._new_with_weak_ptr(made.storage.cdata)
             if storage is None:
@@ -298,7 +297,7 @@ class Sanitizer:
 
 
 def patch_interpreter(sanitizer: Sanitizer, patch: pytest.MonkeyPatch) -> None:
-    """Put the sanitizer between the interpreter and memory."""
+    """Route the interpreter's memory accesses through the sanitizer."""
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
     change, swap = InterpreterBuilder.create_atomic_rmw, InterpreterBuilder.create_atomic_cas
     convert, run = interpreter._implicit_cvt, GridExecutor.__call__
@@ -347,7 +346,7 @@ def patch_interpreter(sanitizer: Sanitizer, patch: pytest.MonkeyPatch) -> None:
 
 
 def patch_torch(sanitizer: Sanitizer, patch: pytest.MonkeyPatch) -> None:
-    """Have fresh memory poisoned."""
+    """Fill fresh memory with the pattern."""
 
     def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *args, **options: sanitizer.poison(make(*args, **options))
@@ -360,7 +359,7 @@ def patch_torch(sanitizer: Sanitizer, patch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def sanitized() -> Iterator[Sanitizer]:
-    """Check every kernel that runs on CPU tensors here, and at the end what they left behind."""
+    """Check every kernel that runs on CPU tensors here, and finally all live tensors."""
     sanitizer = Sanitizer()
     with pytest.MonkeyPatch.context() as patch:
         patch_interpreter(sanitizer, patch)

@@ -1,4 +1,4 @@
-"""The interpreter's bf16, once it has been made exact, against torch."""
+"""The patched interpreter's bf16 against torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cast_kernel(x, y, total, BLOCK: tl.constexpr):
 
 @triton.jit
 def store_kernel(x, y, total, BLOCK: tl.constexpr):
-    """The store itself casts."""
+    """The store does the cast."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(y + at, tl.load(x + at, mask=at < total, other=0.0), mask=at < total)
 
@@ -87,12 +87,12 @@ def run(kernel: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def patterns() -> Tensor:
-    """Every number that bf16 holds."""
+    """All bf16 values."""
     return torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
 
 
 def same_bits(got: Tensor, wanted: Tensor) -> bool:
-    """Bit for bit; only which NaN it is, is left open, as devices differ in that."""
+    """Equal bits, except for NaN payloads, in which devices differ."""
     assert got.dtype == wanted.dtype
     assert torch.equal(got.isnan(), wanted.isnan())
     kind = torch.int32 if got.dtype == torch.float32 else torch.int16
@@ -146,7 +146,7 @@ def test_dot(dtype: torch.dtype, seed: int) -> None:
     torch.testing.assert_close(y.double(), a.double() @ b.double().T, rtol=1e-5, atol=1e-5)
 
 
-# What each kind makes of x; some versions widen in a few places by themselves.
+# Expected result of each operation on x; some versions of Triton cast to fp32 in places.
 KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "add": lambda x: x + x,
     "add a number": lambda x: x + 1,
@@ -178,7 +178,7 @@ def test_arithmetic_is_right_or_refused(kind: str) -> None:
 
 
 def test_sums_are_refused() -> None:
-    """So the test above does not pass on versions that would widen everywhere."""
+    """Fails on versions that cast everywhere, where the test above would prove nothing."""
     with pytest.raises(InterpreterError, match=REFUSED):
         arithmetic_kernel[(1,)](torch.ones(16).bfloat16(), torch.ones(16).bfloat16(), "sum")
 

@@ -1,4 +1,4 @@
-"""The interpreter's `tl.dot`, once its order of sums is fixed: bits, bounds, and who calls it."""
+"""The patched interpreter's `tl.dot`: order of sums, error bounds, and callers of numpy."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def dot_kernel(
 
 @triton.jit
 def batch_kernel(a, b, y, B: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
-    """y = a b, one product for each of B."""
+    """y = a b, one matmul per batch index."""
     i, m, n, k = tl.arange(0, B), tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
     left = tl.load(a + i[:, None, None] * M * K + m[None, :, None] * K + k[None, None, :])
     right = tl.load(b + i[:, None, None] * K * N + k[None, :, None] * N + n[None, None, :])
@@ -76,7 +76,7 @@ def run(a: Tensor, b: Tensor, d: Tensor, kind: Any = None) -> Tensor:
 
 
 def written_out(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(M, K) and (K, N), number by number, in their dtype."""
+    """Matmul of (M, K) and (K, N), element by element, in their dtype."""
     out = np.full((len(a), b.shape[1]), np.nan, a.dtype)
     for i, j in np.ndindex(out.shape):
         terms = [x * y for x, y in zip(a[i], b[:, j], strict=True)]
@@ -102,7 +102,7 @@ def test_the_order(dtype: Any, inner: int, rows: int, columns: int, seed: int) -
 
 @KINDS
 def test_a_kernel_sums_in_this_order(dtype: torch.dtype, seed: int) -> None:
-    """The accumulator comes last, whatever the operands."""
+    """The accumulator is added last, for all operand dtypes."""
     wide = summed_in(dtype)
     a, b = draw(16, 32, seed=seed, dtype=dtype), draw(16, 32, seed=seed + 1, dtype=dtype)
     d = draw(16, 16, seed=seed + 2, dtype=wide)
@@ -123,11 +123,11 @@ def exact_difference(x: np.ndarray, y: np.ndarray, z: np.ndarray, got: np.ndarra
 @KINDS
 @pytest.mark.parametrize("inner", [16, 128])
 def test_values(dtype: torch.dtype, inner: int, seed: int) -> None:
-    """By the standard bound of a sum (Higham 2002, section 4.2).
+    """Within the standard error bound of a sum (Higham 2002, section 4.2).
 
-    A term passes log2 K additions, that of the accumulator, and the rounding of its product where
-    the dtype has no room for it: n roundings in all, each by a factor of 1 + e, |e| <= u. So the
-    result is off by at most n u / (1 - n u) times the sum of all terms' sizes.
+    A term takes part in log2 K additions and that of the accumulator, and its product is rounded if
+    it is not exact in the dtype: n roundings in all, each by a factor of 1 + e, |e| <= u. So the
+    error is at most n u / (1 - n u) times the sum of the magnitudes of all terms.
     """
     fits = dtype not in (torch.float32, torch.float64)
     wide = summed_in(dtype)
@@ -143,8 +143,8 @@ def test_values(dtype: torch.dtype, inner: int, seed: int) -> None:
 
 
 @KINDS
-def test_a_row_keeps_its_bits(dtype: torch.dtype, seed: int) -> None:
-    """In tiles of any number of rows and columns, at any place in them."""
+def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype, seed: int) -> None:
+    """In tiles with any number of rows and columns, at any position."""
     wide = summed_in(dtype)
     a, b = draw(128, 64, seed=seed, dtype=dtype), draw(64, 64, seed=seed + 1, dtype=dtype)
     d = draw(128, 64, seed=seed + 2, dtype=wide)
@@ -191,8 +191,8 @@ def refuse(*_: Any, **__: Any) -> Any:
     raise RuntimeError("numpy's product")
 
 
-def test_no_kernel_calls_numpys_product(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of ours does, in the sanitizer or outside."""
+def test_no_kernel_uses_numpys_matmul(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without the sanitizer."""
     from tests.ops import cases
 
     linear = cases.ops_of("triton").linear
@@ -206,7 +206,7 @@ def test_no_kernel_calls_numpys_product(seed: int, monkeypatch: pytest.MonkeyPat
 
 
 def test_integers_and_fp16_sums_stay_with_numpy(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no BLAS for them; and so the test above would see numpy's product."""
+    """numpy has no BLAS for them. This also shows that the test above would detect its matmul."""
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.randint(-128, 128, (16, 32), generator=generator).to(torch.int8) for _ in "ab")
     none = torch.zeros(16, 16, dtype=torch.int32)
@@ -218,7 +218,7 @@ def test_integers_and_fp16_sums_stay_with_numpy(seed: int, monkeypatch: pytest.M
             run(*operands)
 
 
-def test_operands_that_nobody_widens_are_refused() -> None:
+def test_operands_that_are_not_widened_are_refused() -> None:
     ones = torch.ones(16, 16)
     with pytest.raises(InterpreterError, match="a dot of fp8e5: it is not known here"):
         run(ones, ones, ones, tl.float8e5)

@@ -1,4 +1,4 @@
-"""The interpreter's e4m3, once it has been made exact, against torch."""
+"""The patched interpreter's e4m3 against torch."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def dot_kernel(a, b, y, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
 
 
 def run(x: Tensor, dtype: torch.dtype) -> Tensor:
-    # any code but NaN's: what is not written shows, and so does what is written and NaN
+    # filled with a non-NaN code, so that both unwritten elements and stored NaN show
     y = torch.full((len(x),), 3.0).to(dtype)
     cast_kernel[(triton.cdiv(len(x), BLOCK),)](x, y, len(x), BLOCK)
     return y
 
 
 def written_out(x: Tensor) -> Tensor:
-    """fp32 rounded to nearest even among all numbers of e4m3, by their definition, as fp64."""
+    """fp32 rounded to the nearest even of all e4m3 values, from their definition, as fp64."""
     mantissa, subnormal = torch.arange(8).double(), torch.arange(8).double() * 2.0**-9
     normal = torch.cat([(1 + mantissa / 8) * 2.0 ** (e - 7) for e in range(1, 16)])
     numbers = torch.cat([subnormal, normal])[:-1]  # the last one is NaN
@@ -55,14 +55,14 @@ def written_out(x: Tensor) -> Tensor:
     above = torch.searchsorted(numbers, size).clamp(max=len(numbers) - 1)
     below = (above - 1).clamp(min=0)
     low, high = size - numbers[below], numbers[above] - size
-    # of two equally near ones, that with an even mantissa
+    # of two equally near values, the one with an even mantissa
     up = (high < low) | ((high == low) & (places[above] % 2 == 0))
     rounded = torch.where(up, numbers[above], numbers[below])
     return torch.where(x.isnan(), x.double(), rounded.copysign(x.double()))
 
 
 def hard_numbers(seed: int) -> Tensor:
-    """Every size, ties and their neighbours, both ends of the range, subnormals."""
+    """All magnitudes, ties and their neighbours, both ends of the range, subnormals."""
     generator = torch.Generator().manual_seed(seed)
     size = torch.exp2(torch.randint(-14, 10, (50_000,), generator=generator).float())
     codes = fp8.CODES.float()

@@ -1,4 +1,4 @@
-"""Each fault that the sanitizer is there for is planted and caught, and sound kernels pass."""
+"""Planted faults of every kind are caught, and correct kernels pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 @triton.jit
 def copy_kernel(x, y, rows, width, stride_x, stride_y, R: tl.constexpr, C: tl.constexpr):
-    """y = x for the rows and columns that the kernel is told of, R rows a program."""
+    """y = x for the given rows and columns, R rows per program."""
     r = tl.program_id(0) * R + tl.arange(0, R)
     c = tl.arange(0, C)
     mask = (r < rows)[:, None] & (c < width)[None, :]
@@ -47,7 +47,7 @@ def store_kernel(y, step, SPREAD: tl.constexpr):
 
 @triton.jit
 def count_kernel(x, total, WAY: tl.constexpr):
-    """Every program adds to one counter; then it may read it, or write to it."""
+    """Every program adds to one counter, and may then read it or store to it."""
     tl.atomic_add(total, 1)
     if WAY == "read":
         tl.store(x + tl.program_id(0), tl.load(total))
@@ -65,7 +65,7 @@ def no_other_kernel(x, y, width, BLOCK: tl.constexpr):
 
 @triton.jit
 def read_twice_kernel(x, y, BLOCK: tl.constexpr):
-    """All programs read the same, each writes twice what is its own."""
+    """All programs read the same elements; each writes its own elements twice."""
     c = tl.arange(0, BLOCK)
     value = tl.sum(tl.load(x + c), 0)
     tl.store(y + tl.program_id(0), 0.0)
@@ -82,7 +82,7 @@ def last_kernel(x, BLOCK: tl.constexpr):
 
 @triton.jit
 def box_kernel(x, y, row, column, BLOCK: tl.constexpr):
-    """Descriptors: one box from x to the same place of y."""
+    """Descriptors: copy one box from x to the same position of y."""
     r = row + tl.program_id(0) * BLOCK
     y.store([r, column], x.load([r, column]))
 
@@ -97,7 +97,7 @@ def device_box_kernel(x, y, rows, width, stride, BLOCK: tl.constexpr):
 
 @triton.jit
 def helper(pointer):
-    """What a kernel calls."""
+    """A helper that a kernel calls."""
     return tl.load(pointer)
 
 
@@ -111,7 +111,7 @@ def describe(x: Tensor) -> TensorDescriptor:
 
 
 def padded(rows: int, width: int, stride: int) -> Tensor:
-    """A matrix whose rows lie apart."""
+    """A matrix with strided rows."""
     return torch.arange(float(rows * stride)).view(rows, stride)[:, :width]
 
 
@@ -262,7 +262,7 @@ def test_faults_are_caught(name: str) -> None:
         run()
 
 
-def test_values_are_those_without_it(seed: int) -> None:
+def test_values_are_unchanged(seed: int) -> None:
     x = torch.randn(9, 5, generator=torch.Generator().manual_seed(seed))
     y = padded(9, 5, 6)
     with sanitized():
@@ -280,8 +280,8 @@ def test_values_are_those_without_it(seed: int) -> None:
     assert whole.count_nonzero() == 18
 
 
-def test_it_ends() -> None:
-    """What is faulty passes again, and fresh memory is torch's own."""
+def test_the_patches_end_with_the_context() -> None:
+    """Faulty kernels pass again, and fresh memory is torch's."""
     before = torch.empty, Tensor.new_empty
     with pytest.raises(Fault), sanitized():
         shift_kernel[(2,)](ones(8), ones(8), 2, 4)
@@ -295,7 +295,7 @@ def test_other_errors_keep_their_name() -> None:
         box_kernel[(1,)](describe(ones(8, 8)), describe(ones(8, 8)), 0, 1, 4)
 
 
-# How a wrapper may come by the memory of its result.
+# Ways in which a wrapper may allocate its result.
 FRESH: dict[str, Callable[[Tensor], Tensor]] = {
     "torch.empty": lambda x: torch.empty(x.shape, dtype=x.dtype),
     "torch.empty_like": lambda x: torch.empty_like(x),
@@ -315,7 +315,7 @@ def copy_part(name: str, rows: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("name", FRESH)
-def test_an_output_that_is_not_all_written(name: str) -> None:
+def test_a_partly_written_output(name: str) -> None:
     copy_part(name, 9, 5)
     message = (
         "17 of 45 elements of a (9, 5) torch.float32 output are unwritten, first (0, 4); "
@@ -326,7 +326,7 @@ def test_an_output_that_is_not_all_written(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", UNWRITTEN)
-def test_an_output_that_no_kernel_writes(dtype: torch.dtype) -> None:
+def test_an_unwritten_output(dtype: torch.dtype) -> None:
     kept = []
     message = f"3 of 3 elements of a (3,) {dtype} output are unwritten, first (0,); no kernel wrote"
     with pytest.raises(Fault, match=re.escape(message)), sanitized():
@@ -334,7 +334,7 @@ def test_an_output_that_no_kernel_writes(dtype: torch.dtype) -> None:
     assert kept[0].isnan().all() if dtype.is_floating_point else (kept[0] < -(2**30)).all()
 
 
-def test_memory_that_is_given_back_may_stay_unwritten() -> None:
+def test_freed_memory_may_stay_unwritten() -> None:
     with sanitized():
         torch.empty(8)
         y = torch.empty(8).zero_()
@@ -342,7 +342,7 @@ def test_memory_that_is_given_back_may_stay_unwritten() -> None:
 
 
 def read_fresh(dtype: torch.dtype, written: int) -> None:
-    """Load eight elements of which some were written."""
+    """Load eight elements, some of them written."""
     y = torch.zeros(8, dtype=dtype)
     with sanitized():
         x = torch.empty(8, dtype=dtype)
@@ -352,7 +352,7 @@ def read_fresh(dtype: torch.dtype, written: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int32])
-def test_memory_that_nobody_has_written_is_not_read(dtype: torch.dtype) -> None:
+def test_unwritten_memory_is_not_read(dtype: torch.dtype) -> None:
     read_fresh(dtype, 8)
     message = (
         "kernel shift_kernel, program (1, 0, 0): load of 3 elements of x (8,) with strides (1,) "

@@ -1,4 +1,4 @@
-"""read_folder: what the settings files say, each of them read once however much is built of it."""
+"""read_folder: the records it makes, and that each settings file is read once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = {
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each file has been read, by the end of its path."""
+    """Number of reads of each file, by name; with the folder's name for a module's files."""
     found: Counter[str] = Counter()
     parse = json_settings._parse
 
@@ -50,7 +50,7 @@ def test_each_file_is_read_once(what: Any, reads: Counter[str], tmp_path: Path) 
     assert set(reads.values()) == {1}
 
 
-def test_a_reranker_too(reads: Counter[str], tmp_path: Path) -> None:
+def test_a_rerankers_files_are_read_once(reads: Counter[str], tmp_path: Path) -> None:
     build_reranker(tmp_path)
     (tmp_path / "config_sentence_transformers.json").write_text("{}")
     CrossEncoder(tmp_path)
@@ -58,8 +58,8 @@ def test_a_reranker_too(reads: Counter[str], tmp_path: Path) -> None:
     assert set(reads.values()) == {1}
 
 
-def test_what_is_recorded(tmp_path: Path) -> None:
-    """Plain data, which nobody changes later."""
+def test_records(tmp_path: Path) -> None:
+    """The records are plain, frozen data."""
     build_checkpoint(tmp_path, "conan-v1", num_hidden_layers=1)
     stated = {
         "prompts": {"query": "q: ", "document": ""},
@@ -108,7 +108,7 @@ def test_an_encoder_in_a_folder_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("modules.json", [{"type": "my.Code"}], "asks for my.Code, which is code of its own"),
+        ("modules.json", [{"type": "my.Code"}], "asks for my.Code, which is custom code"),
         ("modules.json", {}, "must hold a JSON list of objects"),
         ("config_sentence_transformers.json", {"prompts": 3}, "prompts must be an object of names"),
         ("config_sentence_transformers.json", {"default_prompt_name": "x"}, "'x' is not among"),
@@ -118,20 +118,20 @@ def test_an_encoder_in_a_folder_of_its_own(tmp_path: Path) -> None:
         ("tokenizer_config.json", [], "must hold a JSON object, not list"),
     ],
 )
-def test_what_cannot_be(name: str, content: Any, message: str, tmp_path: Path) -> None:
-    """The same refusal, whoever reads the folder, and before any weights."""
+def test_invalid_folders_are_refused(name: str, content: Any, message: str, tmp_path: Path) -> None:
+    """Each reader refuses the folder with the same error, before any weights are read."""
     build_checkpoint(tmp_path, "minilm", num_hidden_layers=1)
     (tmp_path / name).write_text(json.dumps(content))
     (tmp_path / "model.safetensors").unlink()
     readers = (Embedder, describe)
     if "prompts" not in str(content) and "default" not in str(content):
-        readers = (*readers, read_folder, CrossEncoder)  # which have no use for prompts
+        readers = (*readers, read_folder, CrossEncoder)  # which do not use prompts
     for read in readers:
         with pytest.raises(ConfigError, match=message):
             read(tmp_path)
 
 
-def test_what_another_model_would_use_is_left_alone(tmp_path: Path) -> None:
+def test_unused_settings_are_not_checked(tmp_path: Path) -> None:
     """A reranker has no prompts, an embedding model no activation."""
     build_reranker(tmp_path / "a")
     (tmp_path / "a" / "config_sentence_transformers.json").write_text('{"prompts": 3}')
@@ -141,8 +141,8 @@ def test_what_another_model_would_use_is_left_alone(tmp_path: Path) -> None:
     assert Embedder(tmp_path / "b").max_seq_length
 
 
-def test_a_factor_beside_a_folder_that_was_read(tmp_path: Path) -> None:
-    """It stands in place of the checkpoint's own, as beside a path."""
+def test_a_factor_overrides_a_folder_that_was_read(tmp_path: Path) -> None:
+    """It overrides the checkpoint's own, as when a path is given."""
     build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=1)
     read = read_folder(tmp_path, 3.0)
     for factor, wanted in ((None, 3.0), (2.0, 2.0), (0, None)):
@@ -152,7 +152,7 @@ def test_a_factor_beside_a_folder_that_was_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("facade", [Embedder, CrossEncoder])
-def test_keywords_are_looked_at_before_the_folder(facade: Any, tmp_path: Path) -> None:
+def test_keywords_are_checked_before_the_folder(facade: Any, tmp_path: Path) -> None:
     name = facade.__name__
     with pytest.raises(TypeError, match=f"{name} has no keyword 'devise': did you mean 'device'"):
         facade(tmp_path, devise="cpu")

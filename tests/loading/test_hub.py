@@ -1,4 +1,4 @@
-"""From a name to a folder: which files are fetched, from which commit, and what the errors say."""
+"""hub.resolve: the files fetched, their commit, and the error messages."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from tests.support.fake_hub import FakeHub, Repository
 REPO = "some-lab/small-encoder"
 CONFIG = b'{"model_type": "nomic_bert"}'
 
-# Listings as the supported checkpoints have them: what is there, and what of it is wanted.
+# Listings of supported checkpoints: all files, and the ones to choose.
 TEXT = {
     "README.md",
     "config.json",
@@ -120,7 +120,7 @@ def test_choose_files_takes_what_loading_reads(label: str) -> None:
     assert choose_files(sorted(TEXT | unwanted | wanted)) == sorted(TEXT | wanted)
 
 
-def test_choose_files_without_weights_invents_none() -> None:
+def test_choose_files_without_weights() -> None:
     assert choose_files(["config.json", "onnx/model.onnx", "model.gguf"]) == ["config.json"]
 
 
@@ -157,7 +157,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    # Asking again after a failure is huggingface_hub's affair; the waits in between are not wanted.
+    # huggingface_hub retries after a failure; skip its waits.
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     server.start()
     yield server
@@ -193,7 +193,7 @@ def test_revision_is_honoured(hub: FakeHub) -> None:
 
 
 def test_all_files_are_of_one_commit(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The branch moves right after it was listed: nothing of two commits is mixed."""
+    """The branch moves right after it was listed: files of two commits are never mixed."""
     repository, answer = hub.repositories[REPO], hub.answer
     listed = []
 
@@ -255,7 +255,7 @@ def test_shards_are_fetched(hub: FakeHub) -> None:
     assert resolve(REPO, local_files_only=True) == folder
 
 
-def test_without_a_connection_the_cache_is_used_and_said(
+def test_without_a_connection_the_cache_is_used_and_logged(
     hub: FakeHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     fetched = resolve(REPO)
@@ -279,7 +279,7 @@ def test_offline_environment_makes_no_request(
 
 
 def message_of(*args, **kwargs) -> str:
-    """The message of the HubError that a call of resolve raises: one line, in our tree."""
+    """Message of the HubError that resolve raises, after a check that it is one line."""
     with pytest.raises(HubError) as caught:
         resolve(*args, **kwargs)
     assert isinstance(caught.value, NomicBertError)
@@ -371,7 +371,7 @@ def test_cache_that_cannot_be_written(hub: FakeHub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["two words", "lab/na me", "-lab/name", "a--b", "lab/name."])
-def test_name_that_can_be_nothing(hub: FakeHub, name: str) -> None:
+def test_invalid_name(hub: FakeHub, name: str) -> None:
     text = message_of(name)
     assert f"{name!r} is neither a folder here nor a valid repository id" in text
     assert hub.requests == []
@@ -389,7 +389,7 @@ def test_local_folder_is_returned_as_it_is(tmp_path: Path, monkeypatch: pytest.M
     assert resolve(folder) == folder
     assert resolve(str(folder), revision="v9", local_files_only=True) == folder
     monkeypatch.chdir(tmp_path)
-    assert resolve(REPO) == Path(REPO)  # a folder of that name goes before a repository
+    assert resolve(REPO) == Path(REPO)  # a folder of that name wins over a repository
     assert resolve("./" + REPO).samefile(folder)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve("~/" + REPO) == folder

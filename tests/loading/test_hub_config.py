@@ -12,7 +12,7 @@ from nomicbert.errors import ConfigError
 from nomicbert.loading.hub_config import read_config
 from tests.support.checkpoints import VARIANTS, build_checkpoint, edit_config
 
-# Tiny rows share their width; everything else is written out as the published configs have it.
+# Tiny rows share their width; everything else is as in the published configs.
 TINY = {
     "hidden_size": 64,
     "num_hidden_layers": 3,
@@ -148,7 +148,7 @@ def test_biases_default_to_those_of_the_class(tmp_path: Path) -> None:
 
 def test_trained_and_served_lengths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "nomicbert")
-    config = config_of(tmp_path, "nomic-v1")  # max_position_embeddings 8192 and nothing else
+    config = config_of(tmp_path, "nomic-v1")  # only max_position_embeddings, of 8192
     assert (config.max_trained_positions, config.max_position_embeddings) == (2048, 8192)
     (record,) = caplog.records
     assert record.levelname == "INFO"
@@ -157,7 +157,7 @@ def test_trained_and_served_lengths(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert config_of(tmp_path, max_trained_positions=512).max_trained_positions == 512
     native = config_of(tmp_path, dialect="native", max_position_embeddings=1024)
     assert (native.max_trained_positions, native.max_position_embeddings) == (1024, 1024)
-    # n_positions is the served length, compared with nothing; 0 stands for "not said"
+    # n_positions is the served length and not compared with other keys; 0 means not stated
     assert config_of(tmp_path, n_positions=77).max_position_embeddings == 77
     assert config_of(tmp_path, n_positions=0).max_position_embeddings == 2048
     assert not caplog.records
@@ -200,7 +200,7 @@ REFUSED_BERT = [
     [("nomic-v1.5", *item) for item in REFUSED_NOMIC]
     + [("bge-en", *item) for item in REFUSED_BERT],
 )
-def test_what_would_change_the_encoder_is_refused(
+def test_unsupported_switches_are_refused(
     variant: str, key: str, value: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=f"config.json: {key} = {value!r} is not supported"):
@@ -253,7 +253,7 @@ def test_what_would_change_the_encoder_is_refused(
         ("nomic-v1.5", {"rope_parameters": {"type": "linear"}}, "rope_type = 'linear' is not sup"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_values_are_refused(
     variant: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):

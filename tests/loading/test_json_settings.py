@@ -1,4 +1,4 @@
-"""JSON settings: every mistake of a file is a ConfigError that names the file and the key."""
+"""JSON settings: every mistake in a file is a ConfigError that names the file and the key."""
 
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def test_two_values_of_one_key_are_named() -> None:
         ConfigError, match=r"contradicts itself: n_embd = 64 but hidden_size = 96\. Correct one"
     ):
         settings(n_embd=64, hidden_size=96).get("n_embd", "hidden_size")
-    # true is not 1, whatever Python says
+    # true is not accepted as 1, although True == 1 in Python
     with pytest.raises(ConfigError, match="a = True but b = 1"):
         settings(a=True, b=1).get("a", "b")
 

@@ -1,4 +1,4 @@
-"""What loading costs: memory in proportion to the parameters, and no import of torch's compiler."""
+"""Cost of loading: memory proportional to the parameters, and no import of torch's compiler."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from tests.support.checkpoints import build_checkpoint
 
 ROOT = Path(__file__).parents[2]
 STATUS = Path("/proc/self/status")
-# What torch, oneDNN and the allocator keep for themselves, whatever the size of the model.
+# Memory that torch, oneDNN and the allocator keep, independent of the size of the model.
 SLACK = 16 * 2**20
 
 # Anonymous memory only: pages of the mapped file belong to the system's cache.
@@ -92,12 +92,12 @@ def test_loading_holds_one_copy_and_running_two(folders: tuple[Path, Path], dtyp
     size = 4 if dtype == "float32" else 2
     assert seen["held"] > 50e6 * size  # 57 million parameters
     assert 0.9 * seen["held"] < seen["loading"] <= 1.1 * seen["held"] + SLACK
-    # what is computed in float32 is packed so beside the narrower parameters
+    # weights computed in float32 are packed in float32, in addition to the 16-bit parameters
     cpu, kept = torch.device("cpu"), getattr(torch, dtype)
     copies = 1 + compute_dtype(cpu, kept).itemsize / kept.itemsize
     assert seen["kept"] <= (copies + 0.1) * seen["held"] + SLACK
-    # up and gate are the largest weight: while it is packed there may be one in float32 beside it,
-    # and what the allocator has not given back of those before it
+    # up and gate are the largest weight: while it is packed there may be a float32 copy of it,
+    # and memory of earlier copies that the allocator has not returned
     passing = 3 * 4 * 2 * 3072 * 768 if kept.itemsize == 2 and copies == 3 else 0
     assert seen["running"] <= (copies + 0.1) * seen["held"] + passing + SLACK
 

@@ -1,4 +1,4 @@
-"""NaN and infinity in weights: one warning a load, which names what is broken, and no false one."""
+"""NaN and infinity in weights: one warning per load names the tensors, and no false alarms."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def spoil(folder: Path, **values: float) -> None:
 
 
 def warned(load: Callable[[], Any]) -> tuple[Any, str]:
-    """What was loaded, and the one warning's text; the warning points at the line of the call."""
+    """Return the loaded object and the text of its one warning, which points at the call's line."""
     with pytest.warns(WeightWarning) as caught:
         loaded = load()
     assert [Path(one.filename) for one in caught] == [Path(__file__)]
@@ -45,7 +45,7 @@ def warned(load: Callable[[], Any]) -> tuple[Any, str]:
 
 
 def found(message: str) -> list[str]:
-    """`name (count)` as the warning lists them."""
+    """The `name (count)` items of a warning."""
     listed = re.search(r"infinite in torch\.\w+: (.*?)\. Vectors", message)
     assert listed, message
     return listed[1].split(", ")
@@ -56,11 +56,11 @@ def test_nan_in_one_word(tmp_path: Path) -> None:
     spoil(folder, **{f"{WORDS}[9]": NAN, f"{WORDS}[300, 5]": -INF})
     model, message = warned(lambda: NomicBert.from_pretrained(folder))
     assert message == (
-        f"the weights of {folder} hold numbers that are NaN or infinite in torch.float32: "
-        f"{WORDS} (65). Vectors that they reach will be NaN. Download the checkpoint again; if "
-        "they are still there, report them to its authors"
+        f"the weights of {folder} hold values that are NaN or infinite in torch.float32: "
+        f"{WORDS} (65). Vectors computed from them will be NaN. Download the checkpoint again; if "
+        "the values are still there, report them to its authors"
     )
-    # it was loaded all the same, as it is on disk
+    # it is still loaded, with the values on disk
     assert torch.equal(
         model.embeddings.word.weight.isfinite(), read_tensors(folder)[WORDS].isfinite()
     )
@@ -72,8 +72,8 @@ def test_nan_in_one_word(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_one_number_of_a_fused_parameter(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
-    """query, key and value are one parameter: only the part that is broken is named."""
+def test_one_value_of_a_fused_parameter(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    """query, key and value are one parameter: the warning names only the broken part."""
     folder = build_checkpoint(tmp_path, "minilm", num_hidden_layers=1)
     spoil(folder, **{f"{QUERY_BIAS}[17]": value})
     _, message = warned(lambda: NomicBert.from_pretrained(folder, dtype=dtype))
@@ -95,8 +95,8 @@ def test_other_files(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found(message) == [f"{GATE} (3)"]
 
 
-def test_experts_and_the_last_number(tmp_path: Path) -> None:
-    """Experts lie transposed in memory; a name keeps the prefix that it has on disk."""
+def test_last_value_of_transposed_experts(tmp_path: Path) -> None:
+    """Experts are transposed in memory; the warning uses the names on disk, prefix included."""
     folder = build_checkpoint(tmp_path, "nomic-v2-moe", num_hidden_layers=2)
     spoil(folder, **{f"{EXPERTS}[-1, -1]": NAN})
     _, message = warned(lambda: NomicBert.from_pretrained(folder))
@@ -128,12 +128,12 @@ def test_a_dense_layer(tmp_path: Path) -> None:
     folder = build_checkpoint(tmp_path, "conan-v1", num_hidden_layers=1)
     spoil(folder / "2_Dense", **{"linear.weight[111, 63]": NAN, "linear.bias[0]": INF})
     embedder, message = warned(lambda: Embedder.from_pretrained(folder))
-    assert message.startswith(f"the weights of {folder / '2_Dense'} hold numbers that are NaN or ")
+    assert message.startswith(f"the weights of {folder / '2_Dense'} hold values that are NaN or ")
     assert found(message) == ["linear.weight (1)", "linear.bias (1)"]
-    assert embedder.encode("a")[1:-1].all()  # the others are numbers
+    assert embedder.encode("a")[1:-1].all()  # the other columns are finite
 
 
-def test_the_line_of_an_embedder(tmp_path: Path) -> None:
+def test_warning_points_at_the_embedder_call(tmp_path: Path) -> None:
     folder = build_checkpoint(tmp_path, "minilm", num_hidden_layers=1)
     spoil(folder, **{f"{QUERY_BIAS}[0]": NAN})
     assert found(warned(lambda: Embedder(folder))[1]) == [f"{QUERY_BIAS} (1)"]
@@ -149,10 +149,10 @@ def test_the_line_of_an_embedder(tmp_path: Path) -> None:
         ("nomic-v2-moe", torch.float16, -6e4),
     ],
 )
-def test_large_sums_are_no_fault(
+def test_overflowing_sums_do_not_warn(
     variant: str, dtype: torch.dtype, value: float, tmp_path: Path
 ) -> None:
-    """Every sum overflows here, and yet every number is finite."""
+    """The sum of each parameter overflows, but every value is finite."""
     folder = build_checkpoint(tmp_path, variant, num_hidden_layers=2)
     tensors = load_file(folder / SAFE)
     for tensor in tensors.values():
@@ -165,7 +165,7 @@ def test_large_sums_are_no_fault(
 
 
 def test_too_large_for_the_dtype(tmp_path: Path) -> None:
-    """A number may be lost by the conversion alone: that makes NaN too."""
+    """A finite value may become infinite by the conversion to a narrower dtype."""
     folder = build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=1)
     spoil(folder, **{f"{OUT}[3, 4]": 7e4, f"{OUT}[3, 5]": -7e4, f"{OUT}[3, 6]": 6e4})
     _, message = warned(lambda: NomicBert.from_pretrained(folder, dtype=torch.float16))
@@ -175,7 +175,7 @@ def test_too_large_for_the_dtype(tmp_path: Path) -> None:
         NomicBert.from_pretrained(folder, dtype=dtype)
 
 
-def test_what_is_left_unread_is_not_looked_at(tmp_path: Path) -> None:
+def test_unread_tensors_are_not_checked(tmp_path: Path) -> None:
     folder = build_checkpoint(tmp_path, "e5", num_hidden_layers=1)
     spoil(folder, **{"pooler.dense.bias[1]": NAN})
     NomicBert.from_pretrained(folder)
@@ -184,7 +184,7 @@ def test_what_is_left_unread_is_not_looked_at(tmp_path: Path) -> None:
 
 
 def allocated(work: Callable[[], Any]) -> int:
-    """Bytes of the largest tensor that is made on the way, inside torch's own functions too."""
+    """Bytes of the largest temporary tensor, including those inside torch functions."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work()
     return max((event.self_cpu_memory_usage for event in profiled.events()), default=0)

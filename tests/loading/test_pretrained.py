@@ -1,4 +1,4 @@
-"""from_pretrained: dtypes, keywords and the modules behind the encoder."""
+"""from_pretrained: dtypes, keywords and the modules after the encoder."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_dtypes(stored: torch.dtype, asked: torch.dtype, tmp_path: Path) -> None
     assert {p.dtype for p in model.parameters()} == {asked}
     w1 = hub["encoder.layers.1.mlp.experts.mlp.w1"]
     assert torch.equal(model.layers[1].mlp.experts_up.flatten(0, 1), w1.to(asked))
-    edit_config(tmp_path, torch_dtype=...)  # then "auto" looks at the tensors
+    edit_config(tmp_path, torch_dtype=...)  # then "auto" takes the dtype of the tensors
     assert NomicBert.from_pretrained(tmp_path, dtype="auto").dtype == stored
 
 
@@ -113,7 +113,7 @@ def test_a_backend_that_cannot_run_is_refused_before_weights_are_read(
     (folder / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(BackendError, match="backend 'triton'"):
         NomicBert.from_pretrained(folder, backend="triton")
-    with pytest.raises(CheckpointError, match="not a sound"):
+    with pytest.raises(CheckpointError, match="not a valid"):
         NomicBert.from_pretrained(folder)
 
 
@@ -198,7 +198,7 @@ def test_dense(tmp_path: Path) -> None:
     assert dense(activation_function=...).activations == ("Tanh",)
     with pytest.raises(ConfigError, match=r"= 'torch.nn.Mish' is not supported; supported are Id"):
         dense(activation_function="torch.nn.Mish")
-    with pytest.raises(ConfigError, match="takes 65 columns, but it is given 64"):
+    with pytest.raises(ConfigError, match=r"in_features = 65, but .* gives 64 columns"):
         dense(in_features=65)
     with pytest.raises(
         ConfigError, match="module_input_name = 'token_embeddings' is not supported"

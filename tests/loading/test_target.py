@@ -1,4 +1,4 @@
-"""A backend that cannot run is refused with an error of our tree, wherever ops are chosen."""
+"""A backend that cannot run raises nomicbert's BackendError, wherever ops are selected."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FACADES: dict[str, Callable[..., Any]] = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One that every class reads."""
+    """A checkpoint that every class can load."""
     return build_reranker(tmp_path)
 
 
@@ -55,7 +55,7 @@ def not_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(found: BaseException, dtype: torch.dtype, backend: Any) -> None:
-    """Ours, with the message of the kernels' own error, which is the cause."""
+    """Check for our error with the message of the kernels' error, which is its cause."""
     with pytest.raises(nomicbert_kernels.BackendError) as kernels:
         nomicbert_kernels.select_ops(CPU, dtype, backend)
     assert type(found) is BackendError
@@ -89,7 +89,7 @@ def test_loading_refuses_it_for_a_dtype(
 
 
 def test_a_loaded_model_refuses_it(folder: Path, not_interpreted: None) -> None:
-    """Ops are chosen at the first use."""
+    """Ops are selected at the first use."""
     model = NomicBert.from_pretrained(folder)
     wanted = model(IDS)[0]
     model.use("triton")

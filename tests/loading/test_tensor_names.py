@@ -1,4 +1,4 @@
-"""Values of every parameter against the hub tensors, put together by a second hand."""
+"""Values of every parameter against the hub tensors, assembled by independent code."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ Tensors = dict[str, Tensor]
 
 
 def plain_names(tensors: Tensors) -> Tensors:
-    """Without the prefix of the model that was trained, and with today's LayerNorm names."""
+    """Names without the prefix of the trained model, and with current LayerNorm names."""
     names = {}
     for name, tensor in tensors.items():
         for prefix in ("bert.", "nomic_bert.", "trunk.", "model."):
@@ -28,7 +28,7 @@ def plain_names(tensors: Tensors) -> Tensors:
 
 
 def expected(hub: Tensors, experts: int) -> Tensors:
-    """Our parameters by name: the published layouts, fused as the design says."""
+    """Expected parameters by name: the tensors of the published layouts, fused."""
     bert = "embeddings.LayerNorm.weight" in hub
     layers = 1 + max(int(m[1]) for n in hub if (m := re.search(r"encoder\.layers?\.(\d+)\.", n)))
     ours: Tensors = {}
@@ -65,7 +65,7 @@ def expected(hub: Tensors, experts: int) -> Tensors:
             ours[to + "mlp.bias"] = hub[at + "mlp.experts.bias"]
             w1, w2 = hub[at + "mlp.experts.mlp.w1"], hub[at + "mlp.experts.mlp.w2"]
             ours[to + "mlp.experts_up"] = torch.stack(w1.split(len(w1) // experts))
-            # an expert computes y = gelu(x w1^T) w2: a linear layer's weight is w2 turned round
+            # an expert computes y = gelu(x w1^T) w2: as a linear layer's weight, w2 is transposed
             turned = [part.T for part in w2.split(len(w2) // experts)]
             ours[to + "mlp.experts_down"] = torch.stack(turned)
     return ours
@@ -110,7 +110,7 @@ def test_every_prefix(prefix: str, variant: str, tmp_path: Path) -> None:
 
 
 def test_queries_keys_and_values_may_not_be_swapped(tmp_path: Path) -> None:
-    """The other hand itself: it must tell the three and the two apart."""
+    """Checks `expected` itself: swapping q, k and v, or up and gate, must be detected."""
     for variant, one, other in (
         ("e5", "encoder.layer.1.attention.self.query.weight", "key"),
         ("code-rank-embed", "encoder.layers.1.mlp.fc11.weight", "fc12"),
@@ -171,7 +171,7 @@ def test_names() -> None:
     assert canonical("bert.embeddings.LayerNorm.beta") == "embeddings.LayerNorm.bias"
     assert canonical("model.nomic_bert.emb_ln.bias") == "emb_ln.bias"
     assert canonical("trunk.encoder.layers.0.norm1.weight") == "encoder.layers.0.norm1.weight"
-    assert canonical("beta.gamma") == "beta.gamma"  # only LayerNorm's were ever called so
+    assert canonical("beta.gamma") == "beta.gamma"  # only parameters of LayerNorm had these names
     for name in (
         "embeddings.position_ids",
         "encoder.layers.3.attn.rotary_emb.inv_freq",

@@ -1,4 +1,4 @@
-"""Weight files: what is torn, forged or does not fit is a CheckpointError that says so."""
+"""Weight files: truncated, forged or mismatched ones raise a CheckpointError that says why."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def as_bin(folder: Path, content: Any) -> Path:
     return folder / BIN
 
 
-def test_missing_extra_and_wrong_tensors_stand_in_one_error(folder: Path) -> None:
+def test_one_error_lists_missing_extra_and_wrong_tensors(folder: Path) -> None:
     tensors = read_tensors(folder)
     del tensors["encoder.layers.1.attn.Wqkv.weight"]
     del tensors["emb_ln.bias"]
@@ -55,13 +55,13 @@ def test_missing_extra_and_wrong_tensors_stand_in_one_error(folder: Path) -> Non
         "1 of another shape: encoder.layers.0.mlp.fc12.weight is (97, 64), wanted (96, 64)"
     )
     assert left == "2 left over: adapter.weight, encoder.layers.7.norm1.weight"
-    # what is left over may pass; what is missing or wrong may not
+    # unexpected tensors are ignored; missing or wrong ones are not
     text = refused(folder, "2 missing", strict=False)
     assert "1 of another shape" in text
     assert "left over" not in text
 
 
-def test_strict_false_loads_beside_strangers(folder: Path) -> None:
+def test_strict_false_ignores_unexpected_tensors(folder: Path) -> None:
     tensors = read_tensors(folder)
     save_file(tensors | {"adapter.weight": torch.ones(2, 64)}, folder / SAFE)
     refused(folder, "1 left over: adapter.weight")
@@ -76,7 +76,7 @@ def test_a_long_list_is_cut(folder: Path) -> None:
     assert text.count("encoder.layers.") == 20
 
 
-def test_a_layout_of_the_other_model_is_no_random_encoder(tmp_path: Path) -> None:
+def test_a_layout_of_the_other_model_is_refused(tmp_path: Path) -> None:
     build_checkpoint(tmp_path, "e5")
     tensors = read_tensors(tmp_path)
     build_checkpoint(tmp_path, "nomic-v1.5")
@@ -122,10 +122,10 @@ def test_damaged_safetensors(folder: Path) -> None:
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
     ):
         (folder / SAFE).write_bytes(damaged)
-        refused(folder, rf"{SAFE} is not a sound safetensors file: ", dtype="auto")
+        refused(folder, rf"{SAFE} is not a valid safetensors file: ", dtype="auto")
 
 
-def test_no_tensors_of_a_kind(folder: Path) -> None:
+def test_no_floating_tensors(folder: Path) -> None:
     edit_config(folder, torch_dtype=...)
     for tensors in ({}, {"emb_ln.bias": torch.ones(64, dtype=torch.int64)}):
         save_file(tensors, folder / SAFE)
@@ -167,7 +167,7 @@ def read_file(path: Path) -> dict[str, torch.Tensor]:
 
 
 class Runs:
-    """What unpickles into a call that leaves a file behind."""
+    """Unpickles into a call that creates a file."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -180,14 +180,14 @@ class Runs:
 def test_a_pickle_is_never_run(zipped: bool, folder: Path, tmp_path: Path) -> None:
     marker = tmp_path / "it-ran"
     pickle.loads(pickle.dumps(Runs(marker))).close()
-    assert marker.exists()  # the trap is a sound one
+    assert marker.exists()  # without weights_only the trap works
     marker.unlink()
     content = {"emb_ln.bias": torch.ones(64), "emb_ln.weight": Runs(marker)}
     (folder / SAFE).unlink()
     torch.save(content, folder / BIN, _use_new_zipfile_serialization=zipped)
-    refused(folder, f"{BIN} is not a sound file of plain tensors, and nothing else in it is run")
+    refused(folder, f"{BIN} is not a valid file of plain tensors, and nothing else is unpickled")
     (folder / BIN).write_bytes(pickle.dumps(Runs(marker), protocol=2))
-    refused(folder, f"{BIN} is not a sound file of plain tensors")
+    refused(folder, f"{BIN} is not a valid file of plain tensors")
     assert not marker.exists()
 
 
@@ -207,9 +207,7 @@ def test_a_bin_of_the_old_format_loads(folder: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_torn_bin_is_our_error_wherever_it_is_torn(
-    zipped: bool, tmp_path: Path, seed: int
-) -> None:
+def test_a_damaged_bin_raises_our_error(zipped: bool, tmp_path: Path, seed: int) -> None:
     buffer = io.BytesIO()
     content = {"a": torch.arange(6.0), "b": torch.ones(2, 3)}
     torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
@@ -226,12 +224,12 @@ def test_a_torn_bin_is_our_error_wherever_it_is_torn(
             TensorFiles(tmp_path)
         except CheckpointError as error:
             messages.append(str(error))
-    assert len(messages) > 60  # flips of single values go unseen
-    assert all(re.search(rf"{BIN} (is not a sound file|must hold)", m) for m in messages)
+    assert len(messages) > 60  # flips inside values are not detected
+    assert all(re.search(rf"{BIN} (is not a valid file|must hold)", m) for m in messages)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
-def test_numbers_that_are_no_weights(dtype: torch.dtype, folder: Path) -> None:
+def test_weights_that_are_not_floats_are_refused(dtype: torch.dtype, folder: Path) -> None:
     """A quantised file has the right shapes, and is garbage without its scales."""
     tensors = read_tensors(folder)
     name = "encoder.layers.1.mlp.fc2.weight"

@@ -1,6 +1,6 @@
-"""What follows planning is one graph for torch.compile, forward and backward.
+"""The core (all steps after planning) is one graph for torch.compile, forward and backward.
 
-The reference is left out: it reads the lengths from the tensor, as a specification may.
+The reference backend is left out: it reads the lengths from the tensor.
 """
 
 from __future__ import annotations

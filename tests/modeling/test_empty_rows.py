@@ -1,6 +1,6 @@
-"""Rows of an attention mask that keep no token, and texts of length zero: zeros, never NaN.
+"""Rows of an attention mask that keep no token, and empty texts, give zeros and never NaN.
 
-New memory is filled with NaN here, so that nothing can be zero by chance.
+New memory is filled with NaN here, so that no result is zero by chance.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.cpus import CPU_DTYPES
 
 BACKENDS = ("reference", "torch")
 MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken", "weightedmean")
-# with a bias behind it · with L2 behind it · with layer_norm in the Matryoshka recipe
+# Dense layer with a bias · final L2 · layer_norm in the Matryoshka recipe
 VARIANTS = ("conan-v1", "bge-en", "nomic-v1.5")
 FINISHES = (
     Finish(),
@@ -34,7 +34,7 @@ FINISHES = (
 LENGTHS = (9, 5, 9, 1, 7)
 IDS = torch.arange(5, 5 + 5 * 9).view(5, 9)
 MASK = (torch.arange(9) < torch.tensor(LENGTHS)[:, None]).long()
-# which rows keep nothing; the others are at least two: a single row is multiplied another way
+# rows that keep no token; at least two others remain: a single row uses another matmul kernel
 EMPTY = ((2,), (0,), (4,), (0, 1, 4))
 
 
@@ -49,7 +49,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def embedders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Embedder]:
-    """One for each variant and backend, with a last layer of its own and one before it."""
+    """One embedder for each variant and backend, of two layers."""
     made: dict[tuple[str, str], Embedder] = {}
 
     def of(variant: str, backend: str) -> Embedder:
@@ -64,14 +64,14 @@ def embedders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
 
 
 def without(rows: tuple[int, ...]) -> tuple[Tensor, list[int]]:
-    """MASK with these rows at zero, and the other rows."""
+    """MASK with zeros in these rows, and the indices of the other rows."""
     mask = MASK.clone()
     mask[list(rows)] = 0
     return mask, [row for row in range(len(MASK)) if row not in rows]
 
 
 def here(caught: pytest.WarningsRecorder) -> str:
-    """The text of the one warning, which points into this file."""
+    """Text of the only warning, after a check that it points into this file."""
     assert [Path(one.filename) for one in caught] == [Path(__file__)]
     return str(caught[0].message)
 
@@ -105,7 +105,7 @@ def test_the_message_names_the_rows() -> None:
 def test_hidden_states(
     rows: tuple[int, ...], backend: str, embedders: Callable[[str, str], Embedder]
 ) -> None:
-    """Zeros in that row, the others to the bit what they are without it, and one warning."""
+    """Zeros in that row, the others bit-identical to a batch without it, and one warning."""
     model = embedders("nomic-v1.5", backend).model
     mask, others = without(rows)
     with pytest.warns(EmptyRowWarning) as caught:
@@ -128,7 +128,7 @@ def test_pooled_vectors(
     embedders: Callable[[str, str], Embedder],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Zeros behind all modules too, whatever a Dense layer's bias would make of them."""
+    """Zeros after all modules too, although a Dense layer has a bias."""
     embedder = embedders(variant, backend)
     monkeypatch.setattr(embedder.pooling, "mode", mode)
     assert bool(embedder.pooling.dense) == (variant == "conan-v1")
@@ -156,7 +156,7 @@ def test_pooled_vectors(
 @pytest.mark.parametrize("variant", [*VARIANTS, "nomic-v2-moe"])
 @pytest.mark.parametrize("mode", MODES)
 @torch.inference_mode()
-def test_a_batch_of_nothing_else(
+def test_a_batch_of_empty_rows_only(
     mode: str,
     variant: str,
     backend: str,
@@ -185,7 +185,7 @@ def test_a_text_of_length_zero(
     embedders: Callable[[str, str], Embedder],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As a tokenizer without special tokens makes of an empty string."""
+    """A tokenizer without special tokens gives no ids for an empty string."""
     embedder = embedders(variant, backend)
     monkeypatch.setattr(embedder.pooling, "mode", mode)
     empty, *texts = "", "the quick fox", "the dog"
@@ -207,7 +207,7 @@ def test_a_text_of_length_zero(
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "nomic-v2-moe", "bge-en"])
 @torch.inference_mode()
 def test_no_tokens_at_all(variant: str, backend: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Rows of no columns, and columns that are dropped throughout."""
+    """A batch with zero columns, and one whose tokens are all dropped."""
     folder = build_checkpoint(tmp_path, variant, num_hidden_layers=2)
     model = NomicBert.from_pretrained(folder, backend=backend, dtype=dtype)
     assert model(IDS[:, :0]).last_hidden_state.shape == (5, 0, 64)
@@ -220,7 +220,7 @@ def test_no_tokens_at_all(variant: str, backend: str, dtype: torch.dtype, tmp_pa
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients(variant: str, backend: str, embedders: Callable[[str, str], Embedder]) -> None:
-    """L2 and layer_norm of a zero vector have no NaN for a gradient, and change no other."""
+    """L2 and layer_norm of a zero vector give no NaN gradient and change no other gradient."""
     embedder = embedders(variant, backend)
     mask, others = without((1,))
     weight = torch.linspace(-1, 1, 24)

@@ -1,13 +1,16 @@
-"""Heads as torch modules: outputs, padding, training, copies, other vocabularies.
+"""Heads as torch modules: outputs, padding, training, copies.
 
-What they compute is held against transformers in `parity/test_heads.py`.
+Their results are compared with transformers in `parity/test_heads.py`.
 """
+
+# An imported fixture is named again as an argument.
+# ruff: noqa: F811
 
 from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,76 +19,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nomicbert import NomicBert, NomicBertForMaskedLM
+from nomicbert import NomicBertForMaskedLM
 from nomicbert.user_warnings import EmptyRowWarning
-from tests.parity.bounds import HIDDEN
-from tests.support.checkpoints import read_config
-from tests.support.heads import ALL, NATIVE, OURS, build_head, change_tensors, theirs
+from tests.modeling.heads_cases import (  # noqa: F401
+    IDS,
+    MASK,
+    NEAR,
+    Folders,
+    both_families,
+    changed,
+    distance,
+    folders,
+    labels_of,
+    load,
+    scores,
+)
+from tests.support.heads import ALL, NATIVE, OURS
 
-IDS = torch.tensor([[2, 7, 9, 30, 4], [5, 8, 11, 12, 6], [9, 3, 3, 119, 1]])
-MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
-DECODER = "cls.predictions.decoder.weight"
-NEAR = 1e-6
 # of logits about 1
 ROUNDED = {torch.float32: 0.0, torch.float16: 0.01, torch.bfloat16: 0.15}
-Folders = Mapping[tuple[str, str], Path]
 every_head = pytest.mark.parametrize(("family", "task"), ALL)
-both_families = pytest.mark.parametrize("family", ["Bert", "NomicBert"])
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """Every head of both families, with dropout."""
-    found = {}
-    for family, task in ALL:
-        count = 2 if task == "QuestionAnswering" else 3
-        found[family, task] = build_head(
-            tmp_path_factory.mktemp(family + task),
-            family,
-            task,
-            num_labels=count,
-            hidden_dropout_prob=0.1,
-            attention_probs_dropout_prob=0.1,
-        )
-    return found
-
-
-@pytest.fixture(scope="module")
-def load(folders: Folders) -> Callable[..., Any]:
-    """A model of one's own; copies are cheaper than reading it again."""
-    models = {pair: OURS[pair[1]].from_pretrained(folder) for pair, folder in folders.items()}
-
-    def loaded(family: str, task: str, **keywords: Any) -> Any:
-        if keywords:
-            return OURS[task].from_pretrained(folders[family, task], **keywords)
-        return copy.deepcopy(models[family, task])
-
-    return loaded
-
-
-def labels_of(task: str, mask: Tensor = MASK) -> dict[str, Tensor]:
-    if task == "SequenceClassification":
-        return {"labels": torch.arange(len(mask)) % 3}
-    if task == "QuestionAnswering":
-        first = mask.argmax(1)
-        return {"start_positions": first, "end_positions": first + 1}
-    labels = torch.arange(mask.numel()).view_as(mask) % 3
-    return {"labels": torch.where(mask == 1, labels, -100)}
-
-
-def scores(out: Any) -> Tensor:
-    return out.logits if "logits" in out else torch.stack((out.start_logits, out.end_logits), 2)
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    assert a.shape == b.shape
-    return (a.double() - b.double()).abs().max().item()
-
-
-def changed(tensor: Tensor, place: Any, value: float) -> Tensor:
-    tensor = tensor.clone()
-    tensor[place] = value
-    return tensor
 
 
 @torch.no_grad()
@@ -129,7 +82,7 @@ def test_output_object(family: str, task: str, load: Callable[..., Any]) -> None
 @torch.no_grad()
 @every_head
 def test_the_last_layer_of_a_head(family: str, task: str, load: Callable[..., Any]) -> None:
-    """By hand, from the encoder's own output: transformers has no questions for NomicBERT."""
+    """By hand, from the encoder's output: transformers has no QA head for NomicBERT."""
     model = load(family, task)
     last = model.encoder(IDS, MASK).last_hidden_state
     state = model.state_dict()
@@ -165,7 +118,7 @@ def test_the_last_layer_of_a_head(family: str, task: str, load: Callable[..., An
 def test_padding_and_dtype(
     family: str, task: str, dtype: torch.dtype, load: Callable[..., Any]
 ) -> None:
-    """Loaded in a dtype or cast to it; what stands at padding does not matter."""
+    """Loaded in a dtype or cast to it; ids at padding do not matter."""
     model = load(family, task, dtype=dtype)
     out = model(IDS, MASK, **labels_of(task))
     found = scores(out)
@@ -222,7 +175,7 @@ def test_a_row_of_no_tokens(family: str, task: str, load: Callable[..., Any]) ->
 @torch.no_grad()
 @every_head
 def test_padding_on_either_side(family: str, task: str, load: Callable[..., Any]) -> None:
-    """Learned positions are those of the tokens; rotary ones need not be told."""
+    """Learned positions must be passed in; rotary ones need not."""
     model = load(family, task)
     lengths = MASK.sum(1)
     shifted = (torch.arange(5) - (5 - lengths)[:, None]) % 5  # the column it came from
@@ -244,14 +197,14 @@ def test_padding_on_either_side(family: str, task: str, load: Callable[..., Any]
             found, wanted = found[mask == 1], wanted[MASK == 1]
         assert distance(found, wanted) <= 1e-5
         assert distance(left.loss, right.loss) <= 1e-5
-    if family == "Bert":  # the case is none if positions do not matter
+    if family == "Bert":  # the test needs positions that matter
         assert distance(scores(model(ids, mask))[mask.any(1)], scores(right)) > 1e-3
 
 
 @torch.no_grad()
 @every_head
 def test_a_text_alone(family: str, task: str, load: Callable[..., Any]) -> None:
-    """Neither neighbours nor padding reach a text; without a mask every token is kept."""
+    """Neither other texts nor padding affect a text; without a mask every token is kept."""
     model = load(family, task)
     together = scores(model(IDS, MASK))
     for row, length in enumerate(MASK.sum(1).tolist()):
@@ -264,7 +217,7 @@ def test_a_text_alone(family: str, task: str, load: Callable[..., Any]) -> None:
 
 @torch.no_grad()
 @every_head
-def test_words_as_vectors(family: str, task: str, load: Callable[..., Any]) -> None:
+def test_inputs_embeds(family: str, task: str, load: Callable[..., Any]) -> None:
     model = load(family, task)
     table = model.get_input_embeddings()
     assert table is model.encoder.embeddings.word
@@ -282,7 +235,7 @@ def test_words_as_vectors(family: str, task: str, load: Callable[..., Any]) -> N
 def test_a_step_on_tied_words(
     family: str, tied: bool, load: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """One parameter, moved by what it does at both ends; two where they are two."""
+    """A tied table gets gradients from both uses; untied tables are two parameters."""
     model = load(family, "MaskedLM")
     words = model.encoder.embeddings.word.weight
     if not tied:
@@ -294,7 +247,7 @@ def test_a_step_on_tied_words(
     first = model(IDS, MASK, **labels).loss
     first.backward()
     optimizer.step()
-    read, never = IDS[MASK == 1].unique(), [40, 60]  # words of the batch, and others
+    read, never = IDS[MASK == 1].unique(), [40, 60]  # words in the batch, and others
     move = (words.detach() - before).abs().amax(1)
     assert (move[read] > 0).all()
     assert (move[never] > 0).all() == tied
@@ -356,7 +309,7 @@ def test_gradient_checkpointing(
 def test_dropout_before_the_classifier(
     task: str, folders: Folders, load: Callable[..., Any]
 ) -> None:
-    """classifier_dropout where it is stated, else that of the hidden states; in training only."""
+    """classifier_dropout if stated, else that of the hidden states; in training only."""
     model = load("NomicBert", task)
     encoder = model.encoder.eval()
     for stated, share in ((None, 0.1), (0.5, 0.5), (0.0, 0.0)):
@@ -391,7 +344,7 @@ def test_training_switches_dropout(family: str, task: str, load: Callable[..., A
 
 @torch.no_grad()
 @every_head
-def test_copies_stand_on_their_own(family: str, task: str, load: Callable[..., Any]) -> None:
+def test_copies_are_independent(family: str, task: str, load: Callable[..., Any]) -> None:
     model = load(family, task)
     at_first = scores(model(IDS, MASK))  # with prepared weights, which cannot be copied
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -407,134 +360,9 @@ def test_copies_stand_on_their_own(family: str, task: str, load: Callable[..., A
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
 
 
-def untied(folder: Path) -> Path:
-    """The same with a table of its own at the upper end."""
-    table = 0.05 * torch.randn(120, 64, generator=torch.Generator().manual_seed(5))
-    change_tensors(folder, lambda tensors: tensors | {DECODER: table})
-    return folder
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("rows", [131, 100])
-@pytest.mark.parametrize("tied", [True, False])
-@both_families
-def test_another_vocabulary(family: str, tied: bool, rows: int, tmp_path: Path) -> None:
-    """Old words keep their rows at both ends; new ones are drawn, with a bias of 0."""
-    folder = build_head(tmp_path / "a", family, "MaskedLM")
-    model = NomicBertForMaskedLM.from_pretrained(folder if tied else untied(folder))
-    ids = IDS.clamp(max=99)
-    before, kept = scores(model(ids, MASK)), min(rows, 120)
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    table = model.resize_token_embeddings(rows)
-    assert table is model.get_input_embeddings()
-    assert table.weight.shape == (rows, 64)
-    assert model.config.vocab_size == rows
-    grown = ["encoder.embeddings.word.weight", "decoder_bias"] + ["decoder"] * (not tied)
-    for name, tensor in model.state_dict().items():
-        if name in grown:
-            assert len(tensor) == rows
-            assert torch.equal(tensor[:kept], state[name][:kept])
-        else:
-            assert torch.equal(tensor, state[name])
-    if rows > 120:
-        assert not model.decoder_bias[120:].any()
-        for name in (*grown[:1], *grown[2:]):
-            assert 0.01 <= model.state_dict()[name][120:].std() <= 0.03
-    found = scores(model(ids, MASK))
-    assert found.shape == (3, 5, rows)
-    assert distance(found[..., :kept], before[..., :kept]) <= NEAR
-    labels = labels_of("MaskedLM")["labels"]
-    last = changed(labels, (0, 0), rows - 1)
-    assert model(changed(ids, (0, 0), rows - 1), MASK, labels=last).loss.isfinite()
-    with pytest.raises(ValueError, match=f"labels must be 0 to {rows - 1}, or -100"):
-        model(ids, MASK, labels=changed(labels, (0, 0), rows))
-    with pytest.raises(ValueError, match=f"contains {rows}, but the table has {rows} rows"):
-        model(changed(ids, (0, 0), rows), MASK)
-    model.save_pretrained(tmp_path / "b")
-    assert read_config(tmp_path / "b")["vocab_size"] == rows
-    again = NomicBertForMaskedLM.from_pretrained(tmp_path / "b")
-    assert torch.equal(scores(again(ids, MASK)), found)
-    native = theirs(tmp_path / "b")
-    tables = native.get_input_embeddings().weight, native.get_output_embeddings().weight
-    assert (tables[0] is tables[1]) == tied
-    theirs_too = native(ids, attention_mask=MASK).logits * MASK[..., None]
-    assert distance(found, theirs_too) <= HIDDEN
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("rows", [131, 100])
-@pytest.mark.parametrize("tied", [True, False])
-def test_another_table_of_words(tied: bool, rows: int, tmp_path: Path) -> None:
-    """The scores follow its size, and where words are tied its numbers."""
-    folder = build_head(tmp_path, "NomicBert", "MaskedLM")
-    model = NomicBertForMaskedLM.from_pretrained(folder if tied else untied(folder))
-    ids, kept = IDS.clamp(max=99), min(rows, 120)
-    before = scores(model(ids, MASK))
-    table = torch.nn.Embedding(rows, 64)
-    table.weight[:kept] = model.get_input_embeddings().weight[:kept]
-    table.weight[kept - 1] += 1
-    model.set_input_embeddings(table)
-    found = scores(model(ids, MASK))
-    assert found.shape == (3, 5, rows)
-    assert distance(found[..., : kept - 1], before[..., : kept - 1]) <= HIDDEN
-    assert (distance(found[..., kept - 1], before[..., kept - 1]) > 1) == tied
-
-
-@pytest.mark.parametrize("rows", [131, 100])
-@pytest.mark.parametrize("task", ["SequenceClassification", "QuestionAnswering"])
-def test_another_vocabulary_under_other_heads(
-    task: str, rows: int, load: Callable[..., Any]
-) -> None:
-    model, ids = load("Bert", task), IDS.clamp(max=99)
-    at_first = scores(model(ids, MASK)).detach()
-    model.resize_token_embeddings(rows)
-    assert distance(scores(model(ids, MASK)).detach(), at_first) <= NEAR
-    model(changed(ids, (0, 0), rows - 1), MASK, **labels_of(task)).loss.backward()
-    gradient = model.get_input_embeddings().weight.grad
-    assert gradient.shape == (rows, 64)
-    assert gradient[rows - 1].any()
-
-
-def test_vocabularies_that_cannot_be(load: Callable[..., Any]) -> None:
-    model = load("Bert", "MaskedLM")
-    for rows in (0, -3):
-        with pytest.raises(ValueError, match=f"new_num_tokens must be at least 1, not {rows}"):
-            model.resize_token_embeddings(rows)
-    for rows in (2.5, True, None, "7"):
-        with pytest.raises(TypeError, match="new_num_tokens must be an integer"):
-            model.resize_token_embeddings(rows)
-    assert len(model.get_input_embeddings().weight) == len(model.decoder_bias) == 120
-
-
-def test_another_vocabulary_keeps_what_is_frozen_and_its_dtype(load: Callable[..., Any]) -> None:
-    model = load("NomicBert", "MaskedLM", dtype=torch.bfloat16)
-    model.get_input_embeddings().weight.requires_grad_(False)
-    model.resize_token_embeddings(140)
-    words, bias = model.get_input_embeddings().weight, model.decoder_bias
-    assert (words.requires_grad, bias.requires_grad) == (False, True)
-    assert words.dtype == bias.dtype == torch.bfloat16
-    bias.requires_grad_(False)
-    model.resize_token_embeddings(60)
-    assert not model.decoder_bias.requires_grad
-    model.get_input_embeddings().weight.requires_grad_(True)
-    assert model.resize_token_embeddings(50).weight.requires_grad
-
-
-def test_an_encoders_vocabulary(folders: Folders, tmp_path: Path) -> None:
-    model = NomicBert.from_pretrained(folders["NomicBert", "MaskedLM"])
-    ids = IDS.clamp(max=99)
-    at_first = model(ids, MASK).last_hidden_state.detach()
-    for rows in (200, 100):
-        assert model.resize_token_embeddings(rows) is model.get_input_embeddings()
-        assert torch.equal(model(ids, MASK).last_hidden_state, at_first)
-        model.save_pretrained(tmp_path)
-        assert read_config(tmp_path)["vocab_size"] == rows
-        assert NomicBert.from_pretrained(tmp_path).config.vocab_size == rows
-
-
 @every_head
 def test_built_from_a_config(family: str, task: str, load: Callable[..., Any]) -> None:
-    """Drawn as training begins, ready to train."""
+    """Randomly initialised for training."""
     config = load(family, task).config
     torch.manual_seed(0)
     model = OURS[task](config)
@@ -558,5 +386,5 @@ def test_built_from_a_config(family: str, task: str, load: Callable[..., Any]) -
 
 
 def test_natives_are_those_of_transformers() -> None:
-    """The list that other tests walk: questions for NomicBERT are the one that it lacks."""
+    """Checks the list that other tests use: only QA for NomicBERT is not in transformers."""
     assert [pair for pair in ALL if pair not in NATIVE] == [("NomicBert", "QuestionAnswering")]

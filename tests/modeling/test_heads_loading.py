@@ -1,10 +1,10 @@
-"""Heads and their files: names on disk, what is missing or new, and what save_pretrained writes."""
+"""Heads and their files: names on disk, missing parameters, save_pretrained."""
+
+# An imported fixture is named again as an argument.
+# ruff: noqa: F811
 
 from __future__ import annotations
 
-import logging
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,57 +12,31 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 import nomicbert
 from nomicbert import (
     NomicBert,
     NomicBertForMaskedLM,
     NomicBertForPreTraining,
-    NomicBertForQuestionAnswering,
     NomicBertForSequenceClassification,
     NomicBertForTokenClassification,
 )
-from nomicbert.errors import CheckpointError, ConfigError
-from nomicbert.modeling.heads import losses
+from nomicbert.errors import CheckpointError
+from tests.modeling.heads_loading_cases import (  # noqa: F401
+    IDS,
+    MASK,
+    Folders,
+    copied,
+    folders,
+    same_bits,
+    scores,
+)
 from tests.parity.bounds import HIDDEN
 from tests.support.checkpoints import build_checkpoint, edit_config, read_config, read_tensors
 from tests.support.heads import ALL, NATIVE, OURS, build_head, change_tensors, rename, theirs
 
-IDS = torch.tensor([[2, 7, 9, 30, 4], [5, 8, 11, 12, 6], [9, 3, 3, 119, 1]])
-MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
 BIAS, DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 DECODER = "cls.predictions.decoder.weight"
-Folders = Mapping[tuple[str, str], Path]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """Every head of both families; classes of three kinds."""
-    found = {}
-    for family, task in ALL:
-        count = 2 if task == "QuestionAnswering" else 3
-        where = tmp_path_factory.mktemp(family + task)
-        found[family, task] = build_head(where, family, task, num_labels=count)
-    return found
-
-
-def copied(folder: Path, to: Path) -> Path:
-    return shutil.copytree(folder, to / "copy")
-
-
-@torch.no_grad()
-def scores(model: nn.Module, mask: Tensor = MASK) -> Tensor:
-    """Of either model; zeros on padding where there are tokens."""
-    out = model(IDS, attention_mask=mask)
-    found = out.logits if "logits" in out else torch.stack((out.start_logits, out.end_logits), 2)
-    return torch.where(mask[..., None] == 1, found, 0) if found.dim() == 3 else found
-
-
-def same_bits(a: nn.Module, b: nn.Module) -> bool:
-    one, two = a.state_dict(), b.state_dict()
-    assert one.keys() == two.keys()
-    return all(torch.equal(one[n], two[n]) and one[n].dtype == two[n].dtype for n in one)
 
 
 def test_names() -> None:
@@ -93,7 +67,7 @@ def test_every_prefix(
 
 
 def test_old_names_of_norms(tmp_path: Path) -> None:
-    """bert-base-uncased as the hub has it: gamma and beta, the decoder stored too."""
+    """bert-base-uncased as on the hub: gamma and beta, and a stored decoder."""
     folder = build_checkpoint(tmp_path, "bert-base-uncased")
     model, hub = NomicBertForMaskedLM.from_pretrained(folder), read_tensors(folder)
     for ours, name in (
@@ -145,7 +119,7 @@ def test_a_decoder_tied_dropped_or_its_own(family: str, folders: Folders, tmp_pa
 @pytest.mark.parametrize("family", ["Bert", "NomicBert"])
 @pytest.mark.parametrize("trained", [False, True])
 def test_untied_in_both_directions(trained: bool, family: str, tmp_path: Path) -> None:
-    """There transformers has two biases, of which one is not computed with."""
+    """transformers then has two biases, one of them unused."""
     folder = build_head(tmp_path / "a", family, "MaskedLM", tie_word_embeddings=False)
     if trained:
         words = f"{'bert' if family == 'Bert' else 'nomic_bert'}.embeddings.word_embeddings.weight"
@@ -201,7 +175,7 @@ def test_nomics_own_head_without_biases(tmp_path: Path) -> None:
 
 
 def test_nomics_own_head_with_biases(tmp_path: Path) -> None:
-    """Whether or not config.json promises them, they are loaded where they are."""
+    """Biases on disk are loaded, whatever config.json states."""
     for name, settings in (("promised", {"mlp_fc1_bias": True}), ("not", {})):
         folder = head_of_2048(tmp_path / name, *BIASES, **settings)
         model, hub = NomicBertForMaskedLM.from_pretrained(folder), read_tensors(folder)
@@ -254,7 +228,7 @@ def test_a_vocabulary_that_is_rounded_up(tied: bool, tmp_path: Path) -> None:
         NomicBertForMaskedLM.from_pretrained(folder)
 
 
-def test_what_heads_there_are_is_said(folders: Folders, tmp_path: Path) -> None:
+def test_the_error_lists_existing_heads(folders: Folders, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     NomicBert.from_pretrained(folders["Bert", "QuestionAnswering"]).save_pretrained(bare)
     asked = [(task, folder, there) for (_, there), folder in folders.items() for task in OURS]
@@ -267,8 +241,8 @@ def test_what_heads_there_are_is_said(folders: Folders, tmp_path: Path) -> None:
             OURS[task].from_pretrained(folder)
 
 
-def test_heads_that_only_names_of_tensors_tell_of(folders: Folders, tmp_path: Path) -> None:
-    """Texts and tokens are classified by layers of one name: the pooler decides."""
+def test_heads_known_only_by_tensor_names(folders: Folders, tmp_path: Path) -> None:
+    """Heads for texts and tokens store the same name: the pooler decides."""
     folder = copied(folders["Bert", "SequenceClassification"], tmp_path)
     edit_config(folder, architectures=...)
     for task in ("SequenceClassification", "TokenClassification"):
@@ -286,166 +260,9 @@ def test_heads_that_only_names_of_tensors_tell_of(folders: Folders, tmp_path: Pa
         NomicBertForTokenClassification.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(
-    ("task", "count", "new"),
-    [
-        ("SequenceClassification", 4, ["classifier", "encoder.pooler"]),
-        ("TokenClassification", 2, ["classifier"]),
-        ("QuestionAnswering", 2, ["qa_outputs"]),
-    ],
-)
-@pytest.mark.parametrize("family", ["Bert", "NomicBert"])
-def test_a_new_head(
-    family: str,
-    task: str,
-    count: int,
-    new: list[str],
-    folders: Folders,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """The encoder is the checkpoint's, the head is drawn as training begins, and it is said."""
-    folder = folders[family, "MaskedLM"]
-    with caplog.at_level(logging.WARNING, "nomicbert"):
-        model = OURS[task].from_pretrained(folder, num_labels=count)
-    names = [f"{layer}.{kind}" for layer in new for kind in ("weight", "bias")]
-    wanted = f"{folder}: {', '.join(names)} are new and random: train them"
-    assert [record.getMessage() for record in caplog.records] == [wanted]
-    encoder = NomicBert.from_pretrained(folder).state_dict()
-    state = model.state_dict()
-    assert state.keys() == {*names, *(f"encoder.{name}" for name in encoder)}
-    assert all(torch.equal(state[f"encoder.{name}"], encoder[name]) for name in encoder)
-    for name in names:
-        if name.endswith("bias"):
-            assert not state[name].any()
-        else:
-            assert len(state[name]) == (64 if "pooler" in name else count)
-            assert 0.01 <= state[name].std() <= 0.03  # initializer_range is 0.02
-    assert model.labels.names == tuple(f"LABEL_{i}" for i in range(count))
-    assert not model.training
-    model.save_pretrained(tmp_path)
-    assert same_bits(OURS[task].from_pretrained(tmp_path), model)
-    if (family, task) in NATIVE:
-        assert (scores(theirs(tmp_path)) - scores(model)).abs().max() <= HIDDEN
-
-
-@pytest.mark.parametrize("task", ["SequenceClassification", "TokenClassification"])
-def test_another_number_of_labels(
-    task: str, folders: Folders, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = copied(folders["Bert", task], tmp_path)
-    edit_config(
-        folder,
-        classifier_dropout=0.25,
-        problem_type="regression",
-        id2label={"0": "a", "1": "b", "2": "c"},
-    )
-    cls = OURS[task]
-    with pytest.raises(CheckpointError, match="has a head of 3 labels, not 5: leave num_labels"):
-        cls.from_pretrained(folder, num_labels=5)
-    with caplog.at_level(logging.WARNING, "nomicbert"):
-        for keywords in ({}, {"num_labels": 3}, {"ignore_mismatched_sizes": True}):
-            model = cls.from_pretrained(folder, **keywords)
-            assert model.labels.names == ("a", "b", "c")
-            assert torch.equal(model.classifier.weight, read_tensors(folder)["classifier.weight"])
-        assert not caplog.records
-        model = cls.from_pretrained(folder, num_labels=5, ignore_mismatched_sizes=True)
-    assert "classifier.weight, classifier.bias are new and random" in caplog.text
-    assert "pooler" not in caplog.text
-    assert model.classifier.weight.shape == (5, 64)
-    assert model.labels.names == tuple(f"LABEL_{i}" for i in range(5))
-    assert (model.labels.problem_type, model.labels.dropout_p) == ("regression", 0.25)
-    model.save_pretrained(tmp_path / "b")
-    again = cls.from_pretrained(tmp_path / "b")
-    assert again.labels == model.labels
-    assert same_bits(again, model)
-
-
-def test_numbers_of_labels_that_cannot_be(folders: Folders) -> None:
-    folder = folders["Bert", "MaskedLM"]
-    with pytest.raises(ValueError, match="num_labels is for classes: here every word"):
-        NomicBertForMaskedLM.from_pretrained(folder, num_labels=2)
-    with pytest.raises(ValueError, match="an answer has a start and an end: num_labels is 2, no"):
-        NomicBertForQuestionAnswering.from_pretrained(folder, num_labels=3)
-    for count in (0, -1):
-        with pytest.raises(ValueError, match=f"num_labels must be at least 1, not {count}"):
-            NomicBertForTokenClassification.from_pretrained(folder, num_labels=count)
-
-
-@pytest.mark.parametrize("task", OURS)
-def test_keywords(task: str, folders: Folders) -> None:
-    folder, cls = folders["Bert", task], OURS[task]
-    called = rf"^{cls.__name__}\.from_pretrained has no keyword 'num_lables': did you mean 'num_lab"
-    with pytest.raises(TypeError, match=called):
-        cls.from_pretrained(folder, num_lables=3)
-    with pytest.raises(TypeError, match="no keyword 'rotary_factor': did you mean 'rotary_scal"):
-        cls.from_pretrained(folder, rotary_factor=2)
-    with pytest.raises(TypeError, match="no keyword 'add_pooling_layer': known are ") as error:
-        cls.from_pretrained(folder, add_pooling_layer=True)
-    assert str(error.value).count("add_pooling_layer") == 1
-    model = cls.from_pretrained(
-        str(folder),
-        dtype=torch.bfloat16,
-        device="cpu",
-        backend="reference",
-        trust_remote_code=True,
-        safe_serialization=True,
-    )
-    assert (model.dtype, model.encoder.backend) == (torch.bfloat16, "reference")
-    assert cls.from_pretrained(folder, torch_dtype="float16", device_map="cpu").dtype == (
-        torch.float16
-    )
-
-
-def test_settings_of_labels(folders: Folders, tmp_path: Path) -> None:
-    folder, cls = copied(folders["Bert", "SequenceClassification"], tmp_path), OURS
-    task = cls["SequenceClassification"]
-    for names in (
-        {"0": "a", "2": "b", "3": "c"},
-        {"1": "a", "2": "b", "3": "c"},
-        {"0": "a", "1": "b", "x": "c"},
-        {},
-        ["a", "b", "c"],
-        ["0", "1", "2"],
-        3,
-    ):
-        edit_config(folder, id2label=names)
-        with pytest.raises(ConfigError, match="id2label must count from 0 without gaps, not"):
-            task.from_pretrained(folder)
-    many = {str(i): f"name {i}" for i in range(11)}
-    edit_config(folder, id2label=dict(sorted(many.items())))  # "10" before "2"
-    with pytest.raises(CheckpointError, match=r"classifier.weight is \(3, 64\), wanted \(11, 64"):
-        task.from_pretrained(folder)
-    change_tensors(folder, lambda t: {n: grown(n, x) for n, x in t.items()})
-    model = task.from_pretrained(folder)
-    assert model.labels.names == tuple(many.values())
-    assert model.labels.problem_type is None
-    edit_config(folder, problem_type="ranking")
-    with pytest.raises(ConfigError, match=r"problem_type must be one of regression, .*'ranking'"):
-        task.from_pretrained(folder)
-    edit_config(folder, problem_type="regression", id2label=..., label2id=..., num_labels=11)
-    assert task.from_pretrained(folder).labels.problem_type == "regression"
-    other = task.from_pretrained(folder, problem_type="multi_label_classification")
-    assert other.labels.problem_type == "multi_label_classification"
-    assert other.labels.names == tuple(f"LABEL_{i}" for i in range(11))
-    labels = torch.zeros(3, 11)
-    with torch.no_grad():
-        out = other(IDS, MASK, labels=labels)
-        assert torch.equal(out.loss, losses.texts(out.logits, labels, other.labels.problem_type))
-    with pytest.raises(ConfigError, match=r"problem_type must be one of .*, not 'single'"):
-        task.from_pretrained(folder, problem_type="single")
-
-
-def grown(name: str, tensor: Tensor) -> Tensor:
-    """A head of 11 classes from one of 3."""
-    if not name.startswith("classifier"):
-        return tensor
-    return torch.cat([tensor, torch.zeros(8, *tensor.shape[1:])])
-
-
 @pytest.mark.parametrize(("family", "task"), ALL)
 def test_saved_and_loaded_again(family: str, task: str, folders: Folders, tmp_path: Path) -> None:
-    """To the bit by us, with the tensors of the hub's names; and as a whole by transformers."""
+    """Bit-identical for us, with hub names on disk; and loads in transformers."""
     folder = folders[family, task]
     model = OURS[task].from_pretrained(folder)
     model.save_pretrained(tmp_path)
@@ -463,21 +280,6 @@ def test_saved_and_loaded_again(family: str, task: str, folders: Folders, tmp_pa
         assert (scores(model) - scores(native)).abs().max() <= HIDDEN
 
 
-def test_labels_are_saved(folders: Folders, tmp_path: Path) -> None:
-    folder = copied(folders["NomicBert", "TokenClassification"], tmp_path)
-    names = {"0": "O", "1": "B-ort", "2": "I-ort"}
-    edit_config(folder, id2label=names, label2id={"unlike": 7}, classifier_dropout=0.5)
-    model = NomicBertForTokenClassification.from_pretrained(folder, problem_type="regression")
-    model.save_pretrained(tmp_path / "b")
-    config = read_config(tmp_path / "b")
-    assert config["id2label"] == names
-    assert config["label2id"] == {"O": 0, "B-ort": 1, "I-ort": 2}
-    assert (config["problem_type"], config["classifier_dropout"]) == ("regression", 0.5)
-    native = theirs(tmp_path / "b").config
-    assert native.id2label == {0: "O", 1: "B-ort", 2: "I-ort"}
-    assert (native.problem_type, native.classifier_dropout) == ("regression", 0.5)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_a_head_is_saved_as_it_is(
     dtype: torch.dtype, folders: Folders, tmp_path: Path
@@ -490,7 +292,7 @@ def test_half_a_head_is_saved_as_it_is(
     assert same_bits(again, model)
 
 
-def test_an_encoder_from_under_a_head(folders: Folders) -> None:
+def test_the_encoder_of_a_head(folders: Folders) -> None:
     """NomicBert and a head read the same encoder from one folder."""
     for family, task in ALL:
         head = OURS[task].from_pretrained(folders[family, task])
@@ -500,8 +302,8 @@ def test_an_encoder_from_under_a_head(folders: Folders) -> None:
         assert same_bits(alone, head.encoder)
 
 
-def test_what_is_read_is_not_drawn_first(folders: Folders, monkeypatch: Any) -> None:
-    """On the meta device, where models are built, that would import torch's compiler."""
+def test_loaded_parameters_are_not_initialised(folders: Folders, monkeypatch: Any) -> None:
+    """Models are built on the meta device, where initialising would import torch's compiler."""
 
     def draw(*args: Any, **keywords: Any) -> None:
         raise AssertionError("drawn")
@@ -516,8 +318,8 @@ def test_what_is_read_is_not_drawn_first(folders: Folders, monkeypatch: Any) -> 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "approximate"), [("gelu", "none"), ("gelu_new", "tanh")])
-def test_gelu_of_the_words_head(name: str, approximate: str, tmp_path: Path) -> None:
-    """NomicBERT's own code approximates under the newer name, in this head and not in the MLP."""
+def test_gelu_of_the_masked_lm_head(name: str, approximate: str, tmp_path: Path) -> None:
+    """NomicBERT's own code uses tanh GELU for "gelu_new" in this head, but not in the MLP."""
     build_checkpoint(tmp_path / "a", "nomic-v2-moe")
     made = NomicBertForMaskedLM(NomicBert.from_pretrained(tmp_path / "a").config).eval()
     for parameter in made.parameters():

@@ -1,4 +1,4 @@
-"""Whole models with backend "int8": how near to float32, the batch, what is saved, training."""
+"""Whole models with backend "int8": accuracy, batch independence, saving, training."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1)
 
 
-# Least cosine over five seeds: 0.99914, 0.9867, 0.99969, 0.99949. Here weights are drawn such that
-# every tensor matters, so these models round worse than trained ones. A rounded state may choose
-# another expert, which moves a vector of two layers further than rounding does.
+# Lowest cosine over five seeds: 0.99914, 0.9867, 0.99969, 0.99949. The weights are drawn such that
+# every tensor matters, so rounding errors are larger than in trained models. Rounding may also
+# change the chosen expert, which moves a two-layer model's vector more than the rounding itself.
 LEAST = {"nomic-v1.5": 0.9975, "nomic-v2-moe": 0.95, "conan-v1": 0.999, "gte": 0.9985}
 
 
@@ -92,7 +92,7 @@ def test_it_is_not_saved(folder: tuple[str, Path], tmp_path: Path) -> None:
 
 
 def test_training_is_that_of_torch(folder: tuple[str, Path]) -> None:
-    """Two steps, with a use in bytes between them, which must neither stay nor be seen."""
+    """Two training steps with an int8 forward pass in between, which must leave no trace."""
     ids = torch.tensor([[2, 9, 8, 7, 6, 3]])
     found = []
     for backend in ("torch", "int8"):
@@ -122,7 +122,7 @@ def test_training_is_that_of_torch(folder: tuple[str, Path]) -> None:
 
 
 def test_float16_parameters(tmp_path: Path, seed: int) -> None:
-    """They are widened, then rounded: as the same numbers stored in float32 are."""
+    """They are widened, then quantised, with the same result as for float32 parameters."""
     build_checkpoint(tmp_path, "gte", num_hidden_layers=1)
     half = Embedder(tmp_path, dtype=torch.float16, backend="int8")
     full = Embedder(tmp_path, dtype=torch.float16, backend="int8")
@@ -148,9 +148,9 @@ def test_heads_take_it(tmp_path: Path) -> None:
 
 @NEEDS_WEIGHTS
 def test_minilm_with_its_real_weights() -> None:
-    """Its published cosines; and over real English, vectors and likenesses of float32.
+    """Published cosines; and on English text, vectors and similarities against float32.
 
-    Measured: published cosines within 0.0066; vectors 0.9942 at least and 0.9978 on average; two
+    Measured: published cosines within 0.0066; vectors 0.9942 at worst and 0.9978 on average; two
     texts' cosine moves by 0.0225 at most.
     """
     assert _SPEC is not None

@@ -1,6 +1,6 @@
-"""Backend "invariant": a text's bits do not hang on the batch, and it says where it cannot run.
+"""Backend "invariant": a text's bits do not depend on the batch; and errors if it cannot run.
 
-The kernels are interpreted; on a GPU it is tests/gpu/test_determinism.py that counts bits.
+The kernels are interpreted; tests/gpu/test_determinism.py compares bits on a GPU.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tests.support.vocabularies import WORDS
 
 interpreted = pytest.mark.skipif(not INTERPRETS, reason="triton is not interpreted here")
 CPU = torch.device("cpu")
-# in tokens: alone in a tile, and beside others
+# in tokens: alone in a tile, and sharing one
 LENGTHS = (3, 5, 9, 17, 18, 33, 40, 70)
 ORDERS = (range(7, -1, -1), (1, 0, 3, 2), (4, 5, 6, 6, 5))
 
 
 def changed(folder: Path, backend: str, seed: int) -> int:
-    """Vectors that come out otherwise than alone."""
+    """Number of vectors that differ from those of the text alone."""
     embedder = Embedder(folder, backend=backend)  # type: ignore[arg-type]
     rng = random.Random(seed)
     texts = [" ".join(rng.choices(WORDS, k=n - 2)) for n in LENGTHS]
@@ -49,7 +49,7 @@ def changed(folder: Path, backend: str, seed: int) -> int:
     ("variant", "layers"),
     [("nomic-v1.5", 1), ("conan-v1", 1), ("bge-en", 1), ("nomic-v2-moe", 2)],
 )
-def test_bits_do_not_hang_on_the_batch(
+def test_bits_do_not_depend_on_the_batch(
     variant: str, layers: int, tmp_path: Path, seed: int
 ) -> None:
     build_checkpoint(tmp_path, variant, seed=seed, num_hidden_layers=layers)
@@ -57,14 +57,14 @@ def test_bits_do_not_hang_on_the_batch(
 
 
 @interpreted
-def test_elsewhere_they_do(tmp_path: Path) -> None:
-    """So that the test above can see it."""
+def test_bits_of_triton_depend_on_the_batch(tmp_path: Path) -> None:
+    """Shows that the test above can detect a dependence."""
     build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=1)
     assert changed(tmp_path, "triton", 0) > 0
 
 
-def test_settings_do_not_hang_on_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On Hopper: the kernel of many rows for one, and no product of the library."""
+def test_settings_do_not_depend_on_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Hopper, one row uses the kernel for many rows, and never cuBLAS."""
     monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
 
     def settings(kernel: str, rows: int) -> launch.Settings:
@@ -81,7 +81,7 @@ def test_settings_do_not_hang_on_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings("linear", 1).library
 
 
-def test_tiles_do_not_hang_on_other_texts() -> None:
+def test_tiles_do_not_depend_on_other_texts() -> None:
     lengths = np.array([3, 5, 300, 0, 2])
     with launch.invariant():
         rows = tiling.tile_rows(2, 64, torch.float32, CPU)
@@ -106,10 +106,10 @@ def test_other_threads_are_left_alone() -> None:
 
 @interpreted
 @pytest.mark.parametrize(("rotary_dim", "interleaved"), [(16, True), (8, False), (16, False)])
-def test_heads_that_are_turned_afterwards(
+def test_rotary_after_the_matmul(
     rotary_dim: int, interleaved: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The library's product sums as it likes, by the number of rows: it has no part in this."""
+    """F.linear (cuBLAS on a GPU) is not used: its order of sums depends on the number of rows."""
     generator = torch.Generator().manual_seed(3)
     x, source = (torch.randn(shape, generator=generator) for shape in ((9, 32), (96, 32)))
     angle = torch.randn(9, rotary_dim // 2, generator=generator)
@@ -120,7 +120,7 @@ def test_heads_that_are_turned_afterwards(
     wanted = reference.qkv_rotary(x, weight, rope, 2)
 
     def refuse(*given: Tensor) -> Tensor:
-        raise AssertionError("the library's product")
+        raise AssertionError("F.linear was called")
 
     monkeypatch.setattr(torch.nn.functional, "linear", refuse)
     found = ops.qkv_rotary(x, weight, rope, 2)

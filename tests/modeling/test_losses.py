@@ -1,4 +1,4 @@
-"""Losses of the heads: by hand in float64, by torch's own, by transformers'; and labels refused."""
+"""Losses of the heads, against formulas in float64, torch and transformers; label errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def near(a: Tensor, b: Tensor) -> bool:
 
 
 def by_hand(logits: Tensor, labels: list[int]) -> Tensor:
-    """-log p of each label, averaged over those that count."""
+    """-log p of each label, averaged over the labels that are not ignored."""
     p = logits.double().exp() / logits.double().exp().sum(1, keepdim=True)
     wanted = [-p[row, label].log() for row, label in enumerate(labels) if label != -100]
     return torch.stack(wanted).mean()
@@ -82,7 +82,7 @@ def test_a_class_out_of_range(label: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_classes_that_are_no_integers(dtype: torch.dtype) -> None:
+def test_classes_that_are_not_integers(dtype: torch.dtype) -> None:
     labels = torch.tensor([0, 1], dtype=dtype)
     with pytest.raises(ValueError, match=f"labels must be integers, not {dtype}"):
         losses.classes(torch.randn(2, 4), labels)
@@ -91,7 +91,7 @@ def test_classes_that_are_no_integers(dtype: torch.dtype) -> None:
 
 
 def test_tokens() -> None:
-    """Padded logits through transformers' formula, packed ones through ours."""
+    """transformers' formula on padded logits against ours on packed ones."""
     padding, padded = padding_of(MASK), 2 * torch.randn(3, 5, 4)
     labels = torch.where(MASK == 1, torch.randint(4, (3, 5)), -100)
     labels[2, 1] = -100
@@ -121,7 +121,7 @@ def test_labels_of_tokens_in_another_shape(shape: tuple[int, ...]) -> None:
         losses.tokens(torch.randn(11, 4), torch.zeros(shape, dtype=torch.long), padding_of(MASK))
 
 
-def test_labels_of_tokens_out_of_range_or_no_integers() -> None:
+def test_invalid_labels_of_tokens() -> None:
     padding = padding_of(torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"not 4$"):
         losses.tokens(torch.randn(3, 4), torch.tensor([[0, 4, 1]]), padding)
@@ -169,7 +169,7 @@ def test_texts(problem: str, count: int) -> None:
         (2, [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]], "multi_label_classification"),
     ],
 )
-def test_the_labels_tell_what_is_meant(count: int, labels: list[object], meant: str) -> None:
+def test_problem_type_from_the_labels(count: int, labels: list[object], meant: str) -> None:
     logits, given = torch.randn(3, count), torch.tensor(labels)
     config = SimpleNamespace(num_labels=count, problem_type=None)
     wanted = ForSequenceClassificationLoss(given, logits, config)
@@ -198,7 +198,7 @@ def test_a_text_without_a_label_is_left_out() -> None:
         ("multi_label_classification", 4, (12,), "(3, 4)"),
         ("multi_label_classification", 1, (4,), "(3,)"),
         ("regression", 4, (3,), "(3, 4)"),
-        ("regression", 4, (3, 1), "(3, 4)"),  # torch would broadcast it, and warn
+        ("regression", 4, (3, 1), "(3, 4)"),  # torch would broadcast this with a warning
         ("regression", 1, (3, 4), "(3, 1)"),
         ("regression", 1, (1, 3), "(3, 1)"),
     ],
@@ -213,7 +213,7 @@ def test_labels_of_texts_in_another_shape(
 
 
 def test_integers_for_several_labels_at_once_are_refused() -> None:
-    """Without a problem type integers mean one label a text, as in transformers."""
+    """Without a problem type integers mean one label per text, as in transformers."""
     labels = torch.tensor([[1, 0], [1, 1]])
     with pytest.raises(ValueError, match="single_label_classification must be"):
         losses.texts(torch.randn(2, 2), labels, None)
@@ -225,7 +225,7 @@ WHOLE = torch.ones(4, 6, dtype=torch.long)
 
 
 def test_spans() -> None:
-    """Starts and ends count alike, though unequal numbers of them may be in sight."""
+    """Starts and ends weigh the same, even if different numbers of them are in the text."""
     starts, ends = 2 * torch.randn(4, 6), 2 * torch.randn(4, 6)
     first, last = torch.tensor([0, 5, 2, 6]), torch.tensor([3, 6, 2, 99])
     loss = losses.spans(starts, ends, first, last, padding_of(WHOLE))
@@ -238,7 +238,7 @@ def test_spans() -> None:
 
 
 def test_spans_over_padding() -> None:
-    """The dtype's smallest number on padding: it takes no part."""
+    """Padding has the dtype's lowest value, so it is excluded."""
     padding, kept = padding_of(MASK), MASK == 1
     starts, ends = torch.randn(2, 3, 5)
     first, last = torch.tensor([0, 3, 4]), torch.tensor([2, 4, 4])
@@ -281,7 +281,7 @@ def test_an_answer_on_padding(name: str, row: int, place: int) -> None:
         (torch.tensor(1), r"must be \(4,\) integers, not \(\)"),
     ],
 )
-def test_positions_that_cannot_be(name: str, positions: Tensor, message: str) -> None:
+def test_invalid_positions_are_refused(name: str, positions: Tensor, message: str) -> None:
     good = torch.tensor([0, 1, 2, 3])
     given = (positions, good) if name == "start" else (good, positions)
     with pytest.raises(ValueError, match=name + ".*" + message.removeprefix("_")):

@@ -40,14 +40,14 @@ def encode(model: NomicBert, ids: Tensor = IDS, mask: Tensor | None = MASK) -> T
 
 @pytest.mark.parametrize("found", [True, False], ids=["bf16", "no bf16"])
 def test_casts(found: bool, model: NomicBert, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that was cast is the one that is made in that dtype, to the bit."""
+    """A cast model is bit-identical to one built in that dtype."""
     pretend(monkeypatch, found)
     state = model.state_dict()
     outputs = [encode(model)]
     assert (model.dtype, model.device) == (torch.float32, torch.device("cpu"))
     for cast, dtype in (
         (lambda m: m.half(), torch.float16),
-        (lambda m: m.float(), torch.float32),  # what half has rounded away stays away
+        (lambda m: m.float(), torch.float32),  # values stay rounded to half
         (lambda m: m.bfloat16(), torch.bfloat16),
         (lambda m: m.to(torch.float32), torch.float32),
         (lambda m: m.to("cpu", torch.float16), torch.float16),
@@ -78,7 +78,7 @@ def test_state_dict_round_trip(model: NomicBert, folders: Mapping[str, Path]) ->
 
 
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "nomic-v2-moe"])
-def test_copies_stand_on_their_own(variant: str, folders: Mapping[str, Path]) -> None:
+def test_copies_are_independent(variant: str, folders: Mapping[str, Path]) -> None:
     model = NomicBert.from_pretrained(folders[variant])
     at_first = encode(model)  # with prepared weights, which cannot be copied
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -189,7 +189,7 @@ def test_padding(model: NomicBert) -> None:
         assert torch.equal(encode(model, mask=mask), out)
     ones = encode(model, mask=torch.ones_like(MASK))
     assert torch.equal(encode(model, mask=None), ones)
-    # what is dropped does not matter, and a row of nothing changes nobody
+    # ids of dropped tokens do not matter, and an empty row changes no other row
     assert torch.equal(encode(model, torch.where(MASK == 1, IDS, 0)), out)
     mask = MASK.clone()
     mask[1] = 0
@@ -259,7 +259,7 @@ def test_training_reaches_every_parameter_and_the_next_pass(
     dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert dead == []
     optimizer.step()
-    trained = encode(model)  # still in eval mode: nothing but the weights has changed
+    trained = encode(model)  # still in eval mode: only the weights have changed
     assert not torch.equal(trained, at_first)
     fresh = NomicBert(model.config, add_pooling_layer=variant == "e5").eval()
     fresh.load_state_dict(model.state_dict())
@@ -274,7 +274,7 @@ def test_a_model_loaded_under_inference_mode_can_be_trained(tmp_path: Path) -> N
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_ids_that_are_no_integers() -> None:
+def test_ids_that_are_not_integers() -> None:
     model = NomicBert(EncoderConfig("bert", 40, 24, 1, 3, 32, 2, 64, 1e-12))
     with pytest.raises(ValueError, match=r"input_ids must be integers, not torch\.float32"):
         model(torch.ones(1, 3))

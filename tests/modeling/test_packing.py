@@ -1,4 +1,4 @@
-"""packing: padded rows and lists of ids become tokens end to end, and find their way back."""
+"""packing: padded rows and lists of ids -> packed tokens, and back."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SIDES = st.tuples(
 
 
 def texts_of(batch: PackedBatch, values: torch.Tensor) -> list[list]:
-    """The values of each text, by cu_seqlens alone."""
+    """The values of each text, split by cu_seqlens."""
     bounds = batch.cu_seqlens.tolist()
     return [values[a:b].tolist() for a, b in pairwise(bounds)]
 
 
 def warned_of_empty(mask: Tensor) -> AbstractContextManager[Any]:
-    """Expects the warning where a row keeps no token; elsewhere any warning is an error."""
+    """Expect a warning if a row keeps no token; otherwise any warning is an error."""
     return nullcontext() if mask.any(dim=1).all() else pytest.warns(EmptyRowWarning)
 
 
@@ -69,7 +69,7 @@ def test_first_and_last_tokens() -> None:
 
 @given(TEXTS)
 def test_without_empty(texts: list[list[int]]) -> None:
-    """The same as packing the others alone."""
+    """The same as packing only the other texts."""
     batch = dataclasses.replace(pack(texts), rope_lengths=tuple(range(len(texts))))
     found, kept = batch.without_empty()
     assert kept == [index for index, text in enumerate(texts) if text]
@@ -110,7 +110,7 @@ def test_round_trip_through_any_mask(dtype: torch.dtype, mask: list[list[int]]) 
 
 @given(SIDES)
 def test_padding_on_one_side(drawn: tuple[list[int], bool, int]) -> None:
-    """Left padding shifts positions, right padding leaves them: the column is what counts."""
+    """Positions are columns: left padding shifts them, right padding does not."""
     lengths, left, extra = drawn
     columns = max(lengths) + extra
     mask = torch.arange(columns) < torch.tensor(lengths)[:, None]
@@ -174,8 +174,8 @@ def test_position_ids(form: str) -> None:
     assert batch.rope_lengths == ((10, 10) if form == "(B, S)" else (8, 8))
 
 
-def test_positions_of_dropped_tokens_may_be_anything() -> None:
-    """Where positions are counted from the mask, padding on the left often holds -1."""
+def test_positions_of_dropped_tokens_are_ignored() -> None:
+    """If positions are counted from the mask, left padding often gets -1."""
     ids, mask = torch.zeros(1, 3, dtype=torch.int64), torch.tensor([[0, 1, 1]])
     batch, _ = unpad(ids, mask, position_ids=mask.cumsum(1) - 1)
     assert batch.position_ids.tolist() == [0, 1]

@@ -1,4 +1,4 @@
-"""prepared: packed copies of the weights are made once, and never outlive a change."""
+"""PreparedWeights: packed copies are made once, and remade after any change."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model(request: pytest.FixtureRequest, seed: int) -> NomicBert:
 
 @pytest.fixture
 def packed(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
-    """Every packed piece that is made from here on."""
+    """Record every packed weight made from here on."""
     made: list[weakref.ref[Tensor]] = []
     pack = linear_torch.pack
 
@@ -69,14 +69,14 @@ def run(model: NomicBert) -> Tensor:
 
 
 def fresh(model: NomicBert) -> Tensor:
-    """What a new model with the same parameters gives."""
+    """Output of a new model with the same parameters."""
     other = NomicBert(model.config).to(model.dtype).eval()
     other.load_state_dict(model.state_dict())
     return run(other)
 
 
 def pieces(config: EncoderConfig) -> int:
-    """qkv and out; plain up and down; or the gate's two and down; or a router and the experts."""
+    """Number of packed weights in a two-layer model, by kind of MLP."""
     attention, experts = 2, 1 + 2 * config.num_experts
     if config.hidden_act == "swiglu":
         return 2 * (attention + 3)
@@ -86,7 +86,7 @@ def pieces(config: EncoderConfig) -> int:
 @NEEDS_PACKING
 def test_made_once(model: NomicBert, packed: list[weakref.ref[Tensor]]) -> None:
     first = run(model)
-    copy.deepcopy(model).train()  # drops what is its own only
+    copy.deepcopy(model).train()  # drops only its own weights
     assert torch.equal(run(model), first)
     assert not packed
     run(NomicBert(model.config).eval())
@@ -130,7 +130,7 @@ def test_training_prepares_nothing(model: NomicBert, packed: list[weakref.ref[Te
     assert not packed
 
 
-def test_a_forward_pass_with_other_parameters_leaves_nothing_behind(model: NomicBert) -> None:
+def test_a_forward_pass_with_other_parameters_caches_nothing(model: NomicBert) -> None:
     kept = len(model._prepared._entries)
     for _ in range(3):
         others = {name: p.detach() * 1.5 for name, p in model.named_parameters()}
@@ -144,12 +144,12 @@ def test_a_forward_pass_with_other_parameters_leaves_nothing_behind(model: Nomic
     [
         lambda p: torch.optim.SGD(p, lr=0.1),
         lambda p: torch.optim.AdamW(p, lr=0.05, foreach=True),
-        lambda p: torch.optim.Adam(p, lr=0.05, fused=True),  # moves no version
+        lambda p: torch.optim.Adam(p, lr=0.05, fused=True),  # does not increase the version
     ],
     ids=["sgd", "foreach", "fused"],
 )
 def test_made_again_after_an_optimizer_step(model: NomicBert, make: Callable[..., Any]) -> None:
-    """In eval mode throughout, so that nothing but the parameters can tell."""
+    """In eval mode throughout, so that only the parameters reveal the change."""
     before = run(model)
     optimizer = make(model.parameters())
     for _ in range(2):
@@ -210,7 +210,7 @@ def test_a_parameter_given_another_storage(model: NomicBert) -> None:
     assert not torch.equal(run(model), before)
 
 
-def test_a_place_never_keeps_another_parameter() -> None:
+def test_an_entry_never_keeps_another_parameter() -> None:
     prepared, ops = PreparedWeights(), select_ops("cpu", torch.float32)
     x = torch.eye(3)
     for i in range(40):
@@ -224,7 +224,7 @@ def test_a_place_never_keeps_another_parameter() -> None:
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_an_entry_keeps_its_parameters(dtype: torch.dtype, backend: Any) -> None:
-    """Else another one could take the address, and pass for it."""
+    """Otherwise a new tensor could reuse the address and be mistaken for it."""
     prepared, ops = PreparedWeights(), select_ops("cpu", torch.float32, backend)
     source, bias = torch.ones(4, 3, dtype=dtype), torch.ones(4, dtype=dtype)
     alive = [weakref.ref(source), weakref.ref(bias)]
@@ -272,7 +272,7 @@ def test_nothing_prepared_is_saved(model: NomicBert) -> None:
 
 @pytest.mark.parametrize("trained", ["qkv.bias", "out.bias", "mlp_norm", "out.weight", "word"])
 def test_gradients_of_a_model_that_is_frozen_in_part(model: NomicBert, trained: str) -> None:
-    """A packed weight that serves a frozen layer must not cut off what is trained."""
+    """A frozen layer with a packed weight must not block gradients of trained layers."""
     model(IDS)[0].square().sum().backward()
     wanted = {name: p.grad for name, p in model.named_parameters() if trained in name}
     model.zero_grad()
@@ -298,10 +298,10 @@ def test_training_after_inference_mode(model: NomicBert) -> None:
 
 @NEEDS_PACKING
 @pytest.mark.parametrize("change", [lambda p: p.mul_(1.1), lambda p: p.copy_(torch.randn_like(p))])
-def test_a_change_behind_the_back_of_versions_is_seen(
+def test_a_change_without_a_new_version_is_seen(
     model: NomicBert, change: Callable[[Tensor], Tensor]
 ) -> None:
-    """As averaging and merging of weights do it: no version moves."""
+    """Weight averaging and merging write through `.data`, which does not increase the version."""
     before = run(model)
     for parameter in model.parameters():
         version = parameter._version

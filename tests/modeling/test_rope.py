@@ -30,20 +30,20 @@ V15 = EncoderConfig(
     rope_theta=1000.0,
     max_trained_positions=2048,
 )
-# A model whose scaling begins early, so that tests stay small.
+# A model whose scaling starts at short lengths, which keeps the tests small.
 SMALL = dataclasses.replace(
     V15, rotary_dim=8, rotary_scaling_factor=2.0, max_trained_positions=32, rope_theta=1000.0
 )
 
 
 def oracle(length: int, theta: float, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cos and sin of all positions, each in fp64 from the formula."""
+    """Cos and sin of all positions, from the formula in fp64."""
     turn = np.arange(length)[:, None] / theta ** (np.arange(dim // 2) * 2 / dim)
     return np.cos(turn), np.sin(turn)
 
 
 def in_reference_order(length: int, theta: float, dim: int) -> tuple[Tensor, Tensor]:
-    """As both reference implementations compute in fp32, all positions in one product."""
+    """As both reference implementations compute it in fp32, with one outer product."""
     inv_freq = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
     turn = torch.outer(torch.arange(length, dtype=torch.float32), inv_freq)
     return turn.cos(), turn.sin()
@@ -71,8 +71,8 @@ def table(tables: RotaryTables, lengths: list[int]) -> Rope:
 @pytest.mark.parametrize("dim", [64, 32, 24, 6, 2])
 def test_angles(theta: float, dim: int) -> None:
     exponent = np.arange(dim // 2) * 2 / dim
-    # fp32 rounds four times on the way to an angle: the exponent, which log theta magnifies, the
-    # power, its reciprocal, the product. Of a turn by 8191 this leaves 5e-4.
+    # fp32 rounds an angle four times: the exponent, which log theta magnifies, the power, its
+    # reciprocal, the product. For an angle of 8191 the error is 5e-4.
     roundings = (3 + exponent * np.log(theta)) / 2 * np.finfo(np.float32).eps
     turn = np.arange(8192)[:, None] / theta**exponent
     for mine, exact, same in zip(
@@ -107,7 +107,7 @@ def test_angles_do_not_depend_on_the_length_of_the_table(length: int) -> None:
     ],
 )
 def test_scaled_theta(factor: float | None, thetas: list[float]) -> None:
-    """The remote code of nomic-embed-text-v1, evaluated by hand: 1 is not the same as off."""
+    """By hand from the remote code of nomic-embed-text-v1. A factor of 1 still scales."""
     tables = RotaryTables(dataclasses.replace(V15, rotary_scaling_factor=factor))
     found = [tables.scaled_theta(n) for n in (2048, 2049, 3000, 4096, 6144, 8192)]
     assert found == [pytest.approx(theta, abs=0.051) for theta in thetas]
@@ -122,7 +122,7 @@ def test_two_rotary_dimensions_have_no_theta_to_scale() -> None:
 
 @given(st.lists(st.sampled_from([0, 1, 5, 31, 32, 33, 40, 64, 300]), max_size=8))
 def test_table_of_a_batch(lengths: list[int]) -> None:
-    """Distinct lengths above the trained one side by side, each with its own theta."""
+    """Several lengths above the trained one in one batch, each with its own theta."""
     rope = table(RotaryTables(SMALL), lengths)
     assert rope.rotary_dim == 8
     assert rope.row.dtype == torch.int32
@@ -135,7 +135,7 @@ def test_table_of_a_batch(lengths: list[int]) -> None:
             assert torch.equal(mine, b)
 
 
-def test_interleaving_travels_along() -> None:
+def test_interleaving_is_passed_on() -> None:
     assert not table(RotaryTables(SMALL), [3, 40]).interleaved
     config = dataclasses.replace(SMALL, rotary_interleaved=True)
     assert table(RotaryTables(config), [3]).interleaved
@@ -155,8 +155,8 @@ def test_one_row_serves_all_texts_that_can_share_it() -> None:
     st.permutations([[7], [40], [300], [5, 40, 64], [600], [33, 600]]),
     st.sampled_from([None, 2.0]),
 )
-def test_what_came_before_never_matters(calls: list[list[int]], factor: float | None) -> None:
-    """Neither earlier batches nor a table that has grown change a bit of a text's angles."""
+def test_earlier_batches_do_not_matter(calls: list[list[int]], factor: float | None) -> None:
+    """Earlier batches and a longer cached table change no bit of a text's angles."""
     config = dataclasses.replace(SMALL, rotary_scaling_factor=factor)
     used = RotaryTables(config)
     for lengths in [*calls, *calls]:
@@ -167,8 +167,8 @@ def test_what_came_before_never_matters(calls: list[list[int]], factor: float | 
             assert torch.equal(mine[1], alone[1])
 
 
-def test_the_padded_row_decides_where_it_is_given() -> None:
-    """Texts of 3 and 5 tokens that came from rows of 40 columns turn as 40 columns do."""
+def test_the_padded_length_sets_theta() -> None:
+    """Texts of 3 and 5 tokens from padded rows of 40 columns use the theta of 40."""
     position_ids = torch.tensor([37, 38, 39, 0, 2, 4, 6, 39])
     rope = RotaryTables(SMALL).table([40, 40], [3, 5], position_ids)
     cos, sin = in_reference_order(40, scaled_theta(40, SMALL), 8)
@@ -178,7 +178,7 @@ def test_the_padded_row_decides_where_it_is_given() -> None:
 
 @pytest.mark.parametrize("lengths", [[3], [3, 40]])
 def test_a_training_step_after_inference_mode(lengths: list[int]) -> None:
-    """Tables that were made under inference_mode are kept, and must serve a backward pass."""
+    """Tables made under inference_mode are cached and must work in a backward pass."""
     tables = RotaryTables(SMALL)
     with torch.inference_mode():
         kept = table(tables, lengths)

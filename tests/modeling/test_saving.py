@@ -1,4 +1,4 @@
-"""save_pretrained: what it writes is what the references load, and nothing is ever half written."""
+"""save_pretrained: the references load its files, and a failure never leaves half a file."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from nomicbert import NomicBert
 from nomicbert.loading import hub_config, tensor_files
 from tests.support.checkpoints import VARIANTS, build_checkpoint, read_config, read_tensors
 
-# transformers' own NomicBert knows the gated layout without prefix only
+# transformers' own NomicBert only supports the gated layout without prefix
 NATIVE = ("nomic-v1.5", "nomic-v1-unsupervised", "code-rank-embed", "arctic-m-long")
 BERTS = ("conan-v1", "gte", "minilm", "bert-base-uncased", "chinese-roberta-wwm-ext-large")
 FILES = {"config.json", "model.safetensors"}
@@ -130,7 +130,7 @@ def test_into_the_folder_the_weights_came_from(form: str, tmp_path: Path) -> Non
     again = NomicBert.from_pretrained(tmp_path)
     assert same_bits(model, again)
     assert torch.equal(hidden(again), at_first)
-    assert torch.equal(hidden(model), at_first)  # it holds no page of the file that is gone
+    assert torch.equal(hidden(model), at_first)  # it does not use pages of the replaced file
 
 
 def fails(*args: Any, **keywords: Any) -> None:
@@ -138,7 +138,7 @@ def fails(*args: Any, **keywords: Any) -> None:
 
 
 def fails_later(work: Callable[..., None]) -> Callable[..., None]:
-    """Writes half of a file and then fails."""
+    """Write half of a file, then fail."""
 
     def write(tensors: Any, path: Any, **keywords: Any) -> None:
         work(tensors, path, **keywords)
@@ -182,9 +182,7 @@ def test_a_model_made_here_can_be_saved(tmp_path: Path) -> None:
     assert not model.layers[0].mlp.up.bias.any()
 
 
-def test_an_older_file_beside_is_pointed_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_older_weight_file_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The remote code reads it first."""
     build_checkpoint(tmp_path, "e5", weights="bin")
     NomicBert.from_pretrained(tmp_path).save_pretrained(tmp_path)

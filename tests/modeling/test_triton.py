@@ -1,6 +1,6 @@
-"""The whole model on backend "triton", its kernels interpreted: the same numbers as the reference.
+"""The whole model on backend "triton", with interpreted kernels, against the reference.
 
-Then as one graph: torch.compile with tokens that vary, torch.export with an open token dimension.
+Then as one graph: torch.compile with a varying and torch.export with a dynamic token dimension.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if not INTERPRETS:
     pytest.skip("triton is not interpreted here: see tests/gpu", allow_module_level=True)
 
 VARIANTS = ("nomic-v1.5", "minilm", "nomic-v2-moe", "conan-v1")
-# short ones that share a tile, one of several tiles, and none at all
+# short texts that share a tile, one of several tiles, and an empty one
 LENGTHS = (3, 17, 1, 0, 70, 16, 2)
 
 
@@ -60,7 +60,7 @@ def test_hidden_states(variant: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "minilm"])
 @torch.inference_mode()
 def test_rows_of_the_last_layer(variant: str, tmp_path: Path) -> None:
-    """What CLS pooling asks for: one token a text, and no other is computed."""
+    """As CLS pooling needs them: one token per text, and no other is computed."""
     batch = batch_of(3, 40, 1)
     for rows in (batch.first_tokens(), batch.last_tokens()):
         wanted = load(tmp_path, variant, "reference").encode_packed(batch, rows=rows)
@@ -109,7 +109,7 @@ def test_embedder(variant: str, tmp_path: Path) -> None:
 
 
 def test_autocast_plans_for_its_dtype(tmp_path: Path) -> None:
-    """The tiles are those of the dtype that attention will see."""
+    """The plan has the tiles of the dtype that attention runs in."""
     model = load(tmp_path, "minilm", "triton")
     asked: list[torch.dtype] = []
 
@@ -125,7 +125,7 @@ def test_autocast_plans_for_its_dtype(tmp_path: Path) -> None:
 
 
 class PackedCore(nn.Module):
-    """The packed core of a model as export wants it: tensors in, a tensor out."""
+    """The packed core of a model for torch.export: tensors in, a tensor out."""
 
     def __init__(self, model: NomicBert, rows: int) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class PackedCore(nn.Module):
         return model.core(ctx)
 
     def inputs(self, batch: PackedBatch) -> tuple[Tensor, ...]:
-        """What `forward` takes, of a batch."""
+        """The arguments of `forward` for a batch."""
         ctx = self.model.context(batch)
         assert ctx.plan.tiles is not None
         tiles, rope = ctx.plan.tiles, ctx.rope
@@ -176,11 +176,11 @@ def test_one_graph(variant: str, tmp_path: Path) -> None:
     torch.compiler.reset()
     compiled = torch.compile(core, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
-        # no two dimensions alike, and none of 1: torch takes those for constants
+        # no two dimensions are equal, and none is 1: torch would specialise on them
         for lengths in ((3, 17, 9, 20, 18, 19), (35, 2), (33, 5, 1)):
             inputs = core.inputs(batch_of(*lengths))
             assert torch.equal(compiled(*inputs), core(*inputs))
-    if variant != "nomic-v2-moe":  # whose experts torch differentiates, one by one
+    if variant != "nomic-v2-moe":  # its experts are differentiated by torch, one by one
         compiled(*inputs).square().sum().backward()
         got = {name: p.grad.clone() for name, p in model.named_parameters()}
         model.zero_grad()
@@ -192,7 +192,7 @@ def test_one_graph(variant: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "minilm"])
 def test_export(variant: str, tmp_path: Path) -> None:
-    """torch.export with open dimensions for tokens, texts and tiles; saved and loaded again."""
+    """torch.export with dynamic dimensions for tokens, texts and tiles; saved and reloaded."""
     model = load(tmp_path, variant, "triton").requires_grad_(False)
     core = PackedCore(model, model.plan([1]).tiles.rows)  # type: ignore[union-attr]
     inputs = core.inputs(batch_of(3, 17, 9))
@@ -216,8 +216,8 @@ def test_export(variant: str, tmp_path: Path) -> None:
         assert torch.equal(loaded(*inputs), core(*inputs))
 
 
-def test_the_interpreter_is_all_it_takes(tmp_path: Path) -> None:
-    """As the README says: the variable set before the start, then the backend by name."""
+def test_the_interpreter_is_enough(tmp_path: Path) -> None:
+    """As in the README: set the variable before the start, then choose the backend by name."""
     build_checkpoint(tmp_path, "minilm", num_hidden_layers=1)
     code = f"""
 from nomicbert import Embedder

@@ -1,6 +1,6 @@
-"""What the tests of the ops share: the forms, drawn tensors, texts' lengths, the kernel bound.
+"""Shared by the tests of the ops: backends, random tensors, text lengths, the error bound.
 
-Truths are written out in each test in fp64; nothing here computes an op.
+Each test writes out its expected result in fp64; nothing here computes an op.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nomicbert_kernels.backend import triton_ops
 from nomicbert_kernels.capabilities import why_not_triton
 from nomicbert_kernels.linear_torch import onednn_packs
 
-# The interpreter stands in for a GPU; where there is one, tests/gpu has its own.
+# The interpreter replaces a GPU; tests/gpu tests on a real one.
 INTERPRETS = why_not_triton(torch.device("cpu"), torch.float32) is None
 if INTERPRETS:
     from tests.interpreter import bf16, dot, speed
@@ -32,7 +32,7 @@ FORMS = ("reference", "torch", "triton") if INTERPRETS else ("reference", "torch
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EVERY_FORM = pytest.mark.parametrize("form", FORMS)
 ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
-# Bits of a row are promised where oneDNN packs the weights.
+# Bit-identical rows are promised only where oneDNN packs the weights.
 PACKED_DTYPES = pytest.mark.parametrize(
     "dtype",
     [
@@ -51,24 +51,25 @@ LENGTHS = st.one_of(
     st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 63, 64, 65]), min_size=1, max_size=7),
     st.permutations([1] * 5 + [2] * 3 + [0, 65]),
 )
-# Numbers of rows that take different paths of a matrix product.
+# Row counts that take different code paths of a GEMM.
 SLICES = [(0, m) for m in (1, 2, 3, 4, 7, 8, 9, 16, 17, 33, 64, 100)] + [(5, 1), (31, 2), (99, 77)]
 
 
 def ops_of(form: str, dtype: torch.dtype = torch.float32) -> Ops:
-    if form == "triton":  # by its name it would refuse bf16, which is interpreted rightly here
+    # select_ops would refuse bf16, which the patched interpreter computes correctly
+    if form == "triton":
         return triton_ops(torch.device("cpu"))
     return select_ops("cpu", dtype, form)  # type: ignore[arg-type]
 
 
 def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
-    """Normal numbers, rounded to `dtype`."""
+    """Normal values, rounded to `dtype`."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
 
 
 def spread(x: Tensor) -> Tensor:
-    """The same numbers in rows that lie apart; between them lies NaN."""
+    """The same values in strided rows, with NaN between them."""
     wide = x.new_full((x.shape[0], x[:1].numel() + 3), float("nan"))
     view = wide[:, : x[:1].numel()].unflatten(1, x.shape[1:])
     return view.copy_(x)
@@ -79,7 +80,7 @@ def offsets_of(lengths: Sequence[int]) -> Tensor:
 
 
 def assert_within(got: Tensor, truth: Tensor, plain: Tensor, dtype: torch.dtype) -> None:
-    """The bound of one kernel: twice plain torch's error, and 4 eps of the largest value."""
+    """The error bound of a kernel: twice plain torch's error, plus 4 eps of the largest value."""
     assert got.dtype == dtype
     assert got.shape == truth.shape
     assert truth.dtype == torch.float64
@@ -92,7 +93,7 @@ def assert_within(got: Tensor, truth: Tensor, plain: Tensor, dtype: torch.dtype)
 
 
 def assert_exact(got: Tensor, truth: Tensor) -> None:
-    """The reference in fp64 is the formula, up to the order of its sums."""
+    """The reference in fp64 equals the formula, up to the order of sums."""
     assert got.dtype == truth.dtype == torch.float64
     torch.testing.assert_close(got, truth, rtol=1e-11, atol=1e-11)
 
@@ -100,7 +101,7 @@ def assert_exact(got: Tensor, truth: Tensor) -> None:
 def assert_gradients(
     op: Callable[..., Tensor], formula: Callable[..., Tensor], *leaves: Tensor, seed: int
 ) -> None:
-    """The op's gradients in fp32 against those of the formula in fp64, leaf by leaf."""
+    """Compare the op's gradients in fp32 with those of the formula in fp64, for each leaf."""
     mine = [leaf.detach().clone().requires_grad_() for leaf in leaves]
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     got, truth = op(*mine), formula(*exact)
@@ -115,7 +116,7 @@ def assert_gradients(
 
 
 def poisoned(weight: Weight) -> Weight:
-    """A weight whose packed pieces hold NaN: whoever multiplies by them, shows it."""
+    """A weight whose packed pieces are NaN, so that any use of them shows in the result."""
     assert weight.packed is not None
     kind = "experts" if weight.source.dim() == 3 else "linear"
     nan = torch.full_like(weight.source, float("nan"), requires_grad=False)
@@ -125,7 +126,7 @@ def poisoned(weight: Weight) -> Weight:
 
 
 def scaled_rows(rows: int, columns: int, seed: int) -> tuple[Activation, Tensor]:
-    """int8 with a factor a row, and the fp32 tensor that it stands for."""
+    """int8 with one scale per row, and the dequantised fp32 tensor."""
     generator = torch.Generator().manual_seed(seed)
     data = torch.randint(-127, 128, (rows, columns), generator=generator, dtype=torch.int8)
     scale = torch.rand(rows, generator=generator) / 50 + 0.001
@@ -136,13 +137,13 @@ def scaled_rows(rows: int, columns: int, seed: int) -> tuple[Activation, Tensor]
 
 
 def activations(seed: int, columns: int) -> list[tuple[Activation, Tensor]]:
-    """Both kinds of Activation, each with the tensor that it stands for."""
+    """Both kinds of Activation, each with its plain tensor."""
     plain = draw(6, columns, seed=seed)
     return [scaled_rows(6, columns, seed), (Activation(plain), plain)]
 
 
-def assert_rows_keep_their_bits(op: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """A row's result has the same bits whatever the number of rows beside it."""
+def assert_rows_are_batch_invariant(op: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Check that a row's result has the same bits for any number of rows."""
     assert x.shape[0] >= 200
     with torch.no_grad():
         whole = op(x)
@@ -152,5 +153,5 @@ def assert_rows_keep_their_bits(op: Callable[[Tensor], Tensor], x: Tensor) -> No
 
 
 def refuses(message: str) -> Any:
-    """A ValueError that says all of this, literally."""
+    """Expect a ValueError whose message contains this text literally."""
     return pytest.raises(ValueError, match=re.escape(message))

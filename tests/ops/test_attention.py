@@ -30,7 +30,7 @@ from tests.ops.cases import (
 def formula(
     qkv: Tensor, lengths: list[int], scale: float, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """One text after the other: the weights are exponentials over their sum."""
+    """Text by text: softmax written out as exponentials over their sum."""
     out = []
     for text in qkv.to(dtype).split(lengths):
         if len(text) == 0:
@@ -123,10 +123,10 @@ ORDERS = [
 @pytest.mark.parametrize("size", [64, 9])
 @pytest.mark.parametrize("lengths", ORDERS)
 @pytest.mark.all_threads
-def test_a_text_keeps_its_bits(
+def test_a_text_has_the_same_bits_in_any_batch(
     dtype: torch.dtype, size: int, lengths: list[int], seed: int
 ) -> None:
-    """Alone or among others, in any order, whole or one row of it."""
+    """Alone or in a batch, in any order, all tokens or one."""
     qkv = draw_qkv(lengths, 2, size, seed, dtype)
     whole = run("torch", qkv, lengths, 0.3).split(lengths)
     filled = [n for n in lengths if n]
@@ -139,8 +139,8 @@ def test_a_text_keeps_its_bits(
         assert torch.equal(run("torch", text, [n], 0.3, rows=torch.tensor([n // 2]))[0], row)
 
 
-def test_neighbours_cannot_be_seen(seed: int) -> None:
-    """NaN in one text stays there: what is masked in other layouts is not even read here."""
+def test_texts_do_not_see_each_other(seed: int) -> None:
+    """NaN in one text stays there: tokens of other texts are not read, so no mask can leak."""
     for form in FORMS:
         qkv = draw_qkv([5, 4, 3], 2, 8, seed)
         qkv[5:9] = float("nan")
@@ -151,14 +151,14 @@ def test_neighbours_cannot_be_seen(seed: int) -> None:
 
 
 def weights_of(form: str, p: float, seed: int, n: int = 48) -> Tensor:
-    """(2, n, 2, n) attention weights of two texts: the values are the unit vectors."""
+    """(2, n, 2, n) attention weights of two texts, read out with unit vectors as values."""
     qkv = draw(2 * n, 3, 2, n, seed=5)
     qkv[:, 2] = torch.eye(n).repeat(2, 1)[:, None]
     return run(form, qkv, [n, n], 0.1, dropout_p=p, seed=seed).view(2, n, 2, n)
 
 
 @EVERY_FORM
-def test_dropout_zeroes_a_share_and_grows_the_rest(form: str) -> None:
+def test_dropout_zeroes_a_share_and_scales_the_rest(form: str) -> None:
     plain, out = weights_of(form, 0.0, 11), weights_of(form, 0.3, 11)
     kept = out != 0
     # 9216 weights: the share of zeros has a standard deviation of 0.005
@@ -172,12 +172,12 @@ def test_dropout_zeroes_a_share_and_grows_the_rest(form: str) -> None:
 def test_dropout_preserves_the_mean(form: str) -> None:
     plain = weights_of(form, 0.0, 0, n=8)
     mean = torch.stack([weights_of(form, 0.3, seed, n=8) for seed in range(100)]).mean(0)
-    # the mean of 100 draws of a weight has a standard deviation of 0.066 of it
+    # the mean of 100 draws of a weight has a relative standard deviation of 0.066
     assert ((mean - plain).abs() / plain).max() < 5 * 0.066
     assert abs((mean.sum() / plain.sum()).item() - 1) < 0.02
 
 
-def test_dropout_hangs_on_the_seed_alone() -> None:
+def test_dropout_depends_only_on_the_seed() -> None:
     mine, again = weights_of("torch", 0.3, 11), weights_of("torch", 0.3, 11)
     assert torch.equal(mine, again)
     assert torch.equal(mine != 0, weights_of("reference", 0.3, 11) != 0)
@@ -190,7 +190,7 @@ def test_dropout_is_differentiated_with_its_mask() -> None:
     qkv.data[:, 2] = torch.eye(7)[:, None]
     weights = run("torch", qkv, [7], 0.3, dropout_p=0.5, seed=4)
     (gradient,) = torch.autograd.grad(weights.sum(), qkv)
-    # the sum of all outputs changes with value j by the sum of its column of weights
+    # the derivative of the output sum with respect to value j is the sum of weight column j
     torch.testing.assert_close(gradient[:, 2, 0], weights.detach().sum(0)[:, None].expand(7, 7))
 
 
@@ -205,15 +205,15 @@ REFUSED = [
     ("cu_seqlens must be int32 (batch + 1,), not torch.int32 (0,)", {"cu_seqlens": CU[:0]}),
     ("cu_seqlens must run from 0 to 5, not from 0 to 2", {"cu_seqlens": CU[:2]}),
     ("cu_seqlens must run from 0 to 5, not from 2 to 5", {"cu_seqlens": CU[1:]}),
-    ("cu_seqlens must not fall: [0, 4, 3, 5]",
+    ("cu_seqlens must not decrease: [0, 4, 3, 5]",
      {"cu_seqlens": torch.tensor([0, 4, 3, 5], dtype=torch.int32)}),
     ("dropout_p must be at least 0 and below 1, not 1.0", {"dropout_p": 1.0}),
     ("dropout_p must be at least 0 and below 1, not -0.1", {"dropout_p": -0.1}),
-    ("rows must be integer (2,), one a text, not torch.int64 (3,)", {"rows": torch.arange(3)}),
-    ("rows must be integer (2,), one a text, not torch.float32 (2,)", {"rows": torch.ones(2)}),
-    ("rows[1] is 5, which is no token of text 1", {"rows": torch.tensor([0, 5])}),
-    ("rows[0] is 2, which is no token of text 0", {"rows": torch.tensor([2, 2])}),
-    ("rows[1] is -1, which is no token of text 1", {"rows": torch.tensor([1, -1])}),
+    ("rows must be integer (2,), one per text, not torch.int64 (3,)", {"rows": torch.arange(3)}),
+    ("rows must be integer (2,), one per text, not torch.float32 (2,)", {"rows": torch.ones(2)}),
+    ("rows[1] is 5, which is not a token of text 1", {"rows": torch.tensor([0, 5])}),
+    ("rows[0] is 2, which is not a token of text 0", {"rows": torch.tensor([2, 2])}),
+    ("rows[1] is -1, which is not a token of text 1", {"rows": torch.tensor([1, -1])}),
 ]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""The attention kernels: tiles, strides, what NaN may reach, gradients, torch.library.
+"""The attention kernels: tiles, strides, isolation of NaN, gradients, torch.library.
 
-What holds for every form of attention stands in test_attention.py.
+Tests of all backends are in test_attention.py.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from nomicbert_kernels import attention_triton
 
 SIZES = st.sampled_from([16, 32, 64, 33])
 SHORT_AND_LONG = pytest.mark.parametrize("short", [tiling.SHORT, 0], ids=["short", "long"])
-# neighbours that share a tile and may fill it, texts of two tiles, whole blocks of keys and a rest
+# neighbours that share a tile and may fill it, texts of two tiles, full and partial key blocks
 MIXED = [3, 1, 0, 40, 5, 16, 11, 64]
 NAN = float("nan")
 
 
 def formula(qkv: Tensor, lengths: list[int], scale: float) -> Tensor:
-    """softmax(q kᵀ scale) v, one text after the other, in qkv's dtype."""
+    """softmax(q kᵀ scale) v, text by text, in qkv's dtype."""
     out = []
     for text in qkv.split(lengths):
         q, k, v = text.unbind(1)
@@ -70,7 +70,7 @@ def test_values(short: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tiling, "SHORT", short)
 
     @settings(max_examples=5)
-    @example([5, 16, 11, 3], 16, False, 0)  # a whole block of keys in a shared tile
+    @example([5, 16, 11, 3], 16, False, 0)  # a full block of keys in a shared tile
     @given(LENGTHS, SIZES, st.booleans(), SEEDS)
     def check(lengths: list[int], size: int, apart: bool, seed: int) -> None:
         qkv = draw_qkv(lengths, size, seed, dtype)
@@ -99,7 +99,7 @@ def test_descriptors_change_no_bit(seed: int, monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(run(qkv, MIXED, 0.3), described)
 
 
-def test_what_a_descriptor_can_hold() -> None:
+def test_describable() -> None:
     qkv = torch.empty(4, 3, 2, 16)
     wide = torch.empty(4, 100)
     assert attention_triton.describable(wide[:, :96].unflatten(1, (3, 2, 16)))
@@ -146,7 +146,7 @@ def test_gradient_of_a_sum_has_no_strides(seed: int) -> None:
     assert (qkv.grad - exact.grad).abs().max() <= 1e-5 * exact.grad.abs().max()
 
 
-# the interpreter takes the largest of nothing but NaN, and says so
+# numpy warns about a maximum of only NaN
 @pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
 @pytest.mark.parametrize("part", [0, 1, 2], ids="qkv")
 @pytest.mark.parametrize("lengths", [[5, 4, 3], [20, 33, 17]], ids=["shared", "apart"])
@@ -165,7 +165,7 @@ def test_nan_stays_in_its_text(part: int, lengths: list[int], seed: int) -> None
 
 
 @pytest.mark.parametrize("lengths", [[5, 4, 3], [20, 33, 17]], ids=["shared", "apart"])
-def test_nan_of_a_gradient_stays_in_its_text(lengths: list[int], seed: int) -> None:
+def test_nan_in_a_gradient_stays_in_its_text(lengths: list[int], seed: int) -> None:
     first, second = lengths[0], lengths[0] + lengths[1]
     qkv = draw_qkv(lengths, 16, seed).requires_grad_()
     out = run(qkv, lengths, 0.3)
@@ -180,7 +180,7 @@ def test_nan_of_a_gradient_stays_in_its_text(lengths: list[int], seed: int) -> N
 
 
 def test_an_infinite_value_is_not_hidden(seed: int) -> None:
-    """One that has overflowed, in a tile that texts share."""
+    """An overflowed value in a tile shared by texts."""
     qkv = draw_qkv([5, 4], 16, seed)
     qkv[2, 2, 1, 3] = float("inf")
     first, second = run(qkv, [5, 4], 0.3).unflatten(1, (2, 16)).split([5, 4])
@@ -196,14 +196,14 @@ def test_the_same_bits_in_every_run(seed: int) -> None:
 
 
 def rounding_bound(qkv: Tensor, lengths: list[int], scale: float, blocks: int) -> Tensor:
-    """How far fp32 may be from the truth; (T, h D) in fp64, as is qkv. D is a power of two.
+    """Error bound of fp32, (T, h D) in fp64, as is qkv. D is a power of two.
 
-    A sum whose terms pass n roundings each is off by at most g(n) = n u / (1 - n u) of the sum of
-    their sizes (Higham 2002, section 4.2). In a logit s_j that is the rounding of the product,
-    log2 D additions (tests/interpreter/dot.py), and two for the scale: itself, and the product with
-    it. Where the largest logit is taken off, at once or block by block, the rounding is u of their
-    distance; 2 u allows for that distance being off itself. exp2, which comes once a block, is good
-    to 4 units in the last place, 8 u. So the weight of key j is p_j exp(e_j) with
+    A sum whose terms are rounded n times each is off by at most g(n) = n u / (1 - n u) of the sum
+    of their magnitudes (Higham 2002, section 4.2). A logit s_j has one rounding of its products,
+    log2 D of additions (tests/interpreter/dot.py), and two of the scale: itself, and multiplying by
+    it. Subtracting the maximum, at once or block by block, rounds by u times the difference; 2 u
+    also covers the error of the difference itself. exp2, once per block, is accurate to 4 units in
+    the last place, 8 u. So the weight of key j is p_j exp(e_j) with
 
         |e_j| <= E_j = g(log2 D + 3) scale sum_d |q_d k_jd| + 2 u (max_i s_i - s_j) + 8 u blocks.
 
@@ -239,7 +239,7 @@ def rounding_bound(qkv: Tensor, lengths: list[int], scale: float, blocks: int) -
 
 
 def test_large_logits(seed: int) -> None:
-    """What a softmax that did not subtract the largest logit would lose."""
+    """Logits for which a softmax without subtracting the maximum would overflow."""
     lengths = [40, 3]
     qkv = draw_qkv(lengths, 16, seed) * 8
     truth = formula(qkv.double(), lengths, 2.0)
@@ -252,7 +252,7 @@ def test_large_logits(seed: int) -> None:
 def test_a_plan_of_other_texts_is_refused() -> None:
     plan = tiling.plan_tiles([3, 9], 16, torch.float32, "cpu")
     qkv = draw(16, 3, 2, 16, seed=1)
-    with refuses("the plan is of 12 tokens, but qkv has 16: make it of the same lengths"):
+    with refuses("the plan is for 12 tokens, but qkv has 16: make it for the same lengths"):
         attention_triton.attention(qkv, offsets_of([16]), plan, 0.25)
 
 
@@ -310,7 +310,7 @@ def test_one_graph_for_every_length(seed: int) -> None:
     assert len(graphs) == 1
 
 
-def test_nothing_is_kept_without_gradients(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lse_is_not_stored_without_gradients(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel is launched directly, and writes no logarithms of sums."""
     kept = []
     forward = attention_triton.forward

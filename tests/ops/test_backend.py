@@ -1,4 +1,4 @@
-"""backend: which form of each op runs, what it says, and what preparing and planning give."""
+"""backend: the choice of ops, its log and errors, `prepare` and `plan`."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ OPS = ["embed", "linear", "qkv_rotary", "attention", "layer_norm", "swiglu", "ge
 
 
 @contextmanager
-def onednn_switched_off() -> Iterator[None]:
-    """Like torch.backends.mkldnn.flags, which also sets TF32 and warns where there is none."""
+def onednn_disabled() -> Iterator[None]:
+    """Like torch.backends.mkldnn.flags, which also sets TF32 and warns if that is unavailable."""
     was = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)[0]
     try:
         yield
@@ -86,12 +86,12 @@ def test_unknown_backend() -> None:
 
 
 H200 = (9, 0)
-# what is there -> the backend's error, or its name and the end of the reason
+# machine -> the backend's error, or its name and the end of the reason
 WITHOUT = {
     "no device": (
         {"interpret": ""},
         "cpu",
-        "it needs a CUDA device, not cpu; to follow its kernels",
+        "it needs a CUDA device, not cpu; to interpret its kernels",
     ),
     "another device": ({}, "meta", "it needs a CUDA device, not meta"),
     "no triton": ({"spec": None}, "cpu", "triton is not installed: pip install 'nomicbert[gpu]'"),
@@ -108,7 +108,7 @@ def pretend(
     capability: tuple[int, int] = H200,
     proven: bool = False,
 ) -> None:
-    """A machine of this kind, as far as the choice of a backend can see."""
+    """Pretend to be a machine of this kind, as far as the choice of a backend can see."""
     monkeypatch.setenv("TRITON_INTERPRET", interpret)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -120,7 +120,7 @@ def pretend(
 
 @pytest.mark.parametrize("missing", WITHOUT)
 def test_triton_is_refused(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for by name and unable to run, it is an error; nothing else steps in."""
+    """A backend requested by name that cannot run is an error; there is no fallback."""
     machine, device, message = WITHOUT[missing]
     pretend(monkeypatch, **machine)
     dtype = torch.bfloat16 if missing == "bf16" else torch.float32
@@ -135,7 +135,7 @@ def test_triton_is_refused(missing: str, monkeypatch: pytest.MonkeyPatch) -> Non
     ("machine", "name", "reason"),
     [
         ({"proven": True}, "triton", "its kernels are proven on sm_90"),
-        ({}, "torch", "the kernels of backend 'triton' have not been run on sm_90 yet"),
+        ({}, "torch", "backend 'triton' has not been tested on sm_90 yet"),
         ({"proven": True, "capability": (7, 5)}, "torch", "compute capability 7.5 is below 8.0"),
         ({"proven": True, "spec": None}, "torch", "triton is not installed"),
     ],
@@ -149,8 +149,8 @@ def test_auto_on_a_gpu(
     assert why.startswith(reason)
 
 
-def test_an_interpreter_asked_for_too_late() -> None:
-    """Triton's own functions are compiled ones by then."""
+def test_the_interpreter_requested_too_late() -> None:
+    """Triton's own functions have been created as compiled ones by then."""
     code = """
 import os, sys, triton, torch
 os.environ["TRITON_INTERPRET"] = "1"
@@ -168,7 +168,7 @@ except BackendError as error:
         check=True,
         env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert done.stdout.startswith("TRITON_INTERPRET was set after triton had been imported")
+    assert done.stdout.startswith("TRITON_INTERPRET was set after triton was imported")
 
 
 def logged(caplog: pytest.LogCaptureFixture, dtype: torch.dtype, backend) -> str:
@@ -182,22 +182,22 @@ def logged(caplog: pytest.LogCaptureFixture, dtype: torch.dtype, backend) -> str
 
 def test_the_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     said = logged(caplog, torch.float32, "reference")
-    assert said == "backend reference for cpu in torch.float32: asked for"
+    assert said == "backend reference for cpu in torch.float32: requested"
     said = logged(caplog, torch.float16, "auto")
-    assert said == "backend torch for cpu in torch.float16: it runs wherever torch does"
+    assert said == "backend torch for cpu in torch.float16: it runs on every torch device"
 
 
 @NEEDS_PACKING
 def test_the_log_says_whether_weights_are_packed(caplog: pytest.LogCaptureFixture) -> None:
     said = logged(caplog, torch.float32, "auto")
     assert said == "backend torch for cpu in torch.float32: oneDNN packs its weights"
-    with onednn_switched_off():
+    with onednn_disabled():
         said = logged(caplog, torch.float32, "auto")
-    assert said.endswith("it runs wherever torch does")
+    assert said.endswith("it runs on every torch device")
 
 
 def results(form: str, dtype: torch.dtype, exact: bool = False) -> dict[str, torch.Tensor]:
-    """Every op on numbers of this dtype; `exact` computes with the same numbers in fp64."""
+    """Every op on values of this dtype; `exact` computes with the same values in fp64."""
     ops = ops_of(form, torch.float64 if exact else dtype)
 
     def numbers(*shape: int, seed: int) -> torch.Tensor:
@@ -233,10 +233,8 @@ def results(form: str, dtype: torch.dtype, exact: bool = False) -> dict[str, tor
 
 @EVERY_FORM
 @pytest.mark.parametrize("recorded", [False, True])
-def test_a_weight_stored_narrower_than_it_is_multiplied(
-    recorded: bool, form: str, seed: int
-) -> None:
-    """Packed or, where gradients forbid that, cast: to the bit as if it were stored wide."""
+def test_a_weight_stored_in_a_narrower_dtype(recorded: bool, form: str, seed: int) -> None:
+    """Packed, or cast when gradients forbid packing: bit-identical to a weight stored wide."""
     ops, x = ops_of(form), draw(20, 12, seed=seed).requires_grad_(recorded)
     rope = Rope(torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(20, dtype=torch.int32), 4)
     shapes: dict[WeightKind, tuple[int, ...]] = {
@@ -268,15 +266,15 @@ def test_a_weight_stored_narrower_than_it_is_multiplied(
 @pytest.mark.parametrize("op", ["linear", "gelu", "qkv_rotary", "swiglu", "moe", "layer_norm",
                                 "embed", "attention"])  # fmt: skip
 def test_the_reference_rounds_once(op: str, dtype: torch.dtype) -> None:
-    """It computes in fp32: its error is half an eps of each value, however small the value is."""
+    """It computes in fp32, so its error is half an eps of each value, however small."""
     got, truth = results("reference", dtype)[op], results("reference", dtype, exact=True)[op]
     assert got.dtype == dtype
     allowed = truth.abs() * torch.finfo(dtype).eps * 0.51 + 2e-6 * truth.abs().max()
     assert ((got.double() - truth).abs() <= allowed).all()
 
 
-def test_without_onednn_the_parameters_serve() -> None:
-    with onednn_switched_off():
+def test_without_onednn_the_parameters_are_used() -> None:
+    with onednn_disabled():
         ops = ops_of("torch")
         for kind, shape in {"linear": (4, 3), "gated": (4, 3), "experts": (2, 4, 3)}.items():
             assert ops.prepare(draw(*shape, seed=1), None, kind).packed is None
@@ -302,7 +300,7 @@ def test_pieces_of_a_prepared_weight(kind: WeightKind, shape: tuple[int, ...], p
     assert ops_of("reference").prepare(source, bias, kind).packed is None
 
 
-def test_what_onednn_does_not_serve_stays_as_it_is() -> None:
+def test_weights_that_onednn_cannot_pack_are_unchanged() -> None:
     prepare = ops_of("torch").prepare
     assert prepare(draw(4, 3, seed=1, dtype=torch.float16), None, "linear").packed is None
     assert prepare(torch.empty(0, 3), None, "linear").packed is None

@@ -33,7 +33,7 @@ WORDS, TYPES, POSITIONS = 50, 2, 140
 
 
 def one_hot(ids: Tensor, table: Tensor) -> Tensor:
-    """The rows of a table as a product in fp64, which no gather can get wrong."""
+    """Gather rows of a table as a one-hot matmul in fp64, independently of indexing."""
     return F.one_hot(ids.long(), table.shape[0]).double() @ table.double()
 
 
@@ -100,8 +100,8 @@ def test_reference_is_the_formula(seed: int) -> None:
 
 
 @EVERY_FORM
-def test_tables_stored_narrower_than_the_norm(form: str, seed: int) -> None:
-    """The sums are taken in the wider dtype, to the bit."""
+def test_tables_stored_in_a_narrower_dtype(form: str, seed: int) -> None:
+    """Sums are computed in the wider dtype, bit for bit."""
     wide = [t.half().float() for t in draw_tables(13, seed)]
     word, token_type, position = (t.half() for t in wide[:3])
     ids, kinds, places = (draw_ids(17, n, seed) for n in (WORDS, TYPES, POSITIONS))
@@ -155,7 +155,7 @@ def test_gradients_of_inputs_embeds(form: str, seed: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.all_threads
-def test_a_row_keeps_its_bits(dtype: torch.dtype, seed: int) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype, seed: int) -> None:
     word, token_type, position, w, b = draw_tables(37, seed, dtype)
     tables = EmbeddingTables(word, token_type, position)
     ids = [draw_ids(333, n, seed) for n in (WORDS, TYPES, POSITIONS)]
@@ -168,7 +168,7 @@ def test_a_row_keeps_its_bits(dtype: torch.dtype, seed: int) -> None:
 
 IDS = torch.tensor([1, 0, 1])
 V = torch.ones(4)
-BOTH = "embed takes either input_ids or inputs_embeds, not both and not neither"
+BOTH = "embed needs exactly one of input_ids and inputs_embeds"
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     (BOTH, {"input_ids": None}),
     (BOTH, {"inputs_embeds": torch.ones(3, 4)}),
@@ -180,13 +180,13 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("inputs_embeds must be (3, 4), not (3, 5)", {"input_ids": None,
                                                   "inputs_embeds": torch.ones(3, 5)}),
     (
-        "inputs_embeds is on meta, but its partner is on cpu",
+        "inputs_embeds is on meta, but must be on cpu",
         {"input_ids": None, "inputs_embeds": torch.ones(3, 4, device="meta")},
     ),
     ("a model with learned positions needs position_ids", {"position_ids": None}),
     ("token_type_ids must be (3,), not (2,)", {"token_type_ids": IDS[:2]}),
     ("position_ids must be (3,), not (1, 3)", {"position_ids": IDS[None]}),
-    ("input_ids is on meta, but its partner is on cpu", {"input_ids": IDS.to("meta")}),
+    ("input_ids is on meta, but must be on cpu", {"input_ids": IDS.to("meta")}),
     ("token_type_ids is on meta", {"token_type_ids": IDS.to("meta")}),
     ("position_ids is on meta", {"position_ids": IDS.to("meta")}),
     ("input_ids contains 6, but the table has 6 rows (0 to 5)", {"input_ids": IDS + 5}),

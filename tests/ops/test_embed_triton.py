@@ -1,6 +1,6 @@
 """The embed kernel: wide rows, table gradients in parts, torch.library, autocast.
 
-Values and gradients in each dtype stand in test_embed; here stands what is Triton's own.
+Tests of all backends are in test_embed.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LIMITS = WORDS, TYPES, POSITIONS = 6, 2, 5
 
 
 def draw_ids(tokens: int, seed: int) -> list[Tensor]:
-    """Of words, types and positions."""
+    """Ids of words, types and positions."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(limit, (tokens,), generator=generator) for limit in LIMITS]
 
@@ -64,7 +64,9 @@ def test_tiles_of_every_shape(width: int, dtype: torch.dtype, seed: int) -> None
 
 
 def test_a_row_too_wide() -> None:
-    with refuses("rows of 8193 columns are too wide for backend 'triton', which takes 8192"):
+    with refuses(
+        "rows of 8193 columns are too wide for backend 'triton', which supports at most 8192"
+    ):
         run(embed, draw_ids(1, 1), *drawn(8193, 1))
 
 
@@ -73,7 +75,7 @@ def test_fp64_is_refused() -> None:
         run(embed, draw_ids(1, 1), *(t.double() for t in drawn(8, 1)))
 
 
-def test_a_row_keeps_its_bits(seed: int) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(seed: int) -> None:
     leaves, ids = drawn(40, seed), draw_ids(11, seed)
     whole = run(embed, ids, *leaves)
     for rows in (slice(0, 1), slice(1, 6), slice(3, 11)):
@@ -81,14 +83,14 @@ def test_a_row_keeps_its_bits(seed: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 9, 40])
-def test_gradients_whatever_the_number_of_parts(
+def test_gradients_for_any_number_of_parts(
     tokens: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One part a table row, or several: with 2 tokens at a time, 40 make 5 parts."""
+    """One part per table row, or several: with TOKENS = 2, 40 tokens make 5 parts."""
     monkeypatch.setattr(embed_triton, "TOKENS", 2)
     monkeypatch.setattr(embed_triton, "PROGRAMS", 24)
     ids = draw_ids(tokens, seed)
-    if tokens > 1:  # rows that no token takes have a gradient of zero
+    if tokens > 1:  # rows that no token uses have a gradient of zero
         ids[0] = ids[0].clamp_max(WORDS - 2)
     assert_gradients(
         lambda *leaves: run(embed, ids, *leaves),
@@ -105,7 +107,7 @@ def test_the_gradient_of_a_table_is_a_sum_by_id(
     monkeypatch.setattr(embed_triton, "MOST_PARTS", parts)
     monkeypatch.setattr(embed_triton, "TOKENS", 2)
     dz = draw(60, 130, seed=seed)
-    ids = draw_ids(60, seed)[1] * 2 + 1  # even rows have no token
+    ids = draw_ids(60, seed)[1] * 2 + 1  # no token uses an even row
     truth = torch.zeros(5, 130, dtype=torch.float64).index_add_(0, ids, dz.double())
     plain = torch.zeros(5, 130).index_add_(0, ids, dz)
     found = [
@@ -118,7 +120,9 @@ def test_the_gradient_of_a_table_is_a_sum_by_id(
     assert torch.equal(half, found[0].half())
 
 
-def test_gradients_repeat_to_the_bit(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_bit_identical_in_every_run(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(embed_triton, "TOKENS", 2)
     leaves, ids = [t.requires_grad_() for t in drawn(13, seed)], draw_ids(30, seed)
     upstream = draw(30, 13, seed=seed + 7)
@@ -128,7 +132,7 @@ def test_gradients_repeat_to_the_bit(seed: int, monkeypatch: pytest.MonkeyPatch)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_only_what_is_wanted_is_computed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_required_gradients_are_computed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def summed(*_: Any) -> None:
         raise RuntimeError("summed")
 
@@ -141,7 +145,7 @@ def test_only_what_is_wanted_is_computed(seed: int, monkeypatch: pytest.MonkeyPa
         run(embed, ids, word.requires_grad_(), kinds, places, w, b).sum().backward()
 
 
-def test_tables_narrower_than_the_norm_get_gradients_of_their_own_dtype(seed: int) -> None:
+def test_narrow_tables_get_gradients_of_their_own_dtype(seed: int) -> None:
     leaves, ids = drawn(13, seed), draw_ids(9, seed)
     narrow = [*(t.half() for t in leaves[:3]), *leaves[3:]]
     upstream = draw(9, 13, seed=seed + 7)
@@ -225,7 +229,7 @@ def test_autocast_gives_the_dtype_that_torch_gives(seed: int) -> None:
             assert run(embed, ids, *leaves).dtype == wanted.dtype
 
 
-def test_nothing_goes_through_the_dispatcher_unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launches_are_direct_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     def dispatched(*_: Any) -> None:
         raise RuntimeError("dispatched")
 

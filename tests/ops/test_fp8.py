@@ -1,7 +1,6 @@
-"""Backend "fp8": its specification against the arithmetic written out in fp64, its kernels against
-the specification's numbers.
+"""Backend "fp8": its specification against fp64, and its kernels against the specification.
 
-The rounding is written out by the format's definition, so that no cast of torch is trusted.
+Rounding is written out from the format's definition, so that no cast of torch is trusted.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if INTERPRETS:
     from tests.interpreter import fp8 as exact
 
     exact.install()
-pytestmark = [  # numpy's, of large gates and of rows of NaN
+pytestmark = [  # numpy warns about large gates and rows of NaN
     pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning"),
 ]
@@ -49,21 +48,21 @@ CPU = torch.device("cpu")
 
 
 def e4m3(x: Tensor) -> Tensor:
-    """fp64 rounded to 3 bits behind the point, at least 2^-9 apart, half to even."""
+    """Round fp64 to e4m3: 3 mantissa bits, steps of at least 2^-9, half to even."""
     exponent = torch.frexp(x.abs().clamp(min=2.0**-20))[1] - 1
     step = torch.exp2(exponent.clamp(min=-6).double() - 3)
     return ((x / step).round() * step).clamp(-448, 448)
 
 
 def fitted(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row as e4m3 numbers, and its step, in fp64."""
+    """Each row in e4m3, and its scale, in fp64."""
     x = x.double()
     step = x.abs().amax(1, keepdim=True) / 448
     return e4m3(torch.where(step > 0, x / step.clamp(min=1e-300), 0.0)), step
 
 
-def off_ties(x: Tensor) -> Tensor:
-    """The same numbers, zero where fp32 and fp64 could round their quotient to two places."""
+def avoid_ties(x: Tensor) -> Tensor:
+    """The same values, zero where fp32 and fp64 could round their quotient differently."""
     size = x.double().abs() / x.double().abs().amax(1, keepdim=True).clamp(min=1e-300) * 448
     near = e4m3(size * (1 + 1e-5)) != e4m3(size * (1 - 1e-5))
     return x.masked_fill(near & (size < 440), 0.0)
@@ -79,8 +78,8 @@ def by_groups(x: Tensor) -> Tensor:
 
 
 def inputs(m: int, k: int, n: int, seed: int, dtype: torch.dtype, bias: bool) -> Any:
-    """x, weight, bias; rows and channels of very different sizes."""
-    x, w = (off_ties(draw(r, k, seed=seed + i, dtype=dtype)) for i, r in enumerate((m, n)))
+    """x, weight, bias; rows and channels of very different magnitudes."""
+    x, w = (avoid_ties(draw(r, k, seed=seed + i, dtype=dtype)) for i, r in enumerate((m, n)))
     x, w = (t * 2.0 ** torch.arange(len(t)).remainder(5)[:, None].to(dtype) for t in (x, w))
     return x, w / 4, draw(n, seed=seed + 2, dtype=dtype, scale=9.0) if bias else None
 
@@ -96,13 +95,13 @@ def truth_of(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 
 def plain_of(x: Tensor, w: Tensor, b: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """What torch makes of the rounded operands in fp32."""
+    """Torch's result for the quantised operands in fp32."""
     y = rounded(x).float() @ rounded(w).float().T
     return y if b is None else y + b.float()
 
 
 def assert_codes(got: Tensor | Activation, truth: Tensor, error: Tensor, group: int) -> None:
-    """A result in e4m3 is the truth, up to half a step and the error of fp32 in what is rounded."""
+    """An e4m3 result is exact up to half a step, plus the fp32 error before rounding."""
     assert isinstance(got, Activation)
     assert got.scale is not None
     assert (got.data.dtype, got.scale.dtype) == (torch.float8_e4m3fn, torch.float32)
@@ -125,8 +124,8 @@ def assert_codes(got: Tensor | Activation, truth: Tensor, error: Tensor, group: 
 @settings(max_examples=6)
 @given(ROWS, INNER, st.sampled_from(DTYPES), st.booleans(), SEEDS)
 def test_rounding(form: str, m: int, k: int, dtype: torch.dtype, apart: bool, seed: int) -> None:
-    """Bit for bit, whatever torch's own cast does."""
-    x = off_ties(draw(m, k, seed=seed, dtype=dtype))
+    """Bit for bit, independently of torch's own cast."""
+    x = avoid_ties(draw(m, k, seed=seed, dtype=dtype))
     given_x = spread(x) if apart else x
     if form == "triton":
         from nomicbert_kernels import fp8_triton
@@ -160,7 +159,7 @@ def test_linear(
 @settings(max_examples=6)
 @given(ROWS, INNER, WIDTHS, st.sampled_from(DTYPES), SEEDS)
 def test_linear_of_groups(form: str, m: int, k: int, n: int, dtype: torch.dtype, seed: int) -> None:
-    """Scales that change along a row, by orders of magnitude; the residual is the wide one."""
+    """Scales that change along a row by orders of magnitude; the residual is `wide`."""
     x, w, b = inputs(m, k, n, seed, dtype, True)
     h = fp8.round_groups(x.float() * 10.0 ** -(torch.arange(k) // 128).float())
     wide = draw(m, n, seed=seed + 4, dtype=dtype)
@@ -206,7 +205,7 @@ def test_activated(
     z = truth_of(x, w, b)
     size = plus(rounded(x).abs() @ rounded(w).abs().T, None if b is None else b.abs())
     truth = formula(z)
-    # what an error of a few eps in each product may become, in a product of two
+    # bound for a product of two GEMM results with an error of a few eps each
     error = 8 * EPS * size
     if name == "swiglu":
         up, gate = size.chunk(2, 1)
@@ -231,7 +230,7 @@ def turned(y: Tensor, rope: Rope) -> Tensor:
 def test_qkv_rotary(
     form: str, rotary_dim: int, m: int, k: int, dtype: torch.dtype, bias: bool, seed: int
 ) -> None:
-    """In the epilogue, apart from it, and not at all."""
+    """Rotation in the epilogue, in a separate kernel, and none."""
     x, w, b = inputs(m, k, 3 * HEADS * SIZE, seed, dtype, bias)
     rope = None
     if rotary_dim:
@@ -242,7 +241,7 @@ def test_qkv_rotary(
         got = table.qkv_rotary(x, table.prepare(w, b, "linear"), rope, HEADS)
     truth, plain = truth_of(x, w, b).view(shape), plain_of(x, w, b, dtype).view(shape)
     if rope is not None:
-        # apart from the epilogue the product is rounded before it is turned
+        # outside the epilogue the result is rounded before it is rotated
         plain = turned(plain.to(dtype).double(), rope)
         truth = turned(truth, rope)
     assert_within(got, truth, plain.to(dtype), dtype)
@@ -272,7 +271,7 @@ Op = Callable[[Tensor | Activation], Tensor | Activation]
 
 
 def every_op(form: str, hidden: int, seed: int) -> dict[str, Op]:
-    """Every op of an x alone, on drawn weights; the rotation hangs on no row's number."""
+    """Every op of x alone, on random weights; the rotation does not depend on the row index."""
     table = ops(form)
     w, b = draw(160, hidden, seed=seed) / hidden**0.5, draw(160, seed=seed + 1)
     linear, gated = (table.prepare(w, b, kind) for kind in ("linear", "gated"))
@@ -298,7 +297,7 @@ EVERY_OP = pytest.mark.parametrize("name", NAMES)
 
 
 def parts(y: Tensor | Activation, rows: Any = slice(None)) -> list[Tensor]:
-    """The bits of some rows: codes and scales, or the numbers."""
+    """The bits of some rows: codes and scales, or plain values."""
     if isinstance(y, Tensor):
         return [y[rows]]
     assert y.scale is not None
@@ -312,7 +311,7 @@ def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
 
 @pytest.mark.skipif(not INTERPRETS, reason="triton is not interpreted here: see tests/gpu")
 @EVERY_OP
-def test_a_row_keeps_its_bits(name: str, seed: int) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(name: str, seed: int) -> None:
     op = every_op("triton", 48, seed)[name]
     x = draw(70, 48, seed=seed + 5)
     x[::3] *= 1000
@@ -326,8 +325,8 @@ def test_a_row_keeps_its_bits(name: str, seed: int) -> None:
 @EVERY_FORM
 @EVERY_OP
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy's
-def test_what_is_not_finite_stays_in_its_row(form: str, name: str, value: float, seed: int) -> None:
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # warnings of numpy
+def test_non_finite_values_stay_in_their_row(form: str, name: str, value: float, seed: int) -> None:
     op = every_op(form, 48, seed)[name]
     x = draw(6, 48, seed=seed + 5)
     clean = op(x)
@@ -354,8 +353,8 @@ def test_rows_of_zeros_and_no_rows(form: str, name: str, seed: int) -> None:
 
 @EVERY_FORM
 @EVERY_OP
-def test_gradients_and_autocast_take_the_parameters(form: str, name: str, seed: int) -> None:
-    """As if the weight had not been rounded at all."""
+def test_gradients_and_autocast_use_the_parameters(form: str, name: str, seed: int) -> None:
+    """The unquantised weight is used."""
     op, x = every_op(form, 48, seed)[name], draw(6, 48, seed=seed + 5)
     table = dataclasses.replace(ops(form), prepare=lambda w, b, kind: Weight(w, b))
     plain = {"specification": "reference", "triton": "triton"}[form]
@@ -375,7 +374,7 @@ def test_gradients_and_autocast_take_the_parameters(form: str, name: str, seed: 
 @pytest.mark.parametrize(
     ("kind", "shape"), [("router", (4, 16)), ("experts", (3, 8, 16)), ("linear", (0, 16))]
 )
-def test_kinds_that_are_not_rounded(kind: Any, shape: tuple[int, ...], seed: int) -> None:
+def test_kinds_that_are_not_quantised(kind: Any, shape: tuple[int, ...], seed: int) -> None:
     source = draw(*shape, seed=seed)
     weight = fp8.prepare(source, None, kind)
     assert weight.source is source
@@ -388,37 +387,41 @@ def refused(why: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -
         choose_ops(device, dtype, "fp8")
 
 
-def test_it_is_refused_where_nothing_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_refused_without_hardware_support(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     refused(
-        "it needs a CUDA device, not meta; to follow its kernels on a CPU, slowly, "
-        "set TRITON_INTERPRET=1 before the start",
+        "it needs a CUDA device, not meta; to interpret its kernels on a CPU (slow), "
+        "set TRITON_INTERPRET=1 before starting Python",
         "meta",
     )
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
-    refused("compute capability 8.6 multiplies no e4m3, 8.9 and later do", "cuda", torch.bfloat16)
+    refused(
+        "compute capability 8.6 does not support e4m3: 8.9 or later is needed",
+        "cuda",
+        torch.bfloat16,
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     refused("compute capability 7.5 is below 8.0", "cuda", torch.bfloat16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (11, 0))
     monkeypatch.setattr(backends.launch, "architecture", lambda device: "sm_110")
-    refused("no launch table says how to run it on sm_110", "cuda", torch.bfloat16)
+    refused("the launch table for sm_110 has no fp8 rows", "cuda", torch.bfloat16)
     monkeypatch.setattr(torch.version, "hip", "6.0")
-    refused("its e4m3 is NVIDIA's, which this GPU does not multiply", "cuda", torch.bfloat16)
+    refused("it uses NVIDIA's e4m3 format, which this GPU does not support", "cuda", torch.bfloat16)
 
 
 @pytest.mark.skipif(not INTERPRETS, reason="triton is not interpreted here")
-def test_it_is_taken_when_asked_for() -> None:
+def test_it_is_used_on_request() -> None:
     for dtype in (torch.float32, torch.float16):
         table, why = choose_ops("cpu", dtype, "fp8")
-        assert (table.name, why) == ("fp8", "asked for")
+        assert (table.name, why) == ("fp8", "requested")
         assert table.prepare is fp8.prepare
         for op in NAMES:
             assert getattr(table, op).__module__ == "nomicbert_kernels.fp8_triton"
         for op in ("embed", "attention", "moe", "pool"):
             assert getattr(table, op) is getattr(ops_of("triton"), op)
     refused(
-        "triton's interpreter computes bfloat16 wrongly: take float32 or float16",
+        "triton's interpreter computes bfloat16 wrongly: use float32 or float16",
         dtype=torch.bfloat16,
     )
     assert choose_ops("cpu", torch.float32)[0].name == "torch"

@@ -21,7 +21,7 @@ from tests.ops.cases import (
     activations,
     assert_exact,
     assert_gradients,
-    assert_rows_keep_their_bits,
+    assert_rows_are_batch_invariant,
     assert_within,
     draw,
     ops_of,
@@ -32,7 +32,7 @@ from tests.ops.cases import (
 
 
 def formula(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """Z times the normal distribution function of z, by the complement of the error function."""
+    """Z times the normal distribution function of z, computed with erfc."""
     z = torch.einsum("tk,nk->tn", x.double(), w.double())
     z = z if b is None else z + b.double()
     return z * torch.special.erfc(-z / 2**0.5) / 2
@@ -72,7 +72,7 @@ def test_reference_is_the_formula(seed: int) -> None:
 
 @EVERY_FORM
 def test_it_is_the_exact_gelu(form: str) -> None:
-    """Where the tanh approximation is furthest off, by 4.7e-4, as a table of erf has it."""
+    """At the largest error of the tanh approximation, 4.7e-4, against a table of erf."""
     ops = ops_of(form)
     with torch.no_grad():
         got = ops.gelu(torch.tensor([[2.3]]), ops.prepare(torch.ones(1, 1), None, "linear"))
@@ -100,7 +100,7 @@ def test_gradients(form: str, seed: int) -> None:
 
 @NEEDS_PACKING
 @pytest.mark.parametrize("trained", ["x", "weight", "bias"])
-def test_packed_weights_serve_only_without_gradients(trained: str, seed: int) -> None:
+def test_packed_weights_are_used_only_without_gradients(trained: str, seed: int) -> None:
     x, w, b = draw(5, 3, seed=seed), draw(4, 3, seed=seed + 1), draw(4, seed=seed + 2)
     {"x": x, "weight": w, "bias": b}[trained].requires_grad_()
     ops = ops_of("torch")
@@ -115,12 +115,14 @@ def test_packed_weights_serve_only_without_gradients(trained: str, seed: int) ->
 @PACKED_DTYPES
 @pytest.mark.parametrize(("width", "inner"), [(64, 48), (37, 53), (3072, 768)])
 @pytest.mark.all_threads
-def test_a_row_keeps_its_bits(dtype: torch.dtype, width: int, inner: int, seed: int) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(
+    dtype: torch.dtype, width: int, inner: int, seed: int
+) -> None:
     ops = ops_of("torch", dtype)
     w, b = draw(inner, width, seed=seed, dtype=dtype), draw(inner, seed=seed + 1, dtype=dtype)
     weight = ops.prepare(w, b, "linear")
     x = draw(333, width, seed=seed + 2, dtype=dtype)
-    assert_rows_keep_their_bits(lambda x: ops.gelu(x, weight), x)
+    assert_rows_are_batch_invariant(lambda x: ops.gelu(x, weight), x)
 
 
 @EVERY_FORM

@@ -1,7 +1,7 @@
-"""Backend "int8": linear layers in bytes, against the same rounding written out in fp64.
+"""Backend "int8": linear layers in int8, against the same rounding written out in fp64.
 
-The whole numbers are compared exactly. So that no number lies so near the middle between two steps
-that fp32 and fp64 round it differently, the drawn ones that do are made zero.
+Integers are compared exactly. Random values so near a tie that fp32 and fp64 could round them
+differently are set to zero.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ HEADS, HEAD_DIM = 2, 4
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers, half to even, and the step of each row (rows, 1), in fp64."""
+    """Quantised integers, half to even, and the scale of each row (rows, 1), in fp64."""
     x = x.double()
     step = x.abs().amax(dim=1, keepdim=True) / 127
     return torch.where(step > 0, x / step.clamp(min=1e-300), 0.0).round(), step
 
 
-def off_ties(x: Tensor) -> Tensor:
-    """The same numbers, zero where two roundings of their quotient could disagree."""
+def avoid_ties(x: Tensor) -> Tensor:
+    """The same values, zero where fp32 and fp64 could round their quotient differently."""
     place = x.double().abs() / (x.double().abs().amax(dim=1, keepdim=True) / 127)
     return x.masked_fill((place - place.floor() - 0.5).abs() < 1e-3, 0.0)
 
 
 def times(x: Tensor, w: Tensor) -> Tensor:
-    """The product of both as they are rounded, in fp64."""
+    """The matmul of both after quantisation, in fp64."""
     (q, s), (p, c) = rounded(x), rounded(w)
     return s * torch.einsum("tk,nk->tn", q, p) * c[:, 0]
 
 
 def rounding(x: Tensor, w: Tensor) -> Tensor:
-    """How far at most `times` lies from the product: half a step in every factor."""
+    """Upper bound of the error of `times`: half a step in every factor."""
     x, w, s, c = x.double(), w.double(), rounded(x)[1], rounded(w)[1][:, 0]
     own = x.abs().sum(1, keepdim=True) * c / 2 + s / 2 * w.abs().sum(1)
     return own + x.shape[1] * s * c / 4
@@ -64,8 +64,8 @@ def plus(p: Tensor, b: Tensor | None) -> Tensor:
 def inputs(
     rows: int, k: int, n: int, seed: int, bias: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x, weight, bias; rows and channels of very different sizes."""
-    x, w = (off_ties(draw(m, k, seed=seed + i)) for i, m in enumerate((rows, n)))
+    """x, weight, bias; rows and channels of very different magnitudes."""
+    x, w = (avoid_ties(draw(m, k, seed=seed + i)) for i, m in enumerate((rows, n)))
     x, w = (t * 2.0 ** torch.arange(len(t)).remainder(9)[:, None] for t in (x, w))
     return x, w / k**0.5, draw(n, seed=seed + 2, scale=30.0) if bias else None
 
@@ -79,11 +79,11 @@ def assert_near(got: Tensor, truth: Tensor, allowed: Tensor) -> None:
 
 
 def assert_steps(got: Tensor | Activation, truth: Tensor, error: Tensor) -> None:
-    """A result in bytes is the truth, up to half a step and the error of fp32.
+    """An int8 result is exact up to half a step, plus the fp32 error before rounding.
 
     Args:
-        truth: (T, I) fp64 before it is rounded.
-        error: of fp32, for each number.
+        truth: (T, I) fp64 before rounding.
+        error: of fp32, per element.
     """
     assert isinstance(got, Activation)
     assert got.scale is not None
@@ -100,7 +100,7 @@ def assert_steps(got: Tensor | Activation, truth: Tensor, error: Tensor) -> None
 
 
 def swiglu_truth(p: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
-    """silu(gate) * up of both products, and what fp32 may add to its error."""
+    """silu(gate) * up of both GEMMs, and the possible fp32 error."""
     (up, gate), (up_size, gate_size) = plus(p, b).chunk(2, 1), size(p, b).chunk(2, 1)
     silu = gate * torch.sigmoid(gate)
     error = up_size * silu.abs() + SILU * up.abs() * gate_size + (up * silu).abs()
@@ -168,7 +168,7 @@ def test_qkv_rotary(
     near, step = 4 * EPS * size(p, b).view(shape), rounding(x, w).view(shape)
     if rope is not None:
         truth, exact = turned(truth, rope), turned(exact, rope)
-        # each of a turned pair is made of both; the turn itself rounds three times
+        # each element of a rotated pair depends on both; the rotation itself rounds three times
         near, step = ((t.amax(3, keepdim=True) * 2).expand(shape) for t in (near, step))
     assert_near(got, truth, near)
     assert_near(got, exact, near + step)
@@ -207,7 +207,7 @@ def test_gelu(rows: int, k: int, n: int, bias: bool, apart: bool, seed: int) -> 
 
 
 def test_the_error_is_that_of_rounding(seed: int) -> None:
-    """At real widths: a uniform error of half a step in every factor, and nothing on top of it."""
+    """At real widths: a uniform error of half a step in every factor, and no more."""
     x, w = draw(64, 768, seed=seed), draw(512, 768, seed=seed + 1)
     ops = ops_of("int8")
     got = ops.linear(x, ops.prepare(w, None, "linear")).double()
@@ -222,7 +222,7 @@ Op = Callable[[Tensor | Activation], Tensor | Activation]
 
 
 def every_op(hidden: int, inner: int, seed: int, bias: bool = False) -> dict[str, Op]:
-    """The ops with int8 products, on drawn weights; the rotation hangs on no row's number."""
+    """The ops with int8 GEMMs, on random weights; the rotation does not depend on the row index."""
     ops = ops_of("int8")
     w, b = draw(2 * inner, hidden, seed=seed) / hidden**0.5, draw(2 * inner, seed=seed + 1)
     qkv = draw(24, hidden, seed=seed + 2)
@@ -262,7 +262,7 @@ EVERY_OP = pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("hidden", [37, 40])
 @pytest.mark.all_threads
-def test_a_row_keeps_its_bits(
+def test_a_row_has_the_same_bits_in_any_batch(
     name: str, threads: int, hidden: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1 to 130 rows around chunks of 48, every third of them a thousand times larger."""
@@ -284,7 +284,7 @@ def test_a_row_keeps_its_bits(
 @EVERY_OP
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.all_threads
-def test_a_row_keeps_its_bits_at_real_widths(name: str, threads: int, seed: int) -> None:
+def test_a_row_has_the_same_bits_at_real_widths(name: str, threads: int, seed: int) -> None:
     torch.set_num_threads(threads)
     op = every_op(768, 1536, seed)[name]
     x = draw(530, 768, seed=seed + 5)
@@ -299,7 +299,7 @@ def test_a_row_keeps_its_bits_at_real_widths(name: str, threads: int, seed: int)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("hidden", [13, 16])
 def test_rows_of_zeros(name: str, bias: bool, hidden: int, seed: int) -> None:
-    """They are what the bias alone gives; and a channel of zeros gives its bias."""
+    """A row of zeros gives the result of the bias alone; a channel of zeros gives its bias."""
     op = every_op(hidden, 15, seed, bias)[name]
     x = draw(5, hidden, seed=seed + 5)
     x[[1, 4]] = 0.0
@@ -318,7 +318,7 @@ def test_rows_of_zeros(name: str, bias: bool, hidden: int, seed: int) -> None:
 
 @EVERY_OP
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_stays_in_its_row(name: str, value: float, seed: int) -> None:
+def test_non_finite_values_stay_in_their_row(name: str, value: float, seed: int) -> None:
     op = every_op(16, 15, seed, bias=True)[name]
     x = draw(6, 16, seed=seed + 5)
     x[2, 3] = value
@@ -338,7 +338,7 @@ def test_no_rows(name: str) -> None:
 @EVERY_OP
 @pytest.mark.parametrize("hidden", [13, 16])
 def test_activations(name: str, hidden: int, seed: int) -> None:
-    """Bytes with scales are taken as they are, in rows that lie apart too; others are rounded."""
+    """int8 with scales is used unchanged, also in strided rows; other inputs are quantised."""
     op = every_op(hidden, 15, seed, bias=True)[name]
     x = draw(6, hidden, seed=seed + 5)
     wanted = parts(op(x), slice(None))
@@ -350,7 +350,7 @@ def test_activations(name: str, hidden: int, seed: int) -> None:
     assert same_bits(parts(op(Activation(wide[:, 1:-2], narrow.scale)), slice(None)), wanted)
 
 
-def test_a_residual_in_bytes(seed: int) -> None:
+def test_a_residual_in_int8(seed: int) -> None:
     ops = ops_of("int8")
     weight = ops.prepare(draw(9, 16, seed=seed), None, "linear")
     x, narrow = draw(6, 16, seed=seed + 1), linear_int8.quantise(draw(6, 9, seed=seed + 2))

@@ -1,4 +1,4 @@
-"""Backend "int8": when it multiplies in bytes, when torch's form steps in, and when it refuses."""
+"""Backend "int8": when it runs in int8, when it falls back to torch, and when it refuses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from nomicbert_kernels import Backend, BackendError, choose_ops, linear_int8, linear_torch, values
 from nomicbert_kernels.tensors import Rope
 from tests.ops.cases import NEEDS_PACKING, draw, ops_of
-from tests.ops.test_backend import onednn_switched_off
+from tests.ops.test_backend import onednn_disabled
 
 ROOTS = [str(Path(__file__).parents[2] / name) for name in (".", "kernels")]
 WHY_NOT = linear_int8.why_not()
 NEEDS_BYTES = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
-# What each op reads that can be trained, in the order of `result`.
+# Trainable inputs of each op, in the order of `result`.
 LEAVES = {
     "linear": ("x", "weight", "bias", "residual"),
     "swiglu": ("x", "weight", "bias"),
@@ -35,7 +35,7 @@ def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def result(name: str, form: str, trained: str, seed: int, record: bool = True) -> list[Tensor]:
-    """An op's result; where gradients are recorded, that of the one leaf that is trained too."""
+    """An op's result; with gradients on, also the gradient of the one trained leaf."""
     shapes = {"x": (50, 16), "weight": (24, 16), "bias": (24,), "residual": (50, 24)}
     x, w, b, r = leaves = [draw(*shape, seed=seed + i) for i, shape in enumerate(shapes.values())]
     leaf = leaves[[*shapes].index(trained)].requires_grad_()
@@ -61,7 +61,7 @@ def test_gradients_are_those_of_torch(name: str, leaf: str, seed: int) -> None:
     got, wanted = (result(name, form, leaf, seed) for form in ("int8", "torch"))
     assert same_bits(got, wanted)
     assert wanted[1].abs().max() > 0
-    # where none are recorded, the same parameters are multiplied in bytes
+    # with gradients off, the same parameters run in int8
     got, plain = (result(name, form, leaf, seed, record=False) for form in ("int8", "torch"))
     assert not same_bits(got, plain)
 
@@ -80,7 +80,7 @@ def test_autocast_is_followed(name: str, record: bool, seed: int) -> None:
 @pytest.mark.parametrize(
     ("kind", "shape"), [("router", (4, 16)), ("experts", (3, 8, 16)), ("linear", (0, 16))]
 )
-def test_kinds_that_are_not_rounded(kind: str, shape: tuple[int, ...], seed: int) -> None:
+def test_kinds_that_are_not_quantised(kind: str, shape: tuple[int, ...], seed: int) -> None:
     source, bias = draw(*shape, seed=seed), draw(4, seed=seed + 1)
     got, wanted = (ops_of(form).prepare(source, bias, kind) for form in ("int8", "torch"))
     assert got.scale is None
@@ -93,7 +93,7 @@ def test_kinds_that_are_not_rounded(kind: str, shape: tuple[int, ...], seed: int
 
 
 @NEEDS_BYTES
-def test_a_mixture_of_experts_is_torchs(seed: int) -> None:
+def test_a_mixture_of_experts_uses_torch(seed: int) -> None:
     x, shapes = draw(30, 16, seed=seed), {"router": (4, 16), "up": (4, 24, 16), "down": (4, 16, 24)}
     found = []
     for form in ("int8", "torch"):
@@ -108,8 +108,8 @@ def test_a_mixture_of_experts_is_torchs(seed: int) -> None:
 
 @NEEDS_BYTES
 @pytest.mark.parametrize("kind", ["linear", "gated"])
-def test_what_is_prepared(kind: str, seed: int) -> None:
-    """Bytes and a factor for each output channel, beside the parameter as it was."""
+def test_prepared_weights(kind: str, seed: int) -> None:
+    """int8 values and one scale per output channel; the parameter itself is unchanged."""
     source = draw(12, 16, seed=seed)
     before = source.clone()
     weight = ops_of("int8").prepare(source, None, kind)
@@ -124,9 +124,9 @@ def test_what_is_prepared(kind: str, seed: int) -> None:
 
 
 @NEEDS_BYTES
-def test_it_is_taken_when_asked_for() -> None:
+def test_it_is_used_on_request() -> None:
     ops, why = choose_ops("cpu", torch.float32, "int8")
-    assert (ops.name, why) == ("int8", "asked for")
+    assert (ops.name, why) == ("int8", "requested")
     for op in LEAVES:
         assert getattr(ops, op).__module__ == f"nomicbert_kernels.{op}_int8"
     for op in ("embed", "attention", "layer_norm", "moe", "pool"):
@@ -143,12 +143,12 @@ def refused(why: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -
 
 @pytest.mark.parametrize("device", ["cuda", "meta"])
 def test_another_device(device: str) -> None:
-    refused(f"it is for a CPU, not {device}", device)
+    refused(f"it runs on a CPU only, not on {device}", device)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_other_hidden_states(dtype: torch.dtype) -> None:
-    why = f"its hidden states are float32, not {dtype}: take dtype float32 or float16"
+    why = f"its hidden states are float32, not {dtype}: use dtype float32 or float16"
     refused(why, dtype=dtype)
 
 
@@ -163,8 +163,8 @@ def test_a_cpu_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @NEEDS_BYTES
-def test_a_onednn_kept_from_the_instructions() -> None:
-    """Its kernels for older CPUs add bytes up in 16 bits, which overflow."""
+def test_onednn_without_the_instructions() -> None:
+    """oneDNN's kernels for older CPUs accumulate in 16 bits, which overflow."""
     code = "from nomicbert_kernels.linear_int8 import why_not; print(why_not())"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -174,7 +174,7 @@ def test_a_onednn_kept_from_the_instructions() -> None:
         env=os.environ
         | {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "PYTHONPATH": os.pathsep.join(ROOTS)},
     )
-    assert done.stdout.startswith("this oneDNN does not use the CPU's instructions for bytes")
+    assert done.stdout.startswith("oneDNN does not use this CPU's int8 instructions")
 
 
 @NEEDS_BYTES
@@ -191,7 +191,7 @@ def test_other_defaults_change_nothing(name: str, default: torch.dtype, seed: in
     assert same_bits(found, wanted)
 
 
-def test_onednn_switched_off() -> None:
-    with onednn_switched_off():
+def test_onednn_disabled() -> None:
+    with onednn_disabled():
         assert not linear_torch.onednn_packs(torch.float32)
-        refused("this torch has no oneDNN, or it is switched off")
+        refused("this torch has no oneDNN, or oneDNN is disabled")

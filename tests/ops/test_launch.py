@@ -1,4 +1,4 @@
-"""The launch tables: how a row is found, and that those that ship are complete."""
+"""The launch tables: lookup of rows, and completeness of the shipped tables."""
 
 import ast
 import json
@@ -17,16 +17,16 @@ from nomicbert_kernels.tensors import GROUP
 CPU = torch.device("cpu")
 KERNELS = Path(launch.__file__).parents[1]
 SHIPPED = sorted(path.stem for path in launch.TABLES.glob("*.json"))
-# Larger than anything a row may name as its most.
+# Larger than any limit in a table.
 HUGE = 10**9
-# What a product names where its sizes are handed on as **sizes.
+# Sizes of a GEMM lookup that passes them as **sizes.
 PRODUCT = {"rows", "n", "k"}
 KNOWN = {"kernel", "bytes", "up_to", "exactly", "library", *launch.OPTIONS}
 
 
 @pytest.fixture(autouse=True)
-def only_what_ships(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Tables are read afresh, and none was tuned on this machine."""
+def only_shipped_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Reread the tables, and ignore any tuned on this machine."""
     monkeypatch.setenv("NOMICBERT_LAUNCH", str(tmp_path / "nothing"))
     launch.table.cache_clear()
     yield
@@ -46,7 +46,7 @@ def use(
     tuned: dict[str, list[dict[str, Any]]] | None = None,
     arch: str = "sm_90",
 ) -> None:
-    """Let the tables be these, on a device of this architecture."""
+    """Use these tables, on a device of this architecture."""
     for name, tables in (("shipped", shipped), ("tuned", tuned or {})):
         (folder / name).mkdir()
         for table, rows in tables.items():
@@ -103,16 +103,14 @@ def test_rows_are_for_one_size_of_element(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert tile(1, torch.float32) == 32
 
 
-def test_what_was_measured_here_stands_before_what_ships(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_tuned_rows_precede_shipped_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tuned = {"sm_90": [row(64, 256)], "sm_80": [row(None, 512)]}
     use(monkeypatch, tmp_path, shipped={"sm_90": [row(None, 16)]}, tuned=tuned)
     assert tile(64) == 256
     assert tile(65) == 16
 
 
-def test_an_unknown_architecture_takes_the_safe_rows_and_says_so(
+def test_an_unknown_architecture_uses_the_safe_rows_and_logs_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shipped = {"sm_90": [row(None, 16)], "safe": [row(None, 64)]}
@@ -120,11 +118,11 @@ def test_an_unknown_architecture_takes_the_safe_rows_and_says_so(
     with caplog.at_level(logging.INFO, logger=launch.__name__):
         assert [tile(1), tile(1)] == [64, 64]
     assert [record.message for record in caplog.records] == [
-        "no launch table for sm_75: taking rows that are safe everywhere"
+        "no launch table for sm_75: using settings that are safe everywhere"
     ]
 
 
-def test_a_known_architecture_says_nothing(
+def test_a_known_architecture_logs_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     use(monkeypatch, tmp_path, shipped={"sm_90": [row()]})
@@ -133,7 +131,7 @@ def test_a_known_architecture_says_nothing(
     assert not caplog.records
 
 
-def test_no_row_is_an_error_that_says_what_was_sought(
+def test_the_error_without_a_row_names_the_sizes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(monkeypatch, tmp_path, shipped={"sm_90": [row(64)]})
@@ -143,7 +141,7 @@ def test_no_row_is_an_error_that_says_what_was_sought(
         launch.settings("gelu", CPU, torch.float32, rows=1)
 
 
-def test_tuned_tables_lie_in_the_cache_unless_told_otherwise(
+def test_tuned_tables_are_in_the_cache_folder_by_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("NOMICBERT_LAUNCH", raising=False)
@@ -153,8 +151,8 @@ def test_tuned_tables_lie_in_the_cache_unless_told_otherwise(
     assert launch.tuned_folder() == Path.home() / ".cache" / "nomicbert" / "launch"
 
 
-def asked_for() -> dict[str, tuple[str, set[str]]]:
-    """Every string that stands first in a launch.settings(...): (file, the sizes named with it)."""
+def lookups() -> dict[str, tuple[str, set[str]]]:
+    """Map each kernel name passed to launch.settings to its file and the names of its sizes."""
     found = {}
     for path in KERNELS.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -166,18 +164,18 @@ def asked_for() -> dict[str, tuple[str, set[str]]]:
     return found
 
 
-ASKED = asked_for()
+LOOKUPS = lookups()
 
 
-def test_the_kernels_that_ask_are_found() -> None:
-    assert {"swiglu", "gelu", "linear", "qkv_rotary", "experts", "attention_long"} <= set(ASKED)
+def test_all_lookups_are_found() -> None:
+    assert {"swiglu", "gelu", "linear", "qkv_rotary", "experts", "attention_long"} <= set(LOOKUPS)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_table_is_well_formed(name: str) -> None:
     text = (launch.TABLES / f"{name}.json").read_text(encoding="utf-8")
     rows = json.loads(text)["rows"]
-    # one row a line, so that a change of one row is a change of one line
+    # one row per line, so that diffs are readable
     assert len(text.splitlines()) == len(rows) + 2
     for stored in rows:
         constants = {key for key in stored if key.isupper()}
@@ -192,37 +190,37 @@ def test_a_table_is_well_formed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_table_serves_every_kernel_at_every_size(name: str) -> None:
+def test_a_table_has_a_row_for_every_kernel_and_size(name: str) -> None:
     table = launch.table(name)
-    for kernel, (where, _) in ASKED.items():
+    for kernel, (where, _) in LOOKUPS.items():
         for size in (2, 4):
             rows = table.get((kernel, size), [])
             assert rows, f"{name} has no row for {kernel} with {size} bytes, which {where} asks for"
             assert {**rows[-1].up_to, **rows[-1].exactly} == {}, (name, kernel, size)
-    assert {kernel for kernel, _ in table} == set(ASKED), name
+    assert {kernel for kernel, _ in table} == set(LOOKUPS), name
 
 
 PRODUCTS = {"linear", "qkv_rotary", "swiglu", "gelu"}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_e4m3_is_served_where_tensor_cores_take_it(name: str) -> None:
+def test_e4m3_has_rows_where_tensor_cores_support_it(name: str) -> None:
     rows = {kernel: rows for (kernel, size), rows in launch.table(name).items() if size == 1}
     multiplies = name in ("sm_89", "sm_90", "sm_100", "sm_120", launch.INTERPRETER)
     assert set(rows) == (PRODUCTS if multiplies else set())
     for kernel, found in rows.items():
         assert {**found[-1].up_to, **found[-1].exactly} == {}, (name, kernel)
         for row in found:
-            # a program rounds as many columns as share a scale, and steps do not cross them
+            # a program quantises the columns that share a scale, and steps do not cross groups
             assert row.settings["BLOCK_N"] == GROUP or kernel in ("linear", "qkv_rotary")
             assert GROUP % row.settings["BLOCK_K"] == 0
             assert not row.settings.library
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_rows_compare_what_their_kernel_names_and_none_hides_the_next(name: str) -> None:
+def test_rows_use_the_sizes_of_their_kernel_and_all_are_reachable(name: str) -> None:
     for (kernel, _), rows in launch.table(name).items():
-        sizes = ASKED[kernel][1]
+        sizes = LOOKUPS[kernel][1]
         for i, row in enumerate(rows):
             assert {*row.up_to, *row.exactly} <= sizes, (kernel, row)
             largest = dict.fromkeys(sizes, HUGE) | dict(row.up_to) | dict(row.exactly)
@@ -256,7 +254,7 @@ def test_relatives_share_a_table(arch: str, name: str) -> None:
 
 
 def unproven(tables: Path) -> Iterator[str]:
-    """Tables that are marked as proven, but not by a run of these kernels and rows."""
+    """Tables marked as proven, but not by a run of the current kernels and rows."""
     for path in sorted(tables.glob("*.json")):
         stored = json.loads(path.read_text("utf-8"))
         by = stored.get("by", {})
@@ -266,12 +264,12 @@ def unproven(tables: Path) -> Iterator[str]:
             yield path.stem
 
 
-def test_proven_is_what_has_been_shown() -> None:
-    """`auto` takes the kernels where a table says proven: it may not say so on a mere belief."""
+def test_proven_tables_name_a_run_of_these_kernels() -> None:
+    """`auto` uses the kernels where a table is marked as proven, so a mark needs a run."""
     assert not list(unproven(launch.TABLES))
 
 
-def test_a_mark_without_a_run_is_seen(tmp_path: Path) -> None:
+def test_a_mark_without_a_run_is_found(tmp_path: Path) -> None:
     row = {"kernel": "swiglu", "bytes": 2}
     good = {"sources": digests.sources(), "rows": [digests.row_digest(row)]}
     for arch, by in {

@@ -20,7 +20,7 @@ from tests.ops.cases import (
     activations,
     assert_exact,
     assert_gradients,
-    assert_rows_keep_their_bits,
+    assert_rows_are_batch_invariant,
     assert_within,
     draw,
     ops_of,
@@ -78,7 +78,7 @@ def test_reference_is_the_formula(rows: int, width: int, seed: int) -> None:
 @EVERY_FORM
 @pytest.mark.parametrize("eps", [1e-5, 1e-12])
 def test_eps_on_rows_of_low_variance(form: str, eps: float) -> None:
-    """Rows whose variance is near eps: the other eps would give another result by far."""
+    """Rows whose variance is near eps, so that another eps changes the result by far."""
     x = draw(9, 32, seed=3, dtype=torch.float64, scale=eps**0.5).float()
     got = values(ops_of(form).layer_norm(x, None, None, eps)).double()
     error = (got - formula(x, None, None, None, eps)).abs().max()
@@ -112,11 +112,11 @@ def test_gradients(form: str, seed: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("width", [64, 37])
 @pytest.mark.all_threads
-def test_a_row_keeps_its_bits(dtype: torch.dtype, width: int, seed: int) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype, width: int, seed: int) -> None:
     ops = ops_of("torch", dtype)
     w, b = draw(width, seed=seed, dtype=dtype), draw(width, seed=seed + 1, dtype=dtype)
     x = draw(333, 2 * width, seed=seed + 2, dtype=dtype)
-    assert_rows_keep_their_bits(
+    assert_rows_are_batch_invariant(
         lambda x: values(ops.layer_norm(x[:, :width], w, b, EPS, x[:, width:])), x
     )
 
@@ -149,9 +149,9 @@ REFUSED = {
     "weight must be (3,), not (4,)": (X, torch.ones(4), V, None),
     "bias must be (3,), not (1, 3)": (X, V, V[None], None),
     "residual must be (5, 3), not (4, 3)": (X, V, V, X[:4]),
-    "weight is on meta, but its partner is on cpu": (X, V.to("meta"), V, None),
-    "bias is on meta, but its partner is on cpu": (X, V, V.to("meta"), None),
-    "residual is on meta, but its partner is on cpu": (X, V, V, X.to("meta")),
+    "weight is on meta, but must be on cpu": (X, V.to("meta"), V, None),
+    "bias is on meta, but must be on cpu": (X, V, V.to("meta"), None),
+    "residual is on meta, but must be on cpu": (X, V, V, X.to("meta")),
 }
 
 

@@ -1,6 +1,6 @@
 """The layer_norm kernel: tiles of every shape, repeated sums, torch.library, autocast.
 
-Values and gradients in each dtype stand in test_layer_norm; here stands what is Triton's own.
+Tests of all backends are in test_layer_norm.py.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def doubled(tensors: list[Tensor]) -> list[Tensor]:
 @HALVES
 @pytest.mark.parametrize("width", [1, 128, 384, 768, 1024, 1025, 3000, 8192])
 def test_tiles_of_every_shape(width: int, dtype: torch.dtype, seed: int) -> None:
-    """Whole rows a warp, rows shared by up to eight warps, an idle end of a tile."""
+    """Whole rows per warp, rows split among up to eight warps, a partly idle tile."""
     x, w, b, r = drawn(5, width, seed, dtype)
     plain = F.layer_norm(x + r, (width,), w, b, EPS)
     truth = formula(*doubled([x, w, b, r]))
@@ -75,7 +75,9 @@ def test_rows_of_one_warp_are_not_shared() -> None:
 
 
 def test_a_row_too_wide() -> None:
-    with refuses("rows of 8193 columns are too wide for backend 'triton', which takes 8192"):
+    with refuses(
+        "rows of 8193 columns are too wide for backend 'triton', which supports at most 8192"
+    ):
         layer_norm(torch.ones(1, 8193), None, None, EPS)
 
 
@@ -85,7 +87,7 @@ def test_fp64_is_refused() -> None:
 
 
 @pytest.mark.parametrize("width", [40, 1030])
-def test_a_row_keeps_its_bits(width: int, seed: int) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(width: int, seed: int) -> None:
     x, w, b, r = drawn(11, width, seed)
     whole = run(x, w, b, r)
     for rows in (slice(0, 1), slice(1, 6), slice(3, 11)):
@@ -107,7 +109,7 @@ def test_a_residual_of_another_dtype_is_added_as_it_is(seed: int) -> None:
 
 @pytest.mark.parametrize("programs", [1, 3, 512])
 @pytest.mark.parametrize("width", [40, 1030])
-def test_gradients_however_the_sums_are_split(
+def test_gradients_for_any_split_of_the_sums(
     programs: int, width: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layer_norm_triton, "PROGRAMS", programs)
@@ -144,7 +146,7 @@ def test_gradients_without(missing: str, seed: int) -> None:
     )  # fmt: skip
 
 
-def test_only_what_is_wanted_is_summed(seed: int) -> None:
+def test_only_required_gradients_are_summed(seed: int) -> None:
     x, w, b, r = drawn(9, 13, seed)
     for parameter in (w, b):
         parameter.requires_grad_()
@@ -154,7 +156,7 @@ def test_only_what_is_wanted_is_summed(seed: int) -> None:
         parameter.requires_grad_(False)
 
 
-def test_gradients_repeat_to_the_bit(seed: int) -> None:
+def test_gradients_are_bit_identical_in_every_run(seed: int) -> None:
     leaves = [t.requires_grad_() for t in drawn(30, 40, seed)]
     upstream = draw(30, 40, seed=seed + 7)
     first, second = (torch.autograd.grad(run(*leaves), leaves, upstream) for _ in range(2))
@@ -220,7 +222,7 @@ def test_autocast_gives_the_dtype_that_torch_gives(seed: int) -> None:
                 assert run(narrow, w, b, added).dtype == wanted.dtype
 
 
-def test_nothing_goes_through_the_dispatcher_unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launches_are_direct_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     def dispatched(*_: Any) -> None:
         raise RuntimeError("dispatched")
 

@@ -1,4 +1,4 @@
-"""linear: x Wᵀ + b + r, and the checks that every op with a weight runs."""
+"""linear: x Wᵀ + b + r, and the argument checks shared by all ops with a weight."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.ops.cases import (
     activations,
     assert_exact,
     assert_gradients,
-    assert_rows_keep_their_bits,
+    assert_rows_are_batch_invariant,
     assert_within,
     draw,
     ops_of,
@@ -100,7 +100,7 @@ def test_gradients(form: str, seed: int) -> None:
 
 @NEEDS_PACKING
 @pytest.mark.parametrize("trained", ["x", "weight", "bias", "residual"])
-def test_packed_weights_serve_only_without_gradients(trained: str, seed: int) -> None:
+def test_packed_weights_are_used_only_without_gradients(trained: str, seed: int) -> None:
     shapes = {"x": (5, 3), "weight": (4, 3), "bias": (4,), "residual": (5, 4)}
     t = {name: draw(*s, seed=seed + i) for i, (name, s) in enumerate(shapes.items())}
     t[trained].requires_grad_()
@@ -117,7 +117,7 @@ def test_packed_weights_serve_only_without_gradients(trained: str, seed: int) ->
 
 
 @NEEDS_PACKING
-def test_packed_weights_do_not_serve_under_autocast(seed: int) -> None:
+def test_packed_weights_are_not_used_under_autocast(seed: int) -> None:
     ops = ops_of("torch")
     weight = poisoned(ops.prepare(draw(4, 3, seed=seed), None, "linear"))
     x = draw(5, 3, seed=seed + 1)
@@ -130,30 +130,32 @@ def test_packed_weights_do_not_serve_under_autocast(seed: int) -> None:
 
 
 @PACKED_DTYPES
-# the last is a real one, so wide that one row alone would take another path than two
+# the last is a real size, so wide that one row would take another code path than two
 @pytest.mark.parametrize(("k", "n"), [(64, 48), (37, 53), (5, 1), (3072, 768)])
 @pytest.mark.all_threads
-def test_a_row_keeps_its_bits(dtype: torch.dtype, k: int, n: int, seed: int) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(
+    dtype: torch.dtype, k: int, n: int, seed: int
+) -> None:
     ops = ops_of("torch", dtype)
     w, b = draw(n, k, seed=seed, dtype=dtype), draw(n, seed=seed + 1, dtype=dtype)
     weight = ops.prepare(w, b, "linear")
     assert weight.packed is not None
     both = draw(333, k + n, seed=seed + 2, dtype=dtype)
-    assert_rows_keep_their_bits(lambda x: ops.linear(x[:, :k], weight), both)
-    assert_rows_keep_their_bits(lambda x: ops.linear(x[:, :k], weight, x[:, k:]), both)
+    assert_rows_are_batch_invariant(lambda x: ops.linear(x[:, :k], weight), both)
+    assert_rows_are_batch_invariant(lambda x: ops.linear(x[:, :k], weight, x[:, k:]), both)
 
 
 @PACKED_DTYPES
 @pytest.mark.parametrize(("k", "n"), [(512, 16), (1536, 384), (3072, 768)])
 @pytest.mark.all_threads
 def test_a_row_is_summed_in_one_order(dtype: torch.dtype, k: int, n: int, seed: int) -> None:
-    """A large term at the start is taken off at the end: what is rounded in between shows."""
+    """A large term at the start cancels at the end, so that rounding in between shows."""
     ops = ops_of("torch", dtype)
     w, x = draw(n, k, seed=seed, dtype=dtype), draw(700, k, seed=seed + 2, dtype=dtype)
     x[:, 0], x[:, -1] = 2.0**18, -(2.0**18)
     w[:, 0] = w[:, -1] = 1.0
     weight = ops.prepare(w, None, "linear")
-    assert_rows_keep_their_bits(lambda x: ops.linear(x, weight), x)
+    assert_rows_are_batch_invariant(lambda x: ops.linear(x, weight), x)
 
 
 @EVERY_FORM
@@ -187,7 +189,7 @@ REFUSED = {
     "x is torch.float16, but the weight is torch.float32": (X.half(), W, None),
     "x is torch.bfloat16, but the weight is torch.float32": (Activation(X.bfloat16()), W, None),
     "residual must be (5, 4), not (5, 3)": (X, W, X),
-    "residual is on meta, but its partner is on cpu": (X, W, torch.ones(5, 4, device="meta")),
+    "residual is on meta, but must be on cpu": (X, W, torch.ones(5, 4, device="meta")),
 }
 
 

@@ -20,7 +20,7 @@ from tests.ops.cases import (
     activations,
     assert_exact,
     assert_gradients,
-    assert_rows_keep_their_bits,
+    assert_rows_are_batch_invariant,
     assert_within,
     draw,
     ops_of,
@@ -53,7 +53,7 @@ def formula(
 
 
 def clear(x: Tensor, router: Tensor, k: int) -> Tensor:
-    """Tokens whose choice of experts is not a matter of rounding."""
+    """Tokens whose choice of experts cannot change by rounding."""
     if k == router.shape[0]:
         return torch.ones(len(x), dtype=torch.bool)
     ranked = shares(x, router).sort(dim=1, descending=True).values
@@ -127,14 +127,14 @@ def test_reference_is_the_formula_without_renormalisation(seed: int) -> None:
     ops = ops_of("reference", torch.float64)
     got = ops.moe(x, Weight(router), Weight(up), Weight(down, b), 2)
     assert_exact(got, formula(x, router, up, down, b, 2))
-    # the two largest of four shares are far from one, so a renormalised sum would be seen
+    # the two largest of four shares sum to far less than 1, so renormalising would show
     total = shares(x, router).topk(2).values.sum(1, keepdim=True)
     assert total.min() < 0.8
     assert (got - ((got - b) / total + b)).abs().max() > 0.1
 
 
 @EVERY_FORM
-def test_an_expert_that_gets_no_token(form: str, seed: int) -> None:
+def test_an_expert_without_tokens(form: str, seed: int) -> None:
     router, up, down, b = draw_weights(4, 9, 7, seed)
     x = draw(30, 9, seed=seed + 9).abs()
     router[2] = -10.0  # with x above zero, never among the first two
@@ -142,7 +142,7 @@ def test_an_expert_that_gets_no_token(form: str, seed: int) -> None:
     down[2] = float("nan") if form == "torch" else 0.0
     with torch.no_grad():
         got = run(form, x, router, up, down, b, 2)
-    # its output is not merely weighted with 0: the fast form does not compute it
+    # the fast backend does not compute its output, instead of weighting it with 0
     truth = formula(x, router, up, down.nan_to_num(0.0), b, 2)
     torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-5)
 
@@ -169,7 +169,7 @@ def test_gradients(form: str, seed: int) -> None:
 
 @NEEDS_PACKING
 @pytest.mark.parametrize("trained", ["x", "router", "up", "down", "bias"])
-def test_packed_weights_serve_only_without_gradients(trained: str, seed: int) -> None:
+def test_packed_weights_are_used_only_without_gradients(trained: str, seed: int) -> None:
     t = dict(zip(("router", "up", "down", "bias"), draw_weights(4, 9, 7, seed), strict=True))
     t["x"] = draw(40, 9, seed=seed + 9)
     t["x"] = t["x"][clear(t["x"], t["router"], 2)]
@@ -182,7 +182,8 @@ def test_packed_weights_serve_only_without_gradients(trained: str, seed: int) ->
     assert len(down.packed) == 4
     with torch.no_grad():
         assert ops.moe(t["x"], router, up, down, 2).isnan().all()
-    if trained in ("x", "up", "down"):  # router and shared bias are no part of the experts
+    # the router and the shared bias are not packed with the experts
+    if trained in ("x", "up", "down"):
         got = ops.moe(t["x"], router, up, down, 2)
         assert got.isfinite().all()
     got = run("torch", t["x"], t["router"], t["up"], t["down"], t["bias"], 2)
@@ -195,7 +196,7 @@ def test_packed_weights_serve_only_without_gradients(trained: str, seed: int) ->
 
 @NEEDS_PACKING
 def test_the_router_works_in_fp32(seed: int) -> None:
-    """Routes in bf16 are those of fp32 sums: a rounded logit would send tokens elsewhere."""
+    """Routes in bf16 use fp32 logits: a rounded logit could change the route."""
     router, up, down, b = draw_weights(4, 33, 7, seed, torch.bfloat16)
     router = router * 8  # logits so large that bf16 rounds them by a quarter
     weight = ops_of("torch", torch.bfloat16).prepare(router, None, "router")
@@ -214,10 +215,12 @@ def test_the_router_works_in_fp32(seed: int) -> None:
 @PACKED_DTYPES
 @pytest.mark.parametrize(("hidden", "inner"), [(32, 64), (19, 37)])
 @pytest.mark.all_threads
-def test_a_row_keeps_its_bits(dtype: torch.dtype, hidden: int, inner: int, seed: int) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(
+    dtype: torch.dtype, hidden: int, inner: int, seed: int
+) -> None:
     weights = draw_weights(4, hidden, inner, seed, dtype)
     x = draw(333, hidden, seed=seed + 9, dtype=dtype)
-    assert_rows_keep_their_bits(lambda x: run("torch", x, *weights, 2), x)
+    assert_rows_are_batch_invariant(lambda x: run("torch", x, *weights, 2), x)
 
 
 @EVERY_FORM
@@ -235,8 +238,8 @@ REFUSED = {
     "x is torch.float16, but the weight is torch.float32": (X.half(), UP, DOWN, 2),
     "up must be (4, 6, 3), not (3, 6, 3)": (X, UP[1:], DOWN, 2),
     "down must be (4, 3, 6), not (4, 6, 3)": (X, UP, UP, 2),
-    "up is on meta, but its partner is on cpu": (X, UP.to("meta"), DOWN, 2),
-    "down is on meta, but its partner is on cpu": (X, UP, DOWN.to("meta"), 2),
+    "up is on meta, but must be on cpu": (X, UP.to("meta"), DOWN, 2),
+    "down is on meta, but must be on cpu": (X, UP, DOWN.to("meta"), 2),
     "top_k must be 1 to 4, not 5": (X, UP, DOWN, 5),
     "top_k must be 1 to 4, not 0": (X, UP, DOWN, 0),
 }

@@ -1,4 +1,4 @@
-"""pool: one vector a text; LayerNorm over the full width, slice, L2."""
+"""pool: one vector per text; LayerNorm over the full width, slice, L2 norm."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def formula(
     dim: int | None = None,
     normalize: bool = False,
 ) -> Tensor:
-    """Text by text in the dtype of `hidden`: a weight a token, but for the maximum."""
+    """Text by text in the dtype of `hidden`: a weighted sum over tokens, except for max."""
     out = []
     for text in hidden.split(lengths):
         n = len(text)
@@ -99,7 +99,7 @@ def test_bound(
     truth = formula(hidden.double(), lengths, mode, *finish)
     plain = formula(hidden.float(), lengths, mode, *finish)
     got = run(form, spread(hidden) if apart and len(hidden) else hidden, lengths, mode, *finish)
-    # vectors are fp32 whatever the hidden states are, and as exact
+    # vectors are fp32, and as exact, for every dtype of the hidden states
     assert_within(got, truth, plain, torch.float32)
 
 
@@ -170,8 +170,10 @@ ORDERS = [
 @ALL_MODES
 @pytest.mark.parametrize("width", [128, 37])
 @pytest.mark.all_threads
-def test_a_text_keeps_its_bits(dtype: torch.dtype, mode: str, width: int, seed: int) -> None:
-    """Alone or among others, in any order."""
+def test_a_text_has_the_same_bits_in_any_batch(
+    dtype: torch.dtype, mode: str, width: int, seed: int
+) -> None:
+    """Alone or in a batch, in any order."""
     for lengths in ORDERS:
         hidden = draw(sum(lengths), width, seed=seed, dtype=dtype)
         for finish in ((False, None, False), (True, 19, True)):
@@ -188,7 +190,7 @@ REFUSED = [
     ("cu_seqlens must be int32 (batch + 1,), not torch.int64 (3,)", {"cu_seqlens": CU.long()}),
     ("cu_seqlens must run from 0 to 5, not from 0 to 2", {"cu_seqlens": CU[:2]}),
     ("cu_seqlens must run from 0 to 5, not from 2 to 5", {"cu_seqlens": CU[1:]}),
-    ("cu_seqlens must not fall: [0, 4, 3, 5]",
+    ("cu_seqlens must not decrease: [0, 4, 3, 5]",
      {"cu_seqlens": torch.tensor([0, 4, 3, 5], dtype=torch.int32)}),
     ("mode must be one of mean, cls, max, mean_sqrt_len, lasttoken, weightedmean, not 'sum'",
      {"mode": "sum"}),

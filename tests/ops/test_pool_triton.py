@@ -1,6 +1,6 @@
 """The pool kernel: long texts in pieces, bits of a text, gradients of a maximum, torch.library.
 
-Values and gradients in each dtype stand in test_pool; here stands what is Triton's own.
+Tests of all backends are in test_pool.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MODES = get_args(PoolMode)
 ALL_MODES = pytest.mark.parametrize("mode", MODES)
 FINISHES = (False, None, False), (True, 5, True)
 CHUNK = pool_triton.CHUNK
-# Around the edges of a piece and of the stretches that pieces are looked for in.
+# Around the edges of pieces and of the stretches that are searched for them.
 LONG = st.permutations([0, 1, 5, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 1])
 
 
@@ -78,8 +78,8 @@ def test_rows_of_every_width(width: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["mean", "max", "weightedmean"])
-def test_a_text_keeps_its_bits(mode: str, seed: int) -> None:
-    """Alone, or among others that move it against the stretches that pieces are looked for in."""
+def test_a_text_has_the_same_bits_in_any_batch(mode: str, seed: int) -> None:
+    """Alone, or in a batch that shifts the text relative to the stretches."""
     other = draw(CHUNK + 9, 9, seed=seed)
     for text in (draw(n, 9, seed=seed + n) for n in (CHUNK, 2 * CHUNK + 50)):
         (alone,) = run(text, [len(text)], mode, True, 5, True)
@@ -128,15 +128,15 @@ def test_gradients_have_the_dtype_of_the_hidden_states(
 
 @pytest.mark.parametrize("length", [4, CHUNK + 30])
 def test_nan_passes_through_a_maximum(length: int) -> None:
-    """As it does in torch, which `tl.max` by itself does not follow."""
+    """As in torch; plain `tl.max` drops NaN."""
     for token in (0, length - 1):
         hidden = torch.ones(length, 3)
         hidden[token, 1] = float("nan")
         assert run(hidden, [length], "max").isnan().tolist() == [[False, True, False]]
 
 
-def test_tokens_of_others_are_not_touched(seed: int) -> None:
-    """NaN in one text stays in it, also where masks hide it."""
+def test_tokens_of_other_texts_are_not_read(seed: int) -> None:
+    """NaN in one text stays in it, also in masked rows of a block."""
     for lengths in ([3, 20, 5], [CHUNK + 1, 9, CHUNK + 40]):
         for mode in MODES:
             hidden = draw(sum(lengths), 6, seed=seed)
@@ -157,7 +157,9 @@ def test_no_tokens_have_gradients() -> None:
 
 
 def test_a_row_too_wide() -> None:
-    with refuses("rows of 8193 columns are too wide for backend 'triton', which takes 8192"):
+    with refuses(
+        "rows of 8193 columns are too wide for backend 'triton', which supports at most 8192"
+    ):
         run(torch.ones(1, 8193), [1], "mean")
 
 
@@ -204,7 +206,7 @@ def test_one_graph_for_any_number_of_tokens(mode: str, seed: int) -> None:
     torch.compiler.reset()
 
 
-def test_nothing_goes_through_the_dispatcher_unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launches_are_direct_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     def dispatched(*_: Any) -> None:
         raise RuntimeError("dispatched")
 

@@ -1,6 +1,6 @@
-"""The matrix-product kernels: every way to launch them, bits of a row, torch.library, autocast.
+"""The GEMM kernels: launch settings, bits of a row, torch.library, autocast, devices.
 
-Values and gradients in each dtype stand in the tests of each op; here stands what is Triton's own.
+Tests of all backends are in the tests of each op.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nomicbert_kernels import qkv_rotary as qkv_reference
 from nomicbert_kernels import swiglu as swiglu_reference
 from tests.ops.cases import (
     INTERPRETS,
-    assert_rows_keep_their_bits,
+    assert_rows_are_batch_invariant,
     assert_within,
     draw,
     spread,
@@ -38,11 +38,11 @@ if not INTERPRETS:
 
 from nomicbert_kernels import (
     attention_triton,
+    custom_ops,
     embed_triton,
     gelu_triton,
     gemm_triton,
     layer_norm_triton,
-    library,
     linear_triton,
     moe_triton,
     pool_triton,
@@ -72,7 +72,7 @@ def residual(tokens: int, dtype: torch.dtype) -> Tensor:
     return draw(tokens, 72, seed=8, dtype=dtype)
 
 
-# op -> (the Triton form, the reference) of x (T, WIDTH)
+# op -> (Triton, reference) functions of x (T, WIDTH)
 Op = Callable[[Tensor], Tensor]
 OPS: dict[str, tuple[Op, Op]] = {
     "linear": (
@@ -101,7 +101,7 @@ OPS: dict[str, tuple[Op, Op]] = {
 
 
 def launched(monkeypatch: pytest.MonkeyPatch, library: bool = False, **constants: Any) -> None:
-    """Every kernel takes these settings from now on, beside those of its row."""
+    """Override these settings in every lookup; the others stay those of the row."""
     chosen = launch.settings
 
     def settings(*args: Any, **sizes: int) -> launch.Settings:
@@ -132,34 +132,34 @@ def test_every_way_to_launch(
     form, reference = OPS[op]
     x = draw(40, WIDTH, seed=3, dtype=dtype)
     truth = reference(x)
-    # the spread that rounding the truth itself leaves
+    # the rounding error of the exact result
     assert_within(form(x), truth, truth.to(dtype), dtype)
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_a_row_keeps_its_bits(op: str) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(op: str) -> None:
     form, _ = OPS[op]
     if op == "linear":
 
         def form(x: Tensor) -> Tensor:
             return linear_triton.linear(x, weight(72, 1))
 
-    if op == "qkv_rotary":  # the angle of a token is its own, wherever its row stands
+    if op == "qkv_rotary":  # a token keeps its angle, whatever its row index
         same = dataclasses.replace(rope(1), row=torch.full((400,), 3, dtype=torch.int32))
 
         def form(x: Tensor) -> Tensor:
             angles = dataclasses.replace(same, row=same.row[: len(x)])
             return qkv_rotary_triton.qkv_rotary(x, weight(3 * HEADS * SIZE, 1), angles, HEADS)
 
-    assert_rows_keep_their_bits(form, draw(200, WIDTH, seed=4))
+    assert_rows_are_batch_invariant(form, draw(200, WIDTH, seed=4))
 
 
-def test_operands_that_no_descriptor_can_hold() -> None:
+def test_operands_that_are_not_describable() -> None:
     s = launch.settings("swiglu", torch.device("cpu"), torch.float32, rows=8, n=8, k=8)
     assert s["DESCRIPTORS"]
     even, odd = torch.empty(8, 8), torch.empty(8, 9)
     assert gemm_triton.operands(s, even, even, even)[3]["DESCRIPTORS"]
-    for x in (odd, odd[:, 1:], odd[:, :8]):  # rows of 36 bytes
+    for x in (odd, odd[:, 1:], odd[:, :8]):  # rows of 36 bytes are not 16-byte aligned
         *same, keywords = gemm_triton.operands(s, even, x, even)
         assert not keywords["DESCRIPTORS"]
         assert [a is b for a, b in zip(same, (even, x, even), strict=True)] == [True] * 3
@@ -175,13 +175,13 @@ def test_the_common_head_is_rotated_in_the_epilogue(monkeypatch: pytest.MonkeyPa
     for angles in (rope(5, SIZE // 2), rope(5, SIZE, interleaved=True)):
         with pytest.raises(RuntimeError, match="rotated apart"):
             qkv_rotary_triton.qkv_rotary(x, w, angles, HEADS)
-    with pytest.raises(RuntimeError, match="rotated apart"):  # 20 is no power of two
+    with pytest.raises(RuntimeError, match="rotated apart"):  # 20 is not a power of two
         qkv_rotary_triton.qkv_rotary(x, weight(120, 2), rope(5, 20), HEADS)
 
 
 @triton.jit
 def tiles_kernel(seen, tiles_m, tiles_n, GROUP: tl.constexpr):
-    """Where the tile of each index lies."""
+    """Write tile row and column of each tile index."""
     row, column = gemm_triton.tile_at(tl.program_id(0), tiles_m, tiles_n, GROUP)
     tl.store(seen + tl.program_id(0), row * tiles_n + column)
 
@@ -193,7 +193,7 @@ def test_every_tile_is_taken_once(tiles_m: int, tiles_n: int, group: int) -> Non
     seen = torch.full((tiles_m * tiles_n,), -1, dtype=torch.int32)
     tiles_kernel[(len(seen),)](seen, tiles_m, tiles_n, group)
     assert sorted(seen.tolist()) == list(range(len(seen)))
-    # the first programs share columns of the weight: they run down a group's rows
+    # tiles of a group are numbered column by column, so the first programs share weight columns
     height = min(group, tiles_m)
     assert seen[:height].tolist() == [row * tiles_n for row in range(height)]
 
@@ -239,8 +239,9 @@ def test_opcheck(name: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_one_graph_for_any_number_of_tokens(op: str) -> None:
-    """Compiled as one graph with a token dimension that stays open, forward and backward."""
-    if op in ("linear", "qkv_rotary"):  # what their rows draw would be traced
+    """Compiled as one graph with a dynamic token dimension, forward and backward."""
+    # inputs are made outside of `form`, because random draws would be traced
+    if op in ("linear", "qkv_rotary"):
         other, angles = leaf(72, WIDTH, seed=5), rope(64)
         rows = {"linear": Weight(other), "qkv_rotary": Weight(leaf(96, WIDTH, seed=6))}
 
@@ -272,7 +273,7 @@ def test_one_graph_for_any_number_of_tokens(op: str) -> None:
 
 @pytest.mark.parametrize("op", ["linear", "gelu", "swiglu", "qkv_rotary"])
 def test_autocast(op: str) -> None:
-    """Products run in autocast's dtype; a residual in fp32 is added in fp32."""
+    """GEMMs run in autocast's dtype; an fp32 residual is added in fp32."""
     x, w = draw(20, WIDTH, seed=1), draw(96, WIDTH, seed=2, scale=0.3)
     calls: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "linear": lambda x, w: linear_triton.linear(x, Weight(w)),
@@ -290,7 +291,7 @@ def test_autocast(op: str) -> None:
             assert torch.equal(got, wanted + r)
 
 
-def test_nothing_goes_through_the_dispatcher_unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launches_are_direct_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """A custom op costs as much as a small kernel: without gradients the launch is direct."""
 
     def dispatched(*_: Any) -> None:
@@ -310,8 +311,8 @@ def test_nothing_goes_through_the_dispatcher_unwatched(monkeypatch: pytest.Monke
         linear_triton.linear(x, w)
 
 
-def test_experts_that_get_no_token() -> None:
-    """All tokens choose the same two of eight; and one token alone."""
+def test_experts_without_tokens() -> None:
+    """All tokens choose the same two of eight experts; also for a single token."""
     x = draw(40, WIDTH, seed=1).abs()
     router = torch.zeros(8, WIDTH)
     router[6], router[1] = 0.3, 0.1
@@ -345,9 +346,9 @@ def test_gradients_of_experts_come_from_torch(caplog: pytest.LogCaptureFixture) 
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy's
-def test_a_token_that_is_not_finite_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No largest probability, and padding among the experts of a tile: still NaN, and no memory."""
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # warnings of numpy
+def test_a_non_finite_token_stays_non_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN has no maximum, and the tile has padding experts: the result is NaN, in bounds."""
     empty = Tensor.new_empty
     monkeypatch.setattr(Tensor, "new_empty", lambda *a, **k: empty(*a, **k).fill_(7.0))
     weights = [Weight(draw(*s, seed=5)) for s in ((3, WIDTH), (3, 24, WIDTH), (3, WIDTH, 24))]
@@ -380,7 +381,7 @@ def test_a_bias_of_any_stride(op: str) -> None:
         )
 
 
-def test_rows_that_no_descriptor_can_hold() -> None:
+def test_rows_that_are_not_describable() -> None:
     assert gemm_triton.describable(torch.empty(4, 8))
     for x in (
         torch.empty(1, 8).expand(4, 8),
@@ -390,18 +391,19 @@ def test_rows_that_no_descriptor_can_hold() -> None:
         assert not gemm_triton.describable(x)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own use of it
+# torch's forward mode itself uses torch.jit.script
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_forward_mode_is_refused() -> None:
     x, w = draw(5, WIDTH, seed=1), weight(72, 1)
     with torch.autograd.forward_ad.dual_level():
-        linear_triton.linear(x, w)  # nothing to follow
+        linear_triton.linear(x, w)  # no tangents
         dual = torch.autograd.forward_ad.make_dual(x, draw(5, WIDTH, seed=2))
         with pytest.raises(NotImplementedError, match="no forward-mode derivatives: use backend"):
             linear_triton.linear(dual, w)
 
 
 class Seen(torch.utils._python_dispatch.TorchDispatchMode):
-    """Names of the ops that pass."""
+    """Records the names of dispatched ops."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -419,7 +421,7 @@ def test_a_dispatch_mode_sees_the_launch() -> None:
 
 
 class OnSecond(Tensor):
-    """Says that it lies on the second GPU."""
+    """A tensor that reports the second GPU as its device."""
 
     device = torch.device("cuda", 1)
 
@@ -441,7 +443,7 @@ def test_a_launch_goes_to_the_gpu_of_its_tensors(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
     monkeypatch.setattr(torch.cuda, "device", Device)
     there = torch.empty(2).as_subclass(OnSecond)
-    assert library.on_its_device(lambda *args, name: (len(args), name))(None, there, name=3) == (
+    assert custom_ops.on_its_device(lambda *args, name: (len(args), name))(None, there, name=3) == (
         2,
         3,
     )
@@ -452,7 +454,7 @@ def test_a_launch_goes_to_the_gpu_of_its_tensors(
                                     moe_triton, attention_triton, layer_norm_triton, embed_triton,
                                     pool_triton])  # fmt: skip
 def test_every_launch_is_guarded(module: Any) -> None:
-    """Whatever calls a kernel sets the device first, or is called by what does."""
+    """Every function that launches a kernel sets the device, or only guarded functions call it."""
     source = inspect.getsource(module)
     tree = ast.parse(source)
     functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
@@ -467,7 +469,7 @@ def test_every_launch_is_guarded(module: Any) -> None:
         for name, f in functions.items()
         if any(ast.unparse(d) == "on_its_device" for d in f.decorator_list)
     }
-    for name in launching - guarded:  # then every caller of it is guarded
+    for name in launching - guarded:  # then all its callers must be guarded
         callers = {n for n, f in functions.items() if n != name and f"{name}(" in ast.unparse(f)}
         assert callers, name
         assert callers <= guarded, (name, callers)
@@ -475,7 +477,7 @@ def test_every_launch_is_guarded(module: Any) -> None:
 
 
 def test_library_and_kernel_agree_on_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training takes the same derivative whichever product runs."""
+    """The vendor's GEMM and the kernel give the same derivatives."""
     x, w, b = leaf(20, WIDTH, seed=1), leaf(72, WIDTH, seed=2), leaf(72, seed=3)
     upstream = draw(20, 72, seed=4)
 
@@ -491,7 +493,7 @@ def test_library_and_kernel_agree_on_gradients(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("op", ["linear", "linear-residual", "gelu", "swiglu", "qkv_rotary"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-def test_the_library_reads_no_more_than_rows(
+def test_the_library_reads_only_the_rows(
     op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of an odd width with NaN between them, forward and backward: see `plain_linear`."""

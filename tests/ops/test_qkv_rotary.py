@@ -1,4 +1,4 @@
-"""qkv_rotary: one projection; queries and keys turned by their positions' angles."""
+"""qkv_rotary: one projection, and rotation of queries and keys by position."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.ops.cases import (
     activations,
     assert_exact,
     assert_gradients,
-    assert_rows_keep_their_bits,
+    assert_rows_are_batch_invariant,
     assert_within,
     draw,
     ops_of,
@@ -42,7 +42,7 @@ def draw_rope(rows: int, rotary_dim: int, interleaved: bool, seed: int) -> Rope:
 
 
 def formula(x: Tensor, w: Tensor, b: Tensor | None, rope: Rope | None, heads: int) -> Tensor:
-    """A pair (a, b) is the complex number a + ib, and a turn is a product with cos + i sin."""
+    """Rotate pairs (a, b) as complex numbers a + ib, times cos + i sin."""
     y = torch.einsum("tk,nk->tn", x.double(), w.double())
     y = (y if b is None else y + b.double()).reshape(len(x), 3, heads, -1)
     if rope is None:
@@ -122,7 +122,7 @@ def test_reference_is_the_formula(rotary_dim: int, interleaved: bool, seed: int)
 
 @EVERY_FORM
 def test_a_quarter_turn(form: str) -> None:
-    """By hand: queries and keys (1, 2, 3, 4) of which two dimensions turn, values as they are."""
+    """By hand: queries and keys (1, 2, 3, 4), two dimensions rotated, values unchanged."""
     x, w = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.eye(4).repeat(3, 1)
     ops = ops_of(form)
     rope = Rope(torch.zeros(1, 1), torch.ones(1, 1), torch.zeros(1, dtype=torch.int32), 2)
@@ -157,7 +157,7 @@ def test_gradients(form: str, rotary_dim: int, interleaved: bool, seed: int) -> 
 
 @NEEDS_PACKING
 @pytest.mark.parametrize("trained", ["x", "weight", "bias"])
-def test_packed_weights_serve_only_without_gradients(trained: str, seed: int) -> None:
+def test_packed_weights_are_used_only_without_gradients(trained: str, seed: int) -> None:
     x, w, b = draw(5, 4, seed=seed), draw(12, 4, seed=seed + 1), draw(12, seed=seed + 2)
     {"x": x, "weight": w, "bias": b}[trained].requires_grad_()
     ops, rope = ops_of("torch"), draw_rope(5, 4, False, seed)
@@ -172,18 +172,20 @@ def test_packed_weights_serve_only_without_gradients(trained: str, seed: int) ->
 @PACKED_DTYPES
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.all_threads
-def test_a_row_keeps_its_bits(dtype: torch.dtype, interleaved: bool, seed: int) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(
+    dtype: torch.dtype, interleaved: bool, seed: int
+) -> None:
     ops = ops_of("torch", dtype)
     weight = ops.prepare(draw(3 * 2 * 9, 37, seed=seed, dtype=dtype), None, "linear")
     rope = draw_rope(333, 6, interleaved, seed)
-    # the last column is the token's number, by which it finds its row of the table
+    # the last column is the token's index, which selects its row of the table
     x = torch.cat([draw(333, 37, seed=seed + 2), torch.arange(333.0)[:, None]], dim=1)
 
     def op(x: Tensor) -> Tensor:
         mine = dataclasses.replace(rope, row=rope.row[x[:, 37].long()])
         return ops.qkv_rotary(x[:, :37].to(dtype), weight, mine, 2)
 
-    assert_rows_keep_their_bits(op, x)
+    assert_rows_are_batch_invariant(op, x)
 
 
 @EVERY_FORM

@@ -1,8 +1,8 @@
 """Every Triton op under the sanitizer: values, gradients, and every access to memory.
 
-A row of the table draws an op's inputs and calls it. The truth is the reference in fp64 of the same
-numbers, the yardstick its torch form. Rows of inputs and of upstream gradients lie apart where that
-is allowed, with NaN between them; widths are odd unless a kernel asks for even ones.
+Each row of the table draws an op's inputs and calls it. Results are compared with the reference in
+fp64, and the allowed error is derived from backend torch. Rows of inputs and upstream gradients are
+strided where allowed, with NaN between them. Widths are odd unless a kernel needs even ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.interpreter import bf16
 from tests.interpreter import fp8 as e4m3
 from tests.interpreter.sanitizer import sanitized
 
-# Around the edges of tiles, and a text without tokens; for ops that know no texts the last will do.
+# Around the edges of tiles, and an empty text; ops without texts use only the last.
 LENGTHS = (0, 1, 15, 16, 17, 63, 64, 65)
 BATCHES: dict[str, tuple[int, ...]] = {"edges": (65,), "one": (1,), "none": (0, 0)}
 HEADS, VOCABULARY, EXPERTS = 2, 50, 5
@@ -43,7 +43,7 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts of these lengths, and the dtype that an op is asked for."""
+    """Texts of these lengths, and the dtype of the op."""
 
     lengths: Sequence[int]
     dtype: torch.dtype
@@ -57,7 +57,7 @@ class Batch:
         return offsets_of(self.lengths)
 
     def plan(self, head_dim: int) -> Plan:
-        """One for all three forms."""
+        """A plan for all three backends."""
         runs = plan_runs(self.lengths, HEADS, head_dim, self.dtype)
         if self.dtype == torch.float64:
             return runs
@@ -69,7 +69,7 @@ class Batch:
         return torch.arange(self.tokens) * step % table
 
     def rope(self, rotary_dim: int, interleaved: bool) -> Rope:
-        """Tables keep the dtype that angles have, fp64 for the truth."""
+        """Rotary tables in the dtype of the angles, fp64 for the exact result."""
         angle = draw(40, rotary_dim // 2, seed=9, scale=2.0)
         dtype = torch.promote_types(self.dtype, torch.float32)
         cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
@@ -86,14 +86,14 @@ class Row:
 
     Attributes:
         op: its name.
-        shapes: of its floating-point inputs, for so many tokens.
+        shapes: number of tokens -> shapes of its floating-point inputs.
         call: the op, its inputs, the texts -> its result.
-        kernels: all that its forward and backward pass launch.
-        lengths: of the texts, where they matter.
-        trained: whether its gradients are the kernels' own too.
-        library: whether the library multiplies.
-        apart: inputs whose rows may lie apart.
-        choose: replaces the inputs, where not all drawn ones will do.
+        kernels: all kernels that its forward and backward pass launch.
+        lengths: of the texts, if they matter.
+        trained: whether kernels also compute its gradients.
+        library: whether it uses the vendor's GEMM.
+        apart: inputs whose rows may be strided.
+        choose: replaces inputs, if not all random ones are suitable.
     """
 
     op: str
@@ -150,7 +150,7 @@ def experts(op: Callable[..., Tensor], v: Values, _: Batch) -> Tensor:
 
 
 def clear_choices(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tokens whose two experts stand out, as rounding may not change the choice."""
+    """Tokens whose choice of two experts cannot change by rounding."""
     wanted = values["x"].shape[0] // 8
     p = torch.softmax(values["x"].double() @ values["router"].double().T, dim=1)
     best = p.sort(dim=1, descending=True).values
@@ -356,7 +356,7 @@ def values_of(row: Row, batch: Batch, seed: int) -> dict[str, Tensor]:
 def results(
     form: str, row: Row, values: Values, batch: Batch, seed: int, apart: bool = False
 ) -> list[Tensor]:
-    """What an op gives, and the gradients of its inputs."""
+    """An op's result, and the gradients of its inputs."""
     op = form_of(row.op, form)
     if not row.trained:
         with torch.no_grad():
@@ -364,7 +364,7 @@ def results(
     leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
     y = row.call(op, leaves, batch)
     gradients: Sequence[Tensor | None] = [None] * len(leaves)
-    if y.requires_grad:  # no texts, no graph
+    if y.requires_grad:  # without texts there is no graph
         upstream = draw(*y.shape, seed=seed, dtype=batch.dtype).to(y.dtype)
         upstream = spread(upstream) if apart and y.numel() else upstream
         gradients = torch.autograd.grad(y, list(leaves.values()), upstream, allow_unused=True)
@@ -403,7 +403,7 @@ def test_sanitized(
 
 @pytest.mark.parametrize("tokens", [65, 1, 0])
 def test_sanitized_in_e4m3(tokens: int, seed: int) -> None:
-    """The same kernels with scales, and the one that rounds rows; 272 columns are three groups."""
+    """The same kernels with scales, and the one that quantises rows; 272 columns are 3 groups."""
     e4m3.install()
     width, inner = 64, 272
     mine, plain = fp8_ops(torch.device("cpu")), FP8_REFERENCE
@@ -439,7 +439,7 @@ def test_sanitized_in_e4m3(tokens: int, seed: int) -> None:
         wanted = run(plain)
     for a, b in zip(got, wanted, strict=True):
         assert a.shape == b.shape
-        # a sum that falls on the other side of a tie is rounded by a sixteenth of itself
+        # a sum rounded to the other side of a tie changes by up to a sixteenth of itself
         assert (a - b).norm() <= 5e-3 * b.norm()
     if tokens > 1:
         assert set(sanitizer.kernels) == E4M3_KERNELS

@@ -21,7 +21,7 @@ from tests.ops.cases import (
     activations,
     assert_exact,
     assert_gradients,
-    assert_rows_keep_their_bits,
+    assert_rows_are_batch_invariant,
     assert_within,
     draw,
     ops_of,
@@ -102,7 +102,7 @@ def test_gradients(form: str, seed: int) -> None:
 
 @NEEDS_PACKING
 @pytest.mark.parametrize("trained", ["x", "weight", "bias"])
-def test_packed_weights_serve_only_without_gradients(trained: str, seed: int) -> None:
+def test_packed_weights_are_used_only_without_gradients(trained: str, seed: int) -> None:
     x, w, b = draw(5, 3, seed=seed), draw(8, 3, seed=seed + 1), draw(8, seed=seed + 2)
     {"x": x, "weight": w, "bias": b}[trained].requires_grad_()
     ops = ops_of("torch")
@@ -121,12 +121,14 @@ def test_packed_weights_serve_only_without_gradients(trained: str, seed: int) ->
 @PACKED_DTYPES
 @pytest.mark.parametrize(("width", "inner"), [(64, 48), (37, 27), (3072, 384)])
 @pytest.mark.all_threads
-def test_a_row_keeps_its_bits(dtype: torch.dtype, width: int, inner: int, seed: int) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(
+    dtype: torch.dtype, width: int, inner: int, seed: int
+) -> None:
     ops = ops_of("torch", dtype)
     w, b = (draw(*s, seed=seed, dtype=dtype) for s in ((2 * inner, width), (2 * inner,)))
     weight = ops.prepare(w, b, "gated")
     x = draw(333, width, seed=seed + 2, dtype=dtype)
-    assert_rows_keep_their_bits(lambda x: ops.swiglu(x, weight), x)
+    assert_rows_are_batch_invariant(lambda x: ops.swiglu(x, weight), x)
 
 
 @EVERY_FORM

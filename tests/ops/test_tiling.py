@@ -1,4 +1,4 @@
-"""tiling: which tokens a program takes at a time; grids that stay sane."""
+"""tiling: which tokens each program processes, and the number of tiles."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_on_the_device() -> None:
 
 
 @pytest.mark.parametrize("rows", [64, 128])
-def test_grids_stay_sane(rows: int) -> None:
+def test_number_of_tiles(rows: int) -> None:
     assert len(table_of([8192], rows)) == 8192 // rows
     assert len(table_of([8] * 20_000, rows)) == 20_000 * 8 // rows
     mixed = [8] * 1024 + [8192] + [8] * 1024

@@ -1,7 +1,7 @@
-"""How close is equal: the bounds of the parity tests, as data.
+"""The error bounds of the parity tests, as data.
 
-They are promises, not observations: a test that misses one has found a fault. Those that
-`nomicbert verify` holds on a user's machine are the package's own.
+They are guarantees, not observations: a test that breaks one has found a fault. The bounds that
+`nomicbert verify` checks on a user's machine are defined in the package.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BACKENDS = ("reference", "torch")
 
 GRADIENT = 1e-4  # of a parameter in float32, max abs difference / max abs
 LOSS = 1e-5  # of a head in float32, abs
-# Without rotary a key's bias shifts all logits of a query alike, so that its true gradient is 0;
-# what rounding leaves is held against the gradient of the query's bias.
+# Without rotary a key's bias shifts all logits of a query equally, so its true gradient is 0. The
+# rounding error is compared with the gradient of the query's bias.
 KEY_BIAS = 1e-5
-FAULT = 10  # a planted fault exceeds its bound as many times
+FAULT = 10  # a planted fault must exceed its bound by this factor

@@ -1,8 +1,8 @@
-"""What holds for every parity test: uninitialised memory is NaN, so that none of it is an output.
+"""Fixtures of all parity tests: NaN in uninitialised memory, and the report of measured errors.
 
-In torch's deterministic mode every new tensor that is not filled is filled with NaN. What the tests
-measured is carried from them to the end of the run, where it is printed and, where a folder is
-given, written.
+In torch's deterministic mode uninitialised tensors are filled with NaN, so none of it can pass as
+an output. The measured errors are collected, printed at the end of the run and, if a folder is
+given, written to files.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ STARTED = time.monotonic()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--parity-report", metavar="FOLDER", help="write what was measured there")
+    parser.addoption("--parity-report", metavar="FOLDER", help="write the report to this folder")
 
 
 @pytest.fixture(autouse=True)
 def noted(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A place for what the test measures; it travels with the test's report."""
+    """Collect the measurements of a test and attach them to its report."""
     report.ROWS = {}
     yield
     rows = [dataclasses.asdict(row) for row in report.ROWS.values()]
@@ -42,7 +42,7 @@ def noted(request: pytest.FixtureRequest) -> Iterator[None]:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     outcomes = terminalreporter.stats
     done = [r for kind in ("passed", "failed") for r in outcomes.get(kind, [])]
-    # noted when a test is torn down, so its last report has it
+    # stored at teardown, so the test's last report has them
     last = {r.nodeid: r for r in [*done, *outcomes.get("", [])] if hasattr(r, "user_properties")}
     rows = [
         (test, row)

@@ -1,4 +1,4 @@
-"""Gradients side by side: which of the references' parameters make up ours, and how close is equal.
+"""Comparison of gradients: mapping of the references' parameters to ours, and bounds.
 
 Ours are fused (query, key and value in one; up and gate in one), so the references' are stacked to
 the same shape.
@@ -14,7 +14,7 @@ from tests.parity.report import held
 
 Gradients = dict[str, Tensor]
 
-# ours -> transformers', stacked in this order; {} is the layer's number
+# ours -> transformers', stacked in this order; {} is the layer's index
 NOMIC = {
     "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
     "attention.out": ["self_attn.o_proj"],
@@ -31,7 +31,7 @@ BERT = {
     "mlp.down": ["output.dense"],
     "mlp_norm": ["output.LayerNorm"],
 }
-# the hub's names, for the oracle
+# the hub's names, used by the oracle
 HUB = {
     "attention.qkv": ["attn.Wqkv"],
     "attention.out": ["attn.out_proj"],
@@ -66,7 +66,7 @@ def compare(name: str, mine: Tensor, wanted: Tensor, rotary: bool) -> None:
         for ours_key in (key, k):
             assert ours_key.abs().max() <= KEY_BIAS * q.abs().max(), name
         mine, wanted = torch.cat([query, value]), torch.cat([q, v])
-    # queries, keys and values are parameters of their own for the references: each by its own
+    # the references have separate parameters for queries, keys and values: compared separately
     parts = 3 if "qkv" in name and len(mine) % 3 == 0 and rotary else 1
     for part, truth in zip(mine.chunk(parts), wanted.chunk(parts), strict=True):
         scale = truth.abs().max()

@@ -1,6 +1,6 @@
-"""What a parity run measured: each comparison's worst number, beside the bound that it has to hold.
+"""Report of a parity run: the worst value of each comparison next to its bound.
 
-`held` and `seen` stand where a test would assert; `tests/parity/conftest.py` prints the table and
+`held` and `seen` replace assertions in tests; `tests/parity/conftest.py` prints the table and
 writes parity-report.md and parity-report.json.
 """
 
@@ -25,12 +25,12 @@ class Row:
     """The worst of a test's comparisons of one kind.
 
     Attributes:
-        what: was compared.
-        worst: largest value found; of planted faults the smallest multiple of the bound.
-        bound: what it must not exceed; of planted faults what it must reach.
-        cosine: the smallest between both sides, where there are two.
-        where: which of the test's comparisons had the worst value.
-        count: how many comparisons there were.
+        what: kind of comparison.
+        worst: largest value found; for planted faults the smallest multiple of the bound.
+        bound: upper limit of the value; for planted faults the lower limit of the multiple.
+        cosine: the smallest cosine of both sides, if there are two.
+        where: the comparison with the worst value.
+        count: number of comparisons.
     """
 
     what: str
@@ -41,18 +41,18 @@ class Row:
     count: int = 1
 
 
-# Of the test that runs now, by kind.
+# Measurements of the current test, by kind.
 ROWS: dict[str, Row] = {}
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """The largest absolute difference; NaN on either side fails every comparison with it."""
+    """The largest absolute difference; NaN if either side has NaN, which breaks every bound."""
     assert a.shape == b.shape
     return (a.double() - b.double()).abs().max().item()
 
 
 def held(what: str, found: Tensor, truth: Tensor, bound: float, where: Any = "") -> None:
-    """Assert that two tensors agree within a bound, and note how well."""
+    """Assert that two tensors agree within a bound, and record the error."""
     worst = difference(found, truth)
     pair = (x.detach().double().flatten() for x in (found, truth))
     within(what, worst, bound, where, torch.cosine_similarity(*pair, dim=0).item())
@@ -61,13 +61,13 @@ def held(what: str, found: Tensor, truth: Tensor, bound: float, where: Any = "")
 def within(
     what: str, value: float, bound: float, where: Any = "", cosine: float | None = None
 ) -> None:
-    """Assert that a number holds its bound, and note it."""
+    """Assert that a value keeps its bound, and record it."""
     assert value <= bound, f"{what}: {value} is more than {bound} {where}"
     _note(Row(what, value, bound, cosine, str(where)))
 
 
 def seen(found: Tensor, truth: Tensor, bound: float, where: Any = "") -> None:
-    """Assert that a planted fault exceeds the bound by far, and note how far."""
+    """Assert that a planted fault exceeds the bound by the factor FAULT, and record the factor."""
     factor = difference(found, truth) / bound
     assert factor >= FAULT, f"the fault is only {factor} times the bound {where}"
     _note(Row("planted fault", factor, FAULT, None, str(where)))
@@ -87,7 +87,7 @@ def _note(row: Row) -> None:
 
 
 def table(rows: Iterable[tuple[str, dict[str, Any]]], failed: Iterable[str]) -> list[list[str]]:
-    """A line for each test function and kind, its parameters taken together; failures first."""
+    """One line per test function and kind, all parameters combined; failures first."""
     lines = [[name, "", "", "", "", "", "BROKEN"] for name in failed]
     groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for test, row in rows:
@@ -112,7 +112,7 @@ def table(rows: Iterable[tuple[str, dict[str, Any]]], failed: Iterable[str]) -> 
 
 
 def as_text(lines: list[list[str]]) -> str:
-    """In columns."""
+    """Format rows in columns."""
     whole = [list(HEAD), *lines]
     widths = [max(len(line[i]) for line in whole) for i in range(len(HEAD))]
     return "\n".join(
@@ -124,7 +124,7 @@ def as_text(lines: list[list[str]]) -> str:
 def write(
     folder: Path, about: dict[str, Any], rows: list[tuple[str, dict[str, Any]]], failed: list[str]
 ) -> None:
-    """parity-report.json with every row, parity-report.md with the table."""
+    """Write parity-report.json with every row, and parity-report.md with the table."""
     lines = table(rows, failed)
     said = "".join(f"- {key}: {value}\n" for key, value in about.items())
     columns = ["| " + " | ".join(line) + " |" for line in [list(HEAD), ["---"] * len(HEAD), *lines]]

@@ -1,8 +1,7 @@
-"""What the parity tests share: checkpoints, batches, both models, and the comparison.
+"""Helpers of the parity tests: checkpoints, batches, both models, and the comparison.
 
-The truth is transformers' own model of the same weights where it has one, else the oracle of
-`tests/support/oracle.py`. Every comparison runs over all hidden states at once, with padding at
-zero.
+The truth is transformers' own model of the same weights if it has one, else the oracle of
+`tests/support/oracle.py`. Every comparison covers all hidden states, with padding set to zero.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ Batch = dict[str, Any]
 # transformers has no class for the first's prefix and the second's experts
 ORACLE_ONLY = ("nomic-bert-2048", "nomic-v2-moe")
 NATIVE = tuple(name for name in VARIANTS if name not in ORACLE_ONLY)
-# equal neighbours are walked as one block, a lone token takes a path of its own
+# covers special code paths: equal neighbours are processed together, and a single token
 LENGTHS = (17, 17, 32, 3, 1, 17)
 _HEADS = ("cls.", "pooler.", "embeddings.position_ids", "bert.pooler.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Checkpoint folders in one test's own place, from one seed."""
+    """Creates the checkpoint folders of one test, from one seed."""
 
     folder: Path
     seed: int
 
     def build(self, variant: str, **overrides: Any) -> Path:
-        """A checkpoint as the hub has it, with tiny sizes unless told otherwise."""
+        """A checkpoint in the hub's format, with tiny sizes by default."""
         where = self.folder / "ours"
         return build_checkpoint(where, variant, seed=self.seed, **overrides)
 
@@ -57,7 +56,7 @@ class Case:
         if is_gated(variant):
             overrides = {"dialect": "both"} | overrides
         build_checkpoint(where, variant, seed=self.seed, **overrides)
-        if is_gated(variant):  # some hub files hold the served length where theirs means M
+        if is_gated(variant):  # some hub files give the serving length for this key
             trained = read_config(where).get("max_trained_positions", 2048)
             edit_config(where, max_position_embeddings=trained)
         return where
@@ -67,7 +66,7 @@ class Case:
     ) -> Batch:
         """Random ids and types for texts of these lengths, padded on one side.
 
-        Padding holds random ids too: they must not matter. `least` is the smallest id drawn.
+        Padding has random ids too, which must not matter. `least` is the smallest id drawn.
         """
         config = read_config(folder)
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -82,7 +81,7 @@ class Case:
 
 
 def is_gated(variant: str) -> bool:
-    """Whether this row is a NomicBERT with a gated MLP, which transformers knows."""
+    """Whether this variant is a NomicBERT with a gated MLP, which transformers supports."""
     return VARIANT_TABLE[variant].base.get("activation_function") == "swiglu"
 
 
@@ -94,7 +93,7 @@ def ours(folder: Path, backend: str, **keywords: Any) -> NomicBert:
 def theirs(
     folder: Path, attention: str = "sdpa", dtype: torch.dtype = torch.float32, **keywords: Any
 ) -> torch.nn.Module:
-    """transformers' model of a folder, with every one of its tensors taken from the file."""
+    """transformers' model of a folder, with all of its tensors read from the file."""
     gated = read_config(folder)["model_type"] == "nomic_bert"
     model, report = (NomicBertModel if gated else BertModel).from_pretrained(
         folder,
@@ -112,7 +111,7 @@ def theirs(
 
 @torch.no_grad()
 def hidden_states(model: torch.nn.Module, batch: Batch) -> Tensor:
-    """(layers + 1, batch, seq_len, hidden) of either model; where masked, whatever it returns."""
+    """(layers + 1, batch, seq_len, hidden) of either model; masked positions are not zeroed."""
     out = model(**batch, output_hidden_states=True)
     assert torch.equal(out.last_hidden_state, out.hidden_states[-1])
     return torch.stack(out.hidden_states)
@@ -127,24 +126,24 @@ def packed_states(model: NomicBert, batch: PackedBatch) -> Tensor:
 
 
 def masked(states: Tensor, batch: Batch) -> Tensor:
-    """The references' states with padding at zero; ours must be zero there by themselves."""
+    """The references' states with padding set to zero; ours must already be zero there."""
     mask = batch.get("attention_mask")
     return states if mask is None else states * (mask != 0)[..., None].to(states.dtype)
 
 
 def oracle_states(folder: Path, batch: Batch, **keywords: Any) -> Tensor:
-    """The oracle's hidden states, in the form of `hidden_states`."""
+    """The oracle's hidden states, with the shape of `hidden_states`."""
     config, tensors = read_config(folder), read_tensors(folder)
     with torch.no_grad():
         return torch.stack(oracle_forward(config, tensors, **batch, **keywords))
 
 
 def clear_tokens(folder: Path, batch: Batch, least: float = 0.5) -> Tensor:
-    """(batch, seq_len) bool: kept tokens whose choice of experts is no matter of rounding.
+    """(batch, seq_len) bool: kept tokens whose expert routing is stable under rounding.
 
-    A token that did go another way would reach its text's other tokens in the next attention, so
-    texts with one that rounding alone may turn are left out whole. At least the share `least` of
-    the tokens must be left.
+    A token that is routed differently changes its text's other tokens in the next attention. So a
+    text is excluded as a whole if rounding alone can flip one of its tokens. At least the share
+    `least` of the tokens must remain.
     """
     config, tensors = read_config(folder), read_tensors(folder)
     with torch.no_grad():

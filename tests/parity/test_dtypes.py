@@ -1,9 +1,9 @@
 """16-bit dtypes: the error against the float32 truth, in units of transformers' own error.
 
-What 16 bits mean on a CPU differs: transformers computes in them, this package stores float16, and
-bfloat16 where the CPU has no instructions for it, and computes in float32. Such rows compare two
-ways of computing with the same rounded weights, of which ours is the more exact; what is left of
-our own error is measured below by itself. bfloat16 is tested as both kinds of CPU compute it.
+On a CPU transformers computes in 16 bits. This package only stores float16 weights and computes in
+float32; the same holds for bfloat16 if the CPU has no instructions for it. Such rows compare two
+ways to compute with the same rounded weights, of which ours is the more exact. Our own error is
+also measured separately below. bfloat16 is tested as both kinds of CPU compute it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from tests.support.cpus import pretend
 from tests.support.vocabularies import SENTENCES, WORDS
 
 LENGTHS = (96, 64, 64, 33, 128, 7, 80, 96)
-# wide enough for the real head size and weights that are not overly sensitive to rounding
+# wide enough for the real head size, and for weights that are not overly sensitive to rounding
 SIZES = {"hidden_size": 256, "intermediate_size": 384}
 
-# bf16 twice: as a CPU with instructions for it computes, and as one without
+# bf16 twice: for a CPU with instructions for it, and for one without
 BOUNDS = [
     pytest.param((bound, found), id=f"{bound.dtype}{'' if found else '-in-float32'}")
     for bound in HALF
@@ -51,7 +51,7 @@ def errors(states: Tensor, truth: Tensor, kept: Tensor) -> tuple[float, float]:
 
 
 def with_rounded_weights(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-    """In float32, with parameters that hold what `dtype` can; the angles stay exact."""
+    """A float32 model with parameters rounded to `dtype`; rotary angles stay exact."""
     model = theirs(folder)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -62,7 +62,7 @@ def with_rounded_weights(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
 @pytest.mark.parametrize("bound", BOUNDS, indirect=True)
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "bge-en"])
 def test_rounding_is_no_worse_than_transformers(variant: str, bound: HalfBound, case: Case) -> None:
-    """Against the float32 weights, and against them rounded: the arithmetic's error alone."""
+    """Against the float32 weights, and against rounded ones to isolate the error of arithmetic."""
     folder = case.build_native(variant, **SIZES)
     batch = case.batch(folder, lengths=LENGTHS)
     kept = batch["attention_mask"].bool()
@@ -72,7 +72,7 @@ def test_rounding_is_no_worse_than_transformers(variant: str, bound: HalfBound, 
     exact, rounded = theirs(folder), with_rounded_weights(folder, bound.dtype)
     for truth in (hidden_states(exact, batch), hidden_states(rounded, batch)):
         rms, most = errors(half, truth, kept)
-        assert rms > 1e-4  # the dtype was honoured
+        assert rms > 1e-4  # below it, the dtype was not used
         for backend, states in mine.items():
             assert states.dtype == bound.dtype
             my_rms, my_most = errors(states, truth, kept)
@@ -88,7 +88,7 @@ def test_rounding_is_no_worse_than_transformers(variant: str, bound: HalfBound, 
 def test_16_bits_are_float32_with_rounded_weights(
     dtype: torch.dtype, variant: str, backend: str, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for one rounding of the result, the bound is that of float32."""
+    """The bound is that of float32, plus one rounding of the result."""
     pretend(monkeypatch, False)
     folder = case.build_native(variant)
     batch = case.batch(folder)
@@ -102,8 +102,8 @@ def test_16_bits_are_float32_with_rounded_weights(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bound", BOUNDS, indirect=True)
-def test_a_cast_model_equals_a_loaded_one(bound: HalfBound, backend: str, case: Case) -> None:
-    """After a forward pass in float32: neither weights nor angles of then are left over."""
+def test_cast_model_equals_loaded_model(bound: HalfBound, backend: str, case: Case) -> None:
+    """Cast after a forward pass in float32: no cached weights or angles of float32 remain."""
     folder = case.build("nomic-v1.5")
     batch = case.batch(folder)
     wanted = hidden_states(ours(folder, backend, dtype=bound.dtype), batch)
@@ -114,8 +114,8 @@ def test_a_cast_model_equals_a_loaded_one(bound: HalfBound, backend: str, case: 
 
 @pytest.mark.parametrize("bound", BOUNDS, indirect=True)
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "conan-v1"])
-def test_embeddings_point_the_same_way(variant: str, bound: HalfBound, case: Case) -> None:
-    """Against sentence-transformers in float32, for texts from one word to some two hundred."""
+def test_cosine_of_embeddings(variant: str, bound: HalfBound, case: Case) -> None:
+    """Against sentence-transformers in float32, for texts of 1 to about 200 words."""
     folder = case.build_native(variant, **SIZES)
     texts = [*SENTENCES, *(" ".join(WORDS[i % 40 :] * 4) for i in range(0, 40, 8))]
     truth = SentenceTransformer(str(folder), device="cpu").encode(texts)
@@ -125,5 +125,5 @@ def test_embeddings_point_the_same_way(variant: str, bound: HalfBound, case: Cas
         assert vectors.dtype == np.float32
         pair = (torch.from_numpy(v).double() for v in (vectors, truth))
         least = F.cosine_similarity(*pair).min().item()
-        assert least < 1 - 1e-8, backend  # above it, the dtype was not honoured
+        assert least < 1 - 1e-8, backend  # above it, the dtype was not used
         within("1 - cosine of embeddings", 1 - least, 1 - bound.cosine, (bound.dtype, backend))

@@ -1,7 +1,7 @@
 """Text in, unit vectors out: Embedder against sentence-transformers on the same folder.
 
-The models are tiny but for their width, 256: a unit vector of 64 has larger elements, and so much
-more rounding in each that sentence-transformers alone is off the bound, measured in float64.
+The models are tiny except for their width, 256. A unit vector of width 64 has larger elements, so
+rounding is larger too: measured against float64, sentence-transformers itself breaks the bound.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SERVED = tuple(name for name in NATIVE if VARIANT_TABLE[name].pooling)
 
 
 def mine(folder: Path, backend: str, **keywords: Any) -> Tensor:
-    """Unit vectors of the package; the empty prompt says that none is wanted."""
+    """Unit vectors of the package; the empty prompt disables default prompts."""
     embedder = Embedder.from_pretrained(folder, backend=backend)
     keywords = {"prompt": "", "normalize_embeddings": True} | keywords
     vectors = embedder.encode(TEXTS, **keywords)
@@ -60,7 +60,7 @@ def test_rows_equal_sentence_transformers(variant: str, case: Case) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "conan-v1"])
 def test_pooling_modes_equal_sentence_transformers(variant: str, mode: str, case: Case) -> None:
-    """Not normalised, since L2 would hide half of what a mode does; in units of each length."""
+    """Without L2, which would hide differences of norm; errors are relative to each norm."""
     folder = case.build_native(variant, **WIDE)
     width = read_config(folder)["hidden_size"]
     name = mode + "_tokens" * (mode == "mean_sqrt_len")
@@ -86,7 +86,7 @@ def test_prompts_and_slices_equal_sentence_transformers(backend: str, case: Case
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "nomic-v1"])
 def test_matryoshka_sizes_equal_the_cards_recipe(variant: str, backend: str, case: Case) -> None:
-    """Written out from sentence-transformers' full vectors; v1 has no layer_norm in it."""
+    """The recipe applied to sentence-transformers' full vectors; v1's has no layer_norm."""
     folder = case.build_native(variant, **WIDE)
     texts = TEXTS[:3]
     model = SentenceTransformer(str(folder), device="cpu")
@@ -102,7 +102,7 @@ def test_matryoshka_sizes_equal_the_cards_recipe(variant: str, backend: str, cas
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_experts_equal_the_oracle(backend: str, case: Case) -> None:
-    """Texts all of whose tokens are routed clearly."""
+    """Only texts whose tokens all have stable routing."""
     folder = case.build("nomic-v2-moe", **WIDE)
     embedder = Embedder.from_pretrained(folder, backend=backend)
     ids, cut = embedder.tokenizer.encode(TEXTS, 100)
@@ -124,7 +124,7 @@ def test_experts_equal_the_oracle(backend: str, case: Case) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dense_faults_exceed_the_bound_tenfold(backend: str, case: Case) -> None:
-    """The layer skipped, its bias dropped, its activation another."""
+    """Faults: the layer skipped, its bias dropped, its activation changed."""
     folder = case.build_native("conan-v1", **WIDE)
     truth = theirs(folder)
 

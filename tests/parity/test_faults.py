@@ -1,6 +1,6 @@
-"""Planted faults: the weights and the comparison would show each of them, ten times over.
+"""Planted faults: the parity comparison detects each of them, at ten times the bound.
 
-A fault is planted in the package's own model, after loading; batch, truth and comparison are those
+A fault is planted in the package's own model after loading; batch, truth and comparison are those
 of the parity tests.
 """
 
@@ -30,7 +30,7 @@ from tests.parity.support import (
 
 
 def bias_dropped(model: NomicBert) -> None:
-    """Every bias of a linear layer; where there is none, of every norm."""
+    """Drop the biases of all linear layers, or of all norms if there are none."""
     biases = [(n, p) for n, p in model.named_parameters() if n.endswith("bias")]
     linear = [parameter for name, parameter in biases if "norm" not in name]
     for bias in linear or [parameter for _, parameter in biases]:
@@ -38,7 +38,7 @@ def bias_dropped(model: NomicBert) -> None:
 
 
 def one_bias_dropped(model: NomicBert) -> None:
-    """A single one, the last."""
+    """Drop a single bias, the last one."""
     [p for n, p in model.named_parameters() if n.endswith("bias")][-1].zero_()
 
 
@@ -64,7 +64,7 @@ def scale_2pct(model: NomicBert) -> None:
 
 
 def other_eps(model: NomicBert) -> None:
-    """1e-5 for 1e-12, or the reverse."""
+    """Use eps 1e-5 instead of 1e-12, or the reverse."""
     eps = 1e-12 if model.config.layer_norm_eps == 1e-5 else 1e-5
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
@@ -118,7 +118,7 @@ FAULTS: tuple[Callable[[NomicBert], None], ...] = (
 
 
 def applicable(model: NomicBert) -> list[Callable[[NomicBert], None]]:
-    """The faults that this model can have."""
+    """The faults that apply to this model."""
     config = model.config
     lacking = {
         gate_swapped: config.hidden_act != "swiglu",
@@ -130,7 +130,7 @@ def applicable(model: NomicBert) -> list[Callable[[NomicBert], None]]:
     return [fault for fault in FAULTS if not lacking.get(fault)]
 
 
-# one row of each kind: the others differ from these in names and files, not in what they compute
+# one variant of each kind: the others differ in names and files, not in the computation
 ROWS = ("nomic-v1.5", "nomic-bert-2048", "nomic-v2-moe", "conan-v1", "bge-en", "gte")
 
 

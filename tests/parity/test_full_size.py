@@ -1,6 +1,6 @@
-"""The two leading checkpoints in full: sizes, vocabulary and depth of the hub, redrawn weights.
+"""The two main checkpoints at full size: sizes of the hub's configs, with random weights.
 
-Each stage frees its model before the next one loads, and the folder goes with the test.
+Each stage frees its model before the next one loads, and the test removes its folder.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ TEXTS = [*SENTENCES, "search_document: " + "the quick brown fox and a long red r
 
 @dataclasses.dataclass(frozen=True)
 class Full:
-    """One of the two."""
+    """One of the two checkpoints."""
 
     variant: str
-    parameters: int  # of the encoder, without the pooler that Conan's file has too
+    parameters: int  # of the encoder, without the pooler in Conan's file
     width: int
     dimension: int
 
@@ -77,6 +77,6 @@ def test_full_size_equals_transformers(full: tuple[Full, Path]) -> None:
         held("hidden states", mine, states, HIDDEN, backend)
         encoded = embedder.encode(TEXTS, prompt="", normalize_embeddings=True)
         held("embedding", torch.from_numpy(encoded), vectors, EMBEDDING, backend)
-        with torch.no_grad():  # one tensor among hundreds, in the middle of the depth
+        with torch.no_grad():  # a fault in one tensor of hundreds, in a middle layer
             encoder.layers[len(encoder.layers) // 2].mlp_norm.bias.zero_()
         seen(hidden_states(encoder, batch), states, HIDDEN)

@@ -1,7 +1,8 @@
-"""Gradients of every parameter, in eval mode: against transformers, or the oracle where it lacks.
+"""Gradients of every parameter in eval mode, against transformers or else the oracle.
 
 Ours are fused (query, key and value in one; up and gate in one), so the references' are stacked to
-the same shape. Ids start at 1: transformers gives the padding token's row no gradient, ours does.
+the same shape. Ids start at 1, because transformers gives the padding token's row no gradient and
+this package does.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ def test_gradients_equal_transformers(
 
 
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "bge-en"])
-def test_autocast_costs_no_more_than_in_transformers(variant: str, case: Case) -> None:
-    """bf16 on the way: the error of all gradients together, against each side's own in float32.
+def test_autocast_error_is_no_worse_than_transformers(variant: str, case: Case) -> None:
+    """bf16 autocast: the error of all gradients together, against each side's own in float32.
 
-    Of the backend that one trains with: the specification rounds after each step.
+    Only for backend torch, which is used for training: reference rounds after each step.
     """
-    # wide enough to settle a ratio of errors
+    # wide enough for a stable ratio of errors
     folder = case.build_native(variant, hidden_size=256, intermediate_size=384)
     batch = case.batch(folder, least=1)
 
@@ -73,7 +74,7 @@ def test_autocast_costs_no_more_than_in_transformers(variant: str, case: Case) -
         return (wrong / sum(float(g.square().sum()) for g in truth.values())) ** 0.5
 
     reference = lost(theirs(folder))
-    assert reference > 1e-3  # bf16 was honoured
+    assert reference > 1e-3  # below it, bf16 was not used
     mine = lost(ours(folder, "torch"))
     assert mine > 1e-3
     what = "autocast to bf16: rms error of gradients, of transformers' own"
@@ -81,7 +82,7 @@ def test_autocast_costs_no_more_than_in_transformers(variant: str, case: Case) -
 
 
 def oracle_gradients(folder: Path, batch: Batch) -> Gradients:
-    """In float64, of every encoder tensor in the file."""
+    """The oracle's gradients in float64, of every encoder tensor in the file."""
     tensors = {
         name: tensor.double().requires_grad_() for name, tensor in read_tensors(folder).items()
     }
@@ -147,8 +148,8 @@ def test_gradients_reach_the_word_vectors(backend: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_wrong_gradient_is_seen(backend: str, case: Case) -> None:
-    """Up and gate stacked the other way round, and keys where the values belong."""
+def test_wrong_gradients_are_detected(backend: str, case: Case) -> None:
+    """Faults: up and gate stacked in reverse order, and keys in place of values."""
     folder = case.build_native("nomic-v1.5")
     batch = case.batch(folder, least=1)
     reference = gradients(theirs(folder), batch)

@@ -1,7 +1,8 @@
-"""Heads against transformers: logits, loss and the gradient of every parameter, and faults in them.
+"""Heads against transformers: logits, loss and gradients of all parameters, and planted faults.
 
-Tied words get gradients from both ends. Padding takes part in transformers' softmax over the
-places of an answer, and not in ours: losses of answers are compared where nothing is padded.
+Tied word embeddings get gradients from input and output. In question answering transformers
+includes padding in the softmax over positions and this package does not, so those losses are
+compared without padding.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from tests.parity.support import LENGTHS, Batch, Case
 from tests.support.heads import NATIVE, OURS, build_head, theirs
 
 LABELS = 3
-# As with a key's bias, a shift of all places alike does not change their softmax: the true gradient
-# is 0, and what rounding leaves is held against the gradient of the weights.
+# An equal shift of all positions does not change their softmax (as with a key's bias). The true
+# gradient is 0, so the rounding error is compared with the gradient of the weights.
 SHIFTS = ("qa_outputs.bias", "encoder.layers.1.mlp_norm.bias")
-# ours -> transformers', behind the encoder; the norm has another name in BERT
+# ours -> transformers', after the encoder; the norm has another name in BERT
 TOP = {
     "encoder.pooler": "{}.pooler.dense",
     "transform": "cls.predictions.transform.dense",
@@ -50,7 +51,7 @@ def labelled(case: Case, folder: Path, task: str) -> Batch:
     if task == "SequenceClassification":
         return batch | {"labels": torch.randint(count, shape[:1], generator=generator)}
     if task == "QuestionAnswering":
-        first = torch.tensor([0, 16, 5, 17])  # the last one is out of sight
+        first = torch.tensor([0, 16, 5, 17])  # the last one is out of range and ignored
         return batch | {"start_positions": first, "end_positions": torch.tensor([3, 16, 17, 99])}
     drawn = torch.randint(count, shape, generator=generator)
     wanted = batch["attention_mask"].bool() & (torch.rand(shape, generator=generator) < 0.6)
@@ -59,7 +60,7 @@ def labelled(case: Case, folder: Path, task: str) -> Batch:
 
 
 def logits_of(output: object, mask: Tensor) -> Tensor:
-    """(batch, ...) of either model, with zeros on padding where there are tokens."""
+    """(batch, ...) of either model; per-token outputs are zeroed on padding."""
     if hasattr(output, "start_logits"):
         both = torch.stack((output.start_logits, output.end_logits), 2)
         return torch.where(mask[..., None] != 0, both, 0)
@@ -120,11 +121,11 @@ def test_logits_loss_and_gradients(
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("family", "task"), NATIVE)
 def test_without_gradients_and_with_holes(family: str, task: str, backend: str, case: Case) -> None:
-    """The weights that inference prepares, types left out, and a mask that drops tokens inside."""
+    """Prepared weights of inference, no token types, and a mask with holes."""
     folder = build(case, family, task)
     reference, model = theirs(folder), OURS[task].from_pretrained(folder, backend=backend)
     sides = ("right",) if task == "SequenceClassification" else ("right", "left")
-    for side in sides:  # of texts padded on the left transformers classifies the padding
+    for side in sides:  # with padding on the left transformers classifies the padding
         batch = case.batch(folder, side=side)
         batch["attention_mask"][2, 4:9] = 0
         del batch["token_type_ids"]
@@ -171,7 +172,7 @@ def test_every_kind_of_problem(
 @torch.no_grad()
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_answers_in_padded_texts(backend: str, case: Case) -> None:
-    """transformers' own logits, with padding taken out of the softmax."""
+    """The truth is transformers' logits with padding removed from the softmax."""
     folder = build(case, "Bert", "QuestionAnswering")
     batch = case.batch(folder)
     places = {"start_positions": torch.tensor([0, 16, 31, 1, 0, 32])}
@@ -201,7 +202,7 @@ def transform_norm_eps(model: nn.Module) -> None:
 
 
 def other_activation(model: nn.Module) -> None:
-    """GELU for SiLU, or the reverse: of the head alone, the layers have chosen theirs."""
+    """Swap GELU and SiLU in the head only; the layers have already read the setting."""
     config = model.encoder.config
     other = "gelu" if config.hidden_act == "swiglu" else "swiglu"
     model.encoder.config = dataclasses.replace(config, hidden_act=other)
@@ -305,13 +306,13 @@ def test_each_fault_exceeds_the_bound_tenfold(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", ["Bert", "NomicBert"])
-def test_a_gradient_from_one_end_only_is_seen(family: str, backend: str, case: Case) -> None:
+def test_untied_word_gradient_is_detected(family: str, backend: str, case: Case) -> None:
     folder = build(case, family, "MaskedLM")
     batch = labelled(case, folder, "MaskedLM")
     _, _, reference = backward(theirs(folder), batch)
     model = OURS["MaskedLM"].from_pretrained(folder, backend=backend)
     words_shifted(model)
-    with torch.no_grad():  # the same numbers, but no longer the same parameter
+    with torch.no_grad():  # equal values, but no longer the same parameter
         model.decoder.copy_(model.encoder.embeddings.word.weight)
     _, _, mine = backward(model, batch)
     name = "encoder.embeddings.word.weight"

@@ -1,6 +1,6 @@
-"""A text's vector has the same bits whatever is embedded beside it, in whatever order and batch.
+"""A text's vector is bit-identical in any batch, with any other texts, in any order.
 
-Without oneDNN that is not promised: there the tests hold a bound (tests/support/sameness.py).
+This is not guaranteed without oneDNN; then the tests use a bound (tests/support/sameness.py).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from tests.support.cpus import CPU_DTYPES
 from tests.support.sameness import same
 from tests.support.vocabularies import WORDS
 
-# with the threads that users have
+# with the default number of threads
 pytestmark = pytest.mark.all_threads
 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> None:
-    """Not here: torch's deterministic mode may choose other algorithms than users get."""
+    """Disabled here: torch's deterministic mode may choose other algorithms than the default."""
 
 
-# two layers: the second one is the first that holds a mixture of experts
+# two layers, because the second one is the first with a mixture of experts
 CHECKPOINTS: dict[str, dict[str, int]] = {
     "nomic-v1.5": {},
     "nomic-v2-moe": {},
@@ -44,7 +44,7 @@ CHECKPOINTS: dict[str, dict[str, int]] = {
     "conan-v1": {},  # Dense
     "real-heads": {"hidden_size": 256, "intermediate_size": 384},
 }
-# in tokens, special ones included: both sides of the places where products and attention are cut
+# in tokens, special ones included: on both sides of the block sizes of GEMMs and attention
 LENGTHS = (2, 3, 5, 17, 32, 33, 65, 129, 192, 193, 257, 512, 600)
 SHORT = (2, 3, 5, 17, 33, 65)  # again, as a second text of that length
 
@@ -68,7 +68,7 @@ def _alone(model: Embedder, texts: list[str], **keywords: Any) -> np.ndarray:
 def _unchanged(
     ids: list[int], got: np.ndarray, alone: np.ndarray, dtype: torch.dtype = torch.float32
 ) -> None:
-    """The texts, by number, came out as they do alone."""
+    """Assert that these texts have the same vectors as alone."""
     assert np.isfinite(got).all()
     pairs = zip(ids, got, strict=True)
     changed = [i for i, vector in pairs if not same(vector, alone[i], dtype)]
@@ -105,7 +105,7 @@ def test_among_copies_of_itself(dtype: torch.dtype, folder: Path, seed: int) -> 
 
 @pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
 def test_one_row_alone_at_the_real_widths(dtype: torch.dtype, tmp_path: Path, seed: int) -> None:
-    """With CLS a lone text is one row of the last layer's products, which take another path."""
+    """With CLS a single text is one row in the last layer's GEMMs, a special code path."""
     widths = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
     build_checkpoint(tmp_path, "code-rank-embed", num_hidden_layers=1, **widths)
     model = Embedder.from_pretrained(tmp_path, dtype=dtype, backend="torch")
@@ -147,8 +147,8 @@ def test_texts_of_few_tokens(dtype: torch.dtype, mode: PoolMode, tmp_path: Path,
 
 
 @pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
-def test_a_scaled_neighbour(dtype: torch.dtype, tmp_path: Path, seed: int) -> None:
-    """3000 tokens are beyond the trained length: that text's rotary angles are its own."""
+def test_neighbour_beyond_the_trained_length(dtype: torch.dtype, tmp_path: Path, seed: int) -> None:
+    """3000 tokens exceed the trained length, so that text has its own rotary angles."""
     build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=2)
     model = Embedder(tmp_path, rotary_scaling_factor=2, backend="torch", dtype=dtype)
     rng = random.Random(seed)
@@ -162,7 +162,9 @@ def test_a_scaled_neighbour(dtype: torch.dtype, tmp_path: Path, seed: int) -> No
         _unchanged(ids, got, alone, dtype)
 
 
-def test_windows_do_not_show(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_do_not_change_vectors(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=1)
     model = Embedder.from_pretrained(tmp_path, backend="torch")
     rng = random.Random(seed)
@@ -174,7 +176,7 @@ def test_windows_do_not_show(tmp_path: Path, seed: int, monkeypatch: pytest.Monk
         _unchanged([*range(20)], got, alone)
 
 
-def test_options_do_not_change_it(tmp_path: Path) -> None:
+def test_batch_options_do_not_change_vectors(tmp_path: Path) -> None:
     model = Embedder.from_pretrained(build_checkpoint(tmp_path, "nomic-v1.5"), backend="torch")
     rng = random.Random(3)
     texts = [_text(rng, n) for n in (5, 5, 60, 130)]

@@ -35,7 +35,7 @@ def build(case: Case, variant: str = "nomic-v1.5", head_dim: int = 64, **changes
 
 
 def native(case: Case, head_dim: int = 64) -> Path:
-    """The same weights for transformers, with the scaling in its own words."""
+    """The same weights for transformers, with the scaling in its own keys."""
     sizes: dict[str, Any] = {"n_layer": 1, "n_inner": 32} | SIZES[head_dim]
     folder = case.build_native("nomic-v1.5", **sizes)
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1000.0}
@@ -55,7 +55,7 @@ def test_scaled_lengths_equal_both_references(length: int, head_dim: int, case: 
     folder = build(case, head_dim=head_dim)
     batch = batch_of(case, folder, length)
     oracle = oracle_states(folder, batch, rotary_scaling_factor=2)
-    # a fresh model: theirs keeps the theta of the longest batch it has seen
+    # a fresh model: transformers keeps the theta of the longest batch so far
     fresh = masked(hidden_states(theirs(native(case, head_dim)), batch), batch)
     for backend in BACKENDS:
         mine = hidden_states(ours(folder, backend, rotary_scaling_factor=2), batch)
@@ -77,8 +77,8 @@ def test_8192_tokens_equal_transformers(case: Case) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_config_of_its_own_scales_from_the_trained_length(backend: str, case: Case) -> None:
-    """v1 says factor 2, and 8192 where others say the trained length."""
+def test_v1_config_scales_from_the_trained_length(backend: str, case: Case) -> None:
+    """v1 has factor 2, and 8192 in the key that has the trained length elsewhere."""
     folder = build(case, "nomic-v1")
     config = read_config(folder)
     assert config["rotary_scaling_factor"] == 2
@@ -94,8 +94,8 @@ def test_a_config_of_its_own_scales_from_the_trained_length(backend: str, case: 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_is_remembered(backend: str, case: Case) -> None:
-    """After a longer batch, every length gives the very numbers of a fresh model."""
+def test_no_state_between_batches(backend: str, case: Case) -> None:
+    """After a longer batch, every length gives exactly the values of a fresh model."""
     folder = build(case, head_dim=16)
     used = ours(folder, backend, rotary_scaling_factor=2)
     longest = hidden_states(used, batch_of(case, folder, 3000))
@@ -108,7 +108,7 @@ def test_nothing_is_remembered(backend: str, case: Case) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_packed_texts_each_have_their_own_theta(backend: str, case: Case) -> None:
-    """As `encode` sees them: a text's own length decides, whatever stands beside it."""
+    """As in `encode`: a text's own length decides, whatever else is in the batch."""
     folder = build(case, head_dim=16)
     model = ours(folder, backend, rotary_scaling_factor=2)
     ids = case.batch(folder, lengths=(2600,))["input_ids"][0].tolist()
@@ -121,12 +121,12 @@ def test_packed_texts_each_have_their_own_theta(backend: str, case: Case) -> Non
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_positions_decide_where_they_are_given(backend: str, case: Case) -> None:
+def test_given_positions_decide_the_scaling(backend: str, case: Case) -> None:
     """A short row whose positions reach beyond the trained length is scaled by the largest.
 
     transformers computes theta in float32 from a tensor of the length, the oracle and the remote
-    code in float64: at some lengths that alone moves hidden states by 4e-4. 3072 is 1.5 times the
-    trained length, a number that float32 holds.
+    code in float64. At some lengths this alone changes hidden states by 4e-4. 3072 is 1.5 times
+    the trained length, a factor that float32 represents exactly.
     """
     folder = build(case)
     batch = case.batch(folder, lengths=(30, 30))

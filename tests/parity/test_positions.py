@@ -1,7 +1,7 @@
-"""Where a token stands: padding on either side, masks with holes, position ids, token types.
+"""Positions: padding on either side, masks with holes, position ids, token types.
 
-Each against transformers for one rotary and one learned-position row, and against the oracle for
-the row with experts, which transformers lacks.
+Each against transformers for one variant with rotary and one with learned positions, and against
+the oracle for the variant with experts, which transformers does not support.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def left(case: Case, folder: Path) -> Batch:
 
 
 def holes(case: Case, folder: Path) -> Batch:
-    """Zeros anywhere, first and last column included; every text keeps a token."""
+    """A mask with zeros anywhere, first and last column included; every text keeps a token."""
     batch = case.batch(folder)
     mask = (torch.rand(batch["attention_mask"].shape) < 0.6).long()
     mask[:, 7] = 1
@@ -72,7 +72,7 @@ def no_types(case: Case, folder: Path) -> Batch:
 
 
 def embedded(case: Case, folder: Path) -> Batch:
-    """Word vectors instead of ids."""
+    """Word embeddings instead of ids."""
     batch = case.batch(folder, side="left")
     words = 0.05 * torch.randn(*batch["input_ids"].shape, read_tensors(folder)[WORDS].shape[1])
     return batch | {"input_ids": None, "inputs_embeds": words}
@@ -107,7 +107,7 @@ def test_inputs_equal_the_reference(
     wanted = truth(case, variant, batch)
     rows = ... if variant not in ORACLE_ONLY else (slice(None), clear_tokens(folder, batch))
     mask = batch["attention_mask"]
-    if batch.get("inputs_embeds") is not None:  # padding must not be looked at
+    if batch.get("inputs_embeds") is not None:  # padding must not be read
         batch["inputs_embeds"][mask == 0] = torch.nan
     for backend in BACKENDS:
         mine = hidden_states(ours(folder, backend), batch)
@@ -117,8 +117,8 @@ def test_inputs_equal_the_reference(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "bge-en"])
-def test_a_row_of_padding_alone_is_zero(variant: str, backend: str, case: Case) -> None:
-    """And leaves the others as they are; a batch of nothing else works too."""
+def test_row_of_padding_only_is_zero(variant: str, backend: str, case: Case) -> None:
+    """It does not affect other rows; a batch of such rows only works too."""
     folder = case.build(variant)
     model = ours(folder, backend)
     batch = case.batch(folder)
@@ -137,7 +137,7 @@ def test_a_row_of_padding_alone_is_zero(variant: str, backend: str, case: Case) 
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32, torch.float16])
-def test_the_mask_may_have_any_dtype(dtype: torch.dtype, case: Case) -> None:
+def test_mask_dtypes(dtype: torch.dtype, case: Case) -> None:
     folder = case.build("nomic-v1.5")
     model, batch = ours(folder, "torch"), case.batch(folder)
     wanted = hidden_states(model, batch)
@@ -146,7 +146,7 @@ def test_the_mask_may_have_any_dtype(dtype: torch.dtype, case: Case) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_mask_of_ones_is_no_mask(backend: str, case: Case) -> None:
+def test_mask_of_ones_equals_no_mask(backend: str, case: Case) -> None:
     folder = case.build("bge-en")
     model, batch = ours(folder, backend), case.batch(folder, lengths=(9, 9))
     wanted = hidden_states(model, batch)
@@ -157,7 +157,7 @@ def test_a_mask_of_ones_is_no_mask(backend: str, case: Case) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "bge-en"])
 def test_padding_does_not_matter(variant: str, backend: str, case: Case) -> None:
-    """Texts alone, padded right and padded left to any width: rotary angles are relative."""
+    """Texts alone, padded right, padded left, to any width: rotary angles are relative."""
     folder = case.build(variant)
     model = ours(folder, backend)
     batch = case.batch(folder, side="left")
@@ -165,7 +165,7 @@ def test_padding_does_not_matter(variant: str, backend: str, case: Case) -> None
     starts = (batch["attention_mask"] == 0).sum(1).tolist()
     for row, start in enumerate(starts):
         text = {name: value[row : row + 1, start:] for name, value in batch.items()}
-        # learned positions count columns, so a text alone is given the columns that it had
+        # learned positions count columns, so a text alone gets the position ids of its columns
         if variant == "bge-en":
             text["position_ids"] = torch.arange(start, start + text["input_ids"].shape[1])
         held("hidden states", hidden_states(model, text)[:, 0], padded[:, row, start:], HIDDEN)

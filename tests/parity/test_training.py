@@ -1,4 +1,4 @@
-"""Fine-tuning beside transformers, step by step: the same loss from the same weights and pairs.
+"""Fine-tuning compared with transformers: the same loss in each step, from the same weights.
 
 Real weights, InfoNCE over the answers of a batch at three Matryoshka widths, AdamW, dropout 0.
 """
@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 STEPS, PAIRS, TOKENS = 20, 4, 16
-RATE = 1e-4  # the loss falls by a half: an optimizer that did nothing would be far off
+RATE = 1e-4  # the loss falls by half, so an optimizer without effect would be detected
 LOSS = 1e-3  # of each step, relative
 WIDTHS = (384, 192, 96)
 Embed = Callable[[list[str]], Tensor]
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def batches() -> list[list[tuple[str, str]]]:
-    """Names and docstrings of the standard library; the batches come round, so the loss falls."""
+    """Names and docstrings of the standard library; batches repeat, so the loss falls."""
     passages = read_passages(limit=3 * PAIRS)
     pairs = [(p.name.replace(".", " ").replace("_", " "), p.summary) for p in passages]
     return [pairs[i * PAIRS :][:PAIRS] for i in range(3)]
@@ -112,7 +112,7 @@ def truth(folder: Path, batches: list[list[tuple[str, str]]]) -> Tensor:
     return losses_of(model, embed, batches)
 
 
-def test_the_loss_falls(truth: Tensor) -> None:
+def test_loss_decreases(truth: Tensor) -> None:
     assert truth[-3:].mean() < 0.5 * truth[:3].mean()
 
 
@@ -124,10 +124,10 @@ def test_training_tracks_transformers(
     held("loss of each step, relative", found / truth, torch.ones(STEPS), LOSS)
 
 
-def test_a_fault_would_show(
+def test_training_fault_is_detected(
     folder: Path, batches: list[list[tuple[str, str]]], truth: Tensor
 ) -> None:
-    """One layer whose parameters do not learn."""
+    """The fault: one layer with frozen parameters."""
     model, embed = ours(folder, "torch")
     model.layers[2].requires_grad_(False)
     found = losses_of(model, embed, batches)

@@ -1,4 +1,4 @@
-"""Every row of the variant matrix: all hidden states against transformers or the oracle."""
+"""Every variant: all hidden states against transformers or the oracle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.parity.support import (
 )
 from tests.support.checkpoints import VARIANTS, read_config, read_tensors
 
-# What transformers cannot load or would read otherwise: (row, changes of its config)
+# Variants that transformers cannot load or misreads: (variant, changes of its config)
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     "partial-rotary": ("nomic-v1.5", {"rotary_emb_fraction": 0.5}),
     "interleaved": ("nomic-v1.5", {"rotary_emb_interleaved": True}),
@@ -48,7 +48,7 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def test_all_rows_are_here() -> None:
+def test_all_variants_are_covered() -> None:
     assert {*NATIVE, *ORACLE_ONLY} == {*VARIANTS}
     assert len(VARIANTS) == 17
 
@@ -67,7 +67,7 @@ def test_rows_equal_transformers(variant: str, case: Case) -> None:
 
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "bge-en", "arctic-m-long"])
 def test_triton_equals_transformers(variant: str, case: Case) -> None:
-    """In the interpreter, where there is no GPU: few and short texts."""
+    """A few short texts, because without a GPU it runs in the interpreter."""
     folder = case.build(variant)
     batch = case.batch(folder, lengths=(5, 17, 1))
     truth = masked(hidden_states(theirs(case.build_native(variant)), batch), batch)
@@ -87,13 +87,15 @@ def test_key_families_equal_transformers(dialect: str, backend: str, case: Case)
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", SPECIAL)
-def test_what_transformers_lacks_equals_the_oracle(name: str, backend: str, case: Case) -> None:
+def test_variants_without_transformers_equal_the_oracle(
+    name: str, backend: str, case: Case
+) -> None:
     variant, changes = SPECIAL[name]
     folder = case.build(variant, **changes)
     batch = case.batch(folder)
     mine = hidden_states(ours(folder, backend), batch)
     held("hidden states", mine, oracle_states(folder, batch), HIDDEN)
-    # the change is one: with the row's own settings the same weights would give something else
+    # the change has an effect: with the variant's own settings the results differ
     if "rotary_emb_fraction" in changes or "rotary_emb_interleaved" in changes:
         plain = hidden_states(ours(case.build(variant), backend), batch)
         assert difference(mine, plain) > 10 * HIDDEN
@@ -112,7 +114,7 @@ def test_prefixed_row_equals_the_oracle(backend: str, case: Case) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("top_k", [1, 2, 8])
 def test_experts_equal_the_oracle(top_k: int, backend: str, case: Case) -> None:
-    """The tokens whose routing is not a matter of rounding; all of them if all are chosen."""
+    """Only tokens with stable routing; all tokens if all experts are selected."""
     folder = case.build("nomic-v2-moe", moe_top_k=top_k)
     batch = case.batch(folder)
     truth, mine = oracle_states(folder, batch), hidden_states(ours(folder, backend), batch)
@@ -126,7 +128,7 @@ def test_experts_equal_the_oracle(top_k: int, backend: str, case: Case) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_stored_half_precision_equals_transformers(dtype: torch.dtype, case: Case) -> None:
-    """16-bit files computed in float32: the same rounded weights on both sides."""
+    """16-bit files computed in float32, with the same rounded weights on both sides."""
     for variant in ("nomic-v1.5", "gte"):
         folder = case.build_native(variant, on_disk_dtype=dtype)
         batch = case.batch(folder)

@@ -1,4 +1,4 @@
-"""Freed memory: what one batch has freed, the next takes again."""
+"""Freed memory is kept by glibc and reused by the next batch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 class Malloc:
-    """Stands in for the C library."""
+    """Replaces the C library."""
 
     def __init__(self, *accepted: int) -> None:
         self.accepted, self.calls = accepted, []  # type: ignore[var-annotated]
@@ -55,7 +55,7 @@ def afresh() -> None:
 
 
 def faults(**environment: str) -> int:
-    """Pages that a process fetches for memory that it has had before."""
+    """Page faults of a process for memory that it has used before."""
     path = os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))
     own = (allocator.SWITCH, *allocator.OWN, "LD_PRELOAD")
     bare = {name: value for name, value in os.environ.items() if name not in own}
@@ -73,16 +73,16 @@ def faults(**environment: str) -> int:
     not sys.platform.startswith("linux") or not os.confstr("CS_GNU_LIBC_VERSION"),
     reason="needs glibc",
 )
-def test_no_page_is_fetched_twice() -> None:
+def test_freed_pages_are_reused() -> None:
     page = resource.getpagesize()
     taken = 3 * (4 + 16) * (4 << 20) // page
     assert faults() < 0.05 * taken
-    # the switch: each piece is handed back and fetched again
+    # disabled: each piece is returned and faulted in again
     assert faults(NOMICBERT_KEEP_MEMORY="0") > 0.5 * taken
 
 
 @pytest.mark.parametrize(
-    ("accepted", "told"),
+    ("accepted", "succeeds"),
     [
         ((allocator.KEPT, *allocator.PIECES), True),
         ((allocator.KEPT, allocator.PIECES[1]), True),  # an older glibc
@@ -91,29 +91,29 @@ def test_no_page_is_fetched_twice() -> None:
         ((), False),
     ],
 )
-def test_what_glibc_answers(
-    accepted: tuple[int, ...], told: bool, monkeypatch: pytest.MonkeyPatch
+def test_fallback_to_the_smaller_threshold(
+    accepted: tuple[int, ...], succeeds: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = Malloc(*accepted)
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: library)
-    assert allocator.tell_glibc() is told
-    assert allocator.tell_glibc() is told
+    assert allocator.tell_glibc() is succeeds
+    assert allocator.tell_glibc() is succeeds
     asked = [
         (allocator.M_TRIM_THRESHOLD, allocator.KEPT),
         (allocator.M_MMAP_THRESHOLD, allocator.PIECES[0]),
     ]
     assert library.calls[:2] == asked
-    # the smaller size is asked for where the larger is refused, and all of it once
+    # the smaller size is tried if the larger is rejected, and everything happens once
     assert len(library.calls) == (2 if allocator.PIECES[0] in accepted else 3)
 
 
-def test_no_such_function(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
     assert allocator.tell_glibc() is False
 
 
 @pytest.mark.parametrize(("device", "switch"), [("meta", "1"), ("cpu", "0")])
-def test_left_alone(device: str, switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_is_skipped(device: str, switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     library = Malloc()
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: library)
     monkeypatch.setenv("NOMICBERT_KEEP_MEMORY", switch)
@@ -124,7 +124,7 @@ def test_left_alone(device: str, switch: str, monkeypatch: pytest.MonkeyPatch) -
     assert library.calls
 
 
-def test_who_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_batch_applies_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.device] = []
     monkeypatch.setattr("nomicbert.runtime.stream.keep_freed_memory", asked.append)
     embedder = Embedder(build_checkpoint(tmp_path / "minilm", "minilm", num_hidden_layers=1))

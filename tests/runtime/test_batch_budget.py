@@ -1,4 +1,4 @@
-"""runtime.batch_budget: batches that fill a GPU evenly, and fit into its memory."""
+"""runtime.batch_budget: batches with full waves on a GPU that fit into its memory."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ BERT_LARGE = ((3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096))
         (BERT_LARGE, (128, 256), 16896),
     ],
 )
-def test_waves_are_full(
+def test_even_tokens_fill_waves(
     products: tuple[tuple[int, int], ...], tile: tuple[int, int], wanted: int
 ) -> None:
     assert even_tokens(products, H200, tile, MOST) == wanted
     assert fill(wanted, products, H200, tile) == 1.0
-    # less memory: the next one below
+    # less memory: the next smaller size
     below = even_tokens(products, H200, tile, wanted - 1)
     assert below < wanted
     assert fill(below, products, H200, tile) > 0.99
@@ -41,7 +41,7 @@ def test_waves_are_full(
 def test_fill_by_hand() -> None:
     # 64 x 6 tiles on 132 processors are 3 waves, 396 places
     assert fill(8192, ((768, 768),), H200, (128, 128)) == pytest.approx(384 / 396)
-    # a tile of which half the rows are there
+    # a tile with half of its rows used
     assert fill(64, ((128, 8),), 1, (128, 128)) == 0.5
 
 
@@ -72,7 +72,7 @@ def test_gpu(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A batch takes a quarter of the memory at most; what it takes is said."""
+    """A batch takes at most a quarter of the memory; the amount is logged."""
     model: Any = SimpleNamespace(
         device=torch.device("cuda"),
         compute_dtype=torch.bfloat16,

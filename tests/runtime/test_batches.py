@@ -1,4 +1,4 @@
-"""runtime.batches: many texts in batches of like length, within a budget of tokens."""
+"""runtime.batches: batches of similar length within a budget of tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LENGTHS = st.lists(st.integers(0, 40), max_size=40)
 def test_batches(lengths: list[int], budget: int, size: int | None) -> None:
     batches = list(token_batches(lengths, budget, size))
     flat = [index for batch in batches for index in batch]
-    # every text once, longest first, texts of one length in their own order
+    # every text once, longest first, texts of equal length in input order
     assert flat == [i for _, i in sorted((-length, i) for i, length in enumerate(lengths))]
     for batch in batches:
         assert batch
@@ -45,21 +45,21 @@ def test_windows(lengths: list[int], most: int, budget: int, useful: int | None)
     texts = ["x" * length for length in lengths]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "WINDOW_TEXTS", most)
-        patch.setattr(batches, "WINDOW_LETTERS", budget)
+        patch.setattr(batches, "WINDOW_CHARACTERS", budget)
         windows = list(text_windows(texts, useful))
     assert [text for window in windows for text in window] == texts
 
-    def letters(window: list[str]) -> int:
+    def characters(window: list[str]) -> int:
         return sum(len(text) if useful is None else min(len(text), useful) for text in window)
 
     for window in windows:
         assert 1 <= len(window) <= most
-        assert letters(window[:-1]) < budget
+        assert characters(window[:-1]) < budget
     for window in windows[:-1]:  # none is closed before it is full
-        assert len(window) == most or letters(window) >= budget
+        assert len(window) == most or characters(window) >= budget
 
 
-def test_what_can_be_read_in_order() -> None:
+def test_as_iterator() -> None:
     assert list(as_iterator(("a", "b"))) == ["a", "b"]
     texts = iter("ab")
     assert as_iterator(texts) is texts
@@ -69,7 +69,7 @@ def test_what_can_be_read_in_order() -> None:
 
 
 @given(st.lists(st.text("a北😀\ud800\udfff", max_size=3), max_size=4))
-def test_texts_that_can_be_written_pass(texts: list[str]) -> None:
+def test_valid_unicode_passes(texts: list[str]) -> None:
     flawed = [i for i, text in enumerate(texts) if any("\ud800" <= c <= "\udfff" for c in text)]
     if not flawed:
         assert list(checked(texts)) == texts
@@ -78,18 +78,18 @@ def test_texts_that_can_be_written_pass(texts: list[str]) -> None:
         list(checked(texts))
     assert caught.value.index == flawed[0]
     place = next(i for i, c in enumerate(texts[flawed[0]]) if "\ud800" <= c <= "\udfff")
-    assert str(caught.value).endswith(f"at letter {place}")
+    assert str(caught.value).endswith(f"at character {place}")
 
 
 @pytest.mark.parametrize("wrong", [None, 3, b"a", ["a"], {"a": 1}, float("nan")])
-def test_what_is_no_text(wrong: Any) -> None:
+def test_invalid_inputs(wrong: Any) -> None:
     texts = checked(["a", "b", wrong])
     assert [next(texts), next(texts)] == ["a", "b"]
     with pytest.raises(TypeError, match=f"^input 2 must be a str, not {type(wrong).__name__}: "):
         next(texts)
 
 
-def test_long_texts_of_which_little_counts_do_not_fill_memory(
+def test_windows_limit_held_characters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(batches, "WINDOW_HELD", 1000)

@@ -1,7 +1,7 @@
-"""truncate="chunk" and "error": what becomes of texts beyond the limit.
+"""truncate="chunk" and "error": treatment of texts beyond the limit.
 
-The definition of a text in windows is written out here: each window alone through the model, the
-sum over the tokens of all of them, divided by their number, then what stands behind pooling.
+The tests implement the definition of a text's vector in chunk mode: run each window alone, take the
+mean over the tokens of all windows, then apply the steps after pooling.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _written_out(
     normed: bool = False,
     unit: bool = False,
 ) -> np.ndarray:
-    """The vector of one text by the definition, in double precision behind the encoder."""
+    """The vector of one text by the definition, in float64 after the encoder."""
     windows = _windows(embedder, text, prompt, limit)
     with torch.no_grad():
         states = [embedder.model(torch.tensor([ids])).last_hidden_state[0] for ids in windows]
@@ -108,7 +108,7 @@ def _written_out(
         ("nomic-v2-moe", {"matryoshka_dim": 24}, {"dim": 24, "unit": True}),
     ],
 )
-def test_by_its_definition(
+def test_chunk_equals_its_definition(
     variant: str,
     keywords: dict[str, Any],
     recipe: dict[str, Any],
@@ -132,7 +132,7 @@ def test_by_its_definition(
 
 @pytest.mark.parametrize("variant", ["minilm", "conan-v1", "nomic-v1.5", "nomic-v2-moe", "gte"])
 @pytest.mark.parametrize("keywords", [{}, {"matryoshka_dim": 24}, {"truncate_dim": 24}])
-def test_a_text_that_fits_keeps_its_bits(
+def test_text_that_fits_is_bit_identical(
     variant: str, keywords: dict[str, Any], load: Callable[[str], tuple[Path, Embedder]]
 ) -> None:
     _, embedder = load(variant)
@@ -142,7 +142,7 @@ def test_a_text_that_fits_keeps_its_bits(
     assert same(chunks, plain)
 
 
-def test_a_vector_does_not_depend_on_its_neighbours(minilm: Embedder) -> None:
+def test_vector_does_not_depend_on_the_batch(minilm: Embedder) -> None:
     def encode(texts: list[str], **keywords: Any) -> np.ndarray:
         return minilm.encode(texts, truncate="chunk", max_length=LIMIT, **keywords)
 
@@ -153,10 +153,8 @@ def test_a_vector_does_not_depend_on_its_neighbours(minilm: Embedder) -> None:
     assert same(encode(TEXTS, batch_size=1), alone)
 
 
-def test_windows_of_texts_are_read_by_their_whole_length(
-    minilm: Embedder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every letter of a text becomes a token here, so every letter fills the memory."""
+def test_windows_count_all_characters(minilm: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunk mode all characters are tokenised, so all of them count."""
     seen: list[int] = []
     encode_windows = minilm.tokenizer.encode_windows
 
@@ -165,23 +163,23 @@ def test_windows_of_texts_are_read_by_their_whole_length(
         return encode_windows(texts, prompt, max_length)
 
     monkeypatch.setattr(minilm.tokenizer, "encode_windows", spy)
-    monkeypatch.setattr(batches, "WINDOW_LETTERS", 1000)
+    monkeypatch.setattr(batches, "WINDOW_CHARACTERS", 1000)
     minilm.encode(["fox " * 250] * 3, truncate="chunk", max_length=LIMIT)
     assert seen == [1, 1, 1]
 
 
-def test_a_prompt_that_fills_the_window(minilm: Embedder) -> None:
+def test_prompt_that_fills_the_window(minilm: Embedder) -> None:
     prompt = "fox " * (LIMIT - 3)
     keywords: dict[str, Any] = {"truncate": "chunk", "max_length": LIMIT}
-    for text in ("", "dog", "dog " * 40):  # a token of the text finds room in each
+    for text in ("", "dog", "dog " * 40):  # each window has room for one token of the text
         assert np.isfinite(minilm.encode(text, prompt=prompt, **keywords)).all()
     for text in ("", "dog", "dog " * 40):
         with pytest.raises(ValueError, match=r"'fox .*' alone fills windows of 16 tokens"):
             minilm.encode(text, prompt=prompt + "fox ", **keywords)
 
 
-def test_a_prompt_that_runs_into_the_text(minilm: Embedder) -> None:
-    """Their common word is the text's: only what is the prompt's alone stands in each window."""
+def test_prompt_that_merges_with_the_text(minilm: Embedder) -> None:
+    """The common token belongs to the text: windows repeat only tokens of the prompt alone."""
     ids = minilm.tokenizer.rust.encode
     assert len(ids("jump", add_special_tokens=False).ids) == 1
     (windows,) = minilm.tokenizer.encode_windows(["mp " + "fox " * 6], "the ju", 8)
@@ -200,8 +198,8 @@ def test_no_special_tokens() -> None:
     assert [len(window) for window in long] == [3, 3]
 
 
-def test_a_text_without_tokens_is_zeros(tmp_path: Path) -> None:
-    """As it is elsewhere, whatever the bias of a Dense layer says."""
+def test_text_without_tokens_gives_zeros(tmp_path: Path) -> None:
+    """As without chunks, even if a Dense layer has a bias."""
     build_checkpoint(tmp_path, "conan-v1", num_hidden_layers=1)
     path = tmp_path / "tokenizer.json"
     raw = json.loads(path.read_text("utf-8"))
@@ -215,14 +213,14 @@ def test_a_text_without_tokens_is_zeros(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", ["bge-en", "bge-zh"])
-def test_cls_pooling_has_no_sum(variant: str, load: Callable[[str], tuple[Path, Embedder]]) -> None:
+def test_cls_pooling_is_refused(variant: str, load: Callable[[str], tuple[Path, Embedder]]) -> None:
     _, embedder = load(variant)
     for encode in (embedder.encode, embedder.encode_query, embedder.encode_iter):
         with pytest.raises(ValueError, match=r"only mean pooling does: .* pools by cls"):
             encode(["fox"], truncate="chunk")
 
 
-def test_hidden_states_are_not_joined(minilm: Embedder) -> None:
+def test_token_embeddings_are_refused(minilm: Embedder) -> None:
     with pytest.raises(ValueError, match="one vector, not token_embeddings"):
         minilm.encode(["fox"], truncate="chunk", output_value="token_embeddings")
 

@@ -1,8 +1,8 @@
-"""runtime.graphs on a CPU: buckets filled up are exact, and no graph outlives what it reads.
+"""runtime.graphs on a CPU: padded buckets are exact, and stale graphs are discarded.
 
-The kernels are interpreted, and in place of a recorded graph the same work is done again on the
-same buffers: what a graph would read and write is what is read and written here. What only a GPU
-can show is in tests/gpu/test_graphs.py.
+The kernels run in Triton's interpreter. Instead of replaying a graph, the same work is repeated on
+the same buffers, so it reads and writes the same memory as a graph would. Tests that need a GPU are
+in tests/gpu/test_graphs.py.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VARIANTS = ("nomic-v1.5", "conan-v1", "bge-en", "nomic-v2-moe")
 
 
 class Again:
-    """Does the work again where a GPU would replay it; counts both."""
+    """Repeats the work instead of replaying a graph, and counts recordings and replays."""
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
@@ -58,7 +58,7 @@ class Again:
 
 @pytest.fixture(autouse=True)
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU too, and with small buckets."""
+    """Enable graphs on a CPU, with small buckets."""
     monkeypatch.setattr(graphs, "records", lambda model: True)
     monkeypatch.setattr(graphs, "DEVICES", ("cpu",))
     monkeypatch.setattr(graphs, "BUCKETS", (16, 64))
@@ -83,8 +83,8 @@ def eager(embedder: Embedder, texts: Sequence[Sequence[int]], finish: Finish) ->
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
-def test_bits_are_those_without(variant: str, tmp_path: Path) -> None:
-    """Whatever the batch before it has left in the buffers."""
+def test_bits_equal_those_without_graphs(variant: str, tmp_path: Path) -> None:
+    """Also after other batches have used the buffers."""
     embedder, run, again = load(tmp_path, variant)
     mixtures = [(9, 2), (5,), (40, 4, 4, 1), (33, 20), (9, 7), (1,)]
     finishes = (Finish(), Finish(matryoshka_dim=8))[: 2 if variant == "nomic-v1.5" else 1]
@@ -93,15 +93,15 @@ def test_bits_are_those_without(variant: str, tmp_path: Path) -> None:
             texts = texts_of(*lengths)
             found = run(embedder.embedding_model, texts, finish)
             assert torch.equal(found, eager(embedder, texts, finish)), (lengths, finish)
-    # of both buckets, for each form
+    # both buckets, for each form
     assert again.recorded == 2 * len(finishes)
     assert again.replayed == len(mixtures) * len(finishes)
 
 
 @settings(max_examples=60)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=80), st.sampled_from([16, 32, 64, 128]))
-def test_tables_always_have_room(lengths: list[int], rows: int) -> None:
-    """For texts whose lengths fall, with and without those that fill up."""
+def test_tile_tables_fit(lengths: list[int], rows: int) -> None:
+    """For descending lengths, with and without fillers."""
     falling = sorted(lengths, reverse=True)
     for least in (0, 1):
         tokens = sum(lengths) + rows
@@ -118,7 +118,7 @@ def test_tables_always_have_room(lengths: list[int], rows: int) -> None:
 
 @given(st.lists(st.integers(1, 70), max_size=9), st.sampled_from([16, 64]), st.sampled_from([0, 1]))
 def test_layout(lengths: list[int], tile: int, least: int) -> None:
-    """Every token of the bucket is some text's, and those that are asked for come first."""
+    """All tokens of the bucket belong to a text, and the real texts come first."""
     key = Key(64, tile, least, Finish())
     lengths.sort(reverse=True)
     while not key.holds(sum(lengths), len(lengths)):
@@ -140,8 +140,8 @@ def test_layout(lengths: list[int], tile: int, least: int) -> None:
     assert sorted(covered) == list(range(key.tokens))
 
 
-def test_what_a_bucket_holds() -> None:
-    """By hand: 8 texts of 64 tokens and 1 that fills up, which has a token or may be empty."""
+def test_key_holds() -> None:
+    """By hand: 8 texts in 64 tokens and 1 filler, which has at least `least` tokens."""
     one, none = (Key(64, 64, least, Finish()) for least in (1, 0))
     assert one.texts == none.texts == 9
     assert one.holds(56, 1)
@@ -166,7 +166,7 @@ def test_what_a_bucket_holds() -> None:
 def test_buckets_of_a_model(
     hidden: int, inner: int, act: str, largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that a GPU is done with before the host has launched their kernels one by one."""
+    """Only sizes whose launches would take longer than their kernels."""
     monkeypatch.undo()
     config = SimpleNamespace(hidden_size=hidden, intermediate_size=inner, hidden_act=act)
     found = graphs.buckets(config)  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ def test_buckets_of_a_model(
 
 
 @torch.inference_mode()
-def test_what_no_bucket_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_without_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "BUCKETS", (16,))
     embedder, run, again = load(tmp_path, "nomic-v1.5")
     for lengths in ((), (17,), (3, 0), (1, 1, 1), (11, 6), (2, 9)):
@@ -187,8 +187,8 @@ def test_what_no_bucket_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @torch.inference_mode()
-def test_angles_of_its_own(tmp_path: Path) -> None:
-    """A text beyond the trained length has other angles than a graph knows."""
+def test_scaled_rotary_angles_run_without_a_graph(tmp_path: Path) -> None:
+    """A text beyond the trained length needs other angles than those in a graph."""
     build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=1, max_trained_positions=20)
     embedder = Embedder(tmp_path, backend="triton", rotary_scaling_factor=2)
     run, again = Graphs(), Again()
@@ -203,7 +203,7 @@ def test_angles_of_its_own(tmp_path: Path) -> None:
 
 @torch.inference_mode()
 def test_fewer_positions_than_a_tile_has_tokens(tmp_path: Path) -> None:
-    """What fills a bucket up would have positions that the checkpoint has not."""
+    """Fillers would have positions that the checkpoint does not have."""
     build_checkpoint(tmp_path, "conan-v1", num_hidden_layers=1, max_position_embeddings=12)
     embedder = Embedder(tmp_path, backend="triton")
     run, again = Graphs(), Again()
@@ -256,24 +256,24 @@ def test_parameters_that_change(change: str, tmp_path: Path) -> None:
         found = run(embedder.embedding_model, texts, Finish())
         assert torch.equal(found, eager(embedder, texts, Finish()))
     assert not torch.equal(found, before)
-    # what is read in place needs no new graph
+    # parameters that are read in place need no new graph
     assert again.recorded == (1 if change == "in place" else 2)
 
 
 @torch.inference_mode()
-def test_how_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_of_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder, run, again = load(tmp_path, "nomic-v1.5")
     monkeypatch.setattr(graphs, "MOST", 2)
     for dim in (1, 2, 1, 3, 3):
         run(embedder.embedding_model, texts_of(3), Finish(truncate_dim=dim))
-    # they share memory, so both go when there is no room for a third
+    # graphs share memory, so both are discarded when a third exceeds the limit
     assert [key.finish.truncate_dim for key in run._kept] == [3]
     assert again.recorded == 3
 
 
 @torch.inference_mode()
-def test_leaving_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was recorded is given back with the first batch elsewhere."""
+def test_graphs_are_freed_off_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are freed with the first batch on another device."""
     embedder, run, _ = load(tmp_path, "nomic-v1.5")
     run(embedder.embedding_model, texts_of(3), Finish())
     assert run._kept
@@ -293,7 +293,7 @@ OUT_OF_MEMORY = (
 def test_no_memory_for_a_graph(
     error: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The batch is launched as it is, and none as large is tried again; smaller ones are."""
+    """The batch and later ones of its size run without a graph; smaller ones use graphs."""
     embedder, run, again = load(tmp_path, "nomic-v1.5")
     few, many = texts_of(3), texts_of(20)
     wanted = {len(texts[0]): eager(embedder, texts, Finish()) for texts in (few, many)}
@@ -319,7 +319,7 @@ def test_no_memory_for_a_graph(
 
 
 @torch.inference_mode()
-def test_other_errors_are_the_caller_s(tmp_path: Path) -> None:
+def test_other_errors_are_raised(tmp_path: Path) -> None:
     embedder, run, _ = load(tmp_path, "nomic-v1.5")
     run(embedder.embedding_model, texts_of(3), Finish())
 
@@ -346,8 +346,8 @@ def test_through_encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @torch.inference_mode()
-def test_a_cpu_goes_past_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what a model has left behind on its GPU is given back with the next call."""
+def test_no_graphs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs left from a GPU are freed with the next call."""
     embedder, run, _ = load(tmp_path, "nomic-v1.5")
     monkeypatch.setattr(embedder, "graphs", run)
     wanted = embedder.encode("the river", prompt="")
@@ -363,12 +363,12 @@ def test_a_cpu_goes_past_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_two_threads(tmp_path: Path) -> None:
-    """The buffers serve one at a time: both get their own."""
+    """The buffers hold one batch at a time: both threads get their own vectors."""
     embedder, run, again = load(tmp_path, "nomic-v1.5")
     batches = {name: texts_of(*lengths) for name, lengths in (("a", (5, 2)), ("b", (9, 1)))}
     with torch.inference_mode():
         wanted = {name: eager(embedder, texts, Finish()) for name, texts in batches.items()}
-        # triton's interpreter is not for two threads: what is recorded runs under a lock
+        # triton's interpreter is not thread-safe: recorded work runs under a lock
         run(embedder.embedding_model, batches["a"], Finish())
     wrong: list[str] = []
 
@@ -388,7 +388,7 @@ def test_two_threads(tmp_path: Path) -> None:
     assert again.recorded == 1
 
 
-def test_where_graphs_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conditions_for_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that draws dropout is not recorded: its draws would be replayed."""
     monkeypatch.undo()
     ops = SimpleNamespace(name="triton")
@@ -406,7 +406,7 @@ def test_where_graphs_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not graphs.records(SimpleNamespace(**fine))  # type: ignore[arg-type]
 
 
-def test_copies_record_their_own() -> None:
+def test_copies_do_not_share_graphs() -> None:
     run = Graphs()
     run._made_for = ("triton",)
     for other in (copy.deepcopy(run), pickle.loads(pickle.dumps(run))):
@@ -414,8 +414,8 @@ def test_copies_record_their_own() -> None:
         assert other._made_for == ()
 
 
-def test_tiles_of_a_bucket_are_those_of_its_texts(tmp_path: Path) -> None:
-    """Long texts take other tiles: another graph."""
+def test_tile_of_a_bucket_depends_on_its_texts(tmp_path: Path) -> None:
+    """Long texts have other tiles, so another graph."""
     embedder, run, _ = load(tmp_path, "nomic-v1.5")
     model = embedder.model
     size, dtype, device = model.config.head_dim, model.compute_dtype, model.device
@@ -425,7 +425,7 @@ def test_tiles_of_a_bucket_are_those_of_its_texts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "least"), [("mean", 0), ("cls", 1), ("lasttoken", 1)])
-def test_what_fills_up_has_the_tokens_that_are_read(mode: str, least: int, tmp_path: Path) -> None:
+def test_fillers_have_the_tokens_that_pooling_reads(mode: str, least: int, tmp_path: Path) -> None:
     embedder, run, _ = load(tmp_path, "nomic-v1.5")
     embedder.pooling.mode = mode  # type: ignore[assignment]
     key = run._key(embedder.embedding_model, texts_of(5), Finish())

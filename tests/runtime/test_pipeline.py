@@ -1,4 +1,4 @@
-"""runtime.pipeline: what overlaps gives the same results and errors, in the same order."""
+"""runtime.pipeline: overlapping stages give the same results and errors, in the same order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEXTS = [*SENTENCES, "", *WORDS[:9], "the river is long " * 12]
 
 
 def logged(log: list[str]) -> Callable[[str], Callable[[], str]]:
-    """Begins and ends items, and writes down when."""
+    """Begins and ends items, and records the order."""
 
     def begin(item: str) -> Callable[[], str]:
         log.append(f"begin {item}")
@@ -59,7 +59,7 @@ def test_order() -> None:
 
 
 class Broken(Exception):
-    """Of the caller's own."""
+    """An error class of the caller."""
 
 
 def failing_input() -> Iterator[str]:
@@ -67,8 +67,8 @@ def failing_input() -> Iterator[str]:
     raise Broken
 
 
-def test_an_end_that_is_none() -> None:
-    """StopIteration out of the work is an error, not the end of the items."""
+def test_stop_iteration_inside_the_work() -> None:
+    """StopIteration raised by the work is an error, not the end of the items."""
 
     def begin(item: str) -> Callable[[], str]:
         if item == "b":
@@ -80,7 +80,7 @@ def test_an_end_that_is_none() -> None:
 
 
 @pytest.mark.parametrize("where", ["input", "begin", "end"])
-def test_errors_come_after_what_stands_before(where: str) -> None:
+def test_errors_follow_earlier_results(where: str) -> None:
     def begin(item: str) -> Callable[[], str]:
         if where == "begin" and item == "c":
             raise Broken
@@ -98,7 +98,7 @@ def test_errors_come_after_what_stands_before(where: str) -> None:
     assert found == ["a", "b"]
 
 
-def test_rows_of_the_host_stay() -> None:
+def test_host_rows_are_not_copied() -> None:
     rows = torch.rand(2, 3)
     assert landing(rows)() is rows
 
@@ -110,7 +110,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
 
 @pytest.fixture
 def overlapping(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, with windows of four texts."""
+    """Overlap as on a GPU, with windows of four texts."""
     monkeypatch.setattr(stream, "overlaps", lambda device: True)
     monkeypatch.setattr(batches, "WINDOW_TEXTS", 4)
 
@@ -135,10 +135,10 @@ def test_same_rows(
         assert same(np.asarray(a), np.asarray(b))
 
 
-def test_the_tokenizer_has_a_thread_of_its_own(
+def test_tokenizer_runs_in_its_own_thread(
     embedder: Embedder, overlapping: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It reads the second window while the first is computed: neither can end before the other."""
+    """It reads the second window while the first is computed; each waits for the other here."""
     meeting = threading.Barrier(2, timeout=20)
     names: list[str] = []
     tokenise, encode = Texts.tokenise, Texts.encode
@@ -159,12 +159,12 @@ def test_the_tokenizer_has_a_thread_of_its_own(
     monkeypatch.setattr(Texts, "tokenise", slow_tokenise)
     monkeypatch.setattr(Texts, "encode", slow_encode)
     embedder.encode(TEXTS[:8])
-    # beside the first window nothing is computed yet
+    # nothing overlaps with the first window
     assert sorted(name.startswith("tokenizer") for name in names) == [False, True]
     assert not [t for t in threading.enumerate() if t.name.startswith("tokenizer")]
 
 
-def test_progress_counts_what_is_read_ahead(
+def test_progress_counts_inputs_read_ahead(
     embedder: Embedder, overlapping: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     totals: list[int] = []
@@ -181,7 +181,7 @@ def test_progress_counts_what_is_read_ahead(
 
 
 def test_errors_of_texts(embedder: Embedder, overlapping: None) -> None:
-    """What stands before a bad text comes out first, and the index is the stream's."""
+    """Vectors before an invalid text come out first, and the index is that of the stream."""
     texts = [*TEXTS[:4], "fine", "a lone \ud800", "never read"]
     found: list[Any] = []
     with pytest.raises(TextError, match="input 5 is not valid Unicode"):
@@ -203,9 +203,9 @@ def test_one_warning(embedder: Embedder, overlapping: None) -> None:
 
 
 def test_closed_early(embedder: Embedder, overlapping: None) -> None:
-    """No thread stays behind, and an endless stream is read two windows further than it is used.
+    """No thread is left, and an endless stream is read at most two windows ahead.
 
-    One is tokenised while the kernels of the other run.
+    One window is tokenised while the kernels of the other run.
     """
     read = itertools.count()
     rows = embedder.encode_iter(f"text {next(read)}" for _ in itertools.count())
@@ -217,10 +217,10 @@ def test_closed_early(embedder: Embedder, overlapping: None) -> None:
 
 
 def test_flat_memory(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After 200,000 texts no more is held than after 20,000.
+    """After 200,000 texts no more memory is held than after 20,000.
 
-    How much is held at once hangs on where the tokenizer's thread is just then; the least of many
-    looks does not.
+    Memory at one moment depends on the state of the tokenizer's thread; the minimum of many samples
+    does not.
     """
     monkeypatch.setattr(stream, "overlaps", lambda device: True)
     monkeypatch.setattr(batches, "WINDOW_TEXTS", 1000)
@@ -239,16 +239,16 @@ def test_flat_memory(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> Non
     tracemalloc.stop()
     lengths = [len(ids) for ids in embedder.tokenizer.encode(WORDS, 512)[0]]
     assert tokens == sum(lengths[i % len(WORDS)] for i in range(200_000))
-    # half a byte for each text between
+    # half a byte per additional text
     assert min(held[-40:]) - min(held[:40]) < 90_000
 
 
 class Full:
-    """A model on a GPU that has room for so many tokens."""
+    """A model on a GPU with room for `room` tokens."""
 
     def __init__(self, embedder: Embedder, room: int) -> None:
         self.forward, self.room = embedder.embedding_model.forward, room
-        # of each batch; below 0 those refused
+        # tokens of each batch; negative if refused
         self.tokens: list[int] = []
 
     def __call__(self, batch: PackedBatch, finish: Finish) -> Any:
@@ -273,7 +273,7 @@ def test_out_of_memory(
     assert np.array_equal(found, np.concatenate((wanted, wanted)))
     accepted = [tokens for tokens in full.tokens if tokens > 0]
     assert sum(accepted) == 2 * whole
-    # the second window is cut small from the start
+    # the second window uses small batches from the start
     refused = [-tokens for tokens in full.tokens if tokens < 0]
     assert refused[0] == whole
     assert all(tokens > 0 for tokens in full.tokens[len(full.tokens) // 2 :])
@@ -281,16 +281,16 @@ def test_out_of_memory(
     assert said == refused
 
 
-def test_a_text_that_does_not_fit(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_text_that_does_not_fit(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedder.embedding_model, "forward", Full(embedder, 10))
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
         embedder.encode(TEXTS)
 
 
-def test_a_device_that_is_lost(
+def test_lost_device(
     embedder: Embedder, overlapping: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What had been computed comes out, then torch's own error; nothing waits for ever."""
+    """Computed rows come out, then torch's own error; nothing hangs."""
     forward, calls = embedder.embedding_model.forward, itertools.count()
 
     def lost(*given: Any) -> Any:
@@ -311,7 +311,7 @@ def test_a_device_that_is_lost(
 def test_in_the_callers_own_context(
     context: Callable[[], Any], embedder: Embedder, overlapping: None
 ) -> None:
-    """Vectors are the same ones, also in a stream that is taken up elsewhere."""
+    """Vectors are the same, also if a stream is resumed in another context."""
     wanted = embedder.encode(TEXTS)
     rows = embedder.encode_iter(iter(TEXTS))
     with context():
@@ -323,7 +323,7 @@ def test_in_the_callers_own_context(
 
 
 def test_two_threads_on_one_embedder(tmp_path: Path) -> None:
-    """Each call gets its own rows, also of the first calls, which prepare the weights."""
+    """Each call gets its own rows, also in the first calls, which prepare the weights."""
     folder = build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=2)
     lists = [TEXTS, list(reversed(TEXTS)), TEXTS[3:12], WORDS[:30]]
     wanted = [Embedder(folder).encode(texts, prompt="") for texts in lists]

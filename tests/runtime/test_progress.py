@@ -1,4 +1,4 @@
-"""The progress bar: tokens done, how many there will be, and when nothing is shown."""
+"""The progress bar: tokens done, the estimated total, and when no bar is shown."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
 
 @pytest.fixture(autouse=True)
 def windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four texts."""
+    """Windows of four texts."""
     monkeypatch.setattr(batches, "WINDOW_TEXTS", 4)
 
 
 class Bar(tqdm):
-    """A bar that remembers what it was told."""
+    """A bar that records its updates."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self.seen: list[tuple[float, float | None]] = []
@@ -70,7 +70,7 @@ class Terminal(io.StringIO):
 
 
 class Reader:
-    """Texts of a file that knows how many are left; or thinks so."""
+    """Texts with a length hint, which may be wrong."""
 
     def __init__(self, more: int = 0) -> None:
         self.left = len(TEXTS)
@@ -101,12 +101,12 @@ def test_the_total_is_estimated_from_the_texts_read_and_left(
     assert bars.pop().seen == [*zip(read, wanted, strict=True)]
 
 
-def test_no_total_where_nobody_knows(bert: Embedder, bars: list[Bar]) -> None:
+def test_no_total_without_a_length_hint(bert: Embedder, bars: list[Bar]) -> None:
     [*bert.encode_iter((text for text in TEXTS), show_progress_bar=True)]
     assert [total for _, total in bars.pop().seen] == [None] * 3
 
 
-def test_a_hint_may_be_wrong(bert: Embedder, bars: list[Bar]) -> None:
+def test_wrong_length_hint(bert: Embedder, bars: list[Bar]) -> None:
     assert len([*bert.encode_iter(Reader(more=90), show_progress_bar=True)]) == 10
     assert bars.pop().seen[-1] == (sum(TOKENS), sum(TOKENS) * 10)
 
@@ -116,11 +116,11 @@ def test_every_token_counts_once(bert: Embedder, bars: list[Bar]) -> None:
         bert.encode(TEXTS, show_progress_bar=True, **keywords)
         assert bars.pop().seen[-1] == (sum(TOKENS), sum(TOKENS))
     bert.encode(TEXTS, show_progress_bar=True, truncate="chunk", max_length=5)
-    tokens = sum(n + 2 * -(-n // 3) for n in range(1, 11))  # two more for each window of three
+    tokens = sum(n + 2 * -(-n // 3) for n in range(1, 11))  # 2 special tokens per window of 3
     assert bars.pop().seen[-1] == (tokens, tokens)
 
 
-def test_what_is_shown(bert: Embedder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_of_the_bar(bert: Embedder, capsys: pytest.CaptureFixture[str]) -> None:
     [*bert.encode_iter(TEXTS, show_progress_bar=True)]
     shown = capsys.readouterr()
     assert re.search(r"Embedding: 100%.*75\.0/75\.0 .* tokens/s\]\n$", shown.err)
@@ -167,7 +167,7 @@ def test_shown_on_a_terminal_once_it_takes_long(
         assert len(screen.getvalue()) == before
 
 
-def test_a_stream_that_is_left_closes_its_bar(bert: Embedder, bars: list[Bar]) -> None:
+def test_abandoned_stream_closes_its_bar(bert: Embedder, bars: list[Bar]) -> None:
     stream = bert.encode_iter(TEXTS, show_progress_bar=True)
     assert not bars  # made with the first vector
     next(stream)
@@ -190,10 +190,10 @@ def test_an_error_closes_the_bar(bert: Embedder, bars: list[Bar]) -> None:
 
 
 @pytest.mark.parametrize("stream", [None, io.StringIO(), object()], ids=["none", "text", "odd"])
-def test_where_no_terminal_is(
+def test_without_a_terminal(
     stream: Any, bert: Embedder, bars: list[Bar], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A service may have no stderr, or something of its own in its place."""
+    """A service may have no stderr, or replace it by an object of its own."""
     monkeypatch.setattr(sys, "stderr", stream)
     assert len(bert.encode(TEXTS)) == len(TEXTS)
     assert bars == []

@@ -1,4 +1,4 @@
-"""encode_iter: the vectors of encode, one at a time, from texts that are read window by window."""
+"""encode_iter: the vectors of encode, one at a time, with texts read window by window."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def nomic(tmp_path: Path) -> Embedder:
 
 @pytest.fixture
 def windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four texts."""
+    """Windows of four texts."""
     monkeypatch.setattr(batches, "WINDOW_TEXTS", 4)
 
 
@@ -66,14 +66,14 @@ class Source:
         {"batch_tokens": 30},
     ],
 )
-def test_the_vectors_of_encode(keywords: dict[str, Any], bert: Embedder, windows: None) -> None:
+def test_vectors_equal_encode(keywords: dict[str, Any], bert: Embedder, windows: None) -> None:
     wanted = bert.encode(TEXTS, **keywords)
     rows = [*bert.encode_iter(TEXTS, **keywords)]
     assert all(isinstance(row, np.ndarray) and row.dtype == np.float32 for row in rows)
     assert np.array_equal(np.stack(rows), wanted)
 
 
-def test_a_vector_does_not_depend_on_its_neighbours(bert: Embedder, windows: None) -> None:
+def test_vector_does_not_depend_on_the_batch(bert: Embedder, windows: None) -> None:
     alone = [bert.encode(text) for text in TEXTS]
     assert all(map(same, bert.encode_iter(TEXTS), alone))
     assert all(map(same, bert.encode_iter(TEXTS[::-1]), alone[::-1]))
@@ -109,7 +109,7 @@ def test_forms_of_output(bert: Embedder, windows: None) -> None:
         assert all(isinstance(row, torch.Tensor) for row in rows)
         assert np.array_equal(torch.stack(rows).numpy(), wanted)
         weight = torch.ones(112, requires_grad=True)
-        (rows[0] * weight).sum().backward()  # ordinary tensors, as those of encode
+        (rows[0] * weight).sum().backward()  # not inference tensors, like those of encode
         assert torch.equal(weight.grad, rows[0])
     states = [*bert.encode_iter(TEXTS, output_value="token_embeddings")]
     for ours, theirs in zip(
@@ -118,7 +118,7 @@ def test_forms_of_output(bert: Embedder, windows: None) -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_a_kept_vector_keeps_nothing_else(bert: Embedder) -> None:
+def test_kept_vector_owns_its_memory(bert: Embedder) -> None:
     for keywords, size in (({}, 112 * 4), ({"convert_to_tensor": True}, 112 * 4)):
         for row in bert.encode_iter(TEXTS, **keywords):
             tensor = row if isinstance(row, torch.Tensor) else torch.from_numpy(row)
@@ -126,7 +126,7 @@ def test_a_kept_vector_keeps_nothing_else(bert: Embedder) -> None:
             assert getattr(row, "base", None) is None
 
 
-def test_no_further_than_a_window(bert: Embedder, windows: None) -> None:
+def test_reads_one_window_ahead(bert: Embedder, windows: None) -> None:
     source = Source(TEXTS)
     stream = bert.encode_iter(source)
     assert source.read == 0
@@ -135,15 +135,15 @@ def test_no_further_than_a_window(bert: Embedder, windows: None) -> None:
         assert source.read == -(-count // 4) * 4
 
 
-def test_a_window_has_so_many_letters(bert: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "WINDOW_LETTERS", 100)
+def test_windows_limit_characters(bert: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "WINDOW_CHARACTERS", 100)
     source = Source(["x" * 30] * 40)
     stream = bert.encode_iter(source)
     for count in range(1, 13):
         next(stream)
         assert source.read == -(-count // 4) * 4
-    # of a long text no more counts than is looked at
-    monkeypatch.setattr(batches, "WINDOW_LETTERS", 1000)
+    # only characters that can be tokenised count
+    monkeypatch.setattr(batches, "WINDOW_CHARACTERS", 1000)
     source = Source(["fox " * 5000] * 40)
     stream = bert.encode_iter(source, max_length=16)
     next(stream)
@@ -169,7 +169,7 @@ def test_memory_does_not_grow_with_the_stream(
         return found
 
     peak(40)
-    assert peak(800) < peak(80) + 2_000_000  # the texts themselves are 16 million letters
+    assert peak(800) < peak(80) + 2_000_000  # the texts themselves are 16 million characters
 
 
 @pytest.mark.parametrize(
@@ -197,16 +197,16 @@ def test_arguments_are_checked_at_the_call(
 
 
 @pytest.mark.parametrize("wrong", [b"fox", {"fox": 1}, {"fox"}, frozenset({"fox"})])
-def test_not_a_stream(wrong: Any, bert: Embedder) -> None:
+def test_invalid_inputs(wrong: Any, bert: Embedder) -> None:
     with pytest.raises(TypeError, match=f"ordered collection of str, not {type(wrong).__name__}"):
         bert.encode_iter(wrong)
     with pytest.raises(TypeError, match="many texts: give a lone one to encode"):
         bert.encode_iter("fox")
-    with pytest.raises(TypeError, match="not iterable"):
+    with pytest.raises(TypeError, match="ordered collection of str, not int"):
         bert.encode_iter(3)  # type: ignore[arg-type]
 
 
-def test_a_reader_that_fails(
+def test_failing_input_iterator(
     bert: Embedder, windows: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def texts() -> Iterator[str]:
@@ -233,10 +233,10 @@ def test_a_reader_that_fails(
         (["fox"], TypeError, "input 9 must be a str, not list: ['fox']"),
         (float("nan"), TypeError, "input 9 must be a str, not float: nan"),
         ("北fox\ud83d!", ValueError, r"input 9 is not valid Unicode: a lone surrogate, '\ud83d', "),
-        ("\udce9", ValueError, r"a lone surrogate, '\udce9', at letter 0"),
+        ("\udce9", ValueError, r"a lone surrogate, '\udce9', at character 0"),
     ],
 )
-def test_a_text_that_cannot_be(
+def test_invalid_text(
     text: Any, error: type[Exception], message: str, bert: Embedder, windows: None
 ) -> None:
     texts = [*TEXTS[:9], text, *TEXTS]

@@ -1,4 +1,4 @@
-"""output_value="token_embeddings": the encoder's own hidden states, text by text."""
+"""output_value="token_embeddings": the encoder's hidden states, per text."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def bert(load: Callable[..., Embedder]) -> Embedder:
 
 
 def _alone(embedder: Embedder, text: str) -> Tensor:
-    """What the model gives for this text and nothing beside it."""
+    """The model's hidden states of this text alone."""
     (ids,), _ = embedder.tokenizer.encode([text], embedder.max_seq_length)
     with torch.no_grad():
         states: Tensor = embedder.model(torch.tensor([ids])).last_hidden_state[0]
@@ -59,7 +59,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 @pytest.mark.parametrize("variant", ["conan-v1", "nomic-v1.5", "nomic-v2-moe", "bge-en"])
 @pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
-def test_hidden_states_of_each_text_alone(
+def test_hidden_states_per_text(
     variant: str, dtype: torch.dtype, load: Callable[..., Embedder]
 ) -> None:
     """Neither pooled, nor normalised, nor through a Dense layer; special tokens included."""
@@ -72,7 +72,7 @@ def test_hidden_states_of_each_text_alone(
             assert _same(states, _alone(embedder, text))
 
 
-def test_the_mean_of_them_is_the_vector(load: Callable[..., Embedder]) -> None:
+def test_their_mean_is_the_vector(load: Callable[..., Embedder]) -> None:
     embedder = load("nomic-v1.5")
     keywords: dict[str, Any] = {"prompt_name": "search_query"}
     means = [states.mean(0).numpy() for states in embedder.encode(TEXTS, **keywords, **TOKENS)]
@@ -116,11 +116,11 @@ def test_long_texts(bert: Embedder) -> None:
         ({"normalize_embeddings": True}, "normalize_embeddings is for vectors"),
         ({"precision": "int8"}, "precision is for vectors"),
         ({"precision": "float16"}, "precision is for vectors"),
-        ({"ranges": np.zeros((2, 112))}, "ranges belong to int8 and uint8"),
+        ({"ranges": np.zeros((2, 112))}, "ranges apply to precision 'int8' and 'uint8' only"),
         ({"truncate": "chunk"}, "gives one vector, not token_embeddings"),
     ],
 )
-def test_what_is_for_vectors_is_refused(
+def test_options_of_vectors_are_refused(
     keywords: dict[str, Any], named: str, bert: Embedder
 ) -> None:
     for encode in (bert.encode, bert.encode_iter):
@@ -129,14 +129,14 @@ def test_what_is_for_vectors_is_refused(
 
 
 @pytest.mark.parametrize("wrong", ["tokens", None, "sentence_embeddings"])
-def test_other_values(wrong: Any, bert: Embedder) -> None:
+def test_invalid_output_values(wrong: Any, bert: Embedder) -> None:
     named = f"must be one of sentence_embedding, token_embeddings, not {wrong!r}"
     with pytest.raises(ValueError, match=named):
         bert.encode(TEXTS, output_value=wrong)
 
 
 @pytest.mark.skipif(REAL is None, reason="the real weights are not installed")
-def test_those_of_sentence_transformers() -> None:
+def test_equal_sentence_transformers() -> None:
     assert REAL is not None
     assert REAL.submodule_search_locations
     folder = str(Path(REAL.submodule_search_locations[0]) / "model")

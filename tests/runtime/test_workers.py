@@ -1,4 +1,4 @@
-"""Several devices: the rows of one, in order, whatever the processes do; and none of them left."""
+"""Several devices: same rows as on one, in order, despite failures; no process is left behind."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def nobody_is_left() -> Iterator[None]:
     assert active_children() == []
 
 
-# What the dispatcher does, with processes that start at once.
+# The dispatcher, with processes that start quickly.
 
 
 def chunks(texts: Iterable[str], size: int = 1) -> Iterator[Chunk]:
@@ -67,7 +67,7 @@ def run(tmp_path: Path) -> Callable[..., Any]:
     return start
 
 
-def test_in_order_though_one_is_slow(run: Callable[..., Any]) -> None:
+def test_order_with_a_slow_process(run: Callable[..., Any]) -> None:
     stream = run(["slow", "b", "c"], (f"text {i}" for i in count()), 2, together=3)
     by: list[str] = []
     while by.count("slow") < 4:
@@ -76,7 +76,7 @@ def test_in_order_though_one_is_slow(run: Callable[..., Any]) -> None:
         assert part == [f"TEXT {start}", f"TEXT {start + 1}"]
         by.append(name)
     first = by.index("slow")
-    # it is waited for, and meanwhile the others do the most
+    # its result is waited for, and meanwhile the others do most of the work
     assert by[first:].count("slow") < len(by[first:]) / 2
     stream.close()
 
@@ -90,7 +90,7 @@ def test_no_more_processes_than_chunks(run: Callable[..., Any], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("order", ["die-once", "half"])
-def test_the_others_take_over(order: str, run: Callable[..., Any], tmp_path: Path) -> None:
+def test_other_processes_take_over(order: str, run: Callable[..., Any], tmp_path: Path) -> None:
     texts = [f"text {i}" for i in range(30)]
     for place in (5, 11):
         texts[place] = f"{order} {tmp_path}/{place}"
@@ -105,8 +105,8 @@ def test_the_others_take_over(order: str, run: Callable[..., Any], tmp_path: Pat
         assert warning.filename == __file__
 
 
-def test_an_answer_that_breaks_off(tmp_path: Path) -> None:
-    """And no more chunks wait in the process, so that its pipe ends in order."""
+def test_interrupted_answer(tmp_path: Path) -> None:
+    """No other chunk is queued in the process, so its pipe ends with the broken answer."""
     texts = [f"half {tmp_path}/one", "two"]
     stream = Dispatcher(["a", "b"], work, str(tmp_path), 2, at_a_time=1).run(chunks(texts))
     with pytest.warns(WorkerWarning, match="exit code 3"):
@@ -114,25 +114,25 @@ def test_an_answer_that_breaks_off(tmp_path: Path) -> None:
     assert [part for (_, _, part), _ in found] == [[text.upper()] for text in texts]
 
 
-def test_a_chunk_that_kills_is_not_tried_a_third_time(
-    run: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_chunk_that_kills_is_not_retried_twice(run: Callable[..., Any], tmp_path: Path) -> None:
     texts = [f"text {i}" for i in range(30)]
     texts[13] = "die"
     found = []
     with (
         pytest.warns(WorkerWarning) as told,
-        pytest.raises(WorkerError, match=r"2 processes died with inputs 12 to 14, .* \(SIGKILL\)"),
+        pytest.raises(
+            WorkerError, match=r"2 .* died while they had inputs 12 to 14, .* \(SIGKILL\)"
+        ),
     ):
         found += run(["a", "b", "c", "d"], texts, 3, together=4)
     assert len(told) == 1
-    # its neighbours in the first process that died are not suspected any more
+    # the other chunks of the first process that died are cleared
     assert [start for _, start, _ in found] == [0, 3, 6, 9][: len(found)]
     assert len(processes(tmp_path)) == 4
     assert not any(map(alive, processes(tmp_path)))
 
 
-def test_nobody_left(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_all_processes_died(run: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"all processes have died: a \(SIGKILL\)$"):
         [*run(["a"], ["die", "two"])]
     with (
@@ -140,17 +140,17 @@ def test_nobody_left(run: Callable[..., Any], tmp_path: Path) -> None:
         pytest.raises(WorkerError) as raised,
     ):
         [*run(["never", "never"], ["one", "two"])]
-    assert "died: never (exit code 7), never (exit code 7); none of them came" in str(raised.value)
+    assert "never (exit code 7), never (exit code 7); none of them started" in str(raised.value)
     assert "`if __name__ == '__main__':`" in str(raised.value)
 
 
-def test_one_that_never_begins_is_not_needed(run: Callable[..., Any]) -> None:
+def test_process_that_never_starts(run: Callable[..., Any]) -> None:
     with pytest.warns(WorkerWarning, match="the process on never"):
         found = [*run(["never", "b"], ["one", "alone", "three"], together=2)]
     assert [part for _, _, part in found] == [["ONE"], ["ALONE"], ["THREE"]]
 
 
-def test_what_a_process_raises(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_errors_of_a_process_are_raised(run: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(TextError, match="input 41 is bad") as raised:
         [*run(["a", "b"], ["one", "raise", "two"])]
     assert raised.value.index == 41
@@ -159,7 +159,7 @@ def test_what_a_process_raises(run: Callable[..., Any], tmp_path: Path) -> None:
     assert not any(map(alive, processes(tmp_path)))
 
 
-def test_a_stream_that_is_left(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_abandoned_stream(run: Callable[..., Any], tmp_path: Path) -> None:
     stream = run(["a", "b"], (f"text {i}" for i in count()))
     assert [next(stream)[1] for _ in range(40)] == [*range(40)]
     assert len(active_children()) == 2
@@ -167,7 +167,7 @@ def test_a_stream_that_is_left(run: Callable[..., Any], tmp_path: Path) -> None:
     assert not any(map(alive, processes(tmp_path)))
 
 
-def test_an_endless_stream_is_read_as_far_as_needed(run: Callable[..., Any]) -> None:
+def test_endless_stream(run: Callable[..., Any]) -> None:
     read = 0
 
     def texts() -> Iterator[str]:
@@ -175,7 +175,7 @@ def test_an_endless_stream_is_read_as_far_as_needed(run: Callable[..., Any]) -> 
         for read in count(1):  # noqa: B007
             yield "x" * 10_000
 
-    # one is slow, so that the others could run ahead of it without end
+    # one process is slow, so without a limit the others would run ahead of it
     stream = run(["slow", "b", "c"], texts())
     peaks = []
     for number in range(300):
@@ -188,10 +188,10 @@ def test_an_endless_stream_is_read_as_far_as_needed(run: Callable[..., Any]) -> 
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     stream.close()
-    assert peaks[-1] < peaks[0] + 500_000  # 300 texts have 3 million letters
+    assert peaks[-1] < peaks[0] + 500_000  # 300 texts have 3 million characters
 
 
-def test_the_reader_fails(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_failing_input_iterator(run: Callable[..., Any], tmp_path: Path) -> None:
     def texts() -> Iterator[str]:
         yield from ("one", "two", "three")
         raise OSError("the disk is gone")
@@ -201,7 +201,7 @@ def test_the_reader_fails(run: Callable[..., Any], tmp_path: Path) -> None:
     assert not any(map(alive, processes(tmp_path)))
 
 
-def test_a_suspended_process_is_ended(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_suspended_process_is_killed(run: Callable[..., Any], tmp_path: Path) -> None:
     stream = run(["a", "b"], (f"text {i}" for i in count()))
     next(stream)
     for process in processes(tmp_path):
@@ -223,20 +223,20 @@ def nomic(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of a few words, from windows of a few sentences."""
+    """Small limits: chunks of a few words, windows of a few sentences."""
     monkeypatch.setattr(batches, "WINDOW_TEXTS", 16)
-    monkeypatch.setattr(workers, "LEAST_LETTERS", 60)
+    monkeypatch.setattr(workers, "LEAST_CHARACTERS", 60)
 
 
-def test_what_a_call_says_it_says_once(
+def test_warnings_and_progress_of_a_call(
     nomic: Embedder,
     small: None,
     bars: list[Bar],  # noqa: F811
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """And int8 without ranges measures all rows; bit by bit, as each process has one thread."""
+    """Each appears once; int8 without ranges uses all rows. Bit-identical, with one thread each."""
     keywords = {"precision": "int8", "matryoshka_dim": 20, "max_length": 16}
-    # when the processes start, no text without a prefix has been read
+    # no text without a prefix has been read when the processes start
     texts = [*(f"clustering: {text}" for text in WORDS[:20]), *TEXTS]
     with pytest.warns(TruncationWarning) as alone:
         wanted = nomic.encode(texts, prompt="", show_progress_bar=True, **keywords)
@@ -246,7 +246,7 @@ def test_what_a_call_says_it_says_once(
     assert [warning.category for warning in told] == [PromptWarning, TruncationWarning]
     assert str(told[1].message) == str(alone[0].message)
     assert {warning.filename for warning in told} == {__file__}
-    assert "Warning" not in capfd.readouterr().err  # of a process on its own
+    assert "Warning" not in capfd.readouterr().err  # no process warns itself
     assert found.dtype == np.int8
     assert np.array_equal(found, wanted)
     (bar,) = bars
@@ -255,10 +255,10 @@ def test_what_a_call_says_it_says_once(
     assert bar.closed
 
 
-def test_a_real_kill_where_chunks_flow(
+def test_killed_worker_with_flowing_chunks(
     nomic: Embedder, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on GPUs, where a Stream's windows need not be the chunks."""
+    """As on GPUs, where windows of a Stream may differ from chunks."""
     monkeypatch.setattr(workers.Workers, "_flowing", lambda self, inputs: True)
     texts = TEXTS * 5
     wanted = nomic.encode(texts, prompt="", output_value="token_embeddings")
@@ -273,7 +273,7 @@ def test_a_real_kill_where_chunks_flow(
     assert all(row.untyped_storage().nbytes() == row.nbytes for row in rows)
 
 
-def test_an_error_inside(nomic: Embedder, small: None) -> None:
+def test_error_in_a_worker(nomic: Embedder, small: None) -> None:
     texts = WORDS[:40] * 4
     texts[131] = "the river is long " * 12
     with pytest.raises(TextError, match=r"^input 131 is longer than 32 tokens: sho") as raised:
@@ -283,12 +283,10 @@ def test_an_error_inside(nomic: Embedder, small: None) -> None:
     assert "runtime/stream.py" in cause
 
 
-def test_a_backend_that_a_process_cannot_run(
-    nomic: Embedder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backend_that_a_worker_cannot_run(nomic: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
     before = nomic.model.backend
-    nomic.model.use("triton")  # what only the process finds out
+    nomic.model.use("triton")  # fails only inside the process
     try:
         with pytest.raises(NomicBertError, match=r"^backend 'triton' cannot run here: ") as raised:
             nomic.encode(TEXTS, prompt="", device=["cpu"])
@@ -307,7 +305,7 @@ def test_nothing_to_do(nomic: Embedder, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Dispatcher, "_start", start)
     assert nomic.encode([], device=TWO).shape == (0, nomic.get_sentence_embedding_dimension())
     assert [*nomic.encode_iter([], device=TWO)] == []
-    # nor while nobody asks for a vector, or where the first window has a text that cannot be
+    # nor before the first vector is requested, or if the first window has an invalid text
     nomic.encode_iter(TEXTS, device=TWO)
     with pytest.raises(TypeError, match="input 1 must be a str, not int"):
         nomic.encode(["a", 1], device=TWO)
@@ -327,7 +325,7 @@ def test_nothing_to_do(nomic: Embedder, monkeypatch: pytest.MonkeyPatch) -> None
         (["cpu", None], "a list of them, not ['cpu', None]"),
     ],
 )
-def test_devices_that_cannot_be(devices: Any, message: str, nomic: Embedder) -> None:
+def test_invalid_devices(devices: Any, message: str, nomic: Embedder) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         nomic.encode_iter(TEXTS, device=devices)
 
@@ -341,7 +339,7 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         as_devices(["cuda:1", "cuda:0", "cuda:1"])
 
 
-def test_chunks_are_shares_of_the_work(nomic: Embedder) -> None:
+def test_sizes_of_chunks(nomic: Embedder) -> None:
     def sizes(devices: list[str], texts: list[str], max_length: int | None = None) -> list[int]:
         stream = nomic._open(Request(device=TWO, max_length=max_length))[0]
         assert isinstance(stream, workers.Workers)
@@ -354,13 +352,13 @@ def test_chunks_are_shares_of_the_work(nomic: Embedder) -> None:
         return [sum(map(len, chunk.inputs)) for chunk in found]
 
     gpus = ["cuda:0", "cuda:1"]
-    # of few texts every device has a share; a CPU never has much at a time
+    # every device gets a share of few texts; chunks of a CPU are always small
     assert sizes(gpus, ["x" * 100] * 8000) == [100_000] * 8
     assert sizes(TWO, ["x" * 100] * 8000) == [32_800] * 24 + [12_800]
     assert sizes([*gpus, "cpu"], ["x" * 100] * 8000) == [32_800] * 24 + [12_800]
     assert sizes(gpus, ["x" * 100] * 80) == [4_100, 3_900]
     assert sizes(TWO, ["x" * 9000] * 4, max_length=100) == [36_000]
-    # of many a GPU has whole windows, one after the other
+    # with many texts a GPU gets whole windows, one after the other
     assert sizes(gpus, ["x" * 10] * 8 * 8192) == [655_360]
 
 
@@ -391,7 +389,7 @@ def script(nomic: Embedder, tmp_path: Path) -> Callable[[str], list[str]]:
     return write
 
 
-def test_a_script_without_a_guard(script: Callable[[str], list[str]]) -> None:
+def test_script_without_main_guard(script: Callable[[str], list[str]]) -> None:
     done = run_python(*script("main()"))
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
@@ -407,7 +405,7 @@ def children(process: int) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
-def test_the_caller_is_ended(number: int, script: Callable[[str], list[str]]) -> None:
+def test_workers_end_with_the_caller(number: int, script: Callable[[str], list[str]]) -> None:
     guarded = script('if __name__ == "__main__":\n    main()')
     caller = subprocess.Popen(
         [sys.executable, *guarded],
@@ -420,9 +418,9 @@ def test_the_caller_is_ended(number: int, script: Callable[[str], list[str]]) ->
     assert caller.stdout is not None
     assert caller.stdout.readline() == "0\n"
     others = children(caller.pid)
-    assert len(others) == 2  # a worker, and multiprocessing's own
+    assert len(others) == 2  # a worker, and multiprocessing's resource tracker
     if number == signal.SIGINT:
-        os.killpg(caller.pid, number)  # as a terminal does
+        os.killpg(caller.pid, number)  # like a terminal
     else:
         caller.kill()
     _, errors = caller.communicate(timeout=60)

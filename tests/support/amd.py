@@ -1,8 +1,8 @@
-"""MKL as it runs on an AMD processor, on any other one: a switch for tests of bits.
+"""Make MKL run its AMD code path on any processor, for tests of bit reproducibility.
 
-MKL asks three functions of its own which processor this is. Each keeps its answer in a variable,
--1 before the first question. `pretend` writes the answers of an AMD Zen there. It reads where they
-lie from the functions' code, and refuses code that looks otherwise than in torch 2.13.
+MKL detects the processor in three internal functions. Each caches its result in a variable, which
+is -1 before the first call. `pretend` writes the results of an AMD Zen there. It finds the
+variables' addresses in the functions' code, and refuses code that differs from torch 2.13's.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import torch
 
 
 class OtherMKL(RuntimeError):
-    """This torch has no MKL, or one that asks in another way."""
+    """This torch has no MKL, or one that detects the processor differently."""
 
 
-# function -> what it answers on Zen
+# function -> its result on Zen
 ANSWERS = {b"mkl_serv_intel_cpu_true": 0, b"mkl_serv_intel_cpu": 0, b"mkl_serv_cpuiszen": 1}
 # mov eax, [rip + offset]; then test eax, eax or cmp eax, -1
 LOAD = re.compile(rb"\x8b\x05(....)(?=\x85\xc0|\x83\xf8\xff)", re.DOTALL)
 
 
 def pretend() -> None:
-    """From now on in this process.
+    """Switch MKL to AMD Zen for the rest of this process.
 
     Raises:
         OtherMKL: torch has no such MKL.
-        RuntimeError: it has asked already.
+        RuntimeError: MKL has already detected the processor.
     """
     library = Path(torch.__file__).parent / "lib/libtorch_cpu.so"
     places = []

@@ -1,4 +1,4 @@
-"""Lines of contests of launch settings, made up."""
+"""Made-up result lines of contests between launch settings."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Stages for the tests of bench.gpu.runner: cases that end well, or badly in every way there is.
+"""Stages for the tests of bench.gpu.runner: cases that succeed, or fail in every possible way.
 
-They note each start in a file, so that a test sees what ran how often and in which order.
+Each start is recorded in a file, so that a test can check the order and number of runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def cases(stage: str, options: Facts) -> Sequence[Case]:
 
 
 class Device:
-    """Stands for a GPU: an error on it stays until the process ends."""
+    """A fake GPU: an error persists until the process ends."""
 
     broken = False
 
@@ -59,7 +59,7 @@ class Work:
             first = not (self.folder / "hung").exists()
             (self.folder / "hung").touch()
             if kind == "hang" or first:
-                # what it has started has to go as well
+                # the runner must kill this child process as well
                 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
                 (self.folder / "grandchild").write_text(str(child.pid))
                 time.sleep(300)

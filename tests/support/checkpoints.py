@@ -1,8 +1,8 @@
-"""Checkpoint folders in the hub's exact layout, with weights that see faults.
+"""Checkpoint folders in the hub's exact layout, with weights that expose faults.
 
 `build_checkpoint` writes one row of `tests/support/variants.py`, tiny or in full: config, weights,
-tokenizer and the sentence-transformers files. The weights come from `tests/support/redraw.py`: they
-are such that every tensor matters.
+tokenizer and the sentence-transformers files. The weights come from `tests/support/redraw.py`, so
+every tensor affects the output.
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ def build_checkpoint(
     """Write a checkpoint folder.
 
     Args:
-        folder: made if missing; files of the same names are overwritten, others stay.
+        folder: created if missing; files of the same names are overwritten, others kept.
         variant: one of VARIANTS.
         size: "tiny", or "full" for the real shape.
-        seed: of the weights. The same seed and shape give the same values whatever the prefix.
-        on_disk_dtype: of every float tensor; default what the hub has.
-        dialect: "legacy", "native" or "both" key families (NomicBERT); default what the hub has.
-        weights: "safetensors", "bin" or "sharded"; default what the hub has.
+        seed: of the weights. The same seed and shape give the same values for any prefix.
+        on_disk_dtype: of every float tensor; default as on the hub.
+        dialect: "legacy", "native" or "both" key families (NomicBERT); default as on the hub.
+        weights: "safetensors", "bin" or "sharded"; default as on the hub.
         config_overrides: config keys in either family's name. They change the shapes too, under
-            all their names; a key that no row knows is written as it is.
+            all their names; an unknown key is written unchanged.
     Returns: the folder.
     """
     row, where = VARIANT_TABLE[variant], Path(folder)
@@ -109,7 +109,7 @@ def read_config(folder: str | Path) -> Config:
 
 
 def edit_config(folder: str | Path, **changes: Any) -> Config:
-    """Change config.json in place and nothing else; a value of ... removes the key."""
+    """Change config.json in place; a value of ... removes the key."""
     config = read_config(folder) | changes
     config = {key: value for key, value in config.items() if value is not ...}
     _write_json(Path(folder) / "config.json", config)
@@ -117,7 +117,7 @@ def edit_config(folder: str | Path, **changes: Any) -> Config:
 
 
 def read_tensors(folder: str | Path) -> Tensors:
-    """The folder's weights under the names they have on disk: safetensors, shards or .bin."""
+    """The folder's weights under their names on disk: safetensors, shards or .bin."""
     shards = sorted(Path(folder).glob("model*.safetensors"))
     if not shards:
         return torch.load(Path(folder) / "pytorch_model.bin", weights_only=True)
@@ -207,7 +207,7 @@ def _write_tokenizer(where: Path, row: Variant, size: str) -> None:
         marks, more = _BERT_MARKS, {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
     special = {f"{name}_token": mark for name, mark in marks.items()}
     _write_json(where / "special_tokens_map.json", special)
-    # MiniLM's tokenizer says 512 where its sentence-transformers file says 256
+    # MiniLM: 512 in tokenizer_config.json, 256 in the sentence-transformers file
     longest = 512 if row.baked[0] else row.max_length
     _write_json(where / "tokenizer_config.json", special | more | {"model_max_length": longest})
 

@@ -1,4 +1,4 @@
-"""Run the command line: in this process, or in one of its own with the code of this checkout."""
+"""Run the command line, in this process or in a new one with the code of this checkout."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def run_cli(*args: str) -> tuple[int, str, str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For another process: the package need not be installed to be found."""
+    """Environment for a new process, which finds the package without an installation."""
     paths = [str(ROOT), str(ROOT / "kernels")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
 
 
 def run_python(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own; `options` are subprocess.run's."""
+    """Run Python in a new process; `options` are subprocess.run's."""
     settings: dict[str, object] = {"env": environment(), "capture_output": True, "timeout": 300}
     return subprocess.run([sys.executable, *args], text=True, check=False, **settings | options)
 

@@ -1,4 +1,4 @@
-"""CPUs with and without bf16 instructions, whichever this one is."""
+"""Simulate CPUs with and without bf16 instructions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CPU_DTYPES = [
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
-    """Have the package believe that this CPU multiplies in bf16, or that it does not.
+    """Make the package assume that this CPU has bf16 instructions, or that it has none.
 
-    Without instructions bf16 gives the same kind of numbers, more slowly.
+    Without instructions, bf16 matmuls give equivalent results, more slowly.
     """
     monkeypatch.setattr("nomicbert_kernels.dtypes.has_bf16_instructions", lambda: found)

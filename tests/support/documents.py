@@ -1,6 +1,6 @@
-"""What the documentation holds that can be run: commands, snippets, and the examples of docstrings.
+"""Run the documentation: commands, snippets, and the examples of docstrings.
 
-Each document is run in a folder of its own, against a hub on loopback that serves small checkpoints
+Each document runs in its own folder, against a hub on loopback that serves small checkpoints
 under the names that the documents use.
 """
 
@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.support.checkpoints import build_checkpoint
@@ -20,6 +21,8 @@ from tests.support.rerankers import build_reranker
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+PRINTS = re.compile(r"print\(.*\)  # (.+)$")
+COLUMNS = 120
 # Set up the environment that the rest runs in; a fresh clone and the tests of packaging run them.
 SETTING_UP = ("make ", "pip install ")
 
@@ -43,6 +46,25 @@ def commands(document: Path) -> tuple[list[str], list[str]]:
         setting_up += [line for line in lines if line.startswith(SETTING_UP)]
         to_run.append("\n".join(line for line in lines if not line.startswith(SETTING_UP)))
     return [block for block in to_run if block.strip()], setting_up
+
+
+def printed(snippets: Iterable[str]) -> list[str]:
+    """The output that snippets promise: the comments after their `print` statements."""
+    found = []
+    for line in "\n".join(snippets).splitlines():
+        if match := PRINTS.match(line):
+            found.append(match[1])
+    return found
+
+
+def long_lines(text: str) -> list[str]:
+    """Lines of Markdown that are too long; tables and code are exempt."""
+    prose = BLOCK.sub(lambda block: "\n" * block[0].count("\n"), text)
+    return [
+        f"line {number}: {len(line)} columns"
+        for number, line in enumerate(prose.splitlines(), 1)
+        if len(line) > COLUMNS and not line.startswith("|")
+    ]
 
 
 def serve(hub: FakeHub, folder: Path) -> None:
@@ -78,7 +100,7 @@ def run(hub: FakeHub, folder: Path, *command: str) -> subprocess.CompletedProces
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(folder / ".cache"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        # tests run side by side: the threads of more would wait for each other
+        # tests run in parallel: more threads would wait for each other
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.run(

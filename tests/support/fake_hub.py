@@ -1,4 +1,4 @@
-"""A model hub on loopback: a few repositories held in memory, and a log of what was asked."""
+"""A model hub on loopback: a few repositories in memory, and a log of the requests."""
 
 import hashlib
 import json
@@ -64,7 +64,7 @@ class FakeHub:
             self._thread.join()
 
     def fetched(self) -> set[str]:
-        """Names of the files whose content was asked for."""
+        """Names of the files that were downloaded."""
         return {
             path.split("/", 5)[5]
             for method, path, _ in self.requests

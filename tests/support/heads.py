@@ -1,4 +1,4 @@
-"""Folders of models with a head, as transformers writes them, with weights that see faults."""
+"""Folders of models with a head, as transformers writes them, with weights that expose faults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OURS = {
     "TokenClassification": NomicBertForTokenClassification,
     "QuestionAnswering": NomicBertForQuestionAnswering,
 }
-# NomicBERT's questions are ours alone
+# transformers has no QA head for NomicBERT
 NATIVE = [
     (family, task)
     for family in ("Bert", "NomicBert")
@@ -47,7 +47,7 @@ def build_head(folder: Path, family: str, task: str, *, seed: int = 0, **setting
     """Write config.json and model.safetensors of a tiny model.
 
     Args:
-        folder: made if missing.
+        folder: created if missing.
         family: "Bert" or "NomicBert".
         task: one of OURS.
         seed: of the weights.
@@ -66,20 +66,20 @@ def build_head(folder: Path, family: str, task: str, *, seed: int = 0, **setting
 
 
 def change_tensors(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
-    """Write the folder's weights anew."""
+    """Rewrite the folder's weights."""
     changed = change(load_file(folder / "model.safetensors"))
     save_file(changed, folder / "model.safetensors", {"format": "pt"})
 
 
 def rename(folder: Path, old: str, new: str) -> None:
-    """Replace a part of the names of tensors, of one of them at least."""
+    """Replace a part of tensor names; at least one must match."""
     before = set(load_file(folder / "model.safetensors"))
     change_tensors(folder, lambda tensors: {n.replace(old, new): t for n, t in tensors.items()})
     assert set(load_file(folder / "model.safetensors")) != before
 
 
 def theirs(folder: Path, attention: str = "sdpa") -> torch.nn.Module:
-    """transformers' model of a folder, with all of its tensors taken from the file and no other."""
+    """transformers' model of a folder, after a check that it uses all tensors and lacks none."""
     [architecture] = read_config(folder)["architectures"]
     model, report = getattr(transformers, architecture).from_pretrained(
         folder, output_loading_info=True, dtype=torch.float32, attn_implementation=attention

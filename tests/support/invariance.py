@@ -1,11 +1,11 @@
-"""Does a text keep its bits on this processor? Ops and models, alone and among others, moved.
+"""Check that a text's bits on this processor do not depend on batch, threads or alignment.
 
     python -m tests.support.invariance
 
-Every case is computed on 1 and 2 threads, on buffers that begin at several places in memory, and
-in batches of several sizes: torch's scratch memory is another one for each thread, and which thread
-gets a text depends on the batch. Prints a line for each case; exit code 1 where a bit differs.
-`tests/test_processors.py` runs it as other processors would.
+Every case (ops and models) runs on 1 and 2 threads, on buffers at several memory offsets, and in
+batches of several sizes: each thread has its own scratch memory in torch, and the batch decides
+which thread computes a text. Prints one line per case; the exit code is 1 if any bit differs.
+`tests/test_processors.py` runs it on simulated processors.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from tests.support import amd
 from tests.support.checkpoints import build_checkpoint
 
 THREADS = (1, 2)
-# Elements behind the start of an allocation.
+# Offsets from the start of an allocation, in elements.
 SHIFTS = (1, 4)
 LENGTHS = (1, 2, 3, 5, 8, 11, 16, 17, 31, 33, 64, 65, 70, 129, 257)
 DTYPES = (torch.float32, torch.bfloat16)
 MODES = ("mean", "cls", "max", "mean_sqrt_len", "lasttoken", "weightedmean")
 
-# Texts as (tokens, ...) tensors, moved so many elements -> one result for each.
+# Texts as (tokens, ...) tensors, memory offset in elements -> one result per text.
 OfTexts = Callable[[list[Tensor], int], list[Tensor]]
 Found = Iterator[tuple[str, int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is computed of texts, and the texts."""
+    """A computation and its texts."""
 
     name: str
     op: OfTexts
@@ -58,7 +58,7 @@ def draw(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
 
 
 def end_to_end(texts: list[Tensor], shift: int) -> Tensor:
-    """One tensor of all tokens, in memory that begins `shift` elements further on."""
+    """One tensor of all tokens, at an offset of `shift` elements in its allocation."""
     whole = torch.cat(texts)
     buffer = whole.new_empty(whole.numel() + shift)
     return buffer[shift:].view(whole.shape).copy_(whole)
@@ -129,7 +129,7 @@ def pool_cases(ops: Ops, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def changed(case: Case) -> tuple[int, int]:
-    """Texts whose bits are others in a batch, or in moved memory, than alone; and of how many."""
+    """Number of results whose bits differ from those of the text alone, and of all results."""
     alone = [case.op([text], 0)[0] for text in case.texts]
     assert all(result.isfinite().all() for result in alone)
     places = [*range(len(case.texts))]

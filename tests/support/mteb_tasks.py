@@ -1,7 +1,7 @@
 """Small tasks in mteb's own format, one of each type that the cards have, from real text.
 
-The text is the docstrings of the standard library: what a thing is called asks for what it does,
-and the module that it belongs to is its class.
+The text is the docstrings of the standard library: an object's name is the query for its docstring,
+and its module is its class.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ EACH = 5
 WORDS = 16
 COUNT = EACH * len(MODULES)
 BY_MODULE = [read_passages(EACH, [module]) for module in MODULES]
-# modules take turns, so that any part has all of them
+# modules are interleaved, so that any part covers all of them
 PASSAGES = [passage for turn in zip(*BY_MODULE, strict=True) for passage in turn]
 TEXTS = [" ".join(passage.summary.split()[:WORDS]) for passage in PASSAGES]
 QUERIES = [passage.name.replace(".", " ").replace("_", " ") for passage in PASSAGES]
 LABELS = [MODULES.index(passage.name.partition(".")[0]) for passage in PASSAGES]
 HIGHEST = 5
-# each beside the next, and beside one that is further away
+# each paired with the next, and with one that is further away
 PAIRS = [(i, (i + step) % COUNT) for step in (1, len(MODULES)) for i in range(COUNT)]
 
 
@@ -79,7 +79,7 @@ def _questions(near: int | None = None) -> dict[str, Any]:
 
 
 def _task(base: type[AbsTask], kind: str, main_score: str, dataset: Any) -> AbsTask:
-    """A task whose data are there already, so that none are fetched."""
+    """A task with its data already in memory, so that nothing is downloaded."""
     known = {"metadata": _metadata(kind, main_score), "min_score": 0, "max_score": HIGHEST}
     task = type(f"Local{kind}", (base,), known)()
     task.dataset = dataset
@@ -88,7 +88,7 @@ def _task(base: type[AbsTask], kind: str, main_score: str, dataset: Any) -> AbsT
 
 
 def local_tasks() -> dict[str, AbsTask]:
-    """A task of each type, by type."""
+    """One task per type, by type."""
     first, second = ([TEXTS[pair[side]] for pair in PAIRS] for side in (0, 1))
     columns = {"sentence1": first, "sentence2": second}
     likeness = [HIGHEST * _shared_words(a, b) for a, b in zip(first, second, strict=True)]

@@ -1,6 +1,6 @@
-"""Tokenizers in every build that a tokenizer.json may have, and in some that no one should.
+"""Tokenizers of every configuration that a tokenizer.json may have, including unusual ones.
 
-CUT: texts may be cut before they are tokenised. WHOLE: they may not, each for a reason of its own.
+CUT: texts may be cut before tokenising. WHOLE: they may not, each for a different reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from tests.support.vocabularies import HANZI, chinese_wordpiece, unigram, wordpiece
 
 Build = Callable[[], Tokenizer]
-LATIN = {ord(letter): f"<{i}>" for i, letter in enumerate(HANZI)}
+LATIN = {ord(character): f"<{i}>" for i, character in enumerate(HANZI)}
 COMMON = HANZI[:8]  # the Chinese characters of the long pieces
 WORDS = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
 METASPACE = pre_tokenizers.Metaspace()
@@ -30,7 +30,7 @@ def _spaces_to(content: str) -> normalizers.Replace:
 def rich_unigram(
     *steps: normalizers.Normalizer, split: Any = METASPACE, byte_fallback: bool = False
 ) -> Tokenizer:
-    """Many pieces of Chinese characters that compete, up to six, also with a mark behind them."""
+    """Many competing pieces of up to six Chinese characters, some followed by punctuation."""
     base = unigram()
     pieces = [(piece, score) for piece, score in json.loads(base.to_str())["model"]["vocab"]]
     found = {piece: score for piece, score in pieces if not piece.startswith("<unused")}
@@ -50,9 +50,9 @@ def rich_unigram(
 
 
 def tight_unigram() -> Tokenizer:
-    """Six Chinese characters are the most that a piece has, and beside them stands a mark.
+    """The longest piece has six Chinese characters, next to a punctuation mark.
 
-    So a cut among seven needs every position inside: at one alone does a piece of the text end.
+    So a cut within seven needs every position inside: a piece of the text ends at only one.
     """
     pieces = {"<unk>": 0.0, "▁": -1.0} | dict.fromkeys("王一二三四五六七，", -9.0)
     pieces |= {"王一": -2.0, "，一": -2.0, "一二三四五六，": -1.0, "，一二三四五六": -1.0}
@@ -62,7 +62,7 @@ def tight_unigram() -> Tokenizer:
 
 
 def _latin_unigram() -> Tokenizer:
-    """No Chinese character is known to it."""
+    """A Unigram model without Chinese characters."""
     raw = json.loads(unigram().to_str())
     vocab = raw["model"]["vocab"]
     raw["model"]["vocab"] = [[piece.translate(LATIN), score] for piece, score in vocab]
@@ -70,11 +70,11 @@ def _latin_unigram() -> Tokenizer:
 
 
 def _table() -> normalizers.Precompiled:
-    """SentencePiece's own character table, which XLM-R's tokenizer.json holds."""
+    """SentencePiece's own character table, as in XLM-R's tokenizer.json."""
     sentencepiece = pytest.importorskip("sentencepiece")
     rule = sentencepiece.SentencePieceNormalizer(rule_name="nmt_nfkc")
     proto = rule.serialized_model_proto()
-    # behind the rule's name: the tag of the table's field, its length in sevens of bits, the table
+    # after the rule's name: the tag of the table's field, its length as a varint, the table
     tag = proto.index(b"nmt_nfkc") + len(b"nmt_nfkc")
     end = next(i for i in range(tag + 1, len(proto)) if proto[i] < 0x80) + 1
     length = sum((byte & 0x7F) << (7 * i) for i, byte in enumerate(proto[tag + 1 : end]))
@@ -147,19 +147,19 @@ WHOLE: dict[str, Build] = {
     "other pre-tokenizer": lambda: rich_unigram(n.NFKC(), split=pre_tokenizers.Punctuation()),
     "words joined": lambda: rich_unigram(split=pre_tokenizers.Metaspace(split=False)),
     "other normalizer": lambda: rich_unigram(n.Prepend("x")),
-    "letters replaced": lambda: rich_unigram(n.NFKC(), n.Replace("a", "b")),
+    "characters replaced": lambda: rich_unigram(n.NFKC(), n.Replace("a", "b")),
     "spaces joined": lambda: rich_unigram(_spaces_to("▁"), split=pre_tokenizers.Metaspace("_")),
     "bert, otherwise split": lambda: _english(pre_tokenizer=pre_tokenizers.Whitespace()),
     "bert, not normalised": lambda: _english(normalizer=None),
     "byte-level": lambda: _english(normalizer=None, pre_tokenizer=pre_tokenizers.ByteLevel()),
     **_each_with(
-        # lie across a cut
+        # may span a cut
         AddedToken("x fox", normalized=False),
         AddedToken("fox北", normalized=False),
-        # looks at what stands beside it
+        # depends on its neighbours
         AddedToken("dog", single_word=True, normalized=False),
     ),
-    # have a space or a Chinese character once they are normalised
+    # contain a space or a Chinese character after normalising
     "added ▁": lambda: _with(unigram, AddedToken("x▁fox", normalized=True)),
     "added \u00b4": lambda: _with(unigram, AddedToken("x\u00b4fox", normalized=True)),
     "added \uf900": lambda: _with(unigram, AddedToken("x\uf900fox", normalized=True)),

@@ -1,9 +1,9 @@
-"""An independent forward pass: the published equations on the tensors as the hub names them.
+"""An independent forward pass: the published equations on tensors with hub names.
 
-Written out from the NomicBERT and BERT reference implementations, slow and plain, padded, in
-float64 unless told otherwise. It shares no line with the package that it judges, and
-`tests/support/test_oracle.py` proves it against transformers. `faults` plants one of FAULTS on
-purpose, so that a test can show that its bound would catch it.
+Written from the NomicBERT and BERT reference implementations: slow, plain, padded, in float64 by
+default. It shares no code with the package, and `tests/support/test_oracle.py` checks it against
+transformers. `faults` plants some of FAULTS on purpose, so that a test can show that its bound
+detects them.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ Config = Mapping[str, Any]
 Record = dict[str, list[Tensor]]
 
 FAULTS = (
-    "bias_dropped",  # every bias of a linear layer; where there is none, of every norm
+    "bias_dropped",  # every bias of a linear layer; if there is none, of every norm
     "norms_swapped",
     "gate_swapped",
     "theta_1pct",
     "scale_2pct",
-    "eps_1e-5",  # 1e-12 where the checkpoint itself says 1e-5
+    "eps_1e-5",  # 1e-12 if the checkpoint itself states 1e-5
     "types_ignored",
 )
 _PREFIXES = re.compile(r"^(bert|nomic_bert|trunk|model)\.")
 _GATES = {"swiglu": F.silu, "silu": F.silu, "geglu": F.gelu, "glu": torch.sigmoid}
-_NAMES = {  # of BERT, in the words of NomicBERT; query, key and value are fused apart
+_NAMES = {  # BERT's names -> NomicBERT's; query, key and value are fused separately
     "attention.output.dense": "attn.out_proj",
     "attention.output.LayerNorm": "norm1",
     "intermediate.dense": "mlp.fc1",
@@ -71,20 +71,20 @@ def oracle_forward(
     """All hidden states of a NomicBERT or BERT encoder.
 
     Args:
-        config: of the checkpoint, in any dialect.
+        config: of the checkpoint, with either family of keys.
         tensors: of the checkpoint, under any of the hub's names and prefixes.
-        input_ids: (batch, seq_len), or None where inputs_embeds (batch, seq_len, hidden) stands.
+        input_ids: (batch, seq_len), or None if inputs_embeds is given.
         attention_mask: (batch, seq_len) of 0 and 1.
         token_type_ids: (batch, seq_len), zeros if None.
         position_ids: (batch, seq_len) or (1, seq_len), the column index if None.
-        inputs_embeds: word vectors, before type, position and norm.
-        rotary_scaling_factor: dynamic NTK, over the config's own.
+        inputs_embeds: (batch, seq_len, hidden) word vectors, before type, position and norm.
+        rotary_scaling_factor: of dynamic NTK, overrides the config's own.
         dtype: of the arithmetic.
         angles: float32 computes the rotary angles in the references' order and precision,
-            float64 as the formula says.
+            float64 by the formula.
         faults: names out of FAULTS.
         record: filled with "logits" (batch, heads, query, key) of each layer and "router"
-            (batch, seq_len, experts) of each layer with experts, where given.
+            (batch, seq_len, experts) of each layer with experts, if given.
     Returns: embeddings, then every layer's output, (batch, seq_len, hidden); padded rows are 0.
     """
     if unknown := set(faults) - set(FAULTS):
@@ -126,7 +126,7 @@ def oracle_forward(
 
 
 def applicable_faults(config: Config, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The faults that this checkpoint can have: no gate or no rotary, no such fault."""
+    """The faults that this checkpoint can have; those of gate and rotary need such layers."""
     lacking = set()
     if not any("fc11" in name for name in tensors):
         lacking.add("gate_swapped")
@@ -138,10 +138,10 @@ def applicable_faults(config: Config, tensors: Mapping[str, Tensor]) -> tuple[st
 def router_margins(
     config: Config, tensors: Mapping[str, Tensor], input_ids: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
-    """How clear each token's routing is: (batch, seq_len), the least over the layers.
+    """Margin of each token's routing: (batch, seq_len), the minimum over the layers.
 
-    The margin is the probability of the last expert chosen less that of the first one left out.
-    Arguments are those of oracle_forward.
+    The margin is the probability of the last expert chosen minus that of the first one left out.
+    Takes the arguments of oracle_forward.
     """
     record: Record = {}
     oracle_forward(config, tensors, input_ids, *args, record=record, **kwargs)
@@ -153,7 +153,7 @@ def router_margins(
 def oracle_moe(x: Tensor, layer: Mapping[str, Tensor], top_k: int) -> tuple[Tensor, Tensor]:
     """Mixture of experts: (..., hidden) -> the same, and the router's probabilities.
 
-    Softmax over all experts in float32 or better, the top_k as they are (no renormalisation),
+    Softmax over all experts in float32 or better, the top_k without renormalisation,
     expert e in the e-th block of rows of w1 and w2, one shared bias.
     """
     router = layer["mlp.router.layer.weight"]
@@ -228,7 +228,7 @@ def _rotation(
     theta *= 1.01 if "theta_1pct" in faults else 1.0
     factor = factor or _first(config, "rotary_scaling_factor") or rope.get("factor")
     trained = _first(config, "max_trained_positions", default=2048)
-    length = int(positions.max()) + 1  # the padded length, where positions are column indices
+    length = int(positions.max()) + 1  # the padded length if positions are column indices
     if factor and length > trained:
         theta *= (factor * length / trained - (factor - 1)) ** (dims / (dims - 2))
     inv_freq = 1.0 / theta ** (torch.arange(0, dims, 2).to(angles) / dims)
@@ -237,7 +237,7 @@ def _rotation(
 
 
 def _rotate(x: Tensor, turn: tuple[Tensor, Tensor], interleaved: bool) -> Tensor:
-    """Turn pairs of the first dims of each head of x (batch, heads, seq_len, head_dim)."""
+    """Rotate pairs of the first dims of each head of x (batch, heads, seq_len, head_dim)."""
     cos, sin = (t[:, None] for t in turn)
     dims = 2 * cos.shape[-1]
     rotary, rest = x[..., :dims], x[..., dims:]
@@ -269,7 +269,7 @@ def _attention(
     logits = query @ key.transpose(-1, -2) * scale
     if record is not None:
         record.setdefault("logits", []).append(logits)
-    # the least finite number, as in the references: a row of padding alone stays finite
+    # the lowest finite value, as in the references: a row of padding only stays finite
     logits = logits.masked_fill(~keep[:, None, None], torch.finfo(logits.dtype).min)
     mixed = (logits.softmax(-1) @ value).transpose(1, 2).flatten(-2)
     return F.linear(mixed, layer["attn.out_proj.weight"], layer.get("attn.out_proj.bias"))

@@ -1,4 +1,4 @@
-"""From hidden states to one vector a text: the second half of `tests/support/oracle.py`.
+"""Hidden states -> one vector per text: the second half of `tests/support/oracle.py`.
 
 Source: the pooling modules of sentence-transformers, and the model card of nomic-embed-text-v1.5.
 """
@@ -21,7 +21,7 @@ def oracle_pool(
     normalize: bool = False,
     faults: Collection[str] = (),
 ) -> Tensor:
-    """One vector a text: (batch, seq_len, hidden) -> (batch, hidden or the dense layer's width).
+    """One vector per text: (batch, seq_len, hidden) -> (batch, hidden or the dense width).
 
     Args:
         hidden: last hidden state.

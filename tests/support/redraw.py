@@ -1,8 +1,8 @@
-"""Random weights that see faults.
+"""Random weights that expose faults.
 
-A freshly initialised model hides them: its biases are zero and its norms all alike, so a loader
-that drops or swaps them is off by nothing. `redraw` gives every tensor values that matter to the
-output; `tests/support/test_oracle.py` holds that each planted fault shows.
+A freshly initialised model hides faults: its biases are zero and its norms identical, so a loader
+that drops or swaps them changes nothing. `redraw` gives every tensor values that affect the
+output; `tests/support/test_oracle.py` checks that each planted fault is visible.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Tensors = dict[str, torch.Tensor]
 def redraw(
     tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], seed: int = 0
 ) -> Tensors:
-    """Values for every tensor, such that each one matters to the output.
+    """Draw values for every tensor, such that each one affects the output.
 
     LayerNorm weights are 1 +- 0.3, their biases +- 0.1, other biases +- 0.05, and queries and
     keys are scaled for attention logits with a standard deviation of about 3. Embedding rows are
@@ -28,14 +28,14 @@ def redraw(
 
     Args:
         tensors: names and shapes of a checkpoint; their values are not used.
-        config: says how many experts and heads there are; either dialect.
+        config: gives the numbers of experts and heads; either family of keys.
         seed: of the generator.
     Returns: new tensors of the same names, shapes, dtypes and order.
     """
     generator = torch.Generator().manual_seed(seed)
     experts = config.get("num_experts") or 1
-    # Real depths need less: errors multiply from layer to layer, and attention that mixes as
-    # much makes all tokens alike after some ten of them. Tiny models need more to show faults.
+    # Deep models need smaller logits: errors multiply from layer to layer, and attention that mixes
+    # this much makes all tokens alike after about ten layers. Tiny models need more to show faults.
     gain, mixing = (1.0, 1.5) if _width(tensors) < 256 else (0.6, 1.0)
 
     def normal(shape: torch.Size, std: float) -> torch.Tensor:
@@ -55,9 +55,9 @@ def redraw(
         third = torch.Size((shape[0] // 3, shape[1]))
         return torch.cat([query_key(third), query_key(third), linear(third, mixing)])
 
-    # The first pattern found in the name decides. Where a factor stands, it makes up for what is
-    # lost on the way: silu and gelu pass on 0.6 of their input, averages over tokens and weighted
-    # experts shrink too, and a sublayer's output is to be about as large as the residual.
+    # The first pattern found in the name decides. Factors keep a sublayer's output about as large
+    # as the residual: silu and gelu scale their input by 0.6, and averages over tokens and
+    # weighted experts shrink it too.
     drawers: dict[str, Callable[[torch.Size], torch.Tensor]] = {
         r"position_ids": lambda shape: torch.arange(shape[-1]).expand(shape).clone(),
         r"([Nn]orm\d?|emb_ln)\.(weight|gamma)": lambda shape: uniform(shape, 0.3, 1.0),
@@ -73,7 +73,7 @@ def redraw(
             shape, gain * 2.5 / math.sqrt(shape[0] // experts)
         ),
         r"fc2|layer\.\d+\.output\.dense": lambda shape: linear(shape, 1.6),
-        # small before its norm, so that a wrong epsilon shows there too
+        # small before its norm, so that a wrong epsilon is visible there too
         r"transform\.dense": lambda shape: linear(shape, 0.05),
         r"": linear,
     }

@@ -1,4 +1,4 @@
-"""Rerankers in the hub's layout: a BERT checkpoint with a classifier behind its pooler."""
+"""Rerankers in the hub's layout: a BERT checkpoint with a classifier after its pooler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.checkpoints import build_checkpoint, edit_config, read_config
 
 
 def build_reranker(folder: Path, labels: int = 1, **config: Any) -> Path:
-    """A reranker as the hub has them: no modules.json, a classifier behind the pooler."""
+    """Write a reranker as on the hub: no modules.json, a classifier after the pooler."""
     build_checkpoint(folder, "bge-en", max_position_embeddings=96)
     (folder / "modules.json").unlink()
     (folder / "config_sentence_transformers.json").unlink()

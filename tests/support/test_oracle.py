@@ -1,9 +1,8 @@
 """The oracle's hidden states, against transformers on folders that the factory writes.
 
-What other tests compare the package with is itself compared here: with transformers' own models,
-in float32 within the parity bound and in float64 far below it, and where no model of theirs has
-the layout, with one that coincides on a special case. Then every planted fault must exceed the
-bound tenfold.
+The oracle is the reference of other tests. Here it is compared with transformers' own models: in
+float32 within the parity bound, in float64 far below it. Layouts without such a model are compared
+with one that coincides in a special case. Then every planted fault must exceed the bound tenfold.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Case:
         self.folder, self.seed = folder, seed
 
     def make(self, variant: str, **overrides: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Config and tensors; the gated layouts with the keys that transformers reads."""
+        """Write config and tensors; gated layouts with the keys that transformers reads."""
         if VARIANT_TABLE[variant].base.get("activation_function") == "swiglu":
             overrides = {"dialect": "both"} | overrides
         build_checkpoint(self.folder, variant, seed=self.seed, **overrides)
@@ -67,7 +66,7 @@ def case(tmp_path: Path, seed: int) -> Case:
 
 
 def reference(folder: Path, config: dict[str, Any]) -> torch.nn.Module:
-    """transformers' model of a folder, with every one of its tensors taken from the file."""
+    """transformers' model of a folder, after a check that all its tensors come from the file."""
     gated = config["model_type"] == "nomic_bert"
     more = {} if gated else {"add_pooling_layer": False}
     model, report = (NomicBertModel if gated else BertModel).from_pretrained(
@@ -81,13 +80,13 @@ def reference(folder: Path, config: dict[str, Any]) -> torch.nn.Module:
 
 @torch.no_grad()
 def hidden_states(model: torch.nn.Module, batch: dict[str, Tensor]) -> list[Tensor]:
-    """All hidden states, with padded rows at 0 as the oracle has them."""
+    """All hidden states, with padded rows set to 0 as in the oracle."""
     states = model(**batch, output_hidden_states=True).hidden_states
     return [state * batch["attention_mask"][..., None] for state in states]
 
 
 def difference(a: list[Tensor], b: list[Tensor]) -> float:
-    """The largest absolute difference over all hidden states; NaN wins."""
+    """The largest absolute difference over all hidden states; NaN propagates."""
     return (torch.stack(a).double() - torch.stack(b).double()).abs().max().item()
 
 
@@ -101,7 +100,7 @@ def test_hidden_states_equal_transformers(variant: str, case: Case) -> None:
     assert difference(theirs, oracle_forward(config, tensors, **batch)) <= BOUND
     single = oracle_forward(config, tensors, **batch, dtype=torch.float32)
     assert difference(theirs, single) <= BOUND
-    # in float64 only the order of the sums is left to differ
+    # in float64 only the order of the sums differs
     exact = hidden_states(model.double(), batch)
     assert difference(exact, oracle_forward(config, tensors, **batch)) <= 1e-10
 
@@ -134,7 +133,7 @@ def test_native_key_family_alone(case: Case) -> None:
 
 
 def test_prefixed_checkpoint_equals_transformers(case: Case) -> None:
-    """transformers does not read the prefix of nomic-bert-2048, so the file loses it here."""
+    """transformers does not support the prefix of nomic-bert-2048, so it is removed here."""
     config, tensors = case.make("nomic-bert-2048")
     assert sum(name.startswith("bert.") for name in tensors) == len(tensors) - 4
     bare = {name.removeprefix("bert."): t for name, t in tensors.items() if "cls." not in name}
@@ -163,7 +162,7 @@ def test_dynamic_ntk_equals_transformers(factor: float, case: Case) -> None:
 
 
 def test_float64_angles_are_the_formula(case: Case) -> None:
-    """At short lengths both precisions of the angles agree, and are not the same numbers."""
+    """At short lengths both precisions of the angles agree closely, but not exactly."""
     config, tensors = case.make("nomic-v1.5")
     batch = case.inputs(config)
     pure = oracle_forward(config, tensors, **batch, angles=torch.float64)
@@ -194,7 +193,7 @@ def test_interleaved_pairs_are_a_permutation(fraction: float, case: Case) -> Non
 
 
 def test_partial_rotary_leaves_the_rest_alone(case: Case) -> None:
-    """With queries zero in the turned dims, the positions no longer matter."""
+    """With queries of zero in the rotated dims, positions do not matter."""
     config, tensors = case.make("nomic-v1.5", rotary_emb_fraction=0.5)
     heads, size = config["n_head"], config["n_embd"] // config["n_head"]
     for name in (name for name in tensors if "Wqkv" in name):
@@ -206,7 +205,7 @@ def test_partial_rotary_leaves_the_rest_alone(case: Case) -> None:
 
 
 def test_biased_gelu_layers_equal_bert(case: Case) -> None:
-    """v2-moe without experts, all positions 0: no angle, hence BERT without position vectors."""
+    """v2-moe without experts, all positions 0: no rotation, so BERT without position vectors."""
     config, tensors = case.make("nomic-v2-moe", moe_every_n_layers=0)
     bert = {"embeddings.position_embeddings.weight": torch.zeros(4, config["n_embd"])}
     names = {"attn.out_proj": "attention.output.dense", "norm1": "attention.output.LayerNorm"}
@@ -232,7 +231,7 @@ def test_biased_gelu_layers_equal_bert(case: Case) -> None:
 
 
 def test_mixture_of_experts_by_hand(seed: int) -> None:
-    """All experts at once, weighted: the router picks the two largest and renormalises nothing."""
+    """All experts at once, weighted: the router picks the two largest, without renormalising."""
     torch.manual_seed(seed)
     experts, width, inner = 5, 6, 7
     router, bias = torch.randn(experts, width).double(), torch.randn(width).double()
@@ -261,7 +260,7 @@ def test_router_margins_are_healthy(case: Case) -> None:
     record: dict[str, list[Tensor]] = {}
     oracle_forward(config, tensors, **batch, record=record)
     assert len(record["router"]) == 1  # of three layers, the second has experts
-    # nothing balances a random router: one or two experts may be left out, not more
+    # a random router is not balanced: one or two experts may be unused, not more
     used = record["router"][0].topk(2).indices.unique()
     assert len(used) >= config["num_experts"] - 2
 
@@ -280,7 +279,7 @@ def test_planted_faults_exceed_the_bound_tenfold(variant: str, case: Case) -> No
 
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "nomic-v2-moe", "bge-en"])
 def test_every_tensor_matters(variant: str, case: Case) -> None:
-    """Zero any one tensor and the output moves; only a key bias without rotary cannot matter."""
+    """Zeroing any one tensor changes the output, except a key bias without rotary."""
     config, tensors = case.make(variant)
     batch = case.inputs(config, lengths=(12, 5))
     ours = oracle_forward(config, tensors, **batch)[-1:]

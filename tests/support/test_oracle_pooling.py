@@ -54,7 +54,7 @@ def test_whole_folder_equals_sentence_transformers(
     variant: str, mode: str, normalize: bool, tmp_path: Path, seed: int
 ) -> None:
     build_checkpoint(tmp_path, variant, seed=seed)
-    edit_config(tmp_path, auto_map=...)  # it names code on the hub
+    edit_config(tmp_path, auto_map=...)  # it refers to code on the hub
     config, tensors = read_config(tmp_path), read_tensors(tmp_path)
     model = SentenceTransformer(str(tmp_path), device="cpu", local_files_only=True)
     texts = list(SENTENCES)

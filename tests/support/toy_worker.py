@@ -1,6 +1,6 @@
-"""A process that speaks the messages of `dispatch` and needs no torch, so that it starts at once.
+"""A worker with the message protocol of `dispatch` but without torch, so that it starts at once.
 
-It answers a chunk with the texts in capital letters, and obeys those that are orders.
+It answers a chunk with the texts in upper case, and executes texts that are commands.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from nomicbert.runtime.dispatch import FAILED, READY, Chunk, answer
 
 
 def work(connection: Connection, name: str, folder: str, together: int) -> None:
-    """Leaves a file with its process id in `folder`; "slow" is a name that works slowly.
+    """Run a worker. It leaves a file with its process id in `folder`; the name "slow" works slowly.
 
-    It begins when so many of them are there.
+    It begins when `together` workers have started.
     """
     Path(folder, f"{os.getpid()}.pid").touch()
     while len(processes(folder)) < together:
@@ -39,7 +39,7 @@ def work(connection: Connection, name: str, folder: str, together: int) -> None:
 
 
 def processes(folder: str | Path) -> set[int]:
-    """The ids of those that were started."""
+    """Ids of the started processes."""
     return {int(path.stem) for path in Path(folder).glob("*.pid")}
 
 
@@ -53,18 +53,18 @@ def alive(process: int) -> bool:
 
 def obey(text: str, connection: Connection, folder: str) -> None:
     order, _, rest = text.partition(" ")
-    if order == "alone":  # the caller has seen that the others died
+    if order == "alone":  # the caller has checked that the others died
         while any(map(alive, processes(folder) - {os.getpid()})):
             time.sleep(0.005)
     if order == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    if order == "die-once":  # the file says that someone has
+    if order == "die-once":  # the file tells that a worker already has
         try:
             Path(rest).touch(exist_ok=False)
         except FileExistsError:
             return
         os.kill(os.getpid(), signal.SIGKILL)
-    if order == "half":  # an answer is begun, and the process dies over it
+    if order == "half":  # the process dies in the middle of an answer
         try:
             Path(rest).touch(exist_ok=False)
         except FileExistsError:

@@ -1,8 +1,8 @@
-"""The table of checkpoints: one row for each that the package loads.
+"""The table of supported checkpoints, one row each.
 
-A row says what the hub has: the config, the names and extra tensors of the weights, their file
-and dtype, pooling, what follows it, served length and prompts. Settings carry the names that
-transformers uses where it has one; `tests/support/checkpoints.py` writes them in either dialect.
+A row describes the files on the hub: the config, the names and extra tensors of the weights, their
+file and dtype, pooling, the modules after it, served length and prompts. Settings have
+transformers' name if there is one; `tests/support/checkpoints.py` writes either family of keys.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Variant:
     settings: Config = dataclasses.field(default_factory=dict)
     tokenizer: str = "english"
     real_vocab: int = 30522  # tokens in the real tokenizer
-    extras: frozenset[str] = frozenset()  # layouts.py says what each name adds
+    extras: frozenset[str] = frozenset()  # explained in layouts.py
     prefix: str = ""
     dialect: str = "legacy"
     quirks: Config = dataclasses.field(default_factory=dict)  # keys whose two spellings disagree

@@ -39,7 +39,7 @@ UNIGRAM_SIZE = 442  # padded to 448 rows
 _BERT_SPECIAL = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
 _CHARACTERS = string.ascii_lowercase + string.digits
 _WIDE_MARKS = "，。？！：；、（）"
-_NO_MATCH = -100.0  # the log probability of a piece that is only there to fill the vocabulary
+_NO_MATCH = -100.0  # the log probability of pieces that only fill up the vocabulary
 
 
 def wordpiece(
@@ -56,16 +56,18 @@ def wordpiece(
 
 
 def chinese_wordpiece(size: int = CHINESE_SIZE) -> Tokenizer:
-    """The WordPiece of bert-base-chinese: every Chinese character is a token of its own."""
+    """The WordPiece of bert-base-chinese: every Chinese character is one token."""
     return _wordpiece(HANZI + _WIDE_MARKS, size, None, None)
 
 
 def unigram(size: int = UNIGRAM_SIZE) -> Tokenizer:
     """A Unigram model in the manner of XLM-R: <s> 0, <pad> 1, </s> 2, <unk> 3, <mask> last."""
     pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
-    letters = _CHARACTERS + string.ascii_uppercase + string.punctuation + HANZI + _WIDE_MARKS
-    pieces += [(letter, -6.0 - 0.01 * i) for i, letter in enumerate(dict.fromkeys(letters))]
-    # longer pieces are cheaper than their letters, so that the best path is not the first one
+    characters = _CHARACTERS + string.ascii_uppercase + string.punctuation + HANZI + _WIDE_MARKS
+    pieces += [
+        (character, -6.0 - 0.01 * i) for i, character in enumerate(dict.fromkeys(characters))
+    ]
+    # longer pieces score better than their characters, so that the best path is not the first one
     pieces += [("▁" + word, -4.0 - 0.05 * i) for i, word in enumerate(WORDS)]
     pieces += [(suffix, -5.0 - 0.05 * i) for i, suffix in enumerate(SUFFIXES) if len(suffix) > 1]
     pieces += [("▁search_", -4.5), ("学习", -7.0), ("深度", -7.5)]
@@ -90,7 +92,7 @@ def unigram(size: int = UNIGRAM_SIZE) -> Tokenizer:
 
 @functools.cache
 def tokenizer_json(kind: str, size: int, truncation: int | None, padding: int | None) -> str:
-    """The tokenizer.json of one kind ("english", "chinese" or "unigram"), built once a process."""
+    """The tokenizer.json of one kind ("english", "chinese", "unigram"), built once per process."""
     if kind == "english":
         return wordpiece(size, truncation=truncation, fixed_padding=padding).to_str()
     return {"chinese": chinese_wordpiece, "unigram": unigram}[kind](size).to_str()
@@ -98,7 +100,7 @@ def tokenizer_json(kind: str, size: int, truncation: int | None, padding: int | 
 
 @functools.cache
 def vocabulary_text(kind: str, size: int) -> str:
-    """The vocab.txt of a WordPiece kind: one token a line, in the order of the ids."""
+    """The vocab.txt of a WordPiece kind: one token per line, in the order of the ids."""
     vocabulary = Tokenizer.from_str(tokenizer_json(kind, size, None, None)).get_vocab()
     return "".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.__getitem__))
 
@@ -108,8 +110,12 @@ def _wordpiece(
 ) -> Tokenizer:
     unused = iter(range(size))
     head = [_BERT_SPECIAL.get(i) or f"[unused{next(unused)}]" for i in range(104)]
-    letters = [*dict.fromkeys(_CHARACTERS + extra)]
-    body = [*string.punctuation, *letters, *(f"##{c}" for c in letters if c not in _WIDE_MARKS)]
+    characters = [*dict.fromkeys(_CHARACTERS + extra)]
+    body = [
+        *string.punctuation,
+        *characters,
+        *(f"##{c}" for c in characters if c not in _WIDE_MARKS),
+    ]
     body += [*(word for word in WORDS if len(word) > 1), *(f"##{s}" for s in SUFFIXES if s != "s")]
     tokens = head + body
     tokens += [f"[unused{next(unused)}]" for _ in range(_filler(size, len(tokens)))]

@@ -1,4 +1,4 @@
-"""Prompts: the checkpoint's own, the card's four, how one is chosen, and when a warning is due."""
+"""Prompts: the checkpoint's own, the card's four, the choice of one, and the warning."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_empty_prompts_of_a_nomic_checkpoint_count_as_none(
 def test_a_nomic_checkpoints_own_prompts_stand_alone(tmp_path: Path) -> None:
     embedder = _load(tmp_path, "nomic-v1.5", prompts={"query": "find: "})
     assert embedder.prompts == {"query": "find: "}
-    embedder.encode(TEXT)  # its card's rule is not ours to apply: no warning
+    embedder.encode(TEXT)  # the card's rule does not apply to it: no warning
 
 
 def test_a_prompt_is_text_before_the_input(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_queries_and_documents(variant: str, query: str, document: str, tmp_path
     embedder = _load(tmp_path, variant)
     assert _same(embedder.encode_query(TEXT), embedder.encode(TEXT, prompt=query))
     assert _same(embedder.encode_document([TEXT]), embedder.encode([TEXT], prompt=document))
-    # a prompt of the call's own goes first, and the other arguments pass through
+    # a prompt passed to the call wins, and the other arguments are passed on
     other = embedder.encode_query(TEXT, prompt="word: ", truncate_dim=5)
     assert _same(other, embedder.encode(TEXT, prompt="word: ")[:5])
 
@@ -152,7 +152,7 @@ def test_mistakes_in_a_checkpoint(
         _load(tmp_path, "e5", **settings)
 
 
-def test_a_missing_prompt_is_said_once(tmp_path: Path) -> None:
+def test_a_missing_prompt_warns_once(tmp_path: Path) -> None:
     embedder = _load(tmp_path, "nomic-v1.5")
     with pytest.warns(PromptWarning, match="'search_query', 'search_document'") as caught:
         embedder.encode(["search_query: one has it", TEXT])
@@ -161,12 +161,12 @@ def test_a_missing_prompt_is_said_once(tmp_path: Path) -> None:
     embedder.encode(TEXT)  # warnings are errors in these tests
 
 
-def test_nothing_is_said_where_a_prompt_is_there(tmp_path: Path) -> None:
+def test_no_warning_with_a_prompt(tmp_path: Path) -> None:
     embedder = _load(tmp_path, "nomic-v1.5")
     embedder.encode([])
     embedder.encode(["search_query: " + TEXT, "clustering: x"])
     embedder.encode(TEXT, prompt_name="classification")
-    embedder.encode(TEXT, prompt="")  # said on purpose
+    embedder.encode(TEXT, prompt="")  # explicitly no prompt
     embedder.encode_query(TEXT)
     embedder.encode_document(TEXT)
     with warnings.catch_warnings(record=True) as caught:
@@ -175,13 +175,13 @@ def test_nothing_is_said_where_a_prompt_is_there(tmp_path: Path) -> None:
     assert [entry.category for entry in caught] == [PromptWarning]
 
 
-def test_nothing_is_said_of_a_checkpoint_without_that_rule(tmp_path: Path) -> None:
+def test_no_warning_for_other_checkpoints(tmp_path: Path) -> None:
     for variant in ("conan-v1", "e5", "nomic-v2-moe"):
         assert _load(tmp_path / variant, variant).encode(TEXT).shape in ((64,), (112,))
 
 
 def test_query_and_document_are_empty_where_none_are_shipped(tmp_path: Path) -> None:
-    """As in sentence-transformers, which has these two from the start."""
+    """As in sentence-transformers, which defines these two by default."""
     embedder = _load(tmp_path, "e5")
     if not any(embedder.prompts.values()):
         wanted = embedder.encode(TEXT)

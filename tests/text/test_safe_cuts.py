@@ -1,6 +1,6 @@
-"""safe_cuts: the first ids of a text are those of the whole text, wherever it is cut.
+"""safe_cuts: the first ids of a cut text are those of the whole text, at every cut.
 
-The truth is the tokenizers library's, given whole texts.
+The expected ids come from the tokenizers library on whole texts.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ ATOMS = [
 ]
 chinese = st.text(alphabet=COMMON * 3 + "，龘 a", min_size=8, max_size=60)
 atoms = st.sampled_from(ATOMS) | st.text(max_size=5)
-# few kinds a text, so that they meet again and again
+# few kinds per text, so that each pair is often adjacent
 kinds = st.lists(atoms, min_size=1, max_size=6)
 short = chinese | kinds.flatmap(
     lambda some: st.lists(st.sampled_from([*some, " ", "fox"]), max_size=20)
@@ -101,7 +101,7 @@ def whole_ids(rust: RustTokenizer, text: str) -> list[int]:
 
 
 def alike(bodies: list[list[int]]) -> list[int]:
-    """What all of them begin with."""
+    """The longest common prefix."""
     same = takewhile(lambda ids: len({*ids}) == 1, zip(*bodies, strict=False))
     return [ids[0] for ids in same]
 
@@ -124,11 +124,11 @@ def test_ids_and_verdict(name: str, lower_case: bool, text: str, limit: int) -> 
 
 @pytest.mark.parametrize("name", CUT)
 @given(text=short)
-@example(text="a\ufe70 fox")  # without its mark, that Arabic letter is a space
-@example(text="a \u1cf2 fox")  # and this one nothing
+@example(text="a\ufe70 fox")  # without its mark, this Arabic character becomes a space
+@example(text="a \u1cf2 fox")  # and this one becomes empty
 @settings(max_examples=40)
 def test_every_cut_is_safe(name: str, text: str) -> None:
-    """What the prefixes agree on is how the whole text begins, from whatever letter on."""
+    """The ids on which the prefixes agree begin the ids of the whole text, for any `start`."""
     rust = built(name)
     cuts, ids = Cuts.of(rust), whole_ids(rust, text)
     for ends in {tuple(cuts.ends(text, start)) for start in range(len(text) + 1)}:
@@ -138,17 +138,18 @@ def test_every_cut_is_safe(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_these_are_cut(name: str) -> None:
+def test_tokenizers_whose_texts_are_cut(name: str) -> None:
     cuts = Cuts.of(built(name))
     for start, end in ((2, 3), (3, 3), (4, 9), (5, 9)):
         assert cuts.ends("the river is long", start) == [end]
     assert cuts.ends("the river is long", 14) == [17]
     assert cuts.ends("fox. (fox) -- ", 4) == [4]
-    assert cuts.ends("fox\u200b fox\u0301 \ufffd fox", 1) == [15]  # nothing is known of these
+    # a cut next to these characters is not known to be safe
+    assert cuts.ends("fox\u200b fox\u0301 \ufffd fox", 1) == [15]
 
 
 def test_cuts_between_lines() -> None:
-    """Where the tokenizer splits there, or a newline becomes a space."""
+    """Cut at newlines if the tokenizer splits there or turns a newline into a space."""
     lines = ("english", "bert, cased", "nmt", "nmt, words", "strip, words")
     for name in (*lines, "strip", "no normalizer", "metaspace, wordpiece"):
         for gap in "\t\r\n":
@@ -157,13 +158,13 @@ def test_cuts_between_lines() -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_these_are_not(name: str) -> None:
+def test_tokenizers_whose_texts_are_not_cut(name: str) -> None:
     text = "the river is long 的一是不了人我在有 x fox北 的一是不 and x fox"
     assert Cuts.of(built(name)).ends(text, 3) == [len(text)]
 
 
 def test_chinese_without_spaces(seed: int) -> None:
-    """Every cut, and every limit; a lone cut would often be wrong: what follows decides."""
+    """Every cut and every limit. A single cut would often be wrong: later text decides the ids."""
     rust, rng = built("nmt"), random.Random(seed)
     tokenizer, cuts, wrong = ours("nmt", False), Cuts.of(rust), 0
     for _ in range(150):
@@ -195,7 +196,7 @@ def test_every_position_counts(text: str) -> None:
 
 
 class Simplified:
-    """Stands for a normalizer that changes Chinese characters."""
+    """A fake normalizer that changes Chinese characters."""
 
     def normalize_str(self, text: str) -> str:
         return text.replace("語", "语")
@@ -211,40 +212,40 @@ def test_no_cut_among_characters_that_are_normalised() -> None:
 
 
 class Counting:
-    """Stands before a tokenizer and counts the letters it is given."""
+    """Wraps a tokenizer and counts the characters passed to it."""
 
     def __init__(self, rust: RustTokenizer) -> None:
-        self.rust, self.letters = rust, 0
+        self.rust, self.characters = rust, 0
 
     def encode_batch_fast(self, texts: Sequence[str], **keywords: Any) -> Any:
-        self.letters += sum(map(len, texts))
+        self.characters += sum(map(len, texts))
         return self.rust.encode_batch_fast(texts, **keywords)
 
 
-def english(letters: int) -> str:
-    return " ".join(random.Random(1).choices(WORDS, k=letters // 2))[:letters]
+def english(characters: int) -> str:
+    return " ".join(random.Random(1).choices(WORDS, k=characters // 2))[:characters]
 
 
-def clauses(letters: int) -> str:
-    """Chinese without spaces, a mark now and then."""
+def clauses(characters: int) -> str:
+    """Chinese without spaces, with some punctuation."""
     rng = random.Random(1)
     some = ["".join(rng.choices(HANZI, k=rng.randint(5, 18))) + "，" for _ in range(500)]
-    return "".join(rng.choices(some, k=letters // 6))[:letters]
+    return "".join(rng.choices(some, k=characters // 6))[:characters]
 
 
 @pytest.mark.parametrize("write", [english, clauses])
 @pytest.mark.parametrize("limit", [128, 512, 8192])
 @pytest.mark.parametrize("name", MAIN)
-def test_a_long_text_costs_what_its_beginning_does(
+def test_a_long_text_costs_no_more_than_its_beginning(
     name: str, limit: int, write: Callable[[int], str]
 ) -> None:
     tokenizer = Tokenizer(MAIN[name]())
     counting = tokenizer.rust = Counting(tokenizer.rust)  # type: ignore[assignment]
     given = {}
-    for letters in (10_000, 1_000_000):
-        counting.letters = 0
-        (ids,), _ = tokenizer.encode([write(letters)], limit)
-        given[letters] = counting.letters
+    for characters in (10_000, 1_000_000):
+        counting.characters = 0
+        (ids,), _ = tokenizer.encode([write(characters)], limit)
+        given[characters] = counting.characters
     assert len(ids) == limit
     assert given[10_000] <= 10_000
     assert given[1_000_000] < 5 * given[10_000]

@@ -1,4 +1,4 @@
-"""Token ids: those of transformers' tokenizer of the same folder; and folders with mistakes."""
+"""Token ids against transformers' tokenizer of the same folder; and folders with mistakes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     build_checkpoint(folder, VARIANTS[request.param], num_hidden_layers=1)
     if request.param == "unigram":
-        # transformers' own class for XLM-R keeps of the file's normalizer only a compiled table of
-        # characters, which a small vocabulary does not have; its general class keeps all of it
+        # transformers' class for XLM-R keeps only the compiled character table of the file's
+        # normalizer, which a small vocabulary does not have; its general class keeps all of it
         _rewrite(folder, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     return tokenizer_of(folder, ROWS), AutoTokenizer.from_pretrained(folder)
 
@@ -59,7 +59,7 @@ def _theirs(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> list[i
 
 @given(text=any_text, limit=st.sampled_from(LIMITS))
 @settings(max_examples=150)
-def test_ids_are_transformers(pair: Pair, text: str, limit: int) -> None:
+def test_ids_equal_transformers(pair: Pair, text: str, limit: int) -> None:
     ours, theirs = pair
     (ids,), cut = ours.encode([text], limit)
     assert ids == _theirs(theirs, text, limit)
@@ -79,7 +79,7 @@ def test_ids_of_many_texts(pair: Pair) -> None:
 
 @pytest.mark.parametrize("limit", [5, 64, 512])
 def test_long_texts(pair: Pair, limit: int) -> None:
-    """Far more than is looked at: words, a flood of spaces, a word without end, Chinese, NULs."""
+    """Texts far beyond the limit: words, many spaces, one endless word, Chinese, NULs."""
     ours, theirs = pair
     texts = [
         "".join(text * count for text, count in parts)
@@ -101,7 +101,7 @@ def test_long_texts(pair: Pair, limit: int) -> None:
 
 @given(text=any_text, limit=st.sampled_from(LIMITS))
 @settings(max_examples=80)
-def test_windows_are_transformers(pair: Pair, text: str, limit: int) -> None:
+def test_windows_equal_transformers(pair: Pair, text: str, limit: int) -> None:
     ours, theirs = pair
     (windows,) = ours.encode_windows([text], "", limit)
     overflow = theirs(
@@ -110,7 +110,7 @@ def test_windows_are_transformers(pair: Pair, text: str, limit: int) -> None:
     assert windows == overflow["input_ids"]
 
 
-def test_a_prompt_stands_in_every_window(pair: Pair) -> None:
+def test_every_window_begins_with_the_prompt(pair: Pair) -> None:
     ours, theirs = pair
     prompt = "search query: "
     ids = _theirs(theirs, prompt + "the river is long and deep " * 9, 10_000)
@@ -161,7 +161,7 @@ def test_vocab_txt_alone(lower: Any, tmp_path: Path) -> None:
     assert (upper == lowered) is (lower is not False)
 
 
-def test_tokenizer_json_goes_before_vocab_txt(tmp_path: Path) -> None:
+def test_tokenizer_json_wins_over_vocab_txt(tmp_path: Path) -> None:
     _bert(tmp_path)
     before = tokenizer_of(tmp_path, ROWS).encode(SENTENCES, 64)
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", "utf-8")
@@ -223,7 +223,7 @@ def test_max_seq_length(
     assert Embedder.from_pretrained(tmp_path).max_seq_length == served
 
 
-def test_a_rotary_model_is_served_as_long_as_sentence_transformers_says(tmp_path: Path) -> None:
+def test_a_rotary_model_has_the_limit_of_sentence_transformers(tmp_path: Path) -> None:
     build_checkpoint(tmp_path, "nomic-v1.5", dialect="native", num_hidden_layers=1)
     embedder = Embedder.from_pretrained(tmp_path)
     assert embedder.model.config.max_position_embeddings == 2048
@@ -231,8 +231,8 @@ def test_a_rotary_model_is_served_as_long_as_sentence_transformers_says(tmp_path
 
 
 @pytest.mark.parametrize("lower", [True, False])
-def test_tokenizer_config_has_the_last_word_on_case(lower: bool, tmp_path: Path) -> None:
-    """transformers follows it too where tokenizer.json says otherwise."""
+def test_tokenizer_config_overrides_case(lower: bool, tmp_path: Path) -> None:
+    """transformers also lets it override tokenizer.json."""
     _bert(tmp_path)
     _rewrite(tmp_path, "tokenizer_config.json", do_lower_case=lower)
     ours, theirs = (

@@ -1,4 +1,4 @@
-"""EmbeddingModel: encoder and pooling as one module, with gradients, and no more than is needed."""
+"""EmbeddingModel: encoder and pooling as one module, with gradients, and no needless work."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def pooled_by_hand(hidden: list[Tensor], mode: str) -> Tensor:
 
 
 @pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken"])
-def test_it_is_the_encoder_and_then_pooling(mode: Any, tmp_path: Path) -> None:
-    """And where one token of a text is read, the last layer computes no other."""
+def test_forward_is_encoder_then_pooling(mode: Any, tmp_path: Path) -> None:
+    """If pooling uses one token per text, the last layer computes no other token."""
     build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=2)
     model = Embedder(tmp_path).embedding_model
     model.pooling.mode = mode
@@ -48,7 +48,7 @@ def test_it_is_the_encoder_and_then_pooling(mode: Any, tmp_path: Path) -> None:
         short = model(pack(IDS), Finish(matryoshka_dim=16))
         finished = model.finish(pooled, Finish(matryoshka_dim=16))
     assert (pooled - wanted).abs().max() <= BOUND
-    assert torch.equal(found, pooled)  # this checkpoint has nothing behind pooling
+    assert torch.equal(found, pooled)  # this checkpoint has no steps after pooling
     assert (short - finished).abs().max() <= BOUND
     assert short.shape == (len(IDS), 16)
     last = {"mean": None, "cls": [0, 4, 5, 8], "lasttoken": [3, 4, 7, 9]}[mode]
@@ -72,7 +72,7 @@ def test_one_module_to_move_and_train(tmp_path: Path) -> None:
 
 
 def test_a_batch_of_texts_keeps_gradients(tmp_path: Path) -> None:
-    """What `encode` gives, with a graph behind it."""
+    """The vectors of `encode`, with an autograd graph."""
     build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=2)
     embedder = Embedder(tmp_path)
     texts = ["the river is long", "fox"]

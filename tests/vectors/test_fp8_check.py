@@ -1,6 +1,6 @@
-"""Backend "fp8" is refused to a checkpoint whose vectors it moves too far.
+"""Backend "fp8" is refused if it changes a checkpoint's vectors too much.
 
-Its specification in plain torch stands in for the kernels.
+A plain torch reference replaces the kernels.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::nomicbert.user_warnings.TruncationWarning")
-def test_a_checkpoint_that_it_suits(folder: Path) -> None:
-    """Loaded, and computing in e4m3 afterwards."""
+def test_a_good_checkpoint_is_accepted(folder: Path) -> None:
+    """It loads, and then computes in e4m3."""
     narrow, plain = Embedder(folder, backend="fp8"), Embedder(folder)
     assert narrow.model.backend == "fp8"
     assert narrow.model.ops.name == "fp8"
@@ -48,7 +48,7 @@ def test_a_checkpoint_that_it_suits(folder: Path) -> None:
 
 @pytest.fixture
 def poisoned(folder: Path, tmp_path: Path) -> Path:
-    """Rows of queries and keys so large that the least rounding moves attention to other words."""
+    """Rows of q and k so large that any rounding error moves attention to other tokens."""
     where = build_checkpoint(tmp_path, "gte", num_hidden_layers=1)
     state = load_file(where / "model.safetensors")
     rows = [name for name in state if re.search(r"(query|key)\.weight$", name)]
@@ -57,11 +57,11 @@ def poisoned(folder: Path, tmp_path: Path) -> Path:
     return where
 
 
-def test_a_checkpoint_that_it_does_not_suit(poisoned: Path) -> None:
+def test_a_bad_checkpoint_is_refused(poisoned: Path) -> None:
     message = re.compile(
-        r"backend 'fp8' moves this checkpoint's vectors too far: at width 64 their cosine to those "
-        r"without it is (0\.\d+) on average and (-?0\.\d+) at least, where 0\.999 and 0\.995 are "
-        r"wanted: use backend 'auto'"
+        r"backend 'fp8' changes this checkpoint's vectors too much: at width 64 their cosine to "
+        r"those of backend 'auto' is (0\.\d+) on average and (-?0\.\d+) at the lowest, but must be "
+        r"0\.999 and 0\.995 or more: use backend 'auto'"
     )
     with pytest.raises(AccuracyError, match=message) as caught:
         Embedder(poisoned, backend="fp8")
@@ -70,13 +70,13 @@ def test_a_checkpoint_that_it_does_not_suit(poisoned: Path) -> None:
     mean, least = map(float, found.groups())
     assert least <= mean
     assert mean < MEAN or least < LEAST
-    # nothing is asked of the other backends, nor of a model that has no texts
+    # other backends are not checked, nor is a model without tokenizer
     assert Embedder(poisoned).model.ops.name == "torch"
     assert NomicBert.from_pretrained(poisoned, backend="fp8").ops.name == "fp8"
 
 
 def test_every_width_is_compared(tmp_path: Path) -> None:
-    """The checkpoint's own, then the usual ones below it; the backend is put back."""
+    """The full width, then the usual smaller ones; the backend is restored."""
     embedder = Embedder(build_checkpoint(tmp_path, "conan-v1", num_hidden_layers=1))
     embedder.model.use("fp8")
     width = embedder.pooling.embedding_dimension
@@ -96,11 +96,11 @@ def test_every_width_is_compared(tmp_path: Path) -> None:
     ("mean", "least", "holds"),
     [(0.999, 0.995, True), (0.9989, 0.998, False), (0.9999, 0.9949, False), (np.nan, 1.0, False)],
 )
-def test_both_bounds_count(mean: float, least: float, holds: bool) -> None:
+def test_both_bounds_apply(mean: float, least: float, holds: bool) -> None:
     assert Agreement(64, mean, least).holds == holds
 
 
-def test_the_backend_is_put_back_after_a_failure(folder: Path) -> None:
+def test_the_backend_is_restored_after_a_failure(folder: Path) -> None:
     embedder = Embedder(folder, backend="fp8")
 
     def encode(texts: list[str], **_: int) -> np.ndarray:
@@ -130,7 +130,7 @@ def test_training_is_that_of_the_parameters(folder: Path) -> None:
 
 @NEEDS_WEIGHTS
 def test_minilm_with_its_real_weights_is_refused() -> None:
-    """Measured: 0.9974 on average at every width, 0.9954 at least. Its 384 columns are few."""
+    """Measured: 0.9974 on average at every width, 0.9954 at the lowest. 384 columns are few."""
     assert _SPEC is not None
     assert _SPEC.submodule_search_locations
     minilm = Path(_SPEC.submodule_search_locations[0]) / "model"

@@ -1,4 +1,4 @@
-"""modules.json and its folders: what needs code of its own or means something else is refused."""
+"""modules.json and its folders: custom code and unsupported settings are refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _lists(folder: Path, *kinds: str) -> None:
     ("kinds", "message"),
     [
         (["custom_st.Transformer", MODULE + "Pooling"], "asks for custom_st.Transformer, which is"),
-        ([MODULE + "Transformer", "my.Pooling"], "asks for my.Pooling, which is code of its own"),
+        ([MODULE + "Transformer", "my.Pooling"], "asks for my.Pooling, which is custom code"),
         ([], "lists nothing: supported are"),
         ([MODULE + "Pooling"], "lists Pooling: supported are"),
         ([MODULE + "Transformer"], "lists Transformer: supported are"),
@@ -45,7 +45,7 @@ def _lists(folder: Path, *kinds: str) -> None:
         ),
     ],
 )
-def test_modules_that_are_not_ours(kinds: list[str], message: str, tmp_path: Path) -> None:
+def test_unsupported_modules_are_refused(kinds: list[str], message: str, tmp_path: Path) -> None:
     build_checkpoint(tmp_path, "conan-v1")
     _lists(tmp_path, *kinds)
     with pytest.raises(ConfigError, match=message):
@@ -57,12 +57,12 @@ def test_modules_that_are_not_ours(kinds: list[str], message: str, tmp_path: Pat
     [
         ({"use_residual": True}, "use_residual = True is not supported, only False or None is"),
         ({"module_output_name": "other"}, "module_output_name = 'other' is not supported"),
-        ({"gated": 1, "extra": 2}, "has settings of an unknown meaning: extra, gated"),
+        ({"gated": 1, "extra": 2}, "has settings that are not supported: extra, gated"),
         ({"activation_function": "my_repo.code.Tanh"}, "'my_repo.code.Tanh' is not supported"),
         ({"bias": "false"}, "bias must be true or false, not 'false'"),
     ],
 )
-def test_a_dense_that_means_something_else(
+def test_unsupported_dense_settings_are_refused(
     change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     build_checkpoint(tmp_path, "conan-v1")
@@ -92,7 +92,7 @@ def test_a_list_of_one_mode(tmp_path: Path) -> None:
 
 
 def test_an_encoder_in_a_folder_of_its_own(tmp_path: Path) -> None:
-    """As sentence-transformers could save it once: everything of the encoder is there."""
+    """The old layout of sentence-transformers, with all encoder files in a subfolder."""
     folder = build_checkpoint(tmp_path / "all", "minilm")
     wanted = Embedder(folder).encode("the quick fox")
     inner = folder / "0_Transformer"

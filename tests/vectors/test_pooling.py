@@ -1,4 +1,4 @@
-"""Pooling through Embedder, against formulas written independently on an independent forward."""
+"""Pooling through Embedder, against independent formulas on an independent forward pass."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_modes(mode: str, schema: str, folder: Path) -> None:
     np.testing.assert_allclose(raw, truth, rtol=0, atol=1e-4)
     unit = embedder.encode(TEXTS, prompt="", normalize_embeddings=True)
     np.testing.assert_allclose(unit, F.normalize(truth), rtol=0, atol=1e-6)
-    # every other mode is far from that: the bound tells them apart
+    # every other mode differs far more, so the bound separates them
     for other in set(MODES) - {mode}:
         wrong = F.normalize(oracle_pool(hidden, mask, other)[-1], dim=0)
         same_direction = {mode, other} == {"mean", "mean_sqrt_len"}
@@ -108,7 +108,7 @@ def test_dense(tmp_path: Path) -> None:
     np.testing.assert_allclose(embedder.encode(TEXTS), truth, rtol=0, atol=1e-4)
     unit = embedder.encode(TEXTS, normalize_embeddings=True)
     np.testing.assert_allclose(unit, F.normalize(truth), rtol=0, atol=1e-6)
-    # sentence-transformers' default where the configuration says nothing
+    # sentence-transformers' default if the key is missing
     path = tmp_path / "2_Dense" / "config.json"
     config = json.loads(path.read_text("utf-8"))
     del config["activation_function"]
@@ -122,7 +122,7 @@ def test_dense_that_does_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "2_Dense" / "config.json"
     fine = json.loads(path.read_text("utf-8"))
     for change, error, message in (
-        ({"in_features": 63}, ConfigError, "takes 63 columns, but it is given 64"),
+        ({"in_features": 63}, ConfigError, "in_features = 63, but .* gives 64 columns"),
         ({"out_features": 113}, CheckpointError, "113"),
         ({"activation_function": "torch.nn.modules.Softmax"}, ConfigError, "not supported"),
     ):
@@ -152,7 +152,7 @@ def test_the_last_layer_computes_what_pooling_needs(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", CPU_DTYPES, indirect=True)
-def test_one_row_a_text_equals_the_full_computation(
+def test_one_row_per_text_equals_the_full_computation(
     dtype: torch.dtype, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = NomicBert.from_pretrained(folder, dtype=dtype, backend="torch")
@@ -161,11 +161,11 @@ def test_one_row_a_text_equals_the_full_computation(
         with torch.inference_mode():
             full = model.encode_packed(batch)[rows]
             some = model.encode_packed(batch, rows=rows)
-            # a product of one query with the keys sums in another order than one of many queries
+            # the matmul of one query with the keys sums in another order than that of many queries
             bound = 1e-6 if dtype == torch.float32 else 2e-2
             difference = F.normalize(full.float()) - F.normalize(some.float())
             assert difference.abs().max() <= bound
-            # and that product is the only difference: all else is the same to the bit
+            # and that matmul is the only difference: all else is bit-identical
             patched = dataclasses.replace(model.ops, attention=_attend_all(model.ops.attention))
             monkeypatch.setattr(model, "_ops", patched)
             assert torch.equal(model.encode_packed(batch, rows=rows), full)

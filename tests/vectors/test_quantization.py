@@ -1,6 +1,6 @@
-"""precision: the numbers of sentence-transformers' quantize_embeddings, whatever the form.
+"""precision: the results of sentence-transformers' quantize_embeddings, in every form of output.
 
-What is quantised is compared to the bit: the same fp32 steps give the same whole numbers.
+Quantised values are compared exactly: the same fp32 steps give the same integers.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def vectors(embedder: Embedder) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def ranges(vectors: np.ndarray) -> np.ndarray:
-    """Narrower than the vectors, so that some lie beyond both ends."""
+    """Narrower than the vectors, so that some values lie beyond both ends."""
     low, high = np.quantile(vectors, [0.1, 0.9], axis=0).astype(np.float32)
     return np.stack([low, high])
 
 
 @functools.cache
 def drawn(rows: int, width: int, seed: int) -> np.ndarray:
-    """Numbers of every size and sign, zeros of both signs, a constant column."""
+    """Values of all magnitudes and signs, zeros of both signs, a constant column."""
     rng = np.random.default_rng(seed)
     found = (rng.normal(size=(rows, width)) * 10.0 ** rng.integers(-3, 3, width)).astype(np.float32)
     found[rng.random(found.shape) < 0.1] = 0.0
@@ -123,15 +123,15 @@ def test_forms(precision: str, embedder: Embedder, ranges: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
-def test_nothing_in_nothing_out(precision: str, embedder: Embedder) -> None:
-    """Without ranges too: there is nothing to measure."""
+def test_empty_input_gives_empty_output(precision: str, embedder: Embedder) -> None:
+    """Without ranges too: there are no vectors to compute them from."""
     empty = embedder.encode([], precision=precision)
     wanted = quantize_embeddings(np.zeros((0, 112), np.float32), precision)
     assert (empty.shape, empty.dtype) == (wanted.shape, wanted.dtype)
 
 
 @pytest.mark.parametrize("precision", ["int8", "uint8"])
-def test_fixed_ranges_make_a_vector_its_own(
+def test_with_fixed_ranges_a_vector_is_independent(
     precision: str, embedder: Embedder, vectors: np.ndarray, ranges: np.ndarray
 ) -> None:
     together = embedder.encode(TEXTS, precision=precision, ranges=ranges)
@@ -166,9 +166,11 @@ def test_one_vector_has_no_range(precision: str, embedder: Embedder) -> None:
     for inputs in ("fox", ["fox"]):
         with pytest.raises(ValueError, match=rf"'{precision}' needs ranges: \(2, 112\), smallest"):
             embedder.encode(inputs, precision=precision)
-    with pytest.raises(ValueError, match=rf"'{precision}' needs ranges in a stream: \(2, 112\)"):
-        embedder.encode_iter(TEXTS, precision=precision)  # at once, before a text is read
-    with pytest.raises(ValueError, match=r"in a stream: \(2, 20\)"):
+    with pytest.raises(
+        ValueError, match=rf"'{precision}' needs ranges in a stream: an array \(2, 112\)"
+    ):
+        embedder.encode_iter(TEXTS, precision=precision)  # before a text is read
+    with pytest.raises(ValueError, match=r"in a stream: an array \(2, 20\)"):
         embedder.encode_iter(TEXTS, precision=precision, truncate_dim=20)
 
 
@@ -187,33 +189,35 @@ def _set(place: tuple[int, int], number: float) -> Callable[[np.ndarray], np.nda
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x[:, :64], "must be (2, 112), smallest and largest of each column, not (2, 64)"),
+        (lambda x: x[:, :64], "(2, 112), smallest and largest value of each column, not (2, 64)"),
         (lambda x: x.T, "not (112, 2)"),
         (lambda x: x[0], "not (112,)"),
         (lambda x: x[None], "not (1, 2, 112)"),
         (lambda _: 3, "not ()"),
-        (lambda _: "wide", "ranges must be (2, 112) numbers"),
-        (lambda _: [[1, 2], [3]], "ranges must be (2, 112) numbers"),
+        (lambda _: "wide", "ranges must be an array of shape (2, 112)"),
+        (lambda _: [[1, 2], [3]], "ranges must be an array of shape (2, 112)"),
         (lambda x: x[::-1], "column 0 runs from 1.0 to -1.0"),
         (_set((0, 7), 1.5), "column 7 runs from 1.5 to 1.0"),
         (_set((0, 3), np.nan), "column 3 runs from nan to 1.0"),
         (_set((1, 111), np.inf), "column 111 runs from -1.0 to inf"),
     ],
 )
-def test_ranges_that_cannot_be(change: Any, message: str, embedder: Embedder) -> None:
+def test_invalid_ranges_are_refused(change: Any, message: str, embedder: Embedder) -> None:
     for encode in (embedder.encode, embedder.encode_iter):
         with pytest.raises(ValueError, match=re.escape(message)):
             encode(TEXTS, precision="int8", ranges=_flaw(change))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "binary", "ubinary"])
-def test_ranges_for_nothing(precision: str, embedder: Embedder, ranges: np.ndarray) -> None:
+def test_ranges_without_use_are_refused(
+    precision: str, embedder: Embedder, ranges: np.ndarray
+) -> None:
     for encode in (embedder.encode, embedder.encode_iter):
-        with pytest.raises(ValueError, match=f"int8 and uint8, not to precision '{precision}'"):
+        with pytest.raises(ValueError, match=f"'int8' and 'uint8' only, not to '{precision}'"):
             encode(TEXTS, precision=precision, ranges=ranges)
 
 
-def test_ranges_belong_to_the_width(embedder: Embedder, ranges: np.ndarray) -> None:
+def test_ranges_must_match_the_width(embedder: Embedder, ranges: np.ndarray) -> None:
     short = embedder.encode(TEXTS, precision="int8", ranges=ranges[:, :20], truncate_dim=20)
     whole = embedder.encode(TEXTS, precision="int8", ranges=ranges)
     assert np.array_equal(short, whole[:, :20])
@@ -221,14 +225,14 @@ def test_ranges_belong_to_the_width(embedder: Embedder, ranges: np.ndarray) -> N
         embedder.encode(TEXTS, precision="int8", ranges=ranges, truncate_dim=20)
 
 
-def test_few_vectors_are_said(
+def test_few_vectors_are_logged(
     embedder: Embedder, ranges: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "nomicbert.vectors.quantization")
     embedder.encode(TEXTS, precision="uint8")
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "the ranges of uint8 come from 36 vectors only" in record.getMessage()
+    assert "the ranges of uint8 were computed from only 36 vectors" in record.getMessage()
     caplog.clear()
     embedder.encode([*TEXTS, *TEXTS, *TEXTS], precision="uint8")  # 108: enough
     embedder.encode(TEXTS, precision="uint8", ranges=ranges)
@@ -238,7 +242,7 @@ def test_few_vectors_are_said(
 
 
 @pytest.mark.parametrize("precision", ["int4", "float64", "bfloat16", None, "INT8"])
-def test_unknown(precision: Any, embedder: Embedder) -> None:
+def test_unknown_precision(precision: Any, embedder: Embedder) -> None:
     named = "precision must be one of float32, float16, int8, uint8, binary, ubinary, not "
     for encode in (embedder.encode, embedder.encode_iter):
         with pytest.raises(ValueError, match=re.escape(named + repr(precision))):

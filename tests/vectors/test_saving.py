@@ -1,4 +1,4 @@
-"""Embedder.save_pretrained: the same vectors from it, and from sentence-transformers."""
+"""Embedder.save_pretrained: we and sentence-transformers get the same vectors from it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_into_the_folder_it_came_from(tmp_path: Path) -> None:
     np.testing.assert_array_equal(vectors(Embedder(tmp_path)), wanted)
 
 
-def test_what_was_set_is_kept(tmp_path: Path) -> None:
+def test_changed_settings_are_saved(tmp_path: Path) -> None:
     build_checkpoint(tmp_path / "a", "minilm")
     embedder = Embedder(tmp_path / "a")
     embedder.max_seq_length = 40
@@ -72,7 +72,7 @@ def test_what_was_set_is_kept(tmp_path: Path) -> None:
     assert baked["padding"] is None
 
 
-def test_trained_weights_are_what_is_saved(tmp_path: Path) -> None:
+def test_trained_weights_are_saved(tmp_path: Path) -> None:
     build_checkpoint(tmp_path / "a", "conan-v1")
     embedder = Embedder(tmp_path / "a")
     before = vectors(embedder)
@@ -85,7 +85,7 @@ def test_trained_weights_are_what_is_saved(tmp_path: Path) -> None:
     assert np.abs(again - before).max() > 1e-3
 
 
-def test_prompts_that_were_added_are_kept(tmp_path: Path) -> None:
+def test_added_prompts_are_saved(tmp_path: Path) -> None:
     build_checkpoint(tmp_path / "a", "nomic-v1.5")
     embedder = Embedder(tmp_path / "a")
     embedder.prompts["query"] = "search_query: "

@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import util
 
 from nomicbert import Embedder
-from nomicbert.vectors.similarity import SIMILARITIES, similarity
+from nomicbert.vectors.similarity import SIMILARITIES, similarity, similarity_pairwise
 from tests.support.checkpoints import build_checkpoint
 
 THEIRS = {
@@ -19,6 +19,14 @@ THEIRS = {
     "dot": util.dot_score,
     "euclidean": util.euclidean_sim,
     "manhattan": util.manhattan_sim,
+}
+
+
+PAIRED = {
+    "cosine": util.pairwise_cos_sim,
+    "dot": util.pairwise_dot_score,
+    "euclidean": util.pairwise_euclidean_sim,
+    "manhattan": util.pairwise_manhattan_sim,
 }
 
 
@@ -54,7 +62,7 @@ def test_one_vector_is_one_row() -> None:
     np.testing.assert_allclose(similarity(a, a, "dot"), [[25.0]])
 
 
-def test_a_zero_vector_is_like_nothing() -> None:
+def test_a_zero_vector_has_similarity_0() -> None:
     assert similarity(np.zeros(3), np.ones((2, 3))).tolist() == [[0.0, 0.0]]
 
 
@@ -72,4 +80,33 @@ def test_the_checkpoint_says_which(stated: str | None, meant: str, tmp_path: Pat
     vectors = embedder.encode(["北京大学在中国。", "什么是深度学习？", "x"])
     theirs = THEIRS[meant](torch.from_numpy(vectors), torch.from_numpy(vectors))
     np.testing.assert_allclose(embedder.similarity(vectors, vectors), theirs, rtol=1e-5, atol=1e-5)
-    assert abs(vectors[0] @ vectors[0] - 1) > 0.01  # else the two functions could not be told apart
+    assert abs(vectors[0] @ vectors[0] - 1) > 0.01  # otherwise cosine and dot would give the same
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_pair_by_pair(name: str, seed: int) -> None:
+    """The diagonal of all against all, and sentence-transformers' own."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(6, 48)) * 3, rng.normal(size=(6, 48)) - 0.2
+    found = similarity_pairwise(a.astype(np.float32), torch.from_numpy(b), name)
+    assert found.dtype == torch.float32
+    truth = [_formula(name, x, y) for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(found, truth, rtol=1e-5, atol=2e-5)
+    theirs = PAIRED[name](torch.from_numpy(a).float(), torch.from_numpy(b).float())
+    np.testing.assert_allclose(found, theirs, rtol=1e-5, atol=2e-5)
+    assert similarity_pairwise(a[0], b[0], name).shape == (1,)
+
+
+def test_pairs_need_two_sides() -> None:
+    with pytest.raises(ValueError, match=r"not \(2, 3\) and \(1, 3\): use similarity for all"):
+        similarity_pairwise(np.ones((2, 3)), np.ones(3))
+    with pytest.raises(ValueError, match="not 'angle'"):
+        similarity_pairwise(np.ones(2), np.ones(2), "angle")
+
+
+def test_what_is_no_vector() -> None:
+    with pytest.raises(TypeError, match="similarity takes vectors, not texts: encode them first"):
+        similarity(["a text"], np.ones(3))  # type: ignore[arg-type]
+    for function in (similarity, similarity_pairwise):
+        with pytest.raises(ValueError, match=r"the same width, not \(2, 3\) and \(2, 4\)"):
+            function(np.ones((2, 3)), np.ones((2, 4)))

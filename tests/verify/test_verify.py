@@ -1,6 +1,6 @@
-"""The comparison behind `nomicbert verify`: its own formula, its choice of reference, its verdicts.
+"""The comparison behind `nomicbert verify`: its oracle, its choice of reference, its verdicts.
 
-Folders are tiny but for their width, 256: see tests/parity/test_embeddings.py.
+Checkpoints are tiny except for their width, 256: see tests/parity/test_embeddings.py.
 """
 
 from __future__ import annotations
@@ -42,12 +42,15 @@ TOGETHER = ("nomic-v1.5", "nomic-bert-2048", "nomic-v2-moe", "bge-en", "e5", "be
 
 @pytest.fixture(autouse=True)
 def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here hangs on how long anything takes."""
+    """One timed round: no test here depends on speed."""
     monkeypatch.setattr(speed, "ROUNDS", 1)
 
 
 def build(folder: Path, variant: str, **changes: Any) -> Path:
-    """With the keys that transformers reads, and texts cut early: the tiny tokenizers spell."""
+    """A checkpoint with the keys that transformers reads, and a low length limit.
+
+    The limit keeps tests fast, because the tiny tokenizers give a token per character.
+    """
     more = {"dialect": "both"} if variant == "nomic-v1.5" else {}
     place = build_checkpoint(folder / variant, variant, **{**WIDE, **more, **changes})
     (place / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 48}))
@@ -63,8 +66,8 @@ def broken(report: Report) -> set[str]:
 
 
 @pytest.mark.parametrize("variant", [*TOGETHER, "partial", "interleaved", "scaled", "biased"])
-def test_the_formula_equals_the_tests_own(variant: str, tmp_path: Path, seed: int) -> None:
-    """Two independent hands, in float64: text by text there, padded here."""
+def test_oracle_equals_the_oracle_of_the_tests(variant: str, tmp_path: Path, seed: int) -> None:
+    """Two independent implementations in float64: verify's runs per text, the tests' is padded."""
     changes: dict[str, dict[str, Any]] = {
         "partial": {"rotary_emb_fraction": 0.5},
         "interleaved": {"rotary_emb_interleaved": True},
@@ -94,8 +97,8 @@ def test_the_formula_equals_the_tests_own(variant: str, tmp_path: Path, seed: in
         assert margins is None
 
 
-def test_scaling_matters_to_the_formula(tmp_path: Path) -> None:
-    """Or the row above would compare two plain rotations."""
+def test_scaling_changes_the_oracle(tmp_path: Path) -> None:
+    """Otherwise the case "scaled" above would compare two unscaled rotations."""
     folder = build_checkpoint(tmp_path, "nomic-v1.5", dialect="legacy", max_trained_positions=16)
     ids = [list(range(5, 69))]
     plain, _ = oracle(folder, read_config(folder), ids)
@@ -128,7 +131,7 @@ def test_pooling_by_formula(mode: str, schema: str, tmp_path: Path, seed: int) -
         assert (short - oracle_matryoshka(wanted, dim)).abs().max() <= 1e-12
 
 
-def test_a_dense_without_a_word_on_its_activation_is_tanh(tmp_path: Path) -> None:
+def test_dense_without_an_activation_setting_uses_tanh(tmp_path: Path) -> None:
     folder = build_checkpoint(tmp_path, "conan-v1")
     path = folder / "2_Dense" / "config.json"
     settings = json.loads(path.read_text())
@@ -139,7 +142,7 @@ def test_a_dense_without_a_word_on_its_activation_is_tanh(tmp_path: Path) -> Non
     assert torch.equal(read_steps(folder).vector(hidden), plain.tanh())
 
 
-def test_a_batch_is_long_and_mixed_enough() -> None:
+def test_cut_gives_mixed_lengths_and_enough_tokens() -> None:
     batch = cut(range(10), 2, 1000)
     assert sum(batch.lengths) >= 1000
     assert batch.lengths[: len(LENGTHS)] == list(LENGTHS)
@@ -151,7 +154,7 @@ def test_a_batch_is_long_and_mixed_enough() -> None:
 
 
 def prefixed(folder: Path) -> None:
-    """As a training framework saves it, around a BERT."""
+    """Add the prefix "trunk." to all names, as a training framework does around a BERT."""
     path = folder / "model.safetensors"
     save_file({f"trunk.{name}": t for name, t in load_file(path).items()}, path)
 
@@ -162,13 +165,13 @@ REASONS: dict[str, tuple[str, dict[str, Any], Callable[[Path], None] | None, str
         "nomic-v1.5",
         {"dialect": "legacy"},
         None,
-        "misreads its config.json: hidden_size 768 for 64, num_hidden_layers 12 for 3",
+        "misreads its config.json: hidden_size 768 instead of 64, num_hidden_layers 12 instead",
     ),
     "theta": (
         "nomic-v1.5",
         {"dialect": "both", "rotary_emb_base": 5000},
         lambda folder: edit_config(folder, rope_parameters=...),
-        "misreads its config.json: rope_theta 1000 for 5000",
+        "misreads its config.json: rope_theta 1000 instead of 5000",
     ),
     "prefix": (
         "nomic-bert-2048",
@@ -194,14 +197,14 @@ REASONS: dict[str, tuple[str, dict[str, Any], Callable[[Path], None] | None, str
         "nomic-v1.5",
         {"dialect": "both"},
         lambda folder: edit_config(folder, num_hidden_layers=3.0, n_layer=3.0),
-        "refuses sizes with a point: num_hidden_layers 3.0",
+        "refuses sizes that are floats: num_hidden_layers 3.0",
     ),
 }
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_what_transformers_is_no_reference_for(name: str, tmp_path: Path) -> None:
-    """The reason is told, and the formula stands in, under the same bounds."""
+def test_checkpoints_that_transformers_misreads(name: str, tmp_path: Path) -> None:
+    """The report gives the reason, and the oracle is the reference, with the same bounds."""
     variant, changes, edit, reason = REASONS[name]
     folder = build(tmp_path, variant, hidden_size=64, num_hidden_layers=3, **changes)
     if edit:
@@ -220,14 +223,14 @@ def test_what_transformers_is_no_reference_for(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("variant", ["nomic-v1.5", "nomic-v1", "bge-en", "bert-base-uncased"])
-def test_what_transformers_is_a_reference_for(variant: str, tmp_path: Path) -> None:
-    """v1 states 8192 positions where transformers means 2048: that matters to longer texts only."""
+def test_checkpoints_that_transformers_reads(variant: str, tmp_path: Path) -> None:
+    """v1's 8192 positions, 2048 for transformers, only matter for longer texts."""
     reference = choose(build_checkpoint(tmp_path, variant), CPU)
     assert isinstance(reference, Transformers)
     assert reference.reason == ""
 
 
-def test_transformers_is_left_as_it_was(tmp_path: Path) -> None:
+def test_logging_of_transformers_is_restored(tmp_path: Path) -> None:
     from transformers.utils import logging
 
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -253,7 +256,7 @@ def test_a_sound_checkpoint_holds(variant: str, tmp_path: Path) -> None:
     sizes = [row.what for row in rows(report, "matryoshka")]
     card = [f"{dim} dimensions" for dim in (256, 128, 64)]
     assert sizes == (2 * card if variant == "nomic-v1.5" else [])
-    # none of the numbers is there by default
+    # no value is a default: each was measured
     assert all(row.value > 0 for row in rows(report, "hidden") + rows(report, "embedding"))
     assert all(0 < row.value < 1 for row in rows(report, "embedding"))
     assert all(len(row.layers) == 3 for row in rows(report, "hidden"))
@@ -264,7 +267,7 @@ def test_a_sound_checkpoint_holds(variant: str, tmp_path: Path) -> None:
     assert timed.value > 0
 
 
-def test_tensors_that_do_not_pair_up_are_counted(tmp_path: Path) -> None:
+def test_missing_and_unused_tensors_are_counted(tmp_path: Path) -> None:
     folder = build(tmp_path, "bge-en")
     model = NomicBert.from_pretrained(folder)
     row = tensors_row(folder, model)
@@ -277,8 +280,8 @@ def test_tensors_that_do_not_pair_up_are_counted(tmp_path: Path) -> None:
     assert tensors_row(folder, model).holds is False
 
 
-def test_a_vocabulary_that_is_rounded_up_when_it_is_read(tmp_path: Path) -> None:
-    """Rows that no tensor holds are no loss."""
+def test_vocabulary_padded_on_loading(tmp_path: Path) -> None:
+    """Padding rows of the vocabulary are not counted as lost."""
     folder = build(tmp_path, "nomic-v1.5")
     path = folder / "model.safetensors"
     name = "embeddings.word_embeddings.weight"
@@ -292,7 +295,7 @@ def test_a_vocabulary_that_is_rounded_up_when_it_is_read(tmp_path: Path) -> None
     assert rows(report, "tensors")[0].value == 0
 
 
-def test_experts_are_compared_where_rounding_cannot_turn_them(tmp_path: Path) -> None:
+def test_tokens_near_a_routing_boundary_are_excluded(tmp_path: Path) -> None:
     folder = build(tmp_path, "nomic-v2-moe")
     report = verify(folder, dtypes=[torch.float32, torch.bfloat16], backends=["torch"])
     assert report.broken == 0
@@ -307,7 +310,7 @@ def test_experts_are_compared_where_rounding_cannot_turn_them(tmp_path: Path) ->
 
 
 def test_without_sentence_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vectors by formula from transformers' hidden states; the report says so."""
+    """Vectors are pooled by formula from transformers' hidden states; the report says so."""
     find = truth.find_spec
     monkeypatch.setattr(truth, "find_spec", lambda name: None)
     folder = build(tmp_path, "conan-v1")
@@ -345,44 +348,46 @@ def test_nan_breaks_every_bound() -> None:
     assert [row.holds for row in found] == [None, None]
 
 
-def test_the_reference_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(references, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "nomicbert\[verify\]"'):
         verify("anything")
 
 
-def test_the_sentences_are_of_many_kinds() -> None:
+def test_texts_cover_lengths_and_scripts() -> None:
     assert len(set(TEXTS)) == len(TEXTS) == 13
     assert min(map(len, TEXTS)) < 10
     assert max(map(len, TEXTS)) > 800
     scripts = ["LATIN", "CYRILLIC", "CJK", "HIRAGANA", "ARABIC", "DEVANAGARI"]
-    names = {unicodedata.name(letter, "-").split()[0] for text in TEXTS for letter in text.strip()}
+    names = {
+        unicodedata.name(character, "-").split()[0] for text in TEXTS for character in text.strip()
+    }
     assert names >= set(scripts)
 
 
-def test_a_head_behind_the_encoder_is_no_reason(tmp_path: Path) -> None:
-    """transformers leaves a classifier unread too, and rightly."""
+def test_unread_head_is_accepted(tmp_path: Path) -> None:
+    """transformers does not read a classifier either, which does not affect hidden states."""
     assert references.choose(build_reranker(tmp_path), torch.device("cpu")).reason == ""
 
 
 @pytest.mark.parametrize(
     ("found", "widened"), [(True, "float16 on"), (False, "bfloat16 and float16 on")]
 )
-def test_what_is_computed_in_float32_is_told(
+def test_note_on_dtypes_computed_in_float32(
     found: bool, widened: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And bf16 that is computed so keeps its bits on any number of threads."""
+    """Dtypes that the CPU only stores are noted; on a GPU there are none."""
     pretend(monkeypatch, found)
-    told = SimpleNamespace(encoder=SimpleNamespace(reason=""), lacks_library="", clear=None)
+    stub = SimpleNamespace(encoder=SimpleNamespace(reason=""), lacks_library="", clear=None)
     cpu, dtypes = torch.device("cpu"), (torch.float32, torch.bfloat16, torch.float16)
-    (note,) = _remarks(told, cpu, dtypes)  # type: ignore[arg-type]
+    (note,) = _remarks(stub, cpu, dtypes)  # type: ignore[arg-type]
     assert note.startswith(f"{widened} this CPU: the reference computes in")
-    assert _remarks(told, cpu, dtypes[:1]) == []  # type: ignore[arg-type]
-    assert _remarks(told, torch.device("cuda"), dtypes) == []  # type: ignore[arg-type]
+    assert _remarks(stub, cpu, dtypes[:1]) == []  # type: ignore[arg-type]
+    assert _remarks(stub, torch.device("cuda"), dtypes) == []  # type: ignore[arg-type]
 
 
-def test_threads_that_are_looked_at(tmp_path: Path) -> None:
-    """1, 2 and those of now, up to the number that bits are promised for."""
+def test_thread_counts_of_the_invariance_row(tmp_path: Path) -> None:
+    """1, 2 and the current count, at most the largest count with guaranteed bits."""
     embedder = Embedder(build(tmp_path, "nomic-v1.5"), dtype=torch.bfloat16, backend="torch")
     before = torch.get_num_threads()
     try:
@@ -403,10 +408,10 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("op", PLANTED)
-def test_a_broken_promise_is_named(
+def test_first_differing_op_is_reported(
     op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An op whose last bits depend on the rows beside, or on memory, on one number of threads."""
+    """Plant an op whose last bits depend on other rows or alignment, for one thread count only."""
     threads, (kind,) = PLANTED[op]
     right = getattr(kernels.TORCH, op)
 
@@ -429,10 +434,10 @@ def test_a_broken_promise_is_named(
     assert row.holds is (False if onednn_packs(torch.float32) else None)
 
 
-def test_backend_invariant_is_held_to_its_promise(
+def test_backend_invariant_always_has_a_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever it runs: what only oneDNN promises on a CPU, it promises everywhere."""
+    """Other backends have one only with oneDNN-packed weights on a CPU."""
     monkeypatch.setattr("nomicbert.verify.invariance.onednn_packs", lambda dtype: False)
     embedder = Embedder(build(tmp_path, "nomic-v1.5"), backend="torch")
     assert invariance_row(embedder).bound is None

@@ -1,12 +1,12 @@
-"""Prove and measure on this machine's GPU what has never been seen there, in some minutes.
+"""Check and measure the kernels on this machine's GPU in a few minutes.
 
     python -m bench.gpu.proof --out FOLDER/proof.jsonl --minutes 8
 
-Nothing is installed, no network is asked. FOLDER gets proof.jsonl, a line for each case as it
-begins and ends; summary.txt, rewritten after each stage; proof.log, what the stages have printed;
-and launch/ARCH.json, the launch settings that have won. The same call goes on where the last one
-stopped. Exit code 0: all is right; 1: a case is wrong, failed or hung; 2: a mistake, or no GPU;
-3: time is up, and cases are left.
+Nothing is installed, and the network is not used. FOLDER gets these files: proof.jsonl, a line for
+each begin and end of a case; summary.txt, rewritten after each stage; proof.log, the output of the
+stages; launch/ARCH.json, the winning launch settings. The same call continues where the last one
+stopped. Exit code 0: all cases are ok. 1: a case is wrong, failed or hung. 2: wrong arguments, or
+no GPU. 3: time is up, and cases are left.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     names = [stage.name for stage in stages(False)]
     parser = Parser("bench.gpu.proof", __doc__)
     parser.add_argument("--minutes", type=float, metavar="N",
-                        help="end after so many; 8 unless it is a dry run")  # fmt: skip
+                        help="end after N minutes; default 8, in a dry run 30")  # fmt: skip
     parser.add_argument("--stage", nargs="+", choices=names, default=names, metavar="NAME",
                         help=f"only these: {', '.join(names)}")  # fmt: skip
     return parser.parse_args(arguments)
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare(scratch: Path) -> None:
-    """What all children find in their environment: caches that stay, and no launch table."""
+    """Set the children's environment: persistent caches, and no tuned launch table."""
     folder = scratch.resolve()
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
@@ -71,7 +71,7 @@ def prepare(scratch: Path) -> None:
 
 
 def architecture() -> str:
-    """What kernels are compiled for, without a context on the GPU; Hopper where none is seen."""
+    """The architecture to compile for, found without a CUDA context; Hopper if no GPU is seen."""
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)

@@ -1,4 +1,4 @@
-"""What all cases of the proof run share."""
+"""Helpers that all cases of the proof run share."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,20 +19,20 @@ def case(place: Place, name: str, work: Work, seconds: float) -> Case:
 
 
 def interleaved(measure: Callable[[Task], list[Line]], task: Task) -> Facts:
-    """Fields of a case that times candidates in turn."""
+    """Fields of a case that times interleaved candidates."""
     lines = measure(task)
     return facts_of(lines) if lines else dict(TOO_LONG)
 
 
 def matched(found: Sequence[Case], options: Facts) -> list[Case]:
-    """Those that were asked for."""
+    """The cases that --match selects."""
     return [one for one in found if options["match"] in one.name]
 
 
 def within(error: float, bound: float) -> Facts:
     """An error and its bound.
 
-    Raises: WrongValues: it is larger, or not a number.
+    Raises: WrongValues: the error is larger than the bound, or NaN.
     """
     if not error <= bound:
         raise WrongValues(f"off by {error:.3g}, allowed {bound:.3g}")
@@ -42,7 +42,7 @@ def within(error: float, bound: float) -> Facts:
 def _run(place: Place, work: Work) -> Facts:
     with Compiled() as compiled:
         facts = work()
-        # an error that no later call survives is this case's, and is raised here
+        # a device error of this case is raised here, not in the next case
         place.finish()
     found = {"compiled": compiled.new, "from_cache": compiled.cached, "sources": sources()}
     return {**facts, **found}

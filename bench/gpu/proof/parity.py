@@ -132,12 +132,12 @@ class Suite:
         for count in (1, 3, 20, len(self.texts.texts)):
             texts = self.texts.texts[:count]
             recorded = embedder.encode(texts, **keywords)
-            # the call without graphs lets go of them
+            # check before the call without graphs, which frees them
             seen |= bool(embedder.graphs._kept)
             with mock.patch.dict(os.environ, {graphs.SWITCH: "0"}):
                 launched = embedder.encode(texts, **keywords)
             worst = max(worst, farthest(unit(recorded), unit(launched)))
-        # else launches would have been compared with launches
+        # otherwise single launches would have been compared with themselves
         if self.place.is_gpu and not seen:
             raise WrongValues("no graph was recorded")
         return within(worst, self.rounding(dtype))
@@ -180,7 +180,7 @@ def fp8_cases(stage: str, options: Facts) -> Sequence[Case]:
 
 
 def round_as_a_gpu(place: Place) -> None:
-    """Mend Triton's interpreter, which rounds to e4m3 differently from a GPU."""
+    """Patch Triton's interpreter, which rounds to e4m3 differently from a GPU."""
     if not place.is_gpu:
         from tests.interpreter import fp8
 
@@ -212,13 +212,13 @@ def of_specification(mine: Tensor | Activation, wanted: Tensor | Activation) -> 
     """Error of a result in fp8 relative to the specification's, and its bound."""
     if isinstance(mine, Tensor) or isinstance(wanted, Tensor):
         return gemm.off_by(values(mine), values(wanted).double()), FP8_ERROR
-    # the e4m3 values with their scales, whatever else is kept of them
+    # compare the scaled e4m3 values, not the unrounded copy that an Activation may keep
     a, b = (values(Activation(one.data, one.scale)) for one in (mine, wanted))
     return gemm.off_by(a, b.double()), FP8_STEPS
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """The same in length 1, in fp64."""
+    """The vectors scaled to length 1, in fp64."""
     wide = vectors.astype(np.float64)
     scaled: np.ndarray = wide / np.linalg.norm(wide, axis=1, keepdims=True)
     return scaled

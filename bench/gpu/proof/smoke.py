@@ -20,12 +20,12 @@ from bench.problem import Draw, Problem, error_and_bound, poisoned
 
 # A part of a tile, some tiles, and a full wave on 132 multiprocessors.
 TOKENS, DRY_TOKENS = (17, 512, 16896), (5, 70)
-# Tokens of the longest text, for which the fp64 reference fits into memory; and of short texts, on
-# both sides of a tile's edge.
+# Tokens of the longest text, limited by the memory of the fp64 reference; and of short texts, below
+# and above a tile's edge.
 LONGEST, DRY_LONGEST = 2048, 40
 OTHERS = (1, 63, 64, 65)
 # Ops of the other models that nomic does not cover.
-BESIDE_NOMIC = {
+OTHER_MODELS = {
     "bert-large": ("qkv_rotary", "gelu", "linear down", "layer_norm", "embed", "attention"),
     "minilm": ("attention", "layer_norm"),
     "nomic-moe": ("moe",),
@@ -50,7 +50,7 @@ def cases(stage: str, options: Facts) -> Sequence[Case]:
 
 def calls(place: Place) -> Iterator[tuple[str, Make]]:
     """Name of each op of each model, and a function that makes its problem."""
-    for name, wanted in {"nomic": NOMIC, **BESIDE_NOMIC}.items():
+    for name, wanted in {"nomic": NOMIC, **OTHER_MODELS}.items():
         (model,) = place.models(name)
         for op in wanted:
             yield f"{name} {op}", functools.partial(make_of(op, model), place)
@@ -83,7 +83,7 @@ def texts(tokens: int, longest: int) -> list[int]:
 def checked(place: Place, make: Make) -> Facts:
     """Error and bound of an op at each number of tokens.
 
-    Raises: WrongValues: an error is beyond its bound, or not a number.
+    Raises: WrongValues: an error is beyond its bound, or NaN.
     """
     found: list[dict[str, Any]] = []
     for tokens in DRY_TOKENS if place.dry else TOKENS:

@@ -117,7 +117,7 @@ def inductor_cases(stage: str, options: Facts) -> Sequence[Case]:
 
 
 def headline_cases(stage: str, options: Facts) -> Sequence[Case]:
-    """Ours alone, in the batches that suit it best."""
+    """Ours alone, in its fastest batches."""
     place = Place.here(options["dry"])
     models = models_of(place, options, of_ours(place, ("ours", "ours-texts")))
     return races(place, models, (*HEADLINES, LATENCY), options)

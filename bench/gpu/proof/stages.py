@@ -1,9 +1,8 @@
-"""The stages of the proof run, in order: what is most worth knowing comes first.
+"""The stages of the proof run, most important first.
 
-Boxes are seconds on one H200 and add up to eight minutes. By arithmetic, the start of a child and
-the estimates of its cases fit into its box. `precompile` and `inductor` run in the background, on
-the host's processors for the most part; `headline`, the first stage whose times matter, waits for
-both.
+Boxes are seconds on one H200 and add up to eight minutes. The start of a child and the estimates of
+its cases fit into its box. `precompile` and `inductor` run in the background, mostly on the host's
+processors. `headline`, the first stage whose times matter, waits for both.
 """
 
 from bench.gpu.runner.supervise import Stage

@@ -82,7 +82,7 @@ def compiled(done: Mapping[Any, Line]) -> str:
 
 
 def headline(entries: Sequence[Line]) -> Iterator[str]:
-    """Our throughput on each workload, as many to a line as fit."""
+    """Our throughput on each workload, wrapped."""
     found = []
     for line in entries:
         rates = {x["peer"]: figure(x) for x in line["lines"] if x["status"] == MEASURED}
@@ -95,7 +95,7 @@ def headline(entries: Sequence[Line]) -> Iterator[str]:
 
 
 def told(line: Line) -> Iterator[str]:
-    """The results of one case that deserve a line of their own."""
+    """A summary line for the main results of a case."""
     stage, case = line["stage"], line["case"]
     if stage in ("tuned", "peers", "fp8", "compiled") and not case.startswith("op "):
         rates = [x for x in line.get("lines", []) if x["status"] == MEASURED]
@@ -109,7 +109,7 @@ def told(line: Line) -> Iterator[str]:
 
 
 def contests(entries: Sequence[Line]) -> Iterator[str]:
-    """The fastest variant of each contest, as many to a line as fit."""
+    """The fastest variant of each contest, wrapped."""
     won, found = winners(entries), []
     for name, variants in means(entries).items():
         if variants:

@@ -230,7 +230,7 @@ def bound(
 
 
 def inputs(one: Contest, t: Tensors) -> Any:
-    """What the op of a contest is given: its input in e4m3 for backend "fp8"."""
+    """The inputs of a contest's op, with x rounded to e4m3 for backend "fp8"."""
     return t | {"x": ROUNDED.get(one.op, lambda x: x)(t["x"])} if one.bytes == 1 else t
 
 

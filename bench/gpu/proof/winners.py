@@ -55,7 +55,7 @@ def means(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple[flo
 
 
 def measured(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Contest -> its cases that ended ok, of contests all of whose sizes did."""
+    """Contest -> its cases, for contests that ended ok at all sizes."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
         if entry["status"] == OK and "contest" in entry:

@@ -89,13 +89,13 @@ def main(arguments: Sequence[str]) -> int:
         if status == FAILED:
             sys.stdout.flush()
             sys.stderr.flush()
-            # without cleaning up, which can hang on a broken device
+            # without cleaning up, which can depend on a broken device
             os._exit(AGAIN)
     return DONE
 
 
 def waiting(cases: Sequence[Case], stage: str, ledger: Ledger, again: bool) -> list[Case]:
-    """Cases without an end that nobody has begun; with `again`, the begun ones follow."""
+    """Cases without an end that were not begun; with `again`, then those that were."""
     lines = ledger.lines()
     done, begun = ends(lines), unfinished(lines)
     left = [case for case in cases if (stage, case.name) not in done]

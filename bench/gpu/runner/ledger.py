@@ -23,7 +23,7 @@ ENDS = (OK, WRONG, FAILED, TIMEOUT)
 FAULTS = (WRONG, FAILED, TIMEOUT)
 # The case name under which the failure of a stage itself is recorded.
 START = "start"
-# Options that say where, and not what, is run.
+# Options that only set locations.
 PLACES = ("out", "ledger", "scratch")
 
 

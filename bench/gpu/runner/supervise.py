@@ -95,7 +95,7 @@ class Supervisor:
         self._lock = threading.Lock()
 
     def run(self) -> int:
-        """Run all stages, then whatever is left of them; the exit code."""
+        """Run all stages, then their remaining cases; return the exit code."""
         threads: list[threading.Thread] = []
         try:
             for again in (False, True):
@@ -118,7 +118,7 @@ class Supervisor:
             self._summarise()
         lines, names = self.ledger.lines(), {stage.name for stage in self.stages}
         faults = [x for x in ends(lines).values() if x["stage"] in names and x["status"] in FAULTS]
-        # a stage that cannot start has no cases to run, whatever the time
+        # a stage that cannot start has no cases to run, even with time left
         broken = {line["stage"] for line in faults if line["case"] == START}
         if set(left(self.stages, lines, self.asked)) - broken:
             return LEFT
@@ -231,7 +231,7 @@ class Supervisor:
         return [line for line in self.ledger.lines() if line["stage"] == stage.name]
 
     def _say(self, line: Line) -> None:
-        """Print what a line means."""
+        """Print a ledger line for people."""
         if line["status"] == PLANNED:
             said = f"{line['waiting']} of {len(line['cases'])} cases wait"
             said += f", about {minutes(line['seconds'])}" if line["seconds"] else ""

@@ -1,20 +1,19 @@
-"""How each Triton kernel is launched on each architecture: data, read from the tables beside this.
+"""Launch settings of each Triton kernel per architecture, read from the tables in this folder.
 
 A table is a JSON file named after its architecture: {"proven": true, "by": {...}, "rows": [...]}.
-proven means that the kernels have passed their tests on such a device, by which run, and "auto"
-takes them there; `make gpu-proven` writes it. A row serves
-one kernel and one size of element; the first row that fits is taken, so narrow rows stand before
-wide ones:
+"proven" means that the kernels passed their tests on such a device, in the run that "by" names, so
+backend "auto" uses them there; `make gpu-proven` writes both. A row applies to one kernel and one
+element size. The first row that fits is used, so specific rows precede general ones:
 
     {"kernel": "swiglu", "bytes": 2, "up_to": {"rows": 64}, "BLOCK_M": 64, ..., "num_warps": 4}
 
-up_to and exactly compare the sizes that the caller names. Keys in capitals are constants of the
-kernel, num_warps, num_stages and maxnreg options of its launch. "library": true says that the
-library's matrix product, followed by a small kernel, is to be taken instead of the fused one.
-What `nomicbert tune` has measured on this machine stands before the shipped rows.
+"up_to" and "exactly" are compared with the sizes that the caller passes. Keys in capitals are
+constants of the kernel; num_warps, num_stages and maxnreg are launch options. "library": true
+replaces the fused kernel by the vendor's GEMM (cuBLAS, hipBLAS) and a small kernel. Rows measured
+by `nomicbert tune` on this machine precede the shipped ones.
 
-Rows of a table that differ by the number of tokens sum up in another order, so a text's last bits
-hang on the batch around it. Within `invariant` they do not.
+Rows for different numbers of tokens sum in different orders, so a text's last bits depend on the
+other texts in its batch. Within `invariant` they do not.
 """
 
 import contextlib
@@ -33,13 +32,13 @@ import torch
 logger = logging.getLogger(__name__)
 
 TABLES = Path(__file__).parent
-# For an architecture without a table: small tiles, which need 64 KiB of shared memory at most.
+# Table for unknown architectures: small tiles, which need at most 64 KiB of shared memory.
 SAFE = "safe"
-# Others of a family that has a table: the same units, as much shared memory or more.
+# Architectures that use a relative's table: it has the same units, and no more shared memory.
 RELATIVES = {"sm_87": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120"}
-# What runs the kernels on CPU tensors.
+# Table for Triton's interpreter, which runs the kernels on CPU tensors.
 INTERPRETER = "interpreter"
-# Bytes of shared memory that one program may use. Source: CUDA C++ Programming Guide, table
+# Maximum bytes of shared memory per program. Source: CUDA C++ Programming Guide, table
 # "Technical specifications per compute capability"; AMD CDNA3 ISA guide, LDS per workgroup.
 SHARED_MEMORY = {
     "sm_80": 166_912,
@@ -51,9 +50,9 @@ SHARED_MEMORY = {
     "gfx942": 65_536,
 }
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
-# For every launch: products and sums become fused multiply-adds, whatever triton's default is.
+# For every launch: fuse multiply and add, whatever Triton's default is.
 COMMON = {"enable_fp_fusion": True}
-# Stands for every number of rows.
+# Number of rows used to look up settings within `invariant`.
 ANY_ROWS = 10**9
 
 _invariant: ContextVar[bool] = ContextVar("invariant", default=False)
@@ -66,7 +65,7 @@ class Settings:
     Attributes:
         constants: compile-time arguments of the kernel, by their names in capitals.
         options: num_warps, num_stages, and maxnreg where it is set.
-        library: take the library's matrix product and a small kernel instead.
+        library: use the vendor's GEMM and a small kernel instead.
     """
 
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -79,13 +78,13 @@ class Settings:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """All that the launch takes by name."""
+        """All keyword arguments of the launch."""
         return {**self.constants, **self.options, **COMMON}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: settings, and what they serve."""
+    """A row of a table: settings, and the kernel, element size and sizes they apply to."""
 
     kernel: str
     bytes: int
@@ -94,7 +93,7 @@ class Row:
     settings: Settings
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
-        """Whether the row serves these sizes."""
+        """Whether the row applies to these sizes."""
         return all(sizes[name] <= most for name, most in self.up_to.items()) and all(
             sizes[name] == wanted for name, wanted in self.exactly.items()
         )
@@ -102,7 +101,7 @@ class Row:
 
 @functools.cache
 def architecture(device: torch.device) -> str:
-    """The name of a device's table: "sm_90", "gfx942"; the interpreter's for a CPU."""
+    """The name of a device's table: "sm_90", "gfx942", or INTERPRETER for a CPU."""
     if device.type != "cuda":
         return INTERPRETER
     if torch.version.hip:
@@ -112,7 +111,7 @@ def architecture(device: torch.device) -> str:
 
 
 def tuned_folder() -> Path:
-    """Where `nomicbert tune` keeps its tables: NOMICBERT_LAUNCH, else the user's cache folder."""
+    """Folder of the tuned tables: NOMICBERT_LAUNCH, or else within the user's cache folder."""
     given = os.environ.get("NOMICBERT_LAUNCH")
     if given:
         return Path(given)
@@ -121,7 +120,7 @@ def tuned_folder() -> Path:
 
 
 def read_row(row: Mapping[str, Any]) -> Row:
-    """One row of a table as it is stored."""
+    """Parse one row of a table."""
     return Row(
         kernel=row["kernel"],
         bytes=row["bytes"],
@@ -136,25 +135,25 @@ def read_row(row: Mapping[str, Any]) -> Row:
 
 
 def read_table(path: Path) -> list[Row]:
-    """The rows of a table, in its order; a ValueError names a file that holds none."""
+    """Read the rows of a table in order; a ValueError names a file that is not a table."""
     try:
         return [read_row(row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no launch table ({error!r}): delete it") from error
+        raise ValueError(f"{path} is not a launch table ({error!r}): delete it") from error
 
 
 def shipped(arch: str) -> Path:
-    """The table that comes with the package: its own, a relative's, or the safe one."""
+    """The shipped table for an architecture: its own, a relative's, or the safe one."""
     path = TABLES / f"{RELATIVES.get(arch, arch)}.json"
     return path if path.is_file() else TABLES / f"{SAFE}.json"
 
 
 @functools.cache
 def table(arch: str) -> dict[tuple[str, int], list[Row]]:
-    """(kernel, bytes of an element) -> the rows for it, those measured on this machine first."""
+    """Map (kernel, bytes per element) to its rows, those tuned on this machine first."""
     path = shipped(arch)
     if path.stem == SAFE:
-        logger.info("no launch table for %s: taking rows that are safe everywhere", arch)
+        logger.info("no launch table for %s: using settings that are safe everywhere", arch)
     tuned = tuned_folder() / f"{arch}.json"
     rows = read_table(tuned) if tuned.is_file() else []
     found: dict[tuple[str, int], list[Row]] = {}
@@ -165,14 +164,14 @@ def table(arch: str) -> dict[tuple[str, int], list[Row]]:
 
 @functools.cache
 def proven(arch: str) -> bool:
-    """Whether the kernels have passed their tests there, as `make gpu-proven` has recorded."""
+    """Whether the kernels passed their tests on this architecture, per `make gpu-proven`."""
     path = TABLES / f"{arch}.json"
     return path.is_file() and bool(json.loads(path.read_text("utf-8")).get("proven", False))
 
 
 @contextlib.contextmanager
 def invariant() -> Iterator[None]:
-    """Launch alike whatever the batch: no settings that hang on it, no product of the library."""
+    """Use launch settings that do not depend on the batch, and no vendor GEMM."""
     token = _invariant.set(True)
     try:
         yield
@@ -181,25 +180,25 @@ def invariant() -> Iterator[None]:
 
 
 def is_invariant() -> bool:
-    """Whether launches are to be alike whatever the batch."""
+    """Whether launch settings must not depend on the batch."""
     return _invariant.get()
 
 
 def settings(kernel: str, device: torch.device, dtype: torch.dtype, **sizes: int) -> Settings:
-    """How to launch a kernel.
+    """Look up the launch settings of a kernel.
 
     Args:
         kernel: its name in the tables.
         device: where it runs.
         dtype: of the hidden states.
-        sizes: what the rows of this kernel compare: rows, n, k, head_dim ...
+        sizes: the sizes that rows of this kernel are compared with: rows, n, k, head_dim ...
 
     Raises: LookupError: no row fits.
     """
-    arch, alike = architecture(device), is_invariant()
-    if alike and "rows" in sizes:
+    arch, invariant = architecture(device), is_invariant()
+    if invariant and "rows" in sizes:
         sizes["rows"] = ANY_ROWS
     for row in table(arch).get((kernel, dtype.itemsize), []):
         if row.fits(sizes):
-            return replace(row.settings, library=False) if alike else row.settings
+            return replace(row.settings, library=False) if invariant else row.settings
     raise LookupError(f"no launch settings for {kernel} in {dtype} with {sizes} on {arch}")

@@ -1,7 +1,7 @@
-"""Finds launch settings by measuring them on the GPU at hand; `nomicbert tune` calls it.
+"""Tunes launch settings by measuring them on this machine's GPU; called by `nomicbert tune`.
 
-`problems` says which calls of which kernels are measured, `candidates` which settings each one
-tries, `search` checks and times them, `tables` writes what was faster to where `launch` reads it
-before the shipped rows. Nothing of this runs unless it is asked for: a model's results hang on a
-file that can be looked at, not on what happened to be fast in its first batch.
+`problems` lists the kernel calls to measure, `candidates` the settings to try for each, `search`
+checks and times them, and `tables` writes the faster settings to the table that `launch` reads
+before the shipped rows. Nothing here runs implicitly: a model's results depend on a file that can
+be inspected, not on timings of its first batch.
 """

@@ -1,8 +1,8 @@
-"""Which settings are tried: a small grid, without what cannot fit.
+"""The settings to try: a small grid, without those that cannot fit the device.
 
-Tiles are those that published matrix products and attentions choose among. Of the depths of the
-pipeline the two deepest that fit into shared memory are tried. A constant that the kernel's shipped
-row does not have is left out, and what the grid does not name stays as it is there.
+Tiles are those used by published GEMM and attention kernels. Of the pipeline depths, the two
+deepest that fit into shared memory are tried. A constant that the kernel's shipped row lacks is
+left out, and constants that the grid does not name keep their shipped values.
 
 Source: the limits of shared memory are `launch.SHARED_MEMORY`'s.
 """
@@ -16,10 +16,10 @@ from nomicbert_kernels import launch
 from nomicbert_kernels.launch import Row, Settings
 from nomicbert_kernels.tuning.problems import Problem
 
-# What a program may count on where an architecture's limit is not known.
+# Shared memory in bytes assumed for an architecture whose limit is unknown.
 LEAST_SHARED = 49_152
-# Sums that a thread holds at most: half of its registers, or a quarter where each product of two
-# numbers is an instruction of its own.
+# Maximum accumulator elements per thread, by bytes per element: half of its registers, or a quarter
+# in fp32, where every multiply-add is an instruction of its own.
 SUMS = {2: 128, 4: 64}
 THREADS_OF_WARP = 32
 
@@ -70,17 +70,17 @@ ATTENTION = {
     "attention_rows": ((16, 16, 4), (16, 32, 4), (16, 64, 2), (16, 64, 4), (16, 128, 4)),
 }
 ATTENTION_STAGES = (1, 2, 3, 4)
-# The library has a product for these; attention and experts are always ours.
+# Kernels with a vendor GEMM alternative; attention and experts have none.
 WITH_LIBRARY = ("qkv_rotary", "swiglu", "gelu", "linear")
 
 
 def has_descriptors(arch: str) -> bool:
-    """Whether tensor descriptors are more than a slow spelling of pointers there."""
+    """Whether to try tensor descriptors: below sm_90 they are only a slow form of pointers."""
     return arch == launch.INTERPRETER or (arch.startswith("sm_") and int(arch[3:]) >= 90)
 
 
 def flags(template: Settings, arch: str, quick: bool) -> list[dict[str, bool]]:
-    """Every combination of the switches that the template has; its own if quick."""
+    """Every combination of the template's switches; only its own if quick."""
     if quick:
         return [{}]
     choices = {
@@ -93,15 +93,15 @@ def flags(template: Settings, arch: str, quick: bool) -> list[dict[str, bool]]:
 
 
 def matrix_grid(problem: Problem, size: int, shared: int) -> Iterator[dict[str, int]]:
-    """Tiles, warps and stages of a matrix product that can fit, deepest pipeline first."""
+    """Yield tiles, warps and stages of a GEMM that fit, deepest pipeline first."""
     weights = 2 if problem.kernel == "swiglu" else 1
-    # an expert sees a part of the rows
+    # an expert gets only a part of the rows, so every limited count uses the narrow tiles
     limit = FEW_ROWS if problem.kernel != "experts" else math.inf
     few = problem.up_to is not None and problem.up_to <= limit
     for m, n, k, warps in NARROW if few else WIDE:
         if m * n * weights > SUMS[size] * warps * THREADS_OF_WARP:
             continue
-        # plain arithmetic needs no deep blocks, and unrolls them
+        # fp32 runs without tensor cores: deep blocks gain nothing there and are unrolled
         k = k if size == 2 else k // 4
         depths = [s for s in STAGES if s * (m + weights * n) * k * size <= shared]
         for stages in depths[:-3:-1]:
@@ -115,7 +115,7 @@ def matrix_grid(problem: Problem, size: int, shared: int) -> Iterator[dict[str, 
 
 
 def attention_grid(problem: Problem, size: int, shared: int) -> Iterator[dict[str, int]]:
-    """The same for attention: a tile of queries stays, those of keys and values pass."""
+    """Yield tiles of attention that fit: one tile of queries and `stages` of keys and values."""
     head = problem.exactly["head_dim"]
     for m, n, warps in ATTENTION[problem.kernel]:
         if m * (n + head) > SUMS[size] * warps * THREADS_OF_WARP:
@@ -126,9 +126,9 @@ def attention_grid(problem: Problem, size: int, shared: int) -> Iterator[dict[st
 
 
 def settings_for(kernel: str, sizes: Mapping[str, int], shipped: Sequence[Row]) -> Settings:
-    """The shipped settings of a kernel for these sizes.
+    """Look up the shipped settings of a kernel for these sizes.
 
-    Raises: LookupError: there are none.
+    Raises: LookupError: no row fits.
     """
     for row in shipped:
         if row.kernel == kernel and row.fits(sizes):
@@ -137,18 +137,18 @@ def settings_for(kernel: str, sizes: Mapping[str, int], shipped: Sequence[Row]) 
 
 
 def template_of(problem: Problem, shipped: Sequence[Row]) -> Settings:
-    """The shipped settings that serve a problem.
+    """Look up the shipped settings for a problem.
 
-    Raises: LookupError: there are none.
+    Raises: LookupError: no row fits.
     """
     return settings_for(problem.kernel, problem.sizes, shipped)
 
 
 def least_long_tile(problem: Problem, shipped: Sequence[Row]) -> int:
-    """The smallest tile for long texts that is tried; those for short ones are smaller.
+    """Smallest tile tried for long texts; tiles for short texts are smaller.
 
-    Attention takes the settings of short texts for every tile that is no larger than theirs. With
-    this border between them each of the two can be replaced without the other.
+    `tiling.settings_of` uses the short settings for every tile up to their size. This boundary lets
+    either of the two rows be replaced without the other.
     """
     short, long = (
         settings_for(f"attention_{kind}", problem.sizes, shipped)["BLOCK_M"]
@@ -158,7 +158,7 @@ def least_long_tile(problem: Problem, shipped: Sequence[Row]) -> int:
 
 
 def allowed(problem: Problem, grid: Mapping[str, int], shipped: Sequence[Row]) -> bool:
-    """Whether the launcher would take a candidate as it is."""
+    """Whether the launcher would use a candidate unchanged."""
     if problem.kernel == "attention_short":
         return grid["BLOCK_M"] < least_long_tile(problem, shipped)
     if problem.kernel == "attention_long":
@@ -169,14 +169,14 @@ def allowed(problem: Problem, grid: Mapping[str, int], shipped: Sequence[Row]) -
 def candidates(
     problem: Problem, shipped: Sequence[Row], arch: str, size: int, quick: bool = False
 ) -> list[Settings]:
-    """The settings to try, besides the shipped ones.
+    """List the settings to try, without the shipped ones.
 
     Args:
-        problem: what they are for.
+        problem: the problem.
         shipped: rows of the shipped table for elements of this size.
-        arch: of the device.
-        size: bytes of an element.
-        quick: the deepest pipeline of each tile only, and the shipped row's switches.
+        arch: architecture of the device.
+        size: bytes per element.
+        quick: try only the deepest pipeline of each tile, and the shipped row's switches.
 
     Raises: LookupError: the shipped table has no row for it.
     """

@@ -1,7 +1,7 @@
-"""What is measured: a model's calls of the kernels that have launch settings, on drawn numbers.
+"""The calls to measure: a model's kernels that have launch settings, on random inputs.
 
-A problem is one kernel, one size of its weight, and one range of the number of rows. Time does not
-hang on the numbers, but whether a candidate is right shows on them only.
+A problem is one kernel, one size of its weight, and one range of the number of rows. Times do not
+depend on the values, but the check of a candidate does.
 """
 
 import functools
@@ -18,17 +18,17 @@ from nomicbert_kernels.launch import Row
 from nomicbert_kernels.tensors import Rope, Weight
 
 KERNELS = ("qkv_rotary", "swiglu", "gelu", "linear", "attention", "experts")
-# Where the best settings change: few rows wait for the weight, many for the matrix units. The
-# limits of the shipped rows come in addition.
+# Row counts where the best settings change: few rows are bound by reading the weight, many by the
+# tensor cores. The limits of the shipped rows are added.
 LIMITS = (64, 512)
-# Rows that stand for all beyond the last limit: enough for every multiprocessor, several times.
+# Rows measured for all counts beyond the last limit: several tiles for every multiprocessor.
 LARGE = 8192
-# Lengths of the texts that attention is measured on, taken in turn until the rows are full.
+# Lengths of the texts that attention is measured on, cycled until the rows are used up.
 SHORT_TEXTS = (16, 32, 64, 128, 256)
 LONG_TEXTS = (512, 1024, 2048)
-# Rows of the table of angles.
+# Rows of the rotary tables.
 POSITIONS = 512
-# A token whose last chosen expert leads by less may be sent elsewhere by rounding alone.
+# Minimum lead in probability of a token's last chosen expert, so that rounding cannot change it.
 CLEAR = 1e-3
 SEED = 0
 
@@ -41,9 +41,10 @@ class Model:
     """Sizes of an encoder, in the terms of `nomicbert_kernels.tensors`.
 
     Attributes:
-        fused_rotary: angles that the projection's kernel applies itself: whole heads of a power of
-            two, in halves. Others are rotated after the library's product, which has no settings.
-        experts: of every second layer; 0 for none.
+        fused_rotary: whether the projection's kernel applies the rotation: half-split pairs of
+            whole heads whose size is a power of two. Otherwise the vendor's GEMM is used, which
+            has no settings.
+        experts: number of experts in every second layer; 0 for none.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Model:
         return self.hidden // self.heads
 
 
-# The shapes of the checkpoints that most people run.
+# The shapes of the most widely used checkpoints.
 LEADING = (
     Model("nomic-embed-text-v1.5", 768, 12, 3072, "swiglu", True, True, False),
     Model("nomic-embed-text-v2-moe", 768, 12, 3072, "gelu", True, True, True, 8, 2),
@@ -73,20 +74,20 @@ LEADING = (
 
 
 class Draw:
-    """Draws numbers of one dtype on one device, the same ones each time."""
+    """Draws random tensors of one dtype on one device, the same each time."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Start from the one seed."""
+        """Seed the generator."""
         self.dtype, self.device = dtype, device
         self._generator = torch.Generator(device).manual_seed(SEED)
 
     def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
-        """Normal numbers."""
+        """Draw normal values."""
         drawn = torch.randn(shape, generator=self._generator, device=self.device)
         return (drawn * scale).to(self.dtype)
 
     def weight(self, *shape: int) -> Tensor:
-        """A weight whose product is as large as its input."""
+        """Draw a weight whose GEMM result is about as large as its input."""
         return self(*shape, scale=shape[-1] ** -0.5)
 
 
@@ -96,11 +97,11 @@ class Problem:
 
     Attributes:
         kernel: its name in the launch tables.
-        exactly: the sizes that its rows name.
-        up_to: largest number of rows that it stands for; None for all beyond the other problems.
-        rows: the number of rows that is measured; None where settings do not hang on it.
-        make: draws the tensors; returns what makes the call from them, for any ops and dtype.
-        whole: columns that a tile must not cut: a head's, where the kernel turns heads.
+        exactly: the sizes for "exactly" in its table rows.
+        up_to: largest number of rows it applies to; None for all beyond the other problems.
+        rows: the number of rows measured; None if settings do not depend on it.
+        make: draws the tensors; returns a function that makes the call for any ops and dtype.
+        whole: a tile's columns must be a multiple of this: the head size if the kernel rotates.
     """
 
     kernel: str
@@ -112,19 +113,19 @@ class Problem:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """All that a row of the tables may compare."""
+        """All sizes that a table row may be compared with."""
         return {**self.exactly, **({} if self.rows is None else {"rows": self.rows})}
 
     @property
     def shape(self) -> str:
-        """The sizes in words: "3072 x 768", or "heads of 64"."""
+        """The sizes as text: "3072 x 768", or "heads of 64"."""
         if "head_dim" in self.exactly:
             return f"heads of {self.exactly['head_dim']}"
         return " x ".join(map(str, self.exactly.values()))
 
 
 def linear(n: int, k: int, bias: bool, residual: bool, rows: int, draw: Draw) -> Prepare:
-    """linear, with the residual that follows the output projections."""
+    """linear, with the residual add of the output projections if `residual`."""
     x, source = draw(rows, k), draw.weight(n, k)
     added = draw(rows, n) if residual else None
     b = draw(n) if bias else None
@@ -138,7 +139,7 @@ def linear(n: int, k: int, bias: bool, residual: bool, rows: int, draw: Draw) ->
 
 
 def mlp(kernel: str, n: int, k: int, bias: bool, rows: int, draw: Draw) -> Prepare:
-    """Either kind of MLP, up to its last product."""
+    """Either kind of MLP, without its down projection."""
     x, source = draw(rows, k), draw.weight(2 * n if kernel == "swiglu" else n, k)
     b = draw(source.shape[0]) if bias else None
 
@@ -151,7 +152,7 @@ def mlp(kernel: str, n: int, k: int, bias: bool, rows: int, draw: Draw) -> Prepa
 
 
 def qkv_rotary(model: Model, rows: int, draw: Draw) -> Prepare:
-    """qkv_rotary with angles of whole heads."""
+    """qkv_rotary with rotation of whole heads."""
     x, source = draw(rows, model.hidden), draw.weight(3 * model.hidden, model.hidden)
     b = draw(3 * model.hidden) if model.bias else None
     angles = draw(POSITIONS, model.head_dim // 2).float()
@@ -166,7 +167,7 @@ def qkv_rotary(model: Model, rows: int, draw: Draw) -> Prepare:
 
 
 def attention(model: Model, texts: Sequence[int], one_each: bool, rows: int, draw: Draw) -> Prepare:
-    """Attention over texts of these lengths, in turn; of all their tokens, or one of each."""
+    """Attention over texts of these lengths, cycled; for all tokens, or one token per text."""
     lengths: list[int] = []
     for length in itertools.cycle(texts):
         if lengths and sum(lengths) + length > rows:
@@ -186,7 +187,7 @@ def attention(model: Model, texts: Sequence[int], one_each: bool, rows: int, dra
 
 
 def experts(model: Model, rows: int, draw: Draw) -> Prepare:
-    """The whole mixture, on tokens whose experts are no matter of rounding; rows count pairs."""
+    """The whole mixture, on tokens with clear routes; `rows` counts (token, expert) pairs."""
     tokens, chosen = max(1, rows // model.top_k), model.top_k
     x, router = draw(2 * tokens, model.hidden), draw.weight(model.experts, model.hidden)
     if chosen < model.experts:
@@ -208,8 +209,8 @@ def experts(model: Model, rows: int, draw: Draw) -> Prepare:
     return prepare
 
 
-def products(model: Model) -> Iterator[tuple[str, int, int, Callable[..., Prepare]]]:
-    """(kernel, n, k, what makes it from a number of rows and `draw`) of a model's products."""
+def gemms(model: Model) -> Iterator[tuple[str, int, int, Callable[..., Prepare]]]:
+    """Yield (kernel, n, k, maker) of a model's GEMMs; a maker takes a number of rows and `draw`."""
     h, inner, bias = model.hidden, model.inner, model.bias
     if model.fused_rotary:
         yield "qkv_rotary", 3 * h, h, functools.partial(qkv_rotary, model)
@@ -224,7 +225,7 @@ def products(model: Model) -> Iterator[tuple[str, int, int, Callable[..., Prepar
 
 
 def limits_of(kernel: str, shipped: Collection[Row]) -> list[int]:
-    """Numbers of rows at which settings may change, rising."""
+    """Row counts at which settings may change, ascending."""
     stated = {row.up_to["rows"] for row in shipped if row.kernel == kernel and "rows" in row.up_to}
     return sorted(stated.union(LIMITS))
 
@@ -232,12 +233,12 @@ def limits_of(kernel: str, shipped: Collection[Row]) -> list[int]:
 def problems(
     models: Sequence[Model], kernels: Collection[str], shipped: Collection[Row]
 ) -> list[Problem]:
-    """What is to be measured for some models, each size once.
+    """List the problems of some models, each size once.
 
     Args:
-        models: whose shapes.
-        kernels: some of KERNELS.
-        shipped: rows of the shipped table, for elements of the size that is measured.
+        models: the models.
+        kernels: a subset of KERNELS.
+        shipped: rows of the shipped table for the measured element size.
     """
     found: dict[tuple[object, ...], Problem] = {}
 
@@ -246,7 +247,7 @@ def problems(
         found.setdefault(key, problem)
 
     for model in models:
-        for kernel, n, k, maker in products(model):
+        for kernel, n, k, maker in gemms(model):
             if kernel in kernels:
                 whole = model.head_dim if kernel == "qkv_rotary" else 1
                 limits = limits_of(kernel, shipped)

@@ -1,10 +1,10 @@
-"""Checks the candidates of a problem, times those that are right, and decides.
+"""Checks the candidates of a problem, times the correct ones, and decides.
 
-A candidate is right if it keeps the bound of one kernel: twice the error of plain torch in the same
-dtype, and 4 eps of the largest value, both against the reference in fp64. All are timed briefly,
-the fastest few again beside the shipped settings; only that second measurement decides, because
-the best of many brief ones is partly luck. What does not beat the shipped settings by more than
-the spread of the times is not taken.
+A candidate is correct if its error against the reference in fp64 is at most twice that of plain
+torch in the same dtype plus 4 eps of the largest value. All correct ones are timed briefly, and the
+fastest few again together with the shipped settings. Only the second measurement decides, because
+the best of many brief ones is partly luck. A candidate must beat the shipped settings by more than
+the spread of the times.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from nomicbert_kernels.tuning.candidates import candidates, template_of
 from nomicbert_kernels.tuning.problems import Call, Draw, Prepare, Problem
 from nomicbert_kernels.tuning.timing import Timer, spread
 
-# Rounds of the brief measurement and of the one that decides, and how many come into that.
+# Rounds of the brief and of the final measurement, and the number of candidates in the final one.
 BRIEF = 7
 ROUNDS = 41
 FINALISTS = 4
@@ -33,17 +33,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """What came out for one problem; times are medians in microseconds.
+    """The result of one problem; times are medians in microseconds.
 
     Attributes:
         shipped: the settings of the shipped row.
-        shipped_us: None where they do not run here, or are wrong.
-        best_us: of the fastest candidate that is right; None where there is none.
-        spread_us: what a difference has to exceed.
-        chosen: the settings to take instead of the shipped ones, or None.
-        tried: how many candidates there were.
-        skipped: how many of them did not compile, or need more than the device has.
-        wrong: those that gave wrong values.
+        shipped_us: time of the shipped settings; None if they do not run here or are wrong.
+        best_us: time of the fastest correct candidate; None if there is none.
+        spread_us: a candidate must be faster by more than this.
+        chosen: the settings to use instead of the shipped ones, or None.
+        tried: number of candidates.
+        skipped: number of candidates that did not compile or exceed the device's resources.
+        wrong: candidates that gave wrong values.
     """
 
     problem: Problem
@@ -58,10 +58,10 @@ class Result:
 
 
 class Truth:
-    """The right result of a problem, and how far from it a kernel may be."""
+    """The exact result of a problem, and the largest allowed error of a kernel."""
 
     def __init__(self, prepare: Prepare, dtype: torch.dtype) -> None:
-        """Compute it with the reference in fp64, and plain torch's error in `dtype`."""
+        """Compute the result with the reference in fp64, and plain torch's error in `dtype`."""
         self.exact = prepare(REFERENCE, torch.float64)()
         self.dtype = dtype
         plain = self._error(prepare(TORCH, dtype)())
@@ -72,18 +72,18 @@ class Truth:
         return (got.double() - self.exact).abs().max().item()
 
     def poison(self) -> None:
-        """Leave NaN where the allocator will put the next result: what is not written shows."""
+        """Leave NaN in memory that the allocator will reuse, so that unwritten elements show."""
         torch.full_like(self.exact, float("nan"), dtype=self.dtype)
 
     def agrees(self, got: Tensor) -> bool:
-        """Whether a result keeps the bound."""
+        """Whether a result is within the allowed error."""
         shape = got.dtype == self.dtype and got.shape == self.exact.shape
         return shape and self._error(got) <= self.allowed
 
 
 @contextlib.contextmanager
 def taking(row: Row, arch: str) -> Iterator[None]:
-    """Put a row before all of an architecture's launch table."""
+    """Temporarily put a row first in an architecture's launch table."""
     rows = launch.table(arch).setdefault((row.kernel, row.bytes), [])
     rows.insert(0, row)
     try:
@@ -93,10 +93,10 @@ def taking(row: Row, arch: str) -> Iterator[None]:
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """What a candidate that cannot be compiled or launched raises.
+    """The exceptions of a candidate that cannot be compiled or launched.
 
-    The language's errors, a failed pass, a failed check of the compiler's own, an option that it
-    does not know.
+    In order: Triton's own errors, a failed compiler pass, a failed assertion of the compiler, and
+    (the last two) an unknown option.
     """
     import triton
 
@@ -104,14 +104,14 @@ def refusals() -> tuple[type[Exception], ...]:
 
 
 def triton_version() -> str:
-    """Of the compiler whose code is measured."""
+    """The version of Triton whose code is measured."""
     import triton
 
     return str(triton.__version__)
 
 
 def check_device(device: torch.device, what: str) -> None:
-    """Refuse to go on after a launch that has broken the device for the whole process."""
+    """Raise if a launch has left the device unusable for the rest of the process."""
     if device.type != "cuda":
         return
     try:
@@ -132,14 +132,14 @@ class Search:
         timer: Timer,
         tick: Callable[[], object] = lambda: None,
     ) -> None:
-        """Measure nothing yet.
+        """Store the arguments; nothing is measured yet.
 
         Args:
-            ops: those of the backend triton.
+            ops: of backend "triton".
             device: where it runs.
             dtype: of the hidden states.
             shipped: rows of the shipped table for elements of this size.
-            timer: takes the times.
+            timer: times the calls.
             tick: called after each candidate.
         """
         self.ops, self.device, self.dtype = ops, device, dtype
@@ -147,11 +147,11 @@ class Search:
         self.arch = launch.architecture(device)
 
     def candidates(self, problem: Problem, quick: bool) -> list[Settings]:
-        """The settings that are tried for a problem."""
+        """The settings to try for a problem."""
         return candidates(problem, self.shipped, self.arch, self.dtype.itemsize, quick)
 
     def _call(self, problem: Problem, prepare: Prepare, settings: Settings) -> Call:
-        """The op under these settings."""
+        """The op, launched with these settings."""
         row = Row(problem.kernel, self.dtype.itemsize, {}, problem.exactly, settings)
         with taking(row, self.arch):
             inner = prepare(self.ops, self.dtype)
@@ -166,7 +166,7 @@ class Search:
         """Measure one problem.
 
         Args:
-            problem: what is measured.
+            problem: the problem.
             tried: the candidates, without the shipped settings.
 
         Raises: BackendError: a launch broke the device, or nothing runs.
@@ -198,7 +198,7 @@ class Search:
                 wrong.append(settings)
             if right is not True and settings is shipped:
                 why = "gives wrong values" if right is False else skipped.pop(what)
-                logger.warning("the shipped row of %s is of no use here: %s", what, why)
+                logger.warning("the shipped settings of %s cannot be used here: %s", what, why)
             if settings is not shipped:
                 self.tick()
         if not calls:
@@ -242,6 +242,6 @@ class Search:
 
 
 def describe(settings: Settings) -> str:
-    """Settings in one line."""
+    """Format settings in one line."""
     library = ["library"] if settings.library else []
     return ", ".join(library + [f"{name}={value}" for name, value in settings.keywords.items()])

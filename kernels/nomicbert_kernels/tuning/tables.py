@@ -1,8 +1,8 @@
-"""The table of this machine: reading what is there, and putting what was measured in its place.
+"""Reads and replaces the tuned launch table of this machine.
 
-It is written in one step, so that a reader finds the old table or the new one. Rows of sizes that
-were not measured this time stay. Beside what `launch` reads, a row says how long it took and under
-which triton, and the table where and when.
+The file is replaced atomically, so a reader finds the old table or the new one. Rows of sizes that
+were not measured this time are kept. In addition to the settings, each row stores its time and the
+version of Triton, and the table stores where and when it was measured.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ RawRow = dict[str, Any]
 
 
 def shipped_rows(arch: str, size: int) -> list[Row]:
-    """Rows of the table that is shipped for an architecture, for elements of `size` bytes."""
+    """Rows of the shipped table of an architecture, for elements of `size` bytes."""
     return [row for row in launch.read_table(launch.shipped(arch)) if row.bytes == size]
 
 
 def path_of(arch: str) -> Path:
-    """Where this machine's table for an architecture lies."""
+    """Path of the tuned table of an architecture."""
     return launch.tuned_folder() / f"{arch}.json"
 
 
 def read_tuned(arch: str, triton: str) -> list[RawRow]:
-    """The rows that earlier runs have written, as they are stored; none where there is no table.
+    """Read the rows written by earlier runs, as stored; empty without a table.
 
-    Raises: ValueError: the file is there and is no table.
+    Raises: ValueError: the file exists but is not a table.
     """
     path = path_of(arch)
     if not path.is_file():
@@ -46,12 +46,12 @@ def read_tuned(arch: str, triton: str) -> list[RawRow]:
         rows: list[RawRow] = json.loads(path.read_text(encoding="utf-8"))["rows"]
         launch.read_table(path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no launch table ({error!r}): remove it") from error
+        raise ValueError(f"{path} is not a launch table ({error!r}): delete it") from error
     others = sorted({str(row.get("triton", "?")) for row in rows} - {triton})
     if others:
         logger.warning(
-            "%s holds rows that were measured with triton %s, and this is %s: they are read all "
-            "the same; those that are not measured now stay",
+            "%s has rows measured with triton %s, but this is triton %s: they stay in use unless "
+            "they are measured again",
             path,
             " and ".join(others),
             triton,
@@ -60,55 +60,58 @@ def read_tuned(arch: str, triton: str) -> list[RawRow]:
 
 
 def check_writable(arch: str) -> None:
-    """Make the folder, and refuse one that cannot be written before hours of measuring.
+    """Create the folder and check that it is writable, before hours of measuring.
 
     Raises: OSError.
     """
-    with _beside(path_of(arch)):
+    with _temporary_file(path_of(arch)):
         pass
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A new empty file beside `path`, gone in the end unless it has been moved."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def _temporary_file(path: Path) -> Iterator[Path]:
+    """Create an empty file in the folder of `path`; delete it at the end unless it was moved."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.touch(exist_ok=False)
+        temporary.touch(exist_ok=False)
     except OSError as error:
-        why = f"cannot write the launch table ({error.strerror}): name a folder in NOMICBERT_LAUNCH"
+        why = (
+            f"cannot write the launch table ({error.strerror}): set NOMICBERT_LAUNCH to a writable "
+            "folder"
+        )
         raise OSError(error.errno or errno.EIO, why, str(path)) from error
     try:
-        yield beside
+        yield temporary
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write(arch: str, rows: Sequence[RawRow], about: Mapping[str, str]) -> Path:
-    """Put a table in place of the one that is there, and have the next launch read it.
+    """Replace the table of an architecture, and have the next launch read it.
 
     Args:
-        arch: whose table.
-        rows: as they are stored.
-        about: what the table says of itself; `launch` does not read it.
+        arch: the architecture.
+        rows: as stored.
+        about: metadata of the table; `launch` does not read it.
 
     Raises: OSError.
     """
     path = path_of(arch)
     head = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in about.items())
     body = ",\n".join(json.dumps(row) for row in rows)
-    with _beside(path) as beside:
-        with beside.open("w", encoding="utf-8") as file:
+    with _temporary_file(path) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(f'{{{head}"rows": [\n{body}\n]}}\n')
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     launch.table.cache_clear()
     return path
 
 
 def raw_row(result: Result, size: int, settings: Settings, us: float | None, triton: str) -> RawRow:
-    """One row as it is stored."""
+    """One row in its stored form."""
     problem = result.problem
     row: RawRow = {"kernel": problem.kernel, "bytes": size, "exactly": dict(problem.exactly)}
     if problem.up_to is not None:
@@ -119,24 +122,24 @@ def raw_row(result: Result, size: int, settings: Settings, us: float | None, tri
 
 
 def group_of(kernel: str, size: int, exactly: Mapping[str, int]) -> tuple[object, ...]:
-    """What rows of one kernel and one size of its weight have in common."""
+    """Key of the rows of one kernel and one weight size."""
     return kernel, size, tuple(sorted(exactly.items()))
 
 
 def merge(
     results: Sequence[Result], earlier: Sequence[RawRow], size: int, triton: str
 ) -> list[RawRow]:
-    """The rows of the new table.
+    """Build the rows of the new table.
 
-    A row stands for all sizes up to its limit that no row before it takes. So where a larger limit
-    has found better settings, the shipped ones of the smaller limits are written too; where nothing
-    better was found, nothing is, and a newer shipped table will be followed.
+    A row applies to all sizes up to its limit that no earlier row covers. So if a larger limit has
+    better settings, the shipped ones of the smaller limits are written too. Where nothing better
+    was found nothing is written, so that later shipped tables take effect.
 
     Args:
-        results: of this run; those of one weight lie together, limits rising.
-        earlier: rows of the table that is there.
-        size: bytes of an element.
-        triton: the version that was measured with.
+        results: of this run, grouped by weight, with ascending limits.
+        earlier: rows of the existing table.
+        size: bytes per element.
+        triton: version of Triton.
     """
     groups: dict[tuple[object, ...], list[Result]] = {}
     for result in results:

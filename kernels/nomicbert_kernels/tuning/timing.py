@@ -1,9 +1,9 @@
-"""How long calls take on a GPU, side by side.
+"""Compares the times of several calls on a GPU.
 
-The calls take turns, so that a clock that sinks or a neighbour that wakes meets all of them alike.
-Before each one L2 is overwritten: a layer's weight is not there when its turn comes in a model.
-The GPU's own clock is read; it waits a little before each call, so that the host has launched by
-then and its time is not counted.
+Calls are interleaved, so that clock changes and other load affect all of them alike. L2 is
+overwritten before each call, because in a model a layer's weight is not in L2 either. Times come
+from CUDA events. The GPU sleeps briefly before each call, so that the host has launched it by then
+and launch time is not counted.
 """
 
 import statistics
@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
-# Bytes that are written before each call: more than any L2 holds.
+# Bytes written before each call: more than the size of any L2.
 FLUSHED = 256 * 2**20
-# Cycles that the GPU then waits: some 200 microseconds, longer than any call takes to launch.
+# GPU cycles to sleep before each call: about 200 us, longer than any launch takes.
 AHEAD = 400_000
 
-# (calls, rounds) -> for each call the microseconds of each round.
+# (calls, rounds) -> per call, the microseconds of each round.
 Timer = Callable[[Sequence[Callable[[], object]], int], list[list[float]]]
 
 
 def gpu_timer(device: torch.device) -> Timer:
-    """A timer that reads the events of a CUDA device."""
+    """Make a timer that uses the events of a CUDA device."""
     event: Any = torch.cuda.Event
 
     def measure(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
@@ -30,7 +30,7 @@ def gpu_timer(device: torch.device) -> Timer:
         events = []
         for each in range(rounds):
             for place in range(len(calls)):
-                # each round begins with another call, so that none always follows the same one
+                # each round starts with a different call, so none always follows the same one
                 index = (place + each) % len(calls)
                 start, end = event(enable_timing=True), event(enable_timing=True)
                 flushed.zero_()
@@ -49,6 +49,6 @@ def gpu_timer(device: torch.device) -> Timer:
 
 
 def spread(times: Sequence[float]) -> float:
-    """The range of the middle half."""
+    """Interquartile range."""
     low, _, high = statistics.quantiles(times, n=4, method="inclusive")
     return high - low

@@ -1,6 +1,6 @@
-"""An encoder with a head: masked words, classes of texts or of tokens, answers to questions.
+"""Encoders with a head: masked LM, classification of texts or tokens, question answering.
 
-Heads see packed hidden states, so that padding costs nothing behind the encoder either.
+Heads run on packed hidden states, so padding costs nothing after the encoder either.
 Source: Devlin et al. 2018, arXiv:1810.04805, sections 3.1 and 4.
 """
 

@@ -1,4 +1,4 @@
-"""Classes: of whole texts, from their first token, and of each token.
+"""Classification heads: of whole texts, from their first token, and of each token.
 
 Source: Devlin et al. 2018, arXiv:1810.04805, sections 4.1 and 5.3.
 """
@@ -14,7 +14,7 @@ from nomicbert_kernels import Backend
 
 
 class NomicBertForSequenceClassification(LabelledHead):
-    """Classes of whole texts, from their first token: classifier(tanh(dense(first token)))."""
+    """Classify whole texts by their first token: classifier(tanh(dense(first token)))."""
 
     task = "SequenceClassification"
     pooled = True
@@ -28,14 +28,14 @@ class NomicBertForSequenceClassification(LabelledHead):
         self._initialise()
 
     def packed_logits(self, batch: PackedBatch, states: list[Tensor] | None = None) -> Tensor:
-        """(B, num_labels) of packed texts, zeros for a text without tokens."""
+        """(B, num_labels) of packed texts; zeros for an empty text."""
         encoder, (filled, kept) = self.encoder, batch.without_empty()
         first = filled.first_tokens()
         if states is None:
             hidden = encoder.encode_packed(filled, rows=first)
         else:
             hidden = encoder.encode_packed(filled, states=states)[first]
-        assert encoder.pooler is not None  # this class asks for one
+        assert encoder.pooler is not None  # built because `pooled` is set
         x = self._dropout(encoder.linear(hidden, encoder.pooler).tanh())
         logits = encoder.linear(x, self.classifier)
         if filled is batch:
@@ -44,19 +44,19 @@ class NomicBertForSequenceClassification(LabelledHead):
         return logits.new_zeros(len(batch.lengths), logits.shape[1]).index_copy(0, places, logits)
 
     def loss(self, logits: Tensor, labels: Tensor, batch: PackedBatch, padding: Padding) -> Tensor:
-        """() fp32, from logits and the labels of `forward`."""
+        """() fp32, from logits and the labels passed to `forward`."""
         if 0 in batch.lengths:
             row = batch.lengths.index(0)
             raise ValueError(f"row {row} of attention_mask keeps no token, but it has a label")
         return losses.texts(logits, labels, self.labels.problem_type)
 
     def placed(self, logits: Tensor, padding: Padding) -> Tensor:
-        """As they are: a row a text."""
+        """Unchanged: there is one row per text, not per token."""
         return logits
 
 
 class NomicBertForTokenClassification(LabelledHead):
-    """Classes of tokens, as for named entities."""
+    """Classify each token, as for named entities."""
 
     task = "TokenClassification"
 

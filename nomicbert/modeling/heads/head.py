@@ -1,8 +1,8 @@
-"""What the heads share: an encoder below, loading and saving, packed tokens in, logits out."""
+"""Base class of the heads: the encoder, loading and saving, packed tokens in, logits out."""
 
 import os
 from collections.abc import Collection
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from nomicbert.config import EncoderConfig
 from nomicbert.loading import pretrained
 from nomicbert.loading.folder import CheckpointFolder
 from nomicbert.loading.tensor_files import TensorFiles
+from nomicbert.modeling.call_types import LabelledCall
 from nomicbert.modeling.heads import losses
 from nomicbert.modeling.heads.labels import Labels
 from nomicbert.modeling.heads.stored import new_parameters
@@ -21,15 +22,20 @@ from nomicbert.modeling.output import LogitsOutput, Value
 from nomicbert.modeling.packing import PackedBatch, Padding, tokens_of, unpad
 from nomicbert_kernels import Backend
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from nomicbert.loading.pretrained import LoadKeywords
+
 Self = TypeVar("Self", bound="Head")
 
 
 class Head(nn.Module):
-    """What the heads share: an encoder, and how both are loaded, saved and called.
+    """Base class of the heads: an encoder, and how both are loaded, saved and called.
 
     Attributes:
-        encoder: the model below.
-        labels: what the columns of the logits mean, where they are labels.
+        encoder: the model under the head.
+        labels: meaning of the columns of the logits.
     """
 
     task: str
@@ -42,7 +48,7 @@ class Head(nn.Module):
 
         Args:
             config: of the encoder.
-            num_labels: columns of the logits; None takes what config.json says.
+            num_labels: columns of the logits; None takes the value of config.json.
             backend: "auto", "reference", "torch", "int8", "triton", "fp8" or "invariant".
         """
         super().__init__()
@@ -62,24 +68,24 @@ class Head(nn.Module):
         num_labels: int | None = None,
         problem_type: str | None = None,
         ignore_mismatched_sizes: bool = False,
-        **keywords: Any,
+        **keywords: "Unpack[LoadKeywords]",
     ) -> Self:
         """Load a checkpoint with its head; the model comes back in eval mode.
 
         Args:
             path_or_repo_id: a local folder, what `read_folder` has read of one, or a repository of
                 the hub.
-            num_labels: columns of the logits. A checkpoint without such a head gets a new one, to
-                be trained, where this is given, and is refused where it is not.
+            num_labels: columns of the logits. If given, a checkpoint without such a head gets a
+                new, untrained one; otherwise it is refused.
             problem_type: "regression", "single_label_classification" or
                 "multi_label_classification" in place of the checkpoint's own.
-            ignore_mismatched_sizes: a head of another `num_labels` is replaced by a new one.
+            ignore_mismatched_sizes: replace a head with another `num_labels` by a new one.
             **keywords: those of `NomicBert.from_pretrained` but add_pooling_layer.
 
         Raises:
-            CheckpointError: no such head (the error says which there are), or what
-                `NomicBert.from_pretrained` raises.
-            TypeError: unknown keyword. ValueError, ConfigError: labels that cannot be.
+            CheckpointError: no such head (the error lists those that exist), or as
+                `NomicBert.from_pretrained`.
+            TypeError: unknown keyword. ValueError, ConfigError: invalid labels.
         """
         defaults = dict(NomicBert.from_pretrained.__kwdefaults__ or {})
         del defaults["add_pooling_layer"]
@@ -111,7 +117,7 @@ class Head(nn.Module):
         pretrained.save(folder, self.config, self, self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        """What config.json says of this head."""
+        """Keys of config.json for this head."""
         family = {"nomic_bert": "NomicBert", "bert": "Bert"}[self.config.model_type]
         return {"architectures": [f"{family}For{self.task}"], **self.labels.as_config()}
 
@@ -142,7 +148,7 @@ class Head(nn.Module):
         """As `NomicBert.resize_token_embeddings`."""
         return self.encoder.resize_token_embeddings(new_num_tokens)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: object = None) -> None:
         """As `NomicBert.gradient_checkpointing_enable`."""
         self.encoder.gradient_checkpointing_enable()
 
@@ -151,11 +157,11 @@ class Head(nn.Module):
         self.encoder.gradient_checkpointing_disable()
 
     def packed_logits(self, batch: PackedBatch, states: list[Tensor] | None = None) -> Tensor:
-        """Logits of packed texts: (B, N) for a head of texts, (T, N) for one of tokens.
+        """Logits of packed texts: (B, N) if the head is per text, (T, N) if it is per token.
 
         Args:
             batch: B texts of T tokens.
-            states: a list that the encoder's hidden states are added to, or None.
+            states: list to append the encoder's hidden states to, or None.
         """
         raise NotImplementedError
 
@@ -172,7 +178,7 @@ class Head(nn.Module):
         inputs_embeds: Tensor | None,
         output_hidden_states: bool,
     ) -> tuple[Tensor, PackedBatch, Padding, tuple[Tensor, ...] | None]:
-        """Packed logits, the batch, its padding, and the hidden states if they are wanted."""
+        """Packed logits, the batch, its padding, and the hidden states on request."""
         tokens = tokens_of(input_ids, inputs_embeds)
         batch, padding = unpad(tokens, attention_mask, token_type_ids, position_ids)
         states: list[Tensor] | None = [] if output_hidden_states else None
@@ -182,7 +188,10 @@ class Head(nn.Module):
 
 
 class LabelledHead(Head):
-    """A head whose logits are compared with labels."""
+    """A head with labels as targets."""
+
+    if TYPE_CHECKING:
+        __call__: LabelledCall
 
     def forward(
         self,
@@ -196,7 +205,7 @@ class LabelledHead(Head):
         output_hidden_states: bool = False,
         return_dict: bool = True,
     ) -> LogitsOutput | tuple[Value, ...]:
-        """Logits of a padded batch, and the loss where labels are given.
+        """Logits of a padded batch, and the loss if labels are given.
 
         Args:
             input_ids: (batch, seq_len) int, padded on either side.
@@ -204,13 +213,13 @@ class LabelledHead(Head):
             token_type_ids: (batch, seq_len) int; None means type 0.
             position_ids: (batch, seq_len) int in place of the column numbers.
             inputs_embeds: (batch, seq_len, hidden_size) in place of input_ids.
-            labels: of tokens: (batch, seq_len) int, -100 for none and wherever attention_mask is
-                0. Of texts: (batch,) int, or float as the problem type has them.
+            labels: per token: (batch, seq_len) int, -100 to ignore, also where attention_mask is 0.
+                Per text: (batch,) int, or float depending on the problem type.
             output_hidden_states: also return the embeddings' output and each layer's.
             return_dict: False returns a plain tuple.
 
-        Raises: ValueError: labels of another shape or out of range, a text without tokens that
-            has a label, and what `NomicBert.forward` raises.
+        Raises: ValueError: labels of a wrong shape or out of range, a label for a text without
+            tokens; errors of `NomicBert.forward`.
         """
         logits, batch, padding, hidden = self._run(
             input_ids,
@@ -229,5 +238,5 @@ class LabelledHead(Head):
         return losses.tokens(logits, labels, padding)
 
     def placed(self, logits: Tensor, padding: Padding) -> Tensor:
-        """Packed logits in the form of `forward`."""
+        """Packed logits in the layout that `forward` returns."""
         return padding.pad(logits)

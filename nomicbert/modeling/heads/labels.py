@@ -1,4 +1,4 @@
-"""What the outputs of a classification head mean, as config.json says it: in both dialects alike.
+"""Labels and loss of a classification head: their keys in config.json.
 
 Source: PretrainedConfig of transformers, whose keys these are.
 """
@@ -11,7 +11,7 @@ from nomicbert.errors import ConfigError
 
 Problem = Literal["regression", "single_label_classification", "multi_label_classification"]
 PROBLEMS: tuple[Problem, ...] = get_args(Problem)
-# Where config.json says nothing. Source: PretrainedConfig of transformers.
+# Number of labels if config.json states none. Source: PretrainedConfig of transformers.
 DEFAULT_COUNT = 2
 
 
@@ -21,8 +21,8 @@ class Labels:
 
     Attributes:
         names: of each column of the logits.
-        problem_type: which loss is meant; None lets the labels of each call decide.
-        dropout_p: before the classifier; None takes that of the hidden states.
+        problem_type: selects the loss; with None the labels of each call decide.
+        dropout_p: before the classifier; None uses that of the hidden states.
     """
 
     names: tuple[str, ...]
@@ -31,13 +31,13 @@ class Labels:
 
     @classmethod
     def numbered(cls, count: int) -> "Labels":
-        """LABEL_0, LABEL_1 and so on."""
+        """Make `count` labels: LABEL_0, LABEL_1, ..."""
         if count < 1:
             raise ValueError(f"num_labels must be at least 1, not {count}")
         return cls(tuple(f"LABEL_{i}" for i in range(count)))
 
     def counting(self, count: int | None) -> "Labels":
-        """The same for so many columns, numbered where that is another count; None keeps it."""
+        """Set the number of labels; a different number replaces the names. None changes nothing."""
         if count is None or count == len(self.names):
             return self
         return replace(self, names=self.numbered(count).names)
@@ -62,7 +62,10 @@ class Labels:
         )
 
     def meant_as(self, problem_type: str | None) -> "Labels":
-        """The same for another kind of loss; ConfigError for one that nobody knows."""
+        """Set the problem type.
+
+        Raises: ConfigError: not one of `PROBLEMS`.
+        """
         known: dict[str | None, Problem | None] = {None: None, **{name: name for name in PROBLEMS}}
         if problem_type not in known:
             raise ConfigError(

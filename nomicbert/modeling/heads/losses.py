@@ -1,6 +1,6 @@
 """Losses of the heads, in fp32, and the checks of their labels.
 
-Labels count from 0; IGNORED stands where a token has none. Source: the heads of transformers.
+Labels count from 0; IGNORED marks a token without one. Source: the heads of transformers.
 """
 
 import torch
@@ -35,12 +35,14 @@ def classes(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def tokens(logits: Tensor, labels: Tensor, padding: Padding) -> Tensor:
-    """The same for labels of tokens.
+    """Mean cross entropy over the tokens that have a label.
 
     Args:
         logits: (T, classes) of the packed tokens.
         labels: (batch, seq_len) int, -100 wherever attention_mask is 0.
-        padding: where the tokens stand.
+        padding: positions of the tokens.
+
+    Raises: ValueError: wrong shape, a label out of range or on padding.
     """
     shape = (padding.rows, padding.columns)
     if tuple(labels.shape) != shape:
@@ -55,15 +57,16 @@ def tokens(logits: Tensor, labels: Tensor, padding: Padding) -> Tensor:
 
 
 def texts(logits: Tensor, labels: Tensor, problem_type: Problem | None) -> Tensor:
-    """The loss of one label (or one row of labels) a text.
+    """The loss for one label (or one row of labels) per text.
 
     Args:
         logits: (batch, num_labels).
         labels: (batch,) int for single_label_classification; (batch, num_labels) float for
             multi_label_classification; (batch,) or (batch, num_labels) float for regression.
-        problem_type: None takes regression for one column, else integers for single labels.
+        problem_type: None means regression for one column; otherwise integer labels mean
+            single_label_classification and float labels multi_label_classification.
 
-    Raises: ValueError: labels of another shape, or out of range.
+    Raises: ValueError: labels of the wrong shape, or out of range.
     """
     count = logits.shape[1]
     if problem_type is None:
@@ -90,16 +93,17 @@ def spans(starts: Tensor, ends: Tensor, first: Tensor, last: Tensor, padding: Pa
     """Mean cross entropy of the first and the last token of an answer.
 
     Args:
-        starts: (batch, seq_len) logits of the first token; `ends` of the last.
-        ends: see `starts`.
-        first: (batch,) or (batch, 1) int, the right token; seq_len or more for no answer in sight.
-        last: see `first`.
-        padding: where the tokens stand; an answer cannot begin or end elsewhere.
+        starts: (batch, seq_len) logits of the first token.
+        ends: (batch, seq_len) logits of the last token.
+        first: (batch,) or (batch, 1) int, index of the true first token; seq_len or more if the
+            answer is not in the text, which leaves the row out of the loss.
+        last: the same for the last token.
+        padding: positions of the tokens; an answer cannot start or end on padding.
 
-    Raises: ValueError: another shape, or a position below 0 or on padding.
+    Raises: ValueError: wrong shape, or a position below 0 or on padding.
     """
     batch, length = starts.shape
-    # one column more, for answers out of sight
+    # one extra column, for answers that are not in the text
     tokens = starts.new_zeros(batch * length, dtype=torch.bool).index_fill(0, padding.places, True)
     possible = F.pad(tokens.view(batch, length), (0, 1), value=True)
     losses = []

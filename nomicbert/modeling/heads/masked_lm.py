@@ -1,4 +1,4 @@
-"""Masked words: transform (dense, activation, LayerNorm) -> the word embedding table -> scores.
+"""Masked LM head: transform (dense, activation, LayerNorm) -> decoder -> logits.
 
 Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1.
 """
@@ -19,10 +19,10 @@ from nomicbert_kernels import Backend, values
 
 
 class NomicBertForMaskedLM(LabelledHead):
-    """Scores of every word for every token; labels are the words that stood there.
+    """Logits of every word for every token; labels are the ids of the original words.
 
     Attributes:
-        decoder: (vocab_size, hidden_size) where it is not the word embedding table itself.
+        decoder: (vocab_size, hidden_size), or None if it is tied to the word embedding table.
         decoder_bias: (vocab_size,), or None as in the original code of NomicBERT.
     """
 
@@ -41,7 +41,7 @@ class NomicBertForMaskedLM(LabelledHead):
         Args:
             config: of the encoder.
             backend: "auto", "reference", "torch", "int8", "triton", "fp8" or "invariant".
-            bias: whether dense layer and decoder have biases.
+            bias: whether the dense layer and the decoder have biases.
             tied: whether the decoder is the word embedding table.
         """
         super().__init__(config, backend=backend)
@@ -66,16 +66,16 @@ class NomicBertForMaskedLM(LabelledHead):
         return {**settings, "activation_function": "gelu_new"} if self._is_tanh() else settings
 
     def _is_tanh(self) -> bool:
-        """Whether GELU is the approximation: NomicBERT's own code has it under this name, here."""
+        """Whether to use tanh GELU: NomicBERT's own code does for "gelu_new", in this head only."""
         return self.config.source.get("activation_function") == "gelu_new"
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the word embedding table; scores follow its size, new words with a bias of 0."""
+        """Replace the word embedding table and resize the decoder; new words get a bias of 0."""
         super().set_input_embeddings(value)
         self._follow(value.weight)
 
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
-        """As `NomicBert.resize_token_embeddings`; new words begin with a bias of 0."""
+        """As `NomicBert.resize_token_embeddings`; new words get a bias of 0."""
         table = super().resize_token_embeddings(new_num_tokens)
         self._follow(table.weight)
         return table
@@ -96,7 +96,7 @@ class NomicBertForMaskedLM(LabelledHead):
         """(T, vocab_size) of packed texts."""
         encoder = self.encoder
         x = encoder.linear(encoder.encode_packed(batch, states=states), self.transform)
-        # as the gated MLP below it, else GELU
+        # the activation function of the encoder's MLP
         if self.config.hidden_act == "swiglu":
             x = F.silu(x)
         else:
@@ -105,8 +105,8 @@ class NomicBertForMaskedLM(LabelledHead):
         weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
         x = values(encoder.ops.layer_norm(x, weight, bias, norm.eps))
         table = encoder.embeddings.word.weight if self.decoder is None else self.decoder
-        return encoder.product(x, table, self.decoder_bias, (id(self), "decoder"))
+        return encoder.matmul(x, table, self.decoder_bias, (id(self), "decoder"))
 
 
-# The same model under the name that NomicBERT's original code has for it.
+# The same model under its name in NomicBERT's original code.
 NomicBertForPreTraining = NomicBertForMaskedLM

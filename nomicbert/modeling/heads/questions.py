@@ -1,12 +1,15 @@
-"""Answers to questions: where in the text they start and end.
+"""Question answering head: the first and the last token of the answer.
 
 Source: Devlin et al. 2018, arXiv:1810.04805, section 4.2.
 """
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from nomicbert.config import EncoderConfig
+from nomicbert.modeling.call_types import SpanCall
 from nomicbert.modeling.heads import losses
 from nomicbert.modeling.heads.head import Head
 from nomicbert.modeling.output import SpanOutput, Value
@@ -15,9 +18,12 @@ from nomicbert_kernels import Backend
 
 
 class NomicBertForQuestionAnswering(Head):
-    """Scores of every token to be the first and the last of an answer."""
+    """Logits of each token for being the first and the last of an answer."""
 
     task = "QuestionAnswering"
+
+    if TYPE_CHECKING:
+        __call__: SpanCall
 
     def __init__(
         self, config: EncoderConfig, *, num_labels: int | None = None, backend: Backend = "auto"
@@ -47,9 +53,9 @@ class NomicBertForQuestionAnswering(Head):
         output_hidden_states: bool = False,
         return_dict: bool = True,
     ) -> SpanOutput | tuple[Value, ...]:
-        """Logits of a padded batch, and the loss where both positions are given.
+        """Logits of a padded batch, and the loss if both positions are given.
 
-        Padding takes no part in the softmax; in transformers it does.
+        Padding is excluded from the softmax; in transformers it is not.
 
         Args:
             input_ids: (batch, seq_len) int, padded on either side.
@@ -58,12 +64,12 @@ class NomicBertForQuestionAnswering(Head):
             position_ids: (batch, seq_len) int in place of the column numbers.
             inputs_embeds: (batch, seq_len, hidden_size) in place of input_ids.
             start_positions: (batch,) int, the column of the answer's first token; seq_len or more
-                where there is none, which is left out of the loss.
+                if there is no answer, which leaves the row out of the loss.
             end_positions: the same for its last token.
             output_hidden_states: also return the embeddings' output and each layer's.
             return_dict: False returns a plain tuple.
 
-        Raises: ValueError: a position below 0 or on padding, and what `NomicBert.forward` raises.
+        Raises: ValueError: a position below 0 or on padding, or as in `NomicBert.forward`.
         """
         logits, _, padding, hidden = self._run(
             input_ids,

@@ -1,4 +1,4 @@
-"""Which heads a checkpoint holds, and which parameters of a model are therefore new."""
+"""Find the heads that a checkpoint holds, and the parameters that it lacks."""
 
 import logging
 from collections.abc import Collection
@@ -19,7 +19,7 @@ CLASSIFIERS = ("SequenceClassification", "TokenClassification", "MultipleChoice"
 
 
 def heads_in(config: EncoderConfig, files: TensorFiles) -> list[str]:
-    """The tasks that a checkpoint has a head for, in the words of its `architectures`."""
+    """The tasks that a checkpoint has a head for, as named in `architectures`."""
     names = by_canonical_name(files)
     found = []
     if f"{TRANSFORM}.weight" in names:
@@ -27,10 +27,10 @@ def heads_in(config: EncoderConfig, files: TensorFiles) -> list[str]:
     if "qa_outputs.weight" in names:
         found.append("QuestionAnswering")
     if "classifier.weight" in names:
-        # texts and tokens are classified by layers of one name
+        # heads for texts and for tokens store their layer under the same name
         stated = str(config.source.get("architectures"))
-        said = [task for task in CLASSIFIERS if task in stated]
-        found += said or [
+        named = [task for task in CLASSIFIERS if task in stated]
+        found += named or [
             "TokenClassification",
             *(["SequenceClassification"] if "pooler.dense.weight" in names else []),
         ]
@@ -45,17 +45,17 @@ def new_parameters(
     num_labels: int | None,
     ignore_mismatched_sizes: bool,
 ) -> Collection[str]:
-    """Names of the parameters of a model that its checkpoint does not have, and need not have.
+    """Names of a model's parameters that are new, because the caller asked for a new head.
 
     Args:
         model: with a head for `task`.
         task: "MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering".
         files: of the checkpoint.
         config: of its encoder.
-        num_labels: what the caller asked for, which allows a new head; or None.
+        num_labels: given by the caller, which allows a new head; or None.
         ignore_mismatched_sizes: whether a head of another size may be replaced.
 
-    Raises: CheckpointError: no such head, and no new one was asked for; or one of another size.
+    Raises: CheckpointError: no such head and no `num_labels`; or a head of another size.
     """
     names = by_canonical_name(files)
     layer = next((n for n in ("classifier", "qa_outputs") if hasattr(model, n)), None)
@@ -82,7 +82,7 @@ def new_parameters(
 
 
 def is_tied(config: EncoderConfig, files: TensorFiles) -> bool:
-    """Whether the scores of words come from the word embedding table."""
+    """Whether the decoder is the word embedding table."""
     if is_untied(config):
         return False
     names = by_canonical_name(files)
@@ -92,7 +92,7 @@ def is_tied(config: EncoderConfig, files: TensorFiles) -> bool:
 
 
 def lacks_biases(config: EncoderConfig, files: TensorFiles) -> bool:
-    """Whether the head for masked words has no biases: NomicBERT's own code makes some so."""
+    """Whether the masked LM head has no biases, as in some models of NomicBERT's own code."""
     names = by_canonical_name(files)
     allowed = config.model_type == "nomic_bert" and config.source.get("mlp_fc1_bias") is False
     return allowed and f"{TRANSFORM}.bias" not in names and DECODER_BIAS not in names

@@ -1,8 +1,8 @@
-"""When a Triton launch goes through torch.library, and when it need not.
+"""When a Triton launch goes through torch.library, and when it is direct.
 
 Each launch is registered as a functional custom op, so that autograd, torch.compile, torch.export
-and fake tensors know it. Where none of them looks on, the kernel is launched directly: a custom op
-costs some ten microseconds a call, as much as a small kernel.
+and fake tensors know it. When none of them is active, the kernel is launched directly: a custom op
+costs about ten microseconds per call, as much as a small kernel.
 """
 
 import functools
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 def on_its_device(launch: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Launch on the GPU that holds the first tensor: Triton takes the current one."""
+    """Make the GPU of the first tensor current during a launch: Triton uses the current one."""
 
     @functools.wraps(launch)
     def run(*args: Arguments.args, **keywords: Arguments.kwargs) -> Result:
@@ -36,19 +36,21 @@ def on_its_device(launch: Callable[Arguments, Result]) -> Callable[Arguments, Re
 
 
 def recorded(*tensors: Tensor | None) -> bool:
-    """Whether autograd records what is made of these."""
+    """Whether autograd records operations on these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def has_tangent(tensor: Tensor) -> bool:
-    """Whether forward-mode differentiation follows it."""
+    """Whether the tensor carries a forward-mode tangent."""
     return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def watched(*tensors: Tensor | None) -> bool:
-    """Whether a launch has to be seen: recorded, traced, or made of tensors that are not plain.
+    """Whether a launch must go through its custom op.
 
-    Raises: NotImplementedError: a tensor with a tangent: the kernels have no forward mode.
+    That is so under autograd, tracing or a dispatch mode, and for tensor subclasses.
+
+    Raises: NotImplementedError: a tensor has a tangent: the kernels have no forward mode.
     """
     if torch.compiler.is_compiling():
         return True
@@ -63,7 +65,7 @@ def watched(*tensors: Tensor | None) -> bool:
 
 
 def autocast(x: Tensor, weight: Weight) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Input, weight and bias of a product in one dtype: autocast's where that is on."""
+    """Return input, weight and bias of a linear layer in one dtype: autocast's if it is on."""
     source, bias = weight.source, weight.bias
     if not torch.is_autocast_enabled(x.device.type):
         return x, source.to(weight.dtype), bias
@@ -74,13 +76,13 @@ def autocast(x: Tensor, weight: Weight) -> tuple[Tensor, Tensor, Tensor | None]:
 def linear_gradients(
     dz: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x (T, K), weight (N, K) and bias (N,) from that of x Wᵀ + b, dz (T, N).
+    """Gradients of x, weight and bias from dz, the gradient of x Wᵀ + b.
 
     Args:
         dz: (T, N).
         x: (T, K).
         weight: (N, K).
-        needed: which of the three are wanted; the others come back as None.
+        needed: for each of the three, whether to compute it; otherwise it is None.
     """
     return (
         unstrided(dz) @ weight if needed[0] else None,

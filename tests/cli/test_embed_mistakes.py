@@ -1,0 +1,239 @@
+"""`nomicbert embed`: mistakes that are refused, and errors that leave no file."""
+
+# An imported fixture is named again as an argument.
+# ruff: noqa: F811
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nomicbert.embedder
+from tests.cli.embed_cases import checkpoint, docs, small_blocks, texts  # noqa: F401
+from tests.support.command_line import one_line, run_cli
+
+
+class Unloadable:
+    """An Embedder that must not be constructed."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise AssertionError("the model was loaded before the mistake was found")
+
+
+def bad_ranges(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.npy"
+    contents: dict[str, Any] = {
+        "shape": np.zeros((3, 4)),
+        "words": np.array([["a"], ["b"]]),
+        "inverted": np.array([[0.0, 3.0], [1.0, 2.0]]),
+        "width": np.array([[0.0] * 7, [1.0] * 7]),
+    }
+    if name == "broken":
+        path.write_bytes(b"not an array")
+    else:
+        np.save(path, contents[name])
+    return path
+
+
+INT8 = ["--precision", "int8"]
+SIX = ["--truncate-dim", "6"]
+# Arguments, where {in} is the folder of texts.txt and docs.jsonl, {out} an empty one -> message.
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "no such input": (["{in}/none.txt", "-o", "{out}/v.npy"], "none.txt: No such file"),
+    "input a folder": (["{in}", "-o", "{out}/v.npy"], "in: Is a directory"),
+    "input of another kind": (["{in}/a.csv", "-o", "{out}/v.npy"], "--input-format text or jsonl"),
+    "output a folder": (["{in}/texts.txt", "-o", "{out}"], "out is a folder"),
+    "no such folder": (["{in}/texts.txt", "-o", "{out}/a/v.npy"], "out/a does not exist"),
+    "no format": (["{in}/texts.txt", "-o", "{out}/v.txt"], ".npy, .jsonl or .parquet"),
+    "npy to stdout": (
+        ["{in}/texts.txt", "-o", "-", "--output-format", "npy"],
+        "standard output is a stream, which supports jsonl only: npy needs a file",
+    ),
+    "over the input": (["{in}/docs.jsonl", "-o", "{in}/docs.jsonl"], "would be overwritten"),
+    "over the input as meta": (["{in}/a.meta.jsonl", "-o", "{in}/a.npy"], "would be overwritten"),
+    "an old meta file": (
+        ["{in}/texts.txt", "-o", "{in}/a.npy"],
+        "a.meta.jsonl exists from another run",
+    ),
+    "field of a text": (["{in}/texts.txt", "-o", "{out}/v.npy", "--field", "a"], "is for JSONL"),
+    "no such field": (
+        ["{in}/docs.jsonl", "-o", "{out}/v.npy"],
+        "docs.jsonl, line 1: there is no field 'text' among 'id', 'body', 'tags', 'score'",
+    ),
+    "not jsonl": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", "--input-format", "jsonl"],
+        "texts.txt, line 1: not JSON",
+    ),
+    "both prompts": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", "--prompt", "", "--prompt-name", "a"],
+        "give --prompt-name or --prompt, not both",
+    ),
+    "both widths": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", "--matryoshka-dim", "2", "--truncate-dim", "2"],
+        "give --matryoshka-dim or --truncate-dim, not both",
+    ),
+    "no ranges": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", *INT8],
+        "--precision int8 needs --ranges FILE.npy: the minimum and maximum of each column; "
+        'make it from the vectors of a float32 run: python -c "import numpy as np; v = np.load',
+    ),
+    "ranges of float32": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", "--ranges", "{ranges width}"],
+        "only, not to 'float32'",
+    ),
+    "no such ranges": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", *INT8, "--ranges", "{in}/no.npy"],
+        "no.npy: No such file",
+    ),
+    "ranges that are no array": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", *INT8, "--ranges", "{ranges broken}"],
+        "broken.npy is not a .npy file of numbers",
+    ),
+    "ranges of another shape": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", *INT8, "--ranges", "{ranges shape}"],
+        "holds float64 (3, 4), wanted (2, dim)",
+    ),
+    "ranges of words": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", *INT8, "--ranges", "{ranges words}"],
+        "holds <U1 (2, 1), wanted (2, dim)",
+    ),
+    "inverted ranges": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", *INT8, "--ranges", "{ranges inverted}"],
+        "column 1 runs from 3.0 to 2.0",
+    ),
+    "ranges of another width": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", *INT8, "--ranges", "{ranges width}", *SIX],
+        "ranges must be (2, 6)",
+    ),
+    "ranges overwritten": (
+        ["{in}/texts.txt", "-o", "{ranges width}", *INT8, "--ranges", "{ranges width}"],
+        "would be overwritten",
+    ),
+}
+
+
+if sys.platform == "linux":  # not even root can create files there
+    args = ["{in}/texts.txt", "-o", "/proc/self/v.npy"]
+    MISTAKES["not to be written"] = (args, "cannot write /proc/self/v.npy: ")
+
+
+@pytest.fixture
+def places(docs: Path, tmp_path: Path) -> Callable[[list[str]], list[str]]:
+    """Fill in the folders of MISTAKES."""
+    docs.with_name("a.csv").touch()
+    docs.with_name("a.meta.jsonl").write_text('{"text": ""}\n')
+    (tmp_path / "out").mkdir()
+
+    def fill(args: list[str]) -> list[str]:
+        names = {"{in}": str(docs.parent), "{out}": str(tmp_path / "out")}
+        filled = []
+        for arg in args:
+            if arg.startswith("{ranges "):
+                arg = str(bad_ranges(docs.parent, arg[8:-1]))
+            for name, path in names.items():
+                arg = arg.replace(name, path)
+            filled.append(arg)
+        return filled
+
+    return fill
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_found_before_a_model_is_loaded(
+    case: str,
+    places: Callable[[list[str]], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nomicbert.embedder, "Embedder", Unloadable)
+    args, message = MISTAKES[case]
+    filled = places(args)
+    before = {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    code, out, err = run_cli("embed", "-m", "m", *filled)
+    assert (code, out) == (2, "")
+    assert message in one_line(err)
+    assert {path: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_parquet_without_pyarrow(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nomicbert.embedder, "Embedder", Unloadable)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    code, out, err = run_cli("embed", str(texts), "-m", "m", "-o", str(tmp_path / "v.parquet"))
+    assert (code, out) == (2, "")
+    assert 'v.parquet needs pyarrow: pip install "nomicbert[parquet]"' in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--precision", "int4"], "'float32', 'float16', 'int8', 'uint8', 'binary', 'ubinary'"),
+        (["--truncate", "middle"], "'end', 'error', 'chunk'"),
+        (["--dtype", "float64"], "'float32', 'float16', 'bfloat16', 'auto', 'fastest'"),
+        (["--output-format", "csv"], "'npy', 'jsonl', 'parquet'"),
+        (["--input-format", "csv"], "'text', 'jsonl'"),
+        (["--max-length", "0"], "--max-length"),
+        (["--batch-tokens", "0"], "--batch-tokens"),
+        (["--truncate-dim", "0"], "--truncate-dim"),
+        (["--matryoshka-dim", "-1"], "--matryoshka-dim"),
+        (["--rotary-scaling-factor", "-1"], "--rotary-scaling-factor"),
+    ],
+)
+def test_invalid_option_values(args: list[str], message: str, tmp_path: Path) -> None:
+    code, out, err = run_cli("embed", "-m", "m", "-o", str(tmp_path / "v.npy"), *args)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert args[0] in err
+    assert "Traceback" not in err
+
+
+def test_model_and_output_are_required() -> None:
+    for args, missing in ((["-m", "m"], "--output"), (["-o", "v.npy"], "--model")):
+        code, out, err = run_cli("embed", *args)
+        assert (code, out) == (2, "")
+        assert missing in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["-m", "{none}"], "none' does not exist"),
+        (["--matryoshka-dim", "9999"], "matryoshka_dim must be 1 to"),
+        (["--prompt-name", "nope"], "unknown prompt_name 'nope'"),
+        (["--device", "nope"], "unknown device 'nope'"),
+        ([*INT8, "--ranges", "{width}"], "ranges must be (2, "),
+        (["--prompt", "", "--max-length", "9", "--truncate", "error"], "line 3: it is longer than"),
+    ],
+)
+def test_errors_of_the_model_leave_no_file(
+    args: list[str], message: str, texts: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    names = {"{none}": f"{tmp_path}/none", "{width}": str(bad_ranges(tmp_path, "width"))}
+    args = [names.get(arg, arg) for arg in args]
+    code, printed, err = run_cli(
+        "embed", str(texts), "-m", str(checkpoint), "-o", f"{out}/v.npy", *args
+    )
+    assert (code, printed) == (2, "")
+    assert message in one_line(err)
+    assert list(out.iterdir()) == []
+
+
+def test_a_late_invalid_line_leaves_no_file(docs: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with docs.open("a") as file:
+        file.write('\n{"body": "fine"}\n{"body": 1}\n')
+    out = tmp_path / "out"
+    out.mkdir()
+    args = ("-m", str(checkpoint), "-o", f"{out}/v.npy", "--prompt", "", "--field", "body")
+    code, _, err = run_cli("embed", str(docs), *args)
+    assert code == 2
+    assert f"{docs}, line 10: the field 'body' must be a string, not a number" in one_line(err)
+    assert list(out.iterdir()) == []

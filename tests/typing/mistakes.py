@@ -1,0 +1,17 @@
+"""Mistakes that a type checker must see, one on each line that ends in MISTAKE. It is never run."""
+
+from torch import Tensor
+
+from nomicbert import CrossEncoder, Embedder, NomicBert
+
+embedder = Embedder("some/model")
+Embedder.from_pretrained("some/model", devise="cpu")  # MISTAKE
+embedder.encode(["a text"], promt_name="search_query")  # MISTAKE
+vectors: Tensor = embedder.encode(["a text"])  # MISTAKE
+embedder.encode_query(["a text"], precision="int4")  # MISTAKE
+NomicBert.from_pretrained("some/model", dtyp="auto")  # MISTAKE
+reranker = CrossEncoder("some/model")
+reranker.predict(["no pair"])  # MISTAKE
+reranker.rank("a query", ["a text"], top=3)  # MISTAKE
+for vector in embedder.encode_iter(["a text"], show_progres_bar=True):  # MISTAKE
+    vector.sum()

@@ -1,0 +1,67 @@
+"""What users write, which type checkers must take as it is: see test_types.py. It is never run."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+import nomicbert
+from nomicbert import CrossEncoder, Embedder, NomicBert, NomicBertForSequenceClassification
+
+embedder = Embedder.from_pretrained(
+    "nomic-ai/nomic-embed-text-v1.5", device="cpu", dtype=torch.float32, revision="main"
+)
+texts = ["What is TSNE?", "Who is Laurens?"]
+
+array: npt.NDArray[np.float32] = embedder.encode(texts, prompt_name="search_query")
+single: npt.NDArray[np.float32] = embedder.encode("What is TSNE?", matryoshka_dim=256)
+product: npt.NDArray[np.float32] = array @ single
+tensor: Tensor = embedder.encode(texts, convert_to_tensor=True, truncate_dim=256)
+rows: list[Tensor] = embedder.encode(texts, convert_to_numpy=False)
+row: Tensor = embedder.encode("one text", convert_to_numpy=False)
+tokens: list[Tensor] = embedder.encode(texts, output_value="token_embeddings")
+token_rows: Tensor = embedder.encode("one text", output_value="token_embeddings")
+old_name: npt.NDArray[np.float32] = embedder.encode(sentences=texts, batch_size=32)
+packed = embedder.encode(texts, precision="binary")
+bits: tuple[int, ...] = packed.shape
+queries: npt.NDArray[np.float32] = embedder.encode_query(texts, matryoshka_dim=512)
+documents: Tensor = embedder.encode_document(texts, convert_to_tensor=True)
+stream: Iterator[npt.NDArray[np.float32]] = embedder.encode_iter(iter(texts), prompt_name="query")
+scores: Tensor = embedder.similarity(queries, documents)
+pairs: Tensor = embedder.similarity_pairwise(queries, documents)
+count: int = embedder.token_count("one text")
+counts: list[int] = embedder.token_count(texts, prompt_name="search_query")
+with_gradients: Tensor = embedder.embedding_model.encode_ids([[101, 102]])
+
+
+def ask(as_tensor: bool) -> None:
+    """A value that is only known at run time."""
+    found = embedder.encode(texts, convert_to_tensor=as_tensor)
+    if isinstance(found, Tensor):
+        found.sum().item()
+
+
+model = NomicBert.from_pretrained("nomic-ai/nomic-embed-text-v1.5", rotary_scaling_factor=2)
+ids = torch.tensor([[101, 102]])
+hidden: Tensor = model(ids, torch.ones_like(ids)).last_hidden_state
+first: Tensor = model(input_ids=ids, output_hidden_states=True)[0]
+encoded = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+from_tokenizer: Tensor = model(**encoded).last_hidden_state
+plain: tuple[Tensor | tuple[Tensor, ...], ...] = model(ids, return_dict=False)
+
+head = NomicBertForSequenceClassification.from_pretrained("my/classifier", num_labels=2)
+loss: Tensor | None = head(ids, labels=torch.tensor([1])).loss
+
+reranker = CrossEncoder("cross-encoder/ms-marco-MiniLM-L6-v2", num_labels=1, device="cpu")
+relevance: npt.NDArray[np.float32] = reranker.predict([("Who?", "Harper Lee did.")])
+relevance_tensor: Tensor = reranker.predict([("Who?", "Lee did.")], convert_to_tensor=True)
+ranked = reranker.rank("Who wrote it?", texts, top_k=1, return_documents=True, batch_size=8)
+place: int = ranked[0]["corpus_id"]
+score: float = ranked[0]["score"]
+
+try:
+    embedder.encode(texts, truncate="error")
+except nomicbert.TextError as error:
+    index: int = error.index
