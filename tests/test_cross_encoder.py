@@ -20,6 +20,7 @@ from nomicbert.runtime.dispatch import Dispatcher
 from nomicbert.user_warnings import TruncationWarning
 from tests.support.checkpoints import build_checkpoint
 from tests.support.rerankers import build_reranker
+from tests.support.sameness import same
 from tests.support.vocabularies import SENTENCES, WORDS
 
 LONG = " ".join(WORDS * 9)
@@ -62,10 +63,10 @@ def test_other_pairs_do_not_matter(tmp_path: Path) -> None:
     model = CrossEncoder(build_reranker(tmp_path))
     together = model.predict(PAIRS)
     for options in ({"batch_size": 1}, {"batch_tokens": 40}, {"show_progress_bar": False}):
-        np.testing.assert_array_equal(model.predict(PAIRS, **options), together)
+        assert same(model.predict(PAIRS, **options), together)
     alone = [model.predict(pair) for pair in PAIRS]
     assert all(np.ndim(score) == 0 for score in alone)
-    np.testing.assert_array_equal(alone, together)
+    assert same(np.array(alone), together)
 
 
 def test_forms_of_the_result(tmp_path: Path) -> None:
@@ -272,7 +273,7 @@ def test_a_batch_that_does_not_fit_is_halved(
         return packed_logits(batch, *given)
 
     model.model.packed_logits = full  # type: ignore[method-assign]
-    np.testing.assert_array_equal(model.predict(PAIRS), wanted)
+    assert same(model.predict(PAIRS), wanted)
     assert tokens[0] > room  # all pairs at first
     assert sum(n for n in tokens if n <= room) == tokens[0]  # and then each pair once
     said = [record.args[0] for record in caplog.records if "does not fit" in record.message]  # type: ignore[index]
@@ -321,7 +322,7 @@ def test_batches_are_those_of_the_device(tmp_path: Path, monkeypatch: pytest.Mon
     wanted = model.predict(PAIRS)
     assert len(sizes) == 1
     monkeypatch.setattr(pairs, "batch_tokens", lambda encoder: 80)
-    np.testing.assert_array_equal(model.predict(PAIRS), wanted)
+    assert same(model.predict(PAIRS), wanted)
     assert len(sizes) > 5
     assert max(sizes[1:]) <= 80
 

@@ -78,7 +78,7 @@ def test_a_batch_of_texts_keeps_gradients(tmp_path: Path) -> None:
     texts = ["the river is long", "fox"]
     found = embedder.embedding_model(embedder.batch(texts, "search_query"))
     wanted = embedder.encode(texts, prompt_name="search_query", convert_to_tensor=True)
-    assert (found - wanted).abs().max() <= BOUND
+    assert (found - wanted).abs().max() <= BOUND * wanted.norm(dim=1).min()
     found.square().sum().backward()
     assert all(p.grad is not None for p in embedder.embedding_model.parameters())
     embedder.max_seq_length = 8
