@@ -18,6 +18,8 @@ from nomicbert.loading.hub_config import read_config
 from nomicbert.loading.json_settings import Settings, inside, optional, read_json_list
 
 NO_LIMIT = 1_000_000
+# Of both model types in transformers.
+DEFAULT_CLASS = "BertTokenizer"
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,13 @@ class TokenizerSettings:
 
     Attributes:
         folder: of tokenizer.json or vocab.txt.
+        class_name: of the tokenizer in transformers, which decides how the files are read.
         stated: tokenizer_config.json.
         lower_case: lower-case every text first.
     """
 
     folder: Path
+    class_name: str
     stated: Settings
     lower_case: bool
 
@@ -127,7 +131,10 @@ def read_folder(folder: Path, rotary_scaling_factor: float | None = None) -> Che
         config=config,
         limit=_limit(served, tokenizer, config),
         tokenizer=TokenizerSettings(
-            encoder, tokenizer, served.flag("do_lower_case", default=False)
+            encoder,
+            _class_name(tokenizer, config),
+            tokenizer,
+            served.flag("do_lower_case", default=False),
         ),
         prompts=StatedPrompts(
             whole.path, whole.raw.get("prompts"), whole.raw.get("default_prompt_name")
@@ -168,7 +175,7 @@ def _encoder(folder: Path, modules: tuple[Module, ...] | None) -> Path:
 
 def _limit(served: Settings, tokenizer: Settings, config: EncoderConfig) -> Limit:
     stated = served.size("max_seq_length", default=0)
-    trained = tokenizer.number("model_max_length", default=NO_LIMIT)
+    trained = tokenizer.number("model_max_length", "max_len", default=NO_LIMIT)
     if stated:
         found = Limit(stated, served.path.name)
     elif trained < NO_LIMIT:
@@ -177,6 +184,13 @@ def _limit(served: Settings, tokenizer: Settings, config: EncoderConfig) -> Limi
         found = Limit(config.max_position_embeddings, "config.json")
     most = config.learned_positions
     return found if most is None or found.tokens <= most else Limit(most, "learned positions")
+
+
+def _class_name(tokenizer: Settings, config: EncoderConfig) -> str:
+    stated = tokenizer.raw.get("tokenizer_class") or config.source.get("tokenizer_class")
+    if not isinstance(stated, str | None):
+        raise ConfigError(f"{tokenizer.path}: tokenizer_class must be a name, not {stated!r}")
+    return stated or DEFAULT_CLASS
 
 
 def _activation(whole: Settings, config: EncoderConfig) -> Any:

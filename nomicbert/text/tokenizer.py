@@ -4,22 +4,18 @@ The ids equal those of transformers' tokenizer of the same folder. Truncation an
 tokenizer.json are switched off: they are settings of another tool.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
-from tokenizers.normalizers import BertNormalizer
 
 from nomicbert.errors import TokenizerError
 from nomicbert.loading.folder import TokenizerSettings
-from nomicbert.loading.json_settings import Settings
 from nomicbert.text.safe_cuts import Cuts
+from nomicbert.text.tokenizer_files import BESIDE, build, guarded
 
 Pair = tuple[str, str]
-
-# Files that transformers reads in addition to tokenizer.json.
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
 
 # Texts of at most this many characters per wanted token are tokenised whole.
 CHARACTERS_PER_TOKEN = 6
@@ -33,6 +29,7 @@ class Tokenizer:
         suffix: special token ids after it.
         lower_case: lower every text first (do_lower_case of sentence_bert_config.json).
         gives_types: whether the texts of a pair have different type ids.
+        cuts_start: whether a text that is too long loses its beginning, not its end.
         beside: other files of the checkpoint's tokenizer, name -> content.
     """
 
@@ -50,6 +47,7 @@ class Tokenizer:
         self.prefix, self.suffix = full[:start], full[start + len(bare) :]
         self._cuts = Cuts.of(rust)
         self.gives_types = True
+        self.cuts_start = False
         self.beside: dict[str, bytes] = {}
 
     @classmethod
@@ -60,32 +58,25 @@ class Tokenizer:
             settings: the folder and the settings stored next to these files.
             vocab_size: rows of the word embedding; every id must be below.
 
-        Raises: TokenizerError: files missing, damaged, or with more ids than the embedding.
+        Raises: TokenizerError, ConfigError: files missing, damaged or not supported, or with more
+            ids than the embedding has rows.
         """
         folder = settings.folder
-        whole, vocab = folder / "tokenizer.json", folder / "vocab.txt"
-        if not whole.is_file() and not vocab.is_file():
-            raise TokenizerError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.txt")
-        try:
-            if whole.is_file():
-                rust = RustTokenizer.from_file(str(whole))
-            else:
-                rust = RustTokenizer.from_str(BertWordPieceTokenizer(str(vocab)).to_str())
-        except Exception as error:  # the library raises nothing more specific
-            source = whole if whole.is_file() else vocab
-            raise TokenizerError(f"{source} is not a tokenizer: {error}") from error
-        _normalise_as_stated(rust, settings.stated)
+        rust, gives_types, cuts_start = build(settings)
         largest = max(rust.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= vocab_size:
             raise TokenizerError(
                 f"the tokenizer of {folder} has ids up to {largest}, but the embedding has only "
                 f"{vocab_size} rows"
             )
-        tokenizer = cls(rust, settings.lower_case)
-        inputs = settings.stated.raw.get("model_input_names")
-        tokenizer.gives_types = inputs is None or "token_type_ids" in inputs
+        tokenizer = guarded(folder, cls, rust, settings.lower_case)
+        tokenizer.gives_types = gives_types
+        tokenizer.cuts_start = cuts_start
         beside = (folder / name for name in BESIDE)
         tokenizer.beside = {path.name: path.read_bytes() for path in beside if path.is_file()}
+        if cuts_start:  # tokenizer.json may have stated it, as a part of what is switched off
+            stated = {**settings.stated.raw, "truncation_side": "left"}
+            tokenizer.beside[settings.stated.path.name] = json.dumps(stated, indent=2).encode()
         return tokenizer
 
     def save(self, folder: Path) -> None:
@@ -111,14 +102,15 @@ class Tokenizer:
 
         Args:
             texts: any number.
-            max_length: more than the special tokens; the end of the text is cut.
+            max_length: more than the special tokens; the end of the text is cut, or its beginning
+                if `cuts_start`.
 
         Returns: the ids, and the indices of the texts that were cut.
         """
         room = max_length - len(self.prefix) - len(self.suffix)
         bodies = self._first_ids(texts, room + 1)
         cut = [index for index, body in enumerate(bodies) if len(body) > room]
-        return [[*self.prefix, *body[:room], *self.suffix] for body in bodies], cut
+        return [[*self.prefix, *self._kept(body, room), *self.suffix] for body in bodies], cut
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Token ids of each whole text, special ones included: the length before truncation."""
@@ -180,7 +172,7 @@ class Tokenizer:
                 if min(a, b) > room:  # lengths are prefixes' so far; which is longer matters below
                     a, b = (len(body) for body in self._ids(pairs[index]))
                 a, b = longest_first(a, b, room)
-            parts = (before, first[:a], between, second[:b], after)
+            parts = (before, self._kept(first, a), between, self._kept(second, b), after)
             ids.append([token for part in parts for token in part])
             lengths = zip(kinds, parts, strict=True)
             types.append([kind for kind, part in lengths for _ in part])
@@ -204,6 +196,8 @@ class Tokenizer:
         Long texts are tokenised by growing prefixes. `ends` gives safe cuts, or candidates of which
         only the ids that all of them agree on are safe.
         """
+        if self.cuts_start:
+            return self._ids(texts)
         found: list[list[int]] = [[]] * len(texts)
         # short texts: whole; long ones: a sample first, to estimate how many characters suffice
         whole = CHARACTERS_PER_TOKEN * wanted
@@ -225,6 +219,10 @@ class Tokenizer:
                     missing = 1.1 * wanted / max(agreed, 1)
                     look[i] = int(end * min(max(missing, 2.0), 32.0))
         return found
+
+    def _kept(self, body: list[int], room: int) -> list[int]:
+        """The ids of a text that remain of it in so much room."""
+        return body[max(len(body) - room, 0) :] if self.cuts_start else body[:room]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of whole texts without special tokens."""
@@ -251,18 +249,3 @@ def _agreed(first: list[int], others: list[list[int]]) -> int:
         pairs = zip(first[:agreed], other, strict=False)
         agreed = next((i for i, (a, b) in enumerate(pairs) if a != b), min(agreed, len(other)))
     return agreed
-
-
-def _normalise_as_stated(rust: RustTokenizer, settings: Settings) -> None:
-    """Let tokenizer_config.json override a BERT normalizer, as transformers does."""
-    if not isinstance(rust.normalizer, BertNormalizer):
-        return
-    normalizer = rust.normalizer
-    for key, attribute in (
-        ("do_lower_case", "lowercase"),
-        ("strip_accents", "strip_accents"),
-        ("tokenize_chinese_chars", "handle_chinese_chars"),
-    ):
-        if settings.raw.get(key) is not None:
-            setattr(normalizer, attribute, settings.flag(key, default=True))
-    rust.normalizer = normalizer

@@ -59,8 +59,8 @@ LISTINGS = {
         {"1_Pooling/config.json", "2_Normalize/config.json", "pytorch_model.bin"},
     ),
     "chinese-roberta: three frameworks, .bin only": (
-        {"tf_model.h5", "flax_model.msgpack", "added_tokens.json"},
-        {"pytorch_model.bin"},
+        {"tf_model.h5", "flax_model.msgpack"},
+        {"added_tokens.json", "pytorch_model.bin"},
     ),
     "MiniLM: every format there is": (
         {

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nomicbert import Embedder
 from nomicbert.errors import ConfigError, TokenizerError
-from nomicbert.loading.folder import TokenizerSettings
+from nomicbert.loading.folder import DEFAULT_CLASS, TokenizerSettings
 from nomicbert.loading.json_settings import optional
 from nomicbert.text.tokenizer import Tokenizer
 from tests.support.checkpoints import build_checkpoint
@@ -50,7 +50,9 @@ def tokenizer_of(folder: Path, rows: int) -> Tokenizer:
     served = optional(folder / "sentence_bert_config.json")
     lower = served.flag("do_lower_case", default=False)
     stated = optional(folder / "tokenizer_config.json")
-    return Tokenizer.from_settings(TokenizerSettings(folder, stated, lower), rows)
+    config = optional(folder / "config.json")
+    name = stated.raw.get("tokenizer_class") or config.raw.get("tokenizer_class") or DEFAULT_CLASS
+    return Tokenizer.from_settings(TokenizerSettings(folder, name, stated, lower), rows)
 
 
 def _theirs(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> list[int]:
@@ -180,7 +182,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 def test_damaged_tokenizer(content: str, tmp_path: Path) -> None:
     _bert(tmp_path)
     (tmp_path / "tokenizer.json").write_text(content, "utf-8")
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json is not a tokenizer"):
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json is not a usable tokenizer"):
         Embedder.from_pretrained(tmp_path)
 
 
