@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     )
     from nomicbert.modeling.model import NomicBert
     from nomicbert.user_warnings import (
+        ConfigWarning,
         EmptyRowWarning,
+        PoolingWarning,
         PromptWarning,
         TruncationWarning,
         WeightWarning,
@@ -46,6 +48,7 @@ __all__ = [
     "BackendError",
     "CheckpointError",
     "ConfigError",
+    "ConfigWarning",
     "CrossEncoder",
     "Embedder",
     "EmptyRowWarning",
@@ -58,6 +61,7 @@ __all__ = [
     "NomicBertForQuestionAnswering",
     "NomicBertForSequenceClassification",
     "NomicBertForTokenClassification",
+    "PoolingWarning",
     "PromptWarning",
     "TextError",
     "TokenizerError",
@@ -77,7 +81,9 @@ _HOMES = {
     "NomicBertForQuestionAnswering": "nomicbert.modeling.heads",
     "NomicBertForSequenceClassification": "nomicbert.modeling.heads",
     "NomicBertForTokenClassification": "nomicbert.modeling.heads",
+    "ConfigWarning": "nomicbert.user_warnings",
     "EmptyRowWarning": "nomicbert.user_warnings",
+    "PoolingWarning": "nomicbert.user_warnings",
     "PromptWarning": "nomicbert.user_warnings",
     "TruncationWarning": "nomicbert.user_warnings",
     "WeightWarning": "nomicbert.user_warnings",

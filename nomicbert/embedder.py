@@ -31,16 +31,17 @@ from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.user_warnings import warn_of_cuts
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.fp8_check import accept
-from nomicbert.vectors.modules import read_pooling
+from nomicbert.vectors.modules import check_chosen, read_pooling, warn_of_assumption
 from nomicbert.vectors.pooling import Pooling
 from nomicbert.vectors.quantization import Precision
 from nomicbert.vectors.saving import save_modules
 from nomicbert.vectors.similarity import similarity, similarity_pairwise
+from nomicbert_kernels import PoolMode
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from nomicbert.loading.pretrained import LoadKeywords, ModelKeywords
+    from nomicbert.loading.pretrained import EmbedderKeywords, ModelKeywords
 
 
 class Embedder:
@@ -65,6 +66,7 @@ class Embedder:
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        pooling: PoolMode | None = None,
         **model_keywords: "Unpack[ModelKeywords]",
     ) -> None:
         """Load a checkpoint with its tokenizer, pooling and prompts.
@@ -75,10 +77,14 @@ class Embedder:
             cache_dir: where downloads are kept, in place of Hugging Face's default.
             token: for private repositories.
             local_files_only: never reach for the network.
+            pooling: for a checkpoint without modules.json, which is otherwise pooled by "mean" with
+                a PoolingWarning: "mean", "cls", "max", "mean_sqrt_len", "lasttoken" or
+                "weightedmean".
             **model_keywords: of `NomicBert.from_pretrained`: device (default: the CPU; "auto": a
                 GPU if there is one), dtype (default float32; "auto", "fastest"), backend, ...
 
         Raises: NomicBertError: checkpoint missing, damaged or unsupported; backend that cannot run.
+            ValueError: pooling that the checkpoint states itself.
         """
         check_keywords(model_keywords, type(self), NomicBert.from_pretrained)
         folder = hub.resolve(
@@ -89,19 +95,22 @@ class Embedder:
             local_files_only=local_files_only,
         )
         checkpoint = read_folder(folder, model_keywords.pop("rotary_scaling_factor", None))
+        check_chosen(checkpoint, pooling)
         self._prompts = Prompts.of(checkpoint.prompts, checkpoint.config)
         encoder = NomicBert.from_pretrained(checkpoint, **model_keywords)
-        pooling = read_pooling(checkpoint, encoder.dtype).to(encoder.device)
-        self.embedding_model = EmbeddingModel(encoder, pooling)
+        modules = read_pooling(checkpoint, encoder.dtype, pooling).to(encoder.device)
+        self.embedding_model = EmbeddingModel(encoder, modules)
         self.tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, encoder.config.vocab_size)
         self.max_seq_length = checkpoint.limit.tokens
         self.similarity_fn_name = checkpoint.similarity
         self.graphs = Graphs()
-        accept(encoder, self.encode_document, pooling.embedding_dimension)
+        accept(encoder, self.encode_document, modules.embedding_dimension)
+        if checkpoint.modules is None and pooling is None:
+            warn_of_assumption(checkpoint.folder)
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo_id: str | os.PathLike[str], **keywords: "Unpack[LoadKeywords]"
+        cls, path_or_repo_id: str | os.PathLike[str], **keywords: "Unpack[EmbedderKeywords]"
     ) -> "Embedder":
         """The constructor, under the name that it has in transformers."""
         return cls(path_or_repo_id, **keywords)

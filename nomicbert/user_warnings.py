@@ -27,6 +27,14 @@ class PromptWarning(UserWarning):
     """A checkpoint that was trained with task prefixes was given a text without one."""
 
 
+class ConfigWarning(UserWarning):
+    """A setting of config.json counts here, but transformers' own class ignores it."""
+
+
+class PoolingWarning(UserWarning):
+    """A checkpoint does not say how its vectors are made: an assumption was made."""
+
+
 class TruncationWarning(UserWarning):
     """Texts were longer than the limit and were cut."""
 

@@ -15,7 +15,7 @@ from typing import Any
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import ConfigError
 from nomicbert.loading.hub_config import read_config
-from nomicbert.loading.json_settings import Settings, inside, optional, read_json_list
+from nomicbert.loading.json_settings import Settings, inside, optional, present, read_json_list
 
 NO_LIMIT = 1_000_000
 # Of both model types in transformers.
@@ -154,7 +154,7 @@ def find_encoder(folder: Path) -> Path:
 
 def _modules(folder: Path) -> tuple[Module, ...] | None:
     path = folder / "modules.json"
-    if not path.is_file():
+    if not present(path):
         return None
     found = []
     for entry in read_json_list(path):

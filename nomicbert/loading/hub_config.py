@@ -17,6 +17,7 @@ import torch
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import ConfigError
 from nomicbert.loading.json_settings import Settings, read_json
+from nomicbert.user_warnings import ConfigWarning, warn
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +66,59 @@ def read_config(folder: Path, rotary_scaling_factor: float | None = None) -> Enc
             f"{path}: model_type = {model_type!r} is not supported; supported are "
             + " and ".join(map(repr, READERS))
         )
-    config = READERS[model_type](Settings(raw, path), rotary_scaling_factor)
+    quantised = raw.get("quantization_config")
+    if quantised is not None:
+        raise ConfigError(
+            f"{path}: quantization_config = {quantised!r:.80} is not supported: load the "
+            "checkpoint that was quantised, and quantise here with backend='int8' or 'fp8'"
+        )
+    s = Settings(raw, path)
+    config = READERS[model_type](s, rotary_scaling_factor)
+    if model_type == "nomic_bert" and not _is_legacy(s):
+        _warn_of_unread(s, config)
     return replace(config, source=raw)
+
+
+def unlike_transformers(config: EncoderConfig) -> list[str]:
+    """The settings, as texts, that transformers' own NomicBertModel ignores in silence."""
+    found = []
+    if config.rotary_dim not in (0, config.head_dim):
+        found.append(f"partial_rotary_factor = {config.rotary_dim / config.head_dim:g}")
+    if config.rotary_interleaved:
+        found.append("rotary_emb_interleaved = true")
+    return found
+
+
+def _warn_of_unread(s: Settings, config: EncoderConfig) -> None:
+    """Warn of settings in a config of transformers' own class that this class ignores."""
+    found = unlike_transformers(config)
+    factor = s.raw.get("rotary_scaling_factor")
+    if factor and config.rotary_scaling_factor == factor and not _rope(s).get("factor"):
+        found.append(f"rotary_scaling_factor = {factor:g}")
+    if found:
+        warn(
+            f"{s.path}: {' and '.join(found)} counts here, but transformers' own NomicBertModel "
+            "ignores it and gives other vectors",
+            ConfigWarning,
+        )
+
+
+def _is_legacy(s: Settings) -> bool:
+    """Whether the config has the keys of the original code (GPT-2's names)."""
+    return "n_embd" in s.raw or "rotary_emb_fraction" in s.raw
+
+
+def _rope(s: Settings) -> dict[str, Any]:
+    """The settings of rotary embeddings under transformers' newer and older key."""
+    rope = s.get("rope_parameters", "rope_scaling", default={})
+    if not isinstance(rope, dict):
+        raise ConfigError(f"{s.path}: rope_parameters must be an object, not {rope!r}")
+    return rope
 
 
 def _nomic(s: Settings, rotary_scaling_factor: float | None) -> EncoderConfig:
     s.refuse(NOMIC_NEUTRAL)
-    legacy = "n_embd" in s.raw or "rotary_emb_fraction" in s.raw
-    rope = s.raw.get("rope_parameters") or s.raw.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise ConfigError(f"{s.path}: rope_parameters must be an object, not {rope!r}")
+    legacy, rope = _is_legacy(s), _rope(s)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", "dynamic"):
         raise ConfigError(
@@ -96,11 +140,18 @@ def _nomic(s: Settings, rotary_scaling_factor: float | None) -> EncoderConfig:
     )
     hidden_size = s.size("n_embd", "hidden_size")
     heads = s.size("n_head", "num_attention_heads")
+    size = s.size("head_dim", default=0)
+    if size and size * heads != hidden_size:
+        raise ConfigError(
+            f"{s.path}: head_dim = {size} is not supported: {heads} heads must be as wide as "
+            f"hidden_size, {hidden_size}, together"
+        )
     act = _nomic_activation(s)
     width = 256 * math.ceil(int(8 / 3 * hidden_size) / 256) if act == "swiglu" else 4 * hidden_size
     fraction = s.number(
         "rotary_emb_fraction",
         "rope_parameters.partial_rotary_factor",
+        "partial_rotary_factor",
         default=None if legacy else 1.0,
     )
     if not 0 < fraction <= 1:

@@ -4,6 +4,7 @@ Used for config.json and for the files of sentence-transformers and of the token
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def _parse(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if present(path):
+            raise ConfigError(f"{path} is a link to a file that is gone: fetch it again") from error
         raise ConfigError(f"{path} is missing: is {path.parent} a checkpoint folder?") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
@@ -109,6 +112,11 @@ def inside(folder: Path, name: Any, stated_in: Path) -> Path:
     return folder / name
 
 
+def present(path: Path) -> bool:
+    """Whether a folder lists this file, readable or not: a broken link is no missing file."""
+    return os.path.lexists(path)
+
+
 def optional(path: Path) -> Settings:
-    """Read an optional settings file; empty if the file does not exist."""
-    return Settings(read_json(path) if path.is_file() else {}, path)
+    """Read an optional settings file; empty if the folder does not list it."""
+    return Settings(read_json(path) if present(path) else {}, path)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import hub, weights
 from nomicbert.loading.folder import CheckpointFolder
-from nomicbert.loading.hub_config import read_config
+from nomicbert.loading.hub_config import read_config, unlike_transformers
 from nomicbert.loading.target import check_target, select_ops
 from nomicbert.loading.tensor_files import TensorFiles
-from nomicbert_kernels import Backend, compute_dtype
+from nomicbert.user_warnings import ConfigWarning, warn
+from nomicbert_kernels import Backend, PoolMode, compute_dtype
 
 Model = TypeVar("Model", bound=nn.Module)
 # Builds an empty model and lists its new parameters, which are not in the files.
@@ -43,6 +44,12 @@ class LoadKeywords(ModelKeywords, total=False):
     cache_dir: str | os.PathLike[str] | None
     token: str | bool | None
     local_files_only: bool
+
+
+class EmbedderKeywords(LoadKeywords, total=False):
+    """The same for `Embedder`."""
+
+    pooling: PoolMode | None
 
 
 class CrossEncoderKeywords(LoadKeywords, total=False):
@@ -136,3 +143,10 @@ def save(
         extra: additional keys of config.json, from a head.
     """
     weights.save(Path(folder), config, model.state_dict(), extra or {})
+    if found := unlike_transformers(config):
+        warn(
+            f"the config.json saved in {os.fspath(folder)} says {' and '.join(found)}, which "
+            "transformers' own NomicBertModel ignores: load it with this package, or with the "
+            "original code",
+            ConfigWarning,
+        )

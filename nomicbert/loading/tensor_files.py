@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nomicbert.errors import CheckpointError
-from nomicbert.loading.json_settings import read_json
+from nomicbert.loading.json_settings import present, read_json
 
 # In order of preference: safetensors cannot contain code, and is memory-mapped.
 WEIGHT_FILES = (
@@ -31,7 +31,7 @@ WEIGHT_FILES = (
 # Exceptions that torch.load raises on a truncated or forged file.
 TORN = (
     pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, RuntimeError, LookupError,
-    ValueError, TypeError, AttributeError, AssertionError, OverflowError,
+    ValueError, TypeError, AttributeError, AssertionError, OverflowError, OSError,
 )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ class TensorFiles:
                 self._open[name] = tensors
 
     def _files(self) -> list[Path]:
-        chosen = next((self.folder / n for n in WEIGHT_FILES if (self.folder / n).is_file()), None)
+        chosen = next((self.folder / n for n in WEIGHT_FILES if present(self.folder / n)), None)
         if chosen is None:
             raise CheckpointError(
                 f"{self.folder} holds no weights: none of {', '.join(WEIGHT_FILES)} is there"

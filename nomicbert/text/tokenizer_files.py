@@ -22,7 +22,7 @@ from tokenizers.processors import TemplateProcessing
 
 from nomicbert.errors import NomicBertError, TokenizerError
 from nomicbert.loading.folder import TokenizerSettings
-from nomicbert.loading.json_settings import Settings
+from nomicbert.loading.json_settings import Settings, present
 from nomicbert.text.added_tokens import AddedTokens
 
 Result = TypeVar("Result")
@@ -141,9 +141,9 @@ def guarded(path: Path, call: Callable[..., Result], *arguments: Any, **keywords
 
 def _open(folder: Path, stated: Settings) -> Source:
     whole, vocab = folder / "tokenizer.json", folder / "vocab.txt"
-    if whole.is_file():
+    if present(whole):
         return Source(whole, guarded(whole, RustTokenizer.from_file, str(whole)), stated)
-    if vocab.is_file():
+    if present(vocab):
         return Source(vocab, None, stated)
     raise TokenizerError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.txt")
 

@@ -3,7 +3,6 @@
 Source: the module formats that sentence-transformers 2 to 6 write.
 """
 
-import logging
 import re
 from pathlib import Path
 
@@ -15,10 +14,9 @@ from nomicbert.loading.folder import CheckpointFolder
 from nomicbert.loading.json_settings import Settings, read_json
 from nomicbert.loading.nonfinite import not_finite, warn_not_finite
 from nomicbert.loading.tensor_files import TensorFiles
+from nomicbert.user_warnings import PoolingWarning, warn
 from nomicbert.vectors.pooling import ACTIVATIONS, Pooling
 from nomicbert_kernels import PoolMode
-
-logger = logging.getLogger(__name__)
 
 ORDER = re.compile(r"Transformer Pooling( Dense)*( Normalize)?")
 
@@ -44,18 +42,22 @@ NAMES: dict[str, PoolMode] = {
 }
 
 
-def read_pooling(checkpoint: CheckpointFolder, dtype: torch.dtype) -> Pooling:
+def read_pooling(
+    checkpoint: CheckpointFolder, dtype: torch.dtype, chosen: PoolMode | None = None
+) -> Pooling:
     """Build the pooling of a checkpoint.
 
     Args:
         checkpoint: its settings.
         dtype: of the Dense layers.
+        chosen: the mode of a checkpoint without modules.json; None is "mean".
 
     Raises:
         ConfigError: a module, order or option that is not supported.
+        ValueError: `chosen` is not a mode, or the checkpoint states its own.
         CheckpointError: a Dense layer's weights missing or of another shape.
     """
-    mode: PoolMode = "mean"
+    mode = check_chosen(checkpoint, chosen) or "mean"
     dense: list[tuple[nn.Linear, str]] = []
     normalize = False
     config = checkpoint.config
@@ -67,8 +69,6 @@ def read_pooling(checkpoint: CheckpointFolder, dtype: torch.dtype) -> Pooling:
             "supported are Transformer, Pooling, any number of Dense, and Normalize at the end if "
             "at all"
         )
-    if checkpoint.modules is None:
-        logger.info("%s has no modules.json: its texts are pooled by mean", checkpoint.folder)
     for module in checkpoint.modules or ():
         if module.kind == "Pooling":
             mode = _read_mode(module.folder / "config.json", width)
@@ -80,6 +80,40 @@ def read_pooling(checkpoint: CheckpointFolder, dtype: torch.dtype) -> Pooling:
     # v1.5 and models fine-tuned from it: they were trained with layer_norm before the slice
     recipe = config.hidden_act == "swiglu" and mode == "mean" and not dense and not normalize
     return Pooling(config.hidden_size, mode, tuple(dense), normalize, recipe).eval()
+
+
+def check_chosen(checkpoint: CheckpointFolder, chosen: PoolMode | None) -> PoolMode | None:
+    """The mode that the caller chose, after a check that the checkpoint leaves the choice open.
+
+    Raises: ConfigError: modules.json was lost. ValueError: see `read_pooling`.
+    """
+    parts = sorted(path.parent.name for path in checkpoint.folder.glob("*_Pooling/config.json"))
+    if parts and checkpoint.modules is None:
+        raise ConfigError(
+            f"{checkpoint.folder} has {parts[0]} but no modules.json, which says how vectors are "
+            "made: the copy is not complete"
+        )
+    if chosen is None:
+        return None
+    if chosen not in FLAGS.values():
+        known = ", ".join(FLAGS.values())
+        raise ValueError(f"pooling must be one of {known}, not {chosen!r}")
+    if checkpoint.modules is not None:
+        raise ValueError(
+            f"{checkpoint.folder / 'modules.json'} states the pooling: leave out pooling="
+        )
+    return chosen
+
+
+def warn_of_assumption(folder: Path) -> None:
+    """Warn that a folder without modules.json is pooled by mean."""
+    warn(
+        f"{folder} has no modules.json, so its vectors are assumed to be plain means of the hidden "
+        "states, without prompts, Dense layers and L2. If the original has that file, load the "
+        "original (a cache that another program filled may lack it: load once online); if not, "
+        "say how to pool: pooling='mean', 'cls', ...",
+        PoolingWarning,
+    )
 
 
 def _read_mode(path: Path, width: int) -> PoolMode:

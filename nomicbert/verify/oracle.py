@@ -73,7 +73,8 @@ def read_meaning(config: Mapping[str, Any]) -> Meaning:
     if config["model_type"] == "bert":
         return Meaning(layers, heads, width, eps, types)
     rope = first("rope_parameters", "rope_scaling", default={})
-    part = first("rotary_emb_fraction", default=rope.get("partial_rotary_factor", 1.0))
+    part = first("rotary_emb_fraction", "partial_rotary_factor")
+    part = rope.get("partial_rotary_factor", 1.0) if part is None else part
     trained = first("max_trained_positions")
     if trained is None:  # native key; in v1 its value 8192 is the serving length, not the trained
         trained = min(first("max_position_embeddings", default=2048), 2048)

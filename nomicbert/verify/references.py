@@ -205,10 +205,14 @@ def token_ids(folder: Path, texts: Sequence[str], longest: int) -> list[list[int
     """Token ids of each text by transformers' tokenizer, cut at `longest`."""
     from transformers import AutoTokenizer, BertConfig
 
+    config = read_json(folder / "config.json")
+
     with quiet():
         # with any given config it does not read config.json, which it might refuse
         tokenizer = AutoTokenizer.from_pretrained(
-            folder, config=BertConfig(), local_files_only=True
+            folder,
+            config=BertConfig(tokenizer_class=config.get("tokenizer_class")),
+            local_files_only=True,
         )
         encoded = tokenizer(list(texts), truncation=True, max_length=longest, padding=False)
     ids: list[list[int]] = encoded["input_ids"]
@@ -234,7 +238,7 @@ def _beyond(m: Meaning) -> str:
     found = [what for what, has in lacking if has]
     if not found:
         return ""
-    return f"it has {', '.join(found)}, which transformers' NomicBertModel does not support"
+    return f"it has {', '.join(found)}, which transformers' NomicBertModel ignores or refuses"
 
 
 def _misread(m: Meaning, config: Any) -> str:

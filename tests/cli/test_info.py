@@ -178,6 +178,7 @@ def test_notes(tmp_path: Path) -> None:
     (gte / "pytorch_model.bin").write_bytes(b"")
     assert notes(gte) == "other weight files in the folder are ignored: pytorch_model.bin"
     (gte / "modules.json").unlink()
+    shutil.rmtree(gte / "1_Pooling")
     assert "no modules.json: texts are pooled by mean" in notes(gte)
 
 

@@ -83,18 +83,6 @@ def test_records(tmp_path: Path) -> None:
     assert {field.name for field in fields(found)} == set(vars(found))
 
 
-def test_a_bare_encoder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "nomicbert")
-    build_checkpoint(tmp_path, "code-rank-embed", num_hidden_layers=1)
-    (tmp_path / "modules.json").unlink(missing_ok=True)
-    found = read_folder(tmp_path)
-    assert found.modules is None
-    assert found.encoder == tmp_path
-    assert caplog.text == ""
-    Embedder(tmp_path)
-    assert "has no modules.json: its texts are pooled by mean" in caplog.text
-
-
 def test_an_encoder_in_a_folder_of_its_own(tmp_path: Path) -> None:
     inner = tmp_path / "0_Transformer"
     build_checkpoint(inner, "minilm", num_hidden_layers=1)

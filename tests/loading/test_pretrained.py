@@ -1,6 +1,7 @@
 """from_pretrained: dtypes, keywords and the modules after the encoder."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,7 @@ def test_modules(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="leaves its folder"):
             Embedder.from_pretrained(tmp_path)
     file.unlink()
+    shutil.rmtree(tmp_path / "1_Pooling")
     assert read_pooling(read_folder(tmp_path), torch.float32).mode == "mean"
 
 

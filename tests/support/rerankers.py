@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ def build_reranker(folder: Path, labels: int = 1, **config: Any) -> Path:
     """Write a reranker as on the hub: no modules.json, a classifier after the pooler."""
     build_checkpoint(folder, "bge-en", max_position_embeddings=96)
     (folder / "modules.json").unlink()
+    shutil.rmtree(folder / "1_Pooling")
     (folder / "config_sentence_transformers.json").unlink()
     width = read_config(folder)["hidden_size"]
     draw = torch.Generator().manual_seed(5)

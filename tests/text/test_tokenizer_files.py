@@ -120,7 +120,12 @@ def test_vectors_follow_the_settings(file: str, changes: dict[str, Any], tmp_pat
     change(tmp_path, "sentence_bert_config.json", max_seq_length=32)
     plain = Embedder(tmp_path)
     change(tmp_path, file, **changes)
-    texts = ["a <ent> and <x>, [NEW]", "[SEP] in a [MASK]", "Ünïcode FOX", "fox jump " * 60 + "river"]
+    texts = [
+        "a <ent> and <x>, [NEW]",
+        "[SEP] in a [MASK]",
+        "Ünïcode FOX",
+        "fox jump " * 60 + "river",
+    ]
     found = Embedder(tmp_path).encode(texts, prompt="")
     theirs = SentenceTransformer(str(tmp_path), device="cpu").encode(texts)
     np.testing.assert_allclose(found, theirs, atol=2e-6)

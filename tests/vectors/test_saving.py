@@ -26,7 +26,8 @@ def vectors(embedder: Embedder) -> np.ndarray:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_saved_embedder_is_the_same(variant: str, tmp_path: Path) -> None:
     build_checkpoint(tmp_path / "a", variant)
-    embedder = Embedder(tmp_path / "a")
+    bare = not (tmp_path / "a" / "modules.json").exists()
+    embedder = Embedder(tmp_path / "a", pooling="mean" if bare else None)
     embedder.save_pretrained(tmp_path / "deep" / "b")
     again = Embedder(tmp_path / "deep" / "b")
     assert repr(again) == repr(embedder)

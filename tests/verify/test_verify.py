@@ -202,6 +202,7 @@ REASONS: dict[str, tuple[str, dict[str, Any], Callable[[Path], None] | None, str
 }
 
 
+@pytest.mark.filterwarnings("ignore::nomicbert.PoolingWarning")  # nomic-bert-2048 is bare
 @pytest.mark.parametrize("name", REASONS)
 def test_checkpoints_that_transformers_misreads(name: str, tmp_path: Path) -> None:
     """The report gives the reason, and the oracle is the reference, with the same bounds."""
