@@ -9,7 +9,8 @@ import pickle
 import struct
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,11 @@ def _open_safetensors(file: Path) -> Any:
 
 def _open_bin(file: Path) -> dict[str, Tensor]:
     try:
-        # only the zip format, torch.save's current one, can be memory-mapped
-        state = torch.load(
-            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
-        )
+        entries = _zip_entries(file)
+        # only the zip format, torch.save's current one, can be memory-mapped; where an entry is
+        # compressed, torch would map the compressed bytes
+        mapped = bool(entries) and all(e.compress_type == zipfile.ZIP_STORED for e in entries)
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except TORN as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
@@ -110,7 +112,32 @@ def _open_bin(file: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
         raise CheckpointError(f"{file} must hold a dictionary of tensors")
-    return state
+    empty = [name for name, tensor in state.items() if tensor.is_meta]
+    if empty:
+        raise CheckpointError(f"{file} has no values for {empty[0]}: it was saved on 'meta'")
+    if entries and not _fits(state.values(), entries):
+        raise CheckpointError(f"{file} is damaged: a tensor is larger than what is stored for it")
+    # an nn.Parameter would ask for gradients
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def _zip_entries(file: Path) -> list[zipfile.ZipInfo]:
+    """The entries of a zip file; empty for a file of another format."""
+    if not zipfile.is_zipfile(file):
+        return []
+    with zipfile.ZipFile(file) as archive:
+        return archive.infolist()
+
+
+def _fits(tensors: Iterable[Tensor], entries: Iterable[zipfile.ZipInfo]) -> bool:
+    """Whether there is an entry of exactly the size of each tensor's storage.
+
+    A mapped tensor would otherwise continue into the entries behind it.
+    """
+    dense = (t for t in tensors if t.layout == torch.strided and not t.is_quantized)
+    storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in dense)}
+    stored = Counter(entry.file_size for entry in entries)
+    return Counter(size for size in storages.values() if size) <= stored
 
 
 def write(folder: Path, tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> None:

@@ -102,7 +102,7 @@ def load_state(
             if recipe.form == "stacked" and tensor.shape[0] < view.shape[0]:
                 view[tensor.shape[0] :].zero_()  # rows that pad the vocabulary
                 view = view[: tensor.shape[0]]
-            view.copy_(tensor.view(view.shape))
+            view.copy_(tensor.reshape(view.shape))
         broken |= not_finite(parameter, files.read, [on_disk[part] for part in recipe.parts])
         state[recipe.target] = parameter
     warn_not_finite(files.folder, broken, dtype)

@@ -6,9 +6,12 @@ import pickle
 import random
 import re
 import struct
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -235,3 +238,81 @@ def test_weights_that_are_not_floats_are_refused(dtype: torch.dtype, folder: Pat
     name = "encoder.layers.1.mlp.fc2.weight"
     save_file(tensors | {name: tensors[name].to(dtype)}, folder / SAFE)
     refused(folder, f"{name} of .* holds {dtype}, torch.strided: only dense floating point")
+
+
+def rezipped(file: Path, change: Callable[[str, bytes], bytes], compression: int) -> None:
+    """Write the archive anew, with changed entries, as another tool may do."""
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: change(name, archive.read(name)) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+def assert_loads(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """The folder's weights equal those of transformers, whatever their form on disk."""
+    model = NomicBert.from_pretrained(folder)
+    save_file({name: t.detach().contiguous() for name, t in tensors.items()}, folder / SAFE)
+    truth = NomicBert.from_pretrained(folder)
+    for name, parameter in truth.state_dict().items():
+        assert torch.equal(model.state_dict()[name], parameter), name
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
+def test_a_bin_that_was_zipped_again(compression: int, folder: Path) -> None:
+    """torch would map compressed entries as if they were the numbers."""
+    tensors = read_tensors(folder)
+    rezipped(as_bin(folder, tensors), lambda name, content: content, compression)
+    assert_loads(folder, tensors)
+
+
+def test_a_bin_from_a_big_endian_machine(folder: Path) -> None:
+    tensors = read_tensors(folder)
+
+    def swapped(name: str, content: bytes) -> bytes:
+        if name.endswith("byteorder"):
+            return b"big"
+        words = np.frombuffer(content, "<f4") if "/data/" in name else None
+        return content if words is None else words.astype(">f4").tobytes()
+
+    rezipped(as_bin(folder, tensors), swapped, zipfile.ZIP_STORED)
+    assert_loads(folder, tensors)
+
+
+def test_a_bin_of_parameters_and_of_views(folder: Path) -> None:
+    tensors = read_tensors(folder)
+    odd = {name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}
+    whole = torch.stack([*(t for n, t in tensors.items() if n.endswith("norm1.weight"))])
+    odd |= {f"encoder.layers.{i}.norm1.weight": whole[i] for i in range(len(whole))}
+    name = "encoder.layers.0.mlp.fc2.weight"
+    odd[name] = tensors[name].t().contiguous().t()
+    as_bin(folder, odd)
+    assert_loads(folder, tensors)
+
+
+def test_views_of_stacked_experts_in_a_bin(tmp_path: Path) -> None:
+    folder = build_checkpoint(tmp_path, "nomic-v2-moe", num_hidden_layers=2)
+    tensors = read_tensors(folder)
+    as_bin(
+        folder, {name: t.t().contiguous().t() if t.dim() == 2 else t for name, t in tensors.items()}
+    )
+    assert_loads(folder, tensors)
+
+
+def test_a_bin_with_too_few_bytes_for_a_tensor(folder: Path) -> None:
+    """torch would continue in the entry behind it."""
+    file = as_bin(folder, read_tensors(folder))
+    rezipped(file, lambda name, x: x[:-8] if name.endswith("/data/3") else x, zipfile.ZIP_STORED)
+    refused(folder, f"{BIN} is (damaged: a tensor is larger than|not a valid file)")
+
+
+def test_a_bin_without_values(folder: Path) -> None:
+    as_bin(folder, {name: tensor.to("meta") for name, tensor in read_tensors(folder).items()})
+    refused(folder, f"{BIN} has no values for .*: it was saved on 'meta'")
+
+
+@pytest.mark.parametrize("name", [SAFE, BIN])
+def test_weights_that_cannot_be_opened(name: str, folder: Path) -> None:
+    (folder / SAFE).unlink()
+    (folder / name).mkdir()
+    refused(folder, f"{name} is not a valid")
