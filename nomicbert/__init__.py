@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         PoolingWarning,
         PromptWarning,
         TruncationWarning,
+        VectorWarning,
         WeightWarning,
         WorkerWarning,
     )
@@ -66,6 +67,7 @@ __all__ = [
     "TextError",
     "TokenizerError",
     "TruncationWarning",
+    "VectorWarning",
     "WeightWarning",
     "WorkerError",
     "WorkerWarning",
@@ -86,6 +88,7 @@ _HOMES = {
     "PoolingWarning": "nomicbert.user_warnings",
     "PromptWarning": "nomicbert.user_warnings",
     "TruncationWarning": "nomicbert.user_warnings",
+    "VectorWarning": "nomicbert.user_warnings",
     "WeightWarning": "nomicbert.user_warnings",
     "WorkerWarning": "nomicbert.user_warnings",
 }

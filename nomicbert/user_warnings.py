@@ -43,6 +43,10 @@ class WeightWarning(UserWarning):
     """A checkpoint's weights contain NaN or infinite values."""
 
 
+class VectorWarning(UserWarning):
+    """Vectors or scores contain NaN or infinite values."""
+
+
 class EmptyRowWarning(UserWarning):
     """A row of an attention mask keeps no token."""
 

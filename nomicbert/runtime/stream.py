@@ -9,7 +9,6 @@ is tokenised meanwhile, and its kernels are queued before the rows of this one h
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,7 +19,7 @@ from nomicbert.runtime.allocator import keep_freed_memory
 from nomicbert.runtime.batch_loop import BatchLoop, Budget
 from nomicbert.runtime.pipeline import Aside, in_turn, landing, one_ahead, staying
 from nomicbert.runtime.progress import Progress
-from nomicbert.user_warnings import warn_of_cuts
+from nomicbert.runtime.remarks import Remarks
 
 Rows = Tensor | list[Tensor]
 
@@ -121,35 +120,6 @@ class Task(Protocol):
         """
 
 
-class Truncation:
-    """Counts truncated inputs and warns once, when a stream ends or is closed early."""
-
-    def __init__(self, task: Task) -> None:
-        """Start counting at 0."""
-        self._task = task
-        self._inputs = self._cut = 0
-
-    def add(self, inputs: int, cut: int) -> None:
-        """Count `inputs` more inputs, `cut` of which were truncated."""
-        self._inputs += inputs
-        self._cut += cut
-
-    def __enter__(self) -> "Truncation":
-        """Return the counter itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Warn, unless the stream failed. A stream closed early, as by zip, ends normally."""
-        if kind in (None, GeneratorExit):
-            task = self._task
-            warn_of_cuts(self._cut, self._inputs, task.inputs, task.max_length)
-
-
 class Stream:
     """Runs a task in this process, on the device of its model."""
 
@@ -177,11 +147,11 @@ class Stream:
         """
         task = self.task
         with (
-            Truncation(task) as truncation,
+            Remarks(task) as remarks,
             Progress(self.options.show_progress_bar, inputs, task.doing) as progress,
         ):
             for window in self.windows(task.read(progress.inputs), progress):
-                truncation.add(len(window.lengths), len(window.cut))
+                remarks.add(window.rows, len(window.lengths), len(window.cut))
                 yield window.rows
 
     def windows(self, inputs: Iterator[Any], progress: Progress) -> Iterator[Window]:

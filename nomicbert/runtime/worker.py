@@ -166,6 +166,8 @@ def work(
         Thread(target=receive, args=(connection, worker.inbox), daemon=True).start()
         connection.send((READY,))
         worker.run()
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(1)  # the caller has died: nobody is left to tell
     except torch.AcceleratorError:
         raise  # the device is lost: this process ends, the other ones take over
     except Exception as error:  # any error is sent to the caller, which raises it

@@ -20,7 +20,8 @@ import torch
 from nomicbert.runtime.batches import WINDOW_TEXTS
 from nomicbert.runtime.dispatch import Chunk, Dispatcher
 from nomicbert.runtime.progress import Progress
-from nomicbert.runtime.stream import Options, Rows, Stream, Task, Truncation
+from nomicbert.runtime.remarks import Remarks
+from nomicbert.runtime.stream import Options, Rows, Stream, Task
 from nomicbert.runtime.worker import work
 
 # Minimum chunks per device, for balance (fewer if they would go below LEAST_CHARACTERS).
@@ -60,7 +61,7 @@ class Workers:
         """
         task, flowing = self.task, self._flowing(inputs)
         with (
-            Truncation(task) as truncation,
+            Remarks(task) as remarks,
             Progress(self.options.show_progress_bar, inputs, task.doing) as progress,
         ):
             chunks = self._chunks(task.windows(task.read(progress.inputs)), whole=flowing)
@@ -74,8 +75,9 @@ class Workers:
                 for found, content in results:
                     progress.read(found.lengths)
                     progress.done(sum(found.lengths))
-                    truncation.add(len(found.lengths), found.cut)
-                    yield found.rows(content)
+                    rows = found.rows(content)
+                    remarks.add(rows, len(found.lengths), found.cut)
+                    yield rows
 
     def _dispatcher(self, path: str, flowing: bool) -> Dispatcher:
         names = list(map(str, self.devices))

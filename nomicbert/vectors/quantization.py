@@ -13,10 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nomicbert.user_warnings import VectorWarning, warn
+
 Precision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 
 # Ranges of fewer vectors than this are a poor estimate for further vectors.
 ENOUGH_VECTORS = 100
+
+MOST_FLOAT16 = torch.finfo(torch.float16).max
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +98,17 @@ def convert(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> Te
 
     Returns: (n, width) in that dtype; (n, ceil(width / 8)) int8 for binary, uint8 for ubinary.
     """
-    if precision in ("float32", "float16"):
-        return vectors.to(getattr(torch, precision))
+    if precision == "float16":
+        half = vectors.half()
+        if half.isinf().any() and vectors.isfinite().all():
+            warn(
+                f"precision 'float16' holds values up to {MOST_FLOAT16:.0f}, and these vectors are "
+                "larger: normalise them, or keep float32",
+                VectorWarning,
+            )
+        return half
+    if precision == "float32":
+        return vectors
     if needs_ranges(precision):
         assert ranges is not None or not len(vectors)  # computed by the caller
         low, high = vectors.new_zeros(2, 1) if ranges is None else ranges.to(vectors.device)

@@ -204,6 +204,9 @@ def test_text_without_tokens_gives_zeros(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     raw = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps(raw | {"post_processor": None}), "utf-8")
+    path = tmp_path / "tokenizer_config.json"  # BERT's own class would add its special tokens
+    raw = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(raw | {"tokenizer_class": "PreTrainedTokenizerFast"}), "utf-8")
     embedder = Embedder(tmp_path)
     plain = embedder.encode(["", "fox"])
     assert not plain[0].any()
