@@ -1,4 +1,4 @@
-"""config.json of any supported checkpoint -> EncoderConfig, and back. Only this module maps keys.
+"""config.json of any supported checkpoint -> EncoderConfig; `saved_config` is the way back.
 
 NomicBERT checkpoints use the keys of GPT-2 (n_embd, "legacy"), those of Hugging Face (hidden_size,
 "native"), or both side by side; BERT checkpoints use those of Hugging Face. Settings that the
@@ -11,8 +11,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import ConfigError
@@ -277,68 +275,3 @@ def _bert(s: Settings, rotary_scaling_factor: float | None) -> EncoderConfig:
 
 
 READERS = {"nomic_bert": _nomic, "bert": _bert}
-
-
-def hub_config(config: EncoderConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Make config.json for saving: the checkpoint's own keys, overridden by those of `config`.
-
-    A NomicBERT config gets legacy and native keys, so that the remote code and transformers' own
-    class load the same model. The trained length is stored where each of them looks for it.
-    """
-    native: dict[str, Any] = {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "intermediate_size": config.intermediate_size,
-        "type_vocab_size": config.type_vocab_size,
-        "max_position_embeddings": config.max_position_embeddings,
-        "layer_norm_eps": config.layer_norm_eps,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": config.hidden_dropout_prob,
-        "attention_probs_dropout_prob": config.attention_probs_dropout_prob,
-        "initializer_range": config.initializer_range,
-        "pad_token_id": config.pad_token_id,
-        "model_type": config.model_type,
-        "architectures": ["BertModel"],
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    kept = {key: value for key, value in config.source.items() if key != "torch_dtype"}
-    if config.model_type == "bert":
-        return {**kept, **native}
-    fraction = config.rotary_dim / config.head_dim
-    rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}
-    if config.rotary_scaling_factor:
-        rope |= {"rope_type": "dynamic", "factor": config.rotary_scaling_factor}
-    if fraction < 1:
-        rope["partial_rotary_factor"] = fraction
-    native |= {
-        "architectures": ["NomicBertModel"],
-        "max_position_embeddings": config.max_trained_positions,
-        "rope_parameters": rope,
-    }
-    if config.hidden_act == "swiglu":
-        native["hidden_act"] = "silu"
-    else:  # the native class has only a gated MLP, and would misread this key
-        del native["hidden_act"]
-    legacy = {
-        "pad_vocab_size_multiple": 1,  # vocab_size already includes the padding rows
-        "n_embd": config.hidden_size,
-        "n_layer": config.num_hidden_layers,
-        "n_head": config.num_attention_heads,
-        "n_inner": config.intermediate_size,
-        "n_positions": config.max_position_embeddings,
-        "max_trained_positions": config.max_trained_positions,
-        "activation_function": config.hidden_act,
-        "layer_norm_epsilon": config.layer_norm_eps,
-        "rotary_emb_base": config.rope_theta,
-        "rotary_emb_fraction": fraction,
-        "rotary_emb_interleaved": config.rotary_interleaved,
-        "rotary_scaling_factor": config.rotary_scaling_factor,
-        "qkv_proj_bias": config.qkv_bias,
-        "mlp_fc1_bias": config.mlp_up_bias,
-        "mlp_fc2_bias": config.mlp_down_bias,
-        "resid_pdrop": config.hidden_dropout_prob,
-        "attn_pdrop": config.attention_probs_dropout_prob,
-    }
-    return {**kept, **native, **legacy}

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import CheckpointError
-from nomicbert.loading.hub_config import hub_config
 from nomicbert.loading.nonfinite import not_finite, warn_not_finite
+from nomicbert.loading.saved_config import saved_config
 from nomicbert.loading.tensor_files import WEIGHT_FILES, TensorFiles, write
 from nomicbert.loading.tensor_names import (
     DECODER_BIAS,
@@ -198,4 +198,4 @@ def save(
             logger.warning(
                 "%s holds an older %s, which some loaders prefer: remove it", folder, name
             )
-    write(folder, tensors, {**hub_config(config, dtype), **extra})
+    write(folder, tensors, {**saved_config(config, dtype), **extra})

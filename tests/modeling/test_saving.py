@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 
 from nomicbert import NomicBert
-from nomicbert.loading import hub_config, tensor_files
+from nomicbert.loading.saved_config import saved_config, tensor_files
 from tests.support.checkpoints import VARIANTS, build_checkpoint, read_config, read_tensors
 
 # transformers' own NomicBert only supports the gated layout without prefix
@@ -99,7 +99,7 @@ def test_the_settings_are_the_checkpoints_own_and_of_both_families(tmp_path: Pat
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_settings_that_are_written_read_as_the_same(variant: str, tmp_path: Path) -> None:
     config = hub_config.read_config(build_checkpoint(tmp_path, variant))
-    written = hub_config.hub_config(config, torch.float16)
+    written = saved_config(config, torch.float16)
     (tmp_path / "config.json").write_text(json.dumps(written))
     again = hub_config.read_config(tmp_path)
     assert again.source == json.loads(json.dumps(written))
