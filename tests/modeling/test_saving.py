@@ -14,7 +14,8 @@ import transformers
 from torch import Tensor
 
 from nomicbert import NomicBert
-from nomicbert.loading.saved_config import saved_config, tensor_files
+from nomicbert.loading import hub_config, tensor_files
+from nomicbert.loading.saved_config import saved_config
 from tests.support.checkpoints import VARIANTS, build_checkpoint, read_config, read_tensors
 
 # transformers' own NomicBert only supports the gated layout without prefix
