@@ -4,10 +4,11 @@ Where in the flow: `hub` finds the folder; `text`, `modeling` and `vectors` buil
 and pooling from these records. No tensor is read here.
 
 Source: the files that sentence-transformers 2 to 6 and transformers write. The length limit is
-looked up in the same order of files as in sentence-transformers; transformers writes 1e30 into
-tokenizer_config.json for "no limit".
+that of sentence-transformers: its own file's, else the smaller one of tokenizer_config.json (where
+1e30 means none) and config.json.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from nomicbert.errors import ConfigError
 from nomicbert.loading.hub_config import read_config
 from nomicbert.loading.json_settings import Settings, inside, optional, present, read_json_list
 
-NO_LIMIT = 1_000_000
 # Of both model types in transformers.
 DEFAULT_CLASS = "BertTokenizer"
 
@@ -175,13 +175,15 @@ def _encoder(folder: Path, modules: tuple[Module, ...] | None) -> Path:
 
 def _limit(served: Settings, tokenizer: Settings, config: EncoderConfig) -> Limit:
     stated = served.size("max_seq_length", default=0)
-    trained = tokenizer.number("model_max_length", "max_len", default=NO_LIMIT)
+    trained = tokenizer.number("model_max_length", "max_len", default=math.inf)
+    native = config.source.get("max_position_embeddings")
+    positions = config.max_position_embeddings if native is None else int(native)
     if stated:
         found = Limit(stated, served.path.name)
-    elif trained < NO_LIMIT:
+    elif trained < positions:
         found = Limit(int(trained), tokenizer.path.name)
     else:
-        found = Limit(config.max_position_embeddings, "config.json")
+        found = Limit(positions, "config.json")
     most = config.learned_positions
     return found if most is None or found.tokens <= most else Limit(most, "learned positions")
 

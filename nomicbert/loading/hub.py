@@ -28,6 +28,7 @@ _OLD_INDEX: Final = "pytorch_model.bin.index.json"
 _SETTINGS: Final = frozenset(
     {
         "README.md",  # holds the licence
+        "adapter_config.json",  # names an adapter, which is refused
         "added_tokens.json",
         "config.json",
         "config_sentence_transformers.json",

@@ -38,10 +38,12 @@ NOMIC_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_choice_router": (False,),
     "moe_normalize_expert_weights": (False,),
     "ffn_div": (1,),
+    "is_causal": (False,),
 }
 BERT_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute",),
     "is_decoder": (False,),
+    "is_causal": (False,),
     "add_cross_attention": (False,),
 }
 

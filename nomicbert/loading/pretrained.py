@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from nomicbert.config import EncoderConfig
+from nomicbert.errors import CheckpointError
 from nomicbert.loading import hub, weights
 from nomicbert.loading.folder import CheckpointFolder
 from nomicbert.loading.hub_config import read_config, unlike_transformers
+from nomicbert.loading.json_settings import present
 from nomicbert.loading.target import check_target, select_ops
 from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert.user_warnings import ConfigWarning, warn
@@ -101,6 +103,11 @@ def load(
             local_files_only=local_files_only,
         )
         config = read_config(folder, rotary_scaling_factor)
+    if present(folder / "adapter_config.json"):
+        raise CheckpointError(
+            f"{folder} holds an adapter beside the weights (adapter_config.json): load both with "
+            "peft, call merge_and_unload, and save the result; or remove that file"
+        )
     files = TensorFiles(folder)
     if wanted is None:
         wanted = weights.disk_dtype(files, config)

@@ -58,10 +58,10 @@ class Cuts:
         added = rust.get_added_tokens_decoder().values()
         if any(_crosses(token, rust.normalizer) for token in added):
             return cls(None)
-        if [part["type"] for part in normalizers] == ["BertNormalizer"] and kinds == [
-            "BertPreTokenizer"
-        ]:
-            ideographs = IDEOGRAPH[1:-1] if normalizers[0]["handle_chinese_chars"] else ""
+        steps = [part["type"] for part in normalizers]
+        bert = steps in (["BertNormalizer"], ["Lowercase", "BertNormalizer"])
+        if bert and kinds == ["BertPreTokenizer"]:
+            ideographs = IDEOGRAPH[1:-1] if normalizers[-1]["handle_chinese_chars"] else ""
             return cls(re.compile(rf"(?<={ENDING})(?=[ \t\r\n{ideographs}])"))
         metaspace = kinds in (["Metaspace"], ["WhitespaceSplit", "Metaspace"])
         if not metaspace or not splitters[-1].get("split", True):

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as Steps
 
 from nomicbert.errors import TokenizerError
 from nomicbert.loading.folder import TokenizerSettings
@@ -27,7 +29,8 @@ class Tokenizer:
     Attributes:
         prefix: special token ids before a text.
         suffix: special token ids after it.
-        lower_case: lower every text first (do_lower_case of sentence_bert_config.json).
+        lower_case: lower texts before all else, except special tokens in them (do_lower_case of
+            sentence_bert_config.json).
         gives_types: whether the texts of a pair have different type ids.
         cuts_start: whether a text that is too long loses its beginning, not its end.
         beside: other files of the checkpoint's tokenizer, name -> content.
@@ -37,6 +40,8 @@ class Tokenizer:
         """Wrap a tokenizer of the `tokenizers` library."""
         rust.no_truncation()
         rust.no_padding()
+        if lower_case:
+            _lower_first(rust)
         self.rust = rust
         self.lower_case = lower_case
         bare = rust.encode("a", add_special_tokens=False).ids
@@ -226,9 +231,17 @@ class Tokenizer:
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of whole texts without special tokens."""
-        lowered = [text.lower() for text in texts] if self.lower_case else list(texts)
-        encodings = self.rust.encode_batch_fast(lowered, add_special_tokens=False)
+        encodings = self.rust.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+
+def _lower_first(rust: RustTokenizer) -> None:
+    """Put Lowercase before the other normalizers, as sentence-transformers does."""
+    steps = [] if rust.normalizer is None else [rust.normalizer]
+    if isinstance(rust.normalizer, Steps):
+        steps = list(rust.normalizer)  # type: ignore[call-overload]  # indexable since 0.21
+    if not any(isinstance(step, Lowercase) for step in steps):
+        rust.normalizer = Steps([Lowercase(), *steps])
 
 
 def longest_first(a: int, b: int, room: int) -> tuple[int, int]:

@@ -118,6 +118,8 @@ def test_a_setting_counts_or_is_named(family: str, change: dict[str, Any], tmp_p
             {"quantization_config": {"bits": 4}},
             r"quantization_config = .*'bits': 4.* load the checkpoint that was quantised",
         ),
+        ("nomic-v1.5", {"is_causal": True}, "is_causal = True is not supported"),
+        ("e5", {"is_causal": True}, "is_causal = True is not supported"),
         ("nomic-v1.5", {"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
         ("nomic-v1.5", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type = 'yarn' is not"),
         (

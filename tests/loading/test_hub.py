@@ -60,7 +60,7 @@ LISTINGS = {
     ),
     "chinese-roberta: three frameworks, .bin only": (
         {"tf_model.h5", "flax_model.msgpack"},
-        {"added_tokens.json", "pytorch_model.bin"},
+        {"adapter_config.json", "added_tokens.json", "pytorch_model.bin"},
     ),
     "MiniLM: every format there is": (
         {

@@ -13,8 +13,8 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from nomicbert import Embedder, PoolingWarning
-from nomicbert.errors import ConfigError, NomicBertError
+from nomicbert import Embedder, NomicBert, PoolingWarning
+from nomicbert.errors import CheckpointError, ConfigError, NomicBertError
 from nomicbert.loading.folder import read_folder
 from tests.support.checkpoints import build_checkpoint
 
@@ -97,3 +97,12 @@ def test_an_unreadable_file_is_not_a_missing_one(
     break_file(tmp_path / name)
     with pytest.raises(NomicBertError, match=re.escape(Path(name).name)):
         Embedder(tmp_path)
+
+
+@pytest.mark.parametrize("load", [Embedder, NomicBert.from_pretrained])
+def test_an_adapter_beside_the_weights(load: Callable[[Path], object], tmp_path: Path) -> None:
+    """transformers adds it to the weights; without it the vectors are others."""
+    build_checkpoint(tmp_path, "e5", num_hidden_layers=1)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}', "utf-8")
+    with pytest.raises(CheckpointError, match=r"holds an adapter beside the weights .* merge_and"):
+        load(tmp_path)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from nomicbert import Embedder
@@ -207,9 +208,10 @@ def test_more_ids_than_the_embedding_has_rows(tmp_path: Path) -> None:
         ("nomic-v1.5", 8192, 512, 8192),  # sentence-transformers' file wins
         ("nomic-v1.5", 300, 512, 300),
         ("nomic-v1.5", ..., 512, 512),
-        ("nomic-v1.5", ..., 1e30, 8192),  # 1e30 means none: the served length of config.json
-        ("nomic-v1.5", ..., int(1e30), 8192),
-        ("nomic-v1.5", ..., ..., 8192),
+        ("nomic-v1.5", ..., 1e30, 2048),  # 1e30 means none: that of config.json
+        ("nomic-v1.5", ..., int(1e30), 2048),
+        ("nomic-v1.5", ..., ..., 2048),
+        ("nomic-v1.5", ..., 8192, 2048),
         ("nomic-v1.5", None, 2048, 2048),
         ("e5", 1000, 512, 512),  # there are 512 learned positions
         ("e5", ..., 1e30, 512),
@@ -223,6 +225,8 @@ def test_max_seq_length(
     _rewrite(tmp_path, "sentence_bert_config.json", max_seq_length=sentence_bert)
     _rewrite(tmp_path, "tokenizer_config.json", model_max_length=tokenizer_says)
     assert Embedder.from_pretrained(tmp_path).max_seq_length == served
+    if sentence_bert != 1000:  # there sentence-transformers would fail with a long text
+        assert SentenceTransformer(str(tmp_path), device="cpu").max_seq_length == served
 
 
 def test_a_rotary_model_has_the_limit_of_sentence_transformers(tmp_path: Path) -> None:
@@ -247,6 +251,7 @@ def test_tokenizer_config_overrides_case(lower: bool, tmp_path: Path) -> None:
 
 
 def test_sentence_transformers_may_ask_for_lower_case(tmp_path: Path) -> None:
+    """It lowers texts, but not the special tokens in them, before the tokenizer's own steps."""
     _bert(tmp_path)
     _rewrite(tmp_path, "tokenizer_config.json", do_lower_case=False)
     cased = Embedder(tmp_path)
@@ -254,3 +259,11 @@ def test_sentence_transformers_may_ask_for_lower_case(tmp_path: Path) -> None:
     _rewrite(tmp_path, "sentence_bert_config.json", do_lower_case=True)
     lowered = Embedder(tmp_path)
     assert np.array_equal(lowered.encode("FOX"), cased.encode("fox"))
+    texts = ["a FOX [MASK] in [SEP] Ünïcode", "[mask] İSTANBUL ΟΔΟΣ", "FOX jumps " * 300]
+    lowered.max_seq_length = 40
+    lowered.save_pretrained(tmp_path / "saved")
+    for folder in (tmp_path, tmp_path / "saved"):
+        theirs = SentenceTransformer(str(folder), device="cpu")
+        theirs.max_seq_length = 40
+        ids, _ = lowered.tokenizer.encode(texts, 40)
+        assert ids == [list(theirs.tokenize([text])["input_ids"][0]) for text in texts]
