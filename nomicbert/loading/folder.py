@@ -16,6 +16,7 @@ from nomicbert.config import EncoderConfig
 from nomicbert.errors import ConfigError
 from nomicbert.loading.hub_config import read_config
 from nomicbert.loading.json_settings import Settings, inside, optional, read_json_list
+from nomicbert.loading.sentence_settings import read_model_settings, read_transformer_settings
 
 NO_LIMIT = 1_000_000
 
@@ -89,8 +90,12 @@ class CheckpointFolder:
         limit: of a text.
         tokenizer: its settings.
         prompts: of the checkpoint.
-        similarity: name of the similarity function that the checkpoint states.
+        similarity: name of the similarity function that the checkpoint states, unvalidated.
+        truncate_dim: columns that `encode` keeps by default, or None for all.
         activation: name of a reranker's output activation as the checkpoint writes it, or None.
+        model_type: sentence-transformers' class as the checkpoint states it, or None.
+        task: of the Transformer module, as it states it, or None.
+        architectures: the classes of transformers that config.json names.
     """
 
     folder: Path
@@ -100,8 +105,12 @@ class CheckpointFolder:
     limit: Limit
     tokenizer: TokenizerSettings
     prompts: StatedPrompts
-    similarity: str
+    similarity: Any
+    truncate_dim: int | None
     activation: Any
+    model_type: str | None
+    task: str | None
+    architectures: tuple[str, ...]
 
 
 def read_folder(folder: Path, rotary_scaling_factor: float | None = None) -> CheckpointFolder:
@@ -117,9 +126,9 @@ def read_folder(folder: Path, rotary_scaling_factor: float | None = None) -> Che
     modules = _modules(folder)
     encoder = _encoder(folder, modules)
     config = read_config(encoder, rotary_scaling_factor)
-    served = optional(encoder / "sentence_bert_config.json")
+    served = read_transformer_settings(encoder)
     tokenizer = optional(encoder / "tokenizer_config.json")
-    whole = optional(folder / "config_sentence_transformers.json")
+    whole = read_model_settings(folder)
     return CheckpointFolder(
         folder=folder,
         encoder=encoder,
@@ -132,8 +141,12 @@ def read_folder(folder: Path, rotary_scaling_factor: float | None = None) -> Che
         prompts=StatedPrompts(
             whole.path, whole.raw.get("prompts"), whole.raw.get("default_prompt_name")
         ),
-        similarity=str(whole.get("similarity_fn_name", default="cosine")),
+        similarity=whole.raw.get("similarity_fn_name"),
+        truncate_dim=None if whole.raw.get("truncate_dim") is None else whole.size("truncate_dim"),
         activation=_activation(whole, config),
+        model_type=_name(whole, "model_type"),
+        task=_name(served, "transformer_task"),
+        architectures=tuple(map(str, config.source.get("architectures") or ())),
     )
 
 
@@ -177,6 +190,11 @@ def _limit(served: Settings, tokenizer: Settings, config: EncoderConfig) -> Limi
         found = Limit(config.max_position_embeddings, "config.json")
     most = config.learned_positions
     return found if most is None or found.tokens <= most else Limit(most, "learned positions")
+
+
+def _name(settings: Settings, key: str) -> str | None:
+    stated = settings.raw.get(key)
+    return None if stated is None else str(stated)
 
 
 def _activation(whole: Settings, config: EncoderConfig) -> Any:
