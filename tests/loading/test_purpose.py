@@ -56,6 +56,13 @@ def saved_by_us(folder: Path) -> Path:
     return folder / "b"
 
 
+def scoring(folder: Path) -> Path:
+    """Only the Transformer module's file says what it is for."""
+    task = {"transformer_task": "sequence-classification"}
+    (embedder(folder) / "sentence_bert_config.json").write_text(json.dumps(task))
+    return folder
+
+
 SPARSE = "holds a SparseEncoder, which is not supported: .* sentence_transformers.SparseEncoder"
 
 
@@ -65,6 +72,7 @@ SPARSE = "holds a SparseEncoder, which is not supported: .* sentence_transformer
         (reranker, "BertForSequenceClassification.*: load it with CrossEncoder"),
         (saved_reranker, "holds a reranker: load it with CrossEncoder"),
         (saved_by_us, "holds a reranker: load it with CrossEncoder"),
+        (scoring, "holds a reranker: load it with CrossEncoder"),
         (lambda f: embedder(f, model_type="CrossEncoder"), "load it with CrossEncoder"),
         (lambda f: embedder(f, model_type="SparseEncoder"), SPARSE),
         (lambda f: headed(f, "BertForTokenClassification"), "load it with NomicBertForToken"),

@@ -168,8 +168,9 @@ def test_prompts_of_a_card(tmp_path: Path) -> None:
     embedder.default_prompt_name = None
     with pytest.warns(PromptWarning):
         embedder.encode(TEXTS)
+    embedder = Embedder(tmp_path / "a")
     embedder.prompts = {"query": "search_query: "}
-    embedder.encode(TEXTS)  # its card's rule does not apply any more
+    embedder.encode(TEXTS)  # its card's rule does not apply any more: no warning
     embedder.save_pretrained(tmp_path / "c")
     assert Embedder(tmp_path / "c").prompts == {"query": "search_query: "}
 
