@@ -14,8 +14,35 @@ from nomicbert_kernels import fastest_dtype
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-def refuse_unknown(unknown: Collection[str], *functions: Callable[..., Any]) -> None:
-    """Raise a TypeError for a keyword that no function has; it names the nearest known one."""
+# Keywords of sentence-transformers that no function here has -> what to do.
+INSTEAD = {
+    **dict.fromkeys(
+        ("activation_fn", "default_prompt_name", "prompts", "similarity_fn_name", "truncate_dim"),
+        "set the attribute of this name after loading",
+    ),
+    "cache_folder": "give cache_dir",
+    "chunk_size": "give batch_size",
+    "config_kwargs": "change config.json",
+    "max_length": "set max_seq_length after loading",
+    "model_kwargs": "give its entries as keywords",
+    "modules": "write them into modules.json",
+    "pool": "give a list of devices as device",
+    "processor_kwargs": "change the tokenizer's files",
+    "tokenizer_kwargs": "change the tokenizer's files",
+    "use_auth_token": "give token",
+}
+
+
+def refuse_unknown(
+    unknown: Collection[str], *functions: Callable[..., Any], more: Collection[str] = ()
+) -> None:
+    """Raise a TypeError for a keyword that no function has.
+
+    Args:
+        unknown: keywords; the first is named.
+        functions: with the known keywords; the first one was called.
+        more: other known keywords.
+    """
     if not unknown:
         return
     name = next(iter(unknown))
@@ -23,10 +50,12 @@ def refuse_unknown(unknown: Collection[str], *functions: Callable[..., Any]) -> 
         parameter.name
         for function in functions
         for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in unknown
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     }
+    known = (known | set(more)) - {"self", *unknown}
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+    hint = INSTEAD.get(name, hint)
     first = functions[0]
     # an inherited class method is named after the class that was called
     owner = getattr(first, "__self__", None)

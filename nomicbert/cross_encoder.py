@@ -5,36 +5,39 @@ Arguments that sentence-transformers has too carry its names and its meaning.
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nomicbert.arguments import as_place, refuse_unknown
-from nomicbert.errors import ConfigError
 from nomicbert.loading import hub
 from nomicbert.loading.folder import read_folder
+from nomicbert.loading.purpose import is_embedder, refuse_unless_reranker
 from nomicbert.loading.target import check_keywords
 from nomicbert.modeling.heads import NomicBertForSequenceClassification
 from nomicbert.modeling.model import NomicBert
-from nomicbert.runtime.encode_types import Devices
-from nomicbert.runtime.pairs import Pairs, checked_pairs
-from nomicbert.runtime.predict_types import (
-    Float32,
-    PredictKeywords,
-    RankedDocument,
-    as_predict,
+from nomicbert.runtime.activation import (
+    Activation,
+    activation_name,
+    check_activation,
+    stated_activation,
 )
+from nomicbert.runtime.encode_types import Devices
+from nomicbert.runtime.inputs import as_documents, as_pairs
+from nomicbert.runtime.pairs import Pairs
+from nomicbert.runtime.predict_types import Float32, PredictKeywords, RankedDocument, as_predict
+from nomicbert.runtime.settings import CrossEncoderSettings
 from nomicbert.runtime.stream import Options
 from nomicbert.runtime.workers import open_stream
 from nomicbert.text.max_length import check_limit
+from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Pair, Tokenizer
-from nomicbert.vectors.pooling import ACTIVATIONS
-from nomicbert.vectors.saving import activation_path, save_pair_tokenizer
+from nomicbert.vectors.saving import save_reranker_settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,18 +46,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Activation = Callable[[Tensor], Tensor]
 
-
-class CrossEncoder:
+class CrossEncoder(CrossEncoderSettings):
     """Scores pairs of texts with one checkpoint, as a reranker does.
 
     Attributes:
         model: encoder and head.
-        tokenizer: pairs -> token ids.
         activation_fn: logits -> scores: the checkpoint's own, else sigmoid for one label and
-            identity for several.
-        max_seq_length: maximum tokens per pair, special ones included; may be set.
+            identity for several. May be set, like the next ones, and is saved.
+        tokenizer, prompts, default_prompt_name, max_seq_length: the checkpoint's.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class CrossEncoder:
         path_or_repo_id: str | os.PathLike[str],
         *,
         num_labels: int | None = None,
+        max_length: int | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
@@ -73,6 +74,7 @@ class CrossEncoder:
         Args:
             path_or_repo_id: a local folder or a repository of the hub.
             num_labels: columns of the logits; adds a new head to a checkpoint without one.
+            max_length: maximum tokens per pair, in place of the checkpoint's.
             revision: branch, tag or commit of the repository.
             cache_dir: where downloads are kept, in place of Hugging Face's default.
             token: for private repositories.
@@ -81,6 +83,7 @@ class CrossEncoder:
                 `NomicBertForSequenceClassification.from_pretrained`.
 
         Raises: NomicBertError: checkpoint missing, damaged or unsupported; backend that cannot run.
+            ValueError, TypeError: invalid max_length.
         """
         head = NomicBertForSequenceClassification
         check_keywords(model_keywords, type(self), head.from_pretrained, NomicBert.from_pretrained)
@@ -92,10 +95,18 @@ class CrossEncoder:
             local_files_only=local_files_only,
         )
         checkpoint = read_folder(folder, model_keywords.pop("rotary_scaling_factor", None))
+        refuse_unless_reranker(checkpoint, num_labels)
+        # prompts and activation of an embedding model are not those of its new head
+        old = is_embedder(checkpoint)
+        self._prompts = Prompts(implied=()) if old else Prompts.of_reranker(checkpoint.prompts)
         self.model = head.from_pretrained(checkpoint, num_labels=num_labels, **model_keywords)
-        self.tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, checkpoint.config.vocab_size)
-        self.max_seq_length = checkpoint.limit.tokens
-        self.activation_fn = _activation(checkpoint.activation, len(self.model.labels.names))
+        config = checkpoint.config
+        self._tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, config.vocab_size)
+        self._max_seq_length = checkpoint.limit.tokens
+        if max_length is not None:
+            self.max_seq_length = max_length
+        stated = None if old else checkpoint.activation
+        self._activation = stated_activation(stated, self.num_labels)
 
     @classmethod
     def from_pretrained(
@@ -128,6 +139,8 @@ class CrossEncoder:
         self,
         inputs: Pair | Iterable[Pair],
         *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         batch_size: int | None = None,
         batch_tokens: int | None = None,
         show_progress_bar: bool | None = None,
@@ -144,6 +157,9 @@ class CrossEncoder:
 
         Args:
             inputs: one pair of texts or any number of pairs.
+            prompt_name: the checkpoint's prompt to put before the first text of every pair; by
+                default `default_prompt_name`.
+            prompt: your own text to put there; it wins over prompt_name, with a warning.
             batch_size: maximum pairs per batch; batches are cut by tokens.
             batch_tokens: maximum tokens per batch; by default it depends on the device.
             show_progress_bar: by default shown on a terminal when the work takes long.
@@ -155,12 +171,13 @@ class CrossEncoder:
 
         Returns: (n,) fp32 for one label, (n, num_labels) for several; without n for a single pair.
             Pairs that are too long lose tokens of the longer text, with one warning.
-        Raises: TypeError: an input is not a pair of str. TextError: invalid Unicode.
+        Raises: TypeError: an input is not a pair of str, or an invalid argument. TextError: invalid
+            Unicode. ValueError: unknown prompt_name, or a size that is too small.
         """
-        lone = isinstance(inputs, tuple | list) and [type(x) for x in inputs] == [str, str]
-        if isinstance(inputs, str | bytes):
-            raise TypeError("inputs must be pairs of str, not one text")
-        pairs = list(checked_pairs([inputs] if lone else inputs))  # all, before the first is scored
+        given = self.activation_fn if activation_fn is None else activation_fn
+        activation = check_activation(given)
+        chosen = self._prompts.choose(prompt_name, prompt)
+        pairs, lone = as_pairs(inputs)  # all, before the first is scored
         place, devices = as_place(device)
         if place is not None and place != self.device:
             self.model.to(place)
@@ -172,13 +189,13 @@ class CrossEncoder:
             show_progress_bar=show_progress_bar,
         )
         check_limit(self.max_seq_length, 1, self.model.config, "max_seq_length")
-        task = Pairs(self.model, self.tokenizer, self.max_seq_length)
+        task = Pairs(self.model, self.tokenizer, chosen, self.max_seq_length)
         windows = cast("Iterator[Tensor]", open_stream(task, options, devices).run(iter(pairs)))
         # a copy: what inference_mode makes, an activation may not change
         logits = torch.cat([*windows] or [torch.zeros(0, self.num_labels)])
         with torch.no_grad():
             # it may have parameters, which are on the model's device
-            scores = (activation_fn or self.activation_fn)(logits.to(self.device))
+            scores = activation(logits.to(self.device))
         scores = scores.squeeze(1) if self.num_labels == 1 and scores.dim() > 1 else scores
         if apply_softmax and scores.dim() > 1:
             scores = scores.softmax(1)
@@ -193,7 +210,7 @@ class CrossEncoder:
     def rank(
         self,
         query: str,
-        documents: Sequence[str],
+        documents: Iterable[str],
         *,
         top_k: int | None = None,
         return_documents: bool = False,
@@ -209,16 +226,17 @@ class CrossEncoder:
             **keywords: those of `predict`, without convert_to_numpy and convert_to_tensor.
 
         Returns: per document its index in `documents` as "corpus_id", and its "score".
-        Raises: ValueError: the checkpoint has several labels. Errors of `predict`.
+        Raises: ValueError: the checkpoint has several labels. TypeError: no texts. Errors of
+            `predict`.
         """
-        unknown = sorted(keywords.keys() - PredictKeywords.__annotations__.keys())
-        refuse_unknown(unknown, type(self).rank)
+        known = PredictKeywords.__annotations__.keys()
+        refuse_unknown(sorted(keywords.keys() - known), type(self).rank, more=known)
         if self.num_labels != 1:
             raise ValueError(
                 f"rank needs one score a pair, but this checkpoint gives {self.num_labels}: "
                 "use predict"
             )
-        texts = list(documents)
+        texts = as_documents(query, documents)
         pairs = [(query, text) for text in texts]
         scores = self.predict(pairs, **keywords)
         order = np.argsort(-scores, kind="stable")[:top_k].tolist()
@@ -228,35 +246,19 @@ class CrossEncoder:
         return rows
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write model, tokenizer, length and activation, for this class or sentence-transformers.
+        """Write model, tokenizer and settings, for this class or sentence-transformers.
 
         An activation that torch.nn does not have is not saved; the log says so.
+
+        Raises: ValueError, TypeError: invalid prompts, before anything is written.
         """
-        stated = _path_of(self.activation_fn)
+        self._prompts.check()  # before anything is written
+        stated = activation_name(self.activation_fn)
         if stated is None:
             logger.warning("activation_fn has no name in torch.nn and is not saved: set it again")
         config = self.model.config
         source = {**config.source, "sentence_transformers": {"activation_fn": stated}}
         self.model.encoder.config = replace(config, source=source if stated else config.source)
         self.model.save_pretrained(folder)
-        save_pair_tokenizer(Path(folder), self.tokenizer, self.max_seq_length)
-
-
-def _activation(stated: Any, num_labels: int) -> Activation:
-    """The activation that a checkpoint names, or sentence-transformers' default."""
-    if stated is None:
-        return ACTIVATIONS["Sigmoid" if num_labels == 1 else "Identity"]
-    name = str(stated).rpartition(".")[2]
-    if not str(stated).startswith("torch.nn.") or name not in ACTIVATIONS:
-        raise ConfigError(
-            f"activation_fn = {stated!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
-        )
-    return ACTIVATIONS[name]
-
-
-def _path_of(activation: Activation) -> str | None:
-    """The name that `_activation` reads back; None if torch.nn does not have it."""
-    names = [name for name, known in ACTIVATIONS.items() if activation is known]
-    if isinstance(activation, nn.Module) and type(activation).__name__ in ACTIVATIONS:
-        names.append(type(activation).__name__)
-    return activation_path(names[0]) if names else None
+        settings = (self._prompts, self.max_seq_length, stated)
+        save_reranker_settings(Path(folder), self.tokenizer, *settings)

@@ -18,6 +18,7 @@ from nomicbert.loading import hub, weights
 from nomicbert.loading.folder import Limit, read_folder
 from nomicbert.loading.json_settings import read_json
 from nomicbert.loading.license import License, read_license
+from nomicbert.loading.purpose import refuse_unless_embedder
 from nomicbert.loading.target import check_target, choose_ops
 from nomicbert.loading.tensor_files import WEIGHT_FILES, TensorFiles
 from nomicbert.loading.tensor_names import WORDS, canonical, recipes
@@ -26,6 +27,7 @@ from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.vectors.modules import read_pooling
 from nomicbert.vectors.pooling import Pooling
+from nomicbert.vectors.stated import stated_similarity, stated_truncate_dim
 from nomicbert_kernels import Backend, compute_dtype
 
 
@@ -83,6 +85,7 @@ class Description:
         license: of the weights; None if the card does not state it.
         vocabulary: number of tokens of the tokenizer; the embedding may have more rows.
         similarity: name of the similarity function that the checkpoint states.
+        truncate_dim: columns that `encode` keeps by default, or None for all.
     """
 
     folder: Path
@@ -93,6 +96,7 @@ class Description:
     prompts: Prompts
     limit: Limit
     similarity: str
+    truncate_dim: int | None
     vocabulary: int
     target: Target
 
@@ -152,6 +156,7 @@ def describe(
     )
     folder = hub.resolve(path_or_repo_id, revision=revision, local_files_only=local_files_only)
     checkpoint = read_folder(folder, rotary_scaling_factor)
+    refuse_unless_embedder(checkpoint)
     config = checkpoint.config
     prompts = Prompts.of(checkpoint.prompts, config)
     tensors = TensorFiles(checkpoint.encoder)
@@ -172,7 +177,8 @@ def describe(
         pooling=pooling,
         prompts=prompts,
         limit=checkpoint.limit,
-        similarity=checkpoint.similarity,
+        similarity=stated_similarity(checkpoint),
+        truncate_dim=stated_truncate_dim(checkpoint, pooling),
         vocabulary=tokenizer.rust.get_vocab_size(),
         target=Target(ops.name, str(place), stored_in, computed_in, reason),
     )
@@ -232,6 +238,9 @@ def _notes(d: Description) -> Iterator[str]:
             f"texts of more than {trained} tokens are longer than the trained length, and their "
             "rotary angles are not scaled: nomic-ai's card sets rotary_scaling_factor to 2 for them"
         )
+    if d.truncate_dim is not None:
+        width = d.pooling.embedding_dimension
+        yield f"encode keeps {d.truncate_dim} of {width} columns by default (truncate_dim)"
     if not (d.folder / "modules.json").is_file():
         yield "there is no modules.json: texts are pooled by mean"
     dtype = config.source.get("dtype") or config.source.get("torch_dtype")

@@ -15,17 +15,18 @@ from torch import Tensor
 from nomicbert.arguments import as_place, refuse_unknown
 from nomicbert.loading import hub
 from nomicbert.loading.folder import read_folder
+from nomicbert.loading.purpose import refuse_unless_embedder
 from nomicbert.loading.target import check_keywords
 from nomicbert.modeling.model import NomicBert
 from nomicbert.modeling.packing import PackedBatch, pack
 from nomicbert.runtime import encode_types
-from nomicbert.runtime.batches import as_iterator, as_texts
 from nomicbert.runtime.encode_types import AllEncodeKeywords, Devices, OutputValue, Vectors
 from nomicbert.runtime.graphs import Graphs
+from nomicbert.runtime.inputs import as_iterator, as_texts
 from nomicbert.runtime.request import Request, prompted
+from nomicbert.runtime.settings import EmbedderSettings
 from nomicbert.runtime.texts import Texts, Truncate
 from nomicbert.runtime.workers import AnyStream, open_stream
-from nomicbert.text.max_length import check_limit
 from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.user_warnings import warn_of_cuts
@@ -35,7 +36,8 @@ from nomicbert.vectors.modules import check_chosen, read_pooling, warn_of_assump
 from nomicbert.vectors.pooling import Pooling
 from nomicbert.vectors.quantization import Precision
 from nomicbert.vectors.saving import save_modules
-from nomicbert.vectors.similarity import similarity, similarity_pairwise
+from nomicbert.vectors.similarity import Rows, similarity, similarity_pairwise
+from nomicbert.vectors.stated import stated_similarity, stated_truncate_dim
 from nomicbert_kernels import PoolMode
 
 if TYPE_CHECKING:
@@ -44,18 +46,16 @@ if TYPE_CHECKING:
     from nomicbert.loading.pretrained import EmbedderKeywords, ModelKeywords
 
 
-class Embedder:
+class Embedder(EmbedderSettings):
     """Embeds texts with one checkpoint.
 
     To fine-tune, call `embedder.embedding_model(embedder.batch(texts))`: vectors with gradients.
 
     Attributes:
-        tokenizer: text -> token ids.
         embedding_model: token ids -> vectors: `model` (the encoder) and `pooling`.
-        prompts: the checkpoint's prompts by name.
-        max_seq_length: maximum tokens per text, special ones included; may be set.
-        similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan".
         graphs: CUDA graphs recorded for small batches on a GPU.
+        tokenizer, prompts, default_prompt_name, max_seq_length, truncate_dim, similarity_fn_name:
+            the checkpoint's; may be set, and are saved by `save_pretrained`.
     """
 
     def __init__(
@@ -77,9 +77,8 @@ class Embedder:
             cache_dir: where downloads are kept, in place of Hugging Face's default.
             token: for private repositories.
             local_files_only: never reach for the network.
-            pooling: for a checkpoint without modules.json, which is otherwise pooled by "mean" with
-                a PoolingWarning: "mean", "cls", "max", "mean_sqrt_len", "lasttoken" or
-                "weightedmean".
+            pooling: "mean", "cls" or another mode for a checkpoint without modules.json, which is
+                otherwise pooled by "mean" with a PoolingWarning.
             **model_keywords: of `NomicBert.from_pretrained`: device (default: the CPU; "auto": a
                 GPU if there is one), dtype (default float32; "auto", "fastest"), backend, ...
 
@@ -95,18 +94,19 @@ class Embedder:
             local_files_only=local_files_only,
         )
         checkpoint = read_folder(folder, model_keywords.pop("rotary_scaling_factor", None))
+        refuse_unless_embedder(checkpoint)
         check_chosen(checkpoint, pooling)
         self._prompts = Prompts.of(checkpoint.prompts, checkpoint.config)
+        self._similarity = stated_similarity(checkpoint)
         encoder = NomicBert.from_pretrained(checkpoint, **model_keywords)
         modules = read_pooling(checkpoint, encoder.dtype, pooling).to(encoder.device)
         self.embedding_model = EmbeddingModel(encoder, modules)
-        self.tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, encoder.config.vocab_size)
-        self.max_seq_length = checkpoint.limit.tokens
-        self.similarity_fn_name = checkpoint.similarity
+        self._tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, encoder.config.vocab_size)
+        self._max_seq_length = checkpoint.limit.tokens
         self.graphs = Graphs()
         accept(encoder, self.encode_document, modules.embedding_dimension)
-        if checkpoint.modules is None and pooling is None:
-            warn_of_assumption(checkpoint.folder)
+        self._truncate_dim = stated_truncate_dim(checkpoint, modules)
+        warn_of_assumption(checkpoint, pooling)
 
     @classmethod
     def from_pretrained(
@@ -135,11 +135,6 @@ class Embedder:
         return self.embedding_model.pooling
 
     @property
-    def prompts(self) -> dict[str, str]:
-        """Name -> text put before an input."""
-        return self._prompts.by_name
-
-    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.model.device
@@ -152,15 +147,12 @@ class Embedder:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the hub layout, for this class or sentence-transformers."""
         parts = (self.embedding_model, self.tokenizer, self._prompts)
-        save_modules(Path(folder), *parts, self.max_seq_length, self.similarity_fn_name)
-
-    def get_sentence_embedding_dimension(self) -> int:
-        """Width of a vector before truncate_dim or matryoshka_dim."""
-        return self.pooling.embedding_dimension
+        settings = (self.max_seq_length, self.similarity_fn_name, self.truncate_dim)
+        save_modules(Path(folder), *parts, *settings)
 
     def batch(self, inputs: str | Iterable[str], prompt_name: str | None = None) -> PackedBatch:
         """Tokenise and pack texts for `embedding_model`, whose call keeps gradients."""
-        texts, _ = as_texts(inputs, None)
+        texts, _ = as_texts(inputs)
         prompt, limit = self._prompts.choose(prompt_name, None), self._limit(None)
         ids, cut = self.tokenizer.encode([prompt + text for text in texts], limit)
         warn_of_cuts(len(cut), len(ids), "texts", limit)
@@ -198,9 +190,9 @@ class Embedder:
             inputs: one text or any number of texts.
             sentences: old name of `inputs`.
             prompt_name: the checkpoint's prompt to put before every text.
-            prompt: your own text to put there.
+            prompt: your own text to put there; it wins over prompt_name, with a warning.
             matryoshka_dim: the checkpoint's recipe for short vectors: (layer_norm,) slice, L2.
-            truncate_dim: slice only.
+            truncate_dim: slice only; `self.truncate_dim` if the call gives no width.
             normalize_embeddings: apply L2 at the end, even if the checkpoint does not.
             precision: "float32", "float16", "int8" or "uint8" (256 steps over each column's
                 range), "binary" or "ubinary" (the signs, eight per byte).
@@ -222,7 +214,7 @@ class Embedder:
         Returns: (n, dim) in the order of the inputs; (dim,) for a single text.
         Raises: ValueError, TypeError: invalid argument or text; the message names it.
         """
-        request = Request.among(locals())
+        request = Request.among(locals()).with_default(self.truncate_dim)
         texts, lone = as_texts(inputs, sentences)  # all, before the first is embedded
         stream, width = self._open(request)
         rows = request.gather(stream.run(iter(texts)), len(texts), width)
@@ -250,7 +242,7 @@ class Embedder:
         refuse_unknown(unknown, self.encode_iter, Request)
         if isinstance(inputs, str):
             raise TypeError("encode_iter takes many texts: give a lone one to encode")
-        request = Request(**keywords)
+        request = Request(**keywords).with_default(self.truncate_dim)
         stream, width = self._open(request)
         return request.each(stream.run(as_iterator(inputs)), width)
 
@@ -259,20 +251,22 @@ class Embedder:
         self, inputs: str | Iterable[str] | None = None, **keywords: "Unpack[AllEncodeKeywords]"
     ) -> Vectors | Tensor | list[Tensor]:
         """`encode`, with its keywords and the checkpoint's prompt for queries, if any."""
-        return self.encode(inputs, **prompted(keywords, self._prompts.query_name))
+        keywords = prompted(keywords, self._prompts.query_name, self.encode_query)
+        return self.encode(inputs, **keywords)
 
     @encode_types.as_encode
     def encode_document(
         self, inputs: str | Iterable[str] | None = None, **keywords: "Unpack[AllEncodeKeywords]"
     ) -> Vectors | Tensor | list[Tensor]:
         """`encode`, with its keywords and the checkpoint's prompt for documents, if any."""
-        return self.encode(inputs, **prompted(keywords, self._prompts.document_name))
+        keywords = prompted(keywords, self._prompts.document_name, self.encode_document)
+        return self.encode(inputs, **keywords)
 
-    def similarity(self, a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
+    def similarity(self, a: Rows, b: Rows) -> Tensor:
         """Similarity of all rows of `a` to all rows of `b`, (n, m), by `similarity_fn_name`."""
         return similarity(a, b, self.similarity_fn_name)
 
-    def similarity_pairwise(self, a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> Tensor:
+    def similarity_pairwise(self, a: Rows, b: Rows) -> Tensor:
         """Similarity of each row of `a` to the row of `b` next to it, (n,)."""
         return similarity_pairwise(a, b, self.similarity_fn_name)
 
@@ -281,14 +275,10 @@ class Embedder:
         self, inputs: str | Iterable[str], prompt_name: str | None = None
     ) -> int | list[int]:
         """Tokens of each text before truncation, prompt and special tokens included."""
-        texts, lone = as_texts(inputs, None)
+        texts, lone = as_texts(inputs)
         prompt = self._prompts.choose(prompt_name, None)
         counts = self.tokenizer.count([prompt + text for text in texts])
         return counts[0] if lone else counts
-
-    def _limit(self, max_length: int | None) -> int:
-        limit = self.max_seq_length if max_length is None else max_length
-        return check_limit(limit, self.tokenizer.shortest, self.model.config)
 
     def _open(self, request: Request) -> tuple[AnyStream, int]:
         """Check a request and make the model ready; return the stream and the vectors' width.

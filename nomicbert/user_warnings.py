@@ -28,7 +28,7 @@ class PromptWarning(UserWarning):
 
 
 class ConfigWarning(UserWarning):
-    """A setting of config.json counts here, but transformers' own class ignores it."""
+    """A setting is not known, or transformers' own class ignores it while it counts here."""
 
 
 class PoolingWarning(UserWarning):

@@ -156,9 +156,8 @@ def test_inputs_that_are_not_pairs(inputs: Any, error: type, message: str, tmp_p
 
 def test_an_invalid_length(tmp_path: Path) -> None:
     model = CrossEncoder(build_reranker(tmp_path))
-    model.max_seq_length = 97
     with pytest.raises(ValueError, match="max_seq_length must be 1 to 96, not 97"):
-        model.predict(PAIRS)
+        model.max_seq_length = 97
     model.max_seq_length = 3
     with pytest.raises(ValueError, match="a pair needs more than 3 tokens, not 3"):
         model.predict(PAIRS)
@@ -166,13 +165,16 @@ def test_an_invalid_length(tmp_path: Path) -> None:
 
 def test_an_embedding_checkpoint_is_no_reranker_unless_asked(tmp_path: Path) -> None:
     build_checkpoint(tmp_path, "nomic-v1.5")
-    with pytest.raises(
-        CheckpointError, match=r"no head for SequenceClassification \(it has none\)"
-    ):
+    with pytest.raises(ConfigError, match="holds an embedding model: load it with Embedder"):
         CrossEncoder(tmp_path)
     model = CrossEncoder(tmp_path, num_labels=1)
     assert model.num_labels == 1
     assert np.isfinite(model.predict(PAIRS)).all()
+    (tmp_path / "modules.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"no head for SequenceClassification \(it has none\)"
+    ):
+        CrossEncoder(tmp_path)
 
 
 def test_saved_and_loaded_by_both(tmp_path: Path) -> None:

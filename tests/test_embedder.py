@@ -93,8 +93,9 @@ def test_empty_input_gives_empty_output(nomic: Embedder) -> None:
 
 
 def test_mistaken_inputs(bert: Embedder) -> None:
-    with pytest.raises(TypeError, match="encode needs inputs"):
-        bert.encode()
+    for call in (bert.encode, bert.encode_query, bert.encode_document):
+        with pytest.raises(TypeError, match="inputs are missing: give one text or any number"):
+            call()
     with pytest.raises(TypeError, match="not both"):
         bert.encode(TEXTS, sentences=TEXTS)
     for wrong, index, kind in ((["a", 3], 1, "int"), ([None], 0, "NoneType"), ([["a"]], 0, "list")):
@@ -280,17 +281,51 @@ def test_whole_numbers_only(bert: Embedder) -> None:
         for wrong in (8.0, True, "8"):
             with pytest.raises(TypeError, match=f"{name}.* must be an integer, not {wrong!r}"):
                 bert.encode(TEXTS, **{name: wrong})
-    bert.max_seq_length = None
-    try:
-        with pytest.raises(TypeError, match=r"max_seq_length\) must be an integer, not None"):
-            bert.encode(TEXTS)
-    finally:
-        bert.max_seq_length = 512
+    with pytest.raises(TypeError, match="max_seq_length must be an integer, not None"):
+        bert.max_seq_length = None  # type: ignore[assignment]
+    assert bert.max_seq_length == 512
 
 
 def test_a_keyword_that_only_encode_has(bert: Embedder) -> None:
     with pytest.raises(TypeError, match="encode_iter has no keyword 'sentences': known are"):
         bert.encode_iter(TEXTS, sentences=TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("method", "keywords", "message"),
+    [
+        ("encode", {"input": 1}, "has no keyword 'input': did you mean 'inputs'"),
+        ("encode", {"pool": 1}, "has no keyword 'pool': give a list of devices as device"),
+        ("encode_query", {"promt": "x"}, "has no keyword 'promt': did you mean 'prompt'"),
+        ("encode_document", {"foo": 1}, "has no keyword 'foo': known are batch_size, "),
+        ("encode_iter", {"foo": 1}, "has no keyword 'foo': known are batch_size, "),
+        ("token_count", {"foo": 1}, "has no keyword 'foo': known are inputs, prompt_name$"),
+    ],
+)
+def test_a_refused_keyword_names_its_method(
+    method: str, keywords: dict[str, Any], message: str, bert: Embedder
+) -> None:
+    with pytest.raises(TypeError, match=f"^Embedder.{method} {message}"):
+        getattr(bert, method)(["fox"], **keywords)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "remedy"),
+    [
+        ("truncate_dim", "set the attribute of this name after loading"),
+        ("prompts", "set the attribute of this name after loading"),
+        ("model_kwargs", "give its entries as keywords"),
+        ("cache_folder", "give cache_dir"),
+        ("max_length", "set max_seq_length after loading"),
+        ("foo", "known are add_pooling_layer, backend"),
+    ],
+)
+def test_keywords_of_sentence_transformers_constructor(
+    keyword: str, remedy: str, tmp_path: Path
+) -> None:
+    for load in (Embedder, Embedder.from_pretrained):
+        with pytest.raises(TypeError, match=f"^Embedder has no keyword '{keyword}': {remedy}"):
+            load(tmp_path, **{keyword: None})
 
 
 def test_a_number_is_no_text(bert: Embedder) -> None:

@@ -120,6 +120,7 @@ def as_document(model: str, d: "Description") -> dict[str, Any]:
         ],
         "normalize": pooling.normalize,
         "embedding_dimension": pooling.embedding_dimension,
+        "truncate_dim": d.truncate_dim,
         "matryoshka": d.matryoshka,
         "similarity": d.similarity,
         "prompts": d.prompts.by_name,

@@ -102,13 +102,17 @@ class MTEBEncoder:
         from mteb.models.model_meta import ScoringFunction
 
         embedder = self.embedder
-        options = {"matryoshka_dim": self.matryoshka_dim, "max_length": self.max_length}
+        options = {
+            "matryoshka_dim": self.matryoshka_dim,
+            "truncate_dim": None if self.matryoshka_dim else embedder.truncate_dim,
+            "max_length": self.max_length,
+        }
         known = {
             "name": self._name,
             "revision": self._revision,
             "n_parameters": sum(p.numel() for p in embedder.model.parameters()),
             "max_tokens": self.max_length or embedder.max_seq_length,
-            "embed_dim": self.matryoshka_dim or embedder.get_sentence_embedding_dimension(),
+            "embed_dim": self.matryoshka_dim or embedder.get_embedding_dimension(),
             "similarity_fn_name": ScoringFunction.from_str(embedder.similarity_fn_name),
             "framework": ["PyTorch", "safetensors"],
             "use_instructions": any(self.prompts.values()),
@@ -155,10 +159,11 @@ class MTEBEncoder:
             return vectors
         # other precisions keep L2: signs, and the steps of a column's range, hardly depend on it
         full = keywords.get("precision", "float32") == "float32"
+        width = width or embedder.get_embedding_dimension()
         if full and task_metadata.type in WITHOUT_L2:
+            keywords["truncate_dim"] = embedder.pooling.embedding_dimension
             pooled = torch.from_numpy(encode(texts, **keywords))
             return F.layer_norm(pooled, pooled.shape[1:])[:, :width].numpy()
-        width = width or embedder.get_sentence_embedding_dimension()
         vectors = encode(texts, matryoshka_dim=width, **keywords)
         return vectors
 

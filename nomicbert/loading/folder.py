@@ -17,6 +17,7 @@ from nomicbert.config import EncoderConfig
 from nomicbert.errors import ConfigError
 from nomicbert.loading.hub_config import read_config
 from nomicbert.loading.json_settings import Settings, inside, optional, present, read_json_list
+from nomicbert.loading.sentence_settings import read_model_settings, read_transformer_settings
 
 # Of both model types in transformers.
 DEFAULT_CLASS = "BertTokenizer"
@@ -93,8 +94,12 @@ class CheckpointFolder:
         limit: of a text.
         tokenizer: its settings.
         prompts: of the checkpoint.
-        similarity: name of the similarity function that the checkpoint states.
+        similarity: name of the similarity function that the checkpoint states, unvalidated.
+        truncate_dim: columns that `encode` keeps by default, or None for all.
         activation: name of a reranker's output activation as the checkpoint writes it, or None.
+        model_type: sentence-transformers' class as the checkpoint states it, or None.
+        task: of the Transformer module, as it states it, or None.
+        architectures: the classes of transformers that config.json names.
     """
 
     folder: Path
@@ -104,8 +109,12 @@ class CheckpointFolder:
     limit: Limit
     tokenizer: TokenizerSettings
     prompts: StatedPrompts
-    similarity: str
+    similarity: Any
+    truncate_dim: int | None
     activation: Any
+    model_type: str | None
+    task: str | None
+    architectures: tuple[str, ...]
 
 
 def read_folder(folder: Path, rotary_scaling_factor: float | None = None) -> CheckpointFolder:
@@ -121,9 +130,9 @@ def read_folder(folder: Path, rotary_scaling_factor: float | None = None) -> Che
     modules = _modules(folder)
     encoder = _encoder(folder, modules)
     config = read_config(encoder, rotary_scaling_factor)
-    served = optional(encoder / "sentence_bert_config.json")
+    served = read_transformer_settings(encoder)
     tokenizer = optional(encoder / "tokenizer_config.json")
-    whole = optional(folder / "config_sentence_transformers.json")
+    whole = read_model_settings(folder)
     return CheckpointFolder(
         folder=folder,
         encoder=encoder,
@@ -139,8 +148,12 @@ def read_folder(folder: Path, rotary_scaling_factor: float | None = None) -> Che
         prompts=StatedPrompts(
             whole.path, whole.raw.get("prompts"), whole.raw.get("default_prompt_name")
         ),
-        similarity=str(whole.get("similarity_fn_name", default="cosine")),
+        similarity=whole.raw.get("similarity_fn_name"),
+        truncate_dim=None if whole.raw.get("truncate_dim") is None else whole.size("truncate_dim"),
         activation=_activation(whole, config),
+        model_type=_name(whole, "model_type"),
+        task=_name(served, "transformer_task"),
+        architectures=tuple(map(str, config.source.get("architectures") or ())),
     )
 
 
@@ -193,6 +206,11 @@ def _class_name(tokenizer: Settings, config: EncoderConfig) -> str:
     if not isinstance(stated, str | None):
         raise ConfigError(f"{tokenizer.path}: tokenizer_class must be a name, not {stated!r}")
     return stated or DEFAULT_CLASS
+
+
+def _name(settings: Settings, key: str) -> str | None:
+    stated = settings.raw.get(key)
+    return None if stated is None else str(stated)
 
 
 def _activation(whole: Settings, config: EncoderConfig) -> Any:

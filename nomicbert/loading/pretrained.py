@@ -58,6 +58,7 @@ class CrossEncoderKeywords(LoadKeywords, total=False):
     """The same for `CrossEncoder`."""
 
     num_labels: int | None
+    max_length: int | None
 
 
 def load(

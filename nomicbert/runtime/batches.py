@@ -1,9 +1,7 @@
 """Cut a stream of texts into windows, and a window into batches of similar length."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any, TypeVar
-
-from nomicbert.errors import TextError
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 Item = TypeVar("Item")
 
@@ -12,56 +10,6 @@ Item = TypeVar("Item")
 WINDOW_TEXTS = 8192
 WINDOW_CHARACTERS = 1 << 20
 WINDOW_HELD = 1 << 24
-
-
-def as_iterator(inputs: Any) -> Iterator[Any]:
-    """Iterate over the inputs; a TypeError if they are not iterable or have no defined order."""
-    if isinstance(inputs, bytes | Mapping | Set) or not isinstance(inputs, Iterable):
-        raise TypeError(
-            f"inputs must be a str or an ordered collection of str, not {type(inputs).__name__}"
-        )
-    return iter(inputs)
-
-
-def as_texts(inputs: Any, sentences: Any) -> tuple[list[str], bool]:
-    """The checked texts of a call of `encode`, and whether it was given a single text.
-
-    Args:
-        inputs: one text or any number of them, or None.
-        sentences: old name of `inputs`.
-
-    Raises: TypeError: neither, both, or not texts. TextError: a text is not valid Unicode.
-    """
-    if inputs is None and sentences is None:
-        raise TypeError("encode needs inputs: one text or any number of them")
-    if inputs is not None and sentences is not None:
-        raise TypeError("give inputs or sentences (its old name), not both")
-    given = sentences if inputs is None else inputs
-    lone = isinstance(given, str)
-    return list(checked([given] if lone else as_iterator(given))), lone
-
-
-def checked(inputs: Iterable[Any]) -> Iterator[str]:
-    """Yield the inputs unchanged; the error for an invalid one holds its index."""
-    for index, text in enumerate(inputs):
-        if not isinstance(text, str):
-            raise TypeError(f"input {index} must be a str, not {type(text).__name__}: {text!r:.80}")
-        check_text(index, text)
-        yield text
-
-
-def check_text(index: int, text: str) -> None:
-    """Raise a TextError if a text cannot be encoded as UTF-8."""
-    if text.isascii():
-        return
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise TextError(
-            index,
-            f"is not valid Unicode: a lone surrogate, {text[error.start]!r}, at character "
-            f"{error.start}",
-        ) from error
 
 
 def text_windows(texts: Iterable[str], useful: int | None = None) -> Iterator[list[str]]:

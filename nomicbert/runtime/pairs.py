@@ -12,7 +12,8 @@ from nomicbert.modeling.heads import NomicBertForSequenceClassification
 from nomicbert.modeling.packing import pack
 from nomicbert.runtime.batch_budget import batch_tokens
 from nomicbert.runtime.batch_loop import BatchLoop
-from nomicbert.runtime.batches import check_text, windows
+from nomicbert.runtime.batches import windows
+from nomicbert.runtime.inputs import checked_pairs
 from nomicbert.runtime.stream import Tokenised
 from nomicbert.text.tokenizer import CHARACTERS_PER_TOKEN, Pair, Tokenizer
 from nomicbert_kernels.tensors import to_device
@@ -25,11 +26,16 @@ class Pairs:
     doing = "Scoring"
 
     def __init__(
-        self, model: NomicBertForSequenceClassification, tokenizer: Tokenizer, max_length: int
+        self,
+        model: NomicBertForSequenceClassification,
+        tokenizer: Tokenizer,
+        prompt: str,
+        max_length: int,
     ) -> None:
-        """`max_length`: limit of tokens per pair."""
+        """`prompt`: prefix of the first text of a pair; `max_length`: limit of tokens per pair."""
         self.model = model
         self.tokenizer = tokenizer
+        self.prompt = prompt
         self.max_length = max_length
 
     @property
@@ -59,6 +65,8 @@ class Pairs:
 
     def tokenise(self, window: list[Pair]) -> Tokenised:
         """Token ids of each pair, and a token type for each of them."""
+        if self.prompt:
+            window = [(self.prompt + first, second) for first, second in window]
         ids, types, cut = self.tokenizer.encode_pairs(window, self.max_length)
         return Tokenised(list(map(len, ids)), cut, (ids, types))
 
@@ -76,17 +84,3 @@ class Pairs:
             return self.model.packed_logits(batch).float()
 
         return loop.rows(window.lengths, logits)
-
-
-def checked_pairs(inputs: Iterable[Any]) -> Iterator[Pair]:
-    """Yield the inputs as pairs; the error for an invalid one holds its index.
-
-    Raises: TypeError: not a pair of str. TextError: not valid Unicode.
-    """
-    for index, pair in enumerate(inputs):
-        listed = list(pair) if isinstance(pair, list | tuple | np.ndarray) else []
-        if len(listed) != 2 or not all(isinstance(text, str) for text in listed):
-            raise TypeError(f"input {index} must be a pair of str, not {pair!r:.80}")
-        for text in listed:
-            check_text(index, text)
-        yield str(listed[0]), str(listed[1])

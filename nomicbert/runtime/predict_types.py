@@ -32,12 +32,21 @@ class RankedDocument(TypedDict, total=False):
 class PredictKeywords(TypedDict, total=False):
     """Keywords of `CrossEncoder.predict` that do not decide on the type of its result."""
 
+    prompt_name: str | None
+    prompt: str | None
     batch_size: int | None
     batch_tokens: int | None
     show_progress_bar: bool | None
     activation_fn: Activation | None
     apply_softmax: bool
     device: Devices
+
+
+class AllPredictKeywords(PredictKeywords, total=False):
+    """All of them."""
+
+    convert_to_numpy: bool
+    convert_to_tensor: bool
 
 
 class Predict(Protocol):

@@ -1,13 +1,14 @@
 """The arguments of a call of `encode`, and the conversion of its vectors to the requested form."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nomicbert.arguments import refuse_unknown
 from nomicbert.runtime.encode_types import AllEncodeKeywords, Devices, OutputValue, Vectors
 from nomicbert.runtime.stream import Options, Rows
 from nomicbert.runtime.texts import Job, Truncate
@@ -16,8 +17,15 @@ from nomicbert.vectors.pooling import Finish, Pooling
 from nomicbert.vectors.quantization import Precision
 
 
-def prompted(keywords: AllEncodeKeywords, name: str | None) -> AllEncodeKeywords:
-    """The keywords of a call of `encode`, with this prompt's name where they have no prompt."""
+def prompted(
+    keywords: AllEncodeKeywords, name: str | None, called: Callable[..., object]
+) -> AllEncodeKeywords:
+    """The keywords of a call of `encode`, with this prompt's name where they have no prompt.
+
+    Raises: TypeError: a keyword that `encode` does not have; the error names `called`.
+    """
+    unknown = keywords.keys() - Request.__dataclass_fields__.keys() - {"sentences"}
+    refuse_unknown(sorted(unknown), called, Request)
     if keywords.get("prompt_name") is None and keywords.get("prompt") is None:
         return {**keywords, "prompt_name": name}
     return keywords
@@ -48,6 +56,13 @@ class Request:
     def among(cls, given: Mapping[str, Any]) -> "Request":
         """Build a request from the locals() of a function with all these keywords."""
         return cls(**{field.name: given[field.name] for field in fields(cls)})
+
+    def with_default(self, truncate_dim: int | None) -> "Request":
+        """The request with this width, if it gives none and vectors are wanted."""
+        given = self.truncate_dim is not None or self.matryoshka_dim is not None
+        if truncate_dim is None or given or self.wants_tokens:
+            return self
+        return replace(self, truncate_dim=truncate_dim)
 
     @property
     def wants_tokens(self) -> bool:

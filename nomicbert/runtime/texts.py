@@ -13,8 +13,9 @@ from nomicbert.errors import TextError
 from nomicbert.modeling.packing import pack
 from nomicbert.runtime.batch_budget import batch_tokens
 from nomicbert.runtime.batch_loop import BatchLoop
-from nomicbert.runtime.batches import checked, text_windows
+from nomicbert.runtime.batches import text_windows
 from nomicbert.runtime.graphs import Encode, Graphs
+from nomicbert.runtime.inputs import checked
 from nomicbert.runtime.stream import Rows, Tokenised
 from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import CHARACTERS_PER_TOKEN, Tokenizer

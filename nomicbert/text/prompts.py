@@ -26,11 +26,15 @@ class Prompts:
         by_name: name -> text prepended to the input.
         default: the name used when a call gives none, or None.
         required: whether the checkpoint's card requires a prompt.
+        implied: names that stand for no prompt in a checkpoint that ships none.
+        cards: whether a checkpoint without prompts gets its card's four when it is loaded.
     """
 
     by_name: dict[str, str] = field(default_factory=dict)
     default: str | None = None
     required: bool = False
+    implied: tuple[str, ...] = (QUERY_NAMES[0], DOCUMENT_NAMES[0])
+    cards: bool = False
     _warned: bool = field(default=False, repr=False)
 
     @classmethod
@@ -39,15 +43,58 @@ class Prompts:
 
         Raises: ConfigError: not a mapping of names to texts, or the default is not among them.
         """
-        shipped, default, path = stated.by_name or {}, stated.default, stated.path
-        if not isinstance(shipped, dict) or not all(isinstance(t, str) for t in shipped.values()):
-            raise ConfigError(f"{path}: prompts must be an object of names and texts")
-        if default is not None and (not isinstance(default, str) or default not in shipped):
-            raise ConfigError(f"{path}: default_prompt_name {default!r} is not among its prompts")
+        cards = config.model_type == "nomic_bert"
+        found = _read(cls({}, cards=cards), stated)
         # sentence-transformers writes empty prompts for checkpoints that have none
-        if any(shipped.values()) or config.model_type != "nomic_bert":
-            return cls(dict(shipped), default)
-        return cls(dict(CARDS_PROMPTS), required=True)
+        if cards and not any(found.by_name.values()):
+            return cls(dict(CARDS_PROMPTS), required=True, cards=True)
+        return found
+
+    @classmethod
+    def of_reranker(cls, stated: StatedPrompts) -> "Prompts":
+        """The prompts of a reranker: those that it ships; raises as `of`."""
+        return _read(cls({}, implied=()), stated)
+
+    def replace(self, by_name: dict[str, str], default: str | None) -> None:
+        """Use other prompts.
+
+        Raises: TypeError, ValueError: as `check`; no prompt for a checkpoint that cannot be saved
+            without any.
+        """
+        changed = Prompts(by_name, default, implied=self.implied)
+        changed.check()
+        if self.cards and not any(by_name.values()):
+            raise ValueError(
+                "this checkpoint cannot be without prompts, because it would get its card's when "
+                "it is loaded again: give prompt='' to a call"
+            )
+        self.by_name, self.default = dict(by_name), default
+        self.required = self.required and by_name == CARDS_PROMPTS
+
+    def check(self) -> None:
+        """Refuse prompts that could not be saved and loaded; a caller may have changed the dict.
+
+        Raises: TypeError, ValueError: not a dict of names and texts, invalid Unicode, or a default
+            that is not among the names.
+        """
+        pairs = list(self.by_name.items()) if isinstance(self.by_name, dict) else [(None, None)]
+        if not all(isinstance(part, str) for pair in pairs for part in pair):
+            raise TypeError(
+                f"prompts must be an object of names and texts, a dict of str, not {self.by_name!r}"
+            )
+        for part in (part for pair in pairs for part in pair):
+            _check_unicode(str(part))
+        if self.default is not None and not self._knows(self.default):
+            known = ", ".join(map(repr, self.by_name)) or "none"
+            raise ValueError(
+                f"default_prompt_name {self.default!r} is not among its prompts, which are: {known}"
+            )
+
+    def _knows(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self.by_name or self._stands_for_none(name))
+
+    def _stands_for_none(self, name: str) -> bool:
+        return name in self.implied and not any(self.by_name.values())
 
     @property
     def query_name(self) -> str | None:
@@ -60,27 +107,27 @@ class Prompts:
         return self._first_of(DOCUMENT_NAMES)
 
     def choose(self, name: str | None, prompt: str | None) -> str:
-        """The text to prepend to the inputs of a call.
+        """The text to prepend to the inputs of a call; a prompt wins over a name, with a warning.
 
-        Raises: ValueError: unknown name, or both a name and a text. TypeError: prompt is not a str.
+        Raises: ValueError: unknown name. TypeError: not a str.
         """
         if prompt is not None:
             if not isinstance(prompt, str):
                 raise TypeError(f"prompt must be a str, not {prompt!r}")
+            _check_unicode(prompt)
             if name is not None:
-                raise ValueError("give prompt_name or prompt, not both")
-            if any("\ud800" <= character <= "\udfff" for character in prompt):
-                raise ValueError(f"prompt {prompt!r} is not valid Unicode: it has a lone surrogate")
+                warn(f"prompt and prompt_name are given: {name!r} is ignored", PromptWarning)
             return prompt
         name = self.default if name is None else name
         if name is None:
             return ""
-        if name in (QUERY_NAMES[0], DOCUMENT_NAMES[0]) and not any(self.by_name.values()):
-            return ""  # sentence-transformers defines these two, empty, if none are shipped
-        if name not in self.by_name:
+        if not self._knows(name):
             known = ", ".join(map(repr, self.by_name)) or "none"
             raise ValueError(f"unknown prompt_name {name!r}; this checkpoint has: {known}")
-        return self.by_name[name]
+        found = self.by_name.get(name, "")
+        if not isinstance(found, str):
+            raise TypeError(f"the prompt {name!r} must be a str, not {found!r}")
+        return found
 
     def _first_of(self, names: Sequence[str]) -> str | None:
         return next((name for name in names if name in self.by_name), None)
@@ -98,3 +145,19 @@ class Prompts:
                     PromptWarning,
                 )
             yield text
+
+
+def _read(prompts: Prompts, stated: StatedPrompts) -> Prompts:
+    shipped = stated.by_name or {}
+    prompts.by_name, prompts.default = shipped, stated.default
+    try:
+        prompts.check()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{stated.path}: {error}") from error
+    prompts.by_name = dict(shipped)
+    return prompts
+
+
+def _check_unicode(text: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"prompt {text!r} is not valid Unicode: it has a lone surrogate")

@@ -105,15 +105,16 @@ def check_chosen(checkpoint: CheckpointFolder, chosen: PoolMode | None) -> PoolM
     return chosen
 
 
-def warn_of_assumption(folder: Path) -> None:
-    """Warn that a folder without modules.json is pooled by mean."""
-    warn(
-        f"{folder} has no modules.json, so its vectors are assumed to be plain means of the hidden "
-        "states, without prompts, Dense layers and L2. If the original has that file, load the "
-        "original (a cache that another program filled may lack it: load once online); if not, "
-        "say how to pool: pooling='mean', 'cls', ...",
-        PoolingWarning,
-    )
+def warn_of_assumption(checkpoint: CheckpointFolder, chosen: PoolMode | None) -> None:
+    """Warn if nobody said how to pool: neither modules.json nor the caller."""
+    if checkpoint.modules is None and chosen is None:
+        warn(
+            f"{checkpoint.folder} has no modules.json, so its vectors are assumed to be plain "
+            "means of the hidden states, without Dense layers and L2. If the original has that "
+            "file, load the original (a cache that another program filled may lack it: load once "
+            "online); if not, say how to pool: pooling='mean', 'cls', ...",
+            PoolingWarning,
+        )
 
 
 def _read_mode(path: Path, width: int) -> PoolMode:

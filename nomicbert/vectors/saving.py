@@ -27,6 +27,7 @@ def save_modules(
     prompts: Prompts,
     max_seq_length: int,
     similarity: str,
+    truncate_dim: int | None,
 ) -> None:
     """Write encoder, tokenizer, pooling and settings of an `Embedder`.
 
@@ -37,7 +38,11 @@ def save_modules(
         prompts: not written if they are the card's defaults.
         max_seq_length: maximum tokens per text.
         similarity: name of the similarity function for the vectors.
+        truncate_dim: columns that `encode` keeps by default, or None.
+
+    Raises: ValueError, TypeError: invalid prompts, before anything is written.
     """
+    prompts.check()
     encoder, pooling = model.encoder, model.pooling
     encoder.save_pretrained(folder)
     tokenizer.save(folder)
@@ -51,7 +56,7 @@ def save_modules(
         for i, (kind, path) in enumerate(places)
     ]
     modes = {flag: mode == pooling.mode for flag, mode in FLAGS.items()}
-    shipped = {} if prompts.by_name == CARDS_PROMPTS else prompts.by_name
+    cards = prompts.by_name == CARDS_PROMPTS and prompts.default is None
     _write(folder / "modules.json", modules)
     _write(
         folder / "sentence_bert_config.json",
@@ -60,9 +65,11 @@ def save_modules(
     _write(
         folder / "config_sentence_transformers.json",
         {
-            "prompts": shipped,
+            "model_type": "SentenceTransformer",
+            "prompts": {} if cards else prompts.by_name,
             "default_prompt_name": prompts.default,
             "similarity_fn_name": similarity,
+            **({} if truncate_dim is None else {"truncate_dim": truncate_dim}),
         },
     )
     (folder / "1_Pooling").mkdir(exist_ok=True)
@@ -81,11 +88,42 @@ def save_modules(
         write(folder / f"{i}_Dense", tensors, settings)
 
 
-def save_pair_tokenizer(folder: Path, tokenizer: Tokenizer, max_seq_length: int) -> None:
-    """Write a reranker's tokenizer, and its limit in each file where a loader may look for it."""
+def save_reranker_settings(
+    folder: Path,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    max_seq_length: int,
+    activation: str | None,
+) -> None:
+    """Write a reranker's tokenizer and settings; the limit in each file where a loader looks.
+
+    Args:
+        folder: holds encoder and head.
+        tokenizer: of the encoder.
+        prompts: have been checked.
+        max_seq_length: maximum tokens per pair.
+        activation: path of the output activation, or None.
+    """
     tokenizer.save(folder)
-    limits = {"max_seq_length": max_seq_length, "do_lower_case": tokenizer.lower_case}
-    _write(folder / "sentence_bert_config.json", limits)
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+    _write(folder / "modules.json", [module])
+    _write(
+        folder / "sentence_bert_config.json",
+        {
+            "max_seq_length": max_seq_length,
+            "do_lower_case": tokenizer.lower_case,
+            "transformer_task": "sequence-classification",
+        },
+    )
+    _write(
+        folder / "config_sentence_transformers.json",
+        {
+            "model_type": "CrossEncoder",
+            "prompts": prompts.by_name,
+            "default_prompt_name": prompts.default,
+            "activation_fn": activation,
+        },
+    )
     path = folder / "tokenizer_config.json"
     stated = dict(optional(path).raw)
     _write(path, {**stated, "model_max_length": max_seq_length})

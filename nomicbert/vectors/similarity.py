@@ -3,12 +3,16 @@
 Source: the four functions of sentence-transformers' `similarity` and `similarity_pairwise`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from enum import Enum
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# One set of vectors: (n, dim), a list of n vectors, or one vector.
+Rows = np.ndarray | Tensor | Sequence[Tensor] | Sequence[np.ndarray] | Sequence[Sequence[float]]
 
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cosine": lambda a, b: F.normalize(a) @ F.normalize(b).T,
@@ -25,35 +29,49 @@ PAIRWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def similarity(a: np.ndarray | Tensor, b: np.ndarray | Tensor, name: str = "cosine") -> Tensor:
+def similarity_name(value: object) -> str:
+    """Convert a name, or sentence-transformers' enumeration, to a name; None is "cosine".
+
+    Raises: ValueError: unknown name.
+    """
+    name = value.value if isinstance(value, Enum) else value
+    if name is None:
+        return "cosine"
+    if not isinstance(name, str) or name not in SIMILARITIES:
+        raise ValueError(
+            f"similarity_fn_name must be one of {', '.join(SIMILARITIES)}, not {name!r}"
+        )
+    return name
+
+
+def similarity(a: Rows, b: Rows, name: str = "cosine") -> Tensor:
     """Similarity of each row of `a` to each row of `b`; larger means more similar.
 
     Args:
-        a: (n, dim) or one vector (dim,).
-        b: (m, dim) or one vector (dim,).
+        a: (n, dim), a list of n vectors, or one vector (dim,).
+        b: (m, dim), a list of m vectors, or one vector (dim,).
         name: "cosine", "dot", or the negative distances "euclidean" and "manhattan".
 
     Returns: (n, m) fp32. One matmul, whose last bits depend on n and m.
-    Raises: ValueError: unknown name.
+    Raises: ValueError: unknown name, or other shapes. TypeError: no vectors.
     """
-    left, right = _rows(a, b, name)
-    return SIMILARITIES[name](left, right)
+    name = similarity_name(name)
+    return SIMILARITIES[name](*_both(a, b))
 
 
-def similarity_pairwise(
-    a: np.ndarray | Tensor, b: np.ndarray | Tensor, name: str = "cosine"
-) -> Tensor:
+def similarity_pairwise(a: Rows, b: Rows, name: str = "cosine") -> Tensor:
     """Similarity of each row of `a` to the row of `b` next to it.
 
     Args:
-        a: (n, dim) or one vector (dim,).
+        a: (n, dim), a list of n vectors, or one vector (dim,).
         b: the same shape as `a`.
         name: see `similarity`.
 
     Returns: (n,) fp32.
-    Raises: ValueError: unknown name, or shapes that differ.
+    Raises: ValueError: unknown name, or shapes that differ. TypeError: no vectors.
     """
-    left, right = _rows(a, b, name)
+    name = similarity_name(name)
+    left, right = _both(a, b)
     if left.shape != right.shape:
         raise ValueError(
             f"pairs need as many vectors on both sides, not {tuple(left.shape)} and "
@@ -62,18 +80,32 @@ def similarity_pairwise(
     return PAIRWISE[name](left, right)
 
 
-def _rows(a: np.ndarray | Tensor, b: np.ndarray | Tensor, name: str) -> tuple[Tensor, Tensor]:
-    if name not in SIMILARITIES:
-        raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, not {name!r}")
-    try:
-        left, right = (torch.as_tensor(x).float() for x in (a, b))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"similarity takes vectors, not texts: encode them first ({error})"
-        ) from error
-    left, right = (x.unsqueeze(0) if x.dim() == 1 else x for x in (left, right))
+def _both(a: Rows, b: Rows) -> tuple[Tensor, Tensor]:
+    left, right = _rows(a), _rows(b)
+    # an empty list has no width of its own
+    left, right = (
+        x.reshape(0, y.shape[1]) if x.shape == (0, 0) and y.dim() == 2 else x
+        for x, y in ((left, right), (right, left))
+    )
     if left.dim() != 2 or left.shape[1:] != right.shape[1:]:
         raise ValueError(
             f"vectors must have the same width, not {tuple(left.shape)} and {tuple(right.shape)}"
         )
     return left, right
+
+
+def _rows(x: Rows) -> Tensor:
+    try:
+        if isinstance(x, list | tuple) and len(x) and isinstance(x[0], Tensor | np.ndarray):
+            rows = torch.stack([torch.as_tensor(row) for row in x]).float()
+        else:
+            rows = torch.as_tensor(x).float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        if hasattr(x, "__next__"):
+            raise TypeError(
+                "similarity takes vectors, not a stream of them: give a list"
+            ) from error
+        raise TypeError(
+            f"similarity takes vectors, not texts: encode them first ({error})"
+        ) from error
+    return rows.reshape(min(len(rows), 1), len(rows)) if rows.dim() == 1 else rows

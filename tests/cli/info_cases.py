@@ -34,6 +34,7 @@ MEAN_NOMIC = {
     "max_seq_length_source": "sentence_bert_config.json",
     "mlp": {"kind": "swiglu", "experts": 0, "experts_per_token": 0},
     "similarity": "cosine",
+    "truncate_dim": None,
 }
 V15 = MEAN_NOMIC | {"normalize": False, "matryoshka": "layer_norm -> slice -> L2"}
 MEAN_BERT = {

@@ -214,6 +214,20 @@ def test_other_checkpoints_use_their_own_modules(
 
 
 @pytest.mark.parametrize("kind", ["Classification", "STS"])
+def test_the_default_width_of_the_embedder(kind: str, nomic: Embedder) -> None:
+    """layer_norm is over all columns, whatever is kept."""
+    wanted = embed(MTEBEncoder(nomic, matryoshka_dim=24), kind)
+    nomic.truncate_dim = 24
+    try:
+        found = embed(MTEBEncoder(nomic), kind)
+        meta = MTEBEncoder(nomic).mteb_model_meta
+        assert (meta.embed_dim, meta.experiment_kwargs) == (24, {"truncate_dim": 24})
+    finally:
+        nomic.truncate_dim = None
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("kind", ["Classification", "STS"])
 def test_precision(kind: str, nomic: Embedder) -> None:
     binary = embed(MTEBEncoder(nomic, matryoshka_dim=24), kind, precision="ubinary")
     signs = embed(MTEBEncoder(nomic, matryoshka_dim=24), kind) > 0

@@ -120,9 +120,10 @@ def test_invalid_folders_are_refused(name: str, content: Any, message: str, tmp_
 
 
 def test_unused_settings_are_not_checked(tmp_path: Path) -> None:
-    """A reranker has no prompts, an embedding model no activation."""
+    """An embedding model has no activation, a reranker no similarity."""
     build_reranker(tmp_path / "a")
-    (tmp_path / "a" / "config_sentence_transformers.json").write_text('{"prompts": 3}')
+    stated = '{"similarity_fn_name": "angle", "truncate_dim": 3}'
+    (tmp_path / "a" / "config_sentence_transformers.json").write_text(stated)
     assert CrossEncoder(tmp_path / "a").num_labels == 1
     build_checkpoint(tmp_path / "b", "minilm", num_hidden_layers=1)
     edit_config(tmp_path / "b", sentence_transformers="4.1.0")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nomicbert.errors import TextError
 from nomicbert.runtime import batches
-from nomicbert.runtime.batches import as_iterator, checked, text_windows, token_batches
+from nomicbert.runtime.batches import text_windows, token_batches
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=40)
 
@@ -57,36 +54,6 @@ def test_windows(lengths: list[int], most: int, budget: int, useful: int | None)
         assert characters(window[:-1]) < budget
     for window in windows[:-1]:  # none is closed before it is full
         assert len(window) == most or characters(window) >= budget
-
-
-def test_as_iterator() -> None:
-    assert list(as_iterator(("a", "b"))) == ["a", "b"]
-    texts = iter("ab")
-    assert as_iterator(texts) is texts
-    for wrong in (b"a", {"a": 1}, OrderedDict(a=1), {"a"}, frozenset()):
-        with pytest.raises(TypeError, match=f"collection of str, not {type(wrong).__name__}"):
-            as_iterator(wrong)
-
-
-@given(st.lists(st.text("a北😀\ud800\udfff", max_size=3), max_size=4))
-def test_valid_unicode_passes(texts: list[str]) -> None:
-    flawed = [i for i, text in enumerate(texts) if any("\ud800" <= c <= "\udfff" for c in text)]
-    if not flawed:
-        assert list(checked(texts)) == texts
-        return
-    with pytest.raises(TextError) as caught:
-        list(checked(texts))
-    assert caught.value.index == flawed[0]
-    place = next(i for i, c in enumerate(texts[flawed[0]]) if "\ud800" <= c <= "\udfff")
-    assert str(caught.value).endswith(f"at character {place}")
-
-
-@pytest.mark.parametrize("wrong", [None, 3, b"a", ["a"], {"a": 1}, float("nan")])
-def test_invalid_inputs(wrong: Any) -> None:
-    texts = checked(["a", "b", wrong])
-    assert [next(texts), next(texts)] == ["a", "b"]
-    with pytest.raises(TypeError, match=f"^input 2 must be a str, not {type(wrong).__name__}: "):
-        next(texts)
 
 
 def test_windows_limit_held_characters(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from nomicbert import Embedder
 from nomicbert.errors import ConfigError
@@ -123,12 +124,24 @@ def test_default_prompt(tmp_path: Path) -> None:
     assert not _same(embedder.encode(TEXT), embedder.encode(TEXT, prompt=""))
 
 
+def test_a_prompt_wins_over_a_name(tmp_path: Path) -> None:
+    """With a warning, as in sentence-transformers."""
+    embedder = _load(tmp_path, "e5")
+    judge = SentenceTransformer(str(tmp_path), device="cpu")
+    given = {"prompt_name": "passage", "prompt": "word: "}
+    for method in ("encode", "encode_query", "encode_document"):
+        with pytest.warns(PromptWarning, match="'passage' is ignored") as caught:
+            found = getattr(embedder, method)(TEXT, **given)
+        assert caught[0].filename == __file__
+        wanted = getattr(judge, method)(TEXT, **given)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+        assert not _same(found, embedder.encode(TEXT, prompt_name="passage"))
+
+
 def test_mistakes_in_a_call(tmp_path: Path) -> None:
     embedder = _load(tmp_path / "e5", "e5")
     with pytest.raises(ValueError, match=r"unknown prompt_name 'web'.*'query', 'passage'"):
         embedder.encode(TEXT, prompt_name="web")
-    with pytest.raises(ValueError, match="prompt_name or prompt, not both"):
-        embedder.encode(TEXT, prompt_name="query", prompt="query: ")
     with pytest.raises(TypeError, match="prompt must be a str, not 3"):
         embedder.encode(TEXT, prompt=3)
     with pytest.raises(ValueError, match=r"prompt 'a\\ud800' is not valid Unicode"):
@@ -143,6 +156,8 @@ def test_mistakes_in_a_call(tmp_path: Path) -> None:
         ({"prompts": ["query: "]}, "prompts must be an object"),
         ({"prompts": {"query": 3}}, "prompts must be an object"),
         ({"prompts": {"query": "q"}, "default_prompt_name": "web"}, "'web' is not among"),
+        ({"prompts": {"query": "q"}, "default_prompt_name": 3}, "3 is not among"),
+        ({"prompts": {"query": "\ud800"}}, "is not valid Unicode: it has a lone surrogate"),
     ],
 )
 def test_mistakes_in_a_checkpoint(

@@ -13,5 +13,9 @@ NomicBert.from_pretrained("some/model", dtyp="auto")  # MISTAKE
 reranker = CrossEncoder("some/model")
 reranker.predict(["no pair"])  # MISTAKE
 reranker.rank("a query", ["a text"], top=3)  # MISTAKE
+reranker.predict([("a", "b")], promt="find: ")  # MISTAKE
+embedder.truncate_dim = "8"  # MISTAKE
+embedder.max_length = 128  # MISTAKE
+embedder.tokenize(["a text"])  # MISTAKE
 for vector in embedder.encode_iter(["a text"], show_progres_bar=True):  # MISTAKE
     vector.sum()

@@ -31,6 +31,11 @@ documents: Tensor = embedder.encode_document(texts, convert_to_tensor=True)
 stream: Iterator[npt.NDArray[np.float32]] = embedder.encode_iter(iter(texts), prompt_name="query")
 scores: Tensor = embedder.similarity(queries, documents)
 pairs: Tensor = embedder.similarity_pairwise(queries, documents)
+of_lists: Tensor = embedder.similarity(rows, [row.numpy() for row in rows])
+embedder.truncate_dim, embedder.default_prompt_name = 256, "search_query"
+embedder.prompts = {"query": "search_query: "}
+embedder.max_seq_length, embedder.similarity_fn_name = 512, "dot"
+width: int = embedder.get_embedding_dimension()
 count: int = embedder.token_count("one text")
 counts: list[int] = embedder.token_count(texts, prompt_name="search_query")
 with_gradients: Tensor = embedder.embedding_model.encode_ids([[101, 102]])
@@ -57,6 +62,8 @@ loss: Tensor | None = head(ids, labels=torch.tensor([1])).loss
 reranker = CrossEncoder("cross-encoder/ms-marco-MiniLM-L6-v2", num_labels=1, device="cpu")
 relevance: npt.NDArray[np.float32] = reranker.predict([("Who?", "Harper Lee did.")])
 relevance_tensor: Tensor = reranker.predict([("Who?", "Lee did.")], convert_to_tensor=True)
+reranker.activation_fn, reranker.max_seq_length = torch.nn.Tanh(), 128
+prompted: npt.NDArray[np.float32] = reranker.predict([("Who?", "Lee did.")], prompt_name="find")
 ranked = reranker.rank("Who wrote it?", texts, top_k=1, return_documents=True, batch_size=8)
 place: int = ranked[0]["corpus_id"]
 score: float = ranked[0]["score"]

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentence_transformers
 import torch
 from sentence_transformers import SentenceTransformer
 
-from nomicbert import Embedder
+from nomicbert import CrossEncoder, Embedder
 from tests.parity.bounds import EMBEDDING
 from tests.support.checkpoints import VARIANTS, build_checkpoint
+from tests.support.rerankers import build_reranker
 from tests.support.vocabularies import SENTENCES
 
 NATIVE = ("nomic-v1.5", "nomic-v1-unsupervised", "conan-v1", "minilm", "bge-en", "e5")
@@ -92,3 +94,21 @@ def test_added_prompts_are_saved(tmp_path: Path) -> None:
     embedder.prompts["query"] = "search_query: "
     embedder.save_pretrained(tmp_path / "b")
     assert Embedder(tmp_path / "b").prompts == embedder.prompts
+
+
+def test_the_kind_is_saved(tmp_path: Path) -> None:
+    """Also over a checkpoint of the other kind, whose files would state it."""
+    build_checkpoint(tmp_path / "e", "minilm", num_hidden_layers=1)
+    embedder, reranker = Embedder(tmp_path / "e"), CrossEncoder(build_reranker(tmp_path / "r"))
+    pairs = [(text, SENTENCES[0]) for text in SENTENCES]
+    wanted, scores = vectors(embedder), reranker.predict(pairs)
+    embedder.save_pretrained(tmp_path / "r")
+    reranker.save_pretrained(tmp_path / "e")
+    stated = json.loads((tmp_path / "e" / "config_sentence_transformers.json").read_text("utf-8"))
+    assert stated["model_type"] == "CrossEncoder"
+    np.testing.assert_array_equal(vectors(Embedder(tmp_path / "r")), wanted)
+    np.testing.assert_array_equal(CrossEncoder(tmp_path / "e").predict(pairs), scores)
+    judge = SentenceTransformer(str(tmp_path / "r"), device="cpu")
+    np.testing.assert_allclose(judge.encode(SENTENCES), wanted, rtol=0, atol=1e-5)
+    theirs = sentence_transformers.CrossEncoder(str(tmp_path / "e"), device="cpu")
+    np.testing.assert_allclose(theirs.predict(pairs), scores, rtol=0, atol=1e-5)

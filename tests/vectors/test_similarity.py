@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import util
+from sentence_transformers import SimilarityFunction, util
 
 from nomicbert import Embedder
 from nomicbert.vectors.similarity import SIMILARITIES, similarity, similarity_pairwise
@@ -110,3 +111,61 @@ def test_what_is_no_vector() -> None:
     for function in (similarity, similarity_pairwise):
         with pytest.raises(ValueError, match=r"the same width, not \(2, 3\) and \(2, 4\)"):
             function(np.ones((2, 3)), np.ones((2, 4)))
+
+
+def test_lists_of_vectors(tmp_path: Path) -> None:
+    """What encode returns with convert_to_numpy=False, and what sentence-transformers takes."""
+    build_checkpoint(tmp_path, "conan-v1", num_hidden_layers=1)
+    embedder = Embedder(tmp_path)
+    rows = embedder.encode(["北京大学在中国。", "什么是深度学习？", "x"], convert_to_numpy=False)
+    whole = torch.stack(rows)
+    forms = [rows, [row.numpy() for row in rows], [row.tolist() for row in rows], whole.numpy()]
+    for name in SIMILARITIES:
+        embedder.similarity_fn_name = name
+        theirs, paired = THEIRS[name](whole, whole), PAIRED[name](whole, whole)
+        for form in [*forms, tuple(rows)]:
+            found = embedder.similarity(form, rows)
+            np.testing.assert_allclose(found, theirs, rtol=1e-5, atol=2e-5)
+            found = embedder.similarity_pairwise(form, whole)
+            np.testing.assert_allclose(found, paired, rtol=1e-5, atol=2e-5)
+    halves = [row.half() for row in rows]
+    np.testing.assert_allclose(
+        similarity(halves, halves), util.cos_sim(halves, halves), rtol=1e-5, atol=1e-5
+    )
+    assert similarity([], rows).shape == (0, 3)
+    assert similarity(rows, embedder.encode([], convert_to_numpy=False)).shape == (3, 0)
+    assert similarity_pairwise([], []).shape == (0,)
+    leaf = rows[0].clone().requires_grad_()
+    similarity([leaf, rows[1]], rows).sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (
+            iter([np.ones(3)]),
+            TypeError,
+            "similarity takes vectors, not a stream of them: give a list",
+        ),
+        ([np.ones(3), np.ones(4)], TypeError, "similarity takes vectors"),
+        ([["a"]], TypeError, "similarity takes vectors, not texts: encode them first"),
+        (np.ones((1, 2, 3)), ValueError, "vectors must have the same width"),
+        (np.ones((0, 4)), ValueError, r"the same width, not \(0, 4\) and \(1, 3\)"),
+    ],
+)
+def test_lists_of_something_else(wrong: Any, error: type, message: str) -> None:
+    for function in (similarity, similarity_pairwise):
+        with pytest.raises(error, match=message):
+            function(wrong, np.ones(3))
+
+
+def test_the_enumeration_is_a_name() -> None:
+    a, b = np.array([[3.0, 4.0]]), np.array([[1.0, 2.0]])
+    for kind in SimilarityFunction:
+        if kind.value in SIMILARITIES:
+            found = similarity(a, b, kind)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(found, similarity(a, b, kind.value))
+    with pytest.raises(ValueError, match=r"similarity_fn_name must be one of .*, not 'maxsim'"):
+        similarity(a, b, SimilarityFunction.MAXSIM)  # type: ignore[arg-type]

@@ -1,0 +1,159 @@
+"""The settings of `Embedder` and `CrossEncoder` that may change after loading, checked when set.
+
+Where in the flow: base classes of the facades. A checkpoint's own settings are the first values;
+`save_pretrained` keeps what was set.
+"""
+
+from typing import Any, cast
+
+from nomicbert.config import EncoderConfig
+from nomicbert.modeling.heads import NomicBertForSequenceClassification
+from nomicbert.runtime.activation import Activation, check_activation
+from nomicbert.runtime.known_names import KnownNames
+from nomicbert.text.max_length import check_limit
+from nomicbert.text.prompts import Prompts
+from nomicbert.text.tokenizer import Tokenizer
+from nomicbert.vectors.embedding_model import EmbeddingModel
+from nomicbert.vectors.pooling import Finish
+from nomicbert.vectors.similarity import similarity_name
+
+
+class Settings(KnownNames):
+    """Settings that both facades have."""
+
+    _prompts: Prompts
+    _tokenizer: Tokenizer
+    _max_seq_length: int
+
+    @property
+    def _encoder_config(self) -> EncoderConfig:
+        raise NotImplementedError
+
+    @property
+    def _least_length(self) -> int:
+        """The smallest `max_seq_length`."""
+        raise NotImplementedError
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text -> token ids; may be replaced by another `Tokenizer` of this package."""
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, value: Tokenizer) -> None:
+        if not isinstance(value, cast("Any", Tokenizer)):
+            kind = type(value)
+            raise TypeError(
+                f"tokenizer must be a Tokenizer of nomicbert, not {kind.__module__}."
+                f"{kind.__qualname__}: save yours into the checkpoint's folder and load that"
+            )
+        self._tokenizer = value
+
+    @property
+    def max_seq_length(self) -> int:
+        """Maximum tokens per input, special ones included."""
+        return self._max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        least, config = self._least_length, self._encoder_config
+        self._max_seq_length = check_limit(value, least, config, "max_seq_length")
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Name -> text put before an input."""
+        return self._prompts.by_name
+
+    @prompts.setter
+    def prompts(self, value: dict[str, str]) -> None:
+        self._prompts.replace(value, self._prompts.default)
+
+    @property
+    def default_prompt_name(self) -> str | None:
+        """Name of the prompt that is used when a call gives none; None for no prompt."""
+        return self._prompts.default
+
+    @default_prompt_name.setter
+    def default_prompt_name(self, value: str | None) -> None:
+        self._prompts.replace(self._prompts.by_name, value)
+
+
+class EmbedderSettings(Settings):
+    """Those of `Embedder`."""
+
+    embedding_model: EmbeddingModel
+    _similarity: str
+    _truncate_dim: int | None = None
+
+    @property
+    def _encoder_config(self) -> EncoderConfig:
+        return self.embedding_model.encoder.config
+
+    @property
+    def _least_length(self) -> int:
+        return self._tokenizer.shortest
+
+    @property
+    def similarity_fn_name(self) -> str:
+        """The function of `similarity`: "cosine", "dot", "euclidean" or "manhattan"."""
+        return self._similarity
+
+    @similarity_fn_name.setter
+    def similarity_fn_name(self, value: str | None) -> None:
+        self._similarity = similarity_name(value)
+
+    @property
+    def truncate_dim(self) -> int | None:
+        """Columns that `encode` keeps if a call gives no width; None for all."""
+        return self._truncate_dim
+
+    @truncate_dim.setter
+    def truncate_dim(self, value: int | None) -> None:
+        self.embedding_model.pooling.check(Finish(truncate_dim=value))
+        self._truncate_dim = None if value is None else int(value)
+
+    def _limit(self, max_length: int | None) -> int:
+        """The limit of a call: its own, or `max_seq_length`."""
+        limit = self._max_seq_length if max_length is None else max_length
+        return check_limit(limit, self._least_length, self._encoder_config)
+
+    def get_embedding_dimension(self) -> int:
+        """Width of the vectors of `encode`, if a call gives none."""
+        return self._truncate_dim or self.embedding_model.pooling.embedding_dimension
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Old name of `get_embedding_dimension`."""
+        return self.get_embedding_dimension()
+
+
+class CrossEncoderSettings(Settings):
+    """Those of `CrossEncoder`."""
+
+    model: NomicBertForSequenceClassification
+    _activation: Activation
+
+    @property
+    def _encoder_config(self) -> EncoderConfig:
+        return self.model.config
+
+    @property
+    def _least_length(self) -> int:
+        return 1
+
+    @property
+    def activation_fn(self) -> Activation:
+        """Logits -> scores; applied by `predict` and `rank`."""
+        return self._activation
+
+    @activation_fn.setter
+    def activation_fn(self, value: Activation) -> None:
+        self._activation = check_activation(value)
+
+    @property
+    def max_length(self) -> int:
+        """Old name of `max_seq_length`."""
+        return self.max_seq_length
+
+    @max_length.setter
+    def max_length(self, value: int) -> None:
+        self.max_seq_length = value
