@@ -20,15 +20,17 @@ from nomicbert.vectors.quantization import Precision
 def prompted(
     keywords: AllEncodeKeywords, name: str | None, called: Callable[..., object]
 ) -> AllEncodeKeywords:
-    """The keywords of a call of `encode`, with this prompt's name where they have no prompt.
+    """The keywords of a call of `encode`, with this prompt where they have none.
+
+    Without a name that is the empty one, and not the default: as in sentence-transformers.
 
     Raises: TypeError: a keyword that `encode` does not have; the error names `called`.
     """
     unknown = keywords.keys() - Request.__dataclass_fields__.keys() - {"sentences"}
     refuse_unknown(sorted(unknown), called, Request)
-    if keywords.get("prompt_name") is None and keywords.get("prompt") is None:
-        return {**keywords, "prompt_name": name}
-    return keywords
+    if keywords.get("prompt_name") is not None or keywords.get("prompt") is not None:
+        return keywords
+    return {**keywords, "prompt": ""} if name is None else {**keywords, "prompt_name": name}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,12 +29,15 @@ class Tokenizer:
     Attributes:
         prefix: special token ids before a text.
         suffix: special token ids after it.
-        lower_case: lower texts before all else, except special tokens in them (do_lower_case of
-            sentence_bert_config.json).
         gives_types: whether the texts of a pair have different type ids.
         cuts_start: whether a text that is too long loses its beginning, not its end.
         beside: other files of the checkpoint's tokenizer, name -> content.
     """
+
+    # no other attribute can be set: those of transformers' tokenizers would have no effect
+    __slots__ = (
+        "_cuts", "_lower_case", "beside", "cuts_start", "gives_types", "prefix", "rust", "suffix",
+    )  # fmt: skip
 
     def __init__(self, rust: RustTokenizer, lower_case: bool = False) -> None:
         """Wrap a tokenizer of the `tokenizers` library."""
@@ -43,7 +46,7 @@ class Tokenizer:
         if lower_case:
             _lower_first(rust)
         self.rust = rust
-        self.lower_case = lower_case
+        self._lower_case = lower_case
         bare = rust.encode("a", add_special_tokens=False).ids
         full = rust.encode("a", add_special_tokens=True).ids
         start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), None)
@@ -94,6 +97,14 @@ class Tokenizer:
         """What was loaded, in one line."""
         kind, size = type(self.rust.model).__name__, self.rust.get_vocab_size()
         return f"Tokenizer({kind}, {size} tokens, prefix {self.prefix}, suffix {self.suffix})"
+
+    @property
+    def lower_case(self) -> bool:
+        """Whether texts are lowered before all else: do_lower_case of sentence_bert_config.json.
+
+        Special tokens in a text are not lowered.
+        """
+        return self._lower_case
 
     @property
     def shortest(self) -> int:

@@ -209,3 +209,10 @@ def test_a_character_without_an_id_is_refused_at_load(tmp_path: Path) -> None:
     change(tmp_path, "tokenizer.json", model={**raw["model"], "unk_id": None})
     with pytest.raises(TokenizerError, match="unknown token but `unk_id` is missing"):
         Embedder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model_max_length", "truncation_side", "lower_case", "pad_token"])
+def test_attributes_of_other_tokenizers_cannot_be_set_in_vain(name: str, tmp_path: Path) -> None:
+    tokenizer = Embedder(checkpoint(tmp_path)).tokenizer
+    with pytest.raises(AttributeError, match=name):
+        setattr(tokenizer, name, 6)
