@@ -39,11 +39,13 @@ NOMIC_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_choice_router": (False,),
     "moe_normalize_expert_weights": (False,),
     "ffn_div": (1,),
+    "output_attentions": (False,),
 }
 BERT_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute",),
     "is_decoder": (False,),
     "add_cross_attention": (False,),
+    "output_attentions": (False,),
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nomicbert.modeling.context import ForwardContext
 from nomicbert.modeling.model import NomicBert
-from nomicbert.modeling.packing import PackedBatch, pack
+from nomicbert.modeling.packing import PackedBatch, at_rows, pack
 from nomicbert.vectors.pooling import Finish, Pooling
 from nomicbert_kernels import Weight
 
@@ -51,8 +51,7 @@ class EmbeddingModel(nn.Module):
         if filled is batch:
             return x
         # empty texts were left out: the others keep their bits, and no bias makes zeros non-zero
-        places = torch.tensor(kept, dtype=torch.int64, device=x.device)
-        return x.new_zeros(len(batch.lengths), x.shape[1]).index_copy(0, places, x)
+        return at_rows(x, kept, len(batch.lengths))
 
     def encode_ids(self, texts: Sequence[Sequence[int]], finish: Finish = AS_IT_IS) -> Tensor:
         """Pack the token ids of B texts, then encode and pool them."""
