@@ -192,6 +192,8 @@ class NomicBert(PackedEncoder):
             table.num_embeddings = count
             if table.padding_idx is not None and table.padding_idx >= count:
                 table.padding_idx = None
+                source = {**self.config.source, "pad_token_id": None}
+                self.config = replace(self.config, source=source)
         self.set_input_embeddings(table)
         return table
 

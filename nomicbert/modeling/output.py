@@ -25,19 +25,19 @@ class Defaults:
 
     @classmethod
     def read(cls, source: Mapping[str, Any]) -> "Defaults":
-        """From config.json.
+        """From config.json, where null counts as absent.
 
         Raises: ConfigError: a value that is not true, false or null; two that differ.
         """
         named = ("return_dict", "use_return_dict")
         stated = {name: source[name] for name in named if source.get(name) is not None}
-        hidden = source.get("output_hidden_states")
-        for name, value in (stated | {"output_hidden_states": hidden or False}).items():
+        hidden = source.get("output_hidden_states") or False
+        for name, value in (stated | {"output_hidden_states": hidden}).items():
             if not isinstance(value, bool):
                 raise ConfigError(f"{name} in config.json must be true or false, not {value!r}")
         if len(set(stated.values())) > 1:
             raise ConfigError(f"config.json contradicts itself: {stated}. Correct one of them.")
-        return cls(bool(hidden), next(iter(stated.values()), True))
+        return cls(hidden, next(iter(stated.values()), True))
 
     def asked(
         self, attentions: bool | None, hidden_states: bool | None, return_dict: bool | None

@@ -20,7 +20,7 @@ from nomicbert.modeling.layer import Layer
 from nomicbert.modeling.packing import PackedBatch
 from nomicbert.modeling.plain_layers import refuse_hooks
 from nomicbert.modeling.rope import RotaryTables
-from nomicbert.modeling.tracing import refuse_jit
+from nomicbert.modeling.tracing import refuse_jit, refuse_reference
 from nomicbert_kernels import Backend, Plan, Rope, values
 
 
@@ -74,6 +74,7 @@ class PackedEncoder(BackendModule):
     ) -> Tensor:
         """All that follows planning, for torch.compile(fullgraph=True); see `encode_packed`."""
         refuse_jit()
+        refuse_reference(self.ops.name)
         x: Hidden = self.embeddings(ctx)
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers, start=1):

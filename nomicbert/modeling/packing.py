@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nomicbert.modeling.tracing import refuse_export
+from nomicbert.modeling.tracing import refuse_export, refuse_jit
 from nomicbert.user_warnings import EmptyRowWarning, warn
 from nomicbert_kernels.tensors import to_device
 
@@ -77,7 +77,10 @@ def pack(texts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> 
     Args:
         texts: token ids of each text.
         device: of the tensors.
+
+    Raises: BackendError: torch.jit is tracing, and would hold the ids as constants.
     """
+    refuse_jit()
     lengths = tuple(map(len, texts))
     return PackedBatch(
         lengths=lengths,

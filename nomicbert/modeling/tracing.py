@@ -46,6 +46,18 @@ def refuse_tracing(*inputs: Tensor | None) -> None:
         raise BackendError(f"make_fx cannot trace lengths that are read on the host: {INSTEAD}")
 
 
+def refuse_reference(name: str) -> None:
+    """Refuse torch.export with backend "reference", which reads lengths from a tensor.
+
+    Args:
+        name: of the backend.
+
+    Raises: BackendError.
+    """
+    if name == "reference" and torch.compiler.is_exporting():
+        raise BackendError("torch.export cannot record backend 'reference': use backend 'torch'")
+
+
 def refuse_export(sizes: tuple[int | torch.SymInt, ...], **inputs: Tensor | None) -> None:
     """Refuse torch.export of a call whose lengths or positions are data.
 

@@ -80,9 +80,9 @@ class NomicBertForMaskedLM(LabelledHead):
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> nn.Embedding:
-        """As `NomicBert.resize_token_embeddings`; new rows of decoder and bias are drawn likewise.
+        """As `NomicBert.resize_token_embeddings`; new rows of an untied decoder are drawn likewise.
 
-        Without `mean_resizing` new words get a bias of 0.
+        New words get the mean bias, or 0 if the decoder is tied or without `mean_resizing`.
         """
         table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         self._follow(table.num_embeddings, mean_resizing)
@@ -90,10 +90,12 @@ class NomicBertForMaskedLM(LabelledHead):
 
     def _follow(self, count: int, mean_resizing: bool) -> None:
         """Give decoder and bias a row for each word."""
-        for name, std in (("decoder", self.config.initializer_range), ("decoder_bias", 0.0)):
+        std = self.config.initializer_range
+        by_mean = mean_resizing and self.decoder is not None
+        for name, draw in (("decoder", (std, mean_resizing)), ("decoder_bias", (0.0, by_mean))):
             old = getattr(self, name)
             if old is not None and len(old) != count:
-                setattr(self, name, resized(old, count, std, mean_resizing))
+                setattr(self, name, resized(old, count, *draw))
 
     def packed_logits(self, batch: PackedBatch, states: list[Tensor] | None = None) -> Tensor:
         """(T, vocab_size) of packed texts."""
