@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 
-from nomicbert import Embedder, NomicBert
+from nomicbert import CrossEncoder, Embedder, NomicBert
 from nomicbert.modeling.packing import pack
 from nomicbert_kernels import backend as backends
 from nomicbert_kernels.linear_int8 import why_not
@@ -27,6 +27,7 @@ from tests.ops.cases import INTERPRETS
 from tests.parity.bounds import BACKENDS, GRADIENT, HIDDEN
 from tests.support.checkpoints import build_checkpoint
 from tests.support.heads import OURS, build_head
+from tests.support.rerankers import build_reranker
 
 VARIANTS = ("nomic-v1.5", "nomic-v2-moe", "conan-v1")
 IDS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14]]
@@ -368,6 +369,20 @@ def test_hooks_that_would_not_run_are_refused(tmp_path: Path) -> None:
             call()
     handle.remove()
     assert np.isfinite(embedder.encode(["a text"])).all()
+    # windows of a long text are pooled one by one; token embeddings are not pooled
+    long = ["a text " * 400]
+    for module in (embedder.embedding_model, embedder.pooling):
+        handle = module.register_forward_hook(lambda one, x, y: 0 * y)
+        assert not embedder.encode(["a text"]).any()
+        with pytest.raises(ValueError, match=r"a hook on .* would not run here"):
+            embedder.encode(long, truncate="chunk")
+        handle.remove()
+    assert embedder.encode(long, truncate="chunk").any()
+    reranker = CrossEncoder(build_reranker(tmp_path / "reranker"))
+    handle = reranker.model.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="a hook on NomicBertForSequenceClassification"):
+        reranker.predict([("a", "b")])
+    handle.remove()
     head = OURS["TokenClassification"](embedder.model.config)
     head.encoder.forward = head.encoder.forward
     with pytest.raises(ValueError, match="or a wrapped forward"):

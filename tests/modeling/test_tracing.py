@@ -61,7 +61,7 @@ def refused(call: Callable[[], Any], by: str) -> None:
 
 @both
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.*(legacy TorchScript|feature will be removed):DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*(legacy TorchScript|will be removed):DeprecationWarning")
 def test_jit_is_refused(backend: str, tmp_path: Path) -> None:
     """However a model is called, with a mask and without."""
     model = load(tmp_path / "a", backend)
