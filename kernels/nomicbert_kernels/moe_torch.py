@@ -31,10 +31,26 @@ def expert_mlp(x: Tensor, up: Weight, down: Weight, expert: int) -> Tensor:
 def moe(x: Tensor | Activation, router: Weight, up: Weight, down: Weight, top_k: int) -> Tensor:
     """See `nomicbert_kernels.moe`."""
     data = reference.check(x, router, up, down, top_k)
-    probabilities, chosen = route(data, router, top_k)
+    return combined(data, *route(data, router, top_k), up, down)
+
+
+def combined(
+    data: Tensor, probabilities: Tensor, chosen: Tensor, up: Weight, down: Weight
+) -> Tensor:
+    """Apply the chosen experts to tokens that are routed already.
+
+    Args:
+        data: (T, H).
+        probabilities: (T, k) fp32, of the chosen experts.
+        chosen: (T, k) int64, their indices.
+        up: source (E, F, H).
+        down: source (E, H, F); bias (H,) or None.
+
+    Returns: (T, H), dtype of `data`.
+    """
     y = torch.zeros(data.shape, dtype=probabilities.dtype, device=data.device)
     # experts in ascending order, so that a token's sum never depends on the other tokens
-    for expert in range(router.source.shape[0]):
+    for expert in range(up.source.shape[0]):
         token, place = (chosen == expert).nonzero(as_tuple=True)
         out = expert_mlp(data[token], up, down, expert)
         y = y.index_add(0, token, probabilities[token, place, None] * out)

@@ -39,12 +39,14 @@ NOMIC_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "moe_normalize_expert_weights": (False,),
     "ffn_div": (1,),
     "is_causal": (False,),
+    "output_attentions": (False,),
 }
 BERT_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute",),
     "is_decoder": (False,),
     "is_causal": (False,),
     "add_cross_attention": (False,),
+    "output_attentions": (False,),
 }
 
 

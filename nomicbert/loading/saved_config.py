@@ -16,6 +16,7 @@ def saved_config(config: EncoderConfig, dtype: torch.dtype) -> dict[str, Any]:
     A NomicBERT config gets legacy and native keys, so that the remote code and transformers' own
     class load the same model. The trained length is stored where each of them looks for it.
     """
+    unpadded = config.source.get("pad_token_id", 0) is None  # no padding row
     native: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -29,7 +30,7 @@ def saved_config(config: EncoderConfig, dtype: torch.dtype) -> dict[str, Any]:
         "hidden_dropout_prob": config.hidden_dropout_prob,
         "attention_probs_dropout_prob": config.attention_probs_dropout_prob,
         "initializer_range": config.initializer_range,
-        "pad_token_id": config.pad_token_id,
+        "pad_token_id": None if unpadded else config.pad_token_id,
         "model_type": config.model_type,
         "architectures": ["BertModel"],
         "dtype": str(dtype).removeprefix("torch."),

@@ -39,7 +39,7 @@ class SelfAttention(nn.Module):
         """
         dropout_p = self.weights_dropout_p if self.training else 0.0
         seed = int(torch.randint(2**31, ())) if dropout_p else 0
-        qkv = ctx.ops.qkv_rotary(x, ctx.weight(self.qkv), ctx.rope, self.num_heads)
+        qkv = ctx.qkv(x, self.qkv, self.num_heads)
         o = ctx.ops.attention(
             qkv, ctx.batch.cu_seqlens, ctx.plan, self.scale, dropout_p, seed, rows
         )

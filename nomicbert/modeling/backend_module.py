@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nomicbert.loading.target import select_ops
+from nomicbert.modeling.plain_layers import call, is_plain, is_plain_norm
 from nomicbert.modeling.prepared_weights import Place, PreparedWeights
-from nomicbert_kernels import Backend, Ops, Weight, compute_dtype
+from nomicbert_kernels import Backend, Ops, Weight, compute_dtype, values
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,9 @@ class BackendModule(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters."""
-        return self._first_parameter().device
+        """Device of the parameters; where they are computed if accelerate offloads them."""
+        device = self._first_parameter().device
+        return device if device.type != "meta" else execution_device(self)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,6 +75,9 @@ class BackendModule(nn.Module):
 
     def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
         """Apply a layer outside of the encoder: (rows, K) -> (rows, N) in `compute_dtype`."""
+        if not is_plain(layer):
+            self._prepared.forget(layer)
+            return call(layer, x, self.compute_dtype)
         return self.matmul(x, layer.weight, layer.bias, (id(layer), "linear"))
 
     def matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None, place: Place) -> Tensor:
@@ -80,6 +85,19 @@ class BackendModule(nn.Module):
         prepared = self._prepared.get(self.ops, place, weight, bias, "linear", self.compute_dtype)
         y: Tensor = self.ops.linear(x, prepared)
         return y
+
+    def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Apply a LayerNorm outside of the encoder: (rows, N), dtype of x."""
+        if not is_plain_norm(norm):
+            return call(norm, x, x.dtype)
+        weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+        return values(self.ops.layer_norm(x, weight, bias, norm.eps))
+
+    @property
+    def result_dtype(self) -> torch.dtype:
+        """Dtype of what a linear layer outside of the encoder returns: under autocast, its own."""
+        kind = self.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
 
     def _log_widened_dtype(self) -> None:
         """Log once per dtype that 16-bit parameters are computed in float32 on a CPU.
@@ -135,3 +153,13 @@ def first_parameter(module: nn.Module) -> Tensor | None:
         if child is not None and (found := first_parameter(child)) is not None:
             return found
     return None
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """The device that accelerate's hooks bring offloaded parameters to; without hooks "meta"."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):  # several are in a SequentialHook
+            if (found := getattr(one, "execution_device", None)) is not None:
+                return torch.device(found)
+    return torch.device("meta")

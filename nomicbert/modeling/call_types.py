@@ -21,7 +21,8 @@ class ModelInputs(TypedDict, total=False):
     token_type_ids: Tensor | None
     position_ids: Tensor | None
     inputs_embeds: Tensor | None
-    output_hidden_states: bool
+    output_attentions: bool | None
+    output_hidden_states: bool | None
 
 
 class LabelledInputs(ModelInputs, total=False):
@@ -50,7 +51,7 @@ class EncoderCall(Protocol):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         *,
-        return_dict: Literal[True] = ...,
+        return_dict: Literal[True] | None = ...,
         **keywords: Unpack[ModelInputs],
     ) -> EncoderOutput: ...
 
@@ -69,7 +70,9 @@ class EncoderCall(Protocol):
     def __call__(self, **encoded: Tensor) -> EncoderOutput: ...
 
     @overload
-    def __call__(self, *, output_hidden_states: bool, **encoded: Tensor) -> EncoderOutput: ...
+    def __call__(
+        self, *, output_hidden_states: bool | None, **encoded: Tensor
+    ) -> EncoderOutput: ...
 
 
 class LabelledCall(Protocol):
@@ -81,7 +84,7 @@ class LabelledCall(Protocol):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         *,
-        return_dict: Literal[True] = ...,
+        return_dict: Literal[True] | None = ...,
         **keywords: Unpack[LabelledInputs],
     ) -> LogitsOutput: ...
 
@@ -112,7 +115,7 @@ class SpanCall(Protocol):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         *,
-        return_dict: Literal[True] = ...,
+        return_dict: Literal[True] | None = ...,
         **keywords: Unpack[SpanInputs],
     ) -> SpanOutput: ...
 

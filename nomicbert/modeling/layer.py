@@ -33,13 +33,7 @@ class Layer(nn.Module):
         Returns: (T, H), or (B, H) with `rows`: attention output, MLP and norms of the other tokens
             are not computed.
         """
-        h = normalise(self.attention_norm, ctx, *self.attention(x, ctx, rows))
-        return normalise(self.mlp_norm, ctx, *self.mlp(h, ctx))
-
-
-def normalise(
-    norm: nn.LayerNorm, ctx: ForwardContext, z: Tensor, residual: Hidden | None
-) -> Hidden:
-    """LayerNorm of a sublayer's output and residual."""
-    weight, bias = norm.weight.to(ctx.dtype), norm.bias.to(ctx.dtype)
-    return ctx.ops.layer_norm(z, weight, bias, norm.eps, residual)
+        z, residual = self.attention(x, ctx, rows)
+        h = ctx.layer_norm(z, self.attention_norm, residual)
+        z, residual = self.mlp(h, ctx)
+        return ctx.layer_norm(z, self.mlp_norm, residual)

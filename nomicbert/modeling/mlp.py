@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from nomicbert.config import EncoderConfig
 from nomicbert.modeling.context import ForwardContext, Hidden
+from nomicbert.modeling.plain_layers import is_plain
+from nomicbert_kernels import values
+from nomicbert_kernels.moe_torch import combined
 
 
 class GatedMLP(nn.Module):
@@ -25,7 +28,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Hidden, ctx: ForwardContext) -> tuple[Tensor, Hidden | None]:
         """(T, H) -> (T, H), and the residual if it is still to be added."""
-        inner = ctx.ops.swiglu(x, ctx.weight(self.up_gate, "gated"))
+        inner = ctx.swiglu(x, self.up_gate)
         return ctx.project(inner, self.down, x, self.dropout_p if self.training else 0.0)
 
 
@@ -42,7 +45,7 @@ class PlainMLP(nn.Module):
 
     def forward(self, x: Hidden, ctx: ForwardContext) -> tuple[Tensor, Hidden | None]:
         """(T, H) -> (T, H), and the residual if it is still to be added."""
-        inner = ctx.ops.gelu(x, ctx.weight(self.up))
+        inner = ctx.gelu(x, self.up)
         return ctx.project(inner, self.down, x, self.dropout_p if self.training else 0.0)
 
 
@@ -68,7 +71,12 @@ class MixtureOfExperts(nn.Module):
         down = ctx.prepared.get(
             ctx.ops, (id(self), "down"), self.experts_down, self.bias, "experts", ctx.dtype
         )
-        y = ctx.ops.moe(x, ctx.weight(self.router, "router"), up, down, self.top_k)
+        if is_plain(self.router):
+            y = ctx.ops.moe(x, ctx.weight(self.router, "router"), up, down, self.top_k)
+        else:
+            data = values(x, ctx.dtype)
+            chances = ctx.call(self.router, data).float().softmax(dim=-1)
+            y = combined(data, *chances.topk(self.top_k, dim=-1), up, down)
         return F.dropout(y, self.dropout_p, self.training), x
 
 

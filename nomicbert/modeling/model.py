@@ -1,42 +1,39 @@
 """NomicBert: the encoder, in place of AutoModel for NomicBERT and BERT checkpoints.
 
-Flow: padded ids -> packing -> embeddings -> layers -> padded hidden states. The packed middle,
-`context` and `core`, is what `vectors.EmbeddingModel` calls directly.
+Flow: padded ids -> packing -> the packed encoder -> padded hidden states.
 Source: Nussbaum et al. 2024, arXiv:2402.01613; Devlin et al. 2018, arXiv:1810.04805.
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from nomicbert.arguments import as_whole, refuse_unknown
+from nomicbert.arguments import refuse_unknown
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import pretrained
 from nomicbert.loading.folder import CheckpointFolder
-from nomicbert.modeling.backend_module import BackendModule
 from nomicbert.modeling.call_types import EncoderCall, NoKeywords
-from nomicbert.modeling.context import ForwardContext, Hidden
-from nomicbert.modeling.embeddings import Embeddings
-from nomicbert.modeling.layer import Layer
-from nomicbert.modeling.output import EncoderOutput, Value
-from nomicbert.modeling.packing import PackedBatch, tokens_of, unpad
-from nomicbert.modeling.rope import RotaryTables
-from nomicbert_kernels import Backend, Plan, Rope, values
+from nomicbert.modeling.hidden_states import PaddedStates
+from nomicbert.modeling.output import Defaults, EncoderOutput, Value
+from nomicbert.modeling.packed_encoder import PackedEncoder
+from nomicbert.modeling.packing import PackedBatch, at_rows, tokens_of, unpad
+from nomicbert.modeling.tracing import refuse_tracing
+from nomicbert.modeling.vocabulary import new_size, resized
+from nomicbert_kernels import Backend
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class NomicBert(BackendModule):
+class NomicBert(PackedEncoder):
     """An encoder for NomicBERT and BERT checkpoints.
 
-    Its nn.Linear modules only store parameters; the ops read them directly. Forward hooks on them,
-    or replacement modules, have no effect.
+    The ops read the parameters of plain nn.Linear, nn.Embedding and nn.LayerNorm modules. One that
+    was replaced, wrapped or hooked is called instead, by torch and without quantisation, whatever
+    the backend: LoRA adapters train, hooks run. A text's bits may then depend on its batch.
 
     >>> from nomicbert import EncoderConfig, NomicBert
     >>> config = EncoderConfig("bert", 100, 32, 2, 4, 64, 2, 512, 1e-12)
@@ -58,20 +55,20 @@ class NomicBert(BackendModule):
             backend: as for `from_pretrained`; chosen at the first forward pass.
             add_pooling_layer: also compute tanh(dense(first token)) as `pooler_output`.
         """
-        super().__init__(backend)
-        self.config = config
-        self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        super().__init__(config, backend)
         width = config.hidden_size
         self.pooler = nn.Linear(width, width) if add_pooling_layer else None
-        self.rotary = RotaryTables(config) if config.rotary_dim else None
-        self.gradient_checkpointing = False
+        self.defaults = Defaults.read(config.source)
         self._initialise()
 
     def _initialise(self) -> None:
         """The distribution that BERT and NomicBERT are trained from."""
         for name, parameter in self.named_parameters():
             pretrained.initialise(name, parameter, self.config.initializer_range)
+        word = self.embeddings.word
+        if word.padding_idx is not None:
+            with torch.no_grad():
+                word.weight[word.padding_idx].zero_()
 
     @classmethod
     def from_pretrained(
@@ -166,36 +163,39 @@ class NomicBert(BackendModule):
         self.embeddings.word = value
         self.config = replace(self.config, vocab_size=value.num_embeddings)
 
-    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
         """Cut the word embedding table to so many rows, or add rows that are yet to be trained.
 
         Args:
-            new_num_tokens: rows of the new table, at least 1.
+            new_num_tokens: rows of the table, at least 1; None: as many as before.
+            pad_to_multiple_of: round the number of rows up to a multiple of this.
+            mean_resizing: draw new rows from a normal distribution with the mean of the old ones
+                and 1e-9 times their covariance; False: with mean 0 and `initializer_range`.
 
-        Returns: the new table, (new_num_tokens, hidden_size).
+        Returns: the table, the same module as before, (rows, hidden_size). A padding row that was
+            cut off is no longer one.
+        Raises: TypeError, ValueError: sizes that are not whole numbers of at least 1; a table that
+            was replaced by another kind of module.
         """
-        old = self.embeddings.word.weight
-        if as_whole("new_num_tokens", new_num_tokens) < 1:
-            raise ValueError(f"new_num_tokens must be at least 1, not {new_num_tokens}")
-        table = nn.Embedding(new_num_tokens, old.shape[1], dtype=old.dtype, device=old.device)
-        pretrained.initialise("word.weight", table.weight, self.config.initializer_range)
-        kept = min(new_num_tokens, old.shape[0])
-        with torch.no_grad():
-            table.weight[:kept] = old[:kept]
-        table.weight.requires_grad_(old.requires_grad)
+        table = self.embeddings.word
+        if not isinstance(table, nn.Embedding):
+            raise TypeError(f"only an nn.Embedding can be resized, not a {type(table).__name__}")
+        old = table.weight
+        count = new_size(len(old), new_num_tokens, pad_to_multiple_of)
+        if count != len(old):
+            table.weight = resized(old, count, self.config.initializer_range, mean_resizing)
+            table.num_embeddings = count
+            if table.padding_idx is not None and table.padding_idx >= count:
+                table.padding_idx = None
+                source = {**self.config.source, "pad_token_id": None}
+                self.config = replace(self.config, source=source)
         self.set_input_embeddings(table)
         return table
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: object = None) -> None:
-        """In training, keep each layer's input only and compute the layer again going back.
-
-        The keyword is accepted for existing call sites: here torch's newer form always runs.
-        """
-        self.gradient_checkpointing = True
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep all that going back needs, which is faster."""
-        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -205,8 +205,9 @@ class NomicBert(BackendModule):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> EncoderOutput | tuple[Value, ...]:
         """Encode a padded batch.
 
@@ -216,85 +217,31 @@ class NomicBert(BackendModule):
             token_type_ids: (batch, seq_len) int; None means type 0.
             position_ids: (batch, seq_len) int in place of the column numbers.
             inputs_embeds: (batch, seq_len, hidden_size) in place of input_ids.
-            output_hidden_states: also return the embeddings' output and each layer's.
-            return_dict: False returns a plain tuple.
+            output_attentions: not supported; None or False.
+            output_hidden_states: also return the embeddings' output and each layer's; None takes
+                config.json's value, or False.
+            return_dict: False returns a plain tuple; None takes config.json's value, or True.
 
         Returns: hidden states (batch, seq_len, hidden_size) in the model's dtype; zeros where
-            attention_mask is 0.
+            attention_mask is 0. `pooler_output`, of the first kept token of each row and 0 for a
+            row without any, is in autocast's dtype if that is on.
         Raises: ValueError: shapes that differ, a mask of other values, an id outside its table,
-            more tokens than learned positions.
+            more tokens than learned positions, attention maps asked for. TypeError: a flag that is
+            not a bool. BackendError: within a tracer that would record the lengths.
         """
+        refuse_tracing(input_ids, attention_mask, inputs_embeds, position_ids)
+        wanted = self.defaults.asked(output_attentions, output_hidden_states, return_dict)
         tokens = tokens_of(input_ids, inputs_embeds)
         batch, padding = unpad(tokens, attention_mask, token_type_ids, position_ids)
-        states: list[Tensor] | None = [] if output_hidden_states else None
-        last = padding.pad(self.encode_packed(batch, states=states))
-        pooled = None
-        if self.pooler is not None:
-            pooled = self.linear(last[:, 0], self.pooler).tanh().to(self.dtype)
-        hidden = states and tuple(padding.pad(x).to(self.dtype) for x in states)
-        output = EncoderOutput(last.to(self.dtype), pooled, hidden or None)
-        return output if return_dict else output.to_tuple()
+        states = PaddedStates(padding, self.dtype) if wanted.output_hidden_states else None
+        packed = self.core(self._context(batch), None, states)
+        last = states[-1] if states else padding.pad(packed).to(self.dtype)
+        pooled = None if self.pooler is None else self._pooled(packed, batch, self.pooler)
+        output = EncoderOutput(last, pooled, None if states is None else tuple(states))
+        return output if wanted.return_dict else output.to_tuple()
 
-    def encode_packed(
-        self, batch: PackedBatch, *, rows: Tensor | None = None, states: list[Tensor] | None = None
-    ) -> Tensor:
-        """Encode packed texts.
-
-        Args:
-            batch: B texts of T tokens.
-            rows: (B,) int64, the one token of each text that is wanted of the last layer, or None.
-            states: a list that the embeddings' output and each layer's are added to, or None.
-
-        Returns: (T, hidden_size), or (B, hidden_size) with `rows`; in `compute_dtype`.
-        """
-        return self.core(self.context(batch), rows, states)
-
-    def core(
-        self, ctx: ForwardContext, rows: Tensor | None = None, states: list[Tensor] | None = None
-    ) -> Tensor:
-        """All that follows planning, for torch.compile(fullgraph=True); see `encode_packed`."""
-        x: Hidden = self.embeddings(ctx)
-        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        for index, layer in enumerate(self.layers, start=1):
-            if states is not None:
-                states.append(values(x))
-            only = rows if index == len(self.layers) else None
-            x = (
-                checkpoint(layer, x, ctx, only, use_reentrant=False)
-                if again
-                else layer(x, ctx, only)
-            )
-        if states is not None:
-            states.append(values(x))
-        return values(x)
-
-    def plan(self, lengths: Sequence[int]) -> Plan:
-        """How the backend walks texts of these lengths."""
-        config = self.config
-        heads, size = config.num_attention_heads, config.head_dim
-        kind = self.device.type
-        autocast = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if autocast else self.compute_dtype
-        return self.ops.plan(lengths, heads, size, dtype)
-
-    def context(self, batch: PackedBatch) -> ForwardContext:
-        """Plan a forward pass over these texts: how to walk them, and their rotary angles."""
-        limit, longest = self.config.max_position_embeddings, max(batch.rope_lengths, default=0)
-        if self.rotary is None and longest > limit:
-            raise ValueError(
-                f"{longest} positions are more than the {limit} that this checkpoint has learned: "
-                "truncate the text"
-            )
-        angles = None if self.rotary is None else self.rotary.table
-        rope = angles and angles(batch.rope_lengths, batch.lengths, batch.position_ids)
-        return self.planned(batch, self.plan(batch.lengths), rope)
-
-    def planned(self, batch: PackedBatch, plan: Plan, rope: Rope | None) -> ForwardContext:
-        """A forward pass over these texts, planned by the caller."""
-        return ForwardContext(self.ops, self.compute_dtype, self._prepared, batch, plan, rope)
-
-    @property
-    def plain_length(self) -> int:
-        """Tokens of the longest text whose positions stand in the table that all texts share."""
-        rotary = self.rotary
-        return self.config.max_position_embeddings if rotary is None else rotary.plain_length
+    def _pooled(self, packed: Tensor, batch: PackedBatch, pooler: nn.Linear) -> Tensor:
+        """tanh(dense(first token)) of each text, (B, hidden_size); zeros for an empty text."""
+        filled, kept = batch.without_empty()
+        x = self.linear(packed[filled.first_tokens()], pooler).tanh().to(self.result_dtype)
+        return x if filled is batch else at_rows(x, kept, len(batch.lengths))

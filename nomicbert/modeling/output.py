@@ -1,16 +1,72 @@
 """Outputs of the models, readable by attribute, key and index, as in transformers."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Literal, overload
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, overload
 
 from torch import Tensor
+
+from nomicbert.errors import ConfigError
 
 Value = Tensor | tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class Defaults:
+    """What a call returns if its arguments do not say: keys of config.json, as in transformers.
+
+    Attributes:
+        output_hidden_states: also the hidden states.
+        return_dict: an output with names; False: a plain tuple.
+    """
+
+    output_hidden_states: bool = False
+    return_dict: bool = True
+
+    @classmethod
+    def read(cls, source: Mapping[str, Any]) -> "Defaults":
+        """From config.json, where null counts as absent.
+
+        Raises: ConfigError: a value that is not true, false or null; two that differ.
+        """
+        named = ("return_dict", "use_return_dict")
+        stated = {name: source[name] for name in named if source.get(name) is not None}
+        hidden = source.get("output_hidden_states") or False
+        for name, value in (stated | {"output_hidden_states": hidden}).items():
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name} in config.json must be true or false, not {value!r}")
+        if len(set(stated.values())) > 1:
+            raise ConfigError(f"config.json contradicts itself: {stated}. Correct one of them.")
+        return cls(hidden, next(iter(stated.values()), True))
+
+    def asked(
+        self, attentions: bool | None, hidden_states: bool | None, return_dict: bool | None
+    ) -> "Defaults":
+        """What a call returns whose arguments may be None.
+
+        Raises: TypeError: not a bool. ValueError: attention maps, which no op returns.
+        """
+        if attentions is None and hidden_states is None and return_dict is None:
+            return self
+        given = {"output_hidden_states": hidden_states, "return_dict": return_dict}
+        for name, value in ({"output_attentions": attentions} | given).items():
+            if not isinstance(value, bool | None):
+                raise TypeError(f"{name} must be True, False or None, not {value!r}")
+        if attentions:
+            raise ValueError("output_attentions is not supported: the ops return no attention maps")
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
 class Output(Mapping[str, Value]):
     """A dataclass of tensors. The mapping leaves out fields that are None (not requested)."""
+
+    def __post_init__(self) -> None:
+        """Take the fields from a mapping in place of the first, as of what accelerate rebuilds."""
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        given: object = getattr(self, names[0])
+        if isinstance(given, Mapping):
+            for name in names:
+                object.__setattr__(self, name, given.get(name))
 
     def to_tuple(self) -> tuple[Value, ...]:
         """The fields that are not None, in the order of the attributes."""
@@ -70,8 +126,8 @@ class LogitsOutput(Output):
         hidden_states: the embeddings' output and each layer's, or None.
     """
 
-    loss: Tensor | None
-    logits: Tensor
+    loss: Tensor | None = None
+    logits: Tensor = None  # type: ignore[assignment]
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -87,7 +143,7 @@ class SpanOutput(Output):
         hidden_states: the embeddings' output and each layer's, or None.
     """
 
-    loss: Tensor | None
-    start_logits: Tensor
-    end_logits: Tensor
+    loss: Tensor | None = None
+    start_logits: Tensor = None  # type: ignore[assignment]
+    end_logits: Tensor = None  # type: ignore[assignment]
     hidden_states: tuple[Tensor, ...] | None = None

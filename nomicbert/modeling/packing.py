@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nomicbert.modeling.tracing import refuse_export, refuse_jit
 from nomicbert.user_warnings import EmptyRowWarning, warn
 from nomicbert_kernels.tensors import to_device
 
@@ -76,7 +77,10 @@ def pack(texts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> 
     Args:
         texts: token ids of each text.
         device: of the tensors.
+
+    Raises: BackendError: torch.jit is tracing, and would hold the ids as constants.
     """
+    refuse_jit()
     lengths = tuple(map(len, texts))
     return PackedBatch(
         lengths=lengths,
@@ -120,6 +124,12 @@ class Padding:
         return padded.view(self.rows, self.columns, packed.shape[1])
 
 
+def at_rows(x: Tensor, kept: Sequence[int], count: int) -> Tensor:
+    """Spread (len(kept), N) over `count` rows, at the indices `kept`; zeros elsewhere."""
+    places = torch.tensor(kept, dtype=torch.int64, device=x.device)
+    return x.new_zeros(count, x.shape[1]).index_copy(0, places, x)
+
+
 def tokens_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
     """Return whichever argument is given: (B, S) int, or (B, S, H).
 
@@ -156,9 +166,10 @@ def unpad(
 
     Returns: the batch, and the padded positions of its tokens.
     Raises: ValueError: shapes differ, the mask has values other than 0 and 1, or a kept token has
-        a negative position.
+        a negative position. BackendError: torch.export is recording.
     """
     batch, length = tokens.shape[:2]
+    refuse_export((batch, length), attention_mask=attention_mask, position_ids=position_ids)
     for name, extra in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
         if extra is not None and tuple(extra.shape) != (batch, length):
             raise ValueError(f"{name} must be {(batch, length)}, not {tuple(extra.shape)}")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nomicbert_kernels import Ops, Weight, WeightKind
 
@@ -125,7 +125,9 @@ class PreparedWeights:
         """
         trained = source.requires_grad or (bias is not None and bias.requires_grad)
         # a training step changes the parameter anyway; a compiled graph cannot use packed tensors
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and trained):
+        direct = torch.compiler.is_compiling() or (torch.is_grad_enabled() and trained)
+        # a parameter that vmap runs over has no storage
+        if direct or (type(source) is Tensor and torch._C._functorch.is_batchedtensor(source)):
             return Weight(*widened(source, bias, dtype))
         now = (ops.name, dtype, stamp(source), stamp(bias))
         entry = self._entries.get(place)
@@ -136,6 +138,15 @@ class PreparedWeights:
     def weights(self) -> list[Weight]:
         """All cached weights."""
         return [entry.weight for entry in self._entries.values()]
+
+    def forget(self, layer: nn.Module) -> None:
+        """Drop the weights of a layer and its parts, which are called and not prepared.
+
+        When the layer is plain again, its weight may have changed unnoticed, as by a merged LoRA.
+        """
+        owners = set(map(id, layer.modules()))
+        for place in [place for place in list(self._entries) if place[0] in owners]:
+            self._entries.pop(place, None)
 
     def clear(self) -> None:
         """Drop all weights; the next use prepares them again."""

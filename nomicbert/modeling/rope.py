@@ -85,7 +85,9 @@ class RotaryTables:
             cos, sin = angles(length, self.theta, self.dim)
             with torch.inference_mode(False):
                 kept = cos.to(device), sin.to(device)
-            self._base[device] = kept
+            # a stand-in of torch.export or of FakeTensorMode would be wrong in later calls
+            if type(kept[0]) is Tensor:
+                self._base[device] = kept
         return kept
 
     @property

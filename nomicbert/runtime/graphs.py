@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nomicbert.config import EncoderConfig
 from nomicbert.modeling.model import NomicBert
+from nomicbert.modeling.plain_layers import is_hooked
 from nomicbert.runtime.graph_bucket import Bucket, Key, Record, Work
 from nomicbert.runtime.parameter_snapshot import ParameterSnapshot
 from nomicbert.vectors.embedding_model import EmbeddingModel
@@ -131,7 +132,8 @@ class Graphs:
             # the buffers hold one batch at a time, for all threads
             with self._lock, on(model.device):
                 try:
-                    return self._run(self._bucket(model, key), texts)
+                    if (bucket := self._bucket(model, key)) is not None:
+                        return self._run(bucket, texts)
                 except RuntimeError as error:
                     # raised by torch's allocator, or by the driver when it creates the graph
                     if "out of memory" not in str(error):
@@ -186,7 +188,8 @@ class Graphs:
         batch = sum(lengths), len(lengths)
         return next((key for key in keys if key.holds(*batch)), None)
 
-    def _bucket(self, model: EmbeddingModel, key: Key) -> Bucket:
+    def _bucket(self, model: EmbeddingModel, key: Key) -> Bucket | None:
+        """The bucket of a key, recorded now if it is new; None if it cannot be recorded."""
         encoder, pooling = modules = (model.encoder, model.pooling)
         ends = (pooling.mode, pooling.normalize, pooling.matryoshka_layer_norm, pooling.activations)
         now = (encoder.ops.name, encoder.compute_dtype, ends)
@@ -196,7 +199,10 @@ class Graphs:
             self._drop()
             # backend "triton" reads the parameters in place, other backends read prepared copies
             copied = encoder.ops.name != "triton"
-            self._made_for, self._snapshot = now, ParameterSnapshot(modules, copied)
+            snapshot = ParameterSnapshot(modules, copied)
+            self._made_for, self._snapshot = now, snapshot
+        if not snapshot.recordable() or is_hooked(model):
+            return None
         if key not in self._kept:
             self._record = self._record or self._recorder()
             self._kept[key] = Bucket(model, key, self._record)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nomicbert.modeling.heads import NomicBertForSequenceClassification
 from nomicbert.modeling.packing import pack
+from nomicbert.modeling.plain_layers import refuse_hooks
 from nomicbert.runtime.batch_budget import batch_tokens
 from nomicbert.runtime.batch_loop import BatchLoop
 from nomicbert.runtime.batches import windows
@@ -73,6 +74,7 @@ class Pairs:
     @torch.inference_mode()
     def encode(self, window: Tokenised, first: int, loop: BatchLoop) -> Tensor:
         """See Task."""
+        refuse_hooks(self.model)
         ids, types = window.ids
 
         def logits(indices: list[int]) -> Tensor:

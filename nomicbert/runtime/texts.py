@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nomicbert.errors import TextError
 from nomicbert.modeling.packing import pack
+from nomicbert.modeling.plain_layers import refuse_hooks
 from nomicbert.runtime.batch_budget import batch_tokens
 from nomicbert.runtime.batch_loop import BatchLoop
 from nomicbert.runtime.batches import text_windows
@@ -165,6 +166,7 @@ class Texts:
 
     def _hidden(self, texts: list[list[int]], loop: BatchLoop) -> list[Tensor]:
         """The hidden states of each list of token ids, in order."""
+        refuse_hooks(self.model)
         encoder = self.model.encoder
         states: list[Tensor] = [torch.empty(0)] * len(texts)
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from nomicbert.modeling.context import ForwardContext
 from nomicbert.modeling.model import NomicBert
-from nomicbert.modeling.packing import PackedBatch, pack
+from nomicbert.modeling.packing import PackedBatch, at_rows, pack
+from nomicbert.modeling.plain_layers import refuse_hooks
 from nomicbert.vectors.pooling import Finish, Pooling
 from nomicbert_kernels import Weight
 
@@ -51,8 +52,7 @@ class EmbeddingModel(nn.Module):
         if filled is batch:
             return x
         # empty texts were left out: the others keep their bits, and no bias makes zeros non-zero
-        places = torch.tensor(kept, dtype=torch.int64, device=x.device)
-        return x.new_zeros(len(batch.lengths), x.shape[1]).index_copy(0, places, x)
+        return at_rows(x, kept, len(batch.lengths))
 
     def encode_ids(self, texts: Sequence[Sequence[int]], finish: Finish = AS_IT_IS) -> Tensor:
         """Pack the token ids of B texts, then encode and pool them."""
@@ -66,14 +66,23 @@ class EmbeddingModel(nn.Module):
         return vectors
 
     def pooled(self, batch: PackedBatch) -> Tensor:
-        """The pooled hidden states, before Dense layers and other steps: (B, hidden_size) fp32."""
+        """The pooled hidden states, before Dense layers and other steps: (B, hidden_size) fp32.
+
+        Raises: ValueError: a hook on this module or its parts, which are not called here.
+        """
+        self._refuse_hooks()
         ctx = self.encoder.context(batch)
         rows = self.pooling.rows(batch)
         return self.pooling.pool(self.encoder.core(ctx, rows), ctx, rows)
 
     def finish(self, pooled: Tensor, finish: Finish) -> Tensor:
-        """Apply the steps after pooling: (B, hidden_size) fp32 -> (B, dim) fp32."""
+        """Apply the steps after pooling: (B, hidden_size) fp32 -> (B, dim) fp32; see `pooled`."""
+        self._refuse_hooks()
         return self.pooling.finish(self.encoder.ops, pooled, finish)
+
+    def _refuse_hooks(self) -> None:
+        for module in (self, self.pooling):
+            refuse_hooks(module)
 
     def prepared_weights(self) -> list[Weight]:
         """The weights of encoder and pooling prepared so far."""

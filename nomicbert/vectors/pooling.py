@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nomicbert.arguments import as_whole
 from nomicbert.modeling.context import ForwardContext
 from nomicbert.modeling.packing import PackedBatch
+from nomicbert.modeling.plain_layers import call, input_dtype, is_plain
 from nomicbert.modeling.prepared_weights import PreparedWeights
 from nomicbert_kernels import Ops, Plan, PoolMode, Run, Weight, compute_dtype
 from nomicbert_kernels.tensors import ONE_TOKEN_MODES
@@ -141,12 +142,20 @@ class Pooling(nn.Module):
         """Apply all steps after pooling: (B, hidden_size) fp32 -> (B, dim) fp32."""
         x = pooled
         for layer, activation in zip(self._linears(), self.activations, strict=True):
-            dtype = compute_dtype(layer.weight.device, layer.weight.dtype)
-            weight = self._prepared.get(
-                ops, (id(layer), "linear"), layer.weight, layer.bias, "linear", dtype
-            )
-            x = ACTIVATIONS[activation](ops.linear(x.to(weight.dtype), weight)).float()
+            x = ACTIVATIONS[activation](self._dense(ops, x, layer)).float()
         return self._last(pool_rows(ops, x, *self._recipe(finish)), finish)
+
+    def _dense(self, ops: Ops, x: Tensor, layer: nn.Linear) -> Tensor:
+        """Apply a Dense layer without its activation: (B, K) -> (B, N)."""
+        if not is_plain(layer):
+            self._prepared.forget(layer)
+            return call(layer, x, compute_dtype(x.device, input_dtype(layer, x.dtype)))
+        dtype = compute_dtype(layer.weight.device, layer.weight.dtype)
+        weight = self._prepared.get(
+            ops, (id(layer), "linear"), layer.weight, layer.bias, "linear", dtype
+        )
+        y: Tensor = ops.linear(x.to(weight.dtype), weight)
+        return y
 
     def prepared_weights(self) -> list[Weight]:
         """The weights of the Dense layers prepared so far."""

@@ -260,6 +260,67 @@ def test_parameters_that_change(change: str, tmp_path: Path) -> None:
     assert again.recorded == (1 if change == "in place" else 2)
 
 
+@pytest.mark.parametrize("place", ["layer", "module", "model", "forward", "all"])
+def test_hooks_are_not_replayed(place: str, tmp_path: Path) -> None:
+    """A graph from before a hook is not used while the hook is there, and is afterwards."""
+    embedder, run, again = load(tmp_path, "nomic-v1.5")
+    texts, model = texts_of(5, 3), embedder.embedding_model
+    layer = model.encoder.layers[0]
+    with torch.inference_mode():
+        before = run(model, texts, Finish())
+    ran = []
+
+    def hook(*_: object) -> None:
+        ran.append(1)
+
+    if place == "forward":
+        plain = layer.mlp.down.forward
+        layer.mlp.down.forward = lambda x: hook() or plain(x)
+        handle = SimpleNamespace(remove=lambda: vars(layer.mlp.down).pop("forward"))
+    elif place == "all":
+        handle = nn.modules.module.register_module_forward_hook(hook)
+    else:
+        hooked = {"layer": layer.mlp.down, "module": layer, "model": model}[place]
+        handle = hooked.register_forward_hook(hook)
+    with torch.inference_mode():
+        for _ in range(2):
+            ran.clear()
+            assert (run(model, texts, Finish()) - before).abs().max() <= 1e-5
+            assert ran
+    assert (again.recorded, again.replayed) == (1, 1)
+    handle.remove()
+    ran.clear()
+    with torch.inference_mode():
+        assert torch.equal(run(model, texts, Finish()), before)
+    assert not ran
+    assert (again.recorded, again.replayed) == (1, 2)
+
+
+def test_replaced_layers_are_not_recorded(tmp_path: Path) -> None:
+    """A layer of another class may compute something else with each call."""
+    embedder, run, again = load(tmp_path, "nomic-v1.5")
+    texts, model = texts_of(5, 3), embedder.embedding_model
+
+    class Switched(nn.Linear):
+        on = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (2 if self.on else 1)
+
+    old = model.encoder.layers[0].mlp.down
+    layer = Switched(old.in_features, old.out_features, old.bias is not None).eval()
+    layer.load_state_dict(old.state_dict())
+    with torch.inference_mode():
+        before = run(model, texts, Finish())
+        model.encoder.layers[0].mlp.down = layer
+        assert (run(model, texts, Finish()) - before).abs().max() <= 1e-5
+        layer.on = True
+        found = run(model, texts, Finish())
+        assert torch.equal(found, eager(embedder, texts, Finish()))
+        assert (found - before).abs().max() > 1e-2
+    assert (again.recorded, again.replayed) == (1, 1)
+
+
 @torch.inference_mode()
 def test_limit_of_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder, run, again = load(tmp_path, "nomic-v1.5")

@@ -48,19 +48,6 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
         ("conan-v1", {}),
     ],
 )
-def test_a_default_is_not_a_prompt_for_queries(tmp_path: Path) -> None:
-    """sentence-transformers is the judge."""
-    build_checkpoint(tmp_path, "e5", num_hidden_layers=1)
-    stated = {"prompts": {"x": "fox "}, "default_prompt_name": "x"}
-    path = tmp_path / "config_sentence_transformers.json"
-    path.write_text(json.dumps(stated), "utf-8")
-    ours, theirs = Embedder(tmp_path), SentenceTransformer(str(tmp_path), device="cpu")
-    for name in ("encode", "encode_query", "encode_document"):
-        found, wanted = (getattr(judge, name)(["a dog"]) for judge in (ours, theirs))
-        np.testing.assert_allclose(found, wanted, atol=2e-6)
-    assert np.abs(ours.encode(["a dog"]) - ours.encode_query(["a dog"])).max() > 1e-3
-
-
 def test_prompts_of_a_checkpoint(variant: str, prompts: dict[str, str], tmp_path: Path) -> None:
     assert _load(tmp_path, variant).prompts == prompts
 
@@ -222,3 +209,16 @@ def test_query_and_document_are_empty_where_none_are_shipped(tmp_path: Path) -> 
         Prompts().choose("passage", None)
     with pytest.raises(ValueError, match="unknown prompt_name 'query'"):
         Prompts({"search_query": "search_query: "}).choose("query", None)
+
+
+def test_a_default_is_not_a_prompt_for_queries(tmp_path: Path) -> None:
+    """sentence-transformers is the judge."""
+    build_checkpoint(tmp_path, "e5", num_hidden_layers=1)
+    stated = {"prompts": {"x": "fox "}, "default_prompt_name": "x"}
+    path = tmp_path / "config_sentence_transformers.json"
+    path.write_text(json.dumps(stated), "utf-8")
+    ours, theirs = Embedder(tmp_path), SentenceTransformer(str(tmp_path), device="cpu")
+    for name in ("encode", "encode_query", "encode_document"):
+        found, wanted = (getattr(judge, name)(["a dog"]) for judge in (ours, theirs))
+        np.testing.assert_allclose(found, wanted, atol=2e-6)
+    assert np.abs(ours.encode(["a dog"]) - ours.encode_query(["a dog"])).max() > 1e-3

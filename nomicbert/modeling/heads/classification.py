@@ -3,13 +3,12 @@
 Source: Devlin et al. 2018, arXiv:1810.04805, sections 4.1 and 5.3.
 """
 
-import torch
 from torch import Tensor, nn
 
 from nomicbert.config import EncoderConfig
 from nomicbert.modeling.heads import losses
 from nomicbert.modeling.heads.head import LabelledHead
-from nomicbert.modeling.packing import PackedBatch, Padding
+from nomicbert.modeling.packing import PackedBatch, Padding, at_rows
 from nomicbert_kernels import Backend
 
 
@@ -40,8 +39,7 @@ class NomicBertForSequenceClassification(LabelledHead):
         logits = encoder.linear(x, self.classifier)
         if filled is batch:
             return logits
-        places = torch.tensor(kept, dtype=torch.int64, device=logits.device)
-        return logits.new_zeros(len(batch.lengths), logits.shape[1]).index_copy(0, places, logits)
+        return at_rows(logits, kept, len(batch.lengths))
 
     def loss(self, logits: Tensor, labels: Tensor, batch: PackedBatch, padding: Padding) -> Tensor:
         """() fp32, from logits and the labels passed to `forward`."""

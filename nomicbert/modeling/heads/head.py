@@ -17,9 +17,11 @@ from nomicbert.modeling.call_types import LabelledCall
 from nomicbert.modeling.heads import losses
 from nomicbert.modeling.heads.labels import Labels
 from nomicbert.modeling.heads.stored import new_parameters
+from nomicbert.modeling.hidden_states import PaddedStates
 from nomicbert.modeling.model import NomicBert
-from nomicbert.modeling.output import LogitsOutput, Value
+from nomicbert.modeling.output import Defaults, LogitsOutput, Value
 from nomicbert.modeling.packing import PackedBatch, Padding, tokens_of, unpad
+from nomicbert.modeling.tracing import refuse_tracing
 from nomicbert_kernels import Backend
 
 if TYPE_CHECKING:
@@ -144,9 +146,16 @@ class Head(nn.Module):
         """Replace the word embedding table; the vocabulary may have another size."""
         self.encoder.set_input_embeddings(value)
 
-    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
         """As `NomicBert.resize_token_embeddings`."""
-        return self.encoder.resize_token_embeddings(new_num_tokens)
+        return self.encoder.resize_token_embeddings(
+            new_num_tokens, pad_to_multiple_of, mean_resizing
+        )
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: object = None) -> None:
         """As `NomicBert.gradient_checkpointing_enable`."""
@@ -176,15 +185,14 @@ class Head(nn.Module):
         token_type_ids: Tensor | None,
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
-        output_hidden_states: bool,
+        wanted: Defaults,
     ) -> tuple[Tensor, PackedBatch, Padding, tuple[Tensor, ...] | None]:
         """Packed logits, the batch, its padding, and the hidden states on request."""
         tokens = tokens_of(input_ids, inputs_embeds)
         batch, padding = unpad(tokens, attention_mask, token_type_ids, position_ids)
-        states: list[Tensor] | None = [] if output_hidden_states else None
-        logits = self.packed_logits(batch, states).to(self.dtype)
-        hidden = states and tuple(padding.pad(x).to(self.dtype) for x in states)
-        return logits, batch, padding, hidden or None
+        states = PaddedStates(padding, self.dtype) if wanted.output_hidden_states else None
+        logits = self.packed_logits(batch, states).to(self.encoder.result_dtype)
+        return logits, batch, padding, None if states is None else tuple(states)
 
 
 class LabelledHead(Head):
@@ -202,8 +210,9 @@ class LabelledHead(Head):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> LogitsOutput | tuple[Value, ...]:
         """Logits of a padded batch, and the loss if labels are given.
 
@@ -215,23 +224,23 @@ class LabelledHead(Head):
             inputs_embeds: (batch, seq_len, hidden_size) in place of input_ids.
             labels: per token: (batch, seq_len) int, -100 to ignore, also where attention_mask is 0.
                 Per text: (batch,) int, or float depending on the problem type.
-            output_hidden_states: also return the embeddings' output and each layer's.
-            return_dict: False returns a plain tuple.
+            output_attentions: not supported; None or False.
+            output_hidden_states: also return the embeddings' output and each layer's; None takes
+                config.json's value, or False.
+            return_dict: False returns a plain tuple; None takes config.json's value, or True.
 
+        Returns: logits in the model's dtype, or in autocast's if that is on; the loss in fp32.
         Raises: ValueError: labels of a wrong shape or out of range, a label for a text without
             tokens; errors of `NomicBert.forward`.
         """
+        refuse_tracing(input_ids, attention_mask, inputs_embeds, position_ids)
+        wanted = self.encoder.defaults.asked(output_attentions, output_hidden_states, return_dict)
         logits, batch, padding, hidden = self._run(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            output_hidden_states,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, wanted
         )
         loss = None if labels is None else self.loss(logits, labels, batch, padding)
         output = LogitsOutput(loss, self.placed(logits, padding), hidden)
-        return output if return_dict else output.to_tuple()
+        return output if wanted.return_dict else output.to_tuple()
 
     def loss(self, logits: Tensor, labels: Tensor, batch: PackedBatch, padding: Padding) -> Tensor:
         """() fp32, from packed logits and the labels of `forward`."""

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nomicbert.config import EncoderConfig
-from nomicbert.loading import pretrained
 from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert.modeling.heads.head import LabelledHead
 from nomicbert.modeling.heads.stored import is_tied, lacks_biases
 from nomicbert.modeling.packing import PackedBatch
-from nomicbert_kernels import Backend, values
+from nomicbert.modeling.vocabulary import resized
+from nomicbert_kernels import Backend
 
 
 class NomicBertForMaskedLM(LabelledHead):
@@ -70,27 +70,32 @@ class NomicBertForMaskedLM(LabelledHead):
         return self.config.source.get("activation_function") == "gelu_new"
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the word embedding table and resize the decoder; new words get a bias of 0."""
+        """Replace the word embedding table and resize decoder and bias, as for a resized table."""
         super().set_input_embeddings(value)
-        self._follow(value.weight)
+        self._follow(value.num_embeddings, mean_resizing=True)
 
-    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
-        """As `NomicBert.resize_token_embeddings`; new words get a bias of 0."""
-        table = super().resize_token_embeddings(new_num_tokens)
-        self._follow(table.weight)
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """As `NomicBert.resize_token_embeddings`; new rows of an untied decoder are drawn likewise.
+
+        New words get the mean bias, or 0 if the decoder is tied or without `mean_resizing`.
+        """
+        table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self._follow(table.num_embeddings, mean_resizing)
         return table
 
-    def _follow(self, words: Tensor) -> None:
-        """Give decoder and bias a row for each row of the word embedding table."""
-        for name, like in (("decoder", words), ("decoder_bias", words[:, 0])):
+    def _follow(self, count: int, mean_resizing: bool) -> None:
+        """Give decoder and bias a row for each word."""
+        std = self.config.initializer_range
+        by_mean = mean_resizing and self.decoder is not None
+        for name, draw in (("decoder", (std, mean_resizing)), ("decoder_bias", (0.0, by_mean))):
             old = getattr(self, name)
-            if old is None or len(old) == len(like):
-                continue
-            new = torch.zeros_like(like, requires_grad=False)
-            pretrained.initialise(name, new, self.config.initializer_range)
-            kept = min(len(old), len(new))
-            new[:kept] = old.detach()[:kept]
-            setattr(self, name, nn.Parameter(new, requires_grad=old.requires_grad))
+            if old is not None and len(old) != count:
+                setattr(self, name, resized(old, count, *draw))
 
     def packed_logits(self, batch: PackedBatch, states: list[Tensor] | None = None) -> Tensor:
         """(T, vocab_size) of packed texts."""
@@ -101,9 +106,7 @@ class NomicBertForMaskedLM(LabelledHead):
             x = F.silu(x)
         else:
             x = F.gelu(x, approximate="tanh" if self._is_tanh() else "none")
-        norm = self.transform_norm
-        weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
-        x = values(encoder.ops.layer_norm(x, weight, bias, norm.eps))
+        x = encoder.layer_norm(x, self.transform_norm)
         table = encoder.embeddings.word.weight if self.decoder is None else self.decoder
         return encoder.matmul(x, table, self.decoder_bias, (id(self), "decoder"))
 

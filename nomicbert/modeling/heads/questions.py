@@ -14,6 +14,7 @@ from nomicbert.modeling.heads import losses
 from nomicbert.modeling.heads.head import Head
 from nomicbert.modeling.output import SpanOutput, Value
 from nomicbert.modeling.packing import PackedBatch
+from nomicbert.modeling.tracing import refuse_tracing
 from nomicbert_kernels import Backend
 
 
@@ -50,8 +51,9 @@ class NomicBertForQuestionAnswering(Head):
         inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> SpanOutput | tuple[Value, ...]:
         """Logits of a padded batch, and the loss if both positions are given.
 
@@ -66,18 +68,17 @@ class NomicBertForQuestionAnswering(Head):
             start_positions: (batch,) int, the column of the answer's first token; seq_len or more
                 if there is no answer, which leaves the row out of the loss.
             end_positions: the same for its last token.
-            output_hidden_states: also return the embeddings' output and each layer's.
-            return_dict: False returns a plain tuple.
+            output_attentions: not supported; None or False.
+            output_hidden_states: also return the embeddings' output and each layer's; None takes
+                config.json's value, or False.
+            return_dict: False returns a plain tuple; None takes config.json's value, or True.
 
         Raises: ValueError: a position below 0 or on padding, or as in `NomicBert.forward`.
         """
+        refuse_tracing(input_ids, attention_mask, inputs_embeds, position_ids)
+        wanted = self.encoder.defaults.asked(output_attentions, output_hidden_states, return_dict)
         logits, _, padding, hidden = self._run(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            output_hidden_states,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, wanted
         )
         shape = (padding.rows, padding.columns)
         low = torch.finfo(logits.dtype).min
@@ -91,4 +92,4 @@ class NomicBertForQuestionAnswering(Head):
         if start_positions is not None and end_positions is not None:
             loss = losses.spans(starts, ends, start_positions, end_positions, padding)
         output = SpanOutput(loss, starts, ends, hidden)
-        return output if return_dict else output.to_tuple()
+        return output if wanted.return_dict else output.to_tuple()
