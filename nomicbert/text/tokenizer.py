@@ -15,7 +15,8 @@ from tokenizers.normalizers import Sequence as Steps
 from nomicbert.errors import TokenizerError
 from nomicbert.loading.folder import TokenizerSettings
 from nomicbert.text.safe_cuts import Cuts
-from nomicbert.text.tokenizer_files import BESIDE, build, guarded
+from nomicbert.text.tokenizer_classes import guarded
+from nomicbert.text.tokenizer_files import BESIDE, build
 
 Pair = tuple[str, str]
 

@@ -193,6 +193,24 @@ def test_a_vocab_txt_of_another_kind_is_refused_at_load(gone: str, tmp_path: Pat
         Embedder(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "XLMRobertaTokenizer"])
+def test_a_class_that_needs_tokenizer_json(name: str, tmp_path: Path) -> None:
+    checkpoint(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    change(tmp_path, "tokenizer_config.json", tokenizer_class=name)
+    with pytest.raises(TokenizerError, match=r"has no tokenizer\.json, which its tokenizer_c"):
+        Embedder(tmp_path)
+
+
+def test_xlm_roberta_with_another_unknown_token(tmp_path: Path) -> None:
+    """transformers sets the unknown token's id to 3, whatever the file says."""
+    checkpoint(tmp_path, "nomic-v2-moe")
+    raw = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    change(tmp_path, "tokenizer.json", model={**raw["model"], "unk_id": 0})
+    with pytest.raises(TokenizerError, match=r"unknown characters into the ids \[0\], but a token"):
+        Embedder(tmp_path)
+
+
 def test_bpe_dropout_is_refused(tmp_path: Path) -> None:
     checkpoint(tmp_path)
     change(tmp_path, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
