@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nomicbert.arguments import as_place, refuse_unknown
 from nomicbert.loading import hub
-from nomicbert.loading.folder import read_folder
+from nomicbert.loading.folder import ACTIVATION_KEYS, read_folder
 from nomicbert.loading.purpose import is_embedder, refuse_unless_reranker
 from nomicbert.loading.target import check_keywords
 from nomicbert.modeling.heads import NomicBertForSequenceClassification
@@ -257,8 +257,9 @@ class CrossEncoder(CrossEncoderSettings):
         if stated is None:
             logger.warning("activation_fn has no name in torch.nn and is not saved: set it again")
         config = self.model.config
-        source = {**config.source, "sentence_transformers": {"activation_fn": stated}}
-        self.model.encoder.config = replace(config, source=source if stated else config.source)
+        source = {key: v for key, v in config.source.items() if key not in ACTIVATION_KEYS}
+        source |= {"sentence_transformers": {"activation_fn": stated}} if stated else {}
+        self.model.encoder.config = replace(config, source=source)
         self.model.save_pretrained(folder)
         settings = (self._prompts, self.max_seq_length, stated)
         save_reranker_settings(Path(folder), self.tokenizer, *settings)

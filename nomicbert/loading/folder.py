@@ -19,6 +19,8 @@ from nomicbert.loading.hub_config import read_config
 from nomicbert.loading.json_settings import Settings, inside, optional, present, read_json_list
 from nomicbert.loading.sentence_settings import read_model_settings, read_transformer_settings
 
+# Keys of config.json for a reranker's output activation.
+ACTIVATION_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
 # Of both model types in transformers.
 DEFAULT_CLASS = "BertTokenizer"
 
@@ -188,12 +190,13 @@ def _encoder(folder: Path, modules: tuple[Module, ...] | None) -> Path:
 
 def _limit(served: Settings, tokenizer: Settings, config: EncoderConfig) -> Limit:
     stated = served.size("max_seq_length", default=0)
-    trained = tokenizer.number("model_max_length", "max_len", default=math.inf)
+    key = "max_len" if tokenizer.raw.get("model_max_length") is None else "model_max_length"
+    trained = tokenizer.number(key, default=math.inf)
     native = config.source.get("max_position_embeddings")
     positions = config.max_position_embeddings if native is None else int(native)
     if stated:
         found = Limit(stated, served.path.name)
-    elif trained < positions:
+    elif trained <= positions:
         found = Limit(int(trained), tokenizer.path.name)
     else:
         found = Limit(positions, "config.json")
@@ -214,9 +217,6 @@ def _name(settings: Settings, key: str) -> str | None:
 
 
 def _activation(whole: Settings, config: EncoderConfig) -> Any:
-    inner = config.source.get("sentence_transformers")
-    return (
-        whole.raw.get("activation_fn")
-        or (inner.get("activation_fn") if isinstance(inner, dict) else None)
-        or config.source.get("sbert_ce_default_activation_function")
-    )
+    newer, older = map(config.source.get, ACTIVATION_KEYS)
+    inner = newer.get("activation_fn") if isinstance(newer, dict) else None
+    return whole.raw.get("activation_fn") or inner or older

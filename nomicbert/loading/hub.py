@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from nomicbert.errors import HubError
+from nomicbert.loading.sentence_settings import TRANSFORMER_FILES
 
 _log = logging.getLogger(__name__)
 
@@ -27,13 +28,13 @@ _OLD_WEIGHTS: Final = "pytorch_model.bin"
 _OLD_INDEX: Final = "pytorch_model.bin.index.json"
 _SETTINGS: Final = frozenset(
     {
+        *TRANSFORMER_FILES,
         "README.md",  # holds the licence
         "adapter_config.json",  # names an adapter, which is refused
         "added_tokens.json",
         "config.json",
         "config_sentence_transformers.json",
         "modules.json",
-        "sentence_bert_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",

@@ -82,7 +82,7 @@ def read_config(folder: Path, rotary_scaling_factor: float | None = None) -> Enc
 
 
 def unlike_transformers(config: EncoderConfig) -> list[str]:
-    """The settings, as texts, that transformers' own NomicBertModel ignores in silence."""
+    """The settings, as texts, that transformers' own NomicBertModel silently ignores."""
     found = []
     if config.rotary_dim not in (0, config.head_dim):
         found.append(f"partial_rotary_factor = {config.rotary_dim / config.head_dim:g}")

@@ -106,7 +106,7 @@ def load(
         config = read_config(folder, rotary_scaling_factor)
     if present(folder / "adapter_config.json"):
         raise CheckpointError(
-            f"{folder} holds an adapter beside the weights (adapter_config.json): load both with "
+            f"{folder} holds an adapter next to the weights (adapter_config.json): load both with "
             "peft, call merge_and_unload, and save the result; or remove that file"
         )
     files = TensorFiles(folder)

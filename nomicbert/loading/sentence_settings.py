@@ -48,6 +48,7 @@ TRANSFORMER_NEUTRAL: dict[str, tuple[Any, ...]] = {
 FLOAT32 = ("auto", "float32", "torch.float32")
 PASSED_ON: dict[str, dict[str, tuple[Any, ...] | None]] = {
     "model": {
+        "add_pooling_layer": None,
         "attn_implementation": None,
         "dtype": FLOAT32,
         "low_cpu_mem_usage": None,
@@ -113,9 +114,16 @@ def _check_passed_on(found: Settings, key: str, allowed: dict[str, tuple[Any, ..
         raise ConfigError(f"{found.path}: {key} must be an object, not {stated!r}")
     for name, value in (stated or {}).items():
         values = allowed.get(name, ())
-        if value is not None and values is not None and value not in values:
-            dtype = ": remove it, and give dtype when loading" if "dtype" in name else ""
-            raise ConfigError(f"{found.path}: {key} has {name} = {value!r}, not supported{dtype}")
+        if value is None or values is None or value in values:
+            continue
+        if "dtype" in name:
+            warn(
+                f"{found.path}: {key} has {name} = {value!r}, which sentence-transformers loads "
+                "in; here the dtype is that of the call, by default float32",
+                ConfigWarning,
+            )
+            continue
+        raise ConfigError(f"{found.path}: {key} has {name} = {value!r}, which is not supported")
 
 
 def _check_task(found: Settings) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 from torch import Tensor
 
 from nomicbert.config import EncoderConfig
+from nomicbert.errors import CheckpointError
 
 # Prefixes that training code and task heads add to the encoder's tensor names.
 PREFIXES = ("bert.", "nomic_bert.", "trunk.", "model.")
@@ -138,6 +139,8 @@ def recipes(config: EncoderConfig, parameters: list[str]) -> Iterator[Recipe]:
     Args:
         config: decides the hub layout.
         parameters: our names; those of an encoder inside a model with a head begin "encoder.".
+
+    Raises: CheckpointError: a parameter that no layer of this package has.
     """
     nomic = config.model_type == "nomic_bert"
     top, layer = (NOMIC | NOMIC_POOLER, NOMIC_LAYER) if nomic else (BERT, BERT_LAYER)
@@ -158,6 +161,13 @@ def recipes(config: EncoderConfig, parameters: list[str]) -> Iterator[Recipe]:
             yield Recipe(target, (home + NOMIC_MOE[stem],), form)
             continue
         stem, _, kind = stem.rpartition(".")
-        parts = (layer if match else top | heads)[stem]
+        table = layer if match else top | heads
+        if stem not in table:
+            raise CheckpointError(
+                f"the parameter {target} is not one of the hub's layout: a layer was wrapped or "
+                "replaced. Merge it first (peft: merge_and_unload; parametrisations: "
+                "torch.nn.utils.parametrize.remove_parametrizations)"
+            )
+        parts = table[stem]
         parts = (parts,) if isinstance(parts, str) else parts
         yield Recipe(target, tuple(f"{home}{part}.{kind}" for part in parts))

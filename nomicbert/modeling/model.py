@@ -169,10 +169,10 @@ class NomicBert(PackedEncoder):
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> nn.Embedding:
-        """Cut the word embedding table to so many rows, or add rows that are yet to be trained.
+        """Cut the word embedding table to `new_num_tokens` rows, or add rows to be trained.
 
         Args:
-            new_num_tokens: rows of the table, at least 1; None: as many as before.
+            new_num_tokens: rows of the table, at least 1; None keeps the number of rows.
             pad_to_multiple_of: round the number of rows up to a multiple of this.
             mean_resizing: draw new rows from a normal distribution with the mean of the old ones
                 and 1e-9 times their covariance; False: with mean 0 and `initializer_range`.

@@ -4,7 +4,7 @@ Where in the flow: the facades call this before a text is tokenised. What is ref
 otherwise embed something else than it seems, such as the names of a table's columns.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -143,6 +143,8 @@ def _remedy(value: Any, name: str | None = None) -> str:
         return f". Give the texts under one of its keys, {way}"
     if _is_table(value):
         return f". Give one of its columns, as in {name or 'table'}['text']"
+    if isinstance(value, KeysView):
+        return ". Give list(...) of it"
     if isinstance(value, Set):
         return ". Give sorted(...) of it"
     if isinstance(value, bytes | bytearray | memoryview):

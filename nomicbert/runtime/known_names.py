@@ -31,7 +31,7 @@ EQUIVALENTS = {
     "is_singular_input": "isinstance(inputs, str)",
     "load": "from_pretrained",
     "max_length": "{}.max_seq_length, or max_length in a call of encode",
-    "preprocess": "{}.tokenizer",
+    "preprocess": "{}.tokenizer.encode(texts, max_length)",
     "processor": "{}.tokenizer",
     "push_to_hub": "{}.save_pretrained, and huggingface_hub to upload the folder",
     "save": "{}.save_pretrained",
@@ -39,7 +39,7 @@ EQUIVALENTS = {
     "set_keep_in_fp32_modules": "dtype=torch.float32 when loading",
     "start_multi_process_pool": "device=[...] in a call",
     "stop_multi_process_pool": "device=[...] in a call",
-    "tokenize": "{}.tokenizer",
+    "tokenize": "{}.tokenizer.encode(texts, max_length)",
     "to": "device in a call",
     "training": "{model}.train() and {model}.eval()",
     "transformers_model": "{}.model",
@@ -112,6 +112,9 @@ CROSS_ENCODER: Own = (
 class KnownNames:
     """Refuses to set an attribute that would have no effect, and says what to use instead."""
 
+    # "embedder" or "reranker", as messages call it
+    _facade: str
+
     # hidden from type checkers: they report an attribute that a class does not declare
     if not TYPE_CHECKING:
 
@@ -163,7 +166,7 @@ def _instead(kind: type, name: str) -> str | None:
 
 
 def _scores(kind: type) -> bool:
-    return hasattr(kind, "predict")
+    return bool(kind._facade == "reranker")  # type: ignore[attr-defined]
 
 
 def _named(text: str, kind: type) -> str:

@@ -18,7 +18,7 @@ from nomicbert.vectors.pooling import Finish
 from nomicbert.vectors.similarity import similarity_name
 
 
-class Settings(KnownNames):
+class FacadeSettings(KnownNames):
     """Settings that both facades have."""
 
     _prompts: Prompts
@@ -78,10 +78,11 @@ class Settings(KnownNames):
         self._prompts.replace(self._prompts.by_name, value)
 
 
-class EmbedderSettings(Settings):
+class EmbedderSettings(FacadeSettings):
     """Those of `Embedder`."""
 
     embedding_model: EmbeddingModel
+    _facade = "embedder"
     _similarity: str
     _truncate_dim: int | None = None
 
@@ -126,10 +127,11 @@ class EmbedderSettings(Settings):
         return self.get_embedding_dimension()
 
 
-class CrossEncoderSettings(Settings):
+class CrossEncoderSettings(FacadeSettings):
     """Those of `CrossEncoder`."""
 
     model: NomicBertForSequenceClassification
+    _facade = "reranker"
     _activation: Activation
 
     @property

@@ -148,6 +148,6 @@ def as_token(path: Path, value: Any) -> AddedToken:
         if all(isinstance(flag, bool) for key, flag in found.items() if key != "content"):
             return AddedToken(**found)
     raise TokenizerError(
-        f"{path}, or a file beside it, states the token {value!r:.80}: that is neither a text nor "
+        f"{path}, or a file next to it, states the token {value!r:.80}: that is neither a text nor "
         "an object with content and flags"
     )

@@ -26,7 +26,7 @@ class Prompts:
         by_name: name -> text prepended to the input.
         default: the name used when a call gives none, or None.
         required: whether the checkpoint's card requires a prompt.
-        implied: names that stand for no prompt in a checkpoint that ships none.
+        implied: names that stand for no prompt where the checkpoint ships neither them nor others.
         cards: whether a checkpoint without prompts gets its card's four when it is loaded.
     """
 
@@ -44,10 +44,11 @@ class Prompts:
         Raises: ConfigError: not a mapping of names to texts, or the default is not among them.
         """
         cards = config.model_type == "nomic_bert"
-        found = _read(cls({}, cards=cards), stated)
+        found = _read(cls(), stated)
         # sentence-transformers writes empty prompts for checkpoints that have none
         if cards and not any(found.by_name.values()):
             return cls(dict(CARDS_PROMPTS), required=True, cards=True)
+        found.cards = cards
         return found
 
     @classmethod
@@ -58,24 +59,17 @@ class Prompts:
     def replace(self, by_name: dict[str, str], default: str | None) -> None:
         """Use other prompts.
 
-        Raises: TypeError, ValueError: as `check`; no prompt for a checkpoint that cannot be saved
-            without any.
+        Raises: TypeError, ValueError: as `check`.
         """
-        changed = Prompts(by_name, default, implied=self.implied)
-        changed.check()
-        if self.cards and not any(by_name.values()):
-            raise ValueError(
-                "this checkpoint cannot be without prompts, because it would get its card's when "
-                "it is loaded again: give prompt='' to a call"
-            )
+        Prompts(by_name, default, implied=self.implied, cards=self.cards).check()
         self.by_name, self.default = dict(by_name), default
         self.required = self.required and by_name == CARDS_PROMPTS
 
     def check(self) -> None:
         """Refuse prompts that could not be saved and loaded; a caller may have changed the dict.
 
-        Raises: TypeError, ValueError: not a dict of names and texts, invalid Unicode, or a default
-            that is not among the names.
+        Raises: TypeError, ValueError: not a dict of names and texts, invalid Unicode, a default
+            that is not among the names, or no prompts where loading would bring the card's.
         """
         pairs = list(self.by_name.items()) if isinstance(self.by_name, dict) else [(None, None)]
         if not all(isinstance(part, str) for pair in pairs for part in pair):
@@ -89,12 +83,22 @@ class Prompts:
             raise ValueError(
                 f"default_prompt_name {self.default!r} is not among its prompts, which are: {known}"
             )
+        if self.cards and not any(self.by_name.values()):
+            raise ValueError(
+                "this checkpoint cannot be without prompts, because it would get its card's when "
+                "it is loaded again: give prompt='' to a call"
+            )
 
     def _knows(self, name: object) -> bool:
         return isinstance(name, str) and (name in self.by_name or self._stands_for_none(name))
 
     def _stands_for_none(self, name: str) -> bool:
-        return name in self.implied and not any(self.by_name.values())
+        """Whether this is the name of a kind of text that gets no prompt here.
+
+        Not where the checkpoint has other names, such as search_query, for the same purpose.
+        """
+        shipped = [known for known, text in self.by_name.items() if text]
+        return name in self.implied and not set(shipped).difference(self.implied)
 
     @property
     def query_name(self) -> str | None:
@@ -149,6 +153,8 @@ class Prompts:
 
 def _read(prompts: Prompts, stated: StatedPrompts) -> Prompts:
     shipped = stated.by_name or {}
+    if isinstance(shipped, dict):  # null is no prompt
+        shipped = {name: "" if text is None else text for name, text in shipped.items()}
     prompts.by_name, prompts.default = shipped, stated.default
     try:
         prompts.check()

@@ -7,6 +7,7 @@ tokenizer.json are switched off: they are settings of another tool.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.normalizers import Lowercase
@@ -16,7 +17,7 @@ from nomicbert.errors import TokenizerError
 from nomicbert.loading.folder import TokenizerSettings
 from nomicbert.text.safe_cuts import Cuts
 from nomicbert.text.tokenizer_classes import guarded
-from nomicbert.text.tokenizer_files import BESIDE, build
+from nomicbert.text.tokenizer_files import OTHER_FILES, build
 
 Pair = tuple[str, str]
 
@@ -32,12 +33,13 @@ class Tokenizer:
         suffix: special token ids after it.
         gives_types: whether the texts of a pair have different type ids.
         cuts_start: whether a text that is too long loses its beginning, not its end.
-        beside: other files of the checkpoint's tokenizer, name -> content.
+        other_files: other files of the checkpoint's tokenizer, name -> content.
     """
 
     # no other attribute can be set: those of transformers' tokenizers would have no effect
     __slots__ = (
-        "_cuts", "_lower_case", "beside", "cuts_start", "gives_types", "prefix", "rust", "suffix",
+        "_cuts", "_lower_case", "cuts_start", "gives_types", "other_files", "prefix", "rust",
+        "suffix",
     )  # fmt: skip
 
     def __init__(self, rust: RustTokenizer, lower_case: bool = False) -> None:
@@ -57,7 +59,18 @@ class Tokenizer:
         self._cuts = Cuts.of(rust)
         self.gives_types = True
         self.cuts_start = False
-        self.beside: dict[str, bytes] = {}
+        self.other_files: dict[str, bytes] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes, and a setting that the library's own state leaves out."""
+        state = {name: getattr(self, name) for name in self.__slots__}
+        return {**state, "splits_special": self.rust.encode_special_tokens}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy."""
+        for name in self.__slots__:
+            setattr(self, name, state[name])
+        self.rust.encode_special_tokens = state["splits_special"]
 
     @classmethod
     def from_settings(cls, settings: TokenizerSettings, vocab_size: int) -> "Tokenizer":
@@ -81,17 +94,17 @@ class Tokenizer:
         tokenizer = guarded(folder, cls, rust, settings.lower_case)
         tokenizer.gives_types = gives_types
         tokenizer.cuts_start = cuts_start
-        beside = (folder / name for name in BESIDE)
-        tokenizer.beside = {path.name: path.read_bytes() for path in beside if path.is_file()}
+        others = (folder / name for name in OTHER_FILES)
+        tokenizer.other_files = {path.name: path.read_bytes() for path in others if path.is_file()}
         if cuts_start:  # tokenizer.json may have stated it, as a part of what is switched off
             stated = {**settings.stated.raw, "truncation_side": "left"}
-            tokenizer.beside[settings.stated.path.name] = json.dumps(stated, indent=2).encode()
+            tokenizer.other_files[settings.stated.path.name] = json.dumps(stated, indent=2).encode()
         return tokenizer
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json, and the other files of `beside`, into a folder."""
+        """Write tokenizer.json, and the `other_files`, into a folder."""
         self.rust.save(str(folder / "tokenizer.json"))
-        for name, content in self.beside.items():
+        for name, content in self.other_files.items():
             (folder / name).write_bytes(content)
 
     def __repr__(self) -> str:
@@ -238,7 +251,7 @@ class Tokenizer:
         return found
 
     def _kept(self, body: list[int], room: int) -> list[int]:
-        """The ids of a text that remain of it in so much room."""
+        """The ids of a text that are kept if `room` ids fit."""
         return body[max(len(body) - room, 0) :] if self.cuts_start else body[:room]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:

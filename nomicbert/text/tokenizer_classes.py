@@ -30,7 +30,7 @@ XLM_R_UNKNOWN_ID = 3
 
 @dataclass(frozen=True)
 class Source:
-    """The file with the vocabulary, and the settings beside it.
+    """The file with the vocabulary, and the settings stated elsewhere.
 
     Attributes:
         path: of tokenizer.json, or of vocab.txt where that is missing.

@@ -20,8 +20,8 @@ from nomicbert.loading.json_settings import Settings, present
 from nomicbert.text.added_tokens import AddedTokens
 from nomicbert.text.tokenizer_classes import CLASSES, UNKNOWN, Source, TokenizerClass, guarded
 
-# Files that state tokens and settings beside tokenizer.json or vocab.txt.
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# Files that state tokens and settings, in addition to tokenizer.json or vocab.txt.
+OTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 class Built(NamedTuple):
@@ -49,7 +49,8 @@ def build(settings: TokenizerSettings) -> Built:
     if kind is None:
         raise TokenizerError(
             f"{settings.folder}: tokenizer_class = {name!r} is not supported; supported are "
-            f"{', '.join(CLASSES)}, with or without 'Fast'"
+            f"{', '.join(CLASSES)}, with or without 'Fast'. If tokenizer.json is right as it is, "
+            "state PreTrainedTokenizerFast in tokenizer_config.json"
         )
     source = _open(settings.folder, stated)
     rust = _assembled(source, kind)

@@ -56,7 +56,7 @@ def save_modules(
         for i, (kind, path) in enumerate(places)
     ]
     modes = {flag: mode == pooling.mode for flag, mode in FLAGS.items()}
-    cards = prompts.by_name == CARDS_PROMPTS and prompts.default is None
+    cards = prompts.cards and prompts.by_name == CARDS_PROMPTS and prompts.default is None
     _write(folder / "modules.json", modules)
     _write(
         folder / "sentence_bert_config.json",

@@ -15,7 +15,12 @@ from nomicbert.errors import BackendError
 from nomicbert.loading import hub
 from nomicbert.loading.folder import find_encoder
 from nomicbert.loading.target import choose_ops
-from nomicbert.user_warnings import ConfigWarning, PoolingWarning, WeightWarning
+from nomicbert.user_warnings import (
+    ConfigWarning,
+    PoolingWarning,
+    VectorWarning,
+    WeightWarning,
+)
 from nomicbert.verify.bounds import HALF_VALUES
 from nomicbert.verify.checks import embedding_rows, hidden_rows, invariance_row, tensors_row
 from nomicbert.verify.references import choose, need_transformers
@@ -182,7 +187,7 @@ def _without_repeated_warnings() -> Iterator[None]:
     backend_logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for category in (ConfigWarning, PoolingWarning, WeightWarning):
+            for category in (ConfigWarning, PoolingWarning, VectorWarning, WeightWarning):
                 warnings.simplefilter("ignore", category)
             yield
     finally:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nomicbert import Embedder
+from nomicbert import Embedder, VectorWarning
 from nomicbert.bulk.blocks import Written, embed_all
 from nomicbert.bulk.output import OutputFormat, choose_output_format, open_output
 from nomicbert.bulk.reading import InputFormat, open_reader
@@ -54,7 +54,8 @@ def test_jsonl_to_any_binary_file(
     with torch.no_grad():
         table[word] = torch.nan
         try:
-            found = embed_all(embedder, reader, OutputFormat.jsonl, [file], "body")
+            with pytest.warns(VectorWarning, match="1 rows computed from 4 texts"):
+                found = embed_all(embedder, reader, OutputFormat.jsonl, [file], "body")
         finally:
             table[word] = kept
             reader.close()

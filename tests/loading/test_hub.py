@@ -14,6 +14,7 @@ from huggingface_hub import constants
 
 from nomicbert.errors import HubError, NomicBertError
 from nomicbert.loading.hub import choose_files, resolve
+from nomicbert.loading.sentence_settings import TRANSFORMER_FILES
 from tests.support.fake_hub import FakeHub, Repository
 
 REPO = "some-lab/small-encoder"
@@ -118,6 +119,12 @@ LISTINGS = {
 def test_choose_files_takes_what_loading_reads(label: str) -> None:
     unwanted, wanted = LISTINGS[label]
     assert choose_files(sorted(TEXT | unwanted | wanted)) == sorted(TEXT | wanted)
+
+
+def test_choose_files_takes_the_settings_under_older_names() -> None:
+    assert set(choose_files([*TRANSFORMER_FILES, "sentence_t5_config.json"])) == {
+        *TRANSFORMER_FILES
+    }
 
 
 def test_choose_files_without_weights() -> None:

@@ -100,9 +100,9 @@ def test_an_unreadable_file_is_not_a_missing_one(
 
 
 @pytest.mark.parametrize("load", [Embedder, NomicBert.from_pretrained])
-def test_an_adapter_beside_the_weights(load: Callable[[Path], object], tmp_path: Path) -> None:
+def test_an_adapter_next_to_the_weights(load: Callable[[Path], object], tmp_path: Path) -> None:
     """transformers adds it to the weights; without it the vectors are others."""
     build_checkpoint(tmp_path, "e5", num_hidden_layers=1)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}', "utf-8")
-    with pytest.raises(CheckpointError, match=r"holds an adapter beside the weights .* merge_and"):
+    with pytest.raises(CheckpointError, match=r"holds an adapter next to the weights .* merge_and"):
         load(tmp_path)

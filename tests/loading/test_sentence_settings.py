@@ -98,7 +98,6 @@ def test_every_argument_of_their_transformer_is_known(tmp_path: Path) -> None:
         (SERVED, {"transformer_task": "fill-mask"}, "transformer_task = 'fill-mask' is not supp"),
         (SERVED, {"module_output_name": "sentence_embedding"}, "module_output_name = 'sentence_e"),
         (SERVED, {"modality_config": {**TEXT, "message": TEXT["text"]}}, "modality_config = "),
-        (SERVED, {"model_args": {"torch_dtype": "bfloat16"}}, "has torch_dtype = 'bfloat16', not"),
         (SERVED, {"tokenizer_args": {"model_max_length": 9}}, "tokenizer_args has model_max_leng"),
         (SERVED, {"config_kwargs": {"hidden_act": "relu"}}, "config_kwargs has hidden_act"),
         (SERVED, {"processor_kwargs": 3}, "processor_kwargs must be an object, not 3"),
@@ -127,6 +126,8 @@ def test_a_setting_that_is_not_honoured_is_refused(
         (SERVED, {"module_output_name": "token_embeddings", "unpad_inputs": False}),
         (SERVED, {"model_args": {"attn_implementation": "eager", "dtype": "float32"}}),
         (SERVED, {"processor_kwargs": {}, "config_args": {"use_cache": False}}),
+        (SERVED, {"model_args": {"add_pooling_layer": False}}),
+        (MODEL, {"prompts": {"query": None}}),
     ],
 )
 def test_a_setting_without_effect(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -134,6 +135,12 @@ def test_a_setting_without_effect(name: str, settings: dict[str, Any], tmp_path:
     wanted = Embedder(tmp_path).encode(SENTENCES)
     state(tmp_path, name, **settings)
     np.testing.assert_array_equal(Embedder(tmp_path).encode(SENTENCES), wanted)
+
+
+def test_a_dtype_for_transformers_gives_a_warning(tmp_path: Path) -> None:
+    state(build(tmp_path), SERVED, model_args={"torch_dtype": "bfloat16"})
+    with pytest.warns(ConfigWarning, match="torch_dtype = 'bfloat16', .* by default float32"):
+        assert str(Embedder(tmp_path).model.dtype) == "torch.float32"
 
 
 def test_what_sentence_transformers_writes_is_read(tmp_path: Path) -> None:

@@ -156,13 +156,13 @@ def test_vector_does_not_depend_on_the_batch(minilm: Embedder) -> None:
 def test_windows_count_all_characters(minilm: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     """In chunk mode all characters are tokenised, so all of them count."""
     seen: list[int] = []
-    encode_windows = minilm.tokenizer.encode_windows
+    encode_windows = Tokenizer.encode_windows
 
-    def spy(texts: list[str], prompt: str, max_length: int) -> list[list[list[int]]]:
+    def spy(tokenizer: Tokenizer, texts: list[str], *rest: Any) -> list[list[list[int]]]:
         seen.append(len(texts))
-        return encode_windows(texts, prompt, max_length)
+        return encode_windows(tokenizer, texts, *rest)
 
-    monkeypatch.setattr(minilm.tokenizer, "encode_windows", spy)
+    monkeypatch.setattr(Tokenizer, "encode_windows", spy)
     monkeypatch.setattr(batches, "WINDOW_CHARACTERS", 1000)
     minilm.encode(["fox " * 250] * 3, truncate="chunk", max_length=LIMIT)
     assert seen == [1, 1, 1]

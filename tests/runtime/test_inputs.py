@@ -128,7 +128,7 @@ def test_tables_are_refused(embedder: Embedder, reranker: CrossEncoder) -> None:
     ("wrong", "remedy"),
     [
         ({"text": TEXTS}, "Give .* of its"),
-        ({"text": TEXTS}.keys(), r"Give sorted\(...\) of it"),
+        ({"text": TEXTS}.keys(), r"Give list\(...\) of it"),
         (set(TEXTS), r"Give sorted\(...\) of it"),
         (bytearray(b"ab"), "Decode it"),
         (np.array("what is"), r"Give its .item\(\)"),

@@ -146,3 +146,13 @@ def test_copies_and_pickles(both: Facades) -> None:
     again = pickle.loads(pickle.dumps(reranker))
     pair = ("what is", "the river")
     assert again.predict(pair) == reranker.predict(pair)
+
+
+def test_a_subclass_may_have_any_method(tmp_path: Path) -> None:
+    class Predicts(Embedder):
+        def predict(self) -> int:
+            return len(self.encode(TEXTS))
+
+    embedder = Predicts(build_checkpoint(tmp_path, "e5", num_hidden_layers=1))
+    embedder.truncate_dim = 8
+    assert embedder.predict() == len(TEXTS)

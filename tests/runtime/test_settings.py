@@ -262,8 +262,14 @@ class Sigmoid(torch.nn.Module):
 def test_an_activation_with_a_known_name_that_is_another(
     activation: Any, reranker: CrossEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    reranker.activation_fn = torch.nn.Tanh()
+    reranker.save_pretrained(tmp_path / "b")
     reranker.activation_fn = activation
     reranker.save_pretrained(tmp_path / "b")
+    again = CrossEncoder(tmp_path / "b").predict(PAIRS)  # the default, and not Tanh
+    np.testing.assert_allclose(
+        again, reranker.predict(PAIRS, activation_fn=torch.nn.Sigmoid()), rtol=0, atol=BOUND
+    )
     assert "activation_fn has no name in torch.nn and is not saved" in caplog.text
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +236,26 @@ def test_attributes_of_other_tokenizers_cannot_be_set_in_vain(name: str, tmp_pat
     tokenizer = Embedder(checkpoint(tmp_path)).tokenizer
     with pytest.raises(AttributeError, match=name):
         setattr(tokenizer, name, 6)
+
+
+def test_copies_and_workers_split_special_tokens_too(tmp_path: Path) -> None:
+    """The library's own state leaves the setting out."""
+    checkpoint(tmp_path)
+    change(tmp_path, "tokenizer_config.json", split_special_tokens=True)
+    embedder, texts = Embedder(tmp_path), ["a [SEP] b", "[MASK]"]
+    wanted = embedder.tokenizer.encode(texts, 20)
+    for again in (copy.deepcopy(embedder), pickle.loads(pickle.dumps(embedder))):
+        assert again.tokenizer.encode(texts, 20) == wanted
+    here, there = embedder.encode(texts), embedder.encode(texts, device=["cpu"])
+    np.testing.assert_allclose(there, here, atol=1e-6)
+
+
+def test_the_older_name_of_the_limit(tmp_path: Path) -> None:
+    """transformers reads it only where the newer one is missing."""
+    checkpoint(tmp_path)
+    change(tmp_path, "sentence_bert_config.json", max_seq_length=...)
+    change(tmp_path, "tokenizer_config.json", max_len=99, model_max_length=77)
+    assert Embedder(tmp_path).max_seq_length == 77
+    change(tmp_path, "tokenizer_config.json", model_max_length=...)
+    assert Embedder(tmp_path).max_seq_length == 99
+    assert SentenceTransformer(str(tmp_path), device="cpu").max_seq_length == 99

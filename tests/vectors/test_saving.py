@@ -11,7 +11,8 @@ import sentence_transformers
 import torch
 from sentence_transformers import SentenceTransformer
 
-from nomicbert import CrossEncoder, Embedder
+from nomicbert import CheckpointError, CrossEncoder, Embedder
+from nomicbert.text.prompts import CARDS_PROMPTS
 from tests.parity.bounds import EMBEDDING
 from tests.support.checkpoints import VARIANTS, build_checkpoint
 from tests.support.rerankers import build_reranker
@@ -112,3 +113,27 @@ def test_the_kind_is_saved(tmp_path: Path) -> None:
     np.testing.assert_allclose(judge.encode(SENTENCES), wanted, rtol=0, atol=1e-5)
     theirs = sentence_transformers.CrossEncoder(str(tmp_path / "e"), device="cpu")
     np.testing.assert_allclose(theirs.predict(pairs), scores, rtol=0, atol=1e-5)
+
+
+def test_the_cards_prompts_are_kept_where_they_are_not_implied(tmp_path: Path) -> None:
+    embedder = Embedder(build_checkpoint(tmp_path / "a", "minilm", num_hidden_layers=1))
+    embedder.prompts = dict(CARDS_PROMPTS)
+    embedder.save_pretrained(tmp_path / "b")
+    assert Embedder(tmp_path / "b").prompts == CARDS_PROMPTS
+
+
+def test_prompts_that_were_emptied_are_not_saved(tmp_path: Path) -> None:
+    """The card's four would come back."""
+    embedder = Embedder(build_checkpoint(tmp_path / "a", "nomic-v1.5", num_hidden_layers=1))
+    embedder.prompts.clear()
+    with pytest.raises(ValueError, match="cannot be without prompts"):
+        embedder.save_pretrained(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_wrapped_layer_is_not_saved(tmp_path: Path) -> None:
+    embedder = Embedder(build_checkpoint(tmp_path / "a", "nomic-v1.5", num_hidden_layers=1))
+    layer = embedder.model.layers[0]
+    layer.attention.out = torch.nn.Sequential(layer.attention.out)  # type: ignore[union-attr]
+    with pytest.raises(CheckpointError, match=r"attention\.out\.0\.weight is not one of the hub's"):
+        embedder.save_pretrained(tmp_path / "b")
