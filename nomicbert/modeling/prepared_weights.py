@@ -20,6 +20,32 @@ Place = tuple[int, str]
 SAMPLED = 16
 
 
+class Sample(NamedTuple):
+    """A few elements of a parameter, spread over it.
+
+    A change through `parameter.data`, common in weight averaging and merging, does not increase
+    the version, but it changes these values. A change to a small part of the parameter is missed.
+
+    Attributes:
+        kept: the elements when the weight was made.
+        live: the same elements in the parameter's own memory; None if they are not regularly
+            placed there.
+    """
+
+    kept: Tensor
+    live: Tensor | None
+
+    @classmethod
+    def of(cls, parameter: Tensor) -> "Sample":
+        """Take a sample now."""
+        now = elements(parameter)
+        return cls(now.clone(), now if parameter.is_contiguous() else None)
+
+    def holds(self, parameter: Tensor) -> bool:
+        """Whether the parameter still has these values; its stamp has been compared."""
+        return torch.equal(self.kept, elements(parameter) if self.live is None else self.live)
+
+
 class Entry(NamedTuple):
     """A prepared weight, with the data that tells whether it is out of date.
 
@@ -32,7 +58,7 @@ class Entry(NamedTuple):
 
     stamp: Stamp
     parameters: tuple[Tensor, Tensor | None]
-    samples: tuple[Tensor | None, Tensor | None]
+    samples: tuple[Sample | None, Sample | None]
     weight: Weight
 
 
@@ -45,20 +71,16 @@ def stamp(tensor: Tensor | None) -> Stamp:
     return (tensor.data_ptr(), version, tensor.dtype, tensor.device)
 
 
-def sample(tensor: Tensor) -> Tensor:
-    """A few elements of a parameter, spread over it.
-
-    A change through `parameter.data`, common in weight averaging and merging, does not increase
-    the version, but it changes these values. A change to a small part of the parameter is missed.
-    """
+def elements(tensor: Tensor) -> Tensor:
+    """Up to SAMPLED elements of a parameter: a view of it if it is contiguous."""
     flat = tensor.detach().flatten()
     # + 1, so that the stride is mostly no multiple of the row, and samples cover several columns
     return flat[:: flat.numel() // SAMPLED + 1]
 
 
-def same(kept: Tensor | None, now: Tensor | None) -> bool:
+def same(sample: Sample | None, now: Tensor | None) -> bool:
     """Whether a parameter still matches its sample; True if there is no sample."""
-    return kept is None or now is None or torch.equal(kept, sample(now))
+    return sample is None or now is None or sample.holds(now)
 
 
 def widened(
@@ -88,11 +110,12 @@ def prepare(
         weight = replace(weight, source=source, computed_in=weight.dtype)
     # a weight that is not a copy cannot be out of date; comparing on a GPU would block the host
     cast, compared = source.dtype != weight.dtype, source.device.type == "cpu"
-    kept = (
-        sample(source).clone() if compared and (cast or weight.packed is not None) else None,
-        sample(bias).clone() if compared and cast and bias is not None else None,
-    )
-    return Entry(now, (source, bias), kept, weight)
+    with torch.inference_mode(False):
+        samples = (
+            Sample.of(source) if compared and (cast or weight.packed is not None) else None,
+            Sample.of(bias) if compared and cast and bias is not None else None,
+        )
+    return Entry(now, (source, bias), samples, weight)
 
 
 class PreparedWeights:
