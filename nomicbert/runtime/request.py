@@ -30,7 +30,7 @@ def prompted(
     refuse_unknown(sorted(unknown), called, Request)
     if keywords.get("prompt_name") is not None or keywords.get("prompt") is not None:
         return keywords
-    return {**keywords, "prompt": ""} if name is None else {**keywords, "prompt_name": name}
+    return {**keywords, "prompt_name": name, "prompt": "" if name is None else None}
 
 
 @dataclass(frozen=True, kw_only=True)
