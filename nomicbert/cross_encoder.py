@@ -3,7 +3,6 @@
 Arguments that sentence-transformers has too carry its names and its meaning.
 """
 
-import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -37,14 +36,13 @@ from nomicbert.runtime.workers import open_stream
 from nomicbert.text.max_length import check_limit
 from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Pair, Tokenizer
+from nomicbert.user_warnings import ConfigWarning, warn
 from nomicbert.vectors.saving import save_reranker_settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from nomicbert.loading.pretrained import CrossEncoderKeywords, ModelKeywords
-
-logger = logging.getLogger(__name__)
 
 
 class CrossEncoder(CrossEncoderSettings):
@@ -248,14 +246,18 @@ class CrossEncoder(CrossEncoderSettings):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model, tokenizer and settings, for this class or sentence-transformers.
 
-        An activation that torch.nn does not have is not saved; the log says so.
+        An activation that torch.nn does not have is not saved, with a ConfigWarning.
 
         Raises: ValueError, TypeError: invalid prompts, before anything is written.
         """
         self._prompts.check()  # before anything is written
         stated = activation_name(self.activation_fn)
         if stated is None:
-            logger.warning("activation_fn has no name in torch.nn and is not saved: set it again")
+            warn(
+                "activation_fn has no name in torch.nn and is not saved: set it again after "
+                "loading",
+                ConfigWarning,
+            )
         config = self.model.config
         source = {key: v for key, v in config.source.items() if key not in ACTIVATION_KEYS}
         source |= {"sentence_transformers": {"activation_fn": stated}} if stated else {}

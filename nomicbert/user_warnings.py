@@ -28,7 +28,7 @@ class PromptWarning(UserWarning):
 
 
 class ConfigWarning(UserWarning):
-    """A setting is not known, or transformers' own class ignores it while it counts here."""
+    """A setting is not known, is not saved, or counts here and not in transformers' own class."""
 
 
 class PoolingWarning(UserWarning):
