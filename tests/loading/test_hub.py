@@ -191,6 +191,15 @@ def test_second_call_asks_only_which_commit_it_is(hub: FakeHub) -> None:
     assert {path for _, path, _ in hub.requests} == {f"/api/models/{REPO}/revision/main"}
 
 
+def test_what_another_program_left_out_is_fetched(hub: FakeHub) -> None:
+    """transformers fetches neither modules.json nor the folders of the modules."""
+    for name in ("config.json", "model.safetensors"):
+        huggingface_hub.hf_hub_download(REPO, name)
+    partial = resolve(REPO, local_files_only=True)
+    assert names_in(partial) == {"config.json", "model.safetensors"}
+    assert names_in(resolve(REPO)) == SMALL_WANTED
+
+
 def test_revision_is_honoured(hub: FakeHub) -> None:
     old = hub.repositories[REPO].commit("v1", small_files(b"v1"))
     by_tag, by_commit = resolve(REPO, revision="v1"), resolve(REPO, revision=old)
