@@ -259,3 +259,21 @@ def test_the_older_name_of_the_limit(tmp_path: Path) -> None:
     change(tmp_path, "tokenizer_config.json", model_max_length=...)
     assert Embedder(tmp_path).max_seq_length == 99
     assert SentenceTransformer(str(tmp_path), device="cpu").max_seq_length == 99
+
+
+def test_special_tokens_that_are_not_around_a_text(tmp_path: Path) -> None:
+    """Only such tokenizers can be cut and packed; found out with the text "a"."""
+    checkpoint(tmp_path)
+    change(tmp_path, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    erased = {"type": "Replace", "pattern": {"String": "a"}, "content": ""}
+    change(tmp_path, "tokenizer.json", normalizer=erased)
+    with pytest.raises(TokenizerError, match="does not put its special tokens around a text"):
+        Embedder(tmp_path)
+    raw = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    same = {"id": "a", "ids": [raw["model"]["vocab"]["a"]], "tokens": ["a"]}
+    frame = raw["post_processor"]
+    frame["special_tokens"]["a"] = same
+    frame["pair"].append({"SpecialToken": {"id": "a", "type_id": 1}})
+    change(tmp_path, "tokenizer.json", normalizer=None, post_processor=frame)
+    with pytest.raises(TokenizerError, match="special tokens around two texts"):
+        Embedder(tmp_path).tokenizer.encode_pairs([("fox", "dog")], 20)
