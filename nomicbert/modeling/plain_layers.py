@@ -39,19 +39,9 @@ def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
         layer: any module.
         kind: the exact class that the op computes. A layer with parametrisations is of another.
     """
-    own = layer.__dict__
-    # `is_hooked`, written out: this runs for every layer of every call
-    if (
-        type(layer) is not kind
-        or own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
-        or _has_any_global_hook()  # type: ignore[no-untyped-call]
-    ):
+    if type(layer) is not kind or is_hooked(layer):
         return False
-    weight = own["_parameters"].get("weight")
+    weight = layer.__dict__["_parameters"].get("weight")
     # a weight of another class, such as a quantised one, computes in its own way; torch.export has
     # stand-ins of its own
     return type(weight) in PLAIN_WEIGHTS or (weight is not None and torch.compiler.is_exporting())

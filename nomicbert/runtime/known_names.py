@@ -133,7 +133,7 @@ class KnownNames:
             raise AttributeError(message, name=name, obj=self)
 
 
-def _refuse_to_set(kind: type, name: str) -> None:
+def _refuse_to_set(kind: type[KnownNames], name: str) -> None:
     declared = getattr(kind, name, None)
     if isinstance(declared, property) and declared.fset is None:
         why = _named(READ_ONLY.get(name, "it follows from the checkpoint"), kind)
@@ -149,7 +149,7 @@ def _refuse_to_set(kind: type, name: str) -> None:
         raise AttributeError(f"{kind.__name__} has no attribute {name!r}: {use}")
 
 
-def _instead(kind: type, name: str) -> str | None:
+def _instead(kind: type[KnownNames], name: str) -> str | None:
     """What to use in place of a known name; None if the name is not known."""
     if name in EQUIVALENTS:
         return _named(f"use {EQUIVALENTS[name]}", kind)
@@ -165,10 +165,10 @@ def _instead(kind: type, name: str) -> str | None:
     return None
 
 
-def _scores(kind: type) -> bool:
-    return bool(kind._facade == "reranker")  # type: ignore[attr-defined]
+def _scores(kind: type[KnownNames]) -> bool:
+    return kind._facade == "reranker"
 
 
-def _named(text: str, kind: type) -> str:
+def _named(text: str, kind: type[KnownNames]) -> str:
     facade, module = ("reranker", "model") if _scores(kind) else ("embedder", "embedding_model")
     return text.replace("{model}", f"{facade}.{module}").replace("{}", facade)

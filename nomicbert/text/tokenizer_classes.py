@@ -76,6 +76,10 @@ def guarded(path: Path, call: Callable[..., Result], *arguments: Any, **keywords
 
 
 def _unchanged(source: Source, texts: Mapping[str, str]) -> RustTokenizer:
+    return _whole(source)
+
+
+def _whole(source: Source) -> RustTokenizer:
     if source.whole is None:
         raise TokenizerError(
             f"{source.path.parent} has no tokenizer.json, which its tokenizer_class needs"
@@ -114,7 +118,7 @@ def _xlm_roberta(source: Source, texts: Mapping[str, str]) -> RustTokenizer:
             f"XLM-R into [{XLM_R_UNKNOWN_ID}]"
         )
     rust = RustTokenizer(model)
-    if (table := _character_table(_unchanged(source, texts))) is not None:
+    if (table := _character_table(_whole(source))) is not None:
         rust.normalizer = Precompiled(table)
     spaced = source.stated.flag("add_prefix_space", default=True)
     metaspace = Metaspace(replacement="▁", prepend_scheme="always" if spaced else "never")
@@ -123,7 +127,7 @@ def _xlm_roberta(source: Source, texts: Mapping[str, str]) -> RustTokenizer:
 
 
 def _model(source: Source, wanted: str) -> Any:
-    model = _unchanged(source, {}).model
+    model = _whole(source).model
     if type(model).__name__ != wanted:
         raise TokenizerError(
             f"{source.path} holds a {type(model).__name__} model, but the tokenizer_class of this "

@@ -1,4 +1,4 @@
-"""Folders that lack a file, or hold one that cannot be read: no guess without a word."""
+"""Folders that lack a file, or hold one that cannot be read: an error or a warning."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Tracers and transforms of torch: each computes the right values or is refused by name.
 
-A trace would hold the lengths of its example, and be wrong for another batch without a word.
+A trace would hold the lengths of its example, and be silently wrong for another batch.
 """
 
 from __future__ import annotations

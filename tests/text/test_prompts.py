@@ -211,26 +211,27 @@ def test_query_and_document_are_empty_where_none_are_shipped(tmp_path: Path) -> 
         Prompts({"search_query": "search_query: "}).choose("query", None)
 
 
-def test_a_default_is_not_a_prompt_for_queries(tmp_path: Path) -> None:
-    """sentence-transformers is the judge."""
-    build_checkpoint(tmp_path, "e5", num_hidden_layers=1)
-    stated = {"prompts": {"x": "fox "}, "default_prompt_name": "x"}
-    path = tmp_path / "config_sentence_transformers.json"
+def both_libraries(
+    folder: Path, prompts: dict[str, str], default: str
+) -> tuple[Embedder, SentenceTransformer]:
+    build_checkpoint(folder, "e5", num_hidden_layers=1)
+    stated = {"prompts": prompts, "default_prompt_name": default}
+    path = folder / "config_sentence_transformers.json"
     path.write_text(json.dumps(stated), "utf-8")
-    ours, theirs = Embedder(tmp_path), SentenceTransformer(str(tmp_path), device="cpu")
+    return Embedder(folder), SentenceTransformer(str(folder), device="cpu")
+
+
+def test_a_default_is_not_a_prompt_for_queries(tmp_path: Path) -> None:
+    ours, theirs = both_libraries(tmp_path, {"x": "fox "}, "x")
     for name in ("encode", "encode_query", "encode_document"):
         found, wanted = (getattr(judge, name)(["a dog"]) for judge in (ours, theirs))
         np.testing.assert_allclose(found, wanted, atol=2e-6)
     assert np.abs(ours.encode(["a dog"]) - ours.encode_query(["a dog"])).max() > 1e-3
 
 
-def test_a_document_is_known_beside_a_query(tmp_path: Path) -> None:
+def test_a_document_is_known_next_to_a_query(tmp_path: Path) -> None:
     """As in sentence-transformers: the name that is not shipped stands for no prompt."""
-    build_checkpoint(tmp_path, "e5", num_hidden_layers=1)
-    stated = {"prompts": {"query": "fox "}, "default_prompt_name": "document"}
-    path = tmp_path / "config_sentence_transformers.json"
-    path.write_text(json.dumps(stated), "utf-8")
-    ours, theirs = Embedder(tmp_path), SentenceTransformer(str(tmp_path), device="cpu")
+    ours, theirs = both_libraries(tmp_path, {"query": "fox "}, "document")
     for name in ("query", "document", None):
         found, wanted = (judge.encode(["a dog"], prompt_name=name) for judge in (ours, theirs))
         np.testing.assert_allclose(found, wanted, atol=2e-6)

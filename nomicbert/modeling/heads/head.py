@@ -145,6 +145,7 @@ class Head(nn.Module):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the word embedding table; the vocabulary may have another size."""
         self.encoder.set_input_embeddings(value)
+        self._follow(value.num_embeddings, mean_resizing=True)
 
     def resize_token_embeddings(
         self,
@@ -153,9 +154,14 @@ class Head(nn.Module):
         mean_resizing: bool = True,
     ) -> nn.Embedding:
         """As `NomicBert.resize_token_embeddings`."""
-        return self.encoder.resize_token_embeddings(
+        table = self.encoder.resize_token_embeddings(
             new_num_tokens, pad_to_multiple_of, mean_resizing
         )
+        self._follow(table.num_embeddings, mean_resizing)
+        return table
+
+    def _follow(self, count: int, mean_resizing: bool) -> None:
+        """Give the head's own parameters a row for each of `count` words, if they have such."""
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: object = None) -> None:
         """As `NomicBert.gradient_checkpointing_enable`."""

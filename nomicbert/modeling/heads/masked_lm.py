@@ -69,27 +69,11 @@ class NomicBertForMaskedLM(LabelledHead):
         """Whether to use tanh GELU: NomicBERT's own code does for "gelu_new", in this head only."""
         return self.config.source.get("activation_function") == "gelu_new"
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the word embedding table and resize decoder and bias, as for a resized table."""
-        super().set_input_embeddings(value)
-        self._follow(value.num_embeddings, mean_resizing=True)
-
-    def resize_token_embeddings(
-        self,
-        new_num_tokens: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        mean_resizing: bool = True,
-    ) -> nn.Embedding:
-        """As `NomicBert.resize_token_embeddings`; new rows of an untied decoder are drawn likewise.
+    def _follow(self, count: int, mean_resizing: bool) -> None:
+        """Give decoder and bias a row for each word; new rows are drawn like those of the table.
 
         New words get the mean bias, or 0 if the decoder is tied or without `mean_resizing`.
         """
-        table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        self._follow(table.num_embeddings, mean_resizing)
-        return table
-
-    def _follow(self, count: int, mean_resizing: bool) -> None:
-        """Give decoder and bias a row for each word."""
         std = self.config.initializer_range
         by_mean = mean_resizing and self.decoder is not None
         for name, draw in (("decoder", (std, mean_resizing)), ("decoder_bias", (0.0, by_mean))):
