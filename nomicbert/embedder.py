@@ -36,7 +36,7 @@ from nomicbert.vectors.modules import check_chosen, read_pooling, warn_of_assump
 from nomicbert.vectors.pooling import Pooling
 from nomicbert.vectors.quantization import Precision
 from nomicbert.vectors.saving import save_modules
-from nomicbert.vectors.similarity import Rows, similarity, similarity_pairwise
+from nomicbert.vectors.similarity import VectorRows, similarity, similarity_pairwise
 from nomicbert.vectors.stated import stated_similarity, stated_truncate_dim
 from nomicbert_kernels import PoolMode
 
@@ -262,11 +262,11 @@ class Embedder(EmbedderSettings):
         keywords = prompted(keywords, self._prompts.document_name, self.encode_document)
         return self.encode(inputs, **keywords)
 
-    def similarity(self, a: Rows, b: Rows) -> Tensor:
+    def similarity(self, a: VectorRows, b: VectorRows) -> Tensor:
         """Similarity of all rows of `a` to all rows of `b`, (n, m), by `similarity_fn_name`."""
         return similarity(a, b, self.similarity_fn_name)
 
-    def similarity_pairwise(self, a: Rows, b: Rows) -> Tensor:
+    def similarity_pairwise(self, a: VectorRows, b: VectorRows) -> Tensor:
         """Similarity of each row of `a` to the row of `b` next to it, (n,)."""
         return similarity_pairwise(a, b, self.similarity_fn_name)
 

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # One set of vectors: (n, dim), a list of n vectors, or one vector.
-Rows = np.ndarray | Tensor | Sequence[Tensor] | Sequence[np.ndarray] | Sequence[Sequence[float]]
+VectorRows = (
+    np.ndarray | Tensor | Sequence[Tensor] | Sequence[np.ndarray] | Sequence[Sequence[float]]
+)
 
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cosine": lambda a, b: F.normalize(a) @ F.normalize(b).T,
@@ -44,7 +46,7 @@ def similarity_name(value: object) -> str:
     return name
 
 
-def similarity(a: Rows, b: Rows, name: str = "cosine") -> Tensor:
+def similarity(a: VectorRows, b: VectorRows, name: str = "cosine") -> Tensor:
     """Similarity of each row of `a` to each row of `b`; larger means more similar.
 
     Args:
@@ -59,7 +61,7 @@ def similarity(a: Rows, b: Rows, name: str = "cosine") -> Tensor:
     return SIMILARITIES[name](*_both(a, b))
 
 
-def similarity_pairwise(a: Rows, b: Rows, name: str = "cosine") -> Tensor:
+def similarity_pairwise(a: VectorRows, b: VectorRows, name: str = "cosine") -> Tensor:
     """Similarity of each row of `a` to the row of `b` next to it.
 
     Args:
@@ -80,7 +82,7 @@ def similarity_pairwise(a: Rows, b: Rows, name: str = "cosine") -> Tensor:
     return PAIRWISE[name](left, right)
 
 
-def _both(a: Rows, b: Rows) -> tuple[Tensor, Tensor]:
+def _both(a: VectorRows, b: VectorRows) -> tuple[Tensor, Tensor]:
     left, right = _rows(a), _rows(b)
     # an empty list has no width of its own
     left, right = (
@@ -94,7 +96,7 @@ def _both(a: Rows, b: Rows) -> tuple[Tensor, Tensor]:
     return left, right
 
 
-def _rows(x: Rows) -> Tensor:
+def _rows(x: VectorRows) -> Tensor:
     try:
         if isinstance(x, list | tuple) and len(x) and isinstance(x[0], Tensor | np.ndarray):
             rows = torch.stack([torch.as_tensor(row) for row in x]).float()
