@@ -19,6 +19,8 @@ _SIZES = (
     "type_vocab_size",
     "max_position_embeddings",
 )
+# Elements of one tensor: 4 TB in float32. The largest table of a known encoder has 2 ** 28.
+_MOST_ELEMENTS = 2**40
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,24 @@ class EncoderConfig:
             value = getattr(self, name)
             if not least <= value < math.inf:
                 raise ConfigError(f"{name} must be finite and at least {least}, not {value}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ConfigError(
+                f"initializer_range must be finite and at least 0, not {self.initializer_range}"
+            )
+        rows = max(
+            self.vocab_size,
+            self.type_vocab_size,
+            self.learned_positions or 0,
+            3 * self.hidden_size,
+            2 * self.intermediate_size * max(1, self.num_experts),
+        )
+        if rows * self.hidden_size > _MOST_ELEMENTS:
+            raise ConfigError(
+                f"a tensor of {rows} by {self.hidden_size} elements is larger than any model's"
+            )
         if self.rotary_dim and self.max_trained_positions < 1:
             raise ConfigError(
                 f"max_trained_positions must be at least 1, not {self.max_trained_positions}"

@@ -16,7 +16,7 @@ import torch
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import hub, weights
 from nomicbert.loading.folder import Limit, read_folder
-from nomicbert.loading.json_settings import read_json
+from nomicbert.loading.json_settings import naming, read_json
 from nomicbert.loading.license import License, read_license
 from nomicbert.loading.purpose import refuse_unless_embedder
 from nomicbert.loading.target import check_target, choose_ops
@@ -185,7 +185,8 @@ def describe(
 
 
 def _look_at_files(tensors: TensorFiles, config: EncoderConfig, dense: list[Path]) -> Files:
-    with torch.device("meta"), weights.Unfilled():
+    weights.check_layers(tensors, config)
+    with torch.device("meta"), weights.Unfilled(), naming(tensors.folder / "config.json"):
         model = NomicBert(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     weights.load_state(tensors, config, shapes, dtype=torch.float32, device="meta")

@@ -155,7 +155,7 @@ def read_folder(folder: Path, rotary_scaling_factor: float | None = None) -> Che
         activation=_activation(whole, config),
         model_type=_name(whole, "model_type"),
         task=_name(served, "transformer_task"),
-        architectures=tuple(map(str, config.source.get("architectures") or ())),
+        architectures=_architectures(config, encoder / "config.json"),
     )
 
 
@@ -214,6 +214,13 @@ def _class_name(tokenizer: Settings, config: EncoderConfig) -> str:
 def _name(settings: Settings, key: str) -> str | None:
     stated = settings.raw.get(key)
     return None if stated is None else str(stated)
+
+
+def _architectures(config: EncoderConfig, path: Path) -> tuple[str, ...]:
+    stated = config.source.get("architectures")
+    if not isinstance(stated, list | None):
+        raise ConfigError(f"{path}: architectures must be a list of names, not {stated!r:.80}")
+    return tuple(map(str, stated or ()))
 
 
 def _activation(whole: Settings, config: EncoderConfig) -> Any:

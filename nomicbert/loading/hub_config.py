@@ -14,13 +14,16 @@ from typing import Any, Literal
 
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import ConfigError
-from nomicbert.loading.json_settings import Settings, read_json
+from nomicbert.loading.json_settings import Settings, naming, read_json
 from nomicbert.user_warnings import ConfigWarning, warn
 
 logger = logging.getLogger(__name__)
 
 # The trained length of nomic-ai's rotary checkpoints if their config does not state it.
 NOMIC_TRAINED_POSITIONS = 2048
+
+# The word table has at most this many rows more than the file, or twice as many.
+MOST_PADDING = 1024
 
 # Keys that can change the computation, and their values that leave it unchanged.
 NOMIC_NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -75,7 +78,8 @@ def read_config(folder: Path, rotary_scaling_factor: float | None = None) -> Enc
             "checkpoint that was quantised, and quantise here with backend='int8' or 'fp8'"
         )
     s = Settings(raw, path)
-    config = READERS[model_type](s, rotary_scaling_factor)
+    with naming(path):
+        config = READERS[model_type](s, rotary_scaling_factor)
     if model_type == "nomic_bert" and not _is_legacy(s):
         _warn_of_unread(s, config)
     return replace(config, source=raw)
@@ -167,8 +171,11 @@ def _nomic(s: Settings, rotary_scaling_factor: float | None) -> EncoderConfig:
         )
     vocab = s.size("vocab_size")
     multiple = s.size("pad_vocab_size_multiple", default=1)
-    if multiple < 1:
-        raise ConfigError(f"{s.path}: pad_vocab_size_multiple must be at least 1, not {multiple}")
+    if not 1 <= multiple <= max(vocab, MOST_PADDING):
+        raise ConfigError(
+            f"{s.path}: pad_vocab_size_multiple must be at least 1 and at most {MOST_PADDING} or "
+            f"the vocabulary's size, not {multiple}"
+        )
     every = s.size("moe_every_n_layers", default=0)
     if every not in (0, 2):
         raise ConfigError(f"{s.path}: moe_every_n_layers = {every} is not supported, only 2 is")

@@ -5,17 +5,23 @@ Used for config.json and for the files of sentence-transformers and of the token
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nomicbert.errors import ConfigError
+from nomicbert.loading.plain_files import SETTINGS_LIMIT, read_file
+
+# No size, count or length of a model is larger. Products of two fit 64 bits.
+LARGEST = 2**31 - 1
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
-    Raises: ConfigError: the file is missing, not UTF-8, not JSON, or not an object.
+    Raises: ConfigError: the file is missing, not UTF-8, not JSON, not an object, or refused by
+        `plain_files`.
     """
     value = _parse(path)
     if not isinstance(value, dict):
@@ -32,16 +38,22 @@ def read_json_list(path: Path) -> list[dict[str, Any]]:
 
 
 def _parse(path: Path) -> Any:
+    content = read_file(path, SETTINGS_LIMIT, ConfigError)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if present(path):
-            raise ConfigError(f"{path} is a link to a file that is gone: fetch it again") from error
-        raise ConfigError(f"{path} is missing: is {path.parent} a checkpoint folder?") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error about one of the file's settings name the file, if it does not."""
+    try:
+        yield
+    except ConfigError as error:
+        if str(path) in str(error):
+            raise
+        raise ConfigError(f"{path}: {error}") from error
 
 
 class Settings:
@@ -55,7 +67,7 @@ class Settings:
         """The value under any of these keys; null counts as absent; two values must be equal."""
         found = {name: self.raw[name] for name in names if self.raw.get(name) is not None}
         if len(set(map(repr, map(_plain, found.values())))) > 1:
-            stated = " but ".join(f"{name} = {value!r}" for name, value in found.items())
+            stated = " but ".join(f"{name} = {value!r:.80}" for name, value in found.items())
             raise ConfigError(f"{self.path} contradicts itself: {stated}. Correct one of them.")
         if found:
             return _plain(next(iter(found.values())))
@@ -65,23 +77,37 @@ class Settings:
 
     def size(self, *names: str, default: int | None = None) -> int:
         """A whole number; 2048.0 is accepted, because real checkpoints contain such values."""
-        return int(self.number(*names, default=default, whole=True))
+        name, value = self._number(names, default)
+        if value % 1:  # inf % 1 is NaN, which is true
+            raise ConfigError(f"{self.path}: {name} must be a whole number, not {value!r}")
+        if abs(value) > LARGEST:
+            raise ConfigError(
+                f"{self.path}: {name} = {value!r:.40} is too large, the maximum is {LARGEST}"
+            )
+        return int(value)
 
-    def number(self, *names: str, default: float | None = None, whole: bool = False) -> float:
+    def number(self, *names: str, default: float | None = None) -> float:
         """A number."""
+        name, value = self._number(names, default)
+        try:
+            # a float even for 0: a strict reader of the saved file would refuse an int
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{self.path}: {name} = {value!r:.40} is too large") from error
+
+    def _number(self, names: tuple[str, ...], default: float | None) -> tuple[str, int | float]:
+        """The number and the key that it is under."""
         value = self.get(*names, default=default)
+        name = next((name for name in names if self.raw.get(name) is not None), names[0])
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{self.path}: {names[0]} must be a number, not {value!r}")
-        if whole and value % 1:  # inf % 1 is NaN, which is true
-            raise ConfigError(f"{self.path}: {names[0]} must be a whole number, not {value!r}")
-        # a float even for 0: a strict reader of the saved file would refuse an int
-        return value if whole else float(value)
+            raise ConfigError(f"{self.path}: {name} must be a number, not {value!r:.80}")
+        return name, value
 
     def flag(self, name: str, *, default: bool) -> bool:
         """A boolean; the string "false" is refused, because Python would treat it as true."""
         value = self.get(name, default=default)
         if not isinstance(value, bool):
-            raise ConfigError(f"{self.path}: {name} must be true or false, not {value!r}")
+            raise ConfigError(f"{self.path}: {name} must be true or false, not {value!r:.80}")
         return value
 
     def refuse(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
@@ -91,7 +117,7 @@ class Settings:
             if value is not None and value not in allowed:
                 wanted = " or ".join(map(repr, (*allowed, None)))
                 raise ConfigError(
-                    f"{self.path}: {name} = {value!r} is not supported, only {wanted} is"
+                    f"{self.path}: {name} = {value!r:.80} is not supported, only {wanted} is"
                 )
 
 
@@ -108,7 +134,7 @@ def inside(folder: Path, name: Any, stated_in: Path) -> Path:
     Raises: ConfigError: not a string, absolute, or contains "..".
     """
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ConfigError(f"{stated_in} names the path {name!r}, which leaves its folder")
+        raise ConfigError(f"{stated_in} names the path {name!r:.80}, which leaves its folder")
     return folder / name
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # "nc" as in Creative Commons, or "non-commercial" in the name of a custom licence.
+# Characters in which the front matter must end.
+FRONT = 2**20
 NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 SCALAR = re.compile(r"(license|license_name): *([^\s#].*?) *(#.*)?")
 
@@ -27,11 +29,15 @@ class License:
 
 
 def read_license(folder: Path) -> License | None:
-    """The licence that the card of a checkpoint folder states, or None."""
+    """The licence that the card of a checkpoint folder states; None also if it cannot be read."""
     path = folder / "README.md"
     if not path.is_file():
         return None
-    first, *lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines() or [""]
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            first, *lines = file.read(FRONT).splitlines() or [""]
+    except OSError:  # no card is needed to load a checkpoint
+        return None
     if first.strip() != "---" or "---" not in map(str.rstrip, lines):
         return None
     front = lines[: list(map(str.rstrip, lines)).index("---")]

@@ -13,7 +13,7 @@ from nomicbert.errors import CheckpointError
 from nomicbert.loading import hub, weights
 from nomicbert.loading.folder import CheckpointFolder
 from nomicbert.loading.hub_config import read_config, unlike_transformers
-from nomicbert.loading.json_settings import present
+from nomicbert.loading.json_settings import naming, present
 from nomicbert.loading.target import check_target, select_ops
 from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert.user_warnings import ConfigWarning, warn
@@ -113,7 +113,8 @@ def load(
     if wanted is None:
         wanted = weights.disk_dtype(files, config)
         select_ops(target, compute_dtype(target, wanted), backend)
-    with torch.device("meta"), weights.Unfilled():
+    weights.check_layers(files, config)
+    with torch.device("meta"), weights.Unfilled(), naming(folder / "config.json"):
         model, fresh = build(config, files)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     stored = {name: shape for name, shape in shapes.items() if name not in fresh}

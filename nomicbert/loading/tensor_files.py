@@ -5,8 +5,6 @@ Where in the flow: below `weights`, which knows what the tensors are for. No cod
 
 import json
 import os
-import pickle
-import struct
 import tempfile
 import zipfile
 from collections import Counter
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from nomicbert.errors import CheckpointError
 from nomicbert.loading.json_settings import present, read_json
+from nomicbert.loading.plain_files import check_file
 
 # In order of preference: safetensors cannot contain code, and is memory-mapped.
 WEIGHT_FILES = (
@@ -29,11 +28,11 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Exceptions that torch.load raises on a truncated or forged file.
-TORN = (
-    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, RuntimeError, LookupError,
-    ValueError, TypeError, AttributeError, AssertionError, OverflowError, OSError,
-)  # fmt: skip
+# Compressed weights are hardly smaller. Beyond this ratio of sizes, reading a few bytes would fill
+# memory; the allowance is for tiny models.
+MOST_COMPRESSED, ALLOWANCE = 20, 2**20
+# The first bytes of a zip file.
+ZIP = b"PK\x03\x04"
 
 
 class TensorFiles:
@@ -66,9 +65,9 @@ class TensorFiles:
             raise CheckpointError(f"{chosen} has no weight_map of tensor names to file names")
         for shard in shards.values():
             if Path(shard).name != shard or shard in ("", ".", ".."):
-                raise CheckpointError(f"{chosen} names the shard {shard!r}, outside its folder")
-            if not (self.folder / shard).is_file():
-                raise CheckpointError(f"{chosen} names the shard {shard!r}, which is missing")
+                raise CheckpointError(f"{chosen} names the shard {shard!r:.80}, outside its folder")
+            if not present(self.folder / shard):
+                raise CheckpointError(f"{chosen} names the shard {shard!r:.80}, which is missing")
         return [self.folder / shard for shard in sorted(set(shards.values()))]
 
     def names(self) -> list[str]:
@@ -90,23 +89,28 @@ class TensorFiles:
 
 
 def _open_safetensors(file: Path) -> Any:
+    check_file(file, None, CheckpointError)
     try:
         return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise CheckpointError(f"{file} is not a valid safetensors file: {error}") from error
 
 
 def _open_bin(file: Path) -> dict[str, Tensor]:
+    size = check_file(file, None, CheckpointError)
     try:
         entries = _zip_entries(file)
+        stored = sum(entry.file_size for entry in entries)
+        if stored > MOST_COMPRESSED * size + ALLOWANCE:
+            raise ValueError(f"{stored:,} bytes in a file of {size:,}")
         # only the zip format, torch.save's current one, can be memory-mapped; where an entry is
         # compressed, torch would map the compressed bytes
         mapped = bool(entries) and all(e.compress_type == zipfile.ZIP_STORED for e in entries)
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except TORN as error:
-        why = (str(error) or type(error).__name__).splitlines()[0]
+    except Exception as error:  # whatever a damaged pickle makes torch raise
         raise CheckpointError(
-            f"{file} is not a valid file of plain tensors, and nothing else is unpickled: {why}"
+            f"{file} is not a valid file of plain tensors, and nothing else is unpickled: "
+            f"{_reason(error)}"
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
@@ -115,15 +119,33 @@ def _open_bin(file: Path) -> dict[str, Tensor]:
     empty = [name for name, tensor in state.items() if tensor.is_meta]
     if empty:
         raise CheckpointError(f"{file} has no values for {empty[0]}: it was saved on 'meta'")
-    if entries and not _fits(state.values(), entries):
+    # a few values may be stored for many: the strides say so
+    large = any(t.numel() * t.element_size() > max(size, stored) for t in state.values())
+    if large or (entries and not _fits(state.values(), entries)):
         raise CheckpointError(f"{file} is damaged: a tensor is larger than what is stored for it")
     # an nn.Parameter would ask for gradients
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
+def _reason(error: Exception) -> str:
+    """Why torch could not load a file, without its advice to allow code."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    why = (text.splitlines() or ["it ends too early" if isinstance(error, EOFError) else ""])[0]
+    why = why.partition(" was not an allowed global")[0]
+    if "weights_only" in why or "Weights only" in why:
+        return "it is not in torch.save's format, or in one that may contain code"
+    return why or type(error).__name__
+
+
 def _zip_entries(file: Path) -> list[zipfile.ZipInfo]:
-    """The entries of a zip file; empty for a file of another format."""
+    """The entries of a zip file; empty for a file of another format.
+
+    Raises: EOFError: it begins like a zip file, but does not end like one.
+    """
     if not zipfile.is_zipfile(file):
+        with file.open("rb") as opened:
+            if opened.read(len(ZIP)) == ZIP:
+                raise EOFError
         return []
     with zipfile.ZipFile(file) as archive:
         return archive.infolist()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from nomicbert.config import EncoderConfig
-from nomicbert.errors import CheckpointError
+from nomicbert.errors import CheckpointError, ConfigError
 from nomicbert.loading.nonfinite import not_finite, warn_not_finite
 from nomicbert.loading.saved_config import saved_config
 from nomicbert.loading.tensor_files import WEIGHT_FILES, TensorFiles, write
@@ -53,13 +53,33 @@ class Unfilled(TorchFunctionMode):
 
 
 def disk_dtype(files: TensorFiles, config: EncoderConfig) -> torch.dtype:
-    """The dtype stated in config.json, else that of the first floating-point tensor."""
+    """The dtype stated in config.json, else that of the first floating-point tensor.
+
+    Raises: ConfigError: a dtype that parameters cannot have.
+    """
     stated = config.source.get("dtype") or config.source.get("torch_dtype")
     dtype = getattr(torch, str(stated).removeprefix("torch."), None)
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    floating = (d for n in files.names() if (d := files.read(n).dtype).is_floating_point)
-    return next(floating, torch.float32)
+    if not isinstance(dtype, torch.dtype):
+        floating = (d for n in files.names() if (d := files.read(n).dtype).is_floating_point)
+        dtype = next(floating, torch.float32)
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ConfigError(
+            f"{files.folder} is stored in {dtype}, which parameters cannot have: give dtype, such "
+            "as torch.float32, in place of 'auto'"
+        )
+    return dtype
+
+
+def check_layers(files: TensorFiles, config: EncoderConfig) -> None:
+    """Refuse a number of layers that the file cannot hold, before any of them is built.
+
+    Raises: CheckpointError: fewer tensors than layers.
+    """
+    if config.num_hidden_layers > len(files.names()):
+        raise CheckpointError(
+            f"the config.json of {files.folder} states {config.num_hidden_layers} layers, but "
+            f"there are only {len(files.names())} tensors"
+        )
 
 
 def load_state(

@@ -6,6 +6,7 @@ import pickle
 import random
 import re
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from nomicbert import NomicBert
 from nomicbert.errors import CheckpointError, NomicBertError
 from nomicbert.loading.tensor_files import TensorFiles
 from tests.support.checkpoints import build_checkpoint, edit_config, read_tensors
+from tests.support.guards import guarded
 
 SAFE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN = "pytorch_model.bin"
@@ -122,7 +124,6 @@ def test_damaged_safetensors(folder: Path) -> None:
         struct.pack("<Q", 2**40) + whole[8:],
         whole[:8] + b"#" * size + whole[8 + size :],
         whole.replace(b'"F32"', b'"F99"', 1),
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
     ):
         (folder / SAFE).write_bytes(damaged)
         refused(folder, rf"{SAFE} is not a valid safetensors file: ", dtype="auto")
@@ -132,7 +133,7 @@ def test_no_floating_tensors(folder: Path) -> None:
     edit_config(folder, torch_dtype=...)
     for tensors in ({}, {"emb_ln.bias": torch.ones(64, dtype=torch.int64)}):
         save_file(tensors, folder / SAFE)
-        refused(folder, "missing", dtype="auto")
+        refused(folder, r"states 3 layers, but there are only [01] tensors", dtype="auto")
 
 
 @pytest.mark.parametrize("shard", ["../x.safetensors", "/x.safetensors", "a/b", "..", ""])
@@ -188,10 +189,111 @@ def test_a_pickle_is_never_run(zipped: bool, folder: Path, tmp_path: Path) -> No
     content = {"emb_ln.bias": torch.ones(64), "emb_ln.weight": Runs(marker)}
     (folder / SAFE).unlink()
     torch.save(content, folder / BIN, _use_new_zipfile_serialization=zipped)
-    refused(folder, f"{BIN} is not a valid file of plain tensors, and nothing else is unpickled")
+    text = refused(
+        folder, f"{BIN} is not a valid file of plain tensors, and nothing else is unpickled: "
+    )
+    assert text.endswith("Unsupported global: GLOBAL io.open")
     (folder / BIN).write_bytes(pickle.dumps(Runs(marker), protocol=2))
     refused(folder, f"{BIN} is not a valid file of plain tensors")
     assert not marker.exists()
+
+
+def old_tar(file: Path) -> None:
+    """The format of torch before 0.1.10."""
+    with tarfile.open(file, "w") as archive:
+        for name in ("sys_info", "pickle", "tensors", "storages"):
+            content = pickle.dumps({} if name == "sys_info" else 0)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_no_error_advises_to_allow_code(folder: Path) -> None:
+    (folder / SAFE).unlink()
+    writers: list[Callable[[Path], object]] = [
+        lambda file: torch.jit.script(torch.nn.Linear(2, 2)).save(str(file)),
+        old_tar,
+        lambda file: torch.save(torch.nn.Linear(2, 2), file),
+        lambda file: torch.save(torch.nn.Linear(2, 2), file, _use_new_zipfile_serialization=False),
+        lambda file: torch.save({"a": Path("x")}, file, pickle_protocol=4),
+        lambda file: file.write_bytes(pickle.dumps({"a": 1})),
+        lambda file: file.write_bytes(pickle.dumps({"a": Path("x")}, protocol=2)),
+        lambda file: file.write_bytes(b"\x80\x02ctorch.hub\nload\n."),
+    ]
+    for write in writers:
+        (folder / BIN).unlink(missing_ok=True)
+        write(folder / BIN)
+        text = refused(folder, f"{BIN} is not a valid file of plain tensors")
+        for advice in ("weights_only", "safe_globals", "trust", "Weights only", "pickle_module"):
+            assert advice not in text, text
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_bin_that_was_cut_short(zipped: bool, folder: Path) -> None:
+    tensors = read_tensors(folder)
+    (folder / SAFE).unlink()
+    torch.save(tensors, folder / BIN, _use_new_zipfile_serialization=zipped)
+    whole = (folder / BIN).read_bytes()
+    for size in (0, 1, 4, 30, 1000, len(whole) // 2, len(whole) - 1):
+        (folder / BIN).write_bytes(whole[:size])
+        text = refused(folder, f"{BIN} is not a valid file of plain tensors")
+        assert "Errno" not in text
+        assert "Invalid argument" not in text
+        if size == 0 or (zipped and size >= 4):
+            assert text.endswith(": it ends too early")
+
+
+def test_a_bin_that_unpacks_to_more_than_memory(folder: Path) -> None:
+    """A zip file of 100 kB may declare and hold gigabytes of zeros."""
+    as_bin(folder, read_tensors(folder) | {"emb_ln.bias": torch.zeros(2**26)})
+    rezipped(folder / BIN, lambda name, content: content, zipfile.ZIP_DEFLATED)
+    refused(folder, rf"{BIN} is not a valid .*: 2\d\d,\d+,\d+ bytes in a file of \d\d\d,\d\d\d$")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_tensor_of_one_value_and_many_rows(zipped: bool, folder: Path) -> None:
+    """Its strides are 0: a parameter of this size would be built from four bytes."""
+    tensors = read_tensors(folder)
+    edit_config(folder, vocab_size=10**7, pad_vocab_size_multiple=1)
+    tensors["embeddings.word_embeddings.weight"] = torch.ones(1, 1).expand(10**7, 64)
+    (folder / SAFE).unlink()
+    torch.save(tensors, folder / BIN, _use_new_zipfile_serialization=zipped)
+    with guarded():
+        refused(folder, f"{BIN} is damaged: a tensor is larger than what is stored for it")
+
+
+def test_sizes_in_a_pickle(folder: Path) -> None:
+    """Lengths and counts that a few bytes state: torch and Python would reserve memory for them."""
+    (folder / SAFE).unlink()
+    many = struct.pack("<q", 2**61)
+    for content in (
+        b"\x80\x02\x8e" + many,  # BINBYTES8
+        b"\x80\x02\x8d" + many,  # BINUNICODE8
+        b"\x80\x02B" + struct.pack("<I", 2**32 - 1),  # BINBYTES
+        b"\x80\x02X" + struct.pack("<I", 2**32 - 1),  # BINUNICODE
+        b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1),  # LONG4
+        b"\x80\x02}q\x01." * 1000,
+        b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".",
+        b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+    ):
+        (folder / BIN).write_bytes(content)
+        with guarded():
+            refused(folder, f"{BIN} (is not a valid file of plain tensors|must hold)")
+
+
+def test_a_storage_larger_than_memory_in_the_old_format(folder: Path) -> None:
+    tensors = {"emb_ln.bias": torch.ones(64)}
+    (folder / SAFE).unlink()
+    torch.save(tensors, folder / BIN, _use_new_zipfile_serialization=False)
+    whole = (folder / BIN).read_bytes()
+    size = b"K@"  # BININT1 of 64
+    assert size in whole
+    for count in (2**40, 2**62):
+        large = b"\x8a\x08" + struct.pack("<q", count)
+        (folder / BIN).write_bytes(whole.replace(size, large))
+        with guarded():
+            refused(folder, f"{BIN} is not a valid file of plain tensors")
 
 
 def test_a_bin_that_is_no_dictionary_of_tensors(folder: Path) -> None:
@@ -315,4 +417,4 @@ def test_a_bin_without_values(folder: Path) -> None:
 def test_weights_that_cannot_be_opened(name: str, folder: Path) -> None:
     (folder / SAFE).unlink()
     (folder / name).mkdir()
-    refused(folder, f"{name} is not a valid")
+    refused(folder, f"{name} is a folder, not a file")

@@ -13,6 +13,8 @@ Problem = Literal["regression", "single_label_classification", "multi_label_clas
 PROBLEMS: tuple[Problem, ...] = get_args(Problem)
 # Number of labels if config.json states none. Source: PretrainedConfig of transformers.
 DEFAULT_COUNT = 2
+# Labels without names of their own. Names take memory, and no head has so many.
+MOST_LABELS = 10**6
 
 
 @dataclass(frozen=True)
@@ -48,30 +50,33 @@ class Labels:
 
         Raises: ConfigError: labels that are not numbered from 0, an unknown problem_type.
         """
-        names = source.get("id2label")
+        names, count = source.get("id2label"), source.get("num_labels") or DEFAULT_COUNT
         if names is None:
-            labels = cls.numbered(int(source.get("num_labels") or DEFAULT_COUNT))
+            if not isinstance(count, int) or not 1 <= count <= MOST_LABELS:
+                raise ConfigError(f"num_labels must be 1 to {MOST_LABELS}, not {count!r:.80}")
+            labels = cls.numbered(count)
         else:
             count = len(names) if isinstance(names, Mapping) else 0
             wanted = [str(i) for i in range(count)]
             if not count or set(names) != set(wanted):
-                raise ConfigError(f"id2label must count from 0 without gaps, not {names!r}")
+                raise ConfigError(f"id2label must count from 0 without gaps, not {names!r:.80}")
             labels = cls(tuple(str(names[i]) for i in wanted))
-        return replace(labels, dropout_p=source.get("classifier_dropout")).meant_as(
-            source.get("problem_type")
-        )
+        dropout = source.get("classifier_dropout")
+        if dropout is not None and not (isinstance(dropout, int | float) and 0 <= dropout <= 1):
+            raise ConfigError(f"classifier_dropout must be from 0 to 1, not {dropout!r:.80}")
+        return replace(labels, dropout_p=dropout).meant_as(source.get("problem_type"))
 
     def meant_as(self, problem_type: str | None) -> "Labels":
         """Set the problem type.
 
         Raises: ConfigError: not one of `PROBLEMS`.
         """
-        known: dict[str | None, Problem | None] = {None: None, **{name: name for name in PROBLEMS}}
-        if problem_type not in known:
+        known = next((name for name in PROBLEMS if name == problem_type), None)
+        if known is None and problem_type is not None:
             raise ConfigError(
-                f"problem_type must be one of {', '.join(PROBLEMS)}, not {problem_type!r}"
+                f"problem_type must be one of {', '.join(PROBLEMS)}, not {problem_type!r:.80}"
             )
-        return replace(self, problem_type=known[problem_type])
+        return replace(self, problem_type=known)
 
     def as_config(self) -> dict[str, Any]:
         """The keys of config.json."""
