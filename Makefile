@@ -9,7 +9,7 @@ RUN    := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint parity bench bench-gpu aot gpu gpu-proof gpu-report gpu-proven clean
+.PHONY: help demo test lint parity fuzz bench bench-gpu aot gpu gpu-proof gpu-report gpu-proven clean
 # A set of extras is installed once, and again when pyproject.toml or constraints.txt changes.
 .PRECIOUS: $(VENV)/.installed-%
 
@@ -30,6 +30,9 @@ lint: $(VENV)/.installed-lint  ## check style and types
 parity: $(VENV)/.installed-test  ## compare with transformers on freshly drawn weights; prints a table
 	NOMICBERT_SEED=$${NOMICBERT_SEED:-$$($(RUN) -c "import secrets; print(secrets.randbelow(10**6))")} \
 		$(RUN) -m pytest tests/parity -n $(JOBS) -p no:benchmark --parity-report . $(ARGS)
+
+fuzz: $(VENV)/.installed-test  ## load 100,000 damaged checkpoints; ARGS="--seed 7 --only 123" replays one
+	PYTHONPATH=.:kernels $(RUN) -W ignore -m tests.fuzz --cases 100000 --jobs $(JOBS) --compare 0.05 $(ARGS)
 
 bench: $(VENV)/.installed-test  ## time each op against its peers; ARGS="--quick" checks that they run
 	$(RUN) -m pytest bench -o python_files='bench_*.py' $(ARGS)

@@ -12,12 +12,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.fuzz.outcome import BAD
 
+BATCH = (sys.executable, "-m", "tests.fuzz.batch")
 PATIENCE = 15.0  # seconds that a case may take
 START = 300.0  # seconds until a process has begun its first case
 
@@ -51,7 +52,9 @@ class Totals:
         self.largest = max(self.largest, found, key=lambda case: case.growth)
 
 
-def run(seed: int, cases: range, jobs: int, compare: float) -> Iterator[Case]:
+def run(
+    seed: int, cases: range, jobs: int, compare: float, command: Sequence[str] = BATCH
+) -> Iterator[Case]:
     """Run cases and yield them as they end.
 
     Args:
@@ -59,49 +62,50 @@ def run(seed: int, cases: range, jobs: int, compare: float) -> Iterator[Case]:
         cases: their numbers.
         jobs: processes at a time.
         compare: share of the loaded models to compare with the other libraries.
+        command: starts a process that runs cases.
     """
     with tempfile.TemporaryDirectory(prefix="fuzz-") as home:
-        found: queue.Queue[Case | None] = queue.Queue()
+        found: queue.Queue[Case | RuntimeError | None] = queue.Queue()
         parts = [part for i in range(jobs) if (part := cases[i::jobs])]
 
         def work(part: range, place: Path) -> None:
             try:
-                for case in _watch(seed, part, compare, place):
+                for case in _watch([*command, str(seed)], part, compare, place):
                     found.put(case)
-            finally:
                 found.put(None)
+            except RuntimeError as error:
+                found.put(error)
 
         for number, part in enumerate(parts):
             place = Path(home, str(number))
             place.mkdir()
             threading.Thread(target=work, args=(part, place), daemon=True).start()
-        left, missing = len(parts), len(cases)
+        left = len(parts)
         while left:
             case = found.get()
+            if isinstance(case, RuntimeError):
+                raise case
             if case is None:
                 left -= 1
             else:
-                missing -= 1
                 yield case
-        if missing:
-            raise RuntimeError(f"{missing} cases did not run; FUZZ_STDERR=1 shows why")
 
 
-def _watch(seed: int, part: range, compare: float, home: Path) -> Iterator[Case]:
+def _watch(command: list[str], part: range, compare: float, home: Path) -> Iterator[Case]:
     """Run one part, with a new process after each case that ended or stopped one."""
     left = part
     while left:
-        for found in _one_process(seed, left, compare, home):
+        for found in _one_process(command, left, compare, home):
             yield found
             left = range(found.number + left.step, left.stop, left.step)
 
 
-def _one_process(seed: int, part: range, compare: float, home: Path) -> Iterator[Case]:
+def _one_process(command: list[str], part: range, compare: float, home: Path) -> Iterator[Case]:
     """Yield the cases of one process, the last of which may have ended it."""
     root = Path(__file__).parents[2]
-    numbers = map(str, (seed, part.start, part.step, part.stop, compare))
+    numbers = map(str, (part.start, part.step, part.stop, compare))
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fuzz.batch", *numbers, str(home)],
+        [*command, *numbers, str(home)],
         stdout=subprocess.PIPE,
         stderr=None if os.environ.get("FUZZ_STDERR") else subprocess.DEVNULL,
         cwd=root,
@@ -109,7 +113,9 @@ def _one_process(seed: int, part: range, compare: float, home: Path) -> Iterator
         text=True,
     )
     found, begun, silent = None, time.monotonic(), False
-    lines = _lines(process)
+    lines: queue.Queue[str | None] = queue.Queue()
+    reader = threading.Thread(target=_read, args=(process, lines), daemon=True)
+    reader.start()
     while True:
         try:
             line = lines.get(timeout=PATIENCE if found else START)
@@ -134,6 +140,7 @@ def _one_process(seed: int, part: range, compare: float, home: Path) -> Iterator
             found.outcome, found.detail = kind, text
     process.kill()
     code = process.wait()
+    reader.join()
     if found is not None:
         found.seconds = time.monotonic() - begun
         # a case that has loaded is in the other library, which may fail in any way
@@ -144,17 +151,13 @@ def _one_process(seed: int, part: range, compare: float, home: Path) -> Iterator
             found.outcome, found.detail = "abort", name
         yield found
     elif silent or code not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"the process ended with {code} between cases")
+        raise RuntimeError(f"a process ended with {code} between cases; FUZZ_STDERR=1 shows why")
 
 
-def _lines(process: subprocess.Popen[str]) -> queue.Queue[str | None]:
-    """The process's lines as they come, then None."""
-    lines: queue.Queue[str | None] = queue.Queue()
-
-    def read() -> None:
-        for line in process.stdout or ():
+def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+    """Pass on the process's lines as they come, then None."""
+    assert process.stdout is not None
+    with process.stdout as stream:
+        for line in stream:
             lines.put(line)
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    return lines
+    lines.put(None)
