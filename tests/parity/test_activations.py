@@ -1,4 +1,4 @@
-"""BERT with an activation other than GELU: functions, encoder and masked LM against transformers."""
+"""BERT with another activation than GELU, against transformers."""
 
 from __future__ import annotations
 
