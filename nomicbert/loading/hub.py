@@ -64,8 +64,15 @@ def resolve(
     # huggingface_hub offers its HTTP client here, under one name for httpx and httpx2, untyped.
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+    from huggingface_hub.utils import httpx, validate_repo_id  # type: ignore[attr-defined]
 
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(
+            f"{_shown(repo_id)} is neither a folder here nor a valid repository id: give a "
+            "folder, or an id such as 'nomic-ai/nomic-embed-text-v1.5'."
+        ) from error
     if local_files_only or constants.HF_HUB_OFFLINE:
         folder = _cached(repo_id, revision, cache)
         if folder is None:
@@ -89,7 +96,7 @@ def resolve(
             ) from None  # the traceback would be pages of HTTP client internals
         _log.warning("no connection to %s: using %s from the cache", constants.ENDPOINT, repo_id)
         return folder
-    except (httpx.HTTPError, OSError, HFValidationError) as error:
+    except (httpx.HTTPError, OSError) as error:
         raise HubError(_explain(error, repo_id, revision)) from error
 
 
@@ -234,7 +241,6 @@ def _explain(error: Exception, repo_id: str, revision: str) -> str:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
-        HFValidationError,
         LocalEntryNotFoundError,
         LocalTokenNotFoundError,
         RepositoryNotFoundError,
@@ -242,11 +248,6 @@ def _explain(error: Exception, repo_id: str, revision: str) -> str:
     )
 
     where = constants.ENDPOINT
-    if isinstance(error, HFValidationError):
-        return (
-            f"{repo_id!r} is neither a folder here nor a valid repository id: give a folder, or an "
-            "id such as 'nomic-ai/nomic-embed-text-v1.5'."
-        )
     if isinstance(error, LocalTokenNotFoundError):
         return "token=True asks for the stored login, and there is none: log in, or pass the token."
     if isinstance(error, GatedRepoError):
