@@ -10,6 +10,12 @@ from typing import Any, Literal
 
 from nomicbert.errors import ConfigError
 
+# "gelu" is exact, "gelu_pytorch_tanh" its approximation by tanh.
+HiddenAct = Literal["swiglu", "gelu", "gelu_pytorch_tanh", "relu", "silu", "quick_gelu"]
+_ACTS: dict[str, tuple[HiddenAct, ...]] = {
+    "nomic_bert": ("swiglu", "gelu"),
+    "bert": ("gelu", "gelu_pytorch_tanh", "relu", "silu", "quick_gelu"),
+}
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -28,7 +34,8 @@ class EncoderConfig:
     """Hyperparameters of an encoder, under Hugging Face's names.
 
     Attributes that are not self-explanatory:
-        hidden_act: "swiglu" (gated) or "gelu" (plain, exact).
+        hidden_act: of the MLP: "swiglu" (gated) or "gelu" (plain, exact); for BERT (plain) "gelu",
+            "gelu_pytorch_tanh", "relu", "silu" or "quick_gelu".
         max_position_embeddings: rows of the learned position table; for a rotary model the length
             that the checkpoint is served at, which does not limit the computation.
         rotary_dim: number of leading dimensions of a head that rotate; 0: learned positions.
@@ -47,7 +54,7 @@ class EncoderConfig:
     type_vocab_size: int
     max_position_embeddings: int
     layer_norm_eps: float
-    hidden_act: Literal["swiglu", "gelu"] = "gelu"
+    hidden_act: HiddenAct = "gelu"
     qkv_bias: bool = True
     mlp_up_bias: bool = True
     mlp_down_bias: bool = True
@@ -69,6 +76,16 @@ class EncoderConfig:
 
         Raises: ConfigError: it names the setting and its value.
         """
+        acts = _ACTS.get(self.model_type, ())
+        if not acts:
+            raise ConfigError(
+                f"model_type must be one of {', '.join(_ACTS)}, not {self.model_type!r}"
+            )
+        if self.hidden_act not in acts:
+            raise ConfigError(
+                f"hidden_act of {self.model_type} must be one of {', '.join(acts)}, "
+                f"not {self.hidden_act!r}"
+            )
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nomicbert.arguments import as_place, refuse_unknown
+from nomicbert.arguments import as_device, as_place, refuse_unknown
 from nomicbert.loading import hub
 from nomicbert.loading.folder import read_folder
 from nomicbert.loading.purpose import refuse_unless_embedder
@@ -140,8 +140,10 @@ class Embedder(EmbedderSettings):
         return self.model.device
 
     def to(self, device: torch.device | str) -> "Embedder":
-        """Move encoder and Dense layers."""
-        self.embedding_model.to(device)
+        """Move encoder and Dense layers; ValueError: a device that cannot compute here."""
+        if device is None:
+            raise ValueError("device must be one device's name, not None")
+        self.embedding_model.to(as_device(device))
         return self
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -234,7 +236,6 @@ class Embedder(EmbedderSettings):
         Args:
             inputs: any iterable of texts.
             **keywords: those of `encode`; int8 and uint8 need `ranges`.
-
         Returns: vectors (dim,), in the order of the inputs.
         Raises: ValueError, TypeError: invalid argument, at once; invalid text, when it is read.
         """

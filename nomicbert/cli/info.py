@@ -27,6 +27,15 @@ Examples:
 """
 WIDTH = 80
 LABEL = 13
+# The MLP's activation -> how it is printed.
+MLPS = {
+    "swiglu": "SwiGLU",
+    "gelu": "GELU",
+    "gelu_pytorch_tanh": "GELU by tanh",
+    "relu": "ReLU",
+    "silu": "SiLU",
+    "quick_gelu": "QuickGELU",
+}
 # Tensor names listed in a line.
 LISTED = 4
 
@@ -180,7 +189,7 @@ def _rows(model: str, d: "Description") -> Iterator[tuple[str, str]]:
     if files.unread:
         yield "unread", _listed(files.unread)
     yield "positions", _positions(d)
-    kind = {"swiglu": "SwiGLU", "gelu": "GELU"}[config.hidden_act]
+    kind = MLPS[config.hidden_act]
     experts = f"; {config.num_experts} experts in every second layer, {config.moe_top_k} per token"
     yield "MLP", kind + (experts if config.num_experts else "")
     dense = "".join(f", Dense {into} -> {out} ({name})" for into, out, name in d.dense)

@@ -139,14 +139,14 @@ def _read_model(model: str, revision: str | None, local_files_only: bool) -> "Mo
 
     folder = hub.resolve(model, revision=revision, local_files_only=local_files_only)
     config = read_config(find_encoder(folder))
-    size = config.head_dim
+    size, act = config.head_dim, config.hidden_act
     whole = config.rotary_dim == size and not config.rotary_interleaved and size & (size - 1) == 0
     return Model(
         name=model,
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         inner=config.intermediate_size,
-        mlp=config.hidden_act,
+        mlp=act if act in ("swiglu", "gelu") else "linear",
         rotary=config.rotary_dim > 0,
         fused_rotary=whole,
         bias=config.qkv_bias,

@@ -129,8 +129,8 @@ def read_folder(folder: Path, rotary_scaling_factor: float | None = None) -> Che
     Raises: ConfigError: a file is missing, damaged, contradictory, or asks for something
         unsupported.
     """
-    modules = _modules(folder)
-    encoder = _encoder(folder, modules)
+    modules = read_modules(folder)
+    encoder = encoder_of(folder, modules)
     config = read_config(encoder, rotary_scaling_factor)
     served = read_transformer_settings(encoder)
     tokenizer = optional(encoder / "tokenizer_config.json")
@@ -159,22 +159,27 @@ def read_folder(folder: Path, rotary_scaling_factor: float | None = None) -> Che
     )
 
 
-def find_encoder(folder: Path) -> Path:
-    """The folder of a checkpoint's Transformer module.
+def find_encoder(folder: Path, custom: bool = False) -> Path:
+    """The folder of a checkpoint's Transformer module; raises as `read_modules` does."""
+    return encoder_of(folder, read_modules(folder, custom))
 
-    Raises: ConfigError: modules.json is damaged, or requires custom code.
+
+def read_modules(folder: Path, custom: bool = False) -> tuple[Module, ...] | None:
+    """The entries of modules.json, or None without that file.
+
+    Args:
+        folder: of the checkpoint.
+        custom: also list modules of custom code, which nothing here can run.
+
+    Raises: ConfigError: the file is damaged, or names custom code or a path outside of the folder.
     """
-    return _encoder(folder, _modules(folder))
-
-
-def _modules(folder: Path) -> tuple[Module, ...] | None:
     path = folder / "modules.json"
     if not present(path):
         return None
     found = []
     for entry in read_json_list(path):
         kind = str(Settings(entry, path).get("type"))
-        if not kind.startswith("sentence_transformers."):
+        if not (custom or kind.startswith("sentence_transformers.")):
             raise ConfigError(
                 f"{path} asks for {kind}, which is custom code: only modules of "
                 "sentence_transformers are supported"
@@ -184,7 +189,8 @@ def _modules(folder: Path) -> tuple[Module, ...] | None:
     return tuple(found)
 
 
-def _encoder(folder: Path, modules: tuple[Module, ...] | None) -> Path:
+def encoder_of(folder: Path, modules: tuple[Module, ...] | None) -> Path:
+    """The folder of the Transformer module among these; the checkpoint's own without one."""
     return next((one.folder for one in modules or () if one.kind == "Transformer"), folder)
 
 

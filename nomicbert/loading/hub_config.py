@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import ConfigError
+from nomicbert.loading.activation_names import BERT_ACTS
 from nomicbert.loading.json_settings import Settings, naming, read_json
 from nomicbert.user_warnings import ConfigWarning, warn
 
@@ -266,8 +267,11 @@ def _bert(s: Settings, rotary_scaling_factor: float | None) -> EncoderConfig:
     if rotary_scaling_factor:
         raise ConfigError(f"{s.path}: a bert checkpoint has no rotary_scaling_factor")
     act = s.get("hidden_act", default="gelu")
-    if act != "gelu":
-        raise ConfigError(f"{s.path}: hidden_act = {act!r} is not supported, only 'gelu' is")
+    if not isinstance(act, str) or act not in BERT_ACTS:
+        raise ConfigError(
+            f"{s.path}: hidden_act = {act!r} is not supported; supported are "
+            + ", ".join(map(repr, BERT_ACTS))
+        )
     return EncoderConfig(
         model_type="bert",
         vocab_size=s.size("vocab_size"),
@@ -278,6 +282,7 @@ def _bert(s: Settings, rotary_scaling_factor: float | None) -> EncoderConfig:
         type_vocab_size=s.size("type_vocab_size", default=2),
         max_position_embeddings=s.size("max_position_embeddings"),
         layer_norm_eps=s.number("layer_norm_eps", default=1e-12),
+        hidden_act=BERT_ACTS[act],
         hidden_dropout_prob=s.number("hidden_dropout_prob", default=0.1),
         attention_probs_dropout_prob=s.number("attention_probs_dropout_prob", default=0.1),
         initializer_range=s.number("initializer_range", default=0.02),

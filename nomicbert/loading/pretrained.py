@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import CheckpointError
 from nomicbert.loading import hub, weights
-from nomicbert.loading.folder import CheckpointFolder
+from nomicbert.loading.folder import CheckpointFolder, find_encoder
 from nomicbert.loading.hub_config import read_config, unlike_transformers
 from nomicbert.loading.json_settings import naming, present
 from nomicbert.loading.target import check_target, select_ops
@@ -96,13 +96,14 @@ def load(
         if rotary_scaling_factor is not None:
             config = read_config(folder, rotary_scaling_factor)
     else:
-        folder = hub.resolve(
+        top = hub.resolve(
             source,
             revision=revision,
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
         )
+        folder = find_encoder(top, custom=True)  # modules of custom code are not run here
         config = read_config(folder, rotary_scaling_factor)
     if present(folder / "adapter_config.json"):
         raise CheckpointError(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nomicbert.config import EncoderConfig
+from nomicbert.loading.activation_names import BERT_ACTS
 
 
 def saved_config(config: EncoderConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def saved_config(config: EncoderConfig, dtype: torch.dtype) -> dict[str, Any]:
         "type_vocab_size": config.type_vocab_size,
         "max_position_embeddings": config.max_position_embeddings,
         "layer_norm_eps": config.layer_norm_eps,
-        "hidden_act": "gelu",
+        "hidden_act": config.hidden_act,
         "hidden_dropout_prob": config.hidden_dropout_prob,
         "attention_probs_dropout_prob": config.attention_probs_dropout_prob,
         "initializer_range": config.initializer_range,
@@ -37,6 +38,8 @@ def saved_config(config: EncoderConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
     kept = {key: value for key, value in config.source.items() if key != "torch_dtype"}
     if config.model_type == "bert":
+        if BERT_ACTS.get(str(kept.get("hidden_act"))) == config.hidden_act:
+            del native["hidden_act"]  # the checkpoint's own name for it
         return {**kept, **native}
     fraction = config.rotary_dim / config.head_dim
     rope: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": "default"}

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nomicbert.modeling.activations import activate
 from nomicbert.modeling.packing import PackedBatch
 from nomicbert.modeling.plain_layers import call, is_plain, is_plain_norm
 from nomicbert.modeling.prepared_weights import PreparedWeights
@@ -83,13 +84,13 @@ class ForwardContext:
         if is_plain(layer):
             return self.ops.swiglu(x, self.weight(layer, "gated"))
         up, gate = self.call(layer, x).chunk(2, dim=1)
-        return up * F.silu(gate)
+        return up * activate(gate, "silu")
 
-    def gelu(self, x: Hidden, layer: nn.Linear) -> Hidden:
-        """Apply up, then GELU: (T, H) -> (T, I)."""
-        if is_plain(layer):
+    def activated(self, x: Hidden, layer: nn.Linear, name: str) -> Hidden:
+        """Apply up, then the activation of this name: (T, H) -> (T, I)."""
+        if name == "gelu" and is_plain(layer):
             return self.ops.gelu(x, self.weight(layer))
-        return F.gelu(self.call(layer, x))
+        return activate(self.linear(x, layer), name)
 
     def layer_norm(self, x: Hidden, norm: nn.LayerNorm, residual: Hidden | None = None) -> Hidden:
         """LayerNorm of x + residual: (T, H) -> (T, H)."""

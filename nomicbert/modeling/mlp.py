@@ -1,4 +1,4 @@
-"""The three kinds of MLP: gated (SwiGLU), plain (GELU), mixture of experts.
+"""The three kinds of MLP: gated (SwiGLU), plain (GELU or another activation), mixture of experts.
 
 Source: Shazeer 2020, arXiv:2002.05202; Hendrycks and Gimpel 2016, arXiv:1606.08415;
 Shazeer et al. 2017, arXiv:1701.06538.
@@ -33,11 +33,12 @@ class GatedMLP(nn.Module):
 
 
 class PlainMLP(nn.Module):
-    """down(gelu(up(x)))."""
+    """down(act(up(x)))."""
 
     def __init__(self, config: EncoderConfig) -> None:
         """Two linear layers."""
         super().__init__()
+        self.act = config.hidden_act
         width, inner = config.hidden_size, config.intermediate_size
         self.up = nn.Linear(width, inner, bias=config.mlp_up_bias)
         self.down = nn.Linear(inner, width, bias=config.mlp_down_bias)
@@ -45,7 +46,7 @@ class PlainMLP(nn.Module):
 
     def forward(self, x: Hidden, ctx: ForwardContext) -> tuple[Tensor, Hidden | None]:
         """(T, H) -> (T, H), and the residual if it is still to be added."""
-        inner = ctx.gelu(x, self.up)
+        inner = ctx.activated(x, self.up, self.act)
         return ctx.project(inner, self.down, x, self.dropout_p if self.training else 0.0)
 
 

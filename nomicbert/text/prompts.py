@@ -113,7 +113,7 @@ class Prompts:
     def choose(self, name: str | None, prompt: str | None) -> str:
         """The text to prepend to the inputs of a call; a prompt wins over a name, with a warning.
 
-        Raises: ValueError: unknown name. TypeError: not a str.
+        Raises: ValueError: unknown name, invalid Unicode. TypeError: not a str.
         """
         if prompt is not None:
             if not isinstance(prompt, str):
@@ -131,6 +131,7 @@ class Prompts:
         found = self.by_name.get(name, "")
         if not isinstance(found, str):
             raise TypeError(f"the prompt {name!r} must be a str, not {found!r}")
+        _check_unicode(found)  # a caller may have changed the dict
         return found
 
     def _first_of(self, names: Sequence[str]) -> str | None:

@@ -6,8 +6,9 @@ Source: Nussbaum et al. 2024, arXiv:2402.01613, and the remote code of nomic-emb
 Devlin et al. 2018, arXiv:1810.04805; Su et al. 2021, arXiv:2104.09864 (rotary angles).
 """
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,17 @@ from torch import Tensor
 
 from nomicbert.loading.tensor_files import TensorFiles
 
+# Activations of BERT by transformers' names; NomicBERT's plain MLP has exact GELU under any name.
+ACTS: dict[str, Callable[[Tensor], Tensor]] = {
+    **dict.fromkeys(("gelu", "gelu_python"), F.gelu),
+    **dict.fromkeys(
+        ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh"),
+        functools.partial(F.gelu, approximate="tanh"),
+    ),
+    **dict.fromkeys(("silu", "swish"), F.silu),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+}
 PREFIX = re.compile(r"^((bert|nomic_bert|trunk|model)\.)+")
 # BERT's names -> NomicBERT's names; query, key and value are looked up separately.
 BERT_NAMES = (
@@ -38,7 +50,8 @@ class Meaning:
     """The settings of config.json that define the computation, from either family of keys.
 
     Attributes:
-        gated: SwiGLU; else exact GELU.
+        gated: SwiGLU; else `act`.
+        act: of a plain MLP, by transformers' name.
         rotary_dims: leading dimensions of a head that are rotated; 0 for learned positions.
         factor: of dynamic NTK scaling beyond `trained` tokens; 0 for none.
         top_k: experts per token, in every second layer; 0 for none.
@@ -58,6 +71,7 @@ class Meaning:
     trained: int = 0
     top_k: int = 0
     biased: bool = True
+    act: str = "gelu"
 
 
 def read_meaning(config: Mapping[str, Any]) -> Meaning:
@@ -71,7 +85,8 @@ def read_meaning(config: Mapping[str, Any]) -> Meaning:
     eps = float(first("layer_norm_epsilon", "layer_norm_eps", default=1e-12))
     types = int(first("type_vocab_size", default=2))
     if config["model_type"] == "bert":
-        return Meaning(layers, heads, width, eps, types)
+        act = first("hidden_act", default="gelu")
+        return Meaning(layers, heads, width, eps, types, act=act)
     rope = first("rope_parameters", "rope_scaling", default={})
     part = first("rotary_emb_fraction", "partial_rotary_factor")
     part = rope.get("partial_rotary_factor", 1.0) if part is None else part
@@ -179,7 +194,8 @@ def oracle(
             inner = w.linear(x, at + "mlp.fc11") * F.silu(w.linear(x, at + "mlp.fc12"))
             y = w.linear(inner, at + "mlp.fc2")
         else:
-            y = w.linear(F.gelu(w.linear(x, at + "mlp.fc1")), at + "mlp.fc2")
+            inner = ACTS[m.act](w.linear(x, at + "mlp.fc1"))
+            y = w.linear(inner, at + "mlp.fc2")
         x = w.norm(x + y, at + "norm2", m.eps)
         states.append(x)
     return torch.stack(states), torch.stack(margins).amin(0) if margins else None

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from nomicbert.cli.info import MLPS
+from nomicbert.config import HiddenAct
 from nomicbert_kernels import linear_int8
 from tests.cli.info_cases import case, info  # noqa: F401
 from tests.support.checkpoints import build_checkpoint
@@ -100,3 +103,14 @@ def test_rare_lines(tmp_path: Path) -> None:
     assert "safetensors in 2 files, float32" in out
     assert "rotary on 8 dimensions, theta 1000" in out
     assert 'topic = "about:\\n" (default, encode_query, encode_document)\n' in out
+
+
+@pytest.mark.parametrize(
+    ("stated", "kind", "shown"),
+    [("gelu_fast", "gelu_pytorch_tanh", "GELU by tanh"), ("relu", "relu", "ReLU")],
+)
+def test_another_activation(stated: str, kind: str, shown: str, tmp_path: Path) -> None:
+    build_checkpoint(tmp_path, "minilm", num_hidden_layers=1, hidden_act=stated)
+    assert f"MLP          {shown}" in run_cli("info", str(tmp_path))[1].splitlines()
+    assert info(tmp_path)["mlp"]["kind"] == kind
+    assert set(MLPS) == set(get_args(HiddenAct))

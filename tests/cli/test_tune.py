@@ -258,16 +258,18 @@ def test_a_model_without_the_kernel(checkpoint: str) -> None:
     assert "none of these kernels: gelu" in one_line(err)
 
 
-@pytest.mark.parametrize("variant", ["nomic-v1.5", "nomic-v2-moe", "minilm", "interleaved"])
+@pytest.mark.parametrize("variant", ["nomic-v1.5", "nomic-v2-moe", "minilm", "relu", "interleaved"])
 def test_problems_are_the_look_ups_of_a_model(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The problems are exactly the settings that a forward pass looks up."""
     pytest.importorskip("triton", minversion="3.6")
-    built = "nomic-v1.5" if variant == "interleaved" else variant
+    built = {"interleaved": "nomic-v1.5", "relu": "minilm"}.get(variant, variant)
     place = build_checkpoint(tmp_path / variant, built, num_hidden_layers=2)
     if variant == "interleaved":
         edit_config(place, rotary_emb_interleaved=True)
+    if variant == "relu":
+        edit_config(place, hidden_act="relu")
     asked: set[tuple[Any, ...]] = set()
     look_up = launch.settings
 

@@ -119,6 +119,15 @@ def test_invalid_folders_are_refused(name: str, content: Any, message: str, tmp_
             read(tmp_path)
 
 
+def test_custom_modules_do_not_concern_the_encoder(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path, "minilm", num_hidden_layers=1)
+    file = tmp_path / "modules.json"
+    file.write_text(file.read_text().replace("sentence_transformers.models", "custom_st"))
+    assert NomicBert.from_pretrained(tmp_path).config.num_hidden_layers == 1
+    with pytest.raises(ConfigError, match=r"custom_st\.Transformer, which is custom code"):
+        Embedder(tmp_path)
+
+
 def test_unused_settings_are_not_checked(tmp_path: Path) -> None:
     """An embedding model has no activation, a reranker no similarity."""
     build_reranker(tmp_path / "a")

@@ -3,18 +3,24 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants
 
-from nomicbert.errors import HubError, NomicBertError
-from nomicbert.loading.hub import choose_files, resolve
+from nomicbert import Embedder, NomicBert
+from nomicbert.errors import ConfigError, HubError, NomicBertError
+from nomicbert.loading.hub import resolve
+from nomicbert.loading.hub_files import choose_files
 from nomicbert.loading.sentence_settings import TRANSFORMER_FILES
+from tests.support.checkpoints import build_checkpoint
 from tests.support.fake_hub import FakeHub, Repository
 
 REPO = "some-lab/small-encoder"
@@ -118,7 +124,33 @@ LISTINGS = {
 @pytest.mark.parametrize("label", LISTINGS)
 def test_choose_files_takes_what_loading_reads(label: str) -> None:
     unwanted, wanted = LISTINGS[label]
-    assert choose_files(sorted(TEXT | unwanted | wanted)) == sorted(TEXT | wanted)
+    modules = ("", "1_Pooling", "2_Dense", "2_Normalize")
+    found = choose_files(sorted(TEXT | unwanted | wanted), "", modules)
+    assert found == sorted(TEXT | wanted)
+
+
+def test_choose_files_of_an_encoder_in_a_folder_of_its_own() -> None:
+    wanted = {
+        "README.md",
+        "modules.json",
+        "0_Transformer/config.json",
+        "0_Transformer/pytorch_model.bin.index.json",
+        "0_Transformer/pytorch_model-00001-of-00002.bin",
+        "0_Transformer/vocab.txt",
+        "parts/dense/config.json",
+        "parts/dense/model.safetensors.index.json",
+        "parts/dense/model-00001-of-00001.safetensors",
+    }
+    unwanted = {
+        "pytorch_model.bin",
+        "0_Transformer/pytorch_model-00001-of-00002.safetensors",
+        "0_Transformer/rust_model.ot",
+        "parts/config.json",
+        "parts/dense/pytorch_model.bin",
+        "1_Pooling/config.json",
+    }
+    found = choose_files(wanted | unwanted, "0_Transformer", ["0_Transformer", "parts/dense"])
+    assert found == sorted(wanted)
 
 
 def test_choose_files_takes_the_settings_under_older_names() -> None:
@@ -131,6 +163,14 @@ def test_choose_files_without_weights() -> None:
     assert choose_files(["config.json", "onnx/model.onnx", "model.gguf"]) == ["config.json"]
 
 
+def modules_json(*places: str) -> bytes:
+    """The encoder, pooling, and then Dense layers, in these folders."""
+    kinds = ("Transformer", "Pooling", *["Dense"] * len(places))
+    pairs = zip(kinds, places, strict=False)
+    entries = [{"type": f"sentence_transformers.models.{k}", "path": p} for k, p in pairs]
+    return json.dumps(entries).encode()
+
+
 def small_files(marker: bytes = b"main") -> dict[str, bytes]:
     return {
         "config.json": CONFIG,
@@ -138,7 +178,9 @@ def small_files(marker: bytes = b"main") -> dict[str, bytes]:
         "pytorch_model.bin": b"pickled",
         "modeling.py": b"raise SystemExit('executed')",
         "tokenizer.json": b"{}",
+        "modules.json": modules_json("", "1_Pooling"),
         "1_Pooling/config.json": b'{"pooling_mode": "mean"}',  # equal files are fetched once
+        "2_Dense/config.json": b"of no module",
         "onnx/model.onnx": b"onnx",
         "README.md": b"license: apache-2.0",
     }
@@ -147,6 +189,7 @@ def small_files(marker: bytes = b"main") -> dict[str, bytes]:
 SMALL_WANTED = {
     "README.md",
     "config.json",
+    "modules.json",
     "tokenizer.json",
     "1_Pooling/config.json",
     "model.safetensors",
@@ -188,7 +231,7 @@ def test_second_call_asks_only_which_commit_it_is(hub: FakeHub) -> None:
     first = resolve(REPO)
     hub.requests.clear()
     assert resolve(REPO) == first
-    assert {path for _, path, _ in hub.requests} == {f"/api/models/{REPO}/revision/main"}
+    assert [path for _, path, _ in hub.requests] == [f"/api/models/{REPO}/revision/main"] * 2
 
 
 def test_what_another_program_left_out_is_fetched(hub: FakeHub) -> None:
@@ -222,7 +265,7 @@ def test_all_files_are_of_one_commit(hub: FakeHub, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(hub, "answer", answer_then_move)
     folder = resolve(REPO)
     assert folder.name == repository.refs["main"]
-    assert {path.name for path in folder.parent.iterdir()} == {folder.name}
+    assert names_in(folder) == SMALL_WANTED
     assert (folder / "model.safetensors").read_bytes() == b"weights of later"
 
 
@@ -454,3 +497,163 @@ def test_local_folder_does_not_import_huggingface_hub(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "kernels")])},
     )
     assert done.stdout.strip() == "[]"
+
+
+OLD = {
+    "README.md": b"",
+    "config.json": b'{"__version__": "0.3.0"}',
+    "modules.json": modules_json("0_Transformer", "pooling", "parts/one", "parts/[two]"),
+    "0_Transformer/config.json": CONFIG,
+    "0_Transformer/model.safetensors.index.json": b"{}",
+    "0_Transformer/model-00001-of-00001.safetensors": b"weights",
+    "0_Transformer/vocab.txt": b"words",
+    "0_Transformer/sentence_bert_config.json": b"{}",
+    "pooling/config.json": b"{}",
+    "parts/one/config.json": b"{}",
+    "parts/one/pytorch_model.bin": b"dense",
+    "parts/[two]/config.json": b"{}",
+    "parts/[two]/model.safetensors": b"dense",
+}
+OTHERS = {"model.safetensors": b"x", "0_Transformer/run.py": b"x", "parts/config.json": b"x"}
+
+
+@pytest.mark.parametrize("top", [True, False])
+def test_old_layout(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, top: bool) -> None:
+    """modules.json says where the files are: online, in the cache, offline, without a network."""
+    wanted = {name: data for name, data in OLD.items() if top or name != "config.json"}
+    hub.repositories[REPO].commit("v1", wanted | OTHERS)
+    folder = resolve(REPO, revision="v1")
+    assert names_in(folder) == set(wanted)
+    assert hub.fetched() <= set(wanted)  # equal files are fetched once
+    hub.requests.clear()
+    assert resolve(REPO, revision="v1") == folder
+    assert [path for _, path, _ in hub.requests] == [f"/api/models/{REPO}/revision/v1"] * 2
+    hub.requests.clear()
+    assert resolve(REPO, revision="v1", local_files_only=True) == folder
+    commit = hub.repositories[REPO].refs["v1"]
+    assert resolve(REPO, revision=commit, local_files_only=True) == folder
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert resolve(REPO, revision="v1") == folder
+    assert hub.requests == []
+    hub.stop()
+    assert resolve(REPO, revision="v1") == folder
+
+
+def test_old_layout_without_the_encoders_files(hub: FakeHub) -> None:
+    for lost, text in (
+        ("0_Transformer/config.json", "has no config.json in '0_Transformer', where its modules"),
+        (
+            "0_Transformer/model.safetensors.index.json",
+            "has no model.safetensors and no pytorch_model.bin in '0_Transformer'",
+        ),
+    ):
+        files = {name: data for name, data in (OLD | OTHERS).items() if name != lost}
+        hub.repositories[REPO].commit(lost[14:20], files)
+        assert text in message_of(REPO, revision=lost[14:20])
+        assert hub.fetched() == {"modules.json"}
+    hub.repositories[REPO].commit("whole", OLD)
+    (resolve(REPO, revision="whole") / "0_Transformer/model.safetensors.index.json").unlink()
+    text = message_of(REPO, revision="whole", local_files_only=True)
+    assert "in the cache" in text
+    assert "no model.safetensors" in text
+
+
+def test_download_that_broke_off_after_modules_json(hub: FakeHub) -> None:
+    commit = hub.repositories[REPO].commit("main", OLD)
+    hub.broken = {"tree"}
+    assert "broke while" in message_of(REPO)
+    assert hub.fetched() == {"modules.json"}
+    for revision in ("main", commit):
+        text = message_of(REPO, revision=revision, local_files_only=True)
+        assert f"{REPO!r} at revision {revision!r} is not in the cache" in text
+    hub.broken = set()
+    assert names_in(resolve(REPO)) == set(OLD)
+
+
+@pytest.mark.parametrize(
+    ("stated", "text"),
+    [
+        (b"[", "is not JSON"),
+        (b"{}", "must hold a JSON list of objects"),
+        (modules_json("../0_Transformer"), "names the path '../0_Transformer', which leaves"),
+        (modules_json("/etc"), "names the path '/etc', which leaves its folder"),
+    ],
+)
+def test_damaged_modules_json(hub: FakeHub, stated: bytes, text: str) -> None:
+    """It is refused before the weights are fetched."""
+    hub.repositories[REPO].commit("main", small_files() | {"modules.json": stated})
+    with pytest.raises(ConfigError, match=re.escape(text)) as caught:
+        resolve(REPO)
+    assert "modules.json" in str(caught.value)
+    assert hub.fetched() == {"modules.json"}
+
+
+def test_modules_of_custom_code_do_not_keep_an_encoder_from_loading(hub: FakeHub) -> None:
+    stated = modules_json("", "1_Pooling").replace(b"sentence_transformers.models", b"custom_st")
+    hub.repositories[REPO].commit("main", small_files() | {"modules.json": stated})
+    assert names_in(resolve(REPO)) == SMALL_WANTED
+
+
+def test_model_and_embedder_of_an_old_layout(hub: FakeHub, tmp_path: Path) -> None:
+    """The same vectors as from the new layout, by the repository's id."""
+    new = build_checkpoint(tmp_path / "new", "conan-v1", num_hidden_layers=1)
+    files = {n: (new / n).read_bytes() for n in names_in(new) if n != "modules.json"}
+    top = ("config_sentence_transformers.json",)
+    files = {
+        name if name in top else name.replace("1_Pooling/", "pooling/").replace("2_", "more/2_")
+        if "/" in name else f"0_Transformer/{name}": data
+        for name, data in files.items()
+    }  # fmt: skip
+    files["modules.json"] = modules_json("0_Transformer", "pooling", "more/2_Dense")
+    hub.repositories[REPO].commit("main", files)
+    texts = ["one", "two three"]
+    found = Embedder(REPO).encode(texts)
+    np.testing.assert_array_equal(found, Embedder(new).encode(texts))
+    assert found.shape[1] == 112
+    ids = torch.tensor([[2, 5, 6, 3]])
+    with torch.no_grad():
+        pair = [NomicBert.from_pretrained(name)(ids)[0] for name in (REPO, new)]
+    assert torch.equal(*pair)
+
+
+KNOWN = {
+    "all-MiniLM-L6-v2": "sentence-transformers",
+    "all-mpnet-base-v2": "sentence-transformers",
+    "paraphrase-multilingual-MiniLM-L12-v2": "sentence-transformers",
+    "multi-qa-MiniLM-L6-cos-v1": "sentence-transformers",
+    "LaBSE": "sentence-transformers",
+    "nomic-embed-text-v1.5": "nomic-ai",
+    "nomic-bert-2048": "nomic-ai",
+    "CodeRankEmbed": "nomic-ai",
+    "bge-small-en-v1.5": "BAAI",
+    "Conan-embedding-v1": "TencentBAC",
+    "conan-embedding-v1": "TencentBAC",
+    "xiaobu-embedding-v2": "lier007",
+    "e5-base-v2": "intfloat",
+    "gte-large": "thenlper",
+    "gte-large-en-v1.5": "Alibaba-NLP",
+    "ms-marco-MiniLM-L6-v2": "cross-encoder",
+    "stsb-roberta-large": "cross-encoder",
+    "stsb-roberta-base-v2": "sentence-transformers",
+    "bert-base-uncased": "google-bert",
+    "chinese-roberta-wwm-ext-large": "hfl",
+    "snowflake-arctic-embed-m-long": "Snowflake",
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_id_without_its_organisation(hub: FakeHub, name: str) -> None:
+    assert message_of(name, local_files_only=True).endswith(f"mean '{KNOWN[name]}/{name}'?")
+
+
+def test_id_without_its_organisation_in_every_case(hub: FakeHub) -> None:
+    meant = "Did you mean 'sentence-transformers/all-MiniLM-L6-v2'?"
+    general = "An id is 'organisation/name', such as 'nomic-ai/nomic-embed-text-v1.5'."
+    for stopped in (False, True):  # 404, then no connection
+        if stopped:
+            hub.stop()
+        assert message_of("all-MiniLM-L6-v2").endswith(meant)
+        assert message_of("my-model").endswith(general)
+        assert "organisation" not in message_of("lab/all-MiniLM-L6-v2")
+    assert message_of("my-model", local_files_only=True).endswith(general)

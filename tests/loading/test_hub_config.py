@@ -190,7 +190,7 @@ REFUSED_NOMIC = [
     *(("rotary_emb_fraction", 0.0), ("rotary_emb_fraction", 1.5), ("hidden_act", "gelu")),
 ]
 REFUSED_BERT = [
-    *(("hidden_act", "gelu_new"), ("hidden_act", "relu"), ("is_decoder", True)),
+    *(("hidden_act", "mish"), ("hidden_act", "swiglu"), ("is_decoder", True)),
     *(("position_embedding_type", "relative_key"), ("add_cross_attention", True)),
 ]
 

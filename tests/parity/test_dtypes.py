@@ -60,10 +60,21 @@ def with_rounded_weights(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("bound", BOUNDS, indirect=True)
-@pytest.mark.parametrize("variant", ["nomic-v1.5", "bge-en"])
-def test_rounding_is_no_worse_than_transformers(variant: str, bound: HalfBound, case: Case) -> None:
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("nomic-v1.5", {}),
+        ("bge-en", {}),
+        ("bge-en", {"hidden_act": "gelu_new"}),
+        ("bge-en", {"hidden_act": "relu"}),
+    ],
+    ids=["nomic-v1.5", "bge-en", "gelu_new", "relu"],
+)
+def test_rounding_is_no_worse_than_transformers(
+    variant: str, changes: dict[str, str], bound: HalfBound, case: Case
+) -> None:
     """Against the float32 weights, and against rounded ones to isolate the error of arithmetic."""
-    folder = case.build_native(variant, **SIZES)
+    folder = case.build_native(variant, **SIZES, **changes)
     batch = case.batch(folder, lengths=LENGTHS)
     kept = batch["attention_mask"].bool()
     models = {backend: ours(folder, backend, dtype=bound.dtype) for backend in BACKENDS}

@@ -204,7 +204,7 @@ def transform_norm_eps(model: nn.Module) -> None:
 def other_activation(model: nn.Module) -> None:
     """Swap GELU and SiLU in the head only; the layers have already read the setting."""
     config = model.encoder.config
-    other = "gelu" if config.hidden_act == "swiglu" else "swiglu"
+    other = "gelu" if config.hidden_act == "swiglu" else "silu"
     model.encoder.config = dataclasses.replace(config, hidden_act=other)
 
 

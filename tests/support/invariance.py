@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nomicbert import Embedder
 from nomicbert.errors import BackendError
+from nomicbert.modeling.activations import FUNCTIONS, activate
 from nomicbert.vectors.pooling import ACTIVATIONS
 from nomicbert.verify.checks import invariance_row
 from nomicbert.verify.invariance import computing_on
@@ -128,6 +129,17 @@ def pool_cases(ops: Ops, dtype: torch.dtype) -> Iterator[Case]:
             yield Case(f"Dense {name}", apply, [draw(n, 112, seed=n, dtype=dtype) for n in LENGTHS])
 
 
+def activation_cases(ops: Ops, dtype: torch.dtype) -> Iterator[Case]:
+    """Of a plain MLP without an op; an odd width, so that texts begin anywhere in a vector."""
+    for name in FUNCTIONS:
+
+        def run(texts: list[Tensor], shift: int, name=name) -> list[Tensor]:
+            return list(activate(end_to_end(texts, shift), name).split([*map(len, texts)]))
+
+        texts = [3 * draw(n, 53, seed=n, dtype=dtype) for n in LENGTHS]
+        yield Case(f"activation {name}", run, texts)
+
+
 def changed(case: Case) -> tuple[int, int]:
     """Number of results whose bits differ from those of the text alone, and of all results."""
     alone = [case.op([text], 0)[0] for text in case.texts]
@@ -151,7 +163,7 @@ def of_ops() -> Found:
         ops = select_ops("cpu", dtype, "torch")
         for threads in THREADS:
             with computing_on(threads), torch.inference_mode():
-                for make in (attention_cases, linear_cases, pool_cases):
+                for make in (attention_cases, linear_cases, pool_cases, activation_cases):
                     for case in make(ops, dtype):
                         yield f"{case.name}, {dtype}, {threads} threads", *changed(case)
 
@@ -162,6 +174,7 @@ def of_models() -> Found:
         "nomic-v1.5": {},
         "conan-v1": {},
         "bge-en": {},
+        "minilm": {"hidden_act": "gelu_new"},
         "nomic-v2-moe": {"num_hidden_layers": 2},
         "code-rank-embed": {"num_hidden_layers": 1, **wide},
     }

@@ -235,3 +235,11 @@ def test_a_document_is_known_next_to_a_query(tmp_path: Path) -> None:
     for name in ("query", "document", None):
         found, wanted = (judge.encode(["a dog"], prompt_name=name) for judge in (ours, theirs))
         np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+def test_a_prompt_that_was_changed_in_place() -> None:
+    prompts = Prompts({"query": "q: "}, "query")
+    prompts.by_name["query"] = "q\ud800: "
+    for name in ("query", None):
+        with pytest.raises(ValueError, match="is not valid Unicode: it has a lone surrogate"):
+            prompts.choose(name, None)

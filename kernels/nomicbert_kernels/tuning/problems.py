@@ -44,6 +44,7 @@ class Model:
         fused_rotary: whether the projection's kernel applies the rotation: half-split pairs of
             whole heads whose size is a power of two. Otherwise the vendor's GEMM is used, which
             has no settings.
+        mlp: the op before the down projection; "linear" for an activation without an op.
         experts: number of experts in every second layer; 0 for none.
     """
 
@@ -51,7 +52,7 @@ class Model:
     hidden: int
     heads: int
     inner: int
-    mlp: Literal["swiglu", "gelu"]
+    mlp: Literal["swiglu", "gelu", "linear"]
     rotary: bool
     fused_rotary: bool
     bias: bool
@@ -139,7 +140,7 @@ def linear(n: int, k: int, bias: bool, residual: bool, rows: int, draw: Draw) ->
 
 
 def mlp(kernel: str, n: int, k: int, bias: bool, rows: int, draw: Draw) -> Prepare:
-    """Either kind of MLP, without its down projection."""
+    """Any kind of MLP without its down projection, and without an activation that has no op."""
     x, source = draw(rows, k), draw.weight(2 * n if kernel == "swiglu" else n, k)
     b = draw(source.shape[0]) if bias else None
 

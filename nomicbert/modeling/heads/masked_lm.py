@@ -6,11 +6,11 @@ Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nomicbert.config import EncoderConfig
 from nomicbert.loading.tensor_files import TensorFiles
+from nomicbert.modeling.activations import activate
 from nomicbert.modeling.heads.head import LabelledHead
 from nomicbert.modeling.heads.stored import is_tied, lacks_biases
 from nomicbert.modeling.packing import PackedBatch
@@ -65,9 +65,17 @@ class NomicBertForMaskedLM(LabelledHead):
         settings = {**super()._settings(), "tie_word_embeddings": self.decoder is None}
         return {**settings, "activation_function": "gelu_new"} if self._is_tanh() else settings
 
+    def _activation(self) -> str:
+        """The activation of the encoder's MLP; of a gated one that of the gate."""
+        if self._is_tanh():
+            return "gelu_pytorch_tanh"
+        return "silu" if self.config.hidden_act == "swiglu" else self.config.hidden_act
+
     def _is_tanh(self) -> bool:
         """Whether to use tanh GELU: NomicBERT's own code does for "gelu_new", in this head only."""
-        return self.config.source.get("activation_function") == "gelu_new"
+        config = self.config
+        plain = config.model_type == "nomic_bert" and config.hidden_act == "gelu"
+        return plain and config.source.get("activation_function") == "gelu_new"
 
     def _follow(self, count: int, mean_resizing: bool) -> None:
         """Give decoder and bias a row for each word; new rows are drawn like those of the table.
@@ -85,12 +93,7 @@ class NomicBertForMaskedLM(LabelledHead):
         """(T, vocab_size) of packed texts."""
         encoder = self.encoder
         x = encoder.linear(encoder.encode_packed(batch, states=states), self.transform)
-        # the activation function of the encoder's MLP
-        if self.config.hidden_act == "swiglu":
-            x = F.silu(x)
-        else:
-            x = F.gelu(x, approximate="tanh" if self._is_tanh() else "none")
-        x = encoder.layer_norm(x, self.transform_norm)
+        x = encoder.layer_norm(activate(x, self._activation()), self.transform_norm)
         table = encoder.embeddings.word.weight if self.decoder is None else self.decoder
         return encoder.matmul(x, table, self.decoder_bias, (id(self), "decoder"))
 
