@@ -247,11 +247,12 @@ def test_parameters_that_change(change: str, tmp_path: Path) -> None:
         if change == "half":
             model.half().float()
         if change == "mode":
-            embedder.pooling.mode = "max"
+            embedder.pooling.modes = ("max",)
         if change == "unit":
             embedder.pooling.normalize = not embedder.pooling.normalize
         if change == "dense":
-            embedder.pooling.dense[0].weight = nn.Parameter(embedder.pooling.dense[0].weight * 2)
+            linear = embedder.pooling.steps[0].linear
+            linear.weight = nn.Parameter(linear.weight * 2)
     with torch.inference_mode():
         found = run(embedder.embedding_model, texts, Finish())
         assert torch.equal(found, eager(embedder, texts, Finish()))
@@ -488,7 +489,7 @@ def test_tile_of_a_bucket_depends_on_its_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("mode", "least"), [("mean", 0), ("cls", 1), ("lasttoken", 1)])
 def test_fillers_have_the_tokens_that_pooling_reads(mode: str, least: int, tmp_path: Path) -> None:
     embedder, run, _ = load(tmp_path, "nomic-v1.5")
-    embedder.pooling.mode = mode  # type: ignore[assignment]
+    embedder.pooling.modes = (mode,)  # type: ignore[assignment]
     key = run._key(embedder.embedding_model, texts_of(5), Finish())
     assert key
     assert key.least == least
