@@ -56,16 +56,17 @@ def read_steps(modules: tuple[Module, ...], width: int, dtype: torch.dtype) -> l
         CheckpointError: weights missing or of another shape.
     """
     found: list[Read] = []
-    name = VECTOR
+    name, giver = VECTOR, "Pooling"
     for module in modules:
         read = READERS[module.kind](module.folder, width, dtype)
         if read.takes != name:
             raise ConfigError(
                 f"{module.folder / 'config.json'}: module_input_name = {read.takes!r} is not "
-                f"supported, only {name!r} is, which the module before it gives"
+                f"supported, only {name!r} is, which {giver} gives"
             )
         found.append(read)
-        name, width = read.gives, read.step.columns(width)
+        name, giver = read.gives, str(module.folder / "config.json")
+        width = read.step.columns(width)
     return found
 
 

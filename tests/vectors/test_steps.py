@@ -164,7 +164,9 @@ def test_the_recipe_of_nomic_checkpoints(tmp_path: Path) -> None:
 
 
 def test_gradients_reach_every_module(tmp_path: Path) -> None:
-    build_modules(tmp_path / "a", [NORM, dense(40, use_residual=True)], pooling_mode=["mean", "max"])
+    build_modules(
+        tmp_path / "a", [NORM, dense(40, use_residual=True)], pooling_mode=["mean", "max"]
+    )
     embedder = Embedder(tmp_path / "a")
     embedder.embedding_model(embedder.batch(TEXTS)).square().sum().backward()
     named = embedder.pooling.named_parameters()
