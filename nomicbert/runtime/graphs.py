@@ -202,7 +202,8 @@ class Graphs:
             copied = encoder.ops.name != "triton"
             snapshot = ParameterSnapshot(modules, copied)
             self._made_for, self._snapshot = now, snapshot
-        if not snapshot.recordable() or is_hooked(model) or pooling.training:
+        drawn = any(step.training for step in pooling.steps)
+        if drawn or not snapshot.recordable() or is_hooked(model):
             return None
         if key not in self._kept:
             self._record = self._record or self._recorder()

@@ -267,12 +267,12 @@ def test_parameters_that_change(change: str, tmp_path: Path) -> None:
 def test_modules_in_training_are_not_recorded(tmp_path: Path) -> None:
     """Dropout after pooling would be replayed with the numbers that were drawn once."""
     embedder, run, again = load(tmp_path, "conan-v1")
-    embedder.pooling.steps.append(Dropout(0.5))
+    embedder.pooling.steps.append(Dropout(0.5).eval())
     model, texts = embedder.embedding_model, texts_of(5, 3)
     with torch.inference_mode():
         quiet = run(model, texts, Finish())
         assert again.recorded == 1
-        embedder.pooling.train()
+        embedder.pooling.steps[1].train()
         drawn = [run(model, texts, Finish()) for _ in range(2)]
         assert not torch.equal(*drawn)
         embedder.pooling.eval()
