@@ -1,4 +1,4 @@
-"""`include_prompt: false`: a prompt's tokens are left out of pooling, as by sentence-transformers."""
+"""`include_prompt: false`: a prompt's tokens are not pooled, as by sentence-transformers."""
 
 from __future__ import annotations
 

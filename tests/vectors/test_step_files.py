@@ -1,4 +1,4 @@
-"""Files of the modules after pooling: what is damaged or not supported is refused by file and key."""
+"""Files of the modules after pooling: what is not supported is refused by file and key."""
 
 from __future__ import annotations
 
@@ -157,6 +157,6 @@ def test_files_that_may_be_missing(folder: Path, tmp_path: Path) -> None:
     for place in (UNIT, DROP):
         (tmp_path / place).rename(folder / place / "config.json")
     (folder / NORM / "config.json").rename(tmp_path / "config.json")
-    with pytest.raises(ConfigError, match="3_LayerNorm.*is missing"):
+    with pytest.raises(ConfigError, match=r"3_LayerNorm.*is missing"):
         Embedder(folder)
     (tmp_path / "config.json").rename(folder / NORM / "config.json")
