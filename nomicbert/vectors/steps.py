@@ -124,7 +124,7 @@ class LayerNorm(Step):
         if not is_plain_norm(self.norm):
             return call(self.norm, x, torch.float32)
         weight, bias = self.norm.weight.float(), self.norm.bias.float()
-        return values(ops.layer_norm(x, weight, bias, self.norm.eps))
+        return values(ops.layer_norm(x.float(), weight, bias, self.norm.eps))
 
     def __str__(self) -> str:
         """As `nomicbert info` shows it."""
