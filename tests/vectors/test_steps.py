@@ -115,6 +115,7 @@ def test_old_flags_have_one_order(tmp_path: Path) -> None:
     file.write_text(f'{{"word_embedding_dimension": 256, {flags}}}', "utf-8")
     truth = judge.encode(TEXTS)
     agree(SentenceTransformer(str(tmp_path / "a"), device="cpu").encode(TEXTS), truth)
+    assert read_steps(tmp_path / "a").modes == ("cls", "mean_sqrt_len")
     embedder = Embedder(tmp_path / "a")
     agree(embedder.encode(TEXTS), truth)
     embedder.save_pretrained(tmp_path / "b")
