@@ -16,7 +16,7 @@ from torch import Tensor
 from nomicbert.arguments import as_place, refuse_unknown
 from nomicbert.loading import hub
 from nomicbert.loading.folder import ACTIVATION_KEYS, read_folder
-from nomicbert.loading.purpose import is_embedder, refuse_unless_reranker
+from nomicbert.loading.purpose import is_embedder, is_modular, refuse_unless_reranker
 from nomicbert.loading.target import check_keywords
 from nomicbert.modeling.heads import NomicBertForSequenceClassification
 from nomicbert.modeling.model import NomicBert
@@ -38,6 +38,7 @@ from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Pair, Tokenizer
 from nomicbert.user_warnings import ConfigWarning, warn
 from nomicbert.vectors.saving import save_reranker_settings
+from nomicbert.vectors.scores import ModularReranker, load_modular
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -49,7 +50,7 @@ class CrossEncoder(CrossEncoderSettings):
     """Scores pairs of texts with one checkpoint, as a reranker does.
 
     Attributes:
-        model: encoder and head.
+        model: encoder and head, or encoder and modules after it (`pooling`).
         activation_fn: logits -> scores: the checkpoint's own, else sigmoid for one label and
             identity for several. May be set, like the next ones, and is saved.
         tokenizer, prompts, default_prompt_name, max_seq_length: the checkpoint's.
@@ -97,7 +98,8 @@ class CrossEncoder(CrossEncoderSettings):
         # prompts and activation of an embedding model are not those of its new head
         old = is_embedder(checkpoint)
         self._prompts = Prompts(implied=()) if old else Prompts.of_reranker(checkpoint.prompts)
-        self.model = head.from_pretrained(checkpoint, num_labels=num_labels, **model_keywords)
+        load = head.from_pretrained if old or not is_modular(checkpoint) else load_modular
+        self.model = load(checkpoint, num_labels=num_labels, **model_keywords)
         config = checkpoint.config
         self._tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, config.vocab_size)
         self._max_seq_length = checkpoint.limit.tokens
@@ -263,5 +265,6 @@ class CrossEncoder(CrossEncoderSettings):
         source |= {"sentence_transformers": {"activation_fn": stated}} if stated else {}
         self.model.encoder.config = replace(config, source=source)
         self.model.save_pretrained(folder)
-        settings = (self._prompts, self.max_seq_length, stated)
+        modular = isinstance(self.model, ModularReranker)
+        settings = (self._prompts, self.max_seq_length, stated, modular)
         save_reranker_settings(Path(folder), self.tokenizer, *settings)

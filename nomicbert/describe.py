@@ -28,6 +28,8 @@ from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.vectors.modules import read_pooling
 from nomicbert.vectors.pooling import Pooling
 from nomicbert.vectors.stated import stated_similarity, stated_truncate_dim
+from nomicbert.vectors.step_files import WEIGHTED
+from nomicbert.vectors.steps import Dense
 from nomicbert_kernels import Backend, compute_dtype
 
 
@@ -42,8 +44,8 @@ class Files:
         format: "safetensors" or "bin".
         shards: number of files that hold the encoder's weights.
         dtypes: of the tensors that are read.
-        bytes: of the weight files, those of Dense layers included.
-        parameters: number of elements that are read, those of Dense layers included.
+        bytes: of the weight files, those of Dense and LayerNorm modules included.
+        parameters: number of elements that are read, those of these modules included.
         unread: names of the encoder's tensors that are not read.
         beside: other weight files in the same folder, which are ignored.
     """
@@ -103,9 +105,16 @@ class Description:
     @property
     def dense(self) -> list[tuple[int, int, str]]:
         """(in_features, out_features, activation) of each Dense layer."""
-        layers = [layer for layer in self.pooling.dense if isinstance(layer, torch.nn.Linear)]
-        pairs = zip(layers, self.pooling.activations, strict=True)
-        return [(layer.in_features, layer.out_features, name) for layer, name in pairs]
+        layers = [step for step in self.pooling.steps if isinstance(step, Dense)]
+        return [
+            (layer.linear.in_features, layer.linear.out_features, layer.activation)
+            for layer in layers
+        ]
+
+    @property
+    def steps(self) -> list[str]:
+        """The modules after pooling, in order, each in a few words."""
+        return [*map(str, self.pooling.steps), *(["L2"] if self.pooling.normalize else [])]
 
     @property
     def matryoshka(self) -> str:
@@ -161,10 +170,10 @@ def describe(
     prompts = Prompts.of(checkpoint.prompts, config)
     tensors = TensorFiles(checkpoint.encoder)
     wanted = wanted or weights.disk_dtype(tensors, config)
-    dense = [module.folder for module in checkpoint.modules or () if module.kind == "Dense"]
-    files = _look_at_files(tensors, config, dense)
     with torch.device("meta"):
         pooling = read_pooling(checkpoint, wanted)
+    after = [module.folder for module in checkpoint.modules or () if module.kind in WEIGHTED]
+    files = _look_at_files(tensors, config, after)
     tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, config.vocab_size)
     computed = compute_dtype(place, wanted)
     ops, reason = choose_ops(place, computed, backend)
@@ -184,7 +193,7 @@ def describe(
     )
 
 
-def _look_at_files(tensors: TensorFiles, config: EncoderConfig, dense: list[Path]) -> Files:
+def _look_at_files(tensors: TensorFiles, config: EncoderConfig, after: list[Path]) -> Files:
     weights.check_layers(tensors, config)
     with torch.device("meta"), weights.Unfilled(), naming(tensors.folder / "config.json"):
         model = NomicBert(config)
@@ -194,7 +203,7 @@ def _look_at_files(tensors: TensorFiles, config: EncoderConfig, dense: list[Path
     used = [name for name in tensors.names() if canonical(name) in wanted]
     word = next(name for name in used if canonical(name) == WORDS)
     read = [(tensors, name) for name in used]
-    read += [(each, name) for each in map(TensorFiles, dense) for name in each.names()]
+    read += [(each, name) for each in map(TensorFiles, after) for name in each.names()]
     encoder = tensors.folder
     paths = _weight_files(encoder)
     return Files(
@@ -203,7 +212,7 @@ def _look_at_files(tensors: TensorFiles, config: EncoderConfig, dense: list[Path
         format=paths[0].suffix.removeprefix("."),
         shards=len(paths),
         dtypes=sorted({str(each.read(name).dtype).removeprefix("torch.") for each, name in read}),
-        bytes=sum(p.stat().st_size for place in (encoder, *dense) for p in _weight_files(place)),
+        bytes=sum(p.stat().st_size for place in (encoder, *after) for p in _weight_files(place)),
         parameters=sum(math.prod(each.shape(name)) for each, name in read),
         unread=sorted(set(tensors.names()).difference(used)),
         beside=[n for n in WEIGHT_FILES if (encoder / n).is_file()][1:],
@@ -242,6 +251,8 @@ def _notes(d: Description) -> Iterator[str]:
     if d.truncate_dim is not None:
         width = d.pooling.embedding_dimension
         yield f"encode keeps {d.truncate_dim} of {width} columns by default (truncate_dim)"
+    if not d.pooling.include_prompt:
+        yield "the tokens of a prompt are left out of pooling (include_prompt)"
     if not (d.folder / "modules.json").is_file():
         yield "there is no modules.json: texts are pooled by mean"
     dtype = config.source.get("dtype") or config.source.get("torch_dtype")

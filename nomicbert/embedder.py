@@ -23,6 +23,7 @@ from nomicbert.runtime import encode_types
 from nomicbert.runtime.encode_types import AllEncodeKeywords, Devices, OutputValue, Vectors
 from nomicbert.runtime.graphs import Graphs
 from nomicbert.runtime.inputs import as_iterator, as_texts
+from nomicbert.runtime.prompt_tokens import prompt_tokens
 from nomicbert.runtime.request import Request, prompted
 from nomicbert.runtime.settings import EmbedderSettings
 from nomicbert.runtime.texts import Texts, Truncate
@@ -158,7 +159,7 @@ class Embedder(EmbedderSettings):
         prompt, limit = self._prompts.choose(prompt_name, None), self._limit(None)
         ids, cut = self.tokenizer.encode([prompt + text for text in texts], limit)
         warn_of_cuts(len(cut), len(ids), "texts", limit)
-        return pack(ids, self.device)
+        return pack(ids, self.device, prompt_tokens(self.tokenizer, prompt, limit))
 
     @encode_types.as_encode
     def encode(
@@ -291,7 +292,7 @@ class Embedder(EmbedderSettings):
         prompt = self._prompts.choose(request.prompt_name, request.prompt)
         job = request.job(prompt, self._limit(request.max_length))
         options = request.options()
-        if self.model.training:
+        if self.model.training or model.pooling.training:
             model.eval()  # as sentence-transformers does: no vector is drawn with dropout
         device, devices = as_place(request.device)
         if device is not None and device != self.device:

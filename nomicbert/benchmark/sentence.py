@@ -32,19 +32,22 @@ class Sentence(nn.Module):
     def __init__(self, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
         """Append the pooling and Dense layers of `folder` to a model of transformers.
 
-        Raises: AbsentError: a pooling mode that is not implemented here.
+        Raises: AbsentError: a pooling mode or a module that is not implemented here.
         """
         super().__init__()
         steps = read_steps(folder)
-        if steps.mode not in ("mean", "cls"):
-            raise AbsentError(f"pooling {steps.mode!r} is not implemented for peers")
-        self.model, self.mode = model, steps.mode
-        self.normalize = (folder / "modules.json").is_file() and "Normalize" in (
-            folder / "modules.json"
-        ).read_text("utf-8")
-        self.activations = [activation for _, _, activation in steps.dense]
+        if steps.modes not in (("mean",), ("cls",)):
+            raise AbsentError(f"pooling {'+'.join(steps.modes)!r} is not implemented for peers")
+        kinds = [step.kind for step in steps.after]
+        self.normalize = kinds[-1:] == ["Normalize"]
+        dense = steps.after[: len(kinds) - self.normalize]
+        if any(step.kind != "Dense" or step.residual for step in dense):
+            raise AbsentError(f"{', '.join(kinds)} after pooling is not implemented for peers")
+        self.model, (self.mode,) = model, steps.modes
+        self.activations = [step.activation for step in dense]
         self.dense = nn.ModuleList()
-        for weight, bias, _ in steps.dense:
+        for step in dense:
+            weight, bias = step.tensors["linear.weight"], step.tensors.get("linear.bias")
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
             layer.weight.data = weight.to(dtype)
             if bias is not None:

@@ -127,7 +127,9 @@ def as_document(model: str, d: "Description") -> dict[str, Any]:
             {"in_features": into, "out_features": out, "activation": activation}
             for into, out, activation in d.dense
         ],
+        "steps": d.steps,
         "normalize": pooling.normalize,
+        "include_prompt": pooling.include_prompt,
         "embedding_dimension": pooling.embedding_dimension,
         "truncate_dim": d.truncate_dim,
         "matryoshka": d.matryoshka,
@@ -192,8 +194,7 @@ def _rows(model: str, d: "Description") -> Iterator[tuple[str, str]]:
     kind = MLPS[config.hidden_act]
     experts = f"; {config.num_experts} experts in every second layer, {config.moe_top_k} per token"
     yield "MLP", kind + (experts if config.num_experts else "")
-    dense = "".join(f", Dense {into} -> {out} ({name})" for into, out, name in d.dense)
-    yield "pooling", pooling.mode + dense + (", L2" if pooling.normalize else "")
+    yield "pooling", ", ".join([pooling.mode, *d.steps])
     yield "embedding", f"{pooling.embedding_dimension} dimensions, similarity {d.similarity}"
     yield "matryoshka", d.matryoshka
     for number, line in enumerate(_prompts(d)):

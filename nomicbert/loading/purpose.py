@@ -39,8 +39,8 @@ def refuse_unless_embedder(checkpoint: CheckpointFolder) -> None:
 def refuse_unless_reranker(checkpoint: CheckpointFolder, num_labels: int | None) -> None:
     """Accept what a CrossEncoder is; with `num_labels` also an encoder that gets a new head.
 
-    Raises: ConfigError: an embedding model, a model of another kind, or a reranker with more
-        modules than a classifier.
+    Raises: ConfigError: an embedding model, a model of another kind, or a reranker of modules
+        whose encoder does not give what the next one takes.
     """
     _refuse_unknown_type(checkpoint)
     if is_embedder(checkpoint):
@@ -50,12 +50,23 @@ def refuse_unless_reranker(checkpoint: CheckpointFolder, num_labels: int | None)
                 "num_labels for a new head to be trained"
             )
         return
-    others = [module.kind for module in checkpoint.modules or () if module.kind != "Transformer"]
-    if others:
+    kinds = [module.kind for module in checkpoint.modules or ()]
+    if is_modular(checkpoint) and "Pooling" not in kinds:
         raise ConfigError(
-            f"{checkpoint.folder / 'modules.json'} lists {', '.join(others)}: a reranker is "
-            "supported as a Transformer alone, with the task sequence-classification"
+            f"{checkpoint.folder / 'modules.json'} lists {', '.join(kinds) or 'nothing'}: a "
+            "reranker is supported as a Transformer alone, with the task sequence-classification, "
+            "or as Transformer, Pooling and modules after it, the last of them a Dense"
         )
+    if is_modular(checkpoint) and checkpoint.task == "sequence-classification":
+        raise ConfigError(
+            f"{checkpoint.encoder} states transformer_task = {checkpoint.task!r}, which gives no "
+            f"tokens to pool, but {checkpoint.folder / 'modules.json'} lists {', '.join(kinds)}"
+        )
+
+
+def is_modular(checkpoint: CheckpointFolder) -> bool:
+    """Whether a reranker has modules after its encoder, in place of a classifier in it."""
+    return [module.kind for module in checkpoint.modules or ()] not in ([], ["Transformer"])
 
 
 def is_embedder(checkpoint: CheckpointFolder) -> bool:

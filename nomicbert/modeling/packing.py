@@ -32,6 +32,8 @@ class PackedBatch:
         input_ids: (T,) int64, or None if `inputs_embeds` replaces them.
         token_type_ids: (T,) int64, or None for type 0 throughout.
         inputs_embeds: (T, H) or None.
+        prompt_tokens: leading tokens of every text that are its prompt's, which some checkpoints
+            leave out of pooling.
     """
 
     lengths: tuple[int, ...]
@@ -41,6 +43,7 @@ class PackedBatch:
     input_ids: Tensor | None = None
     token_type_ids: Tensor | None = None
     inputs_embeds: Tensor | None = None
+    prompt_tokens: int = 0
 
     def first_tokens(self) -> Tensor:
         """(B,) int64, index of each text's first token."""
@@ -71,12 +74,15 @@ def offsets(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tenso
     return to_device(total, device)
 
 
-def pack(texts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> PackedBatch:
+def pack(
+    texts: Sequence[Sequence[int]], device: torch.device | str = "cpu", prompt_tokens: int = 0
+) -> PackedBatch:
     """Concatenate token ids; positions count from 0 in each text.
 
     Args:
         texts: token ids of each text.
         device: of the tensors.
+        prompt_tokens: see PackedBatch.
 
     Raises: BackendError: torch.jit is tracing, and would hold the ids as constants.
     """
@@ -88,6 +94,7 @@ def pack(texts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> 
         cu_seqlens=offsets(lengths, device),
         position_ids=to_device(positions(lengths), device),
         input_ids=to_device(end_to_end(texts), device),
+        prompt_tokens=prompt_tokens,
     )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from nomicbert.errors import ConfigError
-from nomicbert.vectors.pooling import ACTIVATIONS
 from nomicbert.vectors.saving import activation_path
+from nomicbert.vectors.steps import ACTIVATIONS
 
 Activation = Callable[[Tensor], Tensor]
 

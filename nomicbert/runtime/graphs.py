@@ -191,7 +191,8 @@ class Graphs:
     def _bucket(self, model: EmbeddingModel, key: Key) -> Bucket | None:
         """The bucket of a key, recorded now if it is new; None if it cannot be recorded."""
         encoder, pooling = modules = (model.encoder, model.pooling)
-        ends = (pooling.mode, pooling.normalize, pooling.matryoshka_layer_norm, pooling.activations)
+        steps = tuple(map(str, pooling.steps))
+        ends = (pooling.modes, pooling.normalize, pooling.matryoshka_layer_norm, steps)
         now = (encoder.ops.name, encoder.compute_dtype, ends)
         full = key not in self._kept and len(self._kept) >= MOST
         snapshot = self._snapshot
@@ -201,7 +202,8 @@ class Graphs:
             copied = encoder.ops.name != "triton"
             snapshot = ParameterSnapshot(modules, copied)
             self._made_for, self._snapshot = now, snapshot
-        if not snapshot.recordable() or is_hooked(model):
+        drawn = any(step.training for step in pooling.steps)
+        if drawn or not snapshot.recordable() or is_hooked(model):
             return None
         if key not in self._kept:
             self._record = self._record or self._recorder()

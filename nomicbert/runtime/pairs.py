@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from nomicbert.runtime.batch_budget import batch_tokens
 from nomicbert.runtime.batch_loop import BatchLoop
 from nomicbert.runtime.batches import windows
 from nomicbert.runtime.inputs import checked_pairs
+from nomicbert.runtime.prompt_tokens import prompt_tokens
 from nomicbert.runtime.stream import Tokenised
 from nomicbert.text.tokenizer import CHARACTERS_PER_TOKEN, Pair, Tokenizer
 from nomicbert_kernels.tensors import to_device
@@ -71,6 +73,11 @@ class Pairs:
         ids, types, cut = self.tokenizer.encode_pairs(window, self.max_length)
         return Tokenised(list(map(len, ids)), cut, (ids, types))
 
+    @cached_property
+    def _prompt_tokens(self) -> int:
+        """Leading tokens of each pair that are the prompt's; a classifier has no use for them."""
+        return prompt_tokens(self.tokenizer, self.prompt, self.max_length)
+
     @torch.inference_mode()
     def encode(self, window: Tokenised, first: int, loop: BatchLoop) -> Tensor:
         """See Task."""
@@ -82,6 +89,7 @@ class Pairs:
             batch = replace(
                 pack([ids[i] for i in indices], self.device),
                 token_type_ids=to_device(kinds, self.device),
+                prompt_tokens=self._prompt_tokens,
             )
             return self.model.packed_logits(batch).float()
 

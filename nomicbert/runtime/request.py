@@ -94,7 +94,7 @@ class Request:
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-        if self.truncate == "chunk" and pooling.mode != "mean":
+        if self.truncate == "chunk" and pooling.modes != ("mean",):
             raise ValueError(
                 f"truncate='chunk' adds up tokens, which only mean pooling does: this checkpoint "
                 f"pools by {pooling.mode}"

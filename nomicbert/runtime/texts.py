@@ -1,6 +1,6 @@
 """Texts -> vectors, or hidden states of tokens: the Task that a stream runs for `Embedder`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from nomicbert.errors import TextError
-from nomicbert.modeling.packing import pack
+from nomicbert.modeling.packing import PackedBatch, pack
 from nomicbert.modeling.plain_layers import refuse_hooks
 from nomicbert.runtime.batch_budget import batch_tokens
 from nomicbert.runtime.batch_loop import BatchLoop
 from nomicbert.runtime.batches import text_windows
 from nomicbert.runtime.graphs import Encode, Graphs
 from nomicbert.runtime.inputs import checked
+from nomicbert.runtime.prompt_tokens import prompt_tokens
 from nomicbert.runtime.stream import Rows, Tokenised
 from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import CHARACTERS_PER_TOKEN, Tokenizer
@@ -133,7 +134,20 @@ class Texts:
     @cached_property
     def _encode(self) -> Encode:
         """The model's encode function, on a GPU with graphs; chosen once per stream."""
-        return self.graphs.around(self.model)
+        if not self._prompt_tokens:
+            return self.graphs.around(self.model)
+        # a graph has no place for the tokens that are left out
+        return lambda texts, finish: self.model(self._pack(texts), finish)
+
+    @cached_property
+    def _prompt_tokens(self) -> int:
+        """Leading tokens of each text that pooling leaves out."""
+        if self.model.pooling.include_prompt:
+            return 0
+        return prompt_tokens(self.tokenizer, self.job.prompt, self.job.max_length)
+
+    def _pack(self, texts: Sequence[Sequence[int]]) -> PackedBatch:
+        return pack(texts, self.model.device, self._prompt_tokens)
 
     def _vectors(self, texts: list[list[int]], loop: BatchLoop) -> Tensor:
         """One vector for each list of token ids, in order."""
@@ -148,12 +162,15 @@ class Texts:
         windows = [ids for part in parts for ids in part]
         lengths = list(map(len, windows))
         means = loop.rows(
-            lengths, lambda indices: model.pooled(pack([windows[i] for i in indices], model.device))
+            lengths, lambda indices: model.pooled(self._pack([windows[i] for i in indices]))
         )
         counts = np.array(list(map(len, parts)))
-        tokens = np.array([sum(map(len, part)) for part in parts]).repeat(counts)
+        # the tokens that were pooled: a prompt that is left out stands in every window
+        pooled_tokens = np.maximum(np.array(lengths) - self._prompt_tokens, 0)
+        texts = np.arange(len(parts)).repeat(counts)
+        tokens = np.bincount(texts, pooled_tokens, len(parts))[texts]
         # a text of one window stays bit-identical: its share is exactly 1
-        shares = np.array(lengths, np.float32) / np.maximum(tokens, 1)
+        shares = pooled_tokens / np.maximum(tokens, 1)
         weighted = means * to_device(shares.astype(np.float32), means.device)[:, None]
         # summed per text, so that a sum does not depend on the other texts
         where = to_device(counts, means.device)

@@ -66,7 +66,7 @@ class EmbeddingModel(nn.Module):
         return vectors
 
     def pooled(self, batch: PackedBatch) -> Tensor:
-        """The pooled hidden states, before Dense layers and other steps: (B, hidden_size) fp32.
+        """The pooled hidden states, before Dense and other steps: (B, hidden_size x modes) fp32.
 
         Raises: ValueError: a hook on this module or its parts, which are not called here.
         """
@@ -76,7 +76,7 @@ class EmbeddingModel(nn.Module):
         return self.pooling.pool(self.encoder.core(ctx, rows), ctx, rows)
 
     def finish(self, pooled: Tensor, finish: Finish) -> Tensor:
-        """Apply the steps after pooling: (B, hidden_size) fp32 -> (B, dim) fp32; see `pooled`."""
+        """Apply the steps after pooling: what `pooled` returns -> (B, dim) fp32."""
         self._refuse_hooks()
         return self.pooling.finish(self.encoder.ops, pooled, finish)
 

@@ -3,39 +3,30 @@
 Source: the module formats that sentence-transformers 2 to 6 write.
 """
 
-import re
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
-from nomicbert.errors import CheckpointError, ConfigError
+from nomicbert.errors import ConfigError
 from nomicbert.loading.folder import CheckpointFolder
 from nomicbert.loading.json_settings import Settings, read_json
-from nomicbert.loading.nonfinite import not_finite, warn_not_finite
-from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert.user_warnings import PoolingWarning, warn
-from nomicbert.vectors.pooling import ACTIVATIONS, Pooling
+from nomicbert.vectors.pooling import Pooling
+from nomicbert.vectors.step_files import READERS, SCORES, VECTOR, read_steps
+from nomicbert.vectors.steps import Dense, Dropout, Normalize
 from nomicbert_kernels import PoolMode
 
-ORDER = re.compile(r"Transformer Pooling( Dense)*( Normalize)?")
-
-# Keys before sentence-transformers 6: one boolean per mode.
+# Keys before sentence-transformers 6: one boolean per mode, in the order of their columns.
 FLAGS: dict[str, PoolMode] = {
-    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-    "pooling_mode_lasttoken": "lasttoken",
     "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
 }
-DENSE_KEYS = {"in_features", "out_features", "bias", "activation_function"}
-DENSE_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "module_input_name": ("sentence_embedding",),
-    "module_output_name": ("sentence_embedding",),
-    "use_residual": (False,),
-}
-# Since sentence-transformers 6: one name.
+# Since sentence-transformers 6: a name, or a list of names.
 NAMES: dict[str, PoolMode] = {
     **{mode: mode for mode in FLAGS.values()},
     "mean_sqrt_len_tokens": "mean_sqrt_len",
@@ -43,43 +34,61 @@ NAMES: dict[str, PoolMode] = {
 
 
 def read_pooling(
-    checkpoint: CheckpointFolder, dtype: torch.dtype, chosen: PoolMode | None = None
+    checkpoint: CheckpointFolder,
+    dtype: torch.dtype,
+    chosen: PoolMode | None = None,
+    output: str = VECTOR,
 ) -> Pooling:
     """Build the pooling of a checkpoint.
 
     Args:
         checkpoint: its settings.
-        dtype: of the Dense layers.
+        dtype: of the parameters of the modules after pooling.
         chosen: the mode of a checkpoint without modules.json; None is "mean".
+        output: sentence-transformers' name of what the last module must give.
 
     Raises:
         ConfigError: a module, order or option that is not supported.
         ValueError: `chosen` is not a mode, or the checkpoint states its own.
-        CheckpointError: a Dense layer's weights missing or of another shape.
+        CheckpointError: a module's weights missing or of another shape.
     """
     mode = check_chosen(checkpoint, chosen) or "mean"
-    dense: list[tuple[nn.Linear, str]] = []
-    normalize = False
-    config = checkpoint.config
+    config, modules = checkpoint.config, checkpoint.modules
     width = config.hidden_size
-    names = [module.kind for module in checkpoint.modules or ()]
-    if checkpoint.modules is not None and not ORDER.fullmatch(" ".join(names)):
+    # v1.5 and models fine-tuned from it: they were trained with layer_norm before the slice
+    recipe = config.hidden_act == "swiglu"
+    if modules is None:
+        return Pooling(width, (mode,), matryoshka_layer_norm=recipe and mode == "mean").eval()
+    names = [module.kind for module in modules]
+    if names[:2] != ["Transformer", "Pooling"] or not READERS.keys() >= set(names[2:]):
         raise ConfigError(
             f"{checkpoint.folder / 'modules.json'} lists {', '.join(names) or 'nothing'}: "
-            "supported are Transformer, Pooling, any number of Dense, and Normalize at the end if "
-            "at all"
+            f"supported are Transformer, Pooling, and any of {', '.join(READERS)} in any order"
         )
-    for module in checkpoint.modules or ():
-        if module.kind == "Pooling":
-            mode = _read_mode(module.folder / "config.json", width)
-        elif module.kind == "Dense":
-            dense.append(_read_dense(module.folder, width, dtype))
-            width = dense[-1][0].out_features
-        elif module.kind == "Normalize":
-            normalize = True
-    # v1.5 and models fine-tuned from it: they were trained with layer_norm before the slice
-    recipe = config.hidden_act == "swiglu" and mode == "mean" and not dense and not normalize
-    return Pooling(config.hidden_size, mode, tuple(dense), normalize, recipe).eval()
+    modes, include_prompt = _read_modes(modules[1].folder / "config.json", width)
+    found = read_steps(modules[2:], width * len(modes), dtype)
+    steps = [read.step for read in found]
+    if found and found[-1].gives != output:
+        path = modules[-1].folder / "config.json"
+        raise ConfigError(
+            f"{path}: module_output_name = {found[-1].gives!r} is not supported at the end, only "
+            f"{output!r} is"
+        )
+    if output == SCORES and not (steps and isinstance(steps[-1], Dense)):
+        raise ConfigError(
+            f"{checkpoint.folder / 'modules.json'} lists {', '.join(names)}: a reranker with "
+            f"Pooling must end with a Dense whose module_output_name is {SCORES!r}"
+        )
+    normalize = bool(steps) and isinstance(steps[-1], Normalize)
+    plain = all(isinstance(step, Dropout) for step in steps)
+    return Pooling(
+        width,
+        modes,
+        steps[: len(steps) - normalize],
+        normalize,
+        recipe and modes == ("mean",) and plain,
+        include_prompt,
+    ).eval()
 
 
 def check_chosen(checkpoint: CheckpointFolder, chosen: PoolMode | None) -> PoolMode | None:
@@ -117,67 +126,35 @@ def warn_of_assumption(checkpoint: CheckpointFolder, chosen: PoolMode | None) ->
         )
 
 
-def _read_mode(path: Path, width: int) -> PoolMode:
+def _read_modes(path: Path, width: int) -> tuple[tuple[PoolMode, ...], bool]:
+    """The modes of 1_Pooling/config.json, and whether they include a text's prompt."""
     raw = read_json(path)
     s = Settings(raw, path)
-    stated = s.size("embedding_dimension", "word_embedding_dimension", default=width)
+    keys = ("embedding_dimension", "word_embedding_dimension")
+    stated = s.size(*keys, default=width)
     if stated != width:
-        raise ConfigError(f"{path} pools {stated} columns, but the encoder has {width}")
-    if raw.get("include_prompt") is False:
-        raise ConfigError(f"{path}: include_prompt = false is not supported")
-    if (name := raw.get("pooling_mode")) is not None:
-        if isinstance(name, list) and len(name) == 1:
-            name = name[0]
-        if not isinstance(name, str) or name not in NAMES:
+        key = next(key for key in keys if raw.get(key) is not None)
+        raise ConfigError(
+            f"{path}: {key} = {stated}, which pools {stated} columns, but the encoder has {width}"
+        )
+    if raw.get("include_prompt", True) is None:  # sentence-transformers takes it for false
+        raise ConfigError(f"{path}: include_prompt must be true or false, not null")
+    return _modes(raw, path), s.flag("include_prompt", default=True)
+
+
+def _modes(raw: dict[str, Any], path: Path) -> tuple[PoolMode, ...]:
+    if (stated := raw.get("pooling_mode")) is not None:
+        names = stated if isinstance(stated, list) else [stated]
+        if not names or not all(isinstance(name, str) and name in NAMES for name in names):
             raise ConfigError(
-                f"{path}: pooling_mode = {name!r} is not supported; supported are "
+                f"{path}: pooling_mode = {stated!r} is not supported; supported are "
                 + ", ".join(sorted(NAMES))
+                + ", and a list of them"
             )
-        return NAMES[name]
+        return tuple(NAMES[name] for name in names)
     unknown = [k for k, v in raw.items() if k.startswith("pooling_mode_") and v and k not in FLAGS]
-    on = [flag for flag in FLAGS if raw.get(flag)]
-    if unknown or len(on) > 1:
-        raise ConfigError(
-            f"{path} asks for {' and '.join(on + unknown)}: supported is one of {', '.join(FLAGS)}"
-        )
-    return FLAGS[on[0]] if on else "mean"
-
-
-def _read_dense(folder: Path, width: int, dtype: torch.dtype) -> tuple[nn.Linear, str]:
-    path = folder / "config.json"
-    raw = read_json(path)
-    s = Settings(raw, path)
-    inputs, outputs = s.size("in_features"), s.size("out_features")
-    if inputs != width:
-        raise ConfigError(
-            f"{path}: in_features = {inputs}, but the module before it gives {width} columns"
-        )
-    # sentence-transformers' default if the key is missing
-    stated = str(s.get("activation_function", default="torch.nn.Tanh"))
-    activation = stated.rpartition(".")[2]
-    if activation not in ACTIVATIONS or not stated.startswith("torch.nn."):
-        raise ConfigError(
-            f"{path}: activation_function = {stated!r} is not supported; "
-            f"supported are {', '.join(ACTIVATIONS)}"
-        )
-    s.refuse(DENSE_NEUTRAL)
-    unknown = raw.keys() - DENSE_NEUTRAL.keys() - DENSE_KEYS
     if unknown:
         raise ConfigError(
-            f"{path} has settings that are not supported: {', '.join(sorted(unknown))}"
+            f"{path} asks for {' and '.join(unknown)}: supported are {', '.join(FLAGS)}"
         )
-    # parameters made under a caller's inference_mode could never be trained
-    with torch.inference_mode(False):
-        layer = nn.Linear(inputs, outputs, bias=s.flag("bias", default=True), dtype=dtype)
-    files = TensorFiles(folder)
-    wanted = {f"linear.{name}": tuple(p.shape) for name, p in layer.named_parameters()}
-    found = {name: files.shape(name) for name in files.names()}
-    if found != wanted:
-        raise CheckpointError(f"the tensors of {folder} are {found}, wanted {wanted}")
-    broken: dict[str, int] = {}
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            parameter.copy_(files.read(f"linear.{name}"))
-            broken |= not_finite(parameter, files.read, [f"linear.{name}"])
-    warn_not_finite(folder, broken, dtype)
-    return layer, activation
+    return tuple(mode for flag, mode in FLAGS.items() if raw.get(flag)) or ("mean",)

@@ -1,38 +1,25 @@
-"""Hidden states -> one vector per text: pooling, Dense layers, layer_norm, slice, L2.
+"""Hidden states -> one vector per text: pooling, then Dense and other steps, layer_norm, slice, L2.
 
 Source: pooling modes and order of modules as in sentence-transformers; the Matryoshka recipe
 (layer_norm over the full width, slice, L2) as in nomic-embed-text-v1.5's card.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nomicbert.arguments import as_whole
 from nomicbert.modeling.context import ForwardContext
-from nomicbert.modeling.packing import PackedBatch
-from nomicbert.modeling.plain_layers import call, input_dtype, is_plain
+from nomicbert.modeling.packing import PackedBatch, offsets, positions
 from nomicbert.modeling.prepared_weights import PreparedWeights
-from nomicbert_kernels import Ops, Plan, PoolMode, Run, Weight, compute_dtype
-from nomicbert_kernels.tensors import ONE_TOKEN_MODES
-
-
-def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + exp(-x)) by tanh: torch.sigmoid rounds the last elements of a thread differently."""
-    return torch.tanh(x / 2) / 2 + 0.5
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "Identity": lambda x: x,
-    "Tanh": torch.tanh,
-    "ReLU": F.relu,
-    "GELU": F.gelu,
-    "Sigmoid": sigmoid,
-    "SiLU": lambda x: x * sigmoid(x),
-}
+from nomicbert.vectors.steps import Step, pool_rows
+from nomicbert_kernels import Ops, PoolMode, Weight
+from nomicbert_kernels.backend import plan_runs
+from nomicbert_kernels.tensors import ONE_TOKEN_MODES, to_device
 
 
 @dataclass(frozen=True)
@@ -54,29 +41,39 @@ class Pooling(nn.Module):
     """All steps after the encoder: hidden states -> vectors.
 
     Attributes:
-        mode: how a text's hidden states become one vector.
-        dense: linear layers after pooling, each with an activation.
+        modes: how a text's hidden states become one vector; several are concatenated.
+        include_prompt: False leaves a text's `PackedBatch.prompt_tokens` first tokens out of it.
+        steps: the modules after pooling, in order, without an L2 at the end.
         normalize: whether the checkpoint's modules end with L2.
         matryoshka_layer_norm: whether its Matryoshka recipe begins with layer_norm.
+        embedding_dimension: columns of a vector.
     """
 
     def __init__(
         self,
         width: int,
-        mode: PoolMode = "mean",
-        dense: tuple[tuple[nn.Linear, str], ...] = (),
+        modes: Sequence[PoolMode] = ("mean",),
+        steps: Sequence[Step] = (),
         normalize: bool = False,
         matryoshka_layer_norm: bool = False,
+        include_prompt: bool = True,
     ) -> None:
-        """`width` is the encoder's hidden size; each of `dense` is a layer and its activation."""
+        """`width` is the encoder's hidden size."""
         super().__init__()
-        self.mode = mode
-        self.dense = nn.ModuleList(layer for layer, _ in dense)
-        self.activations = tuple(activation for _, activation in dense)
+        self.modes = tuple(modes)
+        self.steps = nn.ModuleList(steps)
         self.normalize = normalize
         self.matryoshka_layer_norm = matryoshka_layer_norm
-        self.embedding_dimension = dense[-1][0].out_features if dense else width
+        self.include_prompt = include_prompt
+        self.embedding_dimension = width * len(self.modes)
+        for step in steps:
+            self.embedding_dimension = step.columns(self.embedding_dimension)
         self._prepared = PreparedWeights()
+
+    @property
+    def mode(self) -> str:
+        """The modes as one word, such as "mean" or "cls+max"."""
+        return "+".join(self.modes)
 
     def check(self, finish: Finish) -> None:
         """Refuse an invalid width.
@@ -96,13 +93,13 @@ class Pooling(nn.Module):
     @property
     def reads_one_token(self) -> bool:
         """Whether only one hidden state per text is used."""
-        return self.mode in ONE_TOKEN_MODES
+        return len(self.modes) == 1 and self.modes[0] in ONE_TOKEN_MODES
 
     def rows(self, batch: PackedBatch) -> Tensor | None:
         """(B,) int64: the only token of each text that is used, or None if all are."""
         if not self.reads_one_token or not batch.position_ids.shape[0]:
             return None
-        return batch.first_tokens() if self.mode == "cls" else batch.last_tokens()
+        return self._first(batch) if self.modes[0] == "cls" else batch.last_tokens()
 
     def forward(
         self, hidden: Tensor, ctx: ForwardContext, rows: Tensor | None, finish: Finish
@@ -117,49 +114,74 @@ class Pooling(nn.Module):
 
         Returns: (B, dim) fp32; undefined for an empty text.
         """
-        if self.dense:
+        if self.steps or len(self.modes) > 1 or self._skipped(ctx.batch):
             return self.finish(ctx.ops, self.pool(hidden, ctx, rows), finish)
-        return self._last(self.pool(hidden, ctx, rows, *self._recipe(finish)), finish)
-
-    def pool(
-        self,
-        hidden: Tensor,
-        ctx: ForwardContext,
-        rows: Tensor | None,
-        layer_norm: bool = False,
-        dim: int | None = None,
-        unit: bool = False,
-    ) -> Tensor:
-        """Pool a batch, then apply layer_norm, slice and L2 as requested: (B, dim) fp32."""
+        # pooling, layer_norm, slice and L2 in one op
+        recipe = self._recipe(finish)
         if rows is not None:
-            return pool_rows(ctx.ops, hidden, layer_norm, dim, unit)
-        pooled: Tensor = ctx.ops.pool(
-            hidden, ctx.batch.cu_seqlens, ctx.plan, self.mode, layer_norm, dim, unit
+            return self._last(pool_rows(ctx.ops, hidden, *recipe), finish)
+        batch, plan = ctx.batch, ctx.plan
+        return self._last(
+            ctx.ops.pool(hidden, batch.cu_seqlens, plan, self.modes[0], *recipe), finish
         )
-        return pooled
+
+    def pool(self, hidden: Tensor, ctx: ForwardContext, rows: Tensor | None) -> Tensor:
+        """Pool a batch, without the later steps: (B, hidden_size x modes) fp32.
+
+        A text without any token but its prompt's gives zeros, or its first token by "cls".
+        """
+        batch, skipped = ctx.batch, self._skipped(ctx.batch)
+        if rows is not None:
+            pooled = pool_rows(ctx.ops, hidden)
+            if skipped and self.modes[0] == "lasttoken":
+                return pooled * (batch.cu_seqlens.diff() > skipped)[:, None]
+            return pooled
+        if not skipped:
+            parts = [ctx.ops.pool(hidden, batch.cu_seqlens, ctx.plan, mode) for mode in self.modes]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        lengths = np.array(batch.lengths, np.int64)
+        kept = np.maximum(lengths - skipped, 0)
+        # a kept token's rank among those of its text, counted from where they start
+        starts = np.cumsum(lengths) - lengths + skipped
+        places = to_device(positions(kept) + np.repeat(starts, kept), hidden.device)
+        left, edges = hidden.index_select(0, places), offsets(kept.tolist(), hidden.device)
+        plan = plan_runs(kept.tolist(), 1, 1, hidden.dtype)
+
+        def pooled_by(mode: PoolMode) -> Tensor:
+            if mode == "cls":
+                return pool_rows(ctx.ops, hidden[self._first(batch)])
+            found: Tensor = ctx.ops.pool(left, edges, plan, mode)
+            if mode != "weightedmean":
+                return found
+            # tokens keep the weights of their places in the whole text: i + skipped in place of i
+            own = to_device(kept.astype(np.float32) + 1, hidden.device)[:, None]
+            more = 2 * skipped
+            mean = ctx.ops.pool(left, edges, plan, "mean")
+            return (found * own + mean * more) / (own + more)
+
+        return torch.cat([pooled_by(mode) for mode in self.modes], 1)
 
     def finish(self, ops: Ops, pooled: Tensor, finish: Finish) -> Tensor:
-        """Apply all steps after pooling: (B, hidden_size) fp32 -> (B, dim) fp32."""
+        """Apply all steps after pooling: (B, hidden_size x modes) fp32 -> (B, dim) fp32."""
         x = pooled
-        for layer, activation in zip(self._linears(), self.activations, strict=True):
-            x = ACTIVATIONS[activation](self._dense(ops, x, layer)).float()
+        for step in self.steps:
+            x = step(x, ops, self._prepared)
         return self._last(pool_rows(ops, x, *self._recipe(finish)), finish)
-
-    def _dense(self, ops: Ops, x: Tensor, layer: nn.Linear) -> Tensor:
-        """Apply a Dense layer without its activation: (B, K) -> (B, N)."""
-        if not is_plain(layer):
-            self._prepared.forget(layer)
-            return call(layer, x, compute_dtype(x.device, input_dtype(layer, x.dtype)))
-        dtype = compute_dtype(layer.weight.device, layer.weight.dtype)
-        weight = self._prepared.get(
-            ops, (id(layer), "linear"), layer.weight, layer.bias, "linear", dtype
-        )
-        y: Tensor = ops.linear(x.to(weight.dtype), weight)
-        return y
 
     def prepared_weights(self) -> list[Weight]:
         """The weights of the Dense layers prepared so far."""
         return self._prepared.weights()
+
+    def _skipped(self, batch: PackedBatch) -> int:
+        """Tokens at the start of each text that are left out."""
+        return 0 if self.include_prompt else batch.prompt_tokens
+
+    def _first(self, batch: PackedBatch) -> Tensor:
+        """(B,) int64: the first token of each text that is not left out, or its first one."""
+        first, skipped = batch.first_tokens(), self._skipped(batch)
+        if not skipped:
+            return first
+        return first + skipped * (batch.cu_seqlens.diff() > skipped)
 
     def _recipe(self, finish: Finish) -> tuple[bool, int | None, bool]:
         """The arguments layer_norm, dim and L2 of the pooling op."""
@@ -170,15 +192,3 @@ class Pooling(nn.Module):
         """Apply truncate_dim and normalize, the steps after the checkpoint's own modules."""
         x = x[:, : finish.truncate_dim]
         return F.normalize(x) if finish.normalize else x
-
-    def _linears(self) -> list[nn.Linear]:
-        return list(self.dense)  # type: ignore[arg-type]
-
-
-def pool_rows(ops: Ops, rows: Tensor, layer_norm: bool, dim: int | None, unit: bool) -> Tensor:
-    """Apply layer_norm, slice and L2 to (B, H) pooled rows, by pooling them as one-token texts."""
-    texts = rows.shape[0]
-    plan = Plan((Run(text=0, token=0, texts=texts, length=1),) if texts else ())
-    offsets = torch.arange(texts + 1, dtype=torch.int32, device=rows.device)
-    pooled: Tensor = ops.pool(rows, offsets, plan, "cls", layer_norm, dim, unit)
-    return pooled

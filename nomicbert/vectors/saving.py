@@ -7,14 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from nomicbert.loading.json_settings import optional
 from nomicbert.loading.tensor_files import write
 from nomicbert.text.prompts import CARDS_PROMPTS, Prompts
 from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.modules import FLAGS
+from nomicbert.vectors.pooling import Pooling
+from nomicbert.vectors.step_files import VECTOR
+from nomicbert.vectors.steps import Dense, Dropout, LayerNorm, Step
 
 ACTIVATION_HOMES = {"Identity": "torch.nn.modules.linear"}
 OTHER_ACTIVATIONS = "torch.nn.modules.activation"
@@ -43,21 +44,10 @@ def save_modules(
     Raises: ValueError, TypeError: invalid prompts, before anything is written.
     """
     prompts.check()
-    encoder, pooling = model.encoder, model.pooling
-    encoder.save_pretrained(folder)
+    model.encoder.save_pretrained(folder)
     tokenizer.save(folder)
-    width = encoder.config.hidden_size
-    places = [("Transformer", ""), ("Pooling", "1_Pooling")]
-    places += [("Dense", f"{i}_Dense") for i in range(2, 2 + len(pooling.dense))]
-    if pooling.normalize:
-        places.append(("Normalize", f"{len(places)}_Normalize"))
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (kind, path) in enumerate(places)
-    ]
-    modes = {flag: mode == pooling.mode for flag, mode in FLAGS.items()}
+    save_pooling(folder, model.pooling, model.encoder.config.hidden_size)
     cards = prompts.cards and prompts.by_name == CARDS_PROMPTS and prompts.default is None
-    _write(folder / "modules.json", modules)
     _write(
         folder / "sentence_bert_config.json",
         {"max_seq_length": max_seq_length, "do_lower_case": tokenizer.lower_case},
@@ -72,20 +62,52 @@ def save_modules(
             **({} if truncate_dim is None else {"truncate_dim": truncate_dim}),
         },
     )
-    (folder / "1_Pooling").mkdir(exist_ok=True)
-    _write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **modes})
-    for i, (layer, activation) in enumerate(
-        zip(pooling.dense, pooling.activations, strict=True), start=2
-    ):
-        assert isinstance(layer, nn.Linear)  # Pooling accepts nothing else
+
+
+def save_pooling(folder: Path, pooling: Pooling, width: int, output: str = VECTOR) -> None:
+    """Write modules.json and the modules after the encoder.
+
+    Args:
+        folder: holds the encoder.
+        pooling: all steps after it.
+        width: of the encoder.
+        output: sentence-transformers' name of what the last module gives.
+    """
+    kinds = ["Transformer", "Pooling", *(type(step).__name__ for step in pooling.steps)]
+    kinds += ["Normalize"] if pooling.normalize else []
+    _write_modules(folder, *kinds)
+    flags = {flag: mode in pooling.modes for flag, mode in FLAGS.items()}
+    # the old form, which every version reads, has one order and no repetition
+    old = tuple(mode for mode in FLAGS.values() if mode in pooling.modes) == pooling.modes
+    settings: dict[str, Any] = {"word_embedding_dimension": width, **flags}
+    if not old:
+        names = [mode + "_tokens" * (mode == "mean_sqrt_len") for mode in pooling.modes]
+        settings = {"embedding_dimension": width, "pooling_mode": names}
+    if not pooling.include_prompt:
+        settings["include_prompt"] = False
+    _write_settings(folder / "1_Pooling", settings)
+    for place, step in enumerate(pooling.steps, start=2):
+        assert isinstance(step, Step)  # Pooling accepts nothing else
+        last = place == len(kinds) - 1
+        _save_step(folder / f"{place}_{kinds[place]}", step, output if last else VECTOR)
+
+
+def _save_step(folder: Path, step: Step, output: str) -> None:
+    tensors = {name: p.detach().cpu() for name, p in step.named_parameters()}
+    if isinstance(step, Dense):
         settings = {
-            "in_features": layer.in_features,
-            "out_features": layer.out_features,
-            "bias": layer.bias is not None,
-            "activation_function": activation_path(activation),
+            "in_features": step.linear.in_features,
+            "out_features": step.linear.out_features,
+            "bias": step.linear.bias is not None,
+            "activation_function": activation_path(step.activation),
+            **({"use_residual": True} if step.use_residual else {}),
+            **({} if output == VECTOR else {"module_output_name": output}),
         }
-        tensors = {f"linear.{name}": p.detach().cpu() for name, p in layer.named_parameters()}
-        write(folder / f"{i}_Dense", tensors, settings)
+        write(folder, tensors, settings)
+    elif isinstance(step, LayerNorm):
+        write(folder, tensors, {"dimension": step.norm.normalized_shape[0]})
+    elif isinstance(step, Dropout):
+        _write_settings(folder, {"dropout": step.p})
 
 
 def save_reranker_settings(
@@ -94,25 +116,27 @@ def save_reranker_settings(
     prompts: Prompts,
     max_seq_length: int,
     activation: str | None,
+    modular: bool = False,
 ) -> None:
     """Write a reranker's tokenizer and settings; the limit in each file where a loader looks.
 
     Args:
-        folder: holds encoder and head.
+        folder: holds encoder and head; with `modular` also modules.json.
         tokenizer: of the encoder.
         prompts: have been checked.
         max_seq_length: maximum tokens per pair.
         activation: path of the output activation, or None.
+        modular: whether modules after the encoder give the scores, and not a classifier in it.
     """
     tokenizer.save(folder)
-    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
-    _write(folder / "modules.json", [module])
+    if not modular:
+        _write_modules(folder, "Transformer")
     _write(
         folder / "sentence_bert_config.json",
         {
             "max_seq_length": max_seq_length,
             "do_lower_case": tokenizer.lower_case,
-            "transformer_task": "sequence-classification",
+            "transformer_task": "feature-extraction" if modular else "sequence-classification",
         },
     )
     _write(
@@ -132,6 +156,25 @@ def save_reranker_settings(
 def activation_path(name: str) -> str:
     """The path of a torch.nn class as sentence-transformers writes it."""
     return f"{ACTIVATION_HOMES.get(name, OTHER_ACTIVATIONS)}.{name}"
+
+
+def _write_modules(folder: Path, *kinds: str) -> None:
+    """Write modules.json for modules of these kinds; the first is the encoder."""
+    modules = [
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{kind}" if i else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for i, kind in enumerate(kinds)
+    ]
+    _write(folder / "modules.json", modules)
+
+
+def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    folder.mkdir(exist_ok=True)
+    _write(folder / "config.json", settings)
 
 
 def _write(path: Path, content: Any) -> None:

@@ -7,7 +7,7 @@ card (layer_norm over the full width without weights, slice, L2).
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,41 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Sigmoid": torch.sigmoid,
     "SiLU": F.silu,
 }
+# Columns of the old keys of several modes.
+ORDER = (
+    "cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens",
+    "lasttoken",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """A module after pooling: Dense, LayerNorm or Normalize.
+
+    Attributes:
+        kind: its name in sentence-transformers.
+        tensors: by their names on disk, in float64.
+        activation: of a Dense layer.
+        residual: whether a Dense layer adds what it got.
+    """
+
+    kind: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    activation: str = "Identity"
+    residual: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """One text's (K,) -> (N,), float64."""
+        held = {name: tensor.to(x.device) for name, tensor in self.tensors.items()}
+        if self.kind == "Normalize":
+            return F.normalize(x, dim=0)
+        if self.kind == "LayerNorm":
+            return F.layer_norm(x, x.shape, held["norm.weight"], held["norm.bias"])
+        y = F.linear(x, held["linear.weight"], held.get("linear.bias"))
+        y = ACTIVATIONS[self.activation](y)
+        if not self.residual:
+            return y
+        return y + (F.linear(x, held["residual.weight"]) if "residual.weight" in held else x)
 
 
 @dataclass(frozen=True)
@@ -32,37 +67,39 @@ class Steps:
     """The steps after the encoder.
 
     Attributes:
-        mode: of pooling.
-        dense: weight, bias or None, and activation of each Dense layer; in float64.
+        modes: of pooling; what several give is concatenated.
+        after: the modules after it, in order; Dropout changes nothing and is left out.
     """
 
-    mode: str = "mean"
-    dense: tuple[tuple[Tensor, Tensor | None, str], ...] = ()
+    modes: tuple[str, ...] = ("mean",)
+    after: tuple[Step, ...] = ()
 
     def vector(self, hidden: Tensor) -> Tensor:
         """One text's vector, float64, from its hidden states (tokens, hidden)."""
-        x = _pool(hidden.double(), self.mode)
-        for weight, bias, activation in self.dense:
-            x = ACTIVATIONS[activation](F.linear(x, weight.to(x.device), _on(bias, x.device)))
+        x = torch.cat([_pool(hidden.double(), mode) for mode in self.modes])
+        for step in self.after:
+            x = step(x)
         return x
 
 
 def read_steps(folder: Path) -> Steps:
     """Read modules.json and its modules; a folder without it gets mean pooling."""
     path = folder / "modules.json"
-    mode, dense = "mean", []
+    modes: tuple[str, ...] = ("mean",)
+    after: list[Step] = []
     for module in _json(path) if path.is_file() else []:
         place = folder / module["path"]
         kind = module["type"].rpartition(".")[2]
         if kind == "Pooling":
-            mode = _mode(_json(place / "config.json"))
-        elif kind == "Dense":
-            files = TensorFiles(place)
-            bias = files.read("linear.bias").double() if "linear.bias" in files.names() else None
-            stated = _json(place / "config.json").get("activation_function", "Tanh")
-            name = stated.rpartition(".")[2]
-            dense.append((files.read("linear.weight").double(), bias, name))
-    return Steps(mode, tuple(dense))
+            modes = _modes(_json(place / "config.json"))
+        elif kind in ("Dense", "LayerNorm"):
+            files, stated = TensorFiles(place), _json(place / "config.json")
+            tensors = {name: files.read(name).double() for name in files.names()}
+            name = stated.get("activation_function", "Tanh").rpartition(".")[2]
+            after.append(Step(kind, tensors, name, bool(stated.get("use_residual"))))
+        elif kind == "Normalize":
+            after.append(Step(kind))
+    return Steps(modes, tuple(after))
 
 
 def matryoshka(vectors: Tensor, dim: int) -> Tensor:
@@ -85,18 +122,13 @@ def _pool(hidden: Tensor, mode: str) -> Tensor:
     return hidden.sum(0) / (count**0.5 if mode == "mean_sqrt_len" else count)
 
 
-def _mode(stated: dict[str, Any]) -> str:
-    if stated.get("pooling_mode") is not None:
-        name = stated["pooling_mode"]
-        name = name[0] if isinstance(name, list) else name
-    else:
-        flags = [key for key, value in stated.items() if key.startswith("pooling_mode_") and value]
-        name = flags[0].removeprefix("pooling_mode_") if flags else "mean"
-    return str(name).removesuffix("_tokens").removesuffix("_token")
-
-
-def _on(bias: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if bias is None else bias.to(device)
+def _modes(stated: dict[str, Any]) -> tuple[str, ...]:
+    names = stated.get("pooling_mode")
+    if names is None:
+        names = [f"pooling_mode_{mode}" for mode in ORDER if stated.get(f"pooling_mode_{mode}")]
+    names = [names] if isinstance(names, str) else names
+    plain = (name.removeprefix("pooling_mode_") for name in names or ["mean"])
+    return tuple(name.removesuffix("_tokens").removesuffix("_token") for name in plain)
 
 
 def _json(path: Path) -> Any:

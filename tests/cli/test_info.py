@@ -114,6 +114,9 @@ def test_fields_agree_with_embedder(name: str, tmp_path: Path) -> None:
     assert facts["prompts"] == embedder.prompts
     assert facts["pooling"] == embedder.pooling.mode
     assert facts["normalize"] == embedder.pooling.normalize
+    assert facts["include_prompt"] is embedder.pooling.include_prompt
+    steps = [*map(str, embedder.pooling.steps), *["L2"] * facts["normalize"]]
+    assert facts["steps"] == steps
     assert ("layer_norm" in facts["matryoshka"]) == embedder.pooling.matryoshka_layer_norm
     assert facts["backend"]["name"] == embedder.model.ops.name
     assert facts["backend"]["dtype"] == str(embedder.model.dtype).removeprefix("torch.")

@@ -138,13 +138,15 @@ def test_pooling_modes(tmp_path: Path) -> None:
     cls, mean = "pooling_mode_cls_token", "pooling_mode_mean_tokens"
     assert pooling_of(tmp_path, **{cls: False}).mode == "mean"  # no flag at all
     assert pooling_of(tmp_path, pooling_mode_max_tokens=True).mode == "max"
-    with pytest.raises(ConfigError, match=f"asks for {mean} and pooling_mode_max_tokens: suppor"):
-        pooling_of(tmp_path, **{mean: True})
+    both = pooling_of(tmp_path, **{mean: True})
+    assert (both.mode, both.embedding_dimension) == ("max+mean", 128)
     other = "pooling_mode_attention"
-    with pytest.raises(ConfigError, match=f"asks for pooling_mode_max_tokens and {other}"):
+    with pytest.raises(ConfigError, match=f"asks for {other}: supported are pooling_mode_cls"):
         pooling_of(tmp_path, **{mean: False, other: True})
-    with pytest.raises(ConfigError, match="include_prompt = false is not supported"):
-        pooling_of(tmp_path, **{other: False}, include_prompt=False)
+    assert pooling_of(tmp_path, **{other: False}, include_prompt=False).include_prompt is False
+    for value in (None, "no", 0):
+        with pytest.raises(ConfigError, match="include_prompt must be true or false, not"):
+            pooling_of(tmp_path, include_prompt=value)
     flags = dict.fromkeys((cls, mean, "pooling_mode_max_tokens", other), ...)
     newer = {"word_embedding_dimension": ..., "embedding_dimension": 64, "include_prompt": True}
     for name, mode in (("cls", "cls"), ("mean_sqrt_len_tokens", "mean_sqrt_len")):
@@ -165,7 +167,7 @@ def test_modules(tmp_path: Path) -> None:
         read_pooling(read_folder(tmp_path), torch.float32)
 
     with_modules(*entries)
-    with pytest.raises(ConfigError, match="lists Transformer, Dense, Pooling: supported are"):
+    with pytest.raises(ConfigError, match="lists Transformer, Dense, Pooling: supported are Tran"):
         with_modules(entries[0], entries[2], entries[1])
     strange = {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.LSTM"}
     with pytest.raises(ConfigError, match="lists Transformer, LSTM: supported are Transformer"):
@@ -194,10 +196,10 @@ def test_dense(tmp_path: Path) -> None:
         return read_pooling(read_folder(tmp_path), torch.bfloat16)
 
     pooling = dense()
-    assert torch.equal(pooling.dense[0].weight, held["linear.weight"].bfloat16())
-    assert torch.equal(pooling.dense[0].bias, held["linear.bias"].bfloat16())
-    assert (pooling.activations, pooling.embedding_dimension) == (("Identity",), 112)
-    assert dense(activation_function=...).activations == ("Tanh",)
+    assert torch.equal(pooling.steps[0].linear.weight, held["linear.weight"].bfloat16())
+    assert torch.equal(pooling.steps[0].linear.bias, held["linear.bias"].bfloat16())
+    assert (pooling.steps[0].activation, pooling.embedding_dimension) == ("Identity", 112)
+    assert dense(activation_function=...).steps[0].activation == "Tanh"
     with pytest.raises(ConfigError, match=r"= 'torch.nn.Mish' is not supported; supported are Id"):
         dense(activation_function="torch.nn.Mish")
     with pytest.raises(ConfigError, match=r"in_features = 65, but .* gives 64 columns"):
@@ -215,7 +217,7 @@ def test_dense(tmp_path: Path) -> None:
         dense()
     torch.save(held, place / "pytorch_model.bin")
     (place / "model.safetensors").unlink()
-    assert torch.equal(dense().dense[0].bias, held["linear.bias"].bfloat16())
+    assert torch.equal(dense().steps[0].linear.bias, held["linear.bias"].bfloat16())
     (place / "pytorch_model.bin").unlink()
     with pytest.raises(CheckpointError, match="2_Dense holds no weights"):
         dense()

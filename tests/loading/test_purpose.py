@@ -111,10 +111,12 @@ def test_what_a_reranker_is_not(
 def test_a_reranker_with_other_modules(tmp_path: Path) -> None:
     """Their part of the scores would be missing."""
     folder = reranker(tmp_path, model_type="CrossEncoder")
-    modules(folder, "Transformer", "Pooling", "Dense")
-    for num_labels in (None, 1):
-        with pytest.raises(ConfigError, match=r"modules.json lists Pooling, Dense: a reranker is"):
-            CrossEncoder(folder, num_labels=num_labels)
+    for kinds in (["Transformer", "LogitScore"], ["Transformer", "Dense"], ["Router"]):
+        modules(folder, *kinds)
+        for num_labels in (None, 1):
+            told = f"modules.json lists {', '.join(kinds)}: a reranker is supported as"
+            with pytest.raises(ConfigError, match=told):
+                CrossEncoder(folder, num_labels=num_labels)
     modules(folder, "Transformer")
     assert CrossEncoder(folder).num_labels == 1
 

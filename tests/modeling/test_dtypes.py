@@ -211,7 +211,7 @@ def test_a_text_keeps_its_bits(variant: str, folders: dict[str, Path], seed: int
 def test_vectors(variant: str, folders: dict[str, Path]) -> None:
     """Vectors of the whole pipeline, with pooling and Dense layers."""
     half, full = (Embedder(folders[variant], dtype=dtype) for dtype in (HALF, FULL))
-    assert {p.dtype for p in half.pooling.parameters()} == ({HALF} if half.pooling.dense else set())
+    assert {p.dtype for p in half.pooling.parameters()} == ({HALF} if half.pooling.steps else set())
     full.pooling.half().float()  # the Dense file holds float32
     assert (half.encode(SENTENCES, prompt="") == full.encode(SENTENCES, prompt="")).all()
 

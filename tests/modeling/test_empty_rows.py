@@ -130,8 +130,8 @@ def test_pooled_vectors(
 ) -> None:
     """Zeros after all modules too, although a Dense layer has a bias."""
     embedder = embedders(variant, backend)
-    monkeypatch.setattr(embedder.pooling, "mode", mode)
-    assert bool(embedder.pooling.dense) == (variant == "conan-v1")
+    monkeypatch.setattr(embedder.pooling, "modes", (mode,))
+    assert bool(embedder.pooling.steps) == (variant == "conan-v1")
     assert embedder.pooling.normalize == (variant == "bge-en")
     assert embedder.pooling.matryoshka_layer_norm == (variant == "nomic-v1.5")
 
@@ -164,7 +164,7 @@ def test_a_batch_of_empty_rows_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     embedder = embedders(variant, backend)
-    monkeypatch.setattr(embedder.pooling, "mode", mode)
+    monkeypatch.setattr(embedder.pooling, "modes", (mode,))
     width = embedder.get_sentence_embedding_dimension()
     for texts in ([[]], [[], [], []]):
         for finish in FINISHES:
@@ -187,7 +187,7 @@ def test_a_text_of_length_zero(
 ) -> None:
     """A tokenizer without special tokens gives no ids for an empty string."""
     embedder = embedders(variant, backend)
-    monkeypatch.setattr(embedder.pooling, "mode", mode)
+    monkeypatch.setattr(embedder.pooling, "modes", (mode,))
     empty, *texts = "", "the quick fox", "the dog"
     with_marks = embedder.encode([empty, *texts], prompt="")
     assert torch.from_numpy(with_marks).isfinite().all()

@@ -134,7 +134,8 @@ def test_dense_faults_exceed_the_bound_tenfold(backend: str, case: Case) -> None
 
     embedder = Embedder.from_pretrained(folder, backend=backend)
     held("embedding", encode(embedder), truth, EMBEDDING)
-    (layer,) = embedder.pooling.dense
+    (step,) = embedder.pooling.steps
+    layer = step.linear
     bias = layer.bias.detach().clone()
     with torch.no_grad():
         layer.bias.zero_()
@@ -142,9 +143,9 @@ def test_dense_faults_exceed_the_bound_tenfold(backend: str, case: Case) -> None
     with torch.no_grad():
         layer.bias.copy_(bias)
     held("embedding", encode(embedder), truth, EMBEDDING)
-    embedder.pooling.activations = ("Tanh",)
+    step.activation = "Tanh"
     seen(encode(embedder), truth, EMBEDDING)
-    embedder.pooling.activations, embedder.pooling.dense = (), nn.ModuleList()
+    embedder.pooling.steps = nn.ModuleList()
     embedder.pooling.embedding_dimension = layer.in_features
     skipped = nn.functional.pad(encode(embedder), (0, layer.out_features - layer.in_features))
     seen(skipped, truth, EMBEDDING)
@@ -158,6 +159,6 @@ def test_pooling_faults_exceed_the_bound_tenfold(backend: str, case: Case) -> No
     for mode in MODES[1:]:
         if mode == "mean_sqrt_len":  # the same direction as the mean
             continue
-        embedder.pooling.mode = mode
+        embedder.pooling.modes = (mode,)
         wrong = embedder.encode(TEXTS, prompt="", normalize_embeddings=True)
         seen(torch.from_numpy(wrong), truth, EMBEDDING, mode)

@@ -122,7 +122,7 @@ def test_texts_of_few_tokens(dtype: torch.dtype, mode: PoolMode, tmp_path: Path,
     """1, 2 and 3 tokens, and some more, in every pooling mode: alone, among copies, in batches."""
     build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=1, hidden_size=128)
     model = Embedder.from_pretrained(tmp_path, dtype=dtype, backend="torch")
-    model.pooling.mode = mode
+    model.pooling.modes = (mode,)
     rng = random.Random(seed)
     texts = [[rng.randint(5, 60) for _ in range(n)] for n in (1, 2, 3, 1, 2, 3, 8, 33, 70)]
 

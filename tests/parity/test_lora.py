@@ -228,7 +228,9 @@ def test_dense_layers_of_an_embedder(backend: str, case: Case) -> None:
     plain = embedder.encode(texts)
     lora = {"r": RANK, "init_lora_weights": False}
     them = get_peft_model(judge, LoraConfig(target_modules=["linear"], **lora))
-    mine = get_peft_model(embedder.embedding_model, LoraConfig(target_modules=["dense.0"], **lora))
+    mine = get_peft_model(
+        embedder.embedding_model, LoraConfig(target_modules=["steps.0.linear"], **lora)
+    )
     [reference], [layer] = adapters(them).values(), adapters(mine).values()
     for a, b in zip(parts_of(layer), parts_of(reference), strict=True):
         a.copy_(b)

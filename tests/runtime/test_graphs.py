@@ -27,6 +27,7 @@ from nomicbert.runtime import graphs
 from nomicbert.runtime.graph_bucket import Key, filled_up, layout, parts_of
 from nomicbert.runtime.graphs import Graphs
 from nomicbert.vectors.pooling import Finish
+from nomicbert.vectors.steps import Dropout
 from nomicbert_kernels.backend import TORCH
 from nomicbert_kernels.tiling import most_tiles, tile_rows, tile_table
 from tests.ops.cases import INTERPRETS
@@ -224,7 +225,7 @@ def test_too_long_for_learned_positions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["in place", "moved", "replaced", "half", "dense", "mode", "unit", "table"]
+    "change", ["in place", "moved", "replaced", "half", "dense", "step", "mode", "unit", "table"]
 )
 def test_parameters_that_change(change: str, tmp_path: Path) -> None:
     embedder, run, again = load(tmp_path, "conan-v1")
@@ -247,17 +248,36 @@ def test_parameters_that_change(change: str, tmp_path: Path) -> None:
         if change == "half":
             model.half().float()
         if change == "mode":
-            embedder.pooling.mode = "max"
+            embedder.pooling.modes = ("max",)
+        if change == "step":
+            embedder.pooling.steps[0].activation = "Tanh"
         if change == "unit":
             embedder.pooling.normalize = not embedder.pooling.normalize
         if change == "dense":
-            embedder.pooling.dense[0].weight = nn.Parameter(embedder.pooling.dense[0].weight * 2)
+            linear = embedder.pooling.steps[0].linear
+            linear.weight = nn.Parameter(linear.weight * 2)
     with torch.inference_mode():
         found = run(embedder.embedding_model, texts, Finish())
         assert torch.equal(found, eager(embedder, texts, Finish()))
     assert not torch.equal(found, before)
     # parameters that are read in place need no new graph
     assert again.recorded == (1 if change == "in place" else 2)
+
+
+def test_modules_in_training_are_not_recorded(tmp_path: Path) -> None:
+    """Dropout after pooling would be replayed with the numbers that were drawn once."""
+    embedder, run, again = load(tmp_path, "conan-v1")
+    embedder.pooling.steps.append(Dropout(0.5).eval())
+    model, texts = embedder.embedding_model, texts_of(5, 3)
+    with torch.inference_mode():
+        quiet = run(model, texts, Finish())
+        assert again.recorded == 1
+        embedder.pooling.steps[1].train()
+        drawn = [run(model, texts, Finish()) for _ in range(2)]
+        assert not torch.equal(*drawn)
+        embedder.pooling.eval()
+        assert torch.equal(run(model, texts, Finish()), quiet)
+    assert again.recorded == 1
 
 
 @pytest.mark.parametrize("place", ["layer", "module", "model", "forward", "all"])
@@ -488,7 +508,7 @@ def test_tile_of_a_bucket_depends_on_its_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("mode", "least"), [("mean", 0), ("cls", 1), ("lasttoken", 1)])
 def test_fillers_have_the_tokens_that_pooling_reads(mode: str, least: int, tmp_path: Path) -> None:
     embedder, run, _ = load(tmp_path, "nomic-v1.5")
-    embedder.pooling.mode = mode  # type: ignore[assignment]
+    embedder.pooling.modes = (mode,)  # type: ignore[assignment]
     key = run._key(embedder.embedding_model, texts_of(5), Finish())
     assert key
     assert key.least == least

@@ -31,7 +31,7 @@ def test_forward_is_encoder_then_pooling(mode: Any, tmp_path: Path) -> None:
     """If pooling uses one token per text, the last layer computes no other token."""
     build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=2)
     model = Embedder(tmp_path).embedding_model
-    model.pooling.mode = mode
+    model.pooling.modes = (mode,)
     core, asked = model.encoder.core, []
 
     def noted(ctx: Any, rows: Tensor | None = None) -> Tensor:
@@ -60,7 +60,7 @@ def test_one_module_to_move_and_train(tmp_path: Path) -> None:
     embedder = Embedder(tmp_path)
     model = embedder.embedding_model
     assert (embedder.model, embedder.pooling) == (model.encoder, model.pooling)
-    dense = model.pooling.dense[0]
+    dense = model.pooling.steps[0].linear
     assert {id(p) for p in model.parameters()} >= {id(dense.weight), id(dense.bias)}
     model.train()
     assert model.encoder.training

@@ -55,7 +55,7 @@ def test_unsupported_modules_are_refused(kinds: list[str], message: str, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_residual": True}, "use_residual = True is not supported, only False or None is"),
+        ({"use_residual": "no"}, "use_residual must be true or false, not 'no'"),
         ({"module_output_name": "other"}, "module_output_name = 'other' is not supported"),
         ({"gated": 1, "extra": 2}, "has settings that are not supported: extra, gated"),
         ({"activation_function": "my_repo.code.Tanh"}, "'my_repo.code.Tanh' is not supported"),
@@ -86,9 +86,10 @@ def test_a_list_of_one_mode(tmp_path: Path) -> None:
     file = tmp_path / "1_Pooling" / "config.json"
     file.write_text(json.dumps({"embedding_dimension": 64, "pooling_mode": ["lasttoken"]}))
     assert read_pooling(read_folder(tmp_path), torch.float32).mode == "lasttoken"
-    _change(file, pooling_mode=["mean", "max"])
-    with pytest.raises(ConfigError, match="is not supported; supported are cls, lasttoken"):
-        read_pooling(read_folder(tmp_path), torch.float32)
+    for wrong in ([], ["mean", "median"], [["mean"]], 3):
+        _change(file, pooling_mode=wrong)
+        with pytest.raises(ConfigError, match=r"is not supported; supported are cls, last.*list"):
+            read_pooling(read_folder(tmp_path), torch.float32)
 
 
 def test_an_encoder_in_a_folder_of_its_own(tmp_path: Path) -> None:

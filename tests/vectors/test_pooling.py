@@ -86,9 +86,8 @@ def test_no_mode_at_all_is_mean(folder: Path) -> None:
     [
         ({"pooling_mode": "attention"}, "'attention' is not supported"),
         ({"pooling_mode_attention": True}, "pooling_mode_attention"),
-        ({MODES["mean"]: True, MODES["cls"]: True}, "mean_tokens and pooling_mode_cls"),
         ({MODES["mean"]: True, "word_embedding_dimension": 65}, "65 columns"),
-        ({MODES["mean"]: True, "include_prompt": False}, "include_prompt"),
+        ({MODES["mean"]: True, "include_prompt": None}, "include_prompt must be true or false"),
     ],
 )
 def test_unsupported_settings(settings: dict[str, object], message: str, folder: Path) -> None:

@@ -112,7 +112,7 @@ def test_scaling_changes_the_oracle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("schema", ["flags", "name"])
 def test_pooling_by_formula(mode: str, schema: str, tmp_path: Path, seed: int) -> None:
     folder = build_checkpoint(tmp_path, "conan-v1")
-    suffix = {"mean": "_tokens", "max": "_tokens", "mean_sqrt_len": "_len_tokens"}
+    suffix = {"mean": "_tokens", "max": "_tokens", "mean_sqrt_len": "_len_tokens", "lasttoken": ""}
     flag = f"pooling_mode_{mode.removesuffix('_len')}" + suffix.get(mode, "_token")
     flag += "s" * (mode == "weightedmean")
     pooling = {flag: True} if schema == "flags" else {"pooling_mode": mode}
