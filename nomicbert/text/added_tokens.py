@@ -8,6 +8,7 @@ special_tokens_map.json or else from tokenizer_config.json. `extra_special_token
 Source: the behaviour of transformers 5.23, whose order decides the ids of tokens that are new.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,8 @@ class AddedTokens:
         names = {key: value for key, value in names.items() if value is not None}
         nameless = list((raw[EXTRA] if EXTRA in raw else raw.get(FORMERLY)) or ())
         # each only once, as stated: a repetition would undo other properties stated in between
-        distinct: list[Any] = []
-        distinct += (v for v in [*names.values(), *nameless] if v not in distinct)
-        special = tuple(as_token(stated.path, value) for value in distinct)
+        distinct = {json.dumps(v, sort_keys=True): v for v in (*names.values(), *nameless)}
+        special = tuple(as_token(stated.path, value) for value in distinct.values())
         if lists is not None:
             listed = {int(i): as_token(stated.path, value) for i, value in lists.items()}
         else:
