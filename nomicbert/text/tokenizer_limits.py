@@ -38,7 +38,7 @@ UNICODE_GROWTH = 18
 GROWTH = {"BertNormalizer": 3, "ByteLevel": 5, "Metaspace": 2}
 # One character in a regex: escaped, or any of a class.
 ATOM = re.compile(
-    r"\\[pPx]\{[^}]*\}|\\[^bBAzZGK]|\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]\\])*\]", re.DOTALL
+    r"\\[pPx]\{[^}]*\}|\\[^bBAzZGKyY]|\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]\\])*\]", re.DOTALL
 )
 
 
@@ -111,7 +111,7 @@ def _parts(path: Path, raw: Mapping[str, Any], key: str, inner: str) -> Iterator
         pending += reversed(steps) if isinstance(steps, list) else []
         if seen + len(pending) > MOST_PARTS:
             raise TokenizerError(f"{path}: {key} has more than {MOST_PARTS} parts")
-        if steps is None:
+        if part.get("type") != "Sequence":
             yield part
 
 
@@ -120,16 +120,16 @@ def _growth(path: Path, parts: Iterable[Mapping[str, Any]]) -> int:
     for part in parts:
         kind = str(part.get("type"))
         _check_pattern(path, part.get("pattern"))
+        # without a type that it knows, the library looks at the keys
+        if "precompiled_charsmap" in part:
+            growth *= _longest_replacement(path, part["precompiled_charsmap"])
+        if "prepend" in part:
+            growth *= 1 + len(str(part["prepend"]))
+        if "content" in part:
+            growth *= _replacement(part.get("pattern"), str(part["content"]))
         if kind in UNICODE:
             growth *= 1 if before in UNICODE else UNICODE_GROWTH
-        elif "precompiled_charsmap" in part:
-            growth *= _longest_replacement(path, part["precompiled_charsmap"])
-        elif "prepend" in part:
-            growth *= 1 + len(str(part["prepend"]))
-        elif "content" in part:
-            growth *= _replacement(part.get("pattern"), str(part["content"]))
-        else:
-            growth *= GROWTH.get(kind, 1)
+        growth *= GROWTH.get(kind, 1)
         before = kind
     return growth
 
