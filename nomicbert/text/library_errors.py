@@ -45,7 +45,7 @@ def guarded_text(
 
 def unusable(path: Path, error: object) -> TokenizerError:
     """The error of a file that the library cannot work with."""
-    return TokenizerError(f"{path} is not a usable tokenizer: {error}")
+    return TokenizerError(f"{path} is not a usable tokenizer: {error!s:.300}")
 
 
 def _is_panic(error: BaseException) -> bool:

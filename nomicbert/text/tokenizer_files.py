@@ -86,7 +86,7 @@ def _assembled(source: Source, kind: TokenizerClass) -> RustTokenizer:
     """The vocabulary, then the added tokens, then the special tokens around texts."""
     added = guarded(source.stated.path, AddedTokens.read, source.stated, kind.names, source.whole)
     growth = UNICODE_GROWTH if source.read is None else max(source.read.growth, UNICODE_GROWTH)
-    new = [token.content for token in (*added.listed, *added.special)]
+    new = {token.content for token in (*added.listed, *added.special)}
     check_tokens(source.stated.path, new, growth)
     texts = {key: token.content for key, token in added.named.items()}
     rust = kind.rebuild(source, texts)

@@ -10,7 +10,7 @@ Source: the code of `tokenizers` 0.23.
 
 import base64
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def check(path: Path, raw: Mapping[str, Any]) -> int:
     return growth
 
 
-def check_tokens(path: Path, texts: list[str], growth: int) -> None:
+def check_tokens(path: Path, texts: Collection[str], growth: int) -> None:
     """Refuse too many or too long added tokens.
 
     Args:
