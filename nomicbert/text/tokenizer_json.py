@@ -1,6 +1,7 @@
 """Read tokenizer.json: checked as JSON first, then given to the `tokenizers` library."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,11 @@ from nomicbert.text.tokenizer_limits import check
 MOST_BYTES = 100_000_000
 MOST_VALUES = 4_000_000
 FEW_BYTES = 12_000_000
+
+_SPACE, _KEY = r"[ \t\n\r]*", r'(?P<key>"(?:[^"\\]|\\.){0,100}")'
+OPENING = re.compile(rf"{_SPACE}\{{{_SPACE}{_KEY}{_SPACE}:{_SPACE}")
+NEXT = re.compile(rf"{_SPACE},{_SPACE}{_KEY}{_SPACE}:{_SPACE}")
+CLOSING = re.compile(rf"{_SPACE}\}}{_SPACE}")
 
 
 class TokenizerJson(NamedTuple):
@@ -43,35 +49,39 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
     if len(content) > FEW_BYTES and sum(map(content.count, b",[{")) > MOST_VALUES:
         raise TokenizerError(f"{path} holds more than {MOST_VALUES:,} values")
     raw = guarded(path, _parse, content)
-    growth = check(path, raw)
-    ids = _ids(raw)
+    growth, ids = check(path, raw), _ids(raw)
     del raw
     rust = guarded(path, RustTokenizer.from_buffer, content)
-    if len(set(ids)) != len(ids):  # a copy for another process would have one of the two
+    # a copy for another process would have only one of two tokens
+    if ids != list(range(len(ids))) and len(set(ids)) != len(ids):
         raise unusable(path, "two of its tokens have the same id")
     return TokenizerJson(rust, max(ids, default=-1), growth)
 
 
 def _parse(content: bytes) -> dict[str, Any]:
-    raw = json.loads(content.decode("utf-8"), object_pairs_hook=_object)
-    if not isinstance(raw, dict):
-        raise TypeError("it must hold a JSON object")
-    return raw
+    """The values of the outer object.
+
+    A key that is repeated there is refused: the library builds the value that it states first, too.
+    In the values, both take what is stated last.
+    """
+    text, decode = content.decode("utf-8"), json.JSONDecoder().raw_decode
+    raw: dict[str, Any] = {}
+    found = OPENING.match(text)
+    while found:
+        value, end = decode(text, found.end())
+        key = json.loads(found["key"])
+        if key in raw:
+            raise ValueError(f"it states {key!r:.80} twice")
+        raw[key] = value
+        if CLOSING.fullmatch(text, end):
+            return raw
+        found = NEXT.match(text, end)
+    raise ValueError("it is not a JSON object")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a repeated key: the library may take another value than is checked here."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"it states {twice!r:.80} twice")
-    return found
-
-
-def _ids(raw: dict[str, Any]) -> Any:
+def _ids(raw: dict[str, Any]) -> list[Any]:
     model = raw.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocab, dict):
-        return vocab.values()
-    return range(len(vocab) if isinstance(vocab, list) else 0)
+        return [*vocab.values()]
+    return [*range(len(vocab) if isinstance(vocab, list) else 0)]

@@ -368,12 +368,16 @@ def test_an_interrupt_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     ("text", "message"),
     [
         ('{"version": "1.0", "version": "1.0"}', "it states 'version' twice"),
-        ('{"model": {"vocab": {"a": 0, "b": 1, "a": 2}}}', "it states 'a' twice"),
-        ("\ufeff{}", "Unexpected UTF-8 BOM"),
+        ('{"version": "1.0", "vers\\u0069on": 3}', "it states 'version' twice"),
+        ('{"version": "1.0", }', "it is not a JSON object"),
+        ('{"version": "1.0"} {', "it is not a JSON object"),
+        ('{"version": }', "Expecting value"),
+        ('{"model": {"type": "WordPiece"', "Expecting ',' delimiter"),
+        ("[]", "it is not a JSON object"),
+        ("\ufeff{}", "it is not a JSON object"),
         ('{"added_tokens": ' + "9" * 5000 + "}", "integer string conversion"),
         ('{"version": "' + "x" * 10**6 + '"}', "Unknown tokenizer version 'xxx"),
     ],
-    ids=["key twice", "token twice", "byte order mark", "5,000 digits", "long message"],
 )
 def test_damaged_json(text: str, message: str, tmp_path: Path) -> None:
     (checkpoint(tmp_path) / "tokenizer.json").write_text(text, "utf-8")
