@@ -22,7 +22,7 @@ from nomicbert.text.added_tokens import AddedTokens
 from nomicbert.text.library_errors import guarded
 from nomicbert.text.tokenizer_classes import CLASSES, UNKNOWN, Source, TokenizerClass
 from nomicbert.text.tokenizer_json import MOST_BYTES, read_tokenizer_json
-from nomicbert.text.tokenizer_limits import UNICODE_GROWTH, check_tokens
+from nomicbert.text.tokenizer_limits import GROWTH, check_tokens
 
 # Files that state tokens and settings, in addition to tokenizer.json or vocab.txt.
 OTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -85,7 +85,7 @@ def read_other_files(folder: Path) -> dict[str, bytes]:
 def _assembled(source: Source, kind: TokenizerClass) -> RustTokenizer:
     """The vocabulary, then the added tokens, then the special tokens around texts."""
     added = guarded(source.stated.path, AddedTokens.read, source.stated, kind.names, source.whole)
-    growth = UNICODE_GROWTH if source.read is None else max(source.read.growth, UNICODE_GROWTH)
+    growth = max(GROWTH["BertNormalizer"], source.read.growth if source.read else 1)
     new = {token.content for token in (*added.listed, *added.special)}
     check_tokens(source.stated.path, new, growth)
     texts = {key: token.content for key, token in added.named.items()}

@@ -13,13 +13,15 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from nomicbert.errors import TokenizerError
 
 # Normalizers and pre-tokenizers together; in use are up to 10.
 MOST_PARTS = 100
-# Characters that one character of a text may become; SentencePiece's steps for ALBERT: 1,296.
-MOST_GROWTH = 2_000
+# Characters that one character of a text may become; SentencePiece's steps for ALBERT: 36. Not
+# counted are the up to 18 that it has in Unicode's own normal forms.
+MOST_GROWTH = 200
 LONGEST_PATTERN = 2_000
 LONGEST_FRAME = 20_000
 # WordPiece takes time with the third power of it, and n bytes for each character for n bytes of a
@@ -28,11 +30,10 @@ LONGEST_WORD, LONGEST_PREFIX = 1_000, 100
 # A Unigram model keeps about 200 bytes for each byte of its pieces (XLM-R: 2 million), and frees
 # the bytes of a piece recursively.
 LONGEST_PIECE, MOST_PIECE_BYTES = 1_000, 4_000_000
-MOST_TOKENS, LONGEST_TOKEN, MOST_NORMALISED = 50_000, 1_000, 50_000_000
+MOST_TOKENS, LONGEST_TOKEN, MOST_NORMALISED = 50_000, 1_000, 20_000_000
 
-# A run of these gives at most 18 characters for one (U+FDFA), however often they are repeated.
+# Repeated, these have no further effect.
 UNICODE = {"NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents", "Strip"}
-UNICODE_GROWTH = 18
 # BertNormalizer puts spaces around ideographs; ByteLevel has a character for each of up to 4 bytes,
 # and a space before; Metaspace puts one before.
 GROWTH = {"BertNormalizer": 3, "ByteLevel": 5, "Metaspace": 2}
@@ -116,21 +117,25 @@ def _parts(path: Path, raw: Mapping[str, Any], key: str, inner: str) -> Iterator
 
 
 def _growth(path: Path, parts: Iterable[Mapping[str, Any]]) -> int:
-    growth, before = 1, ""
+    growth, inserted = 1, ""
     for part in parts:
         kind = str(part.get("type"))
         _check_pattern(path, part.get("pattern"))
         # without a type that it knows, the library looks at the keys
         if "precompiled_charsmap" in part:
-            growth *= _longest_replacement(path, part["precompiled_charsmap"])
+            texts = _table_texts(path, part["precompiled_charsmap"])
+            growth *= max(1, *map(len, texts))
+            inserted += "".join(texts)
         if "prepend" in part:
             growth *= 1 + len(str(part["prepend"]))
+            inserted += str(part["prepend"])
         if "content" in part:
             growth *= _replacement(part.get("pattern"), str(part["content"]))
+            inserted += str(part["content"])
         if kind in UNICODE:
-            growth *= 1 if before in UNICODE else UNICODE_GROWTH
+            growth *= max([1, *(len(normalize("NFKD", one.lower())) for one in set(inserted))])
+            inserted = ""
         growth *= GROWTH.get(kind, 1)
-        before = kind
     return growth
 
 
@@ -173,14 +178,14 @@ def _check_pattern(path: Path, pattern: Any) -> None:
             open_groups[-1] = True
 
 
-def _longest_replacement(path: Path, table: Any) -> int:
-    """Characters of the longest text in a compiled table of characters (SentencePiece)."""
+def _table_texts(path: Path, table: Any) -> list[str]:
+    """The texts in a compiled table of characters (SentencePiece)."""
     try:
         content = base64.b64decode(table, validate=True)
         size = int.from_bytes(content[:4], "little")
         if not 4 <= size <= len(content) - 4:
             raise ValueError(f"its trie of {size:,} bytes is not in its {len(content):,} bytes")
-        return max(1, *map(len, content[4 + size :].decode("utf-8").split("\0")))
+        return content[4 + size :].decode("utf-8").split("\0")
     except (TypeError, ValueError) as error:
         raise TokenizerError(f"{path}: precompiled_charsmap is damaged: {error}") from error
 
