@@ -16,13 +16,13 @@ from typing import Any
 from unicodedata import normalize
 
 from nomicbert.errors import TokenizerError
+from nomicbert.text.regex_limits import fault, plain
 
 # Normalizers and pre-tokenizers together; in use are up to 10.
 MOST_PARTS = 100
 # Characters that one character of a text may become; SentencePiece's steps for ALBERT: 36. Not
 # counted are the up to 18 that it has in Unicode's own normal forms.
 MOST_GROWTH = 200
-LONGEST_PATTERN = 2_000
 LONGEST_FRAME = 20_000
 # WordPiece takes time with the third power of it, and n bytes for each character for n bytes of a
 # prefix.
@@ -37,10 +37,6 @@ UNICODE = {"NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents", "St
 # BertNormalizer puts spaces around ideographs; ByteLevel has a character for each of up to 4 bytes,
 # and a space before; Metaspace puts one before.
 GROWTH = {"BertNormalizer": 3, "ByteLevel": 5, "Metaspace": 2}
-# One character in a regex: escaped, or any of a class.
-ATOM = re.compile(
-    r"\\[pPx]\{[^}]*\}|\\[^bBAzZGKyY]|\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]\\])*\]", re.DOTALL
-)
 
 
 def check(path: Path, raw: Mapping[str, Any]) -> int:
@@ -145,37 +141,17 @@ def _replacement(pattern: Any, content: str) -> int:
     if isinstance(text, str) and text:
         return max(1, -(-len(content) // len(text)))
     regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-    if isinstance(regex, str) and regex and not re.search(r"[*?|^$(\\]|\{[0,]", _plain(regex)):
+    if isinstance(regex, str) and regex and not re.search(r"[*?|^$(\\]|\{[0,]", plain(regex)):
         return max(1, len(content))
     return 1 + len(content)
 
 
-def _plain(regex: str) -> str:
-    """A regex with "x" for its characters; anchors, groups and repetitions are left."""
-    return ATOM.sub("x", regex)
-
-
 def _check_pattern(path: Path, pattern: Any) -> None:
-    """Refuse a regex whose time may grow exponentially with a text: a repeated repetition."""
-    for text in pattern.values() if isinstance(pattern, dict) else ():
-        if isinstance(text, str) and len(text) > LONGEST_PATTERN:
-            raise TokenizerError(f"{path}: a pattern has {len(text):,} characters")
-    regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-    open_groups = [False]  # whether something in the group is repeated or has alternatives
-    plain = _plain(regex) if isinstance(regex, str) else ""
-    for place, character in enumerate(plain):
-        if character == "(":
-            open_groups.append(False)
-        elif character == ")" and len(open_groups) > 1:
-            branches, repeated = open_groups.pop(), plain[place + 1 : place + 2] in {"*", "+", "{"}
-            if branches and repeated:
-                raise TokenizerError(
-                    f"{path}: the regex {regex!r:.80} repeats a group with repetitions or "
-                    "alternatives, which may take exponential time"
-                )
-            open_groups[-1] |= branches
-        elif character in "*+{|" or (character == "?" and plain[place - 1] != "("):
-            open_groups[-1] = True
+    for kind, text in pattern.items() if isinstance(pattern, dict) else ():
+        if not isinstance(text, str):
+            continue
+        if problem := fault(text if kind == "Regex" else re.escape(text)):
+            raise TokenizerError(f"{path}: the pattern {text!r:.80} {problem}")
 
 
 def _table_texts(path: Path, table: Any) -> list[str]:
