@@ -12,14 +12,12 @@ from typing import Any
 
 from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers.normalizers import Lowercase
-from tokenizers.normalizers import Sequence as Steps
 
 from nomicbert.errors import TokenizerError
 from nomicbert.loading.folder import TokenizerSettings
 from nomicbert.text.library_errors import guarded, guarded_text
 from nomicbert.text.safe_cuts import Cuts
-from nomicbert.text.tokenizer_files import build, read_other_files
+from nomicbert.text.tokenizer_files import build, lower_first, read_other_files
 
 Pair = tuple[str, str]
 
@@ -51,7 +49,7 @@ class Tokenizer:
         rust.no_truncation()
         rust.no_padding()
         if lower_case:
-            _lower_first(rust)
+            lower_first(rust)
         self.rust, self._path = rust, path
         self._lower_case = lower_case
         framed = guarded(path, rust.encode, "a")
@@ -95,6 +93,8 @@ class Tokenizer:
                 f"the tokenizer of {folder} has ids up to {largest}, but the embedding has only "
                 f"{vocab_size} rows"
             )
+        if built.token_types and any(built.rust.encode("a").type_ids):
+            raise TokenizerError(f"{built.path} gives a single text type ids other than 0")
         tokenizer.gives_types, tokenizer.cuts_start = built.token_types, built.cuts_start
         tokenizer.other_files = read_other_files(folder)
         if built.cuts_start:  # tokenizer.json may have stated it, as a part of what is switched off
@@ -261,15 +261,6 @@ class Tokenizer:
         call = self.rust.encode_batch_fast
         encodings = guarded_text(self._path, call, list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
-
-
-def _lower_first(rust: RustTokenizer) -> None:
-    """Put Lowercase before the other normalizers, as sentence-transformers does."""
-    steps = [] if rust.normalizer is None else [rust.normalizer]
-    if isinstance(rust.normalizer, Steps):
-        steps = list(rust.normalizer)  # type: ignore[call-overload]  # indexable since 0.21
-    if not any(isinstance(step, Lowercase) for step in steps):
-        rust.normalizer = Steps([Lowercase(), *steps])
 
 
 def longest_first(a: int, b: int, room: int) -> tuple[int, int]:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import WordPiece
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as Steps
 from tokenizers.processors import TemplateProcessing
 
 from nomicbert.errors import TokenizerError
@@ -167,3 +169,12 @@ def _frame(rust: RustTokenizer, kind: TokenizerClass, texts: Mapping[str, str]) 
         pieces.append([f"{texts.get(name, name)}:{token_type}" for name, _, token_type in parts])
     ids = [(text, rust.token_to_id(text)) for key, text in texts.items() if f"{key}:" in kind.pair]
     return TemplateProcessing(single=pieces[0], pair=pieces[1], special_tokens=ids)
+
+
+def lower_first(rust: RustTokenizer) -> None:
+    """Put Lowercase before the other normalizers, as sentence-transformers does."""
+    steps = [] if rust.normalizer is None else [rust.normalizer]
+    if isinstance(rust.normalizer, Steps):
+        steps = list(rust.normalizer)  # type: ignore[call-overload]  # indexable since 0.21
+    if not any(isinstance(step, Lowercase) for step in steps):
+        rust.normalizer = Steps([Lowercase(), *steps])

@@ -312,6 +312,16 @@ def test_a_text_that_is_repeated_or_missing(single: str, tmp_path: Path) -> None
         Embedder(put_around(tmp_path, single, PAIR))
 
 
+def test_type_ids_of_a_single_text(tmp_path: Path) -> None:
+    """A text's vector has them all 0."""
+    put_around(tmp_path, "[CLS] A:1 [SEP]", PAIR)
+    change(tmp_path, "tokenizer_config.json", model_input_names=["input_ids"])
+    assert Embedder(tmp_path).tokenizer.prefix
+    change(tmp_path, "tokenizer_config.json", model_input_names=["input_ids", "token_type_ids"])
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json gives a single text type ids other"):
+        Embedder(tmp_path)
+
+
 @pytest.mark.parametrize("single", ["[CLS] B [SEP]", "[CLS] [gone] A"])
 def test_a_frame_that_makes_the_library_panic(single: str, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.json is not a usable tokenizer: "):
