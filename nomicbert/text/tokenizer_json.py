@@ -49,12 +49,17 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
     if len(content) > FEW_BYTES and sum(map(content.count, b",[{")) > MOST_VALUES:
         raise TokenizerError(f"{path} holds more than {MOST_VALUES:,} values")
     raw = guarded(path, _parse, content)
-    growth, ids = check(path, raw), _ids(raw)
+    growth, ids, added = check(path, raw), _ids(raw), raw.get("added_tokens") or ()
     del raw
     rust = guarded(path, RustTokenizer.from_buffer, content)
     # a copy for another process would have only one of two tokens
     if ids != list(range(len(ids))) and len(set(ids)) != len(ids):
         raise unusable(path, "two of its tokens have the same id")
+    for token in added:  # transformers may go by the id that is stated
+        text, found = token["content"], rust.token_to_id(token["content"])
+        if found != token["id"] and text:
+            problem = f"states the id {token['id']} for the added token {text!r:.80}"
+            raise TokenizerError(f"{path} {problem}, which would get {found}")
     return TokenizerJson(rust, max(ids, default=-1), growth)
 
 

@@ -217,7 +217,7 @@ def test_bpe_dropout_is_refused(tmp_path: Path) -> None:
     checkpoint(tmp_path)
     change(tmp_path, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
-    change(tmp_path, "tokenizer.json", model={**model, "dropout": 0.1})
+    change(tmp_path, "tokenizer.json", model={**model, "dropout": 0.1}, added_tokens=[])
     with pytest.raises(TokenizerError, match=r"dropout = 0\.1.*, which draws ids at random"):
         Embedder(tmp_path)
 

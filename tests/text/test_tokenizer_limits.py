@@ -89,7 +89,8 @@ def model(**changes: Any) -> dict[str, Any]:
 def wordpiece(**changes: Any) -> dict[str, Any]:
     vocab = {"[UNK]": 0, "a": 1}
     settings = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
-    return {"model": {**settings, "max_input_chars_per_word": 100, "vocab": vocab} | changes}
+    content = {**settings, "max_input_chars_per_word": 100, "vocab": vocab} | changes
+    return {"model": content, "added_tokens": []}
 
 
 LOWER, BYTES = {"type": "Lowercase"}, {"type": "ByteLevel"}
@@ -191,6 +192,10 @@ ENDLESS: dict[str, tuple[dict[str, Any], str]] = {
         {"post_processor": {"type": "BertProcessing", "sep": ["x", 2**31], "cls": ["x", 0]}},
         "has ids up to 2147483648, but the embedding",
     ),
+    "an added token of another id": (
+        {"added_tokens": [{**TOKEN, "id": 2**31, "content": "<x>"}]},
+        "states the id 2147483648 for the added token '<x>', which would get 442",
+    ),
     "merges of no tokens": (
         {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}, "out of vocabulary",
     ),
@@ -208,7 +213,6 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "truncation to 2^40": {"truncation": {
         "direction": "Right", "max_length": 2**40, "strategy": "LongestFirst", "stride": 2**39}},
     "100 normalizers": normalizers(LOWER, 99),
-    "added tokens of any id": {"added_tokens": [{**TOKEN, "id": 2**31, "content": "<x>"}]},
 }  # fmt: skip
 
 
