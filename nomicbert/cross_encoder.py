@@ -33,7 +33,7 @@ from nomicbert.runtime.predict_types import Float32, PredictKeywords, RankedDocu
 from nomicbert.runtime.settings import CrossEncoderSettings
 from nomicbert.runtime.stream import Options
 from nomicbert.runtime.workers import open_stream
-from nomicbert.text.max_length import check_limit
+from nomicbert.text.max_length import check_limit, stated_limit
 from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Pair, Tokenizer
 from nomicbert.user_warnings import ConfigWarning, warn
@@ -105,6 +105,8 @@ class CrossEncoder(CrossEncoderSettings):
         self._max_seq_length = checkpoint.limit.tokens
         if max_length is not None:
             self.max_seq_length = max_length
+        else:
+            stated_limit(checkpoint, self._tokenizer.rust.num_special_tokens_to_add(True) + 1)
         stated = None if old else checkpoint.activation
         self._activation = stated_activation(stated, self.num_labels)
 

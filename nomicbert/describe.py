@@ -23,6 +23,7 @@ from nomicbert.loading.target import check_target, choose_ops
 from nomicbert.loading.tensor_files import WEIGHT_FILES, TensorFiles
 from nomicbert.loading.tensor_names import WORDS, canonical, recipes
 from nomicbert.modeling.model import NomicBert
+from nomicbert.text.max_length import stated_limit
 from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.vectors.modules import read_pooling
@@ -175,6 +176,7 @@ def describe(
     after = [module.folder for module in checkpoint.modules or () if module.kind in WEIGHTED]
     files = _look_at_files(tensors, config, after)
     tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, config.vocab_size)
+    stated_limit(checkpoint, tokenizer.shortest)
     computed = compute_dtype(place, wanted)
     ops, reason = choose_ops(place, computed, backend)
     stored_in, computed_in = (str(dtype).removeprefix("torch.") for dtype in (wanted, computed))

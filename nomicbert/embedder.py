@@ -28,6 +28,7 @@ from nomicbert.runtime.request import Request, prompted
 from nomicbert.runtime.settings import EmbedderSettings
 from nomicbert.runtime.texts import Texts, Truncate
 from nomicbert.runtime.workers import AnyStream, open_stream
+from nomicbert.text.max_length import stated_limit
 from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.user_warnings import warn_of_cuts
@@ -103,7 +104,7 @@ class Embedder(EmbedderSettings):
         modules = read_pooling(checkpoint, encoder.dtype, pooling).to(encoder.device)
         self.embedding_model = EmbeddingModel(encoder, modules)
         self._tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, encoder.config.vocab_size)
-        self._max_seq_length = checkpoint.limit.tokens
+        self._max_seq_length = stated_limit(checkpoint, self._tokenizer.shortest)
         self.graphs = Graphs()
         accept(encoder, self.encode_document, modules.embedding_dimension)
         self._truncate_dim = stated_truncate_dim(checkpoint, modules)

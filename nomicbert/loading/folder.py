@@ -213,7 +213,7 @@ def _limit(served: Settings, tokenizer: Settings, config: EncoderConfig) -> Limi
 def _class_name(tokenizer: Settings, config: EncoderConfig) -> str:
     stated = tokenizer.raw.get("tokenizer_class") or config.source.get("tokenizer_class")
     if not isinstance(stated, str | None):
-        raise ConfigError(f"{tokenizer.path}: tokenizer_class must be a name, not {stated!r}")
+        raise ConfigError(f"{tokenizer.path}: tokenizer_class must be a name, not {stated!r:.80}")
     return stated or DEFAULT_CLASS
 
 

@@ -8,6 +8,8 @@ special_tokens_map.json or else from tokenizer_config.json. `extra_special_token
 Source: the behaviour of transformers 5.23, whose order decides the ids of tokens that are new.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,12 @@ from nomicbert.loading.json_settings import Settings, optional
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 PROPERTIES = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 EXTRA, FORMERLY = "extra_special_tokens", "additional_special_tokens"
+KINDS: Mapping[str, tuple[type, ...]] = {
+    EXTRA: (list, dict),
+    FORMERLY: (list, dict),
+    "model_specific_special_tokens": (dict,),
+    "added_tokens_decoder": (dict,),
+}
 
 
 @dataclass(frozen=True)
@@ -52,23 +60,27 @@ class AddedTokens:
         Raises: ConfigError, TokenizerError: a file is damaged, or a token is not one.
         """
         folder, raw = stated.path.parent, dict(stated.raw)
+        _check_kinds(stated)
         if not raw.get(EXTRA) and FORMERLY in raw:
             raw[EXTRA] = raw.pop(FORMERLY)
         specific = _other_names(raw) or dict(raw.get("model_specific_special_tokens") or {})
         specific |= _pop_object(raw, EXTRA)
         lists = raw.get("added_tokens_decoder")
         if lists is None:
-            _override(raw, optional(folder / "special_tokens_map.json").raw)
+            special_map = optional(folder / "special_tokens_map.json")
+            _check_kinds(special_map)
+            _override(raw, special_map.raw)
         specific = _other_names(raw) | specific | _pop_object(raw, EXTRA)
         names = {key: raw.get(key, defaults.get(key)) for key in NAMES} | specific
         names = {key: value for key, value in names.items() if value is not None}
         nameless = list((raw[EXTRA] if EXTRA in raw else raw.get(FORMERLY)) or ())
         # each only once, as stated: a repetition would undo other properties stated in between
-        distinct: list[Any] = []
-        distinct += (v for v in [*names.values(), *nameless] if v not in distinct)
-        special = tuple(as_token(stated.path, value) for value in distinct)
+        distinct = {json.dumps(v, sort_keys=True): v for v in (*names.values(), *nameless)}
+        special = tuple(as_token(stated.path, value) for value in distinct.values())
         if lists is not None:
-            listed = {int(i): as_token(stated.path, value) for i, value in lists.items()}
+            listed = {
+                _id(stated.path, i): as_token(stated.path, value) for i, value in lists.items()
+            }
         else:
             listed = _texts(stated.path, raw)
             listed |= {} if whole is None else whole.get_added_tokens_decoder()
@@ -106,10 +118,30 @@ def _texts(path: Path, raw: Mapping[str, Any]) -> dict[int, AddedToken]:
     values = [*(raw.get(key) for key in NAMES), *(raw.get(EXTRA) or ())]
     plain = [v for v in values if v and not (isinstance(v, dict) and "__type" in v)]
     special = {as_token(path, value).content for value in plain}
+    added = optional(path.parent / "added_tokens.json")
     return {
-        int(i): AddedToken(text, normalized=text not in special, special=text in special)
-        for text, i in optional(path.parent / "added_tokens.json").raw.items()
+        _id(added.path, i): AddedToken(
+            text, normalized=text not in special, special=text in special
+        )
+        for text, i in added.raw.items()
     }
+
+
+def _check_kinds(settings: Settings) -> None:
+    for key, kinds in KINDS.items():
+        value = settings.raw.get(key)
+        if value is not None and not isinstance(value, kinds):
+            wanted = " or ".join("a list" if kind is list else "an object" for kind in kinds)
+            raise TokenizerError(f"{settings.path}: {key} must be {wanted}, not {value!r:.80}")
+
+
+def _id(path: Path, value: Any) -> int:
+    """A token's id; as a key of an object it is a text."""
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,10}", value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+        raise TokenizerError(f"{path} states {value!r:.80} as the id of a token")
+    return value
 
 
 def _override(raw: dict[str, Any], special: Mapping[str, Any]) -> None:

@@ -1,7 +1,28 @@
-"""Check a caller's limit on the length of texts; `loading.folder` reads the checkpoint's."""
+"""Check limits on the length of texts: the checkpoint's, and a caller's."""
 
 from nomicbert.arguments import as_whole
 from nomicbert.config import EncoderConfig
+from nomicbert.errors import ConfigError
+from nomicbert.loading.folder import CheckpointFolder
+
+
+def stated_limit(checkpoint: CheckpointFolder, least: int) -> int:
+    """The checkpoint's own limit, in tokens.
+
+    Args:
+        checkpoint: its settings.
+        least: smallest limit that leaves room for one token next to the special ones.
+
+    Raises: ConfigError: below `least`. sentence-transformers would not cut texts at all, or cut all
+        of every text.
+    """
+    limit = checkpoint.limit
+    if limit.tokens < least:
+        raise ConfigError(
+            f"{checkpoint.encoder}: {limit.source} limits texts to {limit.tokens} tokens, but the "
+            f"special tokens and one more are {least}: correct the limit"
+        )
+    return limit.tokens
 
 
 def check_limit(

@@ -42,12 +42,12 @@ class Cuts:
     Attributes:
         pattern: finds the next place between words, or the next run of ideographs that no piece
             reaches across; None if no place is known to be safe.
-        normalizer: applied to the characters at a cut to check that they survive; None if not
-            needed.
+        rust: whose normalizer is applied to the characters at a cut to check that they survive;
+            None if not needed. The normalizer itself may not be picklable.
     """
 
     pattern: re.Pattern[str] | None
-    normalizer: Any = None
+    rust: RustTokenizer | None = None
 
     @classmethod
     def of(cls, rust: RustTokenizer) -> "Cuts":
@@ -73,10 +73,10 @@ class Cuts:
         if "WhitespaceSplit" in kinds or spaced == "a b c d":
             words = rf"(?<={ENDING})(?=[ \t\r\n])"
         if type(rust.model).__name__ != "Unigram":
-            return cls(re.compile(words), rust.normalizer)
+            return cls(re.compile(words), rust)
         runs = re.findall(f"{IDEOGRAPH}+", "\n".join(rust.get_vocab()))
         longest = max(map(len, runs), default=1)
-        return cls(re.compile(rf"{words}|{IDEOGRAPH}{{{longest + 1}}}"), rust.normalizer)
+        return cls(re.compile(rf"{words}|{IDEOGRAPH}{{{longest + 1}}}"), rust)
 
     def ends(self, text: str, start: int) -> list[int]:
         """Ends of prefixes of `text`, at or after `start`.
@@ -95,9 +95,10 @@ class Cuts:
         return [len(text)]
 
     def _normal(self, characters: str) -> str:
-        if self.normalizer is None:
+        normalizer = self.rust and self.rust.normalizer
+        if normalizer is None:
             return characters
-        normal: str = self.normalizer.normalize_str(characters)
+        normal: str = normalizer.normalize_str(characters)
         return normal
 
 

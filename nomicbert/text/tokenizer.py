@@ -4,20 +4,20 @@ The ids equal those of transformers' tokenizer of the same folder. Truncation an
 tokenizer.json are switched off: they are settings of another tool.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers.normalizers import Lowercase
-from tokenizers.normalizers import Sequence as Steps
 
 from nomicbert.errors import TokenizerError
 from nomicbert.loading.folder import TokenizerSettings
+from nomicbert.text.library_errors import guarded, guarded_text
 from nomicbert.text.safe_cuts import Cuts
-from nomicbert.text.tokenizer_classes import guarded
-from nomicbert.text.tokenizer_files import OTHER_FILES, build
+from nomicbert.text.tokenizer_files import build, lower_first, read_other_files
 
 Pair = tuple[str, str]
 
@@ -38,25 +38,26 @@ class Tokenizer:
 
     # no other attribute can be set: those of transformers' tokenizers would have no effect
     __slots__ = (
-        "_cuts", "_lower_case", "cuts_start", "gives_types", "other_files", "prefix", "rust",
-        "suffix",
+        "_cuts", "_lower_case", "_path", "cuts_start", "gives_types", "other_files", "prefix",
+        "rust", "suffix",
     )  # fmt: skip
 
-    def __init__(self, rust: RustTokenizer, lower_case: bool = False) -> None:
-        """Wrap a tokenizer of the `tokenizers` library."""
+    def __init__(
+        self, rust: RustTokenizer, lower_case: bool = False, path: Path = Path("tokenizer.json")
+    ) -> None:
+        """Wrap a tokenizer of the `tokenizers` library, read from `path`."""
         rust.no_truncation()
         rust.no_padding()
         if lower_case:
-            _lower_first(rust)
-        self.rust = rust
+            lower_first(rust)
+        self.rust, self._path = rust, path
         self._lower_case = lower_case
-        bare = rust.encode("a", add_special_tokens=False).ids
-        full = rust.encode("a", add_special_tokens=True).ids
-        start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), None)
-        if not bare or start is None:
-            raise TokenizerError("the tokenizer does not put its special tokens around a text")
-        self.prefix, self.suffix = full[:start], full[start + len(bare) :]
-        self._cuts = Cuts.of(rust)
+        framed = guarded(path, rust.encode, "a")
+        spans = _spans(framed, 1)
+        if not spans:
+            raise TokenizerError(f"{path} does not put its special tokens around a text")
+        self.prefix, self.suffix = framed.ids[: spans[0].start], framed.ids[spans[0].stop :]
+        self._cuts = guarded(path, Cuts.of, rust)
         self.gives_types = True
         self.cuts_start = False
         self.other_files: dict[str, bytes] = {}
@@ -84,19 +85,19 @@ class Tokenizer:
             ids than the embedding has rows.
         """
         folder = settings.folder
-        rust, gives_types, cuts_start = build(settings)
-        largest = max(rust.get_vocab(with_added_tokens=True).values(), default=-1)
+        built = build(settings)
+        tokenizer = cls(built.rust, settings.lower_case, built.path)
+        largest = max([built.largest, *tokenizer.prefix, *tokenizer.suffix])
         if largest >= vocab_size:
             raise TokenizerError(
                 f"the tokenizer of {folder} has ids up to {largest}, but the embedding has only "
                 f"{vocab_size} rows"
             )
-        tokenizer = guarded(folder, cls, rust, settings.lower_case)
-        tokenizer.gives_types = gives_types
-        tokenizer.cuts_start = cuts_start
-        others = (folder / name for name in OTHER_FILES)
-        tokenizer.other_files = {path.name: path.read_bytes() for path in others if path.is_file()}
-        if cuts_start:  # tokenizer.json may have stated it, as a part of what is switched off
+        if built.token_types and any(built.rust.encode("a").type_ids):
+            raise TokenizerError(f"{built.path} gives a single text type ids other than 0")
+        tokenizer.gives_types, tokenizer.cuts_start = built.token_types, built.cuts_start
+        tokenizer.other_files = read_other_files(folder)
+        if built.cuts_start:  # tokenizer.json may have stated it, as a part of what is switched off
             stated = {**settings.stated.raw, "truncation_side": "left"}
             tokenizer.other_files[settings.stated.path.name] = json.dumps(stated, indent=2).encode()
         return tokenizer
@@ -210,14 +211,14 @@ class Tokenizer:
 
     def _pair_form(self) -> tuple[list[list[int]], list[int]]:
         """Special tokens before, between and after two texts, and the type id of each part."""
-        bare = self.rust.encode("a", add_special_tokens=False).ids
-        full = self.rust.encode("a", "a")
-        places = [i for i in range(len(full.ids)) if full.ids[i : i + len(bare)] == bare]
-        if len(places) != 2:
-            raise TokenizerError("the tokenizer does not put its special tokens around two texts")
-        starts = [0, places[0], places[0] + len(bare), places[1], places[1] + len(bare)]
-        special = [full.ids[: starts[1]], full.ids[starts[2] : starts[3]], full.ids[starts[4] :]]
-        types = [*full.type_ids, 0] if self.gives_types else [0] * (len(full.ids) + 1)
+        framed = guarded(self._path, self.rust.encode, "a", "a")
+        spans = _spans(framed, 2)
+        if not spans or max(framed.type_ids) > 1:
+            raise TokenizerError(f"{self._path} does not put its special tokens around two texts")
+        starts = [0, *(end for span in spans for end in (span.start, span.stop))]
+        ids = framed.ids
+        special = [ids[: starts[1]], ids[starts[2] : starts[3]], ids[starts[4] :]]
+        types = [*framed.type_ids, 0] if self.gives_types else [0] * (len(ids) + 1)
         return special, [types[start] for start in starts]
 
     def _first_ids(self, texts: Sequence[str], wanted: int) -> list[list[int]]:
@@ -233,7 +234,8 @@ class Tokenizer:
         whole = CHARACTERS_PER_TOKEN * wanted
         look = {i: whole if len(t) <= whole else wanted // 4 + 1 for i, t in enumerate(texts)}
         while look:
-            ends = {i: self._cuts.ends(texts[i], characters) for i, characters in look.items()}
+            find = self._cuts.ends
+            ends = {i: guarded_text(self._path, find, texts[i], n) for i, n in look.items()}
             longest = self._ids([texts[i][: cuts[-1]] for i, cuts in ends.items()])
             tried = dict(zip(ends, longest, strict=True))
             # the shorter candidates are tokenised only if the longest one gave enough ids
@@ -256,17 +258,9 @@ class Tokenizer:
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of whole texts without special tokens."""
-        encodings = self.rust.encode_batch_fast(list(texts), add_special_tokens=False)
+        call = self.rust.encode_batch_fast
+        encodings = guarded_text(self._path, call, list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
-
-
-def _lower_first(rust: RustTokenizer) -> None:
-    """Put Lowercase before the other normalizers, as sentence-transformers does."""
-    steps = [] if rust.normalizer is None else [rust.normalizer]
-    if isinstance(rust.normalizer, Steps):
-        steps = list(rust.normalizer)  # type: ignore[call-overload]  # indexable since 0.21
-    if not any(isinstance(step, Lowercase) for step in steps):
-        rust.normalizer = Steps([Lowercase(), *steps])
 
 
 def longest_first(a: int, b: int, room: int) -> tuple[int, int]:
@@ -278,6 +272,14 @@ def longest_first(a: int, b: int, room: int) -> tuple[int, int]:
     if shorter > longer:
         shorter, longer = room // 2, room - room // 2
     return (longer, shorter) if a > b else (shorter, longer)
+
+
+def _spans(encoding: Encoding, texts: int) -> list[range]:
+    """Where the texts are; empty unless each is there once, in order, between special tokens."""
+    sides, special = encoding.sequence_ids, encoding.special_tokens_mask
+    found = [range(s := sides.index(i), s + sides.count(i)) for i in range(texts) if i in sides]
+    places = [place for place, is_special in enumerate(special) if not is_special]
+    return found if [*itertools.chain(*found)] == places and len(found) == texts else []
 
 
 def _agreed(first: list[int], others: list[list[int]]) -> int:

@@ -11,17 +11,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer, Precompiled
 from tokenizers.pre_tokenizers import BertPreTokenizer, Metaspace, Sequence, WhitespaceSplit
 
-from nomicbert.errors import NomicBertError, TokenizerError
+from nomicbert.errors import TokenizerError
 from nomicbert.loading.json_settings import Settings
-
-Result = TypeVar("Result")
+from nomicbert.text.library_errors import guarded
+from nomicbert.text.tokenizer_json import TokenizerJson
 
 # No vocabulary has this character, the last one for private use.
 UNKNOWN = "\U0010fffd"
@@ -34,13 +34,18 @@ class Source:
 
     Attributes:
         path: of tokenizer.json, or of vocab.txt where that is missing.
-        whole: the tokenizer in tokenizer.json, or None.
+        read: tokenizer.json, or None.
         stated: tokenizer_config.json.
     """
 
     path: Path
-    whole: RustTokenizer | None
+    read: TokenizerJson | None
     stated: Settings
+
+    @property
+    def whole(self) -> RustTokenizer | None:
+        """The tokenizer in tokenizer.json, or None."""
+        return None if self.read is None else self.read.rust
 
 
 @dataclass(frozen=True)
@@ -60,19 +65,6 @@ class TokenizerClass:
     rebuild: Callable[[Source, Mapping[str, str]], RustTokenizer]
     single: str
     pair: str
-
-
-def guarded(path: Path, call: Callable[..., Result], *arguments: Any, **keywords: Any) -> Result:
-    """Call the `tokenizers` library, whose errors have no class of their own.
-
-    Raises: TokenizerError: it names the file.
-    """
-    try:
-        return call(*arguments, **keywords)
-    except NomicBertError:
-        raise
-    except Exception as error:
-        raise TokenizerError(f"{path} is not a usable tokenizer: {error}") from error
 
 
 def _unchanged(source: Source, texts: Mapping[str, str]) -> RustTokenizer:

@@ -12,16 +12,24 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import WordPiece
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as Steps
 from tokenizers.processors import TemplateProcessing
 
 from nomicbert.errors import TokenizerError
 from nomicbert.loading.folder import TokenizerSettings
 from nomicbert.loading.json_settings import Settings, present
+from nomicbert.loading.plain_files import check_file
 from nomicbert.text.added_tokens import AddedTokens
-from nomicbert.text.tokenizer_classes import CLASSES, UNKNOWN, Source, TokenizerClass, guarded
+from nomicbert.text.library_errors import guarded
+from nomicbert.text.tokenizer_classes import CLASSES, UNKNOWN, Source, TokenizerClass
+from nomicbert.text.tokenizer_json import MOST_BYTES, read_tokenizer_json
+from nomicbert.text.tokenizer_limits import GROWTH, check_tokens
 
 # Files that state tokens and settings, in addition to tokenizer.json or vocab.txt.
 OTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# The library keeps about 80 bytes per line; LaBSE, the largest of its kind, has 5 MB.
+MOST_VOCAB_BYTES = 10_000_000
 
 
 class Built(NamedTuple):
@@ -29,11 +37,15 @@ class Built(NamedTuple):
 
     Attributes:
         rust: the tokenizer.
+        path: of the file with its vocabulary.
+        largest: of its ids.
         token_types: whether the two texts of a pair have different type ids.
         cuts_start: whether a text that is too long loses its beginning.
     """
 
     rust: RustTokenizer
+    path: Path
+    largest: int
     token_types: bool
     cuts_start: bool
 
@@ -48,19 +60,36 @@ def build(settings: TokenizerSettings) -> Built:
     kind = CLASSES.get(name.removesuffix("Fast"))
     if kind is None:
         raise TokenizerError(
-            f"{settings.folder}: tokenizer_class = {name!r} is not supported; supported are "
+            f"{settings.folder}: tokenizer_class = {name!r:.80} is not supported; supported are "
             f"{', '.join(CLASSES)}, with or without 'Fast'. If tokenizer.json is right as it is, "
             "state PreTrainedTokenizerFast in tokenizer_config.json"
         )
     source = _open(settings.folder, stated)
     rust = _assembled(source, kind)
     rust.encode_special_tokens = stated.flag("split_special_tokens", default=False)
-    return Built(rust, _token_types(stated, kind), _cuts_start(source))
+    # without making a second dictionary of the vocabulary
+    known = [source.read.largest] if source.read else rust.get_vocab().values()
+    largest = max([*known, *rust.get_added_tokens_decoder()], default=-1)
+    return Built(rust, source.path, largest, _token_types(stated, kind), _cuts_start(source))
+
+
+def read_other_files(folder: Path) -> dict[str, bytes]:
+    """Name -> content of the other files of a tokenizer.
+
+    Raises: TokenizerError: one is not a file.
+    """
+    paths = [folder / name for name in OTHER_FILES if present(folder / name)]
+    for path in paths:
+        check_file(path, MOST_BYTES, TokenizerError)
+    return {path.name: guarded(path, path.read_bytes) for path in paths}
 
 
 def _assembled(source: Source, kind: TokenizerClass) -> RustTokenizer:
     """The vocabulary, then the added tokens, then the special tokens around texts."""
     added = guarded(source.stated.path, AddedTokens.read, source.stated, kind.names, source.whole)
+    growth = max(GROWTH["BertNormalizer"], source.read.growth if source.read else 1)
+    new = {token.content for token in (*added.listed, *added.special)}
+    check_tokens(source.stated.path, new, growth)
     texts = {key: token.content for key, token in added.named.items()}
     rust = kind.rebuild(source, texts)
     _check_model(source.path, rust)
@@ -74,7 +103,7 @@ def _assembled(source: Source, kind: TokenizerClass) -> RustTokenizer:
 def _token_types(stated: Settings, kind: TokenizerClass) -> bool:
     inputs = stated.raw.get("model_input_names")
     if not isinstance(inputs, list | None):
-        raise TokenizerError(f"{stated.path}: model_input_names must be a list, not {inputs!r}")
+        raise TokenizerError(f"{stated.path}: model_input_names must be a list, not {inputs!r:.80}")
     return kind.token_types if inputs is None else "token_type_ids" in inputs
 
 
@@ -83,18 +112,23 @@ def _cuts_start(source: Source) -> bool:
     baked = source.whole and source.whole.truncation
     side = stated.get("truncation_side", default=baked["direction"] if baked else "right")
     if side not in ("left", "right"):
-        raise TokenizerError(f"{stated.path}: truncation_side must be left or right, not {side!r}")
+        raise TokenizerError(
+            f"{stated.path}: truncation_side must be left or right, not {side!r:.80}"
+        )
     return bool(side == "left")
 
 
 def _open(folder: Path, stated: Settings) -> Source:
     versions = stated.raw.get("fast_tokenizer_files")
     if versions not in (None, [], ["tokenizer.json"]):
-        raise TokenizerError(f"{stated.path}: fast_tokenizer_files = {versions!r} is not supported")
+        raise TokenizerError(
+            f"{stated.path}: fast_tokenizer_files = {versions!r:.80} is not supported"
+        )
     whole, vocab = folder / "tokenizer.json", folder / "vocab.txt"
     if present(whole):
-        return Source(whole, guarded(whole, RustTokenizer.from_file, str(whole)), stated)
+        return Source(whole, read_tokenizer_json(whole), stated)
     if present(vocab):
+        check_file(vocab, MOST_VOCAB_BYTES, TokenizerError)
         return Source(vocab, None, stated)
     raise TokenizerError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.txt")
 
@@ -135,3 +169,12 @@ def _frame(rust: RustTokenizer, kind: TokenizerClass, texts: Mapping[str, str]) 
         pieces.append([f"{texts.get(name, name)}:{token_type}" for name, _, token_type in parts])
     ids = [(text, rust.token_to_id(text)) for key, text in texts.items() if f"{key}:" in kind.pair]
     return TemplateProcessing(single=pieces[0], pair=pieces[1], special_tokens=ids)
+
+
+def lower_first(rust: RustTokenizer) -> None:
+    """Put Lowercase before the other normalizers, as sentence-transformers does."""
+    steps = [] if rust.normalizer is None else [rust.normalizer]
+    if isinstance(rust.normalizer, Steps):
+        steps = list(rust.normalizer)  # type: ignore[call-overload]  # indexable since 0.21
+    if not any(isinstance(step, Lowercase) for step in steps):
+        rust.normalizer = Steps([Lowercase(), *steps])

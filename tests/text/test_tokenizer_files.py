@@ -163,7 +163,7 @@ def test_a_left_cut_keeps_the_end_of_both_texts_of_a_pair(tmp_path: Path) -> Non
         ("tokenizer_config.json", {"mask_token": 5}, "states the token 5: that is neither a text"),
         ("tokenizer_config.json", {"truncation_side": "up"}, "must be left or right, not 'up'"),
         ("tokenizer_config.json", {"model_input_names": 3}, "model_input_names must be a list"),
-        ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "is not a usable tokenizer"),
+        ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "must be an object, not \\[1\\]"),
         (
             "tokenizer_config.json",
             {"fast_tokenizer_files": ["tokenizer.4.0.0.json"]},
@@ -217,7 +217,7 @@ def test_bpe_dropout_is_refused(tmp_path: Path) -> None:
     checkpoint(tmp_path)
     change(tmp_path, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
-    change(tmp_path, "tokenizer.json", model={**model, "dropout": 0.1})
+    change(tmp_path, "tokenizer.json", model={**model, "dropout": 0.1}, added_tokens=[])
     with pytest.raises(TokenizerError, match=r"dropout = 0\.1.*, which draws ids at random"):
         Embedder(tmp_path)
 
@@ -262,7 +262,7 @@ def test_the_older_name_of_the_limit(tmp_path: Path) -> None:
 
 
 def test_special_tokens_that_are_not_around_a_text(tmp_path: Path) -> None:
-    """Only such tokenizers can be cut and packed; found out with the text "a"."""
+    """Only such tokenizers can be cut and packed."""
     checkpoint(tmp_path)
     change(tmp_path, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     erased = {"type": "Replace", "pattern": {"String": "a"}, "content": ""}
@@ -275,5 +275,63 @@ def test_special_tokens_that_are_not_around_a_text(tmp_path: Path) -> None:
     frame["special_tokens"]["a"] = same
     frame["pair"].append({"SpecialToken": {"id": "a", "type_id": 1}})
     change(tmp_path, "tokenizer.json", normalizer=None, post_processor=frame)
-    with pytest.raises(TokenizerError, match="special tokens around two texts"):
-        Embedder(tmp_path).tokenizer.encode_pairs([("fox", "dog")], 20)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)  # a token of the frame may be one of a text
+    (found,) = Embedder(tmp_path).tokenizer.encode_pairs([("a", "a dog")], 20)[0]
+    assert found == theirs("a", "a dog")["input_ids"]
+
+
+def put_around(folder: Path, single: str, pair: str) -> Path:
+    """A checkpoint whose texts "A" and "B" have these special tokens around them."""
+    checkpoint(folder)
+    change(folder, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    pieces = [[piece.partition(":") for piece in form.split()] for form in (single, pair)]
+    frame = json.loads((folder / "tokenizer.json").read_text("utf-8"))["post_processor"]
+    frame["single"], frame["pair"] = (
+        [
+            {
+                "Sequence" if name in "AB" else "SpecialToken": {
+                    "id": name,
+                    "type_id": int(kind or 0),
+                }
+            }
+            for name, _, kind in form
+        ]
+        for form in pieces
+    )
+    change(folder, "tokenizer.json", post_processor=frame)
+    return folder
+
+
+PAIR = "[CLS] A [SEP] B:1 [SEP]:1"
+
+
+@pytest.mark.parametrize("single", ["[CLS] A A [SEP]", "[CLS] A [SEP] A", "[CLS] [SEP]", ""])
+def test_a_text_that_is_repeated_or_missing(single: str, tmp_path: Path) -> None:
+    """Cut to a length, a repetition would not have the ids of transformers."""
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json does not put its special tokens ar"):
+        Embedder(put_around(tmp_path, single, PAIR))
+
+
+def test_type_ids_of_a_single_text(tmp_path: Path) -> None:
+    """A text's vector has them all 0."""
+    put_around(tmp_path, "[CLS] A:1 [SEP]", PAIR)
+    change(tmp_path, "tokenizer_config.json", model_input_names=["input_ids"])
+    assert Embedder(tmp_path).tokenizer.prefix
+    change(tmp_path, "tokenizer_config.json", model_input_names=["input_ids", "token_type_ids"])
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json gives a single text type ids other"):
+        Embedder(tmp_path)
+
+
+@pytest.mark.parametrize("single", ["[CLS] B [SEP]", "[CLS] [gone] A"])
+def test_a_frame_that_makes_the_library_panic(single: str, tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json is not a usable tokenizer: "):
+        Embedder(put_around(tmp_path, single, PAIR))
+
+
+@pytest.mark.parametrize(
+    "pair", ["[CLS] B [SEP] A", "[CLS] A [SEP]", "[CLS] A B A [SEP]", "[CLS] A:0 [SEP] B:7 [SEP]"]
+)
+def test_pairs_whose_texts_are_not_there_once_in_order(pair: str, tmp_path: Path) -> None:
+    tokenizer = Embedder(put_around(tmp_path, "[CLS] A [SEP]", pair)).tokenizer
+    with pytest.raises(TokenizerError, match=r"json does not put its special tokens around two te"):
+        tokenizer.encode_pairs([("fox", "dog")], 20)
