@@ -238,6 +238,7 @@ class Embedder(EmbedderSettings):
         Args:
             inputs: any iterable of texts.
             **keywords: those of `encode`; int8 and uint8 need `ranges`.
+
         Returns: vectors (dim,), in the order of the inputs.
         Raises: ValueError, TypeError: invalid argument, at once; invalid text, when it is read.
         """
@@ -284,10 +285,7 @@ class Embedder(EmbedderSettings):
         return counts[0] if lone else counts
 
     def _open(self, request: Request) -> tuple[AnyStream, int]:
-        """Check a request and make the model ready; return the stream and the vectors' width.
-
-        Raises: ValueError, TypeError: what cannot be.
-        """
+        """Check a request and make the model ready; return the stream and the vectors' width."""
         model = self.embedding_model
         request.check(model.pooling)
         prompt = self._prompts.choose(request.prompt_name, request.prompt)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from nomicbert.errors import NomicBertError
 
-# Largest sizes in bytes. The largest files known are ten times smaller.
+# Largest size of a settings file in bytes; those of known checkpoints are ten times smaller.
 SETTINGS_LIMIT = 16 * 2**20
-TOKENIZER_LIMIT = 256 * 2**20
 # Every pointer begins so. Source: the specification of Git LFS.
 POINTER = b"version https://git-lfs.github.com/spec/"
 POINTER_LIMIT = 1024

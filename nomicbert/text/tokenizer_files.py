@@ -19,11 +19,11 @@ from tokenizers.processors import TemplateProcessing
 from nomicbert.errors import TokenizerError
 from nomicbert.loading.folder import TokenizerSettings
 from nomicbert.loading.json_settings import Settings, present
-from nomicbert.loading.plain_files import check_file
+from nomicbert.loading.plain_files import SETTINGS_LIMIT, check_file, read_file
 from nomicbert.text.added_tokens import AddedTokens
 from nomicbert.text.library_errors import guarded
 from nomicbert.text.tokenizer_classes import CLASSES, UNKNOWN, Source, TokenizerClass
-from nomicbert.text.tokenizer_json import MOST_BYTES, read_tokenizer_json
+from nomicbert.text.tokenizer_json import read_tokenizer_json
 from nomicbert.text.tokenizer_limits import GROWTH, check_tokens
 
 # Files that state tokens and settings, in addition to tokenizer.json or vocab.txt.
@@ -79,9 +79,7 @@ def read_other_files(folder: Path) -> dict[str, bytes]:
     Raises: TokenizerError: one is not a file.
     """
     paths = [folder / name for name in OTHER_FILES if present(folder / name)]
-    for path in paths:
-        check_file(path, MOST_BYTES, TokenizerError)
-    return {path.name: guarded(path, path.read_bytes) for path in paths}
+    return {path.name: read_file(path, SETTINGS_LIMIT, TokenizerError) for path in paths}
 
 
 def _assembled(source: Source, kind: TokenizerClass) -> RustTokenizer:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer as RustTokenizer
 
 from nomicbert.errors import TokenizerError
-from nomicbert.loading.plain_files import check_file
+from nomicbert.loading.plain_files import read_file
 from nomicbert.text.library_errors import guarded, unusable
 from nomicbert.text.tokenizer_limits import check
 
@@ -44,8 +44,7 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
     Raises: TokenizerError: it is no file, too large, or damaged; or it would take time or memory
         without bound.
     """
-    check_file(path, MOST_BYTES, TokenizerError)
-    content = guarded(path, path.read_bytes)
+    content = read_file(path, MOST_BYTES, TokenizerError)
     if len(content) > FEW_BYTES and sum(map(content.count, b",[{")) > MOST_VALUES:
         raise TokenizerError(f"{path} holds more than {MOST_VALUES:,} values")
     raw = guarded(path, _parse, content)

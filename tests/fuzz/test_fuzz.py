@@ -70,7 +70,7 @@ BATCHES = {
     "memory": "say(3, 'begins'); say(3, 'memory', '2 GiB')",
     # the other library, after a load
     "loads": "say(3, 'begins'); say(3, 'loads'); import os; os.abort()",
-    "no reference": "say(3, 'begins'); say(3, 'loads'); say(3, 'no reference'); say(3, 'ends', '0')",
+    "equal": "say(3, 'begins'); say(3, 'loads'); say(3, 'equal'); say(3, 'ends', '0')",
 }
 SAY = """
 import sys
@@ -93,7 +93,7 @@ def test_the_watcher(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     script = tmp_path / "batch.py"
     script.write_text(SAY.format(BATCHES[kind]))
     cases = range(2, 5)
-    if kind in ("raw", "no reference"):  # the process lives on
+    if kind in ("raw", "equal"):  # the process lives on
         more = "say(4, 'begins'); say(4, 'equal'); say(4, 'ends', '0')"
         script.write_text(SAY.format(f"{BATCHES[kind]}; {more}"))
     found = list(run.run(1, cases, 1, 0.0, (sys.executable, str(script))))

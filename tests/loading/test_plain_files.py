@@ -11,7 +11,9 @@ import pytest
 from nomicbert import CheckpointError, ConfigError, Embedder, NomicBertError, TokenizerError
 from nomicbert.describe import describe
 from nomicbert.loading.license import read_license
-from nomicbert.loading.plain_files import SETTINGS_LIMIT, TOKENIZER_LIMIT, check_file, read_file
+from nomicbert.loading.plain_files import SETTINGS_LIMIT, check_file, read_file
+from nomicbert.text.tokenizer_files import MOST_VOCAB_BYTES
+from nomicbert.text.tokenizer_json import MOST_BYTES
 from tests.support.checkpoints import build_checkpoint
 from tests.support.guards import guarded
 
@@ -114,19 +116,17 @@ def test_a_settings_file_of_20_gigabytes(name: str, tmp_path: Path) -> None:
         tmp_path,
         name,
         ConfigError,
-        " has 21,474,836,480 bytes, but no file of this kind has more than 16,777,216: the copy is "
-        "damaged",
+        " has 21,474,836,480 bytes, but no file of this kind has more than "
+        f"{SETTINGS_LIMIT:,}: the copy is damaged",
     )
 
 
 def test_a_tokenizer_of_20_gigabytes(tmp_path: Path) -> None:
     build_checkpoint(tmp_path, "bge-en")
-    for name in ("tokenizer.json", "vocab.txt"):
+    for name, most in (("tokenizer.json", MOST_BYTES), ("vocab.txt", MOST_VOCAB_BYTES)):
         os.truncate(tmp_path / name, 20 * 2**30)
         message = " has 21,474,836,480 bytes, but no file of this kind has more than "
-        refused(
-            tmp_path, name, TokenizerError, f"{message}{TOKENIZER_LIMIT:,}: the copy is damaged"
-        )
+        refused(tmp_path, name, TokenizerError, f"{message}{most:,}: the copy is damaged")
         (tmp_path / name).unlink()
 
 
@@ -145,7 +145,6 @@ def test_the_limit_is_the_last_size_that_is_read(tmp_path: Path) -> None:
     for call in (check_file, read_file):
         with pytest.raises(TokenizerError, match="has 5 bytes, but no file of this kind has more"):
             call(path, 4, TokenizerError)
-    assert SETTINGS_LIMIT < TOKENIZER_LIMIT
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800", "a" * 300])
