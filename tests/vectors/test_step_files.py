@@ -89,6 +89,15 @@ def test_absurd_sizes(
         refused(folder, str(file), key)
 
 
+def test_a_file_without_columns(folder: Path, changed: Any) -> None:
+    file = changed(DENSE, out_features=0, use_residual=False)
+    held = load_file(folder / DENSE / "model.safetensors")
+    none = {"linear.weight": torch.zeros(0, 128), "linear.bias": torch.zeros(0)}
+    save_file(none, folder / DENSE / "model.safetensors")
+    refused(folder, str(file), "out_features must be at least 1, not 0")
+    save_file(held, folder / DENSE / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("place", "changes", "words"),
     [
