@@ -183,7 +183,7 @@ ENDLESS: dict[str, tuple[dict[str, Any], str]] = {
         wordpiece(end_of_word_suffix="#" * 10**6), "_suffix has 1,000,000 characters",
     ),
     "two tokens of one id": (wordpiece(vocab={"[UNK]": 0, "a": 1, "b": 1}), "have the same id"),
-    "an id beyond 32 bits": (wordpiece(vocab={"[UNK]": 0, "a": 2**40}), "has ids up to 1099511627776"),
+    "an id beyond 32 bits": (wordpiece(vocab={"[UNK]": 0, "a": 2**40}), "up to 1099511627776, but"),
     "an id below 0": (wordpiece(vocab={"[UNK]": 0, "a": -1}), "not a usable tokenizer"),
     "an id beyond the embedding": (
         wordpiece(vocab={"[UNK]": 0, "a": 2**31}), "has ids up to 2147483648, but the embedding",
