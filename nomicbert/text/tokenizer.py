@@ -18,6 +18,7 @@ from nomicbert.loading.folder import TokenizerSettings
 from nomicbert.text.library_errors import guarded, guarded_text
 from nomicbert.text.safe_cuts import Cuts
 from nomicbert.text.tokenizer_files import build, lower_first, read_other_files
+from nomicbert.text.tokenizer_json import check_rows
 
 Pair = tuple[str, str]
 
@@ -85,14 +86,10 @@ class Tokenizer:
             ids than the embedding has rows.
         """
         folder = settings.folder
-        built = build(settings)
+        built = build(settings, vocab_size)
         tokenizer = cls(built.rust, settings.lower_case, built.path)
         largest = max([built.largest, *tokenizer.prefix, *tokenizer.suffix])
-        if largest >= vocab_size:
-            raise TokenizerError(
-                f"the tokenizer of {folder} has ids up to {largest}, but the embedding has only "
-                f"{vocab_size} rows"
-            )
+        check_rows(built.path, largest, vocab_size)
         if built.token_types and any(built.rust.encode("a").type_ids):
             raise TokenizerError(f"{built.path} gives a single text type ids other than 0")
         tokenizer.gives_types, tokenizer.cuts_start = built.token_types, built.cuts_start

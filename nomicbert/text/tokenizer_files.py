@@ -50,8 +50,12 @@ class Built(NamedTuple):
     cuts_start: bool
 
 
-def build(settings: TokenizerSettings) -> Built:
+def build(settings: TokenizerSettings, rows: int) -> Built:
     """Build the tokenizer of a checkpoint.
+
+    Args:
+        settings: the folder and the settings stored next to these files.
+        rows: of the word embedding; every id must be below.
 
     Raises: TokenizerError, ConfigError: a file is missing, damaged, or asks for something that is
         not supported.
@@ -64,7 +68,7 @@ def build(settings: TokenizerSettings) -> Built:
             f"{', '.join(CLASSES)}, with or without 'Fast'. If tokenizer.json is right as it is, "
             "state PreTrainedTokenizerFast in tokenizer_config.json"
         )
-    source = _open(settings.folder, stated)
+    source = _open(settings.folder, stated, rows)
     rust = _assembled(source, kind)
     rust.encode_special_tokens = stated.flag("split_special_tokens", default=False)
     # without making a second dictionary of the vocabulary
@@ -116,7 +120,7 @@ def _cuts_start(source: Source) -> bool:
     return bool(side == "left")
 
 
-def _open(folder: Path, stated: Settings) -> Source:
+def _open(folder: Path, stated: Settings, rows: int) -> Source:
     versions = stated.raw.get("fast_tokenizer_files")
     if versions not in (None, [], ["tokenizer.json"]):
         raise TokenizerError(
@@ -124,7 +128,7 @@ def _open(folder: Path, stated: Settings) -> Source:
         )
     whole, vocab = folder / "tokenizer.json", folder / "vocab.txt"
     if present(whole):
-        return Source(whole, read_tokenizer_json(whole), stated)
+        return Source(whole, read_tokenizer_json(whole, rows), stated)
     if present(vocab):
         check_file(vocab, MOST_VOCAB_BYTES, TokenizerError)
         return Source(vocab, None, stated)

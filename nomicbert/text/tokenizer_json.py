@@ -15,7 +15,7 @@ from nomicbert.text.tokenizer_limits import check
 # XLM-R's, the largest of the supported model types, has 17 MB and 800,000 values. A parsed value
 # takes up to 64 bytes here, and as much in the library.
 MOST_BYTES = 100_000_000
-MOST_VALUES = 4_000_000
+MOST_VALUES = 2_000_000
 FEW_BYTES = 12_000_000
 
 _SPACE, _KEY = r"[ \t\n\r]*", r'(?P<key>"(?:[^"\\]|\\.){0,100}")'
@@ -38,8 +38,12 @@ class TokenizerJson(NamedTuple):
     growth: int
 
 
-def read_tokenizer_json(path: Path) -> TokenizerJson:
+def read_tokenizer_json(path: Path, rows: int) -> TokenizerJson:
     """Read a file.
+
+    Args:
+        path: of the file.
+        rows: of the word embedding; every id must be below.
 
     Raises: TokenizerError: it is no file, too large, or damaged; or it would take time or memory
         without bound.
@@ -48,18 +52,28 @@ def read_tokenizer_json(path: Path) -> TokenizerJson:
     if len(content) > FEW_BYTES and sum(map(content.count, b",[{")) > MOST_VALUES:
         raise TokenizerError(f"{path} holds more than {MOST_VALUES:,} values")
     raw = guarded(path, _parse, content)
-    growth, ids, added = check(path, raw), _ids(raw), raw.get("added_tokens") or ()
+    growth, largest = check(path, raw), _largest_id(path, raw)
+    check_rows(path, largest, rows)
+    added = raw.get("added_tokens") or ()
     del raw
     rust = guarded(path, RustTokenizer.from_buffer, content)
-    # a copy for another process would have only one of two tokens
-    if ids != list(range(len(ids))) and len(set(ids)) != len(ids):
-        raise unusable(path, "two of its tokens have the same id")
     for token in added:  # transformers may go by the id that is stated
         text, found = token["content"], rust.token_to_id(token["content"])
         if found != token["id"] and text:
             problem = f"states the id {token['id']} for the added token {text!r:.80}"
             raise TokenizerError(f"{path} {problem}, which would get {found}")
-    return TokenizerJson(rust, max(ids, default=-1), growth)
+    return TokenizerJson(rust, largest, growth)
+
+
+def check_rows(path: Path, largest: int, rows: int) -> None:
+    """Refuse an id that the word embedding does not have.
+
+    Raises: TokenizerError: `largest` is not below `rows`.
+    """
+    if largest >= rows:
+        raise TokenizerError(
+            f"{path} has ids up to {largest}, but the embedding has only {rows} rows"
+        )
 
 
 def _parse(content: bytes) -> dict[str, Any]:
@@ -83,9 +97,16 @@ def _parse(content: bytes) -> dict[str, Any]:
     raise ValueError("it is not a JSON object")
 
 
-def _ids(raw: dict[str, Any]) -> list[Any]:
+def _largest_id(path: Path, raw: dict[str, Any]) -> int:
+    """The largest id of the vocabulary; what is no id is left to the library to refuse."""
     model = raw.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocab, dict):
-        return [*vocab.values()]
-    return [*range(len(vocab) if isinstance(vocab, list) else 0)]
+    if isinstance(vocab, list):
+        return len(vocab) - 1
+    ids = [*vocab.values()] if isinstance(vocab, dict) else []
+    if ids == [*range(len(ids))]:
+        return len(ids) - 1
+    ids = [i for i in ids if isinstance(i, int)]
+    if len(set(ids)) != len(ids):  # a copy for another process would have one of the two
+        raise unusable(path, "two of its tokens have the same id")
+    return max(ids, default=-1)

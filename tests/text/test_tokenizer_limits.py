@@ -183,7 +183,7 @@ ENDLESS: dict[str, tuple[dict[str, Any], str]] = {
         wordpiece(end_of_word_suffix="#" * 10**6), "_suffix has 1,000,000 characters",
     ),
     "two tokens of one id": (wordpiece(vocab={"[UNK]": 0, "a": 1, "b": 1}), "have the same id"),
-    "an id beyond 32 bits": (wordpiece(vocab={"[UNK]": 0, "a": 2**40}), "not a usable tokenizer"),
+    "an id beyond 32 bits": (wordpiece(vocab={"[UNK]": 0, "a": 2**40}), "up to 1099511627776, but"),
     "an id below 0": (wordpiece(vocab={"[UNK]": 0, "a": -1}), "not a usable tokenizer"),
     "an id beyond the embedding": (
         wordpiece(vocab={"[UNK]": 0, "a": 2**31}), "has ids up to 2147483648, but the embedding",
@@ -248,7 +248,7 @@ def test_endless_work_is_refused(name: str, outcomes: dict[str, str]) -> None:
     found = outcomes[name]  # missing: this case, or one before it, has ended the process
     assert found.startswith("TokenizerError: ")
     assert ENDLESS[name][1] in found
-    assert "tokenizer.json" in found or "the tokenizer of " in found
+    assert "tokenizer.json" in found
 
 
 @pytest.mark.parametrize("name", HARMLESS)
@@ -416,7 +416,7 @@ def test_files_beyond_any_vocabulary(name: str, size: int, tmp_path: Path) -> No
 def test_more_values_than_any_vocabulary(tmp_path: Path) -> None:
     text = '{"model": [' + "{}," * 4_000_000 + "{}]}"
     (checkpoint(tmp_path) / "tokenizer.json").write_text(text, "utf-8")
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json holds more than 4,000,000 values"):
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json holds more than 2,000,000 values"):
         Embedder(tmp_path)
 
 
