@@ -143,6 +143,11 @@ def test_training(folder: Path) -> None:
     loss.backward()
     assert all(p.grad is not None for p in model.pooling.parameters())
     assert model.encoder.get_input_embeddings().weight.grad is not None
+    model.eval()
+    model.pooling.modes = ("cls",)  # without hidden states, the last layer computes one row a text
+    seen = model(ids[:2], mask[:2], output_hidden_states=True)
+    assert seen.hidden_states[-1].shape == (2, 4, model.config.hidden_size)
+    torch.testing.assert_close(seen.logits, model(ids[:2], mask[:2]).logits, rtol=0, atol=1e-6)
 
 
 def test_labels(folder: Path) -> None:
