@@ -90,7 +90,8 @@ def damage(folder: Path, rng: random.Random) -> str:
 
 
 def _one(folder: Path, rng: random.Random) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    # not one that was made larger than memory
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size < SPARSE)
     if rng.random() < 0.03:
         return _extra(folder, rng)
     for _ in range(20):  # some kinds do not fit some files
@@ -98,7 +99,18 @@ def _one(folder: Path, rng: random.Random) -> str:
         path = rng.choices(files, [1 if p.suffix in WEIGHTS else 2 for p in files])[0]
         kinds = [*ANY_FILE, *OF_SUFFIX.get(path.suffix, ())]
         weights = [weight for weight, _ in kinds]
-        done = rng.choices([kind for _, kind in kinds], weights)[0](path, rng)
+        kind = rng.choices([kind for _, kind in kinds], weights)[0]
+        try:
+            done = kind(path, rng)
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            RecursionError,
+            struct.error,
+            zipfile.BadZipFile,
+        ):
+            continue  # it takes a file that is whole, and this one is damaged already
         if done:
             return f"{path.relative_to(folder)}: {done}"
     raise AssertionError("no damage fits")
