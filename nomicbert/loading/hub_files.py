@@ -68,6 +68,8 @@ def choose_files(names: Iterable[str], encoder: str = "", modules: Iterable[str]
         place, _, file = name.rpartition("/")
         present.setdefault(place, set()).add(file)
     chosen = present.get("", set()) & _SETTINGS
+    if MODULES not in chosen:  # by this file `vectors.modules` sees that modules.json was lost
+        chosen |= {f"{p}/config.json" for p, files in present.items() if _lost(p, files)}
     for place in {encoder, *modules}:
         files = present.get(place, set())
         found = (files & _SETTINGS) | _weights(files)
@@ -85,6 +87,10 @@ def lacks(files: Iterable[str], encoder: str) -> str:
     if not {WEIGHTS, _INDEX, OLD_WEIGHTS, _OLD_INDEX} & found:
         return f"{WEIGHTS} and no {OLD_WEIGHTS} {where or 'at its top level'}"
     return ""
+
+
+def _lost(place: str, files: set[str]) -> bool:
+    return place.endswith("_Pooling") and "config.json" in files
 
 
 def _weights(files: set[str]) -> set[str]:

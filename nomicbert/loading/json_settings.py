@@ -131,11 +131,22 @@ def _plain(value: Any) -> Any:
 def inside(folder: Path, name: Any, stated_in: Path) -> Path:
     """Resolve a path named in a settings file; it must stay inside the checkpoint folder.
 
-    Raises: ConfigError: not a string, absolute, or contains "..".
+    Raises: ConfigError: not a string, absolute, contains "..", or no file can have it.
     """
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ConfigError(f"{stated_in} names the path {name!r:.80}, which leaves its folder")
+    if not _nameable(name):
+        raise ConfigError(f"{stated_in} names the path {name!r:.80}, which no file can have")
     return folder / name
+
+
+def _nameable(name: str) -> bool:
+    """Whether a file can have this name: no NUL, no lone surrogate, not too long."""
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return b"\0" not in encoded and len(encoded) < 1024 and max(map(len, encoded.split(b"/"))) < 256
 
 
 def present(path: Path) -> bool:

@@ -153,6 +153,14 @@ def test_choose_files_of_an_encoder_in_a_folder_of_its_own() -> None:
     assert found == sorted(wanted)
 
 
+def test_choose_files_of_a_repository_that_lost_its_modules_json() -> None:
+    """Loading refuses it by the folder of its pooling, also under another name."""
+    names = ["config.json", "model.safetensors", "x/y_Pooling/config.json", "2_Dense/config.json"]
+    assert choose_files(names) == ["config.json", "model.safetensors", "x/y_Pooling/config.json"]
+    listed = choose_files([*names, "modules.json"])
+    assert listed == ["config.json", "model.safetensors", "modules.json"]
+
+
 def test_choose_files_takes_the_settings_under_older_names() -> None:
     assert set(choose_files([*TRANSFORMER_FILES, "sentence_t5_config.json"])) == {
         *TRANSFORMER_FILES

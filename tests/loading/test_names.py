@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from nomicbert import Embedder
-from nomicbert.errors import ConfigError, HubError
+from nomicbert import Embedder, NomicBert
+from nomicbert.errors import CheckpointError, ConfigError, HubError
 from nomicbert.loading.hub import resolve
 from tests.support.checkpoints import build_checkpoint
 
@@ -142,9 +142,10 @@ def test_a_token_that_cannot_be_sent_is_not_shown(token: str) -> None:
     assert "cret" not in text
 
 
-@pytest.mark.parametrize(
-    "name", ["x" * 300, "a/" * 3000, "a\0b", f"a{HALF}", ".." + "/x", "/etc", 3, None, ["a"]]
-)
+IMPOSSIBLE = ("x" * 300, "a/" * 3000, "a\0b", f"a{HALF}")
+
+
+@pytest.mark.parametrize("name", [*IMPOSSIBLE, "../x", "/etc", 3, None, ["a"]])
 @pytest.mark.parametrize("place", [0, 1])
 def test_names_that_modules_json_states(name: Any, place: int, tmp_path: Path) -> None:
     build_checkpoint(tmp_path, "conan-v1", num_hidden_layers=1)
@@ -152,5 +153,19 @@ def test_names_that_modules_json_states(name: Any, place: int, tmp_path: Path) -
     modules = json.loads(file.read_text())
     modules[place]["path"] = name
     file.write_text(json.dumps(modules))
-    with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
+    why = "no file can have" if name in IMPOSSIBLE else "leaves its folder"
+    wanted = re.escape(f"{file} names the path {name!r:.80}, which {why}")
+    with pytest.raises(ConfigError, match=wanted):
         Embedder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", f"a{HALF}", "a\udcff"])
+def test_names_that_an_index_states(name: str, tmp_path: Path) -> None:
+    build_checkpoint(tmp_path, "minilm", num_hidden_layers=1, weights="sharded")
+    file = tmp_path / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"] |= dict.fromkeys(list(index["weight_map"])[:1], name)
+    file.write_text(json.dumps(index))
+    wanted = re.escape(f"{file} names the shard {name!r:.80}, which is missing")
+    with pytest.raises(CheckpointError, match=wanted):
+        NomicBert.from_pretrained(tmp_path)
