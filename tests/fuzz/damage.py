@@ -73,7 +73,11 @@ EXTRA = (
     "config_sentence_transformers.json", "sentence_bert_config.json", "tokenizer_config.json",
 )  # fmt: skip
 POOLING_KEYS = ("pooling_mode", "include_prompt", "pooling_mode_max_tokens", "embedding_dimension")
-DENSE_KEYS = ("bias", "activation_function", "use_residual", "module_output_name", "in_features")
+# Of the modules after pooling.
+STEP_KEYS = (
+    "bias", "activation_function", "use_residual", "module_input_name", "module_output_name",
+    "in_features", "out_features", "dimension", "dropout",
+)  # fmt: skip
 
 POINTER = (
     "version https://git-lfs.github.com/spec/v1\n"
@@ -246,8 +250,8 @@ def _change(root: Any, path: Path, rng: random.Random) -> str:
     extra = KEYS.get(path.name, ())
     if path.name == "config.json" and "Pooling" in path.parent.name:
         extra = POOLING_KEYS
-    elif path.name == "config.json" and "Dense" in path.parent.name:
-        extra = DENSE_KEYS
+    elif path.name == "config.json" and "_" in path.parent.name:
+        extra = STEP_KEYS
     known = [*node, *(extra if len(way) < 2 else ())] or ["x"]
     key = rng.choice(known)
     kind = rng.choice(["set", "set", "set", "set", "delete", "rename", "number", "copy"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from nomicbert import CrossEncoder, Embedder, NomicBertForMaskedLM, NomicBertForTokenClassification
@@ -96,6 +96,60 @@ def _other_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(stated))
 
 
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def _modules(folder: Path) -> None:
+    """Every kind of module after pooling, in the form that sentence-transformers 6 writes."""
+    build_checkpoint(folder, "bge-en", num_hidden_layers=1, hidden_act="relu")
+    _listed(folder, "Pooling", "LayerNorm", "Dense", "Dropout", "Dense", "Normalize")
+    draw = torch.Generator().manual_seed(3)
+    modes = {"pooling_mode": ["cls", "mean"], "include_prompt": False, "embedding_dimension": 64}
+    _write(folder / "1_Pooling" / "config.json", modes)
+    _write(folder / "2_LayerNorm" / "config.json", {"dimension": 128})
+    norm = {f"norm.{name}": torch.rand(128, generator=draw) for name in ("weight", "bias")}
+    save_file(norm, folder / "2_LayerNorm" / "model.safetensors")
+    _dense(folder / "3_Dense", 128, 32, draw, use_residual=True)
+    _write(folder / "4_Dropout" / "config.json", {"dropout": 0.3})
+    _dense(folder / "5_Dense", 32, 48, draw, activation_function="torch.nn.modules.linear.Identity")
+    _write(folder / "6_Normalize" / "config.json", {"module_input_name": "sentence_embedding"})
+
+
+def _modular_reranker(folder: Path) -> None:
+    build_checkpoint(folder, "bge-en", num_hidden_layers=1)
+    _listed(folder, "Pooling", "Dense", "Dense")
+    draw = torch.Generator().manual_seed(4)
+    _dense(folder / "2_Dense", 64, 16, draw)
+    _dense(folder / "3_Dense", 16, 1, draw, module_output_name="scores")
+    settings = {"model_type": "CrossEncoder", "prompts": {"find": "find: "}}
+    _write(folder / "config_sentence_transformers.json", settings)
+
+
+def _listed(folder: Path, *kinds: str) -> None:
+    """List modules after the encoder in modules.json."""
+    shutil.rmtree(folder / "2_Normalize", ignore_errors=True)
+    modules = json.loads((folder / "modules.json").read_text())[:1]
+    for place, kind in enumerate(kinds, start=1):
+        name = f"sentence_transformers.models.{kind}"
+        modules.append({"idx": place, "name": str(place), "path": f"{place}_{kind}", "type": name})
+    _write(folder / "modules.json", modules)
+
+
+def _dense(folder: Path, inputs: int, outputs: int, draw: torch.Generator, **settings: Any) -> None:
+    stated = {"in_features": inputs, "out_features": outputs, "bias": True}
+    stated |= {"activation_function": "torch.nn.modules.activation.Tanh"} | settings
+    _write(folder / "config.json", stated)
+    tensors = {
+        "linear.weight": torch.randn(outputs, inputs, generator=draw) / inputs**0.5,
+        "linear.bias": torch.randn(outputs, generator=draw) / 10,
+    }
+    if settings.get("use_residual"):
+        tensors["residual.weight"] = torch.randn(outputs, inputs, generator=draw) / inputs**0.5
+    save_file(tensors, folder / "model.safetensors")
+
+
 def _bpe(folder: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = ["[PAD]", "[CLS]", "[SEP]", *alphabet, "th", "the", "Ġt", "in", "ing"]
@@ -150,6 +204,8 @@ SOUND: dict[str, Sound] = {
     "vocabulary": Sound(_only_vocabulary),
     "bpe": Sound(_bpe),
     "words": Sound(_words),
+    "modules": Sound(_modules),
+    "modular": Sound(_modular_reranker, CrossEncoder),
     "reranker": Sound(lambda folder: build_reranker(folder, labels=1), CrossEncoder),
     "masked-lm": Sound(_variant("bert-base-uncased"), NomicBertForMaskedLM),
     "entities": Sound(_entities, NomicBertForTokenClassification),
