@@ -286,7 +286,7 @@ def test_half_a_million_pieces_may_have_more_bytes() -> None:
     """As many rows of an embedding stand behind them; XLM-R's 250,002 have 2 million bytes."""
     path = Path("tokenizer.json")
     check(path, {"model": {"vocab": [[f"{i:012}", -1.0] for i in range(500_000)]}})
-    with pytest.raises(TokenizerError, match="4,500,000 bytes, .* supported are 4,000,000 and"):
+    with pytest.raises(TokenizerError, match=r"4,500,000 bytes, .* supported are 4,000,000 and"):
         check(path, {"model": {"vocab": [[f"{i:018}", -1.0] for i in range(250_000)]}})
 
 
