@@ -203,7 +203,7 @@ def _limit(served: Settings, tokenizer: Settings, config: EncoderConfig) -> Limi
     if stated:
         found = Limit(stated, served.path.name)
     elif trained <= positions:
-        found = Limit(int(trained), tokenizer.path.name)
+        found = Limit(int(max(trained, 0)), tokenizer.path.name)
     else:
         found = Limit(positions, "config.json")
     most = config.learned_positions

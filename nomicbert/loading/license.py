@@ -8,11 +8,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# "nc" as in Creative Commons, or "non-commercial" in the name of a custom licence.
 # Characters in which the front matter must end.
 FRONT = 2**20
+# "nc" as in Creative Commons, or "non-commercial" in the name of a custom licence.
 NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
-SCALAR = re.compile(r"(license|license_name): *([^\s#].*?) *(#.*)?")
+# In linear time: spaces before a comment are part of the value, and are removed later.
+SCALAR = re.compile(r"(license|license_name): *([^\s#][^#]*)(#.*)?")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def read_license(folder: Path) -> License | None:
     if first.strip() != "---" or "---" not in map(str.rstrip, lines):
         return None
     front = lines[: list(map(str.rstrip, lines)).index("---")]
-    found = {m[1]: m[2].strip("\"'") for line in front if (m := SCALAR.fullmatch(line))}
+    found = {m[1]: m[2].rstrip(" ").strip("\"'") for line in front if (m := SCALAR.fullmatch(line))}
     # with "other", the licence is stated in license_name
     name = found.get("license_name") if found.get("license") in (None, "other") else None
     name = name or found.get("license")

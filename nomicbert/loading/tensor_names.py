@@ -18,6 +18,7 @@ from nomicbert.errors import CheckpointError
 
 # Prefixes that training code and task heads add to the encoder's tensor names.
 PREFIXES = ("bert.", "nomic_bert.", "trunk.", "model.")
+_PREFIXED = re.compile(rf"\A(?:{'|'.join(map(re.escape, PREFIXES))})+")
 
 # Tensors that an encoder does not need: constants that we compute, and heads.
 IGNORED = re.compile(
@@ -114,8 +115,7 @@ class Recipe:
 
 def canonical(name: str) -> str:
     """A hub name without prefixes, with current LayerNorm names and one name for tied biases."""
-    while name.startswith(PREFIXES):
-        name = name.split(".", 1)[1]
+    name = _PREFIXED.sub("", name, count=1)
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
     return DECODER_BIAS if name == UNTIED_BIAS else name

@@ -37,7 +37,7 @@ EQUIVALENTS = {
     "save": "{}.save_pretrained",
     "save_to_hub": "{}.save_pretrained, and huggingface_hub to upload the folder",
     "set_keep_in_fp32_modules": "dtype=torch.float32 when loading",
-    "set_pooling_include_prompt": "{}.pooling.include_prompt",
+    "set_pooling_include_prompt": "{model}.pooling.include_prompt",
     "start_multi_process_pool": "device=[...] in a call",
     "stop_multi_process_pool": "device=[...] in a call",
     "tokenize": "{}.tokenizer.encode(texts, max_length)",

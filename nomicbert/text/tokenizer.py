@@ -32,6 +32,7 @@ class Tokenizer:
     Attributes:
         prefix: special token ids before a text.
         suffix: special token ids after it.
+        special: ids of the special tokens that the files name or list as such.
         gives_types: whether the texts of a pair have different type ids.
         cuts_start: whether a text that is too long loses its beginning, not its end.
         other_files: other files of the checkpoint's tokenizer, name -> content.
@@ -40,7 +41,7 @@ class Tokenizer:
     # no other attribute can be set: those of transformers' tokenizers would have no effect
     __slots__ = (
         "_cuts", "_lower_case", "_path", "cuts_start", "gives_types", "other_files", "prefix",
-        "rust", "suffix",
+        "rust", "special", "suffix",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +60,7 @@ class Tokenizer:
             raise TokenizerError(f"{path} does not put its special tokens around a text")
         self.prefix, self.suffix = framed.ids[: spans[0].start], framed.ids[spans[0].stop :]
         self._cuts = guarded(path, Cuts.of, rust)
+        self.special: frozenset[int] = frozenset()
         self.gives_types = True
         self.cuts_start = False
         self.other_files: dict[str, bytes] = {}
@@ -93,6 +95,7 @@ class Tokenizer:
         if built.token_types and any(built.rust.encode("a").type_ids):
             raise TokenizerError(f"{built.path} gives a single text type ids other than 0")
         tokenizer.gives_types, tokenizer.cuts_start = built.token_types, built.cuts_start
+        tokenizer.special = built.special
         tokenizer.other_files = read_other_files(folder)
         if built.cuts_start:  # tokenizer.json may have stated it, as a part of what is switched off
             stated = {**settings.stated.raw, "truncation_side": "left"}

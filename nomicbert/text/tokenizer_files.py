@@ -39,6 +39,8 @@ class Built(NamedTuple):
         rust: the tokenizer.
         path: of the file with its vocabulary.
         largest: of its ids.
+        special: ids of the special tokens that the files name or list as such, as in
+            `all_special_ids` of transformers.
         token_types: whether the two texts of a pair have different type ids.
         cuts_start: whether a text that is too long loses its beginning.
     """
@@ -46,6 +48,7 @@ class Built(NamedTuple):
     rust: RustTokenizer
     path: Path
     largest: int
+    special: frozenset[int]
     token_types: bool
     cuts_start: bool
 
@@ -69,12 +72,13 @@ def build(settings: TokenizerSettings, rows: int) -> Built:
             "state PreTrainedTokenizerFast in tokenizer_config.json"
         )
     source = _open(settings.folder, stated, rows)
-    rust = _assembled(source, kind)
+    rust, special = _assembled(source, kind)
     rust.encode_special_tokens = stated.flag("split_special_tokens", default=False)
     # without making a second dictionary of the vocabulary
     known = [source.read.largest] if source.read else rust.get_vocab().values()
     largest = max([*known, *rust.get_added_tokens_decoder()], default=-1)
-    return Built(rust, source.path, largest, _token_types(stated, kind), _cuts_start(source))
+    types, cuts_start = _token_types(stated, kind), _cuts_start(source)
+    return Built(rust, source.path, largest, special, types, cuts_start)
 
 
 def read_other_files(folder: Path) -> dict[str, bytes]:
@@ -86,8 +90,11 @@ def read_other_files(folder: Path) -> dict[str, bytes]:
     return {path.name: read_file(path, SETTINGS_LIMIT, TokenizerError) for path in paths}
 
 
-def _assembled(source: Source, kind: TokenizerClass) -> RustTokenizer:
-    """The vocabulary, then the added tokens, then the special tokens around texts."""
+def _assembled(source: Source, kind: TokenizerClass) -> tuple[RustTokenizer, frozenset[int]]:
+    """The vocabulary, then the added tokens, then the special tokens around texts.
+
+    Returns: the tokenizer, and the ids of `AddedTokens.special`.
+    """
     added = guarded(source.stated.path, AddedTokens.read, source.stated, kind.names, source.whole)
     growth = max(GROWTH["BertNormalizer"], source.read.growth if source.read else 1)
     new = {token.content for token in (*added.listed, *added.special)}
@@ -99,7 +106,8 @@ def _assembled(source: Source, kind: TokenizerClass) -> RustTokenizer:
     guarded(source.path, added.add_to, rust)
     if rust.post_processor is None:
         rust.post_processor = guarded(source.path, _frame, rust, kind, texts)
-    return rust
+    ids = (rust.token_to_id(token.content) for token in added.special)
+    return rust, frozenset(number for number in ids if number is not None)
 
 
 def _token_types(stated: Settings, kind: TokenizerClass) -> bool:

@@ -30,6 +30,8 @@ LONGEST_WORD, LONGEST_PREFIX = 1_000, 100
 # A Unigram model keeps about 200 bytes for each byte of its pieces (XLM-R: 2 million), and frees
 # the bytes of a piece recursively.
 LONGEST_PIECE, MOST_PIECE_BYTES = 1_000, 4_000_000
+# A larger vocabulary may have as many for each piece, which has a row of the embedding too.
+PIECE_BYTES = 16
 MOST_TOKENS, LONGEST_TOKEN, MOST_NORMALISED = 50_000, 1_000, 20_000_000
 
 # Repeated, these have no further effect.
@@ -181,8 +183,9 @@ def _check_model(path: Path, model: Mapping[str, Any]) -> None:
         pieces = [piece for piece in entries if isinstance(piece, str)]
         longest = max(map(len, pieces), default=0)
         size = len("".join(pieces).encode("utf-8", "replace"))
-        if longest > LONGEST_PIECE or size > MOST_PIECE_BYTES:
+        most = max(MOST_PIECE_BYTES, PIECE_BYTES * len(pieces))
+        if longest > LONGEST_PIECE or size > most:
             raise TokenizerError(
                 f"{path}: its {len(pieces):,} pieces have {size:,} bytes, and up to {longest:,} "
-                f"characters each; supported are {MOST_PIECE_BYTES:,} and {LONGEST_PIECE:,}"
+                f"characters each; supported are {most:,} and {LONGEST_PIECE:,}"
             )

@@ -17,6 +17,8 @@ from nomicbert.vectors.step_files import READERS, SCORES, VECTOR, read_steps
 from nomicbert.vectors.steps import Dense, Dropout, Normalize
 from nomicbert_kernels import PoolMode
 
+# Of pooling modes, and of modules. Each takes time and memory per call; in use are up to 10.
+MOST = 100
 # Keys before sentence-transformers 6: one boolean per mode, in the order of their columns.
 FLAGS: dict[str, PoolMode] = {
     "pooling_mode_cls_token": "cls",
@@ -59,6 +61,11 @@ def read_pooling(
     recipe = config.hidden_act == "swiglu"
     if modules is None:
         return Pooling(width, (mode,), matryoshka_layer_norm=recipe and mode == "mean").eval()
+    if len(modules) > MOST:
+        raise ConfigError(
+            f"{checkpoint.folder / 'modules.json'} lists {len(modules):,} modules: supported are "
+            f"up to {MOST}"
+        )
     names = [module.kind for module in modules]
     if names[:2] != ["Transformer", "Pooling"] or not READERS.keys() >= set(names[2:]):
         raise ConfigError(
@@ -147,9 +154,13 @@ def _modes(raw: dict[str, Any], path: Path) -> tuple[PoolMode, ...]:
         names = stated if isinstance(stated, list) else [stated]
         if not names or not all(isinstance(name, str) and name in NAMES for name in names):
             raise ConfigError(
-                f"{path}: pooling_mode = {stated!r} is not supported; supported are "
+                f"{path}: pooling_mode = {stated!r:.80} is not supported; supported are "
                 + ", ".join(sorted(NAMES))
                 + ", and a list of them"
+            )
+        if len(names) > MOST:
+            raise ConfigError(
+                f"{path}: pooling_mode lists {len(names):,} modes: supported are up to {MOST}"
             )
         return tuple(NAMES[name] for name in names)
     unknown = [k for k, v in raw.items() if k.startswith("pooling_mode_") and v and k not in FLAGS]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nomicbert.loading.license import License, read_license
+from tests.support.guards import guarded
 
 CARDS = {
     "---\nlicense: cc-by-nc-4.0\ntags:\n- mteb\n---\n# Conan": License("cc-by-nc-4.0", True),
@@ -28,3 +29,13 @@ def test_the_licence_of_a_card(card: str, tmp_path: Path) -> None:
     assert read_license(tmp_path) is None
     (tmp_path / "README.md").write_text(card, encoding="utf-8", newline="")
     assert read_license(tmp_path) == CARDS[card]
+
+
+@pytest.mark.parametrize("gap", [" ", " #", "'"])
+def test_a_long_line_takes_no_longer_than_its_length(gap: str, tmp_path: Path) -> None:
+    line = f"license: mit{gap * 200_000}x"
+    (tmp_path / "README.md").write_text(f"---\n{line}\n---\n", encoding="utf-8")
+    with guarded():
+        found = read_license(tmp_path)
+    assert found is not None
+    assert found.name.startswith("mit")

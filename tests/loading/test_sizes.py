@@ -126,6 +126,9 @@ def test_the_length_of_a_tokenizer_may_be_beyond_a_size(tmp_path: Path) -> None:
         assert Embedder(tmp_path).max_seq_length == 512
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": HUGE}))
     refused(tmp_path, ConfigError, r"tokenizer_config.json: model_max_length = 10+ is too large")
+    for stated in (float("-inf"), -1e300, -1):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": stated}))
+        refused(tmp_path, ConfigError, r"tokenizer_config.json limits texts to 0 tokens")
 
 
 def test_more_digits_than_python_reads(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from nomicbert import NomicBert
 from nomicbert.errors import CheckpointError
 from nomicbert.loading.tensor_names import IGNORED, canonical
 from tests.support.checkpoints import VARIANTS, build_checkpoint, read_tensors
+from tests.support.guards import guarded
 
 Tensors = dict[str, Tensor]
 
@@ -192,3 +193,11 @@ def test_names() -> None:
         "position_ids.weight",
     ):
         assert not IGNORED.fullmatch(name), name
+
+
+def test_a_name_of_prefixes() -> None:
+    """A header of safetensors may have names of 100 MB; each prefix must not copy the rest."""
+    with guarded(room=2**31):
+        assert canonical("model.bert." * 2_000_000 + "x.LayerNorm.gamma") == "x.LayerNorm.weight"
+    assert canonical("x.model.bert.y") == "x.model.bert.y"
+    assert canonical("bert.modelx.y") == "modelx.y"

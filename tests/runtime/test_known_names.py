@@ -59,6 +59,12 @@ def test_no_name_of_sentence_transformers_is_set_in_vain(name: str, both: Facade
         ("Embedder", "similarity_fn", r"did you mean 'similarity_fn_name'\?"),
         ("Embedder", "activation_fn", "only CrossEncoder has it"),
         ("Embedder", "num_labels", "only CrossEncoder has it"),
+        (
+            "Embedder",
+            "set_pooling_include_prompt",
+            "use embedder.embedding_model.pooling.include_prompt",
+        ),
+        ("CrossEncoder", "set_pooling_include_prompt", "use reranker.model.pooling.include_prompt"),
         ("CrossEncoder", "truncate_dim", "only Embedder has it"),
         ("CrossEncoder", "similarity_fn_name", "only Embedder has it"),
         ("CrossEncoder", "prompt_name", r"keyword of a call, as in predict\("),

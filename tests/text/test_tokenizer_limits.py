@@ -282,6 +282,14 @@ def test_tokenizers_in_use_are_within_the_bounds(name: str) -> None:
     assert check(Path("tokenizer.json"), raw) == growth
 
 
+def test_half_a_million_pieces_may_have_more_bytes() -> None:
+    """As many rows of an embedding stand behind them; XLM-R's 250,002 have 2 million bytes."""
+    path = Path("tokenizer.json")
+    check(path, {"model": {"vocab": [[f"{i:012}", -1.0] for i in range(500_000)]}})
+    with pytest.raises(TokenizerError, match=r"4,500,000 bytes, .* supported are 4,000,000 and"):
+        check(path, {"model": {"vocab": [[f"{i:018}", -1.0] for i in range(250_000)]}})
+
+
 def checkpoint(folder: Path, variant: str = "e5", **changes: Any) -> Path:
     """A small checkpoint whose tokenizer.json states these values."""
     build_checkpoint(folder, variant, num_hidden_layers=1)

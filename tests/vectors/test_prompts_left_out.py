@@ -140,6 +140,29 @@ def test_texts_of_which_nothing_is_left(folder: Path, tmp_path: Path) -> None:
         assert lost > 3
 
 
+@pytest.mark.filterwarnings("ignore:.*were longer than")
+@pytest.mark.parametrize("named", [["pad_token"], ["pad_token", "sep_token"]])
+def test_special_tokens_that_the_files_do_not_name(
+    named: list[str], folder: Path, tmp_path: Path
+) -> None:
+    """transformers knows them only by tokenizer_config.json, not by their flag."""
+    shutil.copytree(folder, tmp_path / "a")
+    file = tmp_path / "a" / "tokenizer_config.json"
+    stated = json.loads(file.read_text("utf-8"))
+    kept = {"tokenizer_class": "PreTrainedTokenizerFast", **{key: stated[key] for key in named}}
+    file.write_text(json.dumps(kept), "utf-8")
+    judge = SentenceTransformer(str(tmp_path / "a"), device="cpu")
+    embedder = Embedder(tmp_path / "a")
+    embedder.save_pretrained(tmp_path / "b")
+    assert embedder.tokenizer.special == set(judge.tokenizer.all_special_ids)
+    for ours in (embedder, Embedder(tmp_path / "b")):
+        agree(ours.encode(TEXTS, prompt="the fox "), judge.encode(TEXTS, prompt="the fox "))
+    agree(
+        embedder.encode(TEXTS, prompt="the fox ", device=["cpu"]),
+        judge.encode(TEXTS, prompt="the fox "),
+    )
+
+
 def ids_of(embedder: Embedder, prompt: str) -> list[list[int]]:
     return embedder.tokenizer.encode([prompt + text for text in TEXTS], LIMIT)[0]
 

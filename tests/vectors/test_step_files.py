@@ -139,6 +139,21 @@ def test_other_modules_are_named(kind: str, folder: Path) -> None:
     file.write_text(text, "utf-8")
 
 
+def test_more_modes_or_modules_than_any_model_has(folder: Path, changed: Any) -> None:
+    """Each would take time and memory in every call."""
+    file = changed("1_Pooling", pooling_mode=["mean"] * 101)
+    refused(folder, str(file), "pooling_mode lists 101 modes: supported are up to 100")
+    changed("1_Pooling", pooling_mode=["mean", "cls"])
+    file = folder / "modules.json"
+    text = file.read_text("utf-8")
+    entries = json.loads(text)
+    file.write_text(json.dumps([*entries, *[entries[-1]] * 95]), "utf-8")
+    refused(folder, f"{file} lists 101 modules: supported are up to 100")
+    file.write_text(json.dumps([*entries, *[entries[-1]] * 94]), "utf-8")
+    assert len(describe(folder).steps) == 98
+    file.write_text(text, "utf-8")
+
+
 def test_tensors(folder: Path) -> None:
     for place, name in ((DENSE, "residual.weight"), (NORM, "norm.bias")):
         file = folder / place / "model.safetensors"
