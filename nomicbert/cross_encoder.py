@@ -16,6 +16,7 @@ from torch import Tensor
 from nomicbert.arguments import as_place, refuse_unknown
 from nomicbert.loading import hub
 from nomicbert.loading.folder import ACTIVATION_KEYS, read_folder
+from nomicbert.loading.json_settings import naming
 from nomicbert.loading.purpose import is_embedder, is_modular, refuse_unless_reranker
 from nomicbert.loading.target import check_keywords
 from nomicbert.modeling.heads import NomicBertForSequenceClassification
@@ -108,7 +109,8 @@ class CrossEncoder(CrossEncoderSettings):
         else:
             stated_limit(checkpoint, self._tokenizer.rust.num_special_tokens_to_add(True) + 1)
         stated = None if old else checkpoint.activation
-        self._activation = stated_activation(stated, self.num_labels)
+        with naming(folder):
+            self._activation = stated_activation(stated, self.num_labels)
 
     @classmethod
     def from_pretrained(

@@ -26,7 +26,8 @@ def stated_activation(stated: Any, num_labels: int) -> Activation:
     name = str(stated).rpartition(".")[2]
     if not str(stated).startswith("torch.nn.") or name not in ACTIVATIONS:
         raise ConfigError(
-            f"activation_fn = {stated!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
+            f"activation_fn = {stated!r:.80} is not supported; supported are "
+            + ", ".join(ACTIVATIONS)
         )
     return ACTIVATIONS[name]
 

@@ -14,11 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-# before the libraries are imported: neither threads nor messages of theirs
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
-os.environ["TQDM_DISABLE"] = "1"
+# Of the libraries, which read them when they are imported: no threads, requests and messages.
+SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "critical",
+}
 
 records = sys.stdout
 ROOM = 3 * 2**30  # address space that a case may take, in bytes
@@ -27,6 +29,7 @@ GROWTH = 2**30  # resident memory that a case may take, in bytes
 
 def main(arguments: list[str]) -> None:
     """Run cases: seed, first, step, end, share to compare, folder of the sound checkpoints."""
+    os.environ.update(SETTINGS)
     import torch
 
     from tests.fuzz.folders import SOUND

@@ -94,8 +94,7 @@ def damage(folder: Path, rng: random.Random) -> str:
 
 
 def _one(folder: Path, rng: random.Random) -> str:
-    # not one that was made larger than memory
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size < SPARSE)
+    files = _files(folder)
     if rng.random() < 0.03:
         return _extra(folder, rng)
     for _ in range(20):  # some kinds do not fit some files
@@ -120,6 +119,11 @@ def _one(folder: Path, rng: random.Random) -> str:
     raise AssertionError("no damage fits")
 
 
+def _files(folder: Path) -> list[Path]:
+    """All but those that were made larger than memory."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size < SPARSE)
+
+
 def _extra(folder: Path, rng: random.Random) -> str:
     """A file too many: what loading looks for, with content of another file or of none."""
     path = folder / rng.choice(EXTRA)
@@ -127,7 +131,7 @@ def _extra(folder: Path, rng: random.Random) -> str:
         [b"{}", b"[]", b"", b'{"<new>": 7}', b'{"max_seq_length": 9}', POINTER.encode()]
     )
     if rng.random() < 0.3:
-        content = rng.choice(sorted(p for p in folder.iterdir() if p.is_file())).read_bytes()
+        content = rng.choice(_files(folder)).read_bytes()
     if not path.parent.is_dir() or os.path.lexists(path):
         return f"no room for {path.name}"
     path.write_bytes(content)
@@ -189,9 +193,7 @@ def _other_content(path: Path, rng: random.Random) -> str:
         "a mark": lambda: b"\xef\xbb\xbf" + text,
         "utf-16": lambda: text.decode("utf-8", "replace").encode("utf-16"),
         "an empty zip file": lambda: b"PK\x05\x06" + bytes(18),
-        "another file": lambda: rng.choice(
-            sorted(p for p in path.parent.iterdir() if p.is_file())
-        ).read_bytes(),
+        "another file": lambda: rng.choice(_files(path.parent)).read_bytes(),
     }
     name = rng.choice(sorted(contents))
     rewrite(path, contents[name]())

@@ -123,11 +123,12 @@ def _theirs(folder: Path, sound: Sound) -> list[np.ndarray]:
 
     if sound.loads is Embedder:
         judge = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
-        # as stored, without the dtype that a file may ask for: ours is float32 unless told
-        return [judge.float().encode(list(TEXTS), show_progress_bar=False)]
+        # without the dtype that a file may ask for, as ours is float32 unless told; and each text
+        # alone, because a tokenizer without attention_mask lets the model see padding
+        return [judge.float().encode(list(TEXTS), batch_size=1, show_progress_bar=False)]
     if sound.loads is CrossEncoder:
         scorer = sentence_transformers.CrossEncoder(str(folder), device="cpu")
-        return [scorer.predict([*PAIRS], show_progress_bar=False)]
+        return [scorer.predict([*PAIRS], batch_size=1, show_progress_bar=False)]
     name = sound.loads.__name__.removeprefix("NomicBert")
     model = getattr(transformers, f"AutoModel{name}").from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
