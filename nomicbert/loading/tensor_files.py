@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from nomicbert.errors import CheckpointError
 from nomicbert.loading.json_settings import present, read_json
+from nomicbert.loading.pickle_depth import check_depth
 from nomicbert.loading.plain_files import check_file
 
 # In order of preference: safetensors cannot contain code, and is memory-mapped.
@@ -99,10 +101,13 @@ def _open_safetensors(file: Path) -> Any:
 def _open_bin(file: Path) -> dict[str, Tensor]:
     size = check_file(file, None, CheckpointError)
     try:
+        if not size:
+            raise EOFError
         entries = _zip_entries(file)
         stored = sum(entry.file_size for entry in entries)
         if stored > MOST_COMPRESSED * size + ALLOWANCE:
             raise ValueError(f"{stored:,} bytes in a file of {size:,}")
+        _check_pickles(file, entries)
         # only the zip format, torch.save's current one, can be memory-mapped; where an entry is
         # compressed, torch would map the compressed bytes
         mapped = bool(entries) and all(e.compress_type == zipfile.ZIP_STORED for e in entries)
@@ -135,6 +140,25 @@ def _reason(error: Exception) -> str:
     if "weights_only" in why or "Weights only" in why:
         return "it is not in torch.save's format, or in one that may contain code"
     return why or type(error).__name__
+
+
+def _check_pickles(file: Path, entries: Iterable[zipfile.ZipInfo]) -> None:
+    """Check the pickles of a file before torch reads them.
+
+    Raises: ValueError: see `check_depth`.
+    """
+    if entries:
+        with zipfile.ZipFile(file) as archive:
+            for entry in entries:
+                if entry.filename.endswith(".pkl"):
+                    # torch can be told to leave it wrong; without one nothing is compared
+                    del entry.CRC
+                    with archive.open(entry) as opened:
+                        check_depth(BytesIO(opened.read()))
+        return
+    with file.open("rb") as opened:  # the old format begins with five, the fourth has the tensors
+        for _ in range(4):
+            check_depth(opened)
 
 
 def _zip_entries(file: Path) -> list[zipfile.ZipInfo]:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from nomicbert import NomicBert
 from nomicbert.errors import CheckpointError, NomicBertError
+from nomicbert.loading.pickle_depth import check_depth
 from nomicbert.loading.tensor_files import TensorFiles
 from tests.support.checkpoints import build_checkpoint, edit_config, read_tensors
 from tests.support.guards import guarded
@@ -282,6 +283,45 @@ def test_sizes_in_a_pickle(folder: Path) -> None:
             refused(folder, f"{BIN} (is not a valid file of plain tensors|must hold)")
 
 
+def doubled(times: int, last: bytes) -> bytes:
+    """A pickle of a tuple of twice the same tuple of twice ..., and an operation on it."""
+    twice = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(times))
+    return b"\x80\x02(K\x01K\x02tq\x00" + twice + last + b"."
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("last", [b"R", b"\x81", b"b", b""], ids=["reduce", "new", "build", "none"])
+def test_a_pickle_of_doubled_tuples(zipped: bool, last: bytes, folder: Path) -> None:
+    """Of few bytes, and never printed to the end."""
+    tensors = {"emb_ln.bias": torch.ones(64)}
+    (folder / SAFE).unlink()
+    torch.save(tensors, folder / BIN, _use_new_zipfile_serialization=zipped)
+    content = doubled(60, last)
+    if zipped:
+        rezipped(
+            folder / BIN,
+            lambda name, old: content if name.endswith("data.pkl") else old,
+            zipfile.ZIP_STORED,
+        )
+    else:
+        (folder / BIN).write_bytes(content)
+    with guarded():
+        refused(folder, f"{BIN} is not a valid file .*: values are nested too deeply")
+
+
+def test_a_pickle_that_uses_a_tuple_again(folder: Path) -> None:
+    """As some other tool may do it: one shape for all tensors."""
+    check_depth(io.BytesIO(doubled(11, b"")))
+    with pytest.raises(ValueError, match="values are nested too deeply"):
+        check_depth(io.BytesIO(doubled(12, b"")))
+    shared = (1, 2)
+    check_depth(io.BytesIO(pickle.dumps([shared] * 1000 + [[shared, "x"]] * 1000, protocol=2)))
+    deep: Any = shared
+    for _ in range(50):  # nested, but each only once
+        deep = (deep,)
+    check_depth(io.BytesIO(pickle.dumps(deep, protocol=2)))
+
+
 def test_a_storage_larger_than_memory_in_the_old_format(folder: Path) -> None:
     tensors = {"emb_ln.bias": torch.ones(64)}
     (folder / SAFE).unlink()
@@ -365,6 +405,16 @@ def test_a_bin_that_was_zipped_again(compression: int, folder: Path) -> None:
     """torch would map compressed entries as if they were the numbers."""
     tensors = read_tensors(folder)
     rezipped(as_bin(folder, tensors), lambda name, content: content, compression)
+    assert_loads(folder, tensors)
+
+
+def test_a_bin_without_checksums(folder: Path) -> None:
+    tensors = read_tensors(folder)
+    torch.serialization.set_crc32_options(False)
+    try:
+        as_bin(folder, tensors)
+    finally:
+        torch.serialization.set_crc32_options(True)
     assert_loads(folder, tensors)
 
 
