@@ -174,6 +174,11 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"module_output_name = 'scores' is not supported at the"):
         Embedder(folder)
     change(folder / "config_sentence_transformers.json", model_type="CrossEncoder")
+    config = folder / "config.json"
+    for key, value in (("problem_type", 1), ("num_labels", "x"), ("classifier_dropout", 12)):
+        change(config, **{key: value, "id2label": ...})
+        refused(folder, str(config), f"{key} must be", f"not {value!r}")
+        change(config, **{key: ...})
     last = folder / "5_Dense" / "config.json"
     for name in ("sentence_embedding", "labels"):
         change(last, module_output_name=name)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nomicbert.errors import ConfigError
 from nomicbert.loading.folder import CheckpointFolder
+from nomicbert.loading.json_settings import naming
 from nomicbert.modeling.heads import NomicBertForSequenceClassification
 from nomicbert.modeling.heads.labels import Labels
 from nomicbert.modeling.model import NomicBert
@@ -85,5 +86,6 @@ def load_modular(
             f"{checkpoint.folder} gives {given} scores a pair by its modules, not num_labels = "
             f"{num_labels}: leave num_labels out"
         )
-    labels = Labels.read(encoder.config.source).counting(given)
+    with naming(checkpoint.encoder / "config.json"):
+        labels = Labels.read(encoder.config.source).counting(given)
     return ModularReranker(encoder, pooling, labels.meant_as(problem_type or labels.problem_type))
