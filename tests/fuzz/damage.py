@@ -105,14 +105,7 @@ def _one(folder: Path, rng: random.Random) -> str:
         kind = rng.choices([kind for _, kind in kinds], weights)[0]
         try:
             done = kind(path, rng)
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            RecursionError,
-            struct.error,
-            zipfile.BadZipFile,
-        ):
+        except UNFIT:
             continue  # it takes a file that is whole, and this one is damaged already
         if done:
             return f"{path.relative_to(folder)}: {done}"
@@ -446,6 +439,11 @@ def _pickle(path: Path, rng: random.Random) -> str:
 
 Kind = Callable[[Path, random.Random], str]
 WEIGHTS = {".safetensors", ".bin"}
+# What a kind raises that takes a file to be whole.
+UNFIT = (
+    ArithmeticError, LookupError, RecursionError, TypeError, ValueError, struct.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 ANY_FILE: list[tuple[int, Kind]] = [(4, _bytes), (2, _other_content), (1, _other_kind)]
 OF_SUFFIX: dict[str, list[tuple[int, Kind]]] = {
     ".json": [(12, _structure), (1, _deep), (1, _digits), (4, _explode)],
