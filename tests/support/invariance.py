@@ -23,7 +23,7 @@ from torch import Tensor
 from nomicbert import Embedder
 from nomicbert.errors import BackendError
 from nomicbert.modeling.activations import FUNCTIONS, activate
-from nomicbert.vectors.pooling import ACTIVATIONS
+from nomicbert.vectors.steps import ACTIVATIONS
 from nomicbert.verify.checks import invariance_row
 from nomicbert.verify.invariance import computing_on
 from nomicbert_kernels import Ops, select_ops
