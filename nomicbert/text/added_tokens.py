@@ -23,6 +23,8 @@ from nomicbert.loading.json_settings import Settings, optional
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 PROPERTIES = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+# How tokenizer_config.json marks an object as a token.
+TYPED = {"__type": "AddedToken"}
 EXTRA, FORMERLY = "extra_special_tokens", "additional_special_tokens"
 KINDS: Mapping[str, tuple[type, ...]] = {
     EXTRA: (list, dict),
@@ -150,7 +152,7 @@ def _override(raw: dict[str, Any], special: Mapping[str, Any]) -> None:
         if key == EXTRA and isinstance(value, list):
             value = [*(raw.get(EXTRA) or ()), *value]
         elif key != EXTRA and isinstance(value, dict):
-            value = {**value, "special": True}
+            value = {**value, "special": True} | ({} if key in NAMES else TYPED)
         raw[key] = value
 
 
@@ -161,7 +163,9 @@ def _other_names(raw: dict[str, Any]) -> dict[str, Any]:
         for key, value in raw.items()
         if key.endswith("_token") and key not in NAMES and isinstance(value, str | dict)
     ]
-    return {key: raw.pop(key) for key in names}
+    found = {key: raw.pop(key) for key in names}
+    # transformers takes another object for a setting of the checkpoint's own
+    return {key: v for key, v in found.items() if isinstance(v, str) or TYPED.items() <= v.items()}
 
 
 def _pop_object(raw: dict[str, Any], key: str) -> dict[str, Any]:

@@ -103,6 +103,8 @@ SEQUENCE = {"type": "Sequence", "normalizers": [
         ("tokenizer_config.json", {"additional_special_tokens": ["<ent>", "<x>"]}),
         ("tokenizer_config.json", {"extra_special_tokens": {"image_token": "<ent>"}}),
         ("tokenizer_config.json", {"image_token": "<ent>"}),
+        ("tokenizer_config.json", {"image_token": {"content": "<ent>", "__type": "AddedToken"}}),
+        ("special_tokens_map.json", {"image_token": {"content": "<ent>"}}),
         ("special_tokens_map.json", {"mask_token": "<ent>", "image_token": "<x>"}),
         ("tokenizer.json", {"post_processor": None}),
         ("tokenizer.json", {"normalizer": None}),
@@ -133,6 +135,17 @@ def test_vectors_follow_the_settings(file: str, changes: dict[str, Any], tmp_pat
     np.testing.assert_allclose(found, theirs, atol=2e-6)
     if not {"normalizer", "post_processor", "tokenizer_class"} & set(changes):
         assert np.abs(found - plain.encode(texts, prompt="")).max() > 1e-3
+
+
+def test_an_object_that_is_not_marked_as_a_token(tmp_path: Path) -> None:
+    """transformers takes it for a setting of the checkpoint's own."""
+    checkpoint(tmp_path, "bge-en")
+    plain = Embedder(tmp_path).encode("a fox jumps")
+    for value in ({"content": "fox"}, {"content": "fox", "special": True, "other": 1}):
+        change(tmp_path, "tokenizer_config.json", image_token=value)
+        theirs = SentenceTransformer(str(tmp_path), device="cpu").encode("a fox jumps")
+        np.testing.assert_allclose(Embedder(tmp_path).encode("a fox jumps"), theirs, atol=2e-6)
+        np.testing.assert_allclose(theirs, plain, atol=2e-6)
 
 
 def test_a_left_cut_keeps_the_end_of_both_texts_of_a_pair(tmp_path: Path) -> None:
