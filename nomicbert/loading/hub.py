@@ -24,8 +24,7 @@ from nomicbert.loading.known_ids import advice
 _log = logging.getLogger(__name__)
 
 _FOLDER_LOOK: Final = re.compile(r"^[./~]|^[A-Za-z]:|\\|/$")
-
-
+# What git allows in the name of a branch, tag or commit.
 _REVISION: Final = re.compile(r"(?!/)(?!.*\.\.)[^\0-\x20\x7f~^:?*\[\\\ud800-\udfff]+")
 # Longest name of a file, in bytes, on common file systems.
 _LONGEST: Final = 255
@@ -167,7 +166,9 @@ def _check_token(token: object) -> None:
     if not isinstance(token, str | bool | None):
         raise TypeError(f"token must be a string, True, False or None, not {type(token).__name__}")
     if isinstance(token, str) and not re.fullmatch(r"[!-~]*", token):
-        raise HubError("token has spaces, line breaks or letters that no token has: copy it again.")
+        raise HubError(
+            "token has spaces, line breaks or characters that no token has: copy it again."
+        )
 
 
 def _fetch(repo_id: str, revision: str, cache: Path | None, token: str | bool | None) -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.tokenizers import explode
+from tests.fuzz.exploding_parts import explode
 
 DEEP = 3_000  # levels of nesting, more than Python's stack takes
 SPARSE = 20 * 2**30
