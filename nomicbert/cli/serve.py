@@ -2,7 +2,7 @@
 
 import importlib.util
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,7 +44,9 @@ def serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", "-m", metavar="MODEL",
+            "--model",
+            "-m",
+            metavar="MODEL",
             help="Folder or repository id. Repeat to serve several; the first is the default.",
         ),
     ] = None,
@@ -68,7 +70,9 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="CPU threads of a compute thread.")
     ] = None,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on.")
+    ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 takes a free one.")
     ] = 8080,
@@ -105,7 +109,9 @@ def serve(
     ] = None,
     on_long: Annotated[
         OnLongName | None,
-        typer.Option(help="Treatment of long texts, whatever a request asks. Default: per protocol."),
+        typer.Option(
+            help="Treatment of long texts, whatever a request asks. Default: per protocol."
+        ),
     ] = None,
     auto_truncate: Annotated[
         bool, typer.Option(help="TEI: cut long texts unless the request says truncate: false.")
@@ -169,7 +175,8 @@ def serve(
     ] = False,
 ) -> None:
     """Embed texts over HTTP, in the protocols of OpenAI, TEI and nomic."""
-    given = {name: value for name, value in locals().items() if name not in ("context", "tei_env")}
+    given: dict[str, Any] = dict(locals())
+    del given["context"], given["tei_env"]
     if tei_env:
         given |= from_tei_environment(context)
     need_serve()
@@ -182,7 +189,8 @@ def serve(
 
     form = given.pop("log_format")
     text = sys.stderr.isatty() if form is None else form is LogFormatName.text
-    settings = ServeSettings(**{_setting(name): _value(name, value) for name, value in given.items()})
+    values = {PLURALS.get(name, name): _value(name, value) for name, value in given.items()}
+    settings = ServeSettings(**values)
     run(settings, "text" if text else "json", console.say)
 
 
@@ -206,18 +214,13 @@ PLURALS = {
 }
 
 
-def _setting(option: str) -> str:
-    """The name in ServeSettings."""
-    return PLURALS.get(option, option)
-
-
-def _value(option: str, value: object) -> object:
+def _value(option: str, value: Any) -> Any:
     """The value in ServeSettings."""
     if isinstance(value, Enum):
         return value.value
     if option not in PLURALS:
         return value
-    items = tuple(value) if isinstance(value, list | tuple) else ()
+    items = tuple(value or ())
     if option == "model_alias":
         return tuple((alias, name) for alias, _, name in (item.partition("=") for item in items))
     return items

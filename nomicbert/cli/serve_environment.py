@@ -8,7 +8,6 @@ read from HOST.
 import os
 
 import typer
-from click.core import ParameterSource
 
 # Variable -> option here, and how its text is read.
 TEI: dict[str, tuple[str, type]] = {
@@ -41,9 +40,14 @@ def from_tei_environment(context: typer.Context) -> dict[str, object]:
     found: dict[str, object] = {}
     for variable, (option, kind) in TEI.items():
         text = os.environ.get(variable, "")
-        if text and context.get_parameter_source(option) is ParameterSource.DEFAULT:
+        if text and _is_default(context, option):
             found[option] = _read(variable, text, kind)
     return found
+
+
+def _is_default(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "DEFAULT"
 
 
 def _read(variable: str, text: str, kind: type) -> object:

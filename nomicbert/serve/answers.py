@@ -48,10 +48,10 @@ def as_json(value: object, status: int = 200) -> Answer:
 
 def base64(row: Tensor) -> str:
     """Little-endian float32 values as base64."""
-    return pybase64.b64encode_as_string(row.numpy().astype("<f4", copy=False))
+    return pybase64.b64encode_as_string(row.numpy().astype("<f4", copy=False).tobytes())
 
 
-def numbers(row: Tensor) -> "np.ndarray":
+def numbers(row: Tensor) -> np.ndarray:
     """Values for `dumps`."""
     return np.ascontiguousarray(row.numpy())
 
@@ -69,7 +69,8 @@ async def listed(
     Args:
         rows: of the answer.
         item: index and row -> the item.
-        before, after: what surrounds the list, brackets included.
+        before: the JSON up to the list, its bracket included.
+        after: the JSON from the closing bracket on.
     """
     parts = [before]
     for start in range(0, len(rows), SLICE):

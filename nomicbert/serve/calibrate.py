@@ -6,6 +6,7 @@ per token either. The budget is the smallest size whose rate is within `NEAR` of
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -32,7 +33,7 @@ def measure_budget(
     with torch.inference_mode():
         for size in SIZES:
             texts = [ids] * max(1, size // len(ids))
-            seconds = min(_seconds(lambda texts=texts: encode(texts)) for _ in range(TIMES))
+            seconds = min(_seconds(partial(encode, texts)) for _ in range(TIMES))
             rates[size] = len(texts) * len(ids) / seconds
             if seconds > LONGEST:
                 break

@@ -103,9 +103,10 @@ class Endpoint:
             except Exception:  # a bug, or a text that cannot be computed
                 service.metrics.internal_errors.inc()
                 logger.exception("request %s to %s failed", exchange.id, self.route)
-                answer, outcome = self.dialect.refuse(
-                    Problem(Reason.INTERNAL, SERVER_ERROR)
-                ), "failed"
+                answer, outcome = (
+                    self.dialect.refuse(Problem(Reason.INTERNAL, SERVER_ERROR)),
+                    "failed",
+                )
             status = answer.status
             try:
                 await self._send(answer, exchange, send)
@@ -129,9 +130,7 @@ class Endpoint:
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             last = len(content) - 1
             for place, part in enumerate(content):
-                await send(
-                    {"type": "http.response.body", "body": part, "more_body": place < last}
-                )
+                await send({"type": "http.response.body", "body": part, "more_body": place < last})
             return
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         assert not isinstance(content, tuple | bytes)

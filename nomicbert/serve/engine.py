@@ -174,7 +174,7 @@ class Engine:
                     job.error = row
                     ended[job] = None
                     continue
-                job.rows[piece.index] = row
+                job.rows[piece.number] = row
                 job.missing -= 1
                 if not job.missing and job.error is None:
                     ended[job] = None

@@ -49,13 +49,8 @@ class Exchange:
     @property
     def query(self) -> dict[str, str]:
         """The query of the address."""
-        return dict(parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True))
-
-    @property
-    def path(self) -> str:
-        """The path of the address."""
-        path: str = self.scope["path"]
-        return path
+        text: str = self.scope["query_string"].decode("latin-1")
+        return dict(parse_qsl(text, keep_blank_values=True))
 
     @property
     def media_type(self) -> str:

@@ -86,15 +86,15 @@ class Job:
 
 
 class Piece(NamedTuple):
-    """One list of token ids in a batch: `job.pieces[index]`."""
+    """One list of token ids in a batch: `job.pieces[number]`."""
 
     job: Job
-    index: int
+    number: int
 
     @property
     def ids(self) -> list[int]:
         """The token ids."""
-        return self.job.pieces[self.index]
+        return self.job.pieces[self.number]
 
 
 # The model and the rows of a job's pieces -> the rows of its texts.

@@ -51,9 +51,7 @@ class Metrics:
         def histogram(
             name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()
         ) -> Histogram:
-            return Histogram(
-                f"nomicbert_{name}", text, labels, buckets=buckets, registry=registry
-            )
+            return Histogram(f"nomicbert_{name}", text, labels, buckets=buckets, registry=registry)
 
         self._requests = counter(
             "requests", "Requests by the status of their answer", ("dialect", "route", "status")
@@ -66,9 +64,7 @@ class Metrics:
         self.queue_seconds = histogram(
             "queue_seconds", "Wait of a request until its first text is computed", SECONDS
         )
-        self.tokenise_seconds = histogram(
-            "tokenise_seconds", "Time to tokenise a request", SECONDS
-        )
+        self.tokenise_seconds = histogram("tokenise_seconds", "Time to tokenise a request", SECONDS)
         self.compute_seconds = histogram(
             "compute_seconds", "Time from a request's first text in a batch to its last", SECONDS
         )
@@ -139,9 +135,7 @@ class Metrics:
         """Count a refusal."""
         self._refused.labels(reason.value).inc()
 
-    def embedded(
-        self, model: str, lengths: Sequence[int], truncated: int, policy: str
-    ) -> None:
+    def embedded(self, model: str, lengths: Sequence[int], truncated: int, policy: str) -> None:
         """Count the texts of a request."""
         self._texts.labels(model).inc(len(lengths))
         self._tokens.labels(model).inc(sum(lengths))

@@ -191,9 +191,7 @@ def load(settings: ServeSettings, names: Names) -> Loaded:
     return Loaded(models, replicas, budgets, rates)
 
 
-def serve_model(
-    index: int, name: str, embedder: Embedder, settings: ServeSettings
-) -> ServedModel:
+def serve_model(index: int, name: str, embedder: Embedder, settings: ServeSettings) -> ServedModel:
     """The record of a loaded embedder.
 
     Raises: ValueError: --max-length or --default-prompt-name does not fit the checkpoint.

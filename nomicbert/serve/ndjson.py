@@ -20,10 +20,11 @@ from torch import Tensor
 
 from nomicbert.serve import openai
 from nomicbert.serve.answers import NDJSON, Answer, base64, dumps, numbers
+from nomicbert.serve.embedded import Embedded
 from nomicbert.serve.endpoint import SERVER_ERROR
 from nomicbert.serve.exchange import Exchange, decode
 from nomicbert.serve.problems import STATUS, ClientGone, Problem, Reason
-from nomicbert.serve.service import Embedded, Service
+from nomicbert.serve.service import Service
 from nomicbert.serve.tokens import Wanted
 
 logger = logging.getLogger(__name__)

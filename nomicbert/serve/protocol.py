@@ -1,9 +1,9 @@
 """uvicorn's HTTP protocol with the limits that it lacks: slow heads and bodies, large heads.
 
-Where in the flow: below the application, one object per connection. A connection that sends nothing,
-or half a head, is closed after `head_seconds`; half a body gets 408 after `body_seconds`. A stream
-of lines may last, but not pause, for that long. While the server itself has paused reading, the
-clock stands still.
+Where in the flow: below the application, one object per connection. A connection that sends
+nothing, or half a head, is closed after `head_seconds`; half a body gets 408 after `body_seconds`.
+A stream of lines may last, but not pause, for that long. While the server itself has paused
+reading, the clock stands still.
 """
 
 import asyncio

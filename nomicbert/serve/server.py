@@ -1,8 +1,9 @@
 """Run the server: socket, event loop, signals, and an orderly end.
 
-Where in the flow: `nomicbert serve` calls `run`. The socket is open while the models are loaded, and
-requests get 503 until then. After SIGTERM /health/ready answers 503, requests are still accepted for
-`drain_seconds`, because load balancers learn of it late; those in flight then have `grace_seconds`.
+Where in the flow: `nomicbert serve` calls `run`. The socket is open while the models are loaded,
+and requests get 503 until then. After SIGTERM /health/ready answers 503, requests are still
+accepted for `drain_seconds`, because load balancers learn of it late; those in flight then have
+`grace_seconds`.
 """
 
 import asyncio
@@ -133,8 +134,8 @@ def run(settings: ServeSettings, log_format: LogFormat, say: Callable[[str], Non
         log_format: of the lines on stderr.
         say: prints a line for the user.
 
-    Raises: NomicBertError, ValueError: a model or setting that is not valid. OSError: the address is
-        taken, or may not be used.
+    Raises: NomicBertError, ValueError: a model or setting that is not valid. OSError: the address
+        is taken, or may not be used.
     """
     set_up(log_format, logging.StreamHandler(sys.stderr))
     server = make_server(settings)

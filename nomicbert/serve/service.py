@@ -10,21 +10,18 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from nomicbert.serve.admission import Admission
-from nomicbert.serve.answers import Header
 from nomicbert.serve.cache import VectorCache
+from nomicbert.serve.embedded import Embedded
 from nomicbert.serve.engine import Engine
 from nomicbert.serve.exchange import Exchange
-from nomicbert.serve.jobs import Group, Job
 from nomicbert.serve.logs import log_line
 from nomicbert.serve.metrics import Metrics
-from nomicbert.serve.models import Loaded, Names, ServedModel, load, self_test_ids
+from nomicbert.serve.models import Loaded, Names, ServedModel, load
 from nomicbert.serve.problems import Problem, Reason
+from nomicbert.serve.self_test import SelfTest
 from nomicbert.serve.settings import ServeSettings
 from nomicbert.serve.tokens import Tokenised, Wanted, tokenise
 from nomicbert.vectors.fingerprint import matches
@@ -39,62 +36,6 @@ SHORT = 4000
 # Seconds of work that may wait, without --max-waiting-tokens, and the least number of tokens.
 QUEUE_SECONDS = 30
 LEAST_WAITING = 1 << 19
-# The self-test of readiness is repeated after this many seconds.
-SELF_TEST_SECONDS = 30.0
-SELF_TEST_TIMEOUT = 10.0
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """The rows of a request.
-
-    Attributes:
-        wanted: what was asked for.
-        rows: per text (dim,) fp32, or (tokens, hidden_size).
-        tokenised: lengths and cuts.
-        fingerprint: of the vectors.
-    """
-
-    wanted: Wanted
-    rows: list[Tensor]
-    tokenised: Tokenised
-    fingerprint: str
-
-    @property
-    def tokens(self) -> int:
-        """Tokens computed, prompts and special tokens included."""
-        return sum(self.tokenised.lengths)
-
-    @property
-    def truncated(self) -> int:
-        """Texts that were cut."""
-        return len(self.tokenised.cut)
-
-    @property
-    def usage(self) -> dict[str, int]:
-        """The counts of an answer; integers only, because some clients add them up."""
-        return {
-            "prompt_tokens": self.tokens,
-            "total_tokens": self.tokens,
-            "truncated_texts": self.truncated,
-        }
-
-    @property
-    def report(self) -> dict[str, list[list[int]]]:
-        """With `report`: [tokens of the whole text, tokens computed] per text."""
-        whole = self.tokenised.whole
-        if whole is None:
-            return {}
-        pairs = zip(whole, self.tokenised.lengths, strict=True)
-        return {"lengths": [[tokens, used] for tokens, used in pairs]}
-
-    @property
-    def headers(self) -> list[Header]:
-        """Headers of the answer."""
-        found = [(b"x-embedding-fingerprint", self.fingerprint.encode())]
-        if self.truncated:
-            found.append((b"x-truncated-texts", str(self.truncated).encode()))
-        return found
 
 
 class Service:
@@ -121,8 +62,7 @@ class Service:
         self.draining = False
         self.stopping = False
         self.in_flight = 0
-        self._tested = 0.0
-        self._test_failed = ""
+        self._self_test: SelfTest | None = None
         self._reminded: set[int] = set()
         self._pool = ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer")
 
@@ -143,17 +83,18 @@ class Service:
         self.loaded, self.engine = loaded, engine
         self.admission = Admission(limit, settings.max_waiting_requests, engine)
         self._watch(engine, cache)
+        self_test = SelfTest(engine, loaded.models)
+        await self_test.run()
         for model in loaded.models:
-            await self._self_test(model)
             self.metrics.model(
                 model.name,
                 str(model.embedder.model.compute_dtype).removeprefix("torch."),
                 model.embedder.model.ops.name,
                 model.fingerprint.of_call(Finish(), "").partition(".")[0],
             )
-        if self._test_failed:
-            raise RuntimeError(self._test_failed)
-        self._tested = time.monotonic()
+        if problem := await self_test.problem():
+            raise RuntimeError(problem)
+        self._self_test = self_test
 
     def stop(self) -> None:
         """End all threads; what waits is dropped."""
@@ -222,27 +163,25 @@ class Service:
         """Run work of a tokenizer beside the event loop."""
         return asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the models are loaded and have passed the self-test."""
+        return self._self_test is not None
+
     async def is_ready(self) -> str:
         """Why the server is not ready; "" if it is. Load is no reason."""
-        engine = self.engine
         if self.draining or self.stopping:
             return "draining"
-        if self.loaded is None or engine is None or not self._tested:
-            return "loading"
-        if engine.is_failing:
-            return "the last batches have failed"
-        if time.monotonic() - self._tested > SELF_TEST_SECONDS:
-            self._tested = time.monotonic()
-            for model in self.loaded.models:
-                await self._self_test(model)
-        return self._test_failed
+        return "loading" if self._self_test is None else await self._self_test.problem()
 
     def is_alive(self) -> bool:
         """Whether no batch has been running for longer than --stuck-seconds."""
         return self.engine is None or self.engine.busy_seconds() <= self.settings.stuck_seconds
 
     def log_request(self, exchange: Exchange, route: str, status: int, seconds: float) -> None:
-        """Write the line of a request that has ended."""
+        """Write the line of a request that has ended; probes of health have none."""
+        if route.startswith("/health"):
+            return
         if self.settings.access_log or status >= 500:
             log_line(
                 "request",
@@ -265,34 +204,15 @@ class Service:
         metrics.observe(metrics.cache_hits, lambda: cache.hits)
         metrics.observe(metrics.cache_misses, lambda: cache.misses)
         metrics.observe(metrics.draining, lambda: self.draining)
-        metrics.observe(metrics.ready, lambda: bool(self._tested) and not self.draining)
-
-    async def _self_test(self, model: ServedModel) -> None:
-        """Compare a vector with that of load time; one that takes too long says nothing."""
-        engine = self.engine
-        assert engine is not None
-        ids, finish = self_test_ids(model)
-        job = Job(Group(model.index), ids, finish)
-        try:
-            (row,) = await asyncio.wait_for(
-                engine.submit(job, use_cache=False), SELF_TEST_TIMEOUT
-            )
-        except asyncio.TimeoutError:
-            return
-        except Exception as error:  # whatever the computation raises: not ready
-            logger.error("the self-test of %s failed", model.name, exc_info=error)
-            self._test_failed = f"the self-test of {model.name} failed"
-            return
-        same = model.is_same(row)
-        self._test_failed = "" if same else f"the self-test of {model.name} gives another vector"
+        metrics.observe(metrics.ready, lambda: self.is_loaded and not self.draining)
 
     def _check_fingerprint(self, exchange: Exchange, found: str) -> None:
         expected = exchange.headers.get("x-expect-fingerprint")
         if expected is not None and not matches(expected, found):
             raise Problem(
                 Reason.FINGERPRINT,
-                f"this request's vectors have the fingerprint {found}, not {expected[:200]!r}: they "
-                "do not belong in that index",
+                f"the vectors of this request have the fingerprint {found}, not "
+                f"{expected[:200]!r}: they do not belong in that index",
             )
 
     def _check_answer_size(self, wanted: Wanted) -> None:

@@ -4,6 +4,8 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Literal
 
+from nomicbert_kernels import Backend
+
 OnLong = Literal["error", "end", "chunk", "mean"]
 MIB = 1 << 20
 
@@ -37,7 +39,7 @@ class ServeSettings:
     local_files_only: bool = False
     dtype: str = "float32"
     devices: tuple[str, ...] = ("auto",)
-    backend: str = "auto"
+    backend: Backend = "auto"
     rotary_scaling_factor: float | None = None
     threads: int | None = None
     served_model_names: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nomicbert import __version__
 from nomicbert.serve.answers import Answer, Header, as_json, listed, numbers
+from nomicbert.serve.embedded import Embedded
 from nomicbert.serve.endpoint import Dialect
 from nomicbert.serve.exchange import Body, Exchange, decode
 from nomicbert.serve.fields import (
@@ -27,7 +28,7 @@ from nomicbert.serve.fields import (
 )
 from nomicbert.serve.models import ServedModel
 from nomicbert.serve.problems import Problem, Reason
-from nomicbert.serve.service import Embedded, Service
+from nomicbert.serve.service import Service
 from nomicbert.serve.settings import OnLong
 from nomicbert.serve.tokens import Wanted
 from nomicbert.vectors.pooling import Finish
@@ -128,9 +129,7 @@ async def embed_all(service: Service, exchange: Exchange) -> Answer:
 
 async def similarities(service: Service, exchange: Exchange) -> Answer:
     """POST /similarity: cosine of one sentence to others."""
-    return await _similarities(
-        service, exchange, await _body(service, exchange, SimilarityRequest)
-    )
+    return await _similarities(service, exchange, await _body(service, exchange, SimilarityRequest))
 
 
 async def root(service: Service, exchange: Exchange) -> Answer:

@@ -89,5 +89,3 @@ def shown(tokenizer: Tokenizer, texts: Sequence[str], framed: bool) -> list[list
             )
         found.append(tokens)
     return found
-
-

@@ -98,9 +98,15 @@ def tokenise(wanted: Wanted) -> Tokenised:
     try:
         for index, text in enumerate(texts):
             check_text(index, text)
-        return _windows(wanted, texts) if wanted.on_long in ("chunk", "mean") else _plain(wanted, texts)
+        return (
+            _windows(wanted, texts)
+            if wanted.on_long in ("chunk", "mean")
+            else _plain(wanted, texts)
+        )
     except TextError as error:
-        raise Problem(Reason.INVALID, f"{wanted.field}[{error.index}] {error.problem}", wanted.field) from error
+        raise Problem(
+            Reason.INVALID, f"{wanted.field}[{error.index}] {error.problem}", wanted.field
+        ) from error
 
 
 def _plain(wanted: Wanted, texts: list[str]) -> Tokenised:
