@@ -76,6 +76,7 @@ class Names:
 
     Attributes:
         by_name: every name, in the order in which they are listed.
+        listed: those that clients are told; the path of a folder is not.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
@@ -98,6 +99,12 @@ class Names:
                 known = ", ".join(map(repr, self.by_name))
                 raise ValueError(f"--model-alias {alias}={name}: no model {name!r}; known: {known}")
             self._add(alias, self.by_name[name])
+        paths = {
+            model
+            for model, name in zip(settings.models, self.primary, strict=True)
+            if model != name
+        } - {*settings.served_model_names, *dict(settings.model_aliases)}
+        self.listed = [name for name in self.by_name if name not in paths]
 
     def find(self, name: str | None) -> int:
         """The index of a model; without a name, or with --any-model-name, the first one's.
@@ -111,7 +118,7 @@ class Names:
             return found
         if self._any:
             return 0
-        known = ", ".join(map(repr, self.by_name))
+        known = ", ".join(map(repr, self.listed))
         raise Problem(
             Reason.UNKNOWN_MODEL, f"no model {name!r:.200} here: this server has {known}", "model"
         )
