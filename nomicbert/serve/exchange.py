@@ -4,6 +4,7 @@ Where in the flow: `endpoint` makes it of the ASGI messages and passes it to a r
 """
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncIterator
 from typing import TypeVar
@@ -20,6 +21,8 @@ Body = TypeVar("Body")
 # Seconds of waiting after which a request starts to watch whether its client is still there.
 WATCH_AFTER = 0.05
 LONGEST_ID = 128
+# The escape of a surrogate: msgspec reports half a pair as JSON that ends too early.
+HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Exchange:
@@ -161,7 +164,10 @@ def decode(body: bytes, kind: "type[Body]") -> Body:
         message = str(error)
         raise Problem(Reason.INVALID, message, _field(message)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(Reason.NOT_JSON, f"the body is not JSON: {error}") from error
+        hint = ""
+        if HALF_PAIR.search(body):
+            hint = ", or it has half of a surrogate pair, such as \\ud800, which is no character"
+        raise Problem(Reason.NOT_JSON, f"the body is not JSON: {error}{hint}") from error
 
 
 def _field(message: str) -> str | None:

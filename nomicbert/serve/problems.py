@@ -56,6 +56,10 @@ STATUS = {
 }
 
 
+# Characters of a message: it may quote a value of any length.
+LONGEST_MESSAGE = 1000
+
+
 class Problem(Exception):
     """A request is refused.
 
@@ -74,6 +78,8 @@ class Problem(Exception):
         retry_after: float | None = None,
     ) -> None:
         """See the attributes."""
+        if len(message) > LONGEST_MESSAGE:
+            message = f"{message[:LONGEST_MESSAGE]}..."
         super().__init__(message)
         self.reason = reason
         self.message = message
