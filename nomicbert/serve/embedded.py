@@ -20,12 +20,14 @@ class Embedded:
         rows: per text (dim,) fp32, or (tokens, hidden_size).
         tokenised: lengths and cuts.
         fingerprint: of the vectors.
+        tokenise_seconds: time to tokenise the texts.
     """
 
     wanted: Wanted
     rows: list[Tensor]
     tokenised: Tokenised
     fingerprint: str
+    tokenise_seconds: float
 
     @property
     def tokens(self) -> int:

@@ -142,7 +142,7 @@ class Service:
         exchange.model = model.name
         fingerprint = model.fingerprint.of_call(wanted.finish, wanted.prompt)
         self._check_fingerprint(exchange, fingerprint)
-        self._check_answer_size(wanted)
+        self.check_answer_size(wanted)
         self._remind(wanted)
         seconds = self._seconds(exchange)
         with await admission.enter(wanted.estimate(), patient=patient) as place:
@@ -153,11 +153,27 @@ class Service:
                 tokenised = await exchange.wait(
                     self.in_pool(tokenise, wanted), seconds, watch=watch
                 )
-            self.metrics.tokenise_seconds.observe(time.perf_counter() - began)
+            tokenising = time.perf_counter() - began
+            self.metrics.tokenise_seconds.observe(tokenising)
             place.leave()  # from here on the scheduler counts its tokens
             rows = await exchange.wait(engine.submit(tokenised.job), seconds, watch=watch)
         self._count(exchange, wanted, tokenised)
-        return Embedded(wanted, rows, tokenised, fingerprint)
+        return Embedded(wanted, rows, tokenised, fingerprint, tokenising)
+
+    def check_answer_size(self, *parts: Wanted) -> None:
+        """Refuse an answer that would be larger than --max-response-bytes.
+
+        Raises: Problem.
+        """
+        size, limit = sum(part.answer_bytes() for part in parts), self.settings.max_response_bytes
+        if size > limit:
+            raise Problem(
+                Reason.ANSWER_SIZE,
+                f"the answer would have about {size:,.0f} bytes, more than {limit:,} "
+                "(--max-response-bytes): send fewer texts per request, or take the answer as a "
+                "stream with accept: application/x-ndjson",
+                parts[0].field,
+            )
 
     def in_pool(self, work: Callable[..., Result], *arguments: Any) -> "asyncio.Future[Result]":
         """Run work of a tokenizer beside the event loop."""
@@ -213,23 +229,6 @@ class Service:
                 Reason.FINGERPRINT,
                 f"the vectors of this request have the fingerprint {found}, not "
                 f"{expected[:200]!r}: they do not belong in that index",
-            )
-
-    def _check_answer_size(self, wanted: Wanted) -> None:
-        finish, limit = wanted.finish, self.settings.max_response_bytes
-        width = finish.matryoshka_dim or finish.truncate_dim or wanted.model.width
-        if wanted.hidden:  # a row per token
-            width = wanted.model.embedder.model.config.hidden_size
-            size = wanted.estimate() * width * wanted.value_bytes
-        else:
-            size = len(wanted.inputs) * width * wanted.value_bytes
-        if size > limit:
-            raise Problem(
-                Reason.ANSWER_SIZE,
-                f"the answer would have about {size:,.0f} bytes, more than {limit:,} "
-                "(--max-response-bytes): send fewer texts per request, or take the answer as a "
-                "stream with accept: application/x-ndjson",
-                wanted.field,
             )
 
     def _remind(self, wanted: Wanted) -> None:

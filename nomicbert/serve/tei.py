@@ -2,7 +2,8 @@
 
 Source: the routes of huggingface/text-embeddings-inference 1.9. Where it differs: token ids are
 taken only with this model's special tokens (TEI decodes and tokenises them again), and
-`truncation_direction` "Left" is refused. Our additions: `on_long`, `report` as in `openai`.
+`truncation_direction` "Left" is refused, and x-compute-type names the device. Our addition:
+`on_long` as in `openai`.
 """
 
 import time
@@ -144,11 +145,17 @@ async def root(service: Service, exchange: Exchange) -> Answer:
 async def vertex(service: Service, exchange: Exchange) -> Answer:
     """POST /vertex: several bodies of /embed in one."""
     body = await _body(service, exchange, VertexRequest)
-    predictions = []
-    for instance in body.instances:
-        embedded = await service.embed(exchange, _wanted(service, exchange, instance))
-        predictions.append([row.tolist() for row in embedded.rows])
-    return as_json({"predictions": predictions})
+    if not body.instances:
+        raise Problem(Reason.EMPTY, "`instances` cannot be empty", "instances")
+    wanted = [_wanted(service, exchange, instance) for instance in body.instances]
+    service.check_answer_size(*wanted)
+    content, cut = [b'{"predictions":['], 0
+    for place, part in enumerate(wanted):
+        embedded = await service.embed(exchange, part)
+        content += await listed(embedded.rows, _numbers, b",[" if place else b"[", b"]")
+        cut += embedded.truncated
+    headers = [(b"x-truncated-texts", str(cut).encode())] if cut else []
+    return Answer([*content, b"]}"], headers=headers)
 
 
 def wrong_task(task: str) -> Callable[[Service, Exchange], Awaitable[Answer]]:
@@ -257,27 +264,33 @@ def _finish(model: ServedModel, body: EmbedRequest, hidden: bool) -> Finish:
 
 async def _rows(service: Service, exchange: Exchange, embedded: Embedded) -> Answer:
     began = time.perf_counter()
-
-    def item(_index: int, row: Tensor) -> object:
-        return numbers(row)
-
-    content = await listed(embedded.rows, item, b"[", b"]")
+    content = await listed(embedded.rows, _numbers, b"[", b"]")
     service.metrics.encode_seconds.observe(time.perf_counter() - began)
     return Answer(content, headers=_headers(embedded))
 
 
+def _numbers(_index: int, row: Tensor) -> object:
+    return numbers(row)
+
+
 def _headers(embedded: Embedded) -> list[Header]:
-    """TEI's headers, and ours."""
+    """TEI's headers, and ours; times in whole milliseconds."""
     characters = sum(len(item) for item in embedded.wanted.inputs if isinstance(item, str))
     job, tokens = embedded.tokenised.job, str(embedded.tokens).encode()
+    device = embedded.wanted.model.embedder.device.type
     started = job.started or job.arrived
+    tokenising = round(1000 * embedded.tokenise_seconds)
     queue = round(1000 * (started - job.arrived))
-    total = round(1000 * (time.monotonic() - job.arrived)) if job.arrived else 0
+    inference = round(1000 * (time.monotonic() - started)) if job.arrived else 0
+    total = str(tokenising + queue + inference).encode()
     return [
         *embedded.headers,
+        (b"x-compute-type", device.encode()),
+        (b"x-compute-time", total),
         (b"x-compute-characters", str(characters).encode()),
         (b"x-compute-tokens", tokens),
-        (b"x-total-time", str(total).encode()),
+        (b"x-total-time", total),
+        (b"x-tokenization-time", str(tokenising).encode()),
         (b"x-queue-time", str(queue).encode()),
-        (b"x-inference-time", str(max(total - queue, 0)).encode()),
+        (b"x-inference-time", str(inference).encode()),
     ]

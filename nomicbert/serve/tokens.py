@@ -62,6 +62,14 @@ class Wanted:
             total += min(tokens, self.max_length) if cuts else tokens
         return total
 
+    def answer_bytes(self) -> float:
+        """About the size of the answer."""
+        embedder, finish = self.model.embedder, self.finish
+        if self.hidden:  # a row per token
+            return self.estimate() * embedder.model.config.hidden_size * self.value_bytes
+        width = finish.matryoshka_dim or finish.truncate_dim or self.model.width
+        return len(self.inputs) * width * self.value_bytes
+
     def characters(self) -> int:
         """Characters, or ids, of all inputs."""
         return sum(map(len, self.inputs))
