@@ -26,8 +26,8 @@ TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # How a request can end.
 OUTCOMES = ("answered", "refused", "failed", "disconnected")
-# Statuses of routes whose dialect has more than the common ones.
-MORE_STATUSES = (422, 424)
+# Statuses of some dialects, and 499 for a client that left.
+MORE_STATUSES = (422, 424, 499)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
