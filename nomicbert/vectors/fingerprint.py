@@ -143,7 +143,7 @@ def _parameters(model: EmbeddingModel) -> Iterator[tuple[str, list[object]]]:
 def _values(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes in row-major order; copied only from another device."""
     flat = tensor.detach().cpu().contiguous().flatten()
-    return hashlib.sha256(memoryview(flat.view(torch.uint8).numpy())).hexdigest()
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 
 
 def _name(dtype: torch.dtype) -> str:
