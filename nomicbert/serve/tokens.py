@@ -156,6 +156,11 @@ def _windows(wanted: Wanted, texts: list[str]) -> Tokenised:
     join: Join
     own: Finish | None
     if wanted.on_long == "mean":
+        if finish.unnormalized:
+            raise Problem(
+                Reason.INVALID, "on_long 'mean' gives unit vectors only: not `normalize` false",
+                "normalize",
+            )  # fmt: skip
         own = Finish(finish.matryoshka_dim, finish.truncate_dim, normalize=True)
         join = WindowMeans(counts)
     else:
