@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from nomicbert import Embedder
 from nomicbert.user_warnings import TruncationWarning
 from tests.support.checkpoints import build_checkpoint
-from tests.support.served import LONG, MODEL, bits, embedder_of, tiny
+from tests.support.served import LONG, MODEL, WIDTH, bits, embedder_of, tiny
 from tests.support.serving import InThread, Reply, in_thread
 
 TEXTS = ["What is TSNE?", "", "t-distributed stochastic neighbour embedding"]
@@ -35,9 +34,10 @@ def ask(server: InThread, texts: Any, **more: Any) -> Reply:
     return server.call("/v1/embedding/text", {"model": MODEL, "texts": texts, **more})
 
 
-def encode(embedder: Embedder, texts: Any, task: str = "search_document", **more: Any) -> np.ndarray:
-    """What the server computes: `normalize_embeddings=True` and the task's prompt."""
-    return embedder.encode(texts, prompt_name=task, normalize_embeddings=True, **more)
+def encode(embedder: Embedder, texts: Any, task: str = "search_document", **more: Any) -> Any:
+    """What the server computes: the recipe at full width, and by default truncate="mean"."""
+    chosen = {"matryoshka_dim": WIDTH, "truncate": "mean"} | more
+    return embedder.encode(texts, prompt_name=task, **chosen)
 
 
 def test_the_answer(server: InThread, embedder: Embedder) -> None:
@@ -62,8 +62,7 @@ def test_tasks(server: InThread, embedder: Embedder, task: str) -> None:
 @pytest.mark.parametrize("dimensions", [1, 16, 64])
 def test_dimensionality(server: InThread, embedder: Embedder, dimensions: int) -> None:
     reply = ask(server, TEXTS, dimensionality=dimensions)
-    wanted = embedder.encode(TEXTS, prompt_name="search_document", matryoshka_dim=dimensions)
-    assert bits(reply.vectors) == bits(wanted)
+    assert bits(reply.vectors) == bits(encode(embedder, TEXTS, matryoshka_dim=dimensions))
 
 
 def test_what_the_python_client_sends(server: InThread, embedder: Embedder) -> None:
@@ -72,7 +71,7 @@ def test_what_the_python_client_sends(server: InThread, embedder: Embedder) -> N
         "long_text_mode": "truncate",
     }  # fmt: skip
     reply = server.call("/v1/embedding/text", body, headers={"authorization": "Bearer nk-any"})
-    assert bits(reply.vectors) == bits(encode(embedder, TEXTS, "search_query"))
+    assert bits(reply.vectors) == bits(encode(embedder, TEXTS, "search_query", truncate="end"))
 
 
 def test_null_and_unknown_keys(server: InThread, embedder: Embedder) -> None:
@@ -90,7 +89,7 @@ def test_null_and_unknown_keys(server: InThread, embedder: Embedder) -> None:
 
 def test_long_text_mode_truncate(server: InThread, embedder: Embedder) -> None:
     with pytest.warns(TruncationWarning):
-        wanted = encode(embedder, ["short", LONG])
+        wanted = encode(embedder, ["short", LONG], truncate="end")
     reply = ask(server, ["short", LONG], long_text_mode="truncate", report=True)
     assert bits(reply.vectors) == bits(wanted)
     assert reply.headers["x-truncated-texts"] == "1"
@@ -104,18 +103,17 @@ def test_long_text_mode_mean_is_the_default(
 ) -> None:
     texts = ["short", LONG, "b " * 150]
     reply = ask(server, texts, **more)
-    assert bits(reply.vectors) == bits(encode(embedder, texts, truncate="mean"))
+    assert bits(reply.vectors) == bits(encode(embedder, texts))
     assert "x-truncated-texts" not in reply.headers
     reply = ask(server, texts, dimensionality=16, **more)
-    wanted = embedder.encode(
-        texts, prompt_name="search_document", matryoshka_dim=16, truncate="mean"
-    )
-    assert bits(reply.vectors) == bits(wanted)
+    assert bits(reply.vectors) == bits(encode(embedder, texts, matryoshka_dim=16))
+    # a short text has the same bits without long ones beside it
+    assert bits(ask(server, texts[:1], **more).vectors) == bits(encode(embedder, texts)[:1])
 
 
 def test_on_long_overrides_the_mode(server: InThread, embedder: Embedder) -> None:
     reply = ask(server, [LONG], long_text_mode="truncate", on_long="mean")
-    assert bits(reply.vectors) == bits(encode(embedder, [LONG], truncate="mean"))
+    assert bits(reply.vectors) == bits(encode(embedder, [LONG]))
     reply = ask(server, [LONG], on_long="chunk")
     assert bits(reply.vectors) == bits(encode(embedder, [LONG], truncate="chunk"))
     reply = ask(server, ["a", LONG], on_long="error")
@@ -175,12 +173,23 @@ def test_an_empty_task_is_the_default_one(server: InThread, embedder: Embedder) 
 
 
 def test_a_checkpoint_without_prompts(tmp_path: Path) -> None:
-    folder = build_checkpoint(tmp_path / "minilm", "all-minilm-l6-v2", num_hidden_layers=1)
+    folder = build_checkpoint(tmp_path / "minilm", "minilm", num_hidden_layers=1)
     embedder = Embedder(str(folder), device="cpu")
     with in_thread(folder) as server:
         found = [ask(server, ["a"], model=None, task_type=task) for task in TASKS]
     for reply in found:
-        assert bits(reply.vectors) == bits(embedder.encode(["a"], normalize_embeddings=True))
+        assert bits(reply.vectors) == bits(embedder.encode(["a"], matryoshka_dim=WIDTH, truncate="mean"))
+
+
+def test_windows_are_no_longer_than_what_was_trained(tmp_path: Path) -> None:
+    folder = tiny(tmp_path, max_trained_positions=32)
+    embedder = Embedder(str(folder), device="cpu")
+    with in_thread(folder, max_length=64) as server:
+        reply = ask(server, ["a " * 80], report=True)
+        embedder.max_seq_length = 32
+        assert bits(reply.vectors) == bits(encode(embedder, ["a " * 80]))
+        reply = ask(server, ["a " * 80], report=True, long_text_mode="truncate")
+        assert reply.json["lengths"][0][1] == 64
 
 
 def test_user(server: InThread) -> None:

@@ -233,6 +233,12 @@ def test_policies_for_long_texts(server: InThread, embedder: Embedder, policy: s
     assert ask(server, texts, {"x-on-long": policy}, on_long="error").status == 400
 
 
+def test_a_mean_of_unit_vectors_is_one(server: InThread) -> None:
+    for texts in (["short"], ["short", LONG]):
+        reply = ask(server, texts, on_long="mean", normalize=False)
+        assert (reply.status, reply.json["error"]["param"]) == (400, "normalize")
+
+
 @pytest.mark.parametrize("given", ["", "End", "start", "x" * 10_000])
 def test_unknown_policies(server: InThread, given: str) -> None:
     reply = ask(server, "a", on_long=given)
