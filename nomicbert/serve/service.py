@@ -178,8 +178,27 @@ class Service:
             )
 
     def in_pool(self, work: Callable[..., Result], *arguments: Any) -> "asyncio.Future[Result]":
-        """Run work of a tokenizer beside the event loop."""
-        return asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        """Run work of a tokenizer beside the event loop; whoever waits may set an error first."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        running = self._pool.submit(work, *arguments)
+
+        def hand_over() -> None:
+            if future.done():
+                return
+            error = running.exception()
+            if error is None:
+                future.set_result(running.result())
+            else:
+                future.set_exception(error)
+
+        def ended(_: object) -> None:
+            if not (running.cancelled() or loop.is_closed()):
+                loop.call_soon_threadsafe(hand_over)
+
+        running.add_done_callback(ended)
+        future.add_done_callback(lambda _: running.cancel())
+        return future
 
     @property
     def is_loaded(self) -> bool:
