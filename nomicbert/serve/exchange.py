@@ -106,6 +106,11 @@ class Exchange:
             )
         return await self.body(limit)
 
+    async def until_gone(self) -> None:
+        """Wait until the client closes its connection; the body must have been read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
     async def wait(
         self, future: "asyncio.Future[Result]", seconds: float, *, watch: bool = True
     ) -> Result:
@@ -125,9 +130,8 @@ class Exchange:
             if not future.done():
                 future.set_exception(error)
 
-        async def until_gone() -> None:
-            while (await self._receive())["type"] != "http.disconnect":
-                pass
+        async def watch_client() -> None:
+            await self.until_gone()
             fail(ClientGone())
 
         late = loop.call_later(
@@ -140,7 +144,7 @@ class Exchange:
 
         def begin() -> None:
             if watch:
-                watching.append(loop.create_task(until_gone()))
+                watching.append(loop.create_task(watch_client()))
 
         look = loop.call_later(WATCH_AFTER, begin)
         try:

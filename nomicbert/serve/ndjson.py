@@ -7,13 +7,15 @@ computed.
 
 A line of the input is a JSON string, or an object whose `input` is the text; its `id` comes back.
 A stream's settings are in the query: model, dimensions, encoding_format, prompt_name, on_long, ...
-A mistake in a later line ends the stream with a line {"error": ...}.
+A mistake in the first slice is refused as usual. One in a later line ends the stream with a line
+{"error": ...}, after the vectors of the lines before it.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import msgspec
 from torch import Tensor
@@ -28,6 +30,8 @@ from nomicbert.serve.service import Service
 from nomicbert.serve.tokens import Wanted
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 MEDIA = NDJSON.decode()
 
@@ -64,13 +68,14 @@ async def embeddings(service: Service, exchange: Exchange) -> Answer:
     service.find(None)
     if reads_lines:
         asked = _settings(exchange)
+        wanted = openai.as_wanted(service, exchange, asked)
         slices = _read(exchange, service.settings.payload_limit)
     else:
         body = await exchange.json(service.settings.payload_limit)
         asked = decode(body, openai.EmbeddingsRequest)
-        slices = _cut(openai.as_wanted(service, exchange, asked))
-    # while lines are read, the reader learns that the client is gone
-    embedded = _embed(service, exchange, asked, slices, watch=not reads_lines)
+        wanted = openai.as_wanted(service, exchange, asked)
+        slices = _cut(wanted)
+    embedded = _embed(service, exchange, wanted, slices, is_read=not reads_lines)
     # the first slice decides the status: a mistake in it is an ordinary refusal
     first = await anext(embedded, None)
     lines = _lines(first, embedded, asked.encoding_format == "base64")
@@ -88,34 +93,67 @@ def _settings(exchange: Exchange) -> openai.EmbeddingsRequest:
 
 
 async def _read(exchange: Exchange, limit: int) -> AsyncIterator[Slice]:
-    """Slices of the body's lines; blank lines are skipped."""
-    rest = b""
-    found = Slice([], [])
-    characters = number = 0
-    async for part in _with_end(exchange.stream()):
-        *lines, rest = (rest + part).split(b"\n") if part is not None else [rest, b""]
-        if len(rest) > limit:
-            raise Problem(Reason.BODY_SIZE, f"line {number + 1} is longer than {limit:,} bytes")
-        for line in lines:
-            number += 1
-            if not line.strip():
-                continue
-            text, name = _line(line, number)
-            found.texts.append(text)
-            found.ids.append(name)
-            characters += len(text)
-            if len(found.texts) >= SLICE_TEXTS or characters >= SLICE_CHARACTERS:
-                yield found
-                found, characters = Slice([], []), 0
-    if found.texts:
-        yield found
+    """Slices of the body's lines; blank lines are skipped.
+
+    Raises: Problem: a line that is too long, or no text; after the lines before it, but for those
+        of the first slice. ClientGone.
+    """
+    held: list[bytes] = []  # of a line that has not ended
+    size = number = characters = 0
+    has_ended, is_first, found = False, True, Slice([], [])
+    parts = _parts(exchange)
+    upcoming = _start(anext(parts))
+    try:
+        while not has_ended:
+            part = await upcoming
+            upcoming = _start(anext(parts))  # read ahead, to learn that the client is gone
+            has_ended = part is None
+            lines: list[bytes] = []
+            if part is None:
+                lines = [b"".join(held)]
+            elif b"\n" in part:
+                *lines, rest = b"".join([*held, part]).split(b"\n")
+                held, size = [rest], len(rest)
+            else:
+                held.append(part)
+                size += len(part)
+            if size > limit:
+                at = number + len(lines) + 1
+                raise Problem(Reason.BODY_SIZE, f"line {at} is longer than {limit:,} bytes")
+            for line in lines:
+                number += 1
+                if not line.strip():
+                    continue
+                try:
+                    text, name = _line(line, number)
+                except Problem:
+                    if found.texts and not is_first:
+                        yield found
+                    raise
+                found.texts.append(text)
+                found.ids.append(name)
+                characters += len(text)
+                if len(found.texts) >= SLICE_TEXTS or characters >= SLICE_CHARACTERS:
+                    if upcoming.done() and (error := upcoming.exception()):
+                        raise error
+                    yield found
+                    is_first, found, characters = False, Slice([], []), 0
+        if found.texts:
+            yield found
+    finally:
+        upcoming.cancel()
 
 
-async def _with_end(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes | None]:
-    """The parts, then None."""
-    async for part in parts:
+async def _parts(exchange: Exchange) -> AsyncIterator[bytes | None]:
+    """The parts of the body, then None.
+
+    Raises: ClientGone: also after the end.
+    """
+    async for part in exchange.stream():
         yield part
     yield None
+    await exchange.until_gone()
+    raise ClientGone
 
 
 def _line(line: bytes, number: int) -> tuple[str, str | int | None]:
@@ -143,33 +181,68 @@ async def _cut(wanted: Wanted) -> AsyncIterator[Slice]:
 async def _embed(
     service: Service,
     exchange: Exchange,
-    asked: openai.EmbeddingsRequest,
+    wanted: Wanted,
     slices: AsyncIterator[Slice],
     *,
-    watch: bool,
+    is_read: bool,
 ) -> AsyncIterator[tuple[Slice, Embedded]]:
-    """Compute slices in order, `AHEAD` of them at a time."""
-    running: list[tuple[Slice, asyncio.Task[Embedded]]] = []
+    """Compute slices in order, `AHEAD` of them at a time.
 
-    def start(part: Slice) -> None:
-        own = msgspec.structs.replace(asked, input=[*part.texts])
-        wanted = openai.as_wanted(service, exchange, own)
-        work = service.embed(exchange, wanted, patient=True, watch=watch)
-        task = asyncio.create_task(work)
-        running.append((part, task))
+    Args:
+        service, exchange: of the request.
+        wanted: what the request asks for; its inputs are replaced.
+        slices: of its texts.
+        is_read: whether the body has been read. Until then its reader learns that the client is
+            gone.
+
+    Raises: Problem: of a slice, or of reading one, after the slices before it. ClientGone.
+    """
+    running: list[tuple[Slice, asyncio.Future[Embedded]]] = []
+    gone = asyncio.create_task(exchange.until_gone()) if is_read else None
+    problem: Problem | None = None
+    count = 0
+
+    async def first() -> tuple[Slice, Embedded]:
+        part, task = running[0]
+        await asyncio.wait([task] if gone is None else [task, gone], return_when="FIRST_COMPLETED")
+        if gone is not None and gone.done():
+            raise ClientGone
+        running.pop(0)
+        return part, await task
 
     try:
-        async for part in slices:
-            start(part)
+        while True:
+            try:
+                part = await anext(slices, None)
+            except Problem as error:
+                problem = error
+                break
+            if part is None:
+                break
+            own = replace(wanted, inputs=part.texts, first=count)
+            count += len(part.texts)
+            work = service.embed(exchange, own, patient=True, watch=False)
+            running.append((part, _start(work)))
             if len(running) >= AHEAD:
-                part, task = running.pop(0)
-                yield part, await task
+                yield await first()
+        if gone is None and problem is None:
+            gone = asyncio.create_task(exchange.until_gone())
         while running:
-            part, task = running.pop(0)
-            yield part, await task
+            yield await first()
+        if problem is not None:
+            raise problem
     finally:
         for _, task in running:
             task.cancel()
+        if gone is not None:
+            gone.cancel()
+
+
+def _start(work: Awaitable[Result]) -> "asyncio.Future[Result]":
+    """Start a task whose error asyncio does not report if nobody asks for it."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
 
 
 async def _lines(

@@ -37,6 +37,7 @@ class Wanted:
         hidden: hidden states of every token instead of vectors.
         report: tell the lengths of each text.
         value_bytes: bytes of a value in the answer, about.
+        first: index of the first text in its request, for errors.
     """
 
     model: ServedModel
@@ -50,6 +51,7 @@ class Wanted:
     hidden: bool = False
     report: bool = False
     value_bytes: float = 13.0
+    first: int = 0
 
     def estimate(self) -> int:
         """About how many tokens will be computed; no more than twice what is likely."""
@@ -113,7 +115,7 @@ def tokenise(wanted: Wanted) -> Tokenised:
         )
     except TextError as error:
         raise Problem(
-            Reason.INVALID, f"{wanted.field}[{error.index}] {error.problem}", wanted.field
+            Reason.INVALID, f"{wanted.field}[{wanted.first + error.index}] {error.problem}", wanted.field
         ) from error
 
 
@@ -233,7 +235,8 @@ def _too_long(wanted: Wanted, index: int, tokens: int, most: int | None = None) 
     most = wanted.max_length if most is None else most
     return Problem(
         Reason.TOO_LONG,
-        f"`{wanted.field}` must have at most {most} tokens. Given: {tokens} in text {index}",
+        f"`{wanted.field}` must have at most {most} tokens. Given: {tokens} in text "
+        f"{wanted.first + index}",
         wanted.field,
     )
 
