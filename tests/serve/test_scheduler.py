@@ -220,7 +220,9 @@ def test_several_threads_take_each_piece_once(seed: int) -> None:
         assert not thread.is_alive()
     seen = [(id(piece.job), piece.number) for batch in batches for piece in batch]
     assert len(set(seen)) == len(seen)
-    wanted = {(id(one), i) for one in jobs if id(one) not in dropped for i in range(len(one.pieces))}
+    wanted = {
+        (id(one), i) for one in jobs if id(one) not in dropped for i in range(len(one.pieces))
+    }
     assert wanted <= set(seen)
     assert scheduler.waiting_tokens == 0
     for batch in batches:
