@@ -171,10 +171,20 @@ def problems(line: Line) -> list[str]:
     found += [f"{line['timed_out']} timed out"] if line["timed_out"] else []
     if line.get("wrong"):
         found.append(f"{line['wrong']} of {line['compared']} vectors wrong")
-    late = line["late"].get("p99_ms")
-    if late is not None and late > LATE_MS:
-        found.append(f"the client sent late: p99 {late:.0f} ms; this counts as latency")
     return found
+
+
+def report(run: Run, server: Server, line: Line) -> bool:
+    """Print what is wrong, and what is only doubtful; return whether anything is wrong."""
+    found = problems(line)
+    for what in found:
+        run.say(f"{server.name}: {what}")
+    if line["example"]:
+        run.say(f"{server.name}: first failure: {line['example']}")
+    late = line["late"]["p99_ms"]
+    if late is not None and late > LATE_MS:
+        run.say(f"{server.name}: sent late, p99 {late:.0f} ms, counted as latency: see --most")
+    return bool(found)
 
 
 async def run_open(options: Namespace, run: Run) -> int:
@@ -194,10 +204,7 @@ async def run_open(options: Namespace, run: Run) -> int:
         line = await loaded(run, server, rate, options.seconds)
         line["capacity"] = known
         line["goodput_of_capacity"] = divided(line["goodput"], known)
-        found = problems(line)
-        bad += bool(found)
-        for what in found:
-            run.say(f"{server.name}: {what}")
+        bad += report(run, server, line)
         rows += [[key, server.name, line.get(key)] for key in OPEN_ROWS]
         rows += [["refusals p99_ms", server.name, line["refusals"]["p99_ms"]]]
         rows += [["late p99_ms", server.name, line["late"]["p99_ms"]]]
@@ -231,10 +238,7 @@ async def run_soak(options: Namespace, run: Run) -> int:
             bad += 1
             continue
         line = await loaded(run, server, rate, options.minutes * 60)
-        found = problems(line)
-        bad += bool(found)
-        for what in found:
-            run.say(f"{server.name}: {what}")
+        bad += report(run, server, line)
         keys = ("rss_before_mb", "rss_after_mb", "rss_slope_mb_per_minute")
         failed = line["failed"] + line["timed_out"]
         rows.append(

@@ -56,11 +56,17 @@ def variants(dialects: list[str], dimensions: list[int]) -> list[Variant]:
 
 async def usable(run: Run, server: Server, found: list[Variant]) -> list[Variant]:
     """The variants that the server answers; the others are named on stderr."""
-    taken = []
+    taken: list[Variant] = []
+    absent: set[str] = set()
     for variant in found:
+        if variant.dialect in absent:
+            continue
         reply = await ask(server, variant, ["which variants are there"], run.options.timeout)
         if problem := fault(reply, variant, 1, server.address):
             run.say(f"left out: {problem}")
+            # a 404 before any answer means that the route is not there
+            if reply.status == 404 and variant.dialect not in {one.dialect for one in taken}:
+                absent.add(variant.dialect)
         else:
             taken.append(variant)
     if not taken:

@@ -226,9 +226,11 @@ def test_texts_are_unique_and_have_the_tokens_that_are_drawn() -> None:
     for workload in WORKLOADS.values():
         texts = Texts(workload, seed=3)
         # neighbours, and numbers whose leads share most of their words
-        numbers = [*range(300), 2**20, 2**28, 2**34 - 1]
+        numbers = [*range(300 // workload.texts), 2**20, 2**28, 2**34 - 1]
         drawn = [texts.request(number) for number in numbers]
-        assert drawn == [Texts(workload, seed=3).request(number) for number in numbers]
+        again = Texts(workload, seed=3)
+        assert drawn == [again.request(number) for number in numbers]
+        assert drawn[0] != Texts(workload, seed=4).request(numbers[0])
         every = [text for request, _ in drawn for text in request]
         assert len(set(every)) == len(every) == workload.texts * len(numbers)
         assert sum(tokenizer.count(every)) == sum(tokens for _, tokens in drawn)
@@ -390,7 +392,7 @@ def test_closed_compares_two_servers(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_open_multiplies_the_capacity(tmp_path: Path) -> None:
-    with Toy(busy(2)) as toy:
+    with Toy(busy(3)) as toy:
         words = ["open", "--url", toy.url, "--rate", "0.5x", "--seconds", "0.5", "--settle", "0"]
         words += ["--capacity-seconds", "0.2", "--workload", "short", "--pid", str(os.getpid())]
         code, (line,) = call(*words, out=tmp_path / "lines.jsonl")
@@ -466,6 +468,20 @@ def test_same_passes_where_bits_agree(tmp_path: Path, capsys: pytest.CaptureFixt
     # those of 7 dimensions are left out, and named
     assert len(line["variants"]) == len(variants(["openai", "tei", "nomic"], [4]))
     assert "no such size" in capsys.readouterr().err
+
+
+def test_same_leaves_out_a_dialect_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def handler(toy: Toy, writer: Any, path: str, asked: dict) -> bytes:
+        return http(404, b"no route") if path == "/embed" else plain(toy, writer, path, asked)
+
+    with Toy(handler) as toy:
+        words = ["same", "--url", toy.url, "--requests", "20"]
+        code, (line,) = call(*words, "--sizes", "4", out=tmp_path / "lines.jsonl")
+    assert code == 0
+    assert len(line["variants"]) == len(variants(["openai", "nomic"], [4]))
+    assert capsys.readouterr().err.count("left out") == 1
 
 
 def test_same_counts_bits_that_differ(tmp_path: Path) -> None:
