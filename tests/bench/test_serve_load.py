@@ -234,6 +234,8 @@ def test_texts_are_unique_and_have_the_tokens_that_are_drawn() -> None:
         every = [text for request, _ in drawn for text in request]
         assert len(set(every)) == len(every) == workload.texts * len(numbers)
         assert sum(tokenizer.count(every)) == sum(tokens for _, tokens in drawn)
+    leads = {tuple(texts.text(k)[0].split()[:5]) for k in (0, *(1 << bit for bit in range(40)))}
+    assert len(leads) == 41
     few = Texts(WORKLOADS["short"], repeat=3)
     assert len({few.request(number)[0][0] for number in range(30)}) == 3
 
