@@ -40,7 +40,7 @@ class Encoder:
         words += ["--threads", str(options.threads), "--workload", options.workload]
         words += ["--texts", str(options.texts), "--seed", str(options.seed)]
         words += ["--backend", options.backend, "--dtype", options.dtype]
-        paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+        paths = [str(ROOT), str(ROOT / "kernels"), *sys.path]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),

@@ -33,7 +33,9 @@ def surroundings() -> dict[str, Any]:
 
 def flags(options: Namespace) -> dict[str, Any]:
     """The options of a command for a line; of a folder only its name."""
-    found = {key: value for key, value in vars(options).items() if key not in PRIVATE}
+    found: dict[str, Any] = {
+        key: value for key, value in vars(options).items() if key not in PRIVATE
+    }
     for key, value in found.items():
         if isinstance(value, Path):
             found[key] = value.name
