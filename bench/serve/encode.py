@@ -22,6 +22,7 @@ from bench.serve.texts import NUMBERS
 
 ROOT = Path(__file__).parents[2]
 RATE = "tokens_per_second"
+COMPARED = ("texts_per_second", "cpu_ms_per_text")
 
 
 class Encoder:
@@ -40,6 +41,9 @@ class Encoder:
         words += ["--threads", str(options.threads), "--workload", options.workload]
         words += ["--texts", str(options.texts), "--seed", str(options.seed)]
         words += ["--backend", options.backend, "--dtype", options.dtype]
+        # --taskset is for the client only, and would be inherited
+        chosen = options.cores or options.all_cores
+        words += ["--cores", ",".join(str(core) for core in sorted(chosen))]
         paths = [str(ROOT), str(ROOT / "kernels"), *sys.path]
         environment = {
             **os.environ,
@@ -111,8 +115,6 @@ async def run(options: Namespace, run: Run) -> int:
                     figures, tally = await measure(target, connections, options.seconds, run.stop)
                     run.complain(one.server.name, tally, figures["client_busy"])
                     figures["cpu_ms_per_text"] = _per_text(figures)
-                    if figures[RATE] is None:
-                        figures[RATE] = figures["drawn_tokens_per_second"]
                     one.rounds.append(figures)
                     one.counts.append(tally.counts())
             if not run.stop:
@@ -122,13 +124,16 @@ async def run(options: Namespace, run: Run) -> int:
                 run.say(f"round {number + 1}: encode {rounds[-1][RATE]:,.0f} tokens/s")
     finally:
         await encoder.end()
-    compared = {one.server.name: ratios(one.rounds, rounds) for one in servers}
+    # not tokens/s: both had the same texts, and a server may count something else
+    compared = {
+        one.server.name: {key: ratios(one.rounds, rounds).get(key) for key in COMPARED}
+        for one in servers
+    }
     middle = medians(rounds)
     rows: list[list[Cell]] = [_row("encode", middle)]
     rows += [_row(one.server.name, medians(one.rounds)) for one in servers]
     for name, ratio in compared.items():
-        shares = [times(ratio.get(key)) for key in (RATE, "texts_per_second", "cpu_ms_per_text")]
-        rows.append([f"{name} / encode", *shares])
+        rows.append([f"{name} / encode", "-", *(times(ratio.get(key)) for key in COMPARED)])
     print(table(("", "tokens/s", "texts/s", "CPU ms/text"), rows))
     run.write(
         encode={"median": middle, "rounds": rounds, **encoder.about},
@@ -147,5 +152,4 @@ def _per_text(figures: Figures) -> float | None:
 
 
 def _row(name: str, figures: Figures) -> list[Cell]:
-    keys = (RATE, "texts_per_second", "cpu_ms_per_text")
-    return [name, *(figures.get(key) for key in keys)]
+    return [name, *(figures.get(key) for key in (RATE, *COMPARED))]

@@ -21,7 +21,9 @@ def main() -> None:
     parser.add_argument("--workload", required=True)
     parser.add_argument("--texts", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--cores", required=True)
     options = parser.parse_args()
+    os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
     # read when torch is imported; waiting threads must not take cores from the server
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -1,6 +1,7 @@
 """The command line."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -134,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--checkpoint", required=True, help="folder or repository")
     one.add_argument("--threads", type=WHOLE, default=1)
     one.add_argument("--texts", type=WHOLE, default=64, help="per call of encode")
+    one.add_argument("--cores", type=cores, help="of the encoding process; default: all")
     one.add_argument("--backend", default="auto")
     one.add_argument("--dtype", default="float32")
     one.add_argument("--connections", type=WHOLE, default=32, help="to each --url")
@@ -155,6 +157,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         top.error("--name must differ for each --url")
     if options.format == "base64" and options.dialect != "openai":
         top.error("--format base64 exists in --dialect openai only")
+    options.all_cores = os.sched_getaffinity(0)
     vars(options).setdefault("workload", "mixed")
     vars(options).setdefault("repeat", 0)
     return options

@@ -33,21 +33,19 @@ def surroundings() -> dict[str, Any]:
 
 def flags(options: Namespace) -> dict[str, Any]:
     """The options of a command for a line; of a folder only its name."""
-    found: dict[str, Any] = {
-        key: value for key, value in vars(options).items() if key not in PRIVATE
-    }
-    for key, value in found.items():
-        if isinstance(value, Path):
-            found[key] = value.name
-        elif isinstance(value, set):
-            found[key] = sorted(value)
-        elif value is not None and not isinstance(value, (str, int, float, list)):
-            found[key] = str(value)
-        elif key == "model":
-            found[key] = [_short(name) for name in value or []]
-        elif key == "checkpoint":
-            found[key] = _short(value)
-    return found
+    return {key: _plain(key, value) for key, value in vars(options).items() if key not in PRIVATE}
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A value of an option as JSON has it."""
+    if key == "model":
+        return [_short(name) for name in value or []]
+    if key == "checkpoint":
+        return _short(value)
+    if isinstance(value, set):
+        return sorted(value)
+    plain = value is None or isinstance(value, str | int | float | list)
+    return value if plain else str(value)
 
 
 def write(path: Path | None, line: dict[str, Any]) -> None:

@@ -24,6 +24,8 @@ from bench.serve.answer import Answer, Malformed
 from bench.serve.client import Address, Connection, Reply
 from bench.serve.dialects import Variant, WrongAnswer, differing_bits, usage
 from bench.serve.load import Server, Stop, Target, arrivals, closed_loop, open_loop
+from bench.serve.options import parse
+from bench.serve.records import flags
 from bench.serve.same import compare, variants
 from bench.serve.tally import Tally, latencies, medians, percentile, ratios, slope
 from bench.serve.texts import WORDS, WORKLOADS, Texts
@@ -633,7 +635,9 @@ def test_encode_is_interleaved_with_a_server(tmp_path: Path) -> None:
     for figures in line["encode"]["rounds"]:
         # 10 tokens per text on average, by our tokenizer
         assert 8 <= figures["tokens_per_second"] / figures["texts_per_second"] <= 12
-    assert line["ratios"]["A"]["tokens_per_second"] > 0
+    pairs = zip(line["servers"][0]["rounds"], line["encode"]["rounds"], strict=True)
+    each = [server["texts_per_second"] / ours["texts_per_second"] for server, ours in pairs]
+    assert line["ratios"]["A"]["texts_per_second"] == pytest.approx(np.median(each))
     assert line["flags"]["checkpoint"] == packaged_weights().name
 
 
@@ -644,3 +648,14 @@ def test_encode_names_a_checkpoint_that_is_not_there(
     (tmp_path / "empty").mkdir()
     assert main(["encode", "--checkpoint", str(tmp_path / "empty")]) == 2
     assert "cannot encode" in capsys.readouterr().err
+
+
+def test_the_cores_of_the_client_are_not_those_of_encode(tmp_path: Path) -> None:
+    core = min(os.sched_getaffinity(0))
+    words = ["--checkpoint", str(tmp_path), "--taskset", str(core), "--name", "x", "--url", "u"]
+    options = parse(["encode", *words])
+    assert options.taskset == {core}
+    assert options.all_cores == os.sched_getaffinity(0)
+    assert flags(options)["taskset"] == [core]
+    assert parse(["encode", *words, "--cores", "0-2,5"]).cores == {0, 1, 2, 5}
+    json.dumps(flags(options))
