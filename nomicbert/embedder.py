@@ -211,8 +211,8 @@ class Embedder(EmbedderSettings):
             batch_size: maximum texts per batch; normally batch_tokens decides.
             batch_tokens: maximum tokens per batch.
             max_length: maximum tokens per text, in place of `max_seq_length`.
-            truncate: "end" cuts longer texts and warns once per call, "error" raises, "chunk" pools
-                over the tokens of all windows of `max_length` (mean pooling only).
+            truncate: "end" cuts longer texts and warns once per call, "error" raises. In windows:
+                "chunk" pools over all tokens, "mean" averages unit vectors (docs/encode.md).
             show_progress_bar: by default shown on a terminal when the work takes long.
 
         Returns: (n, dim) in the order of the inputs; (dim,) for a single text.

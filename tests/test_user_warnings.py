@@ -115,7 +115,7 @@ def test_once_a_call(embedder: Embedder) -> None:
     assert _given(call) == [(TruncationWarning, cut, 2)] * 2
 
 
-@pytest.mark.parametrize("truncate", ["error", "chunk"])
+@pytest.mark.parametrize("truncate", ["error", "chunk", "mean"])
 def test_no_warning_if_nothing_is_lost(truncate: Any, embedder: Embedder) -> None:
     """Warnings are errors in these tests."""
     texts = ["fox", "dog " * 10] if truncate == "error" else ["fox", LONG]

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from nomicbert import __version__
-from nomicbert.cli import bench, console, demo, embed, info, tune, verify
+from nomicbert.cli import bench, console, demo, embed, info, serve, tune, verify
 
 app = typer.Typer(
     name="nomicbert",
@@ -31,9 +31,12 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "bench": (bench.bench, bench.EXAMPLES),
     "tune": (tune.tune, tune.EXAMPLES),
     "verify": (verify.verify, verify.EXAMPLES),
+    "serve": (serve.serve, serve.EXAMPLES),
 }
+# Each option of `serve` can be set by a variable, as servers in containers are.
+CONTEXT = {"serve": {"auto_envvar_prefix": "NOMICBERT"}}
 for _name, (_command, _examples) in COMMANDS.items():
-    app.command(_name, epilog=_examples)(_command)
+    app.command(_name, epilog=_examples, context_settings=CONTEXT.get(_name))(_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -42,6 +42,7 @@ class Truncate(str, Enum):
     end = "end"
     error = "error"
     chunk = "chunk"
+    mean = "mean"
 
 
 def embed(
@@ -110,7 +111,7 @@ def embed(
     ] = None,
     truncate: Annotated[
         Truncate,
-        typer.Option(help="Longer texts: cut the end, refuse, or pool over all chunks."),
+        typer.Option(help="Longer texts: cut, refuse, pool over all chunks, or average windows."),
     ] = Truncate.end,
     dtype: options.Dtype = DtypeName.float32,
     device: options.Devices = ["auto"],  # noqa: B006

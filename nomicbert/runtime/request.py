@@ -11,7 +11,7 @@ from torch import Tensor
 from nomicbert.arguments import refuse_unknown
 from nomicbert.runtime.encode_types import AllEncodeKeywords, Devices, OutputValue, Vectors
 from nomicbert.runtime.stream import Options, Rows
-from nomicbert.runtime.texts import Job, Truncate
+from nomicbert.runtime.texts import OVERLAPS, Job, Truncate
 from nomicbert.vectors import quantization as formats
 from nomicbert.vectors.pooling import Finish, Pooling
 from nomicbert.vectors.quantization import Precision
@@ -74,7 +74,9 @@ class Request:
     @property
     def finish(self) -> Finish:
         """The steps after pooling."""
-        return Finish(self.matryoshka_dim, self.truncate_dim, self.normalize_embeddings)
+        # a mean of windows is one of unit vectors
+        normalize = self.normalize_embeddings or self.truncate == "mean"
+        return Finish(self.matryoshka_dim, self.truncate_dim, normalize)
 
     def width(self, pooling: Pooling) -> int:
         """Width of a vector."""
@@ -110,8 +112,10 @@ class Request:
                     raise ValueError(
                         f"{name} is for vectors: token_embeddings are hidden states as they are"
                     )
-            if self.truncate == "chunk":
-                raise ValueError("truncate='chunk' gives one vector, not token_embeddings")
+            if self.truncate in OVERLAPS:
+                raise ValueError(
+                    f"truncate={self.truncate!r} gives one vector, not token_embeddings"
+                )
         pooling.check(self.finish)
 
     def job(self, prompt: str, max_length: int) -> Job:

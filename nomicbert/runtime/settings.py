@@ -69,6 +69,18 @@ class FacadeSettings(KnownNames):
         self._prompts.replace(value, self._prompts.default)
 
     @property
+    def needs_prompt(self) -> bool:
+        """Whether the checkpoint's card requires a prompt before every input."""
+        return self._prompts.required
+
+    def prompt_text(self, name: str | None = None) -> str:
+        """The text that a prompt's name, or without one the default, puts before an input.
+
+        Raises: ValueError: unknown name; it lists those of the checkpoint.
+        """
+        return self._prompts.choose(name, None)
+
+    @property
     def default_prompt_name(self) -> str | None:
         """Name of the prompt that is used when a call gives none; None for no prompt."""
         return self._prompts.default

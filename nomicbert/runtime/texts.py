@@ -23,9 +23,11 @@ from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import CHARACTERS_PER_TOKEN, Tokenizer
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.pooling import Finish
-from nomicbert_kernels.tensors import to_device
+from nomicbert.vectors.windows import OVERLAP, mean_of_windows, token_mean
 
-Truncate = Literal["end", "error", "chunk"]
+Truncate = Literal["end", "error", "chunk", "mean"]
+# Those that read a text in windows -> tokens that a window shares with the one before.
+OVERLAPS: dict[str, int] = {"chunk": 0, "mean": OVERLAP}
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,16 @@ class Texts:
 
     @property
     def _useful(self) -> int | None:
-        # characters beyond the limit are never tokenised, except in chunk mode
-        return None if self.job.truncate == "chunk" else self.job.max_length * CHARACTERS_PER_TOKEN
+        # characters beyond the limit are never tokenised, except where windows reach them
+        windowed = self.job.truncate in OVERLAPS
+        return None if windowed else self.job.max_length * CHARACTERS_PER_TOKEN
 
     def tokenise(self, window: list[str]) -> Tokenised:
-        """Token ids of each text; with truncate "chunk" a list of token ids per window."""
+        """Token ids of each text; with truncate "chunk" and "mean" a list of ids per window."""
         job = self.job
-        if job.truncate == "chunk":
-            parts = self.tokenizer.encode_windows(window, job.prompt, job.max_length)
+        overlap = OVERLAPS.get(job.truncate)
+        if overlap is not None:
+            parts = self.tokenizer.encode_windows(window, job.prompt, job.max_length, overlap)
             return Tokenised([sum(map(len, part)) for part in parts], [], parts)
         ids, cut = self.tokenizer.encode([job.prompt + text for text in window], job.max_length)
         return Tokenised(list(map(len, ids)), cut, ids)
@@ -123,10 +127,12 @@ class Texts:
             raise TextError(
                 first + window.cut[0],
                 f"is longer than {job.max_length} tokens: shorten it, or choose "
-                "truncate 'end' or 'chunk'",
+                "truncate 'end', 'chunk' or 'mean'",
             )
         if job.truncate == "chunk":
             return self._joined(window.ids, loop)
+        if job.truncate == "mean":
+            return self._averaged(window.ids, loop)
         if job.token_embeddings:
             return self._hidden(window.ids, loop)
         return self._vectors(window.ids, loop)
@@ -164,22 +170,19 @@ class Texts:
         means = loop.rows(
             lengths, lambda indices: model.pooled(self._pack([windows[i] for i in indices]))
         )
-        counts = np.array(list(map(len, parts)))
         # the tokens that were pooled: a prompt that is left out stands in every window
         pooled_tokens = np.maximum(np.array(lengths) - self._prompt_tokens, 0)
-        texts = np.arange(len(parts)).repeat(counts)
-        tokens = np.bincount(texts, pooled_tokens, len(parts))[texts]
-        # a text of one window stays bit-identical: its share is exactly 1
-        shares = pooled_tokens / np.maximum(tokens, 1)
-        weighted = means * to_device(shares.astype(np.float32), means.device)[:, None]
-        # summed per text, so that a sum does not depend on the other texts
-        where = to_device(counts, means.device)
-        pooled = torch.segment_reduce(weighted, "sum", lengths=where, axis=0)
+        pooled = token_mean(means, pooled_tokens, list(map(len, parts)))
         vectors = model.finish(pooled, self.job.finish)
         for row, part in zip(vectors, parts, strict=True):
             if not any(part):
                 row.zero_()  # a text without tokens has no mean: zeros, as in EmbeddingModel
         return vectors
+
+    def _averaged(self, parts: list[list[list[int]]], loop: BatchLoop) -> Tensor:
+        """The vectors of each text's windows, then their mean and L2."""
+        vectors = self._vectors([ids for part in parts for ids in part], loop)
+        return mean_of_windows(vectors, list(map(len, parts)))
 
     def _hidden(self, texts: list[list[int]], loop: BatchLoop) -> list[Tensor]:
         """The hidden states of each list of token ids, in order."""

@@ -149,17 +149,21 @@ class Tokenizer:
         return [len(body) + special for body in self._ids(texts)]
 
     def encode_windows(
-        self, texts: Sequence[str], prompt: str, max_length: int
+        self, texts: Sequence[str], prompt: str, max_length: int, overlap: int = 0
     ) -> list[list[list[int]]]:
-        """Token ids of each text in windows without overlap, at most `max_length` ids per window.
+        """Token ids of each text in windows of at most `max_length` ids.
+
+        All windows but the last are full. The last begins `overlap` ids before the end of the one
+        before, and ends with the text.
 
         Args:
             texts: any number, without the prompt.
             prompt: repeated at the beginning of every window, between the special tokens.
             max_length: per window, special tokens included.
+            overlap: ids of the text that a window shares with the one before.
 
         Returns: the windows of each text; a text that fits has one window, equal to `encode`.
-        Raises: ValueError: the prompt leaves no room for the text.
+        Raises: ValueError: the prompt and the overlap leave no room for more of the text.
         """
         (opening,) = self._ids([prompt])
         windows = []
@@ -168,11 +172,13 @@ class Tokenizer:
             length = _agreed(opening, [body])
             head = [*self.prefix, *body[:length]]
             room = max_length - len(head) - len(self.suffix)
-            if room < 1:
+            if room <= overlap:
+                full = f"and {overlap} tokens of overlap fill" if overlap else "alone fills"
                 raise ValueError(
-                    f"the prompt {prompt!r} alone fills windows of {max_length} tokens: allow more"
+                    f"the prompt {prompt!r} {full} windows of {max_length} tokens: allow more"
                 )
-            starts = range(length, max(len(body), length + 1), room)
+            # no window consists of the overlap alone
+            starts = range(length, max(len(body) - overlap, length + 1), room - overlap)
             windows.append([[*head, *body[i : i + room], *self.suffix] for i in starts])
         return windows
 

@@ -35,6 +35,7 @@ class Finish:
     matryoshka_dim: int | None = None
     truncate_dim: int | None = None
     normalize: bool = False
+    unnormalized: bool = False
 
 
 class Pooling(nn.Module):
@@ -186,7 +187,11 @@ class Pooling(nn.Module):
     def _recipe(self, finish: Finish) -> tuple[bool, int | None, bool]:
         """The arguments layer_norm, dim and L2 of the pooling op."""
         short = finish.matryoshka_dim is not None
-        return self.matryoshka_layer_norm and short, finish.matryoshka_dim, self.normalize or short
+        return (
+            self.matryoshka_layer_norm and short,
+            finish.matryoshka_dim,
+            (self.normalize or short) and not finish.unnormalized,
+        )
 
     def _last(self, x: Tensor, finish: Finish) -> Tensor:
         """Apply truncate_dim and normalize, the steps after the checkpoint's own modules."""

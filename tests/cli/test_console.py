@@ -108,7 +108,7 @@ COMPLETIONS = {
     "nomicbert info . --dtype b": ["bfloat16"],
     "nomicbert info --loc": ["--local-files-only"],
     "nomicbert e": ["embed"],
-    "nomicbert embed . --truncate ": ["end", "error", "chunk"],
+    "nomicbert embed . --truncate ": ["end", "error", "chunk", "mean"],
 }
 
 

@@ -189,6 +189,10 @@ OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["--max-length", "4", "--truncate", "chunk"],
         {"max_length": 4, "truncate": "chunk"},
     ),
+    "mean": (
+        ["--max-length", "12", "--truncate", "mean"],
+        {"max_length": 12, "truncate": "mean"},
+    ),
 }
 
 

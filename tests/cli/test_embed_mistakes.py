@@ -175,7 +175,7 @@ def test_parquet_without_pyarrow(
     ("args", "message"),
     [
         (["--precision", "int4"], "'float32', 'float16', 'int8', 'uint8', 'binary', 'ubinary'"),
-        (["--truncate", "middle"], "'end', 'error', 'chunk'"),
+        (["--truncate", "middle"], "'end', 'error', 'chunk', 'mean'"),
         (["--dtype", "float64"], "'float32', 'float16', 'bfloat16', 'auto', 'fastest'"),
         (["--output-format", "csv"], "'npy', 'jsonl', 'parquet'"),
         (["--input-format", "csv"], "'text', 'jsonl'"),

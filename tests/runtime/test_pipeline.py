@@ -122,6 +122,7 @@ def overlapping(monkeypatch: pytest.MonkeyPatch) -> None:
         {"convert_to_tensor": True, "truncate_dim": 5},
         {"output_value": "token_embeddings"},
         {"truncate": "chunk", "max_length": 8},
+        {"truncate": "mean", "max_length": 12},
         {"precision": "int8"},
     ],
 )

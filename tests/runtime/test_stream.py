@@ -62,6 +62,7 @@ class Source:
         {"truncate_dim": 20, "normalize_embeddings": True},
         {"matryoshka_dim": 20},
         {"truncate": "chunk", "max_length": 8},
+        {"truncate": "mean", "max_length": 12},
         {"batch_size": 1},
         {"batch_tokens": 30},
     ],

@@ -117,7 +117,8 @@ def test_long_texts(bert: Embedder) -> None:
         ({"precision": "int8"}, "precision is for vectors"),
         ({"precision": "float16"}, "precision is for vectors"),
         ({"ranges": np.zeros((2, 112))}, "ranges apply to precision 'int8' and 'uint8' only"),
-        ({"truncate": "chunk"}, "gives one vector, not token_embeddings"),
+        ({"truncate": "chunk"}, "'chunk' gives one vector, not token_embeddings"),
+        ({"truncate": "mean"}, "'mean' gives one vector, not token_embeddings"),
     ],
 )
 def test_options_of_vectors_are_refused(

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from nomicbert import Embedder
 from nomicbert.errors import BackendError
 from nomicbert.modeling.activations import FUNCTIONS, activate
 from nomicbert.vectors.steps import ACTIVATIONS
+from nomicbert.vectors.windows import mean_of_windows, token_mean
 from nomicbert.verify.checks import invariance_row
 from nomicbert.verify.invariance import computing_on
 from nomicbert_kernels import Ops, select_ops
@@ -129,6 +131,23 @@ def pool_cases(ops: Ops, dtype: torch.dtype) -> Iterator[Case]:
             yield Case(f"Dense {name}", apply, [draw(n, 112, seed=n, dtype=dtype) for n in LENGTHS])
 
 
+def window_cases(ops: Ops, dtype: torch.dtype) -> Iterator[Case]:
+    """A text is the vectors of its windows."""
+    for width in (768, 100, 37) if dtype == torch.float32 else ():
+
+        def average(texts: list[Tensor], shift: int) -> list[Tensor]:
+            return list(mean_of_windows(end_to_end(texts, shift), [*map(len, texts)]))
+
+        def add_up(texts: list[Tensor], shift: int) -> list[Tensor]:
+            counts = [*map(len, texts)]
+            tokens = np.concatenate([np.arange(count) + 3 for count in counts])
+            return list(token_mean(end_to_end(texts, shift), tokens, counts))
+
+        texts = [draw(n, width, seed=n, dtype=dtype) for n in LENGTHS]
+        yield Case(f"mean of windows {width}", average, texts)
+        yield Case(f"mean over the tokens of windows {width}", add_up, texts)
+
+
 def activation_cases(ops: Ops, dtype: torch.dtype) -> Iterator[Case]:
     """Of a plain MLP without an op; an odd width, so that texts begin anywhere in a vector."""
     for name in FUNCTIONS:
@@ -155,6 +174,9 @@ def changed(case: Case) -> tuple[int, int]:
     return sum(found), len(found)
 
 
+CASES = (attention_cases, linear_cases, pool_cases, window_cases, activation_cases)
+
+
 def of_ops() -> Found:
     for dtype in DTYPES:
         # on AMX torch's attention refuses bf16 where ATEN_CPU_CAPABILITY keeps it from AVX-512
@@ -163,7 +185,7 @@ def of_ops() -> Found:
         ops = select_ops("cpu", dtype, "torch")
         for threads in THREADS:
             with computing_on(threads), torch.inference_mode():
-                for make in (attention_cases, linear_cases, pool_cases, activation_cases):
+                for make in CASES:
                     for case in make(ops, dtype):
                         yield f"{case.name}, {dtype}, {threads} threads", *changed(case)
 

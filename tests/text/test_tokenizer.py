@@ -102,13 +102,17 @@ def test_long_texts(pair: Pair, limit: int) -> None:
     assert cut == [i for i, length in enumerate(whole) if length > limit]
 
 
-@given(text=any_text, limit=st.sampled_from(LIMITS))
-@settings(max_examples=80)
-def test_windows_equal_transformers(pair: Pair, text: str, limit: int) -> None:
+@given(text=any_text, limit=st.sampled_from(LIMITS), overlap=st.sampled_from([0, 0, 1, 4, 8]))
+@settings(max_examples=120)
+def test_windows_equal_transformers(pair: Pair, text: str, limit: int, overlap: int) -> None:
     ours, theirs = pair
-    (windows,) = ours.encode_windows([text], "", limit)
+    if limit - 2 <= overlap:
+        with pytest.raises(ValueError, match=f"fills? windows of {limit} tokens: allow more"):
+            ours.encode_windows([text], "", limit, overlap)
+        return
+    (windows,) = ours.encode_windows([text], "", limit, overlap)
     overflow = theirs(
-        text, truncation=True, max_length=limit, stride=0, return_overflowing_tokens=True
+        text, truncation=True, max_length=limit, stride=overlap, return_overflowing_tokens=True
     )
     assert windows == overflow["input_ids"]
 
@@ -116,14 +120,17 @@ def test_windows_equal_transformers(pair: Pair, text: str, limit: int) -> None:
 def test_every_window_begins_with_the_prompt(pair: Pair) -> None:
     ours, theirs = pair
     prompt = "search query: "
-    ids = _theirs(theirs, prompt + "the river is long and deep " * 9, 10_000)
+    text = "the river is long and deep " * 9
+    ids = _theirs(theirs, prompt + text, 10_000)
     head = len(_theirs(theirs, prompt, 100)) - 1
     rest = ids[head:-1]
-    (windows,) = ours.encode_windows(["the river is long and deep " * 9], prompt, 20)
     room = 20 - head - 1
-    parts = [rest[i : i + room] for i in range(0, len(rest), room)]
-    assert windows == [[*ids[:head], *part, ids[-1]] for part in parts]
-    assert len(windows) > 3
+    for overlap in (0, 3):
+        (windows,) = ours.encode_windows([text], prompt, 20, overlap)
+        ends = [end for end in range(room, len(rest), room - overlap)]
+        parts = [rest[end - room : end] for end in ends] + [rest[ends[-1] - overlap :]]
+        assert windows == [[*ids[:head], *part, ids[-1]] for part in parts]
+        assert len(windows) > 3
 
 
 def _rewrite(folder: Path, file: str, **changes: Any) -> None:

@@ -1,0 +1,119 @@
+"""All routes, as an ASGI application.
+
+Where in the flow: `server` runs it. The busiest routes come first, since they are tried in order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from nomicbert.serve import health, ndjson, nomic, openai, openapi, tei, tei_tokens
+from nomicbert.serve.endpoint import Dialect, Endpoint, Handler
+from nomicbert.serve.models import Names
+from nomicbert.serve.problems import Problem, Reason
+from nomicbert.serve.service import Service
+from nomicbert.serve.settings import ServeSettings
+
+
+@dataclass(frozen=True)
+class Page:
+    """One route.
+
+    Attributes:
+        method: of HTTP.
+        path: of the address.
+        dialect: of its errors.
+        handler: makes the answer.
+        is_open: whether it needs no key.
+    """
+
+    method: str
+    path: str
+    dialect: Dialect
+    handler: Handler
+    is_open: bool = False
+
+
+PAGES: Sequence[Page] = (
+    Page("POST", "/v1/embeddings", openai.DIALECT, ndjson.embeddings),
+    Page("POST", "/embed", tei.DIALECT, tei.embed),
+    Page("POST", "/v1/embedding/text", nomic.DIALECT, nomic.text),
+    Page("POST", "/embeddings", openai.DIALECT, ndjson.embeddings),
+    Page("POST", "/", tei.DIALECT, tei.root),
+    Page("POST", "/invocations", tei.DIALECT, tei.root),
+    Page("POST", "/vertex", tei.DIALECT, tei.vertex),
+    Page("POST", "/similarity", tei.DIALECT, tei.similarities),
+    Page("POST", "/embed_all", tei.DIALECT, tei.embed_all),
+    Page("POST", "/embed_sparse", tei.DIALECT, tei.wrong_task("sparse")),
+    Page("POST", "/predict", tei.DIALECT, tei.wrong_task("classifier")),
+    Page("POST", "/rerank", tei.DIALECT, tei.wrong_task("re-ranker")),
+    Page("POST", "/tokenize", tei.DIALECT, tei_tokens.tokenize),
+    Page("POST", "/decode", tei.DIALECT, tei_tokens.decode_ids),
+    Page("GET", "/info", tei.DIALECT, tei.info),
+    Page("GET", "/v1/models", openai.DIALECT, openai.models),
+    Page("GET", "/models", openai.DIALECT, openai.models),
+    Page("GET", "/v1/models/{name:path}", openai.DIALECT, openai.model),
+    Page("GET", "/v1/user", nomic.DIALECT, nomic.user),
+    Page("POST", "/v1/embedding/image", nomic.DIALECT, nomic.image),
+    Page("GET", "/health/live", health.DIALECT, health.live, is_open=True),
+    Page("GET", "/health/ready", health.DIALECT, health.ready, is_open=True),
+    Page("GET", "/health", health.DIALECT, health.health, is_open=True),
+    Page("GET", "/", health.DIALECT, health.health),
+    Page("GET", "/ping", health.DIALECT, health.health),
+    Page("GET", "/metrics", health.DIALECT, health.metrics),
+    Page("GET", "/openapi.json", health.DIALECT, openapi.document),
+)
+
+
+def make_app(settings: ServeSettings, names: Names) -> tuple[Starlette, Service]:
+    """The application and its state; models are loaded by `Service.start`."""
+    service = Service(settings, names, [(page.dialect.name, page.path) for page in PAGES])
+    routes = [
+        Route(
+            page.path,
+            Endpoint(
+                service,
+                page.dialect,
+                page.path,
+                page.handler,
+                is_open=page.is_open or (settings.open_metrics and page.path == "/metrics"),
+            ),
+            methods=[page.method],
+        )
+        for page in PAGES
+    ]
+    middleware = []
+    if settings.cors_origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-embedding-fingerprint", "x-truncated-texts"],
+        )
+        middleware.append(cors)
+    app = Starlette(
+        routes=routes, middleware=middleware, exception_handlers={HTTPException: _no_route}
+    )
+    app.router.redirect_slashes = False
+    return app, service
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """An address or method that does not exist."""
+    assert isinstance(error, HTTPException)
+    reason = Reason.METHOD if error.status_code == 405 else Reason.NOT_FOUND
+    what = "method" if reason is Reason.METHOD else "route"
+    problem = Problem(reason, f"no such {what}: {request.method} {request.url.path[:200]}")
+    answer = health.DIALECT.refuse(problem)
+    assert isinstance(answer.content, list)
+    return Response(
+        b"".join(answer.content), answer.status, error.headers, media_type="application/json"
+    )

@@ -1,0 +1,64 @@
+"""The vectors of a request and what an answer says about them.
+
+Where in the flow: `service.embed` makes it, the dialects write it.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from nomicbert.serve.answers import Header
+from nomicbert.serve.tokens import Tokenised, Wanted
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The rows of a request.
+
+    Attributes:
+        wanted: what was asked for.
+        rows: per text (dim,) fp32, or (tokens, hidden_size).
+        tokenised: lengths and cuts.
+        fingerprint: of the vectors.
+    """
+
+    wanted: Wanted
+    rows: list[Tensor]
+    tokenised: Tokenised
+    fingerprint: str
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed, prompts and special tokens included."""
+        return sum(self.tokenised.lengths)
+
+    @property
+    def truncated(self) -> int:
+        """Texts that were cut."""
+        return len(self.tokenised.cut)
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """The counts of an answer; integers only, because some clients add them up."""
+        return {
+            "prompt_tokens": self.tokens,
+            "total_tokens": self.tokens,
+            "truncated_texts": self.truncated,
+        }
+
+    @property
+    def report(self) -> dict[str, list[list[int]]]:
+        """With `report`: [tokens of the whole text, tokens computed] per text."""
+        whole = self.tokenised.whole
+        if whole is None:
+            return {}
+        pairs = zip(whole, self.tokenised.lengths, strict=True)
+        return {"lengths": [[tokens, used] for tokens, used in pairs]}
+
+    @property
+    def headers(self) -> list[Header]:
+        """Headers of the answer."""
+        found = [(b"x-embedding-fingerprint", self.fingerprint.encode())]
+        if self.truncated:
+            found.append((b"x-truncated-texts", str(self.truncated).encode()))
+        return found

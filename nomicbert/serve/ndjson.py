@@ -1,0 +1,218 @@
+"""Streams of lines: texts in and vectors out, of any length, in flat memory.
+
+Where in the flow: POST /v1/embeddings with content type application/x-ndjson reads a text per line,
+and with that type in `accept` answers with a line per text, in order, as batches finish. In both
+cases the texts go through the engine in slices, two at a time; reading stops while they are
+computed.
+
+A line of the input is a JSON string, or an object whose `input` is the text; its `id` comes back.
+A stream's settings are in the query: model, dimensions, encoding_format, prompt_name, on_long, ...
+A mistake in a later line ends the stream with a line {"error": ...}.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from torch import Tensor
+
+from nomicbert.serve import openai
+from nomicbert.serve.answers import NDJSON, Answer, base64, dumps, numbers
+from nomicbert.serve.embedded import Embedded
+from nomicbert.serve.endpoint import SERVER_ERROR
+from nomicbert.serve.exchange import Exchange, decode
+from nomicbert.serve.problems import STATUS, ClientGone, Problem, Reason
+from nomicbert.serve.service import Service
+from nomicbert.serve.tokens import Wanted
+
+logger = logging.getLogger(__name__)
+
+MEDIA = NDJSON.decode()
+
+# Limits of a slice: texts, and characters.
+SLICE_TEXTS = 64
+SLICE_CHARACTERS = 1 << 16
+# Slices that are computed or wait at a time.
+AHEAD = 2
+
+
+class Line(msgspec.Struct):
+    """A line that is an object."""
+
+    input: str
+    id: str | int | None = None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Consecutive texts of a stream, with their ids."""
+
+    texts: list[str]
+    ids: list[str | int | None]
+
+
+async def embeddings(service: Service, exchange: Exchange) -> Answer:
+    """POST /v1/embeddings: as a stream if the headers say so, else in one piece.
+
+    Raises: Problem: a mistake in the settings or the first slice.
+    """
+    reads_lines = exchange.media_type == MEDIA
+    if not reads_lines and MEDIA not in exchange.headers.get("accept", ""):
+        return await openai.embeddings(service, exchange)
+    service.find(None)
+    if reads_lines:
+        asked = _settings(exchange)
+        slices = _read(exchange, service.settings.payload_limit)
+    else:
+        body = await exchange.json(service.settings.payload_limit)
+        asked = decode(body, openai.EmbeddingsRequest)
+        slices = _cut(openai.as_wanted(service, exchange, asked))
+    # while lines are read, the reader learns that the client is gone
+    embedded = _embed(service, exchange, asked, slices, watch=not reads_lines)
+    # the first slice decides the status: a mistake in it is an ordinary refusal
+    first = await anext(embedded, None)
+    lines = _lines(first, embedded, asked.encoding_format == "base64")
+    headers = [] if first is None else first[1].headers
+    return Answer(lines, media=NDJSON, headers=headers)
+
+
+def _settings(exchange: Exchange) -> openai.EmbeddingsRequest:
+    """The query of the address as the body of a request."""
+    query: dict[str, object] = {"input": "", **exchange.query}
+    try:
+        return msgspec.convert(query, openai.EmbeddingsRequest, strict=False)
+    except msgspec.ValidationError as error:
+        raise Problem(Reason.INVALID, f"in the query of the address: {error}") from error
+
+
+async def _read(exchange: Exchange, limit: int) -> AsyncIterator[Slice]:
+    """Slices of the body's lines; blank lines are skipped."""
+    rest = b""
+    found = Slice([], [])
+    characters = number = 0
+    async for part in _with_end(exchange.stream()):
+        *lines, rest = (rest + part).split(b"\n") if part is not None else [rest, b""]
+        if len(rest) > limit:
+            raise Problem(Reason.BODY_SIZE, f"line {number + 1} is longer than {limit:,} bytes")
+        for line in lines:
+            number += 1
+            if not line.strip():
+                continue
+            text, name = _line(line, number)
+            found.texts.append(text)
+            found.ids.append(name)
+            characters += len(text)
+            if len(found.texts) >= SLICE_TEXTS or characters >= SLICE_CHARACTERS:
+                yield found
+                found, characters = Slice([], []), 0
+    if found.texts:
+        yield found
+
+
+async def _with_end(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes | None]:
+    """The parts, then None."""
+    async for part in parts:
+        yield part
+    yield None
+
+
+def _line(line: bytes, number: int) -> tuple[str, str | int | None]:
+    try:
+        found = msgspec.json.decode(line, type=str | Line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(
+            Reason.INVALID,
+            f"line {number} is neither a JSON string nor an object with a text in `input`: {error}",
+            "input",
+        ) from error
+    return (found, None) if isinstance(found, str) else (found.input, found.id)
+
+
+async def _cut(wanted: Wanted) -> AsyncIterator[Slice]:
+    """Slices of the texts of an ordinary body."""
+    texts = [item for item in wanted.inputs if isinstance(item, str)]
+    if len(texts) < len(wanted.inputs):
+        raise Problem(Reason.INVALID, "a stream takes texts, not token ids", "input")
+    for start in range(0, len(texts), SLICE_TEXTS):
+        part = texts[start : start + SLICE_TEXTS]
+        yield Slice(part, [None] * len(part))
+
+
+async def _embed(
+    service: Service,
+    exchange: Exchange,
+    asked: openai.EmbeddingsRequest,
+    slices: AsyncIterator[Slice],
+    *,
+    watch: bool,
+) -> AsyncIterator[tuple[Slice, Embedded]]:
+    """Compute slices in order, `AHEAD` of them at a time."""
+    running: list[tuple[Slice, asyncio.Task[Embedded]]] = []
+
+    def start(part: Slice) -> None:
+        own = msgspec.structs.replace(asked, input=[*part.texts])
+        wanted = openai.as_wanted(service, exchange, own)
+        work = service.embed(exchange, wanted, patient=True, watch=watch)
+        task = asyncio.create_task(work)
+        running.append((part, task))
+
+    try:
+        async for part in slices:
+            start(part)
+            if len(running) >= AHEAD:
+                part, task = running.pop(0)
+                yield part, await task
+        while running:
+            part, task = running.pop(0)
+            yield part, await task
+    finally:
+        for _, task in running:
+            task.cancel()
+
+
+async def _lines(
+    first: tuple[Slice, Embedded] | None,
+    others: AsyncIterator[tuple[Slice, Embedded]],
+    as_base64: bool,
+) -> AsyncIterator[bytes]:
+    """A line per text; a mistake becomes the last line."""
+    index = 0
+    write = base64 if as_base64 else numbers
+    found = first
+    try:
+        while found is not None:
+            part, embedded = found
+            yield b"".join(_slice_lines(part, embedded, index, write))
+            index += len(part.texts)
+            found = await anext(others, None)
+    except Problem as problem:
+        yield _last_line(problem)
+    except ClientGone:
+        raise
+    except Exception:  # a text that cannot be computed, or a bug: the status has been sent
+        logger.exception("a stream failed after %d texts", index)
+        yield _last_line(Problem(Reason.INTERNAL, SERVER_ERROR))
+
+
+def _last_line(problem: Problem) -> bytes:
+    return dumps(openai.render(STATUS[problem.reason], problem)) + b"\n"
+
+
+def _slice_lines(
+    part: Slice, embedded: Embedded, index: int, write: Callable[[Tensor], object]
+) -> Sequence[bytes]:
+    cut = set(embedded.tokenised.cut)
+    lines = []
+    for place, row in enumerate(embedded.rows):
+        line: dict[str, object] = {
+            "index": index + place,
+            "embedding": write(row),
+            "tokens": embedded.tokenised.lengths[place],
+            "truncated": place in cut,
+        }
+        if part.ids[place] is not None:
+            line["id"] = part.ids[place]
+        lines.append(dumps(line) + b"\n")
+    return lines

@@ -1,0 +1,154 @@
+"""uvicorn's HTTP protocol with the limits that it lacks: slow heads and bodies, large heads.
+
+Where in the flow: below the application, one object per connection. A connection that sends
+nothing, or half a head, is closed after `head_seconds`; half a body gets 408 after `body_seconds`.
+A stream of lines may last, but not pause, for that long. While the server itself has paused
+reading, the clock stands still.
+"""
+
+import asyncio
+from typing import Any
+
+import orjson
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from nomicbert.serve.answers import NDJSON
+
+LARGEST_HEAD = 1 << 16
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection.
+
+    Attributes:
+        head_seconds, body_seconds: limits; a subclass sets them (see `limited`).
+    """
+
+    head_seconds = 10.0
+    body_seconds = 60.0
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """As uvicorn calls it."""
+        super().__init__(config, server_state, app_state, _loop)
+        self._timer: asyncio.TimerHandle | None = None
+        self._head_size = 0
+        self._is_stream = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock of the first head."""
+        super().connection_made(transport)
+        self._start(self.head_seconds, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """Start the clock of another head."""
+        self._head_size = 0
+        self._is_stream = False
+        if self._timer is None:
+            self._start(self.head_seconds, self._head_is_late)
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Count the size of the head."""
+        self._grow(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count the size of the head."""
+        self._grow(len(name) + len(value))
+        if name.lower() == b"content-type":
+            self._is_stream = value.startswith(NDJSON)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is complete: start the clock of the body."""
+        self._stop()
+        if self.transport.is_closing():
+            return
+        self._start(self.body_seconds, self._body_is_late)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A stream of lines has begun anew."""
+        if self.transport.is_closing():
+            return
+        if self._is_stream:
+            self._start(self.body_seconds, self._body_is_late)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The body is complete."""
+        self._stop()
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        self._refuse(b"400 Bad Request", msg)
+
+    def _grow(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > LARGEST_HEAD and not self.transport.is_closing():
+            self._refuse(
+                b"431 Request Header Fields Too Large",
+                f"the head of the request is larger than {LARGEST_HEAD} bytes",
+            )
+
+    def _head_is_late(self) -> None:
+        self._timer = None
+        self.transport.close()
+
+    def _body_is_late(self) -> None:
+        self._timer = None
+        if self.flow.read_paused:  # the server is busy: it will go on reading
+            self._start(self.body_seconds, self._body_is_late)
+            return
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_started:
+            # the application learns that the client is gone
+            cycle.disconnected = True
+            cycle.message_event.set()
+            self._refuse(
+                b"408 Request Timeout", f"the body did not come within {self.body_seconds:g} s"
+            )
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: bytes, message: str) -> None:
+        """Answer below the application, and close."""
+        body = orjson.dumps({"error": {"message": message, "type": "invalid_request_error"}})
+        self.transport.write(
+            b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%b" % (status, len(body), body)
+        )
+        self.transport.close()
+
+    def _start(self, seconds: float, call: Any) -> None:
+        self._stop()
+        self._timer = self.loop.call_later(seconds, call)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def limited(head_seconds: float, body_seconds: float) -> type[LimitedProtocol]:
+    """The protocol with these limits, as a class, which is what uvicorn takes."""
+    return type(
+        "Protocol",
+        (LimitedProtocol,),
+        {"head_seconds": head_seconds, "body_seconds": body_seconds},
+    )

@@ -1,0 +1,57 @@
+"""Whether the engine still gives the vectors of load time: a part of readiness.
+
+Where in the flow: `service.start` must pass it; /health/ready repeats it now and then.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from nomicbert.serve.engine import Engine
+from nomicbert.serve.jobs import Group, Job
+from nomicbert.serve.models import ServedModel, self_test_ids
+
+logger = logging.getLogger(__name__)
+
+# Seconds until it is repeated.
+INTERVAL = 30.0
+# A test that waits longer says nothing: load is no reason to be unready.
+TIMEOUT = 10.0
+
+
+class SelfTest:
+    """Embeds a fixed text with every model, through the engine like any request."""
+
+    def __init__(self, engine: Engine, models: Sequence[ServedModel]) -> None:
+        """Nothing has been tested yet."""
+        self._engine = engine
+        self._models = models
+        self._began = 0.0
+        self._problem = ""
+
+    async def problem(self) -> str:
+        """Why the server is not ready; "" if it is."""
+        if self._engine.is_failing:
+            return "the last batches have failed"
+        if time.monotonic() - self._began > INTERVAL:
+            await self.run()
+        return self._problem
+
+    async def run(self) -> None:
+        """Test all models."""
+        self._began = time.monotonic()
+        found = [await self._test(model) for model in self._models]
+        self._problem = next(filter(None, found), "")
+
+    async def _test(self, model: ServedModel) -> str:
+        ids, finish = self_test_ids(model)
+        future = self._engine.submit(Job(Group(model.index), ids, finish), use_cache=False)
+        try:
+            (row,) = await asyncio.wait_for(future, TIMEOUT)
+        except asyncio.TimeoutError:
+            return self._problem
+        except Exception as error:  # whatever the computation raises
+            logger.error("the self-test of %s failed", model.name, exc_info=error)
+            return f"the self-test of {model.name} failed"
+        return "" if model.is_same(row) else f"the self-test of {model.name} gives another vector"

@@ -1,0 +1,287 @@
+"""From what a request wants to its vectors: the steps that all dialects share.
+
+Where in the flow: a dialect calls `embed` with a Wanted. Here stand the checks that need no
+computing (state, fingerprint, size of the answer), admission, tokenising, and the wait for the
+engine.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from nomicbert.serve.admission import Admission
+from nomicbert.serve.cache import VectorCache
+from nomicbert.serve.embedded import Embedded
+from nomicbert.serve.engine import Engine
+from nomicbert.serve.exchange import Exchange
+from nomicbert.serve.logs import log_line
+from nomicbert.serve.metrics import Metrics
+from nomicbert.serve.models import Loaded, Names, ServedModel, load
+from nomicbert.serve.problems import Problem, Reason
+from nomicbert.serve.self_test import SelfTest
+from nomicbert.serve.settings import ServeSettings
+from nomicbert.serve.tokens import Tokenised, Wanted, tokenise
+from nomicbert.vectors.fingerprint import matches
+from nomicbert.vectors.pooling import Finish
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+# Requests of at most this many characters are tokenised on the event loop: a thread costs more.
+SHORT = 4000
+# Seconds of work that may wait, without --max-waiting-tokens, and the least number of tokens.
+QUEUE_SECONDS = 30
+LEAST_WAITING = 1 << 19
+
+
+class Service:
+    """The state of a server.
+
+    Attributes:
+        settings, names, metrics: of this server.
+        loaded, engine: once the models are ready.
+        draining: SIGTERM has come; requests are still answered.
+        stopping: no more requests are answered.
+        in_flight: requests without an answer yet.
+    """
+
+    def __init__(
+        self, settings: ServeSettings, names: Names, routes: Sequence[tuple[str, str]]
+    ) -> None:
+        """Nothing is loaded yet."""
+        self.settings = settings
+        self.names = names
+        self.metrics = Metrics(routes, names.primary)
+        self.loaded: Loaded | None = None
+        self.engine: Engine | None = None
+        self.admission: Admission | None = None
+        self.draining = False
+        self.stopping = False
+        self.in_flight = 0
+        self._self_test: SelfTest | None = None
+        self._reminded: set[int] = set()
+        self._pool = ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer")
+
+    async def start(self) -> None:
+        """Load the models and start the engine; the self-test must pass.
+
+        Raises: NomicBertError, ValueError: see `load`. RuntimeError: the self-test fails.
+        """
+        loop = asyncio.get_running_loop()
+        loaded = await loop.run_in_executor(None, load, self.settings, self.names)
+        settings, cache = self.settings, VectorCache(self.settings.cache_bytes)
+        engine = Engine(loaded.replicas, loaded.budgets, cache, self.metrics, settings.threads)
+        engine.rate = max(loaded.rates)
+        limit = settings.max_waiting_tokens
+        if limit is None:
+            limit = max(LEAST_WAITING, int(QUEUE_SECONDS * engine.rate))
+        engine.start(loop)
+        self.loaded, self.engine = loaded, engine
+        self.admission = Admission(limit, settings.max_waiting_requests, engine)
+        self._watch(engine, cache)
+        self_test = SelfTest(engine, loaded.models)
+        await self_test.run()
+        for model in loaded.models:
+            self.metrics.model(
+                model.name,
+                str(model.embedder.model.compute_dtype).removeprefix("torch."),
+                model.embedder.model.ops.name,
+                model.fingerprint.of_call(Finish(), "").partition(".")[0],
+            )
+        if problem := await self_test.problem():
+            raise RuntimeError(problem)
+        self._self_test = self_test
+
+    def stop(self) -> None:
+        """End all threads; what waits is dropped."""
+        if self.engine is not None:
+            self.engine.stop()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def models(self) -> list[ServedModel]:
+        """The models.
+
+        Raises: Problem: they are not loaded yet, or the server is stopping.
+        """
+        if self.stopping:
+            raise Problem(Reason.STOPPING, "the server is stopping", retry_after=1.0)
+        if self.loaded is None:
+            raise Problem(Reason.LOADING, "the models are being loaded", retry_after=2.0)
+        return self.loaded.models
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of this name; without one, the first.
+
+        Raises: Problem: unknown, or not loaded yet.
+        """
+        models = self.models
+        return models[self.names.find(name)]
+
+    async def embed(
+        self, exchange: Exchange, wanted: Wanted, *, patient: bool = False, watch: bool = True
+    ) -> Embedded:
+        """Compute the rows of a request.
+
+        Args:
+            exchange: the request.
+            wanted: what it asks for.
+            patient: wait for room in the queue, as streams do, instead of refusing.
+            watch: drop the rest if the client leaves; needs a body that has been read.
+
+        Raises: Problem, ClientGone; any error of the computation.
+        """
+        engine, admission = self.engine, self.admission
+        assert engine is not None, "`find` has checked it"
+        assert admission is not None, "`find` has checked it"
+        model = wanted.model
+        exchange.model = model.name
+        fingerprint = model.fingerprint.of_call(wanted.finish, wanted.prompt)
+        self._check_fingerprint(exchange, fingerprint)
+        self._check_answer_size(wanted)
+        self._remind(wanted)
+        seconds = self._seconds(exchange)
+        with await admission.enter(wanted.estimate(), patient=patient) as place:
+            began = time.perf_counter()
+            if wanted.characters() <= SHORT:
+                tokenised = tokenise(wanted)
+            else:
+                tokenised = await exchange.wait(
+                    self.in_pool(tokenise, wanted), seconds, watch=watch
+                )
+            self.metrics.tokenise_seconds.observe(time.perf_counter() - began)
+            place.leave()  # from here on the scheduler counts its tokens
+            rows = await exchange.wait(engine.submit(tokenised.job), seconds, watch=watch)
+        self._count(exchange, wanted, tokenised)
+        return Embedded(wanted, rows, tokenised, fingerprint)
+
+    def in_pool(self, work: Callable[..., Result], *arguments: Any) -> "asyncio.Future[Result]":
+        """Run work of a tokenizer beside the event loop."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the models are loaded and have passed the self-test."""
+        return self._self_test is not None
+
+    async def is_ready(self) -> str:
+        """Why the server is not ready; "" if it is. Load is no reason."""
+        if self.draining or self.stopping:
+            return "draining"
+        return "loading" if self._self_test is None else await self._self_test.problem()
+
+    def is_alive(self) -> bool:
+        """Whether no batch has been running for longer than --stuck-seconds."""
+        return self.engine is None or self.engine.busy_seconds() <= self.settings.stuck_seconds
+
+    def log_request(self, exchange: Exchange, route: str, status: int, seconds: float) -> None:
+        """Write the line of a request that has ended; probes of health have none."""
+        if route.startswith("/health"):
+            return
+        if self.settings.access_log or status >= 500:
+            log_line(
+                "request",
+                id=exchange.id,
+                route=route,
+                status=status,
+                ms=round(seconds * 1000, 2),
+                model=exchange.model,
+                texts=exchange.texts,
+                truncated=exchange.truncated,
+            )
+
+    def _watch(self, engine: Engine, cache: VectorCache) -> None:
+        metrics, scheduler = self.metrics, engine.scheduler
+        metrics.observe(metrics.waiting_texts, lambda: scheduler.waiting_texts)
+        metrics.observe(metrics.waiting_tokens, lambda: scheduler.waiting_tokens)
+        metrics.observe(metrics.queue_ahead, engine.seconds_ahead)
+        metrics.observe(metrics.in_flight, lambda: self.in_flight)
+        metrics.observe(metrics.cache_bytes, lambda: cache.bytes)
+        metrics.observe(metrics.cache_hits, lambda: cache.hits)
+        metrics.observe(metrics.cache_misses, lambda: cache.misses)
+        metrics.observe(metrics.draining, lambda: self.draining)
+        metrics.observe(metrics.ready, lambda: self.is_loaded and not self.draining)
+
+    def _check_fingerprint(self, exchange: Exchange, found: str) -> None:
+        expected = exchange.headers.get("x-expect-fingerprint")
+        if expected is not None and not matches(expected, found):
+            raise Problem(
+                Reason.FINGERPRINT,
+                f"the vectors of this request have the fingerprint {found}, not "
+                f"{expected[:200]!r}: they do not belong in that index",
+            )
+
+    def _check_answer_size(self, wanted: Wanted) -> None:
+        finish, limit = wanted.finish, self.settings.max_response_bytes
+        width = finish.matryoshka_dim or finish.truncate_dim or wanted.model.width
+        if wanted.hidden:  # a row per token
+            width = wanted.model.embedder.model.config.hidden_size
+            size = wanted.estimate() * width * wanted.value_bytes
+        else:
+            size = len(wanted.inputs) * width * wanted.value_bytes
+        if size > limit:
+            raise Problem(
+                Reason.ANSWER_SIZE,
+                f"the answer would have about {size:,.0f} bytes, more than {limit:,} "
+                "(--max-response-bytes): send fewer texts per request, or take the answer as a "
+                "stream with accept: application/x-ndjson",
+                wanted.field,
+            )
+
+    def _remind(self, wanted: Wanted) -> None:
+        """Log once per model that its texts need a prompt and have none."""
+        model = wanted.model
+        if wanted.prompt or model.index in self._reminded:
+            return
+        self._reminded.add(model.index)
+        if model.embedder.needs_prompt:
+            log_line(
+                "no_prompt",
+                level=logging.WARNING,
+                model=model.name,
+                advice="this checkpoint was trained with a task prefix before every text: send "
+                "prompt_name or task_type, or start with --default-prompt-name",
+            )
+
+    def _seconds(self, exchange: Exchange) -> float:
+        given = exchange.headers.get("x-request-timeout-ms", "")
+        if not given:
+            return self.settings.max_queue_seconds
+        if not given.isdecimal() or not 0 < int(given) < 10**9:
+            raise Problem(
+                Reason.INVALID, f"x-request-timeout-ms must be a number of ms, not {given[:80]!r}"
+            )
+        return min(int(given) / 1000, self.settings.max_queue_seconds)
+
+    def _count(self, exchange: Exchange, wanted: Wanted, tokenised: Tokenised) -> None:
+        metrics, job, cut = self.metrics, tokenised.job, len(tokenised.cut)
+        exchange.texts += len(tokenised.lengths)
+        exchange.truncated += cut
+        now = time.monotonic()
+        if job.started is not None:
+            metrics.queue_seconds.observe(job.started - job.arrived)
+            metrics.compute_seconds.observe(now - job.started)
+        metrics.embedded(wanted.model.name, tokenised.lengths, cut, wanted.on_long)
+        if tokenised.doubled:
+            metrics.doubled_prompts.inc(tokenised.doubled)
+            log_line(
+                "doubled_prompt",
+                level=logging.WARNING,
+                id=exchange.id,
+                model=wanted.model.name,
+                texts=tokenised.doubled,
+            )
+        if cut:
+            log_line(
+                "truncated",
+                level=logging.WARNING,
+                id=exchange.id,
+                model=wanted.model.name,
+                texts=cut,
+                of=len(tokenised.lengths),
+                max_length=wanted.max_length,
+            )

@@ -1,0 +1,91 @@
+"""TEI's routes that show the tokenizer: POST /tokenize and /decode."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from nomicbert.errors import TextError
+from nomicbert.runtime.inputs import check_text
+from nomicbert.serve.answers import Answer, as_json
+from nomicbert.serve.exchange import Exchange, decode
+from nomicbert.serve.fields import as_prompt
+from nomicbert.serve.problems import Problem, Reason
+from nomicbert.serve.service import Service
+from nomicbert.text.tokenizer import Tokenizer
+
+
+class TokenizeRequest(msgspec.Struct):
+    """The body of POST /tokenize."""
+
+    inputs: str | list[str]
+    add_special_tokens: bool | None = None
+    prompt_name: str | None = None
+
+
+class DecodeRequest(msgspec.Struct):
+    """The body of POST /decode."""
+
+    ids: list[int | list[int]]
+    skip_special_tokens: bool | None = None
+
+
+async def tokenize(service: Service, exchange: Exchange) -> Answer:
+    """POST /tokenize: id, text and place of every token of each whole text."""
+    model = service.find(None)
+    body = decode(await exchange.json(service.settings.payload_limit), TokenizeRequest)
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    if not texts:
+        raise Problem(Reason.EMPTY, "`inputs` cannot be empty", "inputs")
+    prompt = as_prompt(model, body.prompt_name, "prompt_name")
+    framed = body.add_special_tokens is not False
+    work = service.in_pool(shown, model.tokenizer, [prompt + text for text in texts], framed)
+    return as_json(await work)
+
+
+async def decode_ids(service: Service, exchange: Exchange) -> Answer:
+    """POST /decode: the text of token ids."""
+    model = service.find(None)
+    body = decode(await exchange.json(service.settings.payload_limit), DecodeRequest)
+    lists = [item for item in body.ids if isinstance(item, list)]
+    if not body.ids:
+        raise Problem(Reason.EMPTY, "`ids` cannot be empty", "ids")
+    if not lists:
+        lists = [[item for item in body.ids if isinstance(item, int)]]
+    elif len(lists) < len(body.ids):
+        raise Problem(Reason.INVALID, "`ids` must hold ids only, or lists of ids only", "ids")
+    most = model.embedder.model.config.vocab_size
+    if not all(0 <= token < most for ids in lists for token in ids):
+        raise Problem(Reason.INVALID, f"`ids` must be 0 to {most - 1}", "ids")
+    skip = body.skip_special_tokens is not False
+    rust = model.tokenizer.rust
+    return as_json(await service.in_pool(lambda: [rust.decode(ids, skip) for ids in lists]))
+
+
+def shown(tokenizer: Tokenizer, texts: Sequence[str], framed: bool) -> list[list[object]]:
+    """The tokens of each text as TEI writes them.
+
+    Raises: Problem: a text is not valid Unicode.
+    """
+    found = []
+    for index, text in enumerate(texts):
+        try:
+            check_text(index, text)
+        except TextError as error:
+            raise Problem(Reason.INVALID, f"`inputs`[{index}] {error.problem}", "inputs") from error
+        encoded = tokenizer.rust.encode(text, add_special_tokens=framed)
+        tokens: list[object] = []
+        for token, piece, place, special in zip(
+            encoded.ids, encoded.tokens, encoded.offsets, encoded.special_tokens_mask, strict=True
+        ):
+            start, stop = (None, None) if special else place
+            tokens.append(
+                {
+                    "id": token,
+                    "text": piece if special else text[slice(*place)],
+                    "special": bool(special),
+                    "start": start,
+                    "stop": stop,
+                }
+            )
+        found.append(tokens)
+    return found
