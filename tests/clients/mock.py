@@ -168,7 +168,7 @@ class Mock:
                 detail = {"loc": ["body", name], "msg": message, "type": "value_error"}
                 raise Refusal(422, {"detail": [detail]})
         task = body.get("task_type") or "search_document"
-        settings = _settings(body.get("dimensionality"), task)
+        settings = _settings(body.get("dimensionality") or WIDTH, task)
         if body.get("long_text_mode", "mean") == "mean":
             settings["truncate"] = "mean"
         rows = self.encode(body["texts"], **settings)

@@ -23,7 +23,7 @@ KEPT = ("accept", "accept-encoding", "authorization", "connection", "content-typ
 
 
 def record(python: str, client: str) -> list[dict[str, Any]]:
-    """Run one client's calls; its distinct requests, grouped by route and headers, in a fixed order."""
+    """Run one client's calls; its distinct requests by route and headers, in a fixed order."""
     model = SHORT if client == "nomic" else LONG
     with Mock(SHORT, LONG) as mock, tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out.json")

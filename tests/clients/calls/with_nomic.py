@@ -14,13 +14,16 @@ def run(record, url, model, texts):
 
     def call(name, chosen, **keywords):
         answer = embed.text(chosen, model=model, **keywords)
-        facts = {key: answer[key] for key in ("model", "usage", "inference_mode")}
+        facts = {key: answer[key] for key in ("usage", "inference_mode")}
         record.vectors(name, answer["embeddings"], **facts)
 
     few, many, long = texts["few"], texts["many"], texts["long"]
     for task in TASKS:
         call(task, few, task_type=task)
     call("default", few)
+    # the client refuses an answer for another name than the one that it sent
+    other = embed.text(few[:2], model=f"nomic-ai/{model}")
+    record.vectors("other name", other["embeddings"], inference_mode=other["inference_mode"])
     call("many", many, task_type="search_document")  # 13 requests of at most two texts
     call("dimensions 64", few, task_type="search_query", dimensionality=64)
     call("dimensions 32", few, task_type="clustering", dimensionality=32)
