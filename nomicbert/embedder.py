@@ -197,7 +197,7 @@ class Embedder(EmbedderSettings):
             prompt: your own text to put there; it wins over prompt_name, with a warning.
             matryoshka_dim: the checkpoint's recipe for short vectors: (layer_norm,) slice, L2.
             truncate_dim: slice only; `self.truncate_dim` if the call gives no width.
-            normalize_embeddings: apply L2 at the end, even if the checkpoint does not.
+            normalize_embeddings: apply L2 at the end, as truncate "mean" and some checkpoints do.
             precision: "float32", "float16", "int8" or "uint8" (256 steps over each column's
                 range), "binary" or "ubinary" (the signs, eight per byte).
             ranges: (2, dim) minimum and maximum per column for int8 and uint8; by default those of

@@ -1,6 +1,8 @@
 """`nomicbert serve`: embed texts over HTTP."""
 
 import importlib.util
+import os
+import sys
 from enum import Enum
 from typing import Annotated, Any
 
@@ -178,12 +180,10 @@ def serve(
     given: dict[str, Any] = dict(locals())
     del given["context"], given["tei_env"]
     if tei_env:
-        given |= from_tei_environment(context)
+        given |= from_tei_environment(context, os.environ)
     need_serve()
 
     # Slow imports, so they follow the checks of the arguments.
-    import sys
-
     from nomicbert.serve.server import run
     from nomicbert.serve.settings import ServeSettings
 

@@ -5,7 +5,7 @@ upper case. HOSTNAME is left out: shells and Docker set it to the machine's name
 read from HOST.
 """
 
-import os
+from collections.abc import Mapping
 
 import typer
 
@@ -32,14 +32,16 @@ TEI: dict[str, tuple[str, type]] = {
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
-def from_tei_environment(context: typer.Context) -> dict[str, object]:
+def from_tei_environment(
+    context: typer.Context, environment: Mapping[str, str]
+) -> dict[str, object]:
     """The options that TEI's variables set and the command line does not.
 
     Raises: ValueError: a variable whose text is no such value.
     """
     found: dict[str, object] = {}
     for variable, (option, kind) in TEI.items():
-        text = os.environ.get(variable, "")
+        text = environment.get(variable, "")
         if text and _is_default(context, option):
             found[option] = _read(variable, text, kind)
     return found

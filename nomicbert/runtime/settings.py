@@ -14,6 +14,7 @@ from nomicbert.text.max_length import check_limit
 from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.vectors.embedding_model import EmbeddingModel
+from nomicbert.vectors.fingerprint import Fingerprint
 from nomicbert.vectors.pooling import Finish
 from nomicbert.vectors.similarity import similarity_name
 
@@ -137,6 +138,32 @@ class EmbedderSettings(FacadeSettings):
     def get_sentence_embedding_dimension(self) -> int:
         """Old name of `get_embedding_dimension`."""
         return self.get_embedding_dimension()
+
+    def fingerprint(
+        self,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        matryoshka_dim: int | None = None,
+        truncate_dim: int | None = None,
+        normalize_embeddings: bool = False,
+    ) -> str:
+        """The name of the vector space of `encode` with these arguments, to store with vectors.
+
+        Every call reads all parameters, which may have been trained since the last one: about a
+        second per 2 GB. The parts of a fingerprint are those of `nomicbert.vectors.fingerprint`.
+
+        >>> len(embedder.fingerprint(prompt_name="search_query"))
+        41
+
+        Raises: ValueError, TypeError: invalid argument; an adapter or a hook in the model.
+        """
+        if matryoshka_dim is None and truncate_dim is None:
+            truncate_dim = self.truncate_dim
+        finish = Finish(matryoshka_dim, truncate_dim, normalize_embeddings)
+        self.embedding_model.pooling.check(finish)
+        text = self._prompts.choose(prompt_name, prompt)
+        return Fingerprint.of(self.embedding_model, self._tokenizer).of_call(finish, text)
 
 
 class CrossEncoderSettings(FacadeSettings):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# The status that nginx logs for a client that left; none is sent.
+GONE = 499
 SERVER_ERROR = "the server failed to answer; its log has the details under this request's id"
 
 
@@ -88,12 +90,13 @@ class Endpoint:
         service = self.service
         exchange = Exchange(scope, receive)
         service.in_flight += 1
-        outcome, status = "answered", 499
+        outcome, status = "failed", GONE
         try:
             try:
                 if not self._is_open:
                     check_key(exchange, service.settings.api_keys)
                 answer = await self._handler(service, exchange)
+                outcome = "answered"
             except Problem as problem:
                 service.metrics.refused(problem.reason)
                 answer, outcome = self.dialect.refuse(problem), "refused"

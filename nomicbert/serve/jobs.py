@@ -123,14 +123,18 @@ class TokenMeans:
     Attributes:
         counts: windows of each text.
         tokens: pooled tokens of each window.
+        lengths: tokens of each text; one without any is zeros.
         finish: steps after pooling.
     """
 
     counts: tuple[int, ...]
     tokens: tuple[int, ...]
+    lengths: tuple[int, ...]
     finish: Finish
 
     def __call__(self, model: EmbeddingModel, rows: Rows) -> Rows:
         """See Join."""
         pooled = token_mean(torch.stack(rows), np.array(self.tokens), self.counts)
-        return list(model.finish(pooled.to(model.device), self.finish).cpu())
+        vectors = model.finish(pooled.to(model.device), self.finish).cpu()
+        vectors[torch.tensor(self.lengths) == 0] = 0.0
+        return list(vectors)

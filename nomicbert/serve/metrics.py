@@ -26,8 +26,8 @@ TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # How a request can end.
 OUTCOMES = ("answered", "refused", "failed", "disconnected")
-# Statuses of routes whose dialect has more than the common ones.
-MORE_STATUSES = (422, 424)
+# Statuses of some dialects, and 499 for a client that left.
+MORE_STATUSES = (422, 424, 499)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
@@ -90,18 +90,19 @@ class Metrics:
             ("model", "dtype", "backend", "fingerprint"),
             registry=registry,
         )
-        for outcome in OUTCOMES:
-            self._outcomes.labels(outcome)
+        self._by_status: dict[tuple[str, str, int], Counter] = {}
+        self._by_route: dict[str, Histogram] = {}
+        self._by_outcome = {outcome: self._outcomes.labels(outcome) for outcome in OUTCOMES}
         for reason in Reason:
             self._refused.labels(reason.value)
         statuses = sorted({200, *STATUS.values(), *MORE_STATUSES})
         for dialect, route in routes:
-            self._request_seconds.labels(route)
+            self._by_route[route] = self._request_seconds.labels(route)
             for status in statuses:
                 self._requests.labels(dialect, route, str(status))
+        self._by_model: dict[str, tuple[Counter, Counter]] = {}
         for model in models:
-            self._texts.labels(model)
-            self._tokens.labels(model)
+            self._by_model[model] = self._texts.labels(model), self._tokens.labels(model)
             for policy in ("end", "chunk", "mean"):
                 self._truncated.labels(model, policy)
 
@@ -127,9 +128,14 @@ class Metrics:
 
     def request(self, dialect: str, route: str, status: int, seconds: float, outcome: str) -> None:
         """Count a request that has ended."""
-        self._requests.labels(dialect, route, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
-        self._outcomes.labels(outcome).inc()
+        # children are kept: `labels` takes longer than to count
+        key = (dialect, route, status)
+        counter = self._by_status.get(key)
+        if counter is None:
+            counter = self._by_status[key] = self._requests.labels(dialect, route, str(status))
+        counter.inc()
+        self._by_route[route].observe(seconds)
+        self._by_outcome[outcome].inc()
 
     def refused(self, reason: Reason) -> None:
         """Count a refusal."""
@@ -137,8 +143,9 @@ class Metrics:
 
     def embedded(self, model: str, lengths: Sequence[int], truncated: int, policy: str) -> None:
         """Count the texts of a request."""
-        self._texts.labels(model).inc(len(lengths))
-        self._tokens.labels(model).inc(sum(lengths))
+        texts, tokens = self._by_model[model]
+        texts.inc(len(lengths))
+        tokens.inc(sum(lengths))
         if truncated:
             self._truncated.labels(model, policy).inc(truncated)
         for length in lengths:

@@ -80,7 +80,7 @@ async def text(service: Service, exchange: Exchange) -> Answer:
         inputs=as_inputs(list(body.texts), "texts", service.settings.max_client_batch_size),
         field="texts",
         prompt=task_prompt(model, body.task_type or SEARCH_DOCUMENT, "task_type"),
-        finish=as_finish(model, body.dimensionality, "dimensionality"),
+        finish=as_finish(model, _width(model, body.dimensionality), "dimensionality"),
         on_long=on_long,
         max_length=_max_length(model, on_long, limit),
         most_tokens=(limit or MOST_TOKENS) if on_long == "mean" else None,
@@ -116,9 +116,23 @@ def task_prompt(model: ServedModel, task: str, field: str) -> str:
     return as_prompt(model, task, field) if any(prompts.values()) else ""
 
 
+def _width(model: ServedModel, given: int | None) -> int:
+    """Without `dimensionality`, the recipe over the whole width: v1.5's layer_norm is applied too.
+
+    Source: `LLamaModel::embedInternal` of nomic-ai/gpt4all, which follows the hosted API.
+    """
+    return given if given is not None else model.embedder.truncate_dim or model.width
+
+
 def _max_length(model: ServedModel, on_long: OnLong, limit: int | None) -> int:
-    """Tokens per text or window, special tokens included."""
-    if on_long == "mean" or limit is None:
+    """Tokens per text or window, special tokens included.
+
+    Windows are no longer than the texts that the checkpoint was trained on (source: as above).
+    """
+    if on_long == "mean":
+        trained = model.embedder.model.config.max_trained_positions
+        return min(model.max_length, trained or model.max_length)
+    if limit is None:
         return model.max_length
     special = model.tokenizer.shortest - 1
     return min(model.max_length, limit + special)

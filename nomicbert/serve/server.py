@@ -19,7 +19,7 @@ from types import FrameType
 import uvicorn
 
 from nomicbert.serve.app import make_app
-from nomicbert.serve.logs import LogFormat, log_line, set_up
+from nomicbert.serve.logs import LogFormat, RequestLog, log_line, set_up
 from nomicbert.serve.models import Names
 from nomicbert.serve.protocol import limited
 from nomicbert.serve.service import Service
@@ -139,6 +139,8 @@ def run(settings: ServeSettings, log_format: LogFormat, say: Callable[[str], Non
     """
     set_up(log_format, logging.StreamHandler(sys.stderr))
     server = make_server(settings)
+    if settings.access_log:
+        server.service.request_log = RequestLog(log_format, sys.stderr.fileno())
     with contextlib.closing(listen(settings)) as listener:
         say(f"serving on {address(settings, listener)}")
         if not settings.is_local and not settings.api_keys:

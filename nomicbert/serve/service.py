@@ -17,7 +17,7 @@ from nomicbert.serve.cache import VectorCache
 from nomicbert.serve.embedded import Embedded
 from nomicbert.serve.engine import Engine
 from nomicbert.serve.exchange import Exchange
-from nomicbert.serve.logs import log_line
+from nomicbert.serve.logs import RequestLog, log_line
 from nomicbert.serve.metrics import Metrics
 from nomicbert.serve.models import Loaded, Names, ServedModel, load
 from nomicbert.serve.problems import Problem, Reason
@@ -47,6 +47,7 @@ class Service:
         draining: SIGTERM has come; requests are still answered.
         stopping: no more requests are answered.
         in_flight: requests without an answer yet.
+        request_log: writes the line of a request, or None.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Service:
         self.draining = False
         self.stopping = False
         self.in_flight = 0
+        self.request_log: RequestLog | None = None
         self._self_test: SelfTest | None = None
         self._reminded: set[int] = set()
         self._pool = ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer")
@@ -180,19 +182,18 @@ class Service:
 
     def log_request(self, exchange: Exchange, route: str, status: int, seconds: float) -> None:
         """Write the line of a request that has ended; probes of health have none."""
-        if route.startswith("/health"):
+        if self.request_log is None or route.startswith("/health"):
             return
-        if self.settings.access_log or status >= 500:
-            log_line(
-                "request",
-                id=exchange.id,
-                route=route,
-                status=status,
-                ms=round(seconds * 1000, 2),
-                model=exchange.model,
-                texts=exchange.texts,
-                truncated=exchange.truncated,
-            )
+        fields = {
+            "id": exchange.id,
+            "route": route,
+            "status": status,
+            "ms": round(seconds * 1000, 2),
+            "model": exchange.model,
+            "texts": exchange.texts,
+            "truncated": exchange.truncated,
+        }
+        self.request_log(fields)
 
     def _watch(self, engine: Engine, cache: VectorCache) -> None:
         metrics, scheduler = self.metrics, engine.scheduler

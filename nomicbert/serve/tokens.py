@@ -143,6 +143,7 @@ def _windows(wanted: Wanted, texts: list[str]) -> Tokenised:
         raise Problem(Reason.INVALID, str(error)) from error
     counts = tuple(map(len, parts))
     pieces = [ids for part in parts for ids in part]
+    lengths = [sum(map(len, part)) for part in parts]
     group, finish = _group(wanted), wanted.finish
     join: Join
     own: Finish | None
@@ -159,8 +160,7 @@ def _windows(wanted: Wanted, texts: list[str]) -> Tokenised:
             )
         own = None
         pooled = tuple(max(len(ids) - group.skipped, 0) for ids in pieces)
-        join = TokenMeans(counts, pooled, finish)
-    lengths = [sum(map(len, part)) for part in parts]
+        join = TokenMeans(counts, pooled, tuple(lengths), finish)
     whole = tokenizer.count([wanted.prompt + text for text in texts]) if wanted.report else None
     if max(counts, default=0) == 1:  # as most often: each text is one piece, as under "end"
         job = Job(group, pieces, own or finish)

@@ -16,7 +16,7 @@ from nomicbert.arguments import as_whole
 from nomicbert.modeling.context import ForwardContext
 from nomicbert.modeling.packing import PackedBatch, offsets, positions
 from nomicbert.modeling.prepared_weights import PreparedWeights
-from nomicbert.vectors.steps import Step, pool_rows
+from nomicbert.vectors.steps import Dropout, Normalize, Step, pool_rows
 from nomicbert_kernels import Ops, PoolMode, Weight
 from nomicbert_kernels.backend import plan_runs
 from nomicbert_kernels.tensors import ONE_TOKEN_MODES, to_device
@@ -30,6 +30,8 @@ class Finish:
         matryoshka_dim: layer_norm if the checkpoint's recipe has it -> slice -> L2; or None.
         truncate_dim: slice only; or None.
         normalize: L2 as the last step.
+        unnormalized: leave out the L2 at the end: the one that the checkpoint's modules end with,
+            and that of matryoshka_dim.
     """
 
     matryoshka_dim: int | None = None
@@ -77,7 +79,7 @@ class Pooling(nn.Module):
         return "+".join(self.modes)
 
     def check(self, finish: Finish) -> None:
-        """Refuse an invalid width.
+        """Refuse an invalid width, and steps that contradict each other.
 
         Raises: TypeError, ValueError: it names the argument and the value.
         """
@@ -90,6 +92,8 @@ class Pooling(nn.Module):
                 raise ValueError(f"{name} must be 1 to {width}, not {dim}")
         if finish.matryoshka_dim is not None and finish.truncate_dim is not None:
             raise ValueError("give matryoshka_dim or truncate_dim, not both")
+        if finish.normalize and finish.unnormalized:
+            raise ValueError("give normalize or unnormalized, not both")
 
     @property
     def reads_one_token(self) -> bool:
@@ -165,9 +169,22 @@ class Pooling(nn.Module):
     def finish(self, ops: Ops, pooled: Tensor, finish: Finish) -> Tensor:
         """Apply all steps after pooling: (B, hidden_size x modes) fp32 -> (B, dim) fp32."""
         x = pooled
-        for step in self.steps:
+        for step in self.steps_for(finish):
             x = step(x, ops, self._prepared)
         return self._last(pool_rows(ops, x, *self._recipe(finish)), finish)
+
+    def steps_for(self, finish: Finish) -> list[nn.Module]:
+        """The modules after pooling that a call runs.
+
+        An unnormalized vector is without every L2 that only dropout or another L2 follows: those
+        before the last one, which is `normalize`, are modules like others.
+        """
+        steps = [*self.steps]
+        if not finish.unnormalized:
+            return steps
+        others = (i for i, step in enumerate(steps) if not isinstance(step, Normalize | Dropout))
+        last = max(others, default=-1)
+        return [step for i, step in enumerate(steps) if i < last or not isinstance(step, Normalize)]
 
     def prepared_weights(self) -> list[Weight]:
         """The weights of the Dense layers prepared so far."""
@@ -187,11 +204,8 @@ class Pooling(nn.Module):
     def _recipe(self, finish: Finish) -> tuple[bool, int | None, bool]:
         """The arguments layer_norm, dim and L2 of the pooling op."""
         short = finish.matryoshka_dim is not None
-        return (
-            self.matryoshka_layer_norm and short,
-            finish.matryoshka_dim,
-            (self.normalize or short) and not finish.unnormalized,
-        )
+        unit = (self.normalize or short) and not finish.unnormalized
+        return self.matryoshka_layer_norm and short, finish.matryoshka_dim, unit
 
     def _last(self, x: Tensor, finish: Finish) -> Tensor:
         """Apply truncate_dim and normalize, the steps after the checkpoint's own modules."""

@@ -153,8 +153,11 @@ def test_vector_does_not_depend_on_the_batch(minilm: Embedder) -> None:
     assert same(encode(TEXTS, batch_size=1), alone)
 
 
-def test_windows_count_all_characters(minilm: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In chunk mode all characters are tokenised, so all of them count."""
+@pytest.mark.parametrize("truncate", ["chunk", "mean"])
+def test_windows_count_all_characters(
+    truncate: Any, minilm: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In these modes all characters are tokenised, so all of them count."""
     seen: list[int] = []
     encode_windows = Tokenizer.encode_windows
 
@@ -164,7 +167,7 @@ def test_windows_count_all_characters(minilm: Embedder, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Tokenizer, "encode_windows", spy)
     monkeypatch.setattr(batches, "WINDOW_CHARACTERS", 1000)
-    minilm.encode(["fox " * 250] * 3, truncate="chunk", max_length=LIMIT)
+    minilm.encode(["fox " * 250] * 3, truncate=truncate, max_length=LIMIT)
     assert seen == [1, 1, 1]
 
 

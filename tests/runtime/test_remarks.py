@@ -44,6 +44,7 @@ CALLS: dict[str, Callable[[Embedder], Any]] = {
     "short": lambda e: e.encode(["a fox"], prompt="", matryoshka_dim=8),
     "binary": lambda e: e.encode(["a fox"], prompt="", precision="binary"),
     "chunks": lambda e: e.encode(["fox " * 60], prompt="", truncate="chunk", max_length=9),
+    "windows": lambda e: e.encode(["fox " * 60], prompt="", truncate="mean", max_length=12),
     "hidden states": lambda e: e.encode(["a fox"], prompt="", output_value="token_embeddings"),
     "a stream": lambda e: list(e.encode_iter(["a fox"] * 3, prompt="")),
     "two processes": lambda e: e.encode(["a fox"] * 3, prompt="", device=["cpu", "cpu"]),
