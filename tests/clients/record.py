@@ -2,7 +2,7 @@
 
     python tests/clients/record.py CLIENTS_PYTHON CLIENT...
 
-Runs `call.py` with that interpreter against `mock.py` and keeps each distinct request with the
+Runs `call.py` with that interpreter against `mock_server.py` and keeps each distinct request with the
 status that it must be answered with. `tests/serve/test_recorded.py` sends them to the real server.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-from unittest.mock import Mock  # noqa: E402
+from mock_server import MockServer  # noqa: E402
 
 SHORT, LONG = "nomic-embed-text-v1.5", "nomic-ai/nomic-embed-text-v1.5"
 # Headers that a server may react to; the others differ from run to run or say nothing.
@@ -25,14 +25,14 @@ KEPT = ("accept", "accept-encoding", "authorization", "connection", "content-typ
 def record(python: str, client: str) -> list[dict[str, Any]]:
     """Run one client's calls; its distinct requests by route and headers, in a fixed order."""
     model = SHORT if client == "nomic" else LONG
-    with Mock(SHORT, LONG) as mock, tempfile.TemporaryDirectory() as folder:
+    with MockServer(SHORT, LONG) as server, tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out.json")
-        command = [python, str(HERE / "call.py"), client, mock.url, model, str(out)]
+        command = [python, str(HERE / "call.py"), client, server.url, model, str(out)]
         subprocess.run(command, check=True, timeout=300)
         attempts = json.loads(out.read_text("utf-8"))["beyond loopback"]["attempts"]
-        print(f"{client}: {len(mock.requests)} requests; beyond loopback: {attempts}")  # noqa: T201
+        print(f"{client}: {len(server.requests)} requests; beyond loopback: {attempts}")  # noqa: T201
     groups: dict[str, set[str]] = {}
-    for request in mock.requests:
+    for request in server.requests:
         headers = {name.lower(): value for name, value in request["headers"].items()}
         kept = {name: headers[name] for name in KEPT if name in headers}
         group = {"method": request["method"], "path": request["path"], "headers": kept}

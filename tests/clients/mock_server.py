@@ -39,7 +39,7 @@ def drawn(texts: list[str], **settings: Any) -> list[list[float]]:
     return rows
 
 
-class Mock:
+class MockServer:
     """Serves `names`; `requests` lists what arrived with the status of the answer."""
 
     def __init__(self, *names: str, encode: Encode = drawn) -> None:
@@ -65,7 +65,7 @@ class Mock:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def __enter__(self) -> "Mock":
+    def __enter__(self) -> "MockServer":
         self._thread.start()
         return self
 
