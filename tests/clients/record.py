@@ -2,8 +2,8 @@
 
     python tests/clients/record.py CLIENTS_PYTHON CLIENT...
 
-Runs `call.py` with that interpreter against `mock_server.py` and keeps each distinct request with the
-status that it must be answered with. `tests/serve/test_recorded.py` sends them to the real server.
+Runs `call.py` with that interpreter against `mock_server.py` and keeps each distinct request with
+the status of the answer. `tests/serve/test_recorded.py` sends them to the real server.
 """
 
 import json
