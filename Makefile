@@ -6,21 +6,27 @@ JOBS   ?= 2
 GPU_JOBS ?= 6
 VENV   := .venv
 RUN    := $(VENV)/bin/python
+CLIENTS      := .venv-clients
+MORE_CLIENTS := .venv-more-clients
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint parity fuzz bench bench-gpu aot gpu gpu-proof gpu-report gpu-proven clean
+.PHONY: help demo test test-clients lint parity fuzz bench bench-gpu aot gpu gpu-proof gpu-report gpu-proven clean
 # A set of extras is installed once, and again when pyproject.toml or constraints.txt changes.
 .PRECIOUS: $(VENV)/.installed-%
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-demo  ## search the standard library by meaning, with a real checkpoint, offline
 	$(VENV)/bin/nomicbert demo
 
-test: $(VENV)/.installed-test  ## run the test suite in JOBS processes
+test: $(VENV)/.installed-test $(CLIENTS)/.installed  ## run the test suite in JOBS processes
 	$(RUN) -m pytest -n $(JOBS) -p no:benchmark
+
+test-clients: $(VENV)/.installed-test $(MORE_CLIENTS)/.installed  ## test the server with langchain, llama-index, ...
+	NOMICBERT_TEST_MORE_CLIENTS=$(MORE_CLIENTS)/bin/python \
+		$(RUN) -m pytest tests/clients -p no:benchmark $(ARGS)
 
 lint: $(VENV)/.installed-lint  ## check style and types
 	$(RUN) -m ruff check .
@@ -69,11 +75,20 @@ bench-gpu:  ## time kernels and whole models on this machine's GPU; PART=gemm, A
 		exit $$code
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(MORE_CLIENTS) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	@touch $@
+
+# Client libraries for tests of the server, apart from nomicbert: their requirements do not agree
+# with ours. The lists name all that is needed, hence --no-deps; what is not imported is not compiled.
+$(CLIENTS)/.installed: tests/clients/requirements.txt
+$(MORE_CLIENTS)/.installed: tests/clients/more.txt
+$(CLIENTS)/.installed $(MORE_CLIENTS)/.installed: | $(VENV)/pyvenv.cfg
+	$(PYTHON) -m venv --clear --without-pip $(@D)
+	$(RUN) -m pip --python $(@D)/bin/python install --quiet --no-compile --no-deps --requirement $<
 	@touch $@

@@ -363,7 +363,8 @@ def repository_texts() -> Iterator[tuple[str, str]]:
         folders[:] = [
             name
             for name in folders
-            if name not in {".git", ".venv", "build", "dist", "shared", "__pycache__"}
+            if name not in {".git", "build", "dist", "shared", "__pycache__"}
+            and not name.startswith(".venv")
             and not name.endswith(("_cache", ".egg-info"))
             and name != ".hypothesis"
         ]

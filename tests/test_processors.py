@@ -26,6 +26,14 @@ LIMITS = [
     {"NOMICBERT_TEST_MKL": "AMD"},
     {"MKL_CBWR": "AVX2"},
 ]
+# For `tests.support.finishing`: the vector units that torch, oneDNN and MKL use.
+FINISHING = [
+    {},
+    {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    {"ATEN_CPU_CAPABILITY": "avx2"},
+    {"ATEN_CPU_CAPABILITY": "default"},
+    {"MKL_CBWR": "COMPATIBLE"},
+]
 # OpenBLAS kernels that numpy uses for matmuls in Triton's interpreter.
 BLAS = ["Haswell", "Zen", "SkylakeX"]
 KERNELS = [
@@ -57,6 +65,17 @@ def test_bits(limit: dict[str, str]) -> None:
     differ, _, compared, *_ = last.split()
     assert int(differ) == 0
     assert int(compared) > 4000
+
+
+@pytest.mark.parametrize("limit", FINISHING, ids=lambda limit: "-".join(limit.values()) or "none")
+def test_bits_of_finished_vectors(limit: dict[str, str]) -> None:
+    """Of a width that is no multiple of a vector register's."""
+    done = run(["tests.support.finishing", "100"], **limit)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *_, last = done.stdout.splitlines()
+    differ, _, compared, *_ = last.split()
+    assert int(differ) == 0
+    assert int(compared) > 5000
 
 
 @pytest.mark.parametrize("core", BLAS)

@@ -89,6 +89,11 @@ class Engine:
         """Whether nothing but failures came lately."""
         return self._failures >= FAILURES
 
+    @property
+    def has_threads(self) -> bool:
+        """Whether every compute thread is running."""
+        return all(thread.is_alive() for thread in self._threads)
+
     def seconds_ahead(self) -> float:
         """How long the waiting tokens will take, by the rate of the latest batches."""
         return self.scheduler.waiting_tokens / self.rate if self.rate else 0.0
@@ -146,18 +151,29 @@ class Engine:
             batch = [piece for piece in batch if not piece.job.dropped]
             if not batch:
                 continue
-            began = time.monotonic()
-            self._began[number] = began
-            found = isolate(models[batch[0].job.group.model].rows, batch)
-            seconds = time.monotonic() - began
+            self._began[number] = time.monotonic()
+            try:
+                ended = self._compute(batch, models)
+            except Exception as error:  # a bug: its requests fail, the thread goes on
+                logger.exception("a batch met a bug of the engine")
+                ended = list({piece.job: None for piece in batch})
+                for job in ended:
+                    job.error = job.error or error
             del self._began[number]
-            ended = self._record(batch, found)
-            for job in ended:
-                if job.error is not None:
-                    self.scheduler.drop(job)
-                self._join(job, models)
-            self._measure(batch, seconds)
             self._hand_over(ended)
+
+    def _compute(self, batch: list[Piece], models: Sequence[Replica]) -> list[Job]:
+        """Compute a batch; return the jobs that have ended."""
+        began = time.monotonic()
+        found = isolate(models[batch[0].job.group.model].rows, batch)
+        seconds = time.monotonic() - began
+        ended = self._record(batch, found)
+        for job in ended:
+            if job.error is not None:
+                self.scheduler.drop(job)
+            self._join(job, models)
+        self._measure(batch, seconds)
+        return ended
 
     def _record(self, batch: list[Piece], found: list[Tensor | Exception]) -> list[Job]:
         """Store the rows of a batch; return the jobs that have ended."""

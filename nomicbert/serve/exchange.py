@@ -125,10 +125,12 @@ class Exchange:
         """
         loop = asyncio.get_running_loop()
         watching: list[asyncio.Task[None]] = []
+        reasons: list[Exception] = []
 
         def fail(error: Exception) -> None:
-            if not future.done():
-                future.set_exception(error)
+            # only a cancelled future accepts that its thread ends later with a result
+            if future.cancel():
+                reasons.append(error)
 
         async def watch_client() -> None:
             await self.until_gone()
@@ -149,6 +151,10 @@ class Exchange:
         look = loop.call_later(WATCH_AFTER, begin)
         try:
             return await future
+        except asyncio.CancelledError:
+            if not reasons:
+                raise
+            raise reasons[0] from None
         finally:
             late.cancel()
             look.cancel()

@@ -20,6 +20,9 @@ from nomicbert.serve.jobs import Group, Job, Piece
 # Requests that are tried when the next text does not fit into the rest of a batch.
 TRIES = 8
 
+# Tokens served, arrival, job.
+Entry = tuple[int, int, Job]
+
 
 class Scheduler:
     """The waiting jobs of all models. Thread-safe."""
@@ -28,8 +31,8 @@ class Scheduler:
         """`patience`: seconds without service after which a job goes first."""
         self.patience = patience
         self._changed = threading.Condition()
-        # per group a heap of (tokens served, arrival, job); a job is in it while pieces wait
-        self._heaps: dict[Group, list[tuple[int, int, Job]]] = {}
+        # per group a heap of its jobs; a job is in it once while pieces wait
+        self._heaps: dict[Group, list[Entry]] = {}
         # the same jobs, the one that was served longest ago first, with that time
         self._turns: OrderedDict[Job, float] = OrderedDict()
         self._arrivals = 0
@@ -61,6 +64,7 @@ class Scheduler:
                 if len(heap) > 2 * len(self._turns) + 16:
                     heap[:] = [entry for entry in heap if entry[2].waiting]
                     heapq.heapify(heap)
+            self._clear_if_idle()
 
     def close(self) -> None:
         """Make `take` return None from now on."""
@@ -105,15 +109,10 @@ class Scheduler:
         else:
             heap = self._heaps[self._next_group()]
             budget = budgets[heap[0][2].group.model]
-        passed: list[tuple[int, int, Job]] = []
-        while heap and tokens < budget and len(passed) < TRIES:
-            entry = heapq.heappop(heap)
+        passed: list[Entry] = []
+        while tokens < budget and len(passed) < TRIES and (entry := _first(heap)) is not None:
+            heapq.heappop(heap)
             job = entry[2]
-            if not job.waiting:
-                continue  # dropped, or its last piece was taken out of turn
-            if job.served != entry[0]:  # it was served out of turn
-                heapq.heappush(heap, (job.served, job.arrival, job))
-                continue
             if batch and tokens + len(job.pieces[job.waiting[-1]]) > budget:
                 passed.append(entry)
                 continue
@@ -122,19 +121,23 @@ class Scheduler:
                 heapq.heappush(heap, (job.served, job.arrival, job))
         for entry in passed:
             heapq.heappush(heap, entry)
+        self._clear_if_idle()
         return batch
+
+    def _clear_if_idle(self) -> None:
+        """Release the jobs that entries without waiting pieces refer to."""
+        if not self._turns:
+            self._heaps.clear()
 
     def _next_group(self) -> Group:
         """The group of the least served job."""
         best: tuple[tuple[int, int], Group] | None = None
         for group in [*self._heaps]:
-            heap = self._heaps[group]
-            while heap and not heap[0][2].waiting:
-                heapq.heappop(heap)
-            if not heap:
+            entry = _first(self._heaps[group])
+            if entry is None:
                 del self._heaps[group]
-            elif best is None or heap[0][:2] < best[0]:
-                best = heap[0][:2], group
+            elif best is None or entry[:2] < best[0]:
+                best = entry[:2], group
         assert best is not None, "a job waits, but is in no heap"
         return best[1]
 
@@ -158,3 +161,19 @@ class Scheduler:
     def _count(self, job: Job, sign: int) -> None:
         self.waiting_tokens += sign * sum(len(job.pieces[i]) for i in job.waiting)
         self.waiting_texts += sign * len(job.waiting)
+
+
+def _first(heap: list[Entry]) -> Entry | None:
+    """The entry of the least served job, which stays in the heap; None if nothing waits.
+
+    Entries of jobs that wait no more are removed, those of jobs served out of turn renewed.
+    """
+    while heap:
+        served, arrival, job = heap[0]
+        if not job.waiting:
+            heapq.heappop(heap)
+        elif job.served != served:
+            heapq.heapreplace(heap, (job.served, arrival, job))
+        else:
+            return heap[0]
+    return None

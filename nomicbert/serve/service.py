@@ -177,27 +177,8 @@ class Service:
             )
 
     def in_pool(self, work: Callable[..., Result], *arguments: Any) -> "asyncio.Future[Result]":
-        """Run work of a tokenizer beside the event loop; whoever waits may set an error first."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
-        running = self._pool.submit(work, *arguments)
-
-        def hand_over() -> None:
-            if future.done():
-                return
-            error = running.exception()
-            if error is None:
-                future.set_result(running.result())
-            else:
-                future.set_exception(error)
-
-        def ended(_: object) -> None:
-            if not (running.cancelled() or loop.is_closed()):
-                loop.call_soon_threadsafe(hand_over)
-
-        running.add_done_callback(ended)
-        future.add_done_callback(lambda _: running.cancel())
-        return future
+        """Run work of a tokenizer beside the event loop."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     @property
     def is_loaded(self) -> bool:
@@ -211,8 +192,11 @@ class Service:
         return "loading" if self._self_test is None else await self._self_test.problem()
 
     def is_alive(self) -> bool:
-        """Whether no batch has been running for longer than --stuck-seconds."""
-        return self.engine is None or self.engine.busy_seconds() <= self.settings.stuck_seconds
+        """Whether all compute threads run, and no batch takes longer than --stuck-seconds."""
+        engine = self.engine
+        if engine is None or self.stopping:
+            return True
+        return engine.has_threads and engine.busy_seconds() <= self.settings.stuck_seconds
 
     def log_request(self, exchange: Exchange, route: str, status: int, seconds: float) -> None:
         """Write the line of a request that has ended; probes of health have none."""

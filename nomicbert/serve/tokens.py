@@ -117,7 +117,9 @@ def tokenise(wanted: Wanted) -> Tokenised:
         )
     except TextError as error:
         raise Problem(
-            Reason.INVALID, f"{wanted.field}[{wanted.first + error.index}] {error.problem}", wanted.field
+            Reason.INVALID,
+            f"{wanted.field}[{wanted.first + error.index}] {error.problem}",
+            wanted.field,
         ) from error
 
 

@@ -140,7 +140,16 @@ def test_a_stream_needs_a_model(server: InThread) -> None:
     assert (reply.status, reply.json["error"]["param"]) == (400, "model")
 
 
-WRONG_LINES = [b"5", b"{}", b'{"input": 1}', b"[1]", b"not json", b'"\xff"', b'"\\ud800"', b"["*10**5]
+WRONG_LINES = [
+    b"5",
+    b"{}",
+    b'{"input": 1}',
+    b"[1]",
+    b"not json",
+    b'"\xff"',
+    b'"\\ud800"',
+    b"[" * 10**5,
+]
 
 
 @pytest.mark.parametrize("line", WRONG_LINES)

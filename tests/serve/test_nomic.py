@@ -178,7 +178,9 @@ def test_a_checkpoint_without_prompts(tmp_path: Path) -> None:
     with in_thread(folder) as server:
         found = [ask(server, ["a"], model=None, task_type=task) for task in TASKS]
     for reply in found:
-        assert bits(reply.vectors) == bits(embedder.encode(["a"], matryoshka_dim=WIDTH, truncate="mean"))
+        assert bits(reply.vectors) == bits(
+            embedder.encode(["a"], matryoshka_dim=WIDTH, truncate="mean")
+        )
 
 
 def test_windows_are_no_longer_than_what_was_trained(tmp_path: Path) -> None:

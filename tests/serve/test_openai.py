@@ -288,7 +288,11 @@ def test_the_path_of_a_folder_is_a_name_that_is_not_told(server: InThread) -> No
     path = server.service.settings.models[0]
     reply = ask(server, "a", model=path)
     assert (reply.status, reply.json["model"]) == (200, path)
-    for told in (server.call("/v1/models"), ask(server, "a", model="unknown"), server.call("/info")):
+    for told in (
+        server.call("/v1/models"),
+        ask(server, "a", model="unknown"),
+        server.call("/info"),
+    ):
         assert str(Path(path).parent) not in told.body.decode()
 
 

@@ -173,9 +173,7 @@ SENTENCES = {"source_sentence": "hello", "sentences": ["hello", "goodbye", ""]}
 
 @pytest.mark.parametrize("path", ["/similarity", "/", "/invocations"])
 @pytest.mark.parametrize("prompt", [None, "clustering"])
-def test_similarity(
-    server: InThread, embedder: Embedder, path: str, prompt: str | None
-) -> None:
+def test_similarity(server: InThread, embedder: Embedder, path: str, prompt: str | None) -> None:
     body: dict[str, Any] = {"inputs": SENTENCES}
     if prompt is not None:
         body["parameters"] = {"prompt_name": prompt, "truncate": None}

@@ -24,12 +24,12 @@ def test_bits(dtype: torch.dtype, backend: Any) -> None:
     if not onednn_packs(compute_dtype(torch.device("cpu"), dtype)):
         pytest.skip("without oneDNN a row's bits depend on the number of rows")
     try:
-        cases = [*finishing.compare(dtype, backend, widths=finishing.WIDTHS[:2])]
+        cases = [*finishing.compare(dtype, backend, widths=finishing.WIDTHS[:1])]
     except BackendError as error:
         pytest.skip(str(error))
-    assert len(cases) == len(finishing.POOLINGS) * len(finishing.FINISHES) * 2 * 2
+    assert len(cases) == len(finishing.POOLINGS) * len(finishing.FINISHES) * 2
     assert not [case for case in cases if case.differ]
-    assert min(case.compared for case in cases) > 30
+    assert min(case.compared for case in cases) == 9
 
 
 def model_of(*steps: Step, **settings: Any) -> EmbeddingModel:

@@ -1,0 +1,198 @@
+"""A server on loopback with answers of the right shape, which logs every request.
+
+Three dialects: OpenAI's, that of text-embeddings-inference (TEI), and nomic's hosted one. Vectors
+come from a function; by default they are drawn from a hash of text and settings. `record.py` runs
+client libraries against it. Standard library only.
+"""
+
+import base64
+import hashlib
+import json
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
+
+WIDTH = 128
+LIMIT = 64  # words; the texts that are meant to be too long have far more
+PROMPTS = ("search_query", "search_document", "classification", "clustering")
+Encode = Callable[..., Sequence[Sequence[float]]]
+
+
+class Refusal(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        self.status, self.body = status, body
+        super().__init__(body)
+
+
+def drawn(texts: list[str], **settings: Any) -> list[list[float]]:
+    """Vectors that depend on text and settings: multiples of 1/256, at most 8 digits in JSON."""
+    width = settings.get("matryoshka_dim") or WIDTH
+    rows = []
+    for text in texts:
+        digest = hashlib.shake_128(repr((text, sorted(settings.items()))).encode()).digest(width)
+        rows.append([(byte - 128) / 256 for byte in digest])
+    return rows
+
+
+class MockServer:
+    """Serves `names`; `requests` lists what arrived with the status of the answer."""
+
+    def __init__(self, *names: str, encode: Encode = drawn) -> None:
+        self.names, self.encode = names, encode
+        self.requests: list[dict[str, Any]] = []
+        mock = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_GET(self) -> None:
+                mock.answer(self)
+
+            def do_POST(self) -> None:
+                mock.answer(self)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "MockServer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        raw = request.rfile.read(int(request.headers.get("Content-Length", 0)))
+        body = json.loads(raw) if raw else None
+        try:
+            status, answer = 200, self._route(f"{request.command} {unquote(request.path)}", body)
+        except Refusal as refusal:
+            status, answer = refusal.status, refusal.body
+        self.requests.append(
+            {
+                "method": request.command,
+                "path": request.path,
+                "headers": dict(request.headers.items()),
+                "body": body,
+                "status": status,
+            }
+        )
+        data = json.dumps(answer).encode()
+        request.send_response(status)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        request.wfile.write(data)
+
+    def _route(self, route: str, body: Any) -> Any:
+        if route in ("POST /v1/embeddings", "POST /embeddings"):
+            return self._openai(body)
+        if route in ("POST /", "POST /embed"):
+            return self._tei(body)
+        if route == "POST /v1/embedding/text":
+            return self._nomic(body)
+        if route == "GET /v1/models":
+            return {"object": "list", "data": [_model(name) for name in self.names]}
+        if route.startswith("GET /v1/models/"):
+            name = route.removeprefix("GET /v1/models/")
+            self._check_openai_model(name)
+            return _model(name)
+        if route == "GET /v1/user":
+            return {}
+        if route == "GET /health/ready":
+            return {"status": "ready"}
+        raise Refusal(404, {"detail": f"no route {route}"})
+
+    def _check_openai_model(self, name: str) -> None:
+        if name not in self.names:
+            raise Refusal(404, _openai_error(f"no model {name}", "model_not_found", "model"))
+
+    def _openai(self, body: dict[str, Any]) -> dict[str, Any]:
+        self._check_openai_model(body["model"])
+        texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        if not texts:
+            raise Refusal(400, _openai_error("input is empty", None, "input"))
+        if not all(isinstance(text, str) for text in texts):
+            message = "token ids: with langchain-openai set check_embedding_ctx_length=False"
+            raise Refusal(400, _openai_error(message, None, "input"))
+        if any(_long(text) for text in texts):
+            raise Refusal(400, _openai_error("too long", "context_length_exceeded", "input"))
+        if (body.get("dimensions") or 0) > WIDTH:
+            raise Refusal(400, _openai_error(f"{body['dimensions']}: too wide", None, "dimensions"))
+        rows = self.encode(texts, **_settings(body.get("dimensions"), body.get("task_type")))
+        if body.get("encoding_format") == "base64":
+            rows = [base64.b64encode(struct.pack(f"<{len(row)}f", *row)).decode() for row in rows]
+        data = [
+            {"object": "embedding", "index": index, "embedding": row}
+            for index, row in enumerate(rows)
+        ]
+        return {"object": "list", "data": data, "model": body["model"], "usage": _usage(texts)}
+
+    def _tei(self, body: dict[str, Any]) -> Any:
+        inputs = body["inputs"]
+        if isinstance(inputs, dict):
+            texts = [inputs["source_sentence"], *inputs["sentences"]]
+            first, *others = self.encode(texts, normalize_embeddings=True)
+            return [sum(a * b for a, b in zip(first, row, strict=True)) for row in others]
+        texts = inputs if isinstance(inputs, list) else [inputs]
+        if body.get("truncate") is False and any(_long(text) for text in texts):
+            raise Refusal(422, {"error": "too long", "error_type": "Validation"})
+        prompt = body.get("prompt_name")
+        if prompt is not None and prompt not in PROMPTS:
+            raise Refusal(422, {"error": f"no prompt {prompt}", "error_type": "Validation"})
+        settings = _settings(body.get("dimensions"), prompt)
+        if body.get("normalize") is False:
+            settings["normalize_embeddings"] = False
+        return self.encode(texts, **settings)
+
+    def _nomic(self, body: dict[str, Any]) -> dict[str, Any]:
+        for name, wrong in (
+            ("model", body["model"] not in self.names),
+            ("dimensionality", (body.get("dimensionality") or 0) > WIDTH),
+        ):
+            if wrong:
+                message = f"wrong value {body[name]}"
+                detail = {"loc": ["body", name], "msg": message, "type": "value_error"}
+                raise Refusal(422, {"detail": [detail]})
+        task = body.get("task_type") or "search_document"
+        settings = _settings(body.get("dimensionality") or WIDTH, task)
+        if body.get("long_text_mode", "mean") == "mean":
+            settings["truncate"] = "mean"
+        rows = self.encode(body["texts"], **settings)
+        return {"embeddings": rows, "usage": _usage(body["texts"]), "model": body["model"]}
+
+
+def _settings(width: int | None, prompt: str | None) -> dict[str, Any]:
+    settings: dict[str, Any] = {"prompt_name": prompt} if prompt else {}
+    return settings | ({"matryoshka_dim": width} if width else {"normalize_embeddings": True})
+
+
+def _long(text: str) -> bool:
+    return len(text.split()) > LIMIT
+
+
+def _usage(texts: list[str]) -> dict[str, int]:
+    words = sum(len(text.split()) for text in texts)
+    return {"prompt_tokens": words, "total_tokens": words}
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "nomicbert"}
+
+
+def _openai_error(message: str, code: str | None, param: str) -> dict[str, Any]:
+    kind = "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
