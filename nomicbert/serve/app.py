@@ -12,10 +12,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, compile_path
 
 from nomicbert.serve import health, ndjson, nomic, openai, openapi, tei, tei_tokens
 from nomicbert.serve.endpoint import Dialect, Endpoint, Handler
+from nomicbert.serve.exchange import Exchange
 from nomicbert.serve.models import Names
 from nomicbert.serve.problems import Problem, Reason
 from nomicbert.serve.service import Service
@@ -65,8 +66,8 @@ PAGES: Sequence[Page] = (
     Page("GET", "/health/live", health.DIALECT, health.live, is_open=True),
     Page("GET", "/health/ready", health.DIALECT, health.ready, is_open=True),
     Page("GET", "/health", health.DIALECT, health.health, is_open=True),
-    Page("GET", "/", health.DIALECT, health.health),
-    Page("GET", "/ping", health.DIALECT, health.health),
+    Page("GET", "/", health.DIALECT, health.health, is_open=True),
+    Page("GET", "/ping", health.DIALECT, health.health, is_open=True),
     Page("GET", "/metrics", health.DIALECT, health.metrics),
     Page("GET", "/openapi.json", health.DIALECT, openapi.document),
 )
@@ -109,11 +110,19 @@ def make_app(settings: ServeSettings, names: Names) -> tuple[Starlette, Service]
 async def _no_route(request: Request, error: Exception) -> Response:
     """An address or method that does not exist."""
     assert isinstance(error, HTTPException)
-    reason = Reason.METHOD if error.status_code == 405 else Reason.NOT_FOUND
-    what = "method" if reason is Reason.METHOD else "route"
-    problem = Problem(reason, f"no such {what}: {request.method} {request.url.path[:200]}")
+    path = request.url.path
+    headers = {"x-request-id": Exchange(request.scope, request.receive).id}
+    if error.status_code == 405:
+        # the router knows the methods of the first of the routes with this address only
+        allowed = {page.method for page in PAGES if _fits(page, path)}
+        headers["allow"] = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
+        problem = Problem(Reason.METHOD, f"no such method: {request.method} {path[:200]}")
+    else:
+        problem = Problem(Reason.NOT_FOUND, f"no such route: {request.method} {path[:200]}")
     answer = health.DIALECT.refuse(problem)
     assert isinstance(answer.content, list)
-    return Response(
-        b"".join(answer.content), answer.status, error.headers, media_type="application/json"
-    )
+    return Response(b"".join(answer.content), answer.status, headers, "application/json")
+
+
+def _fits(page: Page, path: str) -> bool:
+    return bool(compile_path(page.path)[0].fullmatch(path))

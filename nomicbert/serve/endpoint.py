@@ -127,6 +127,8 @@ class Endpoint:
             (b"x-request-id", exchange.id.encode()),
             *answer.headers,
         ]
+        if self.service.draining:  # the client's next request shall reach another server
+            headers.append((b"connection", b"close"))
         content = answer.content
         if isinstance(content, list):
             headers.append((b"content-length", str(sum(map(len, content))).encode()))

@@ -64,6 +64,12 @@ class ServedModel:
         """Columns of a whole vector."""
         return self.embedder.pooling.embedding_dimension
 
+    @property
+    def space(self) -> str:
+        """Fingerprint of the vectors of a request that asks for nothing else, without a prompt."""
+        finish = Finish(truncate_dim=self.embedder.truncate_dim, normalize=True)
+        return self.fingerprint.of_call(finish, "").partition(".")[0]
+
     def is_same(self, row: torch.Tensor) -> bool:
         """Whether a vector of SELF_TEST is that of load time; on a GPU up to rounding."""
         if self.embedder.device.type == "cpu":

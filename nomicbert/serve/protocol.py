@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol with the limits that it lacks: slow heads and bodies, large heads.
 
-Where in the flow: below the application, one object per connection. A connection that sends
-nothing, or half a head, is closed after `head_seconds`; half a body gets 408 after `body_seconds`.
+Where in the flow: below the application, one object per connection. A connection that sends nothing
+is closed after `head_seconds`; half a head gets 408 then, half a body after `body_seconds`.
 A stream of lines may last, but not pause, for that long. While the server itself has paused
 reading, the clock stands still.
 """
@@ -40,6 +40,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._timer: asyncio.TimerHandle | None = None
         self._head_size = 0
+        self._in_head = self._is_new = False
+        self._unread = 0
         self._is_stream = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -52,9 +54,22 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        """Count the size of a head that does not end: the parser keeps an unfinished field."""
+        super().data_received(data)
+        if not self._in_head:
+            return
+        if self._is_new:  # the data may have held the end of another request
+            self._is_new = False
+            return
+        self._unread += len(data)
+        if self._unread > LARGEST_HEAD and not self.transport.is_closing():
+            self._refuse_head()
+
     def on_message_begin(self) -> None:
         """Start the clock of another head."""
-        self._head_size = 0
+        self._head_size = self._unread = 0
+        self._in_head = self._is_new = True
         self._is_stream = False
         if self._timer is None:
             self._start(self.head_seconds, self._head_is_late)
@@ -75,6 +90,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete: start the clock of the body."""
         self._stop()
+        self._in_head = False
         if self.transport.is_closing():
             return
         self._start(self.body_seconds, self._body_is_late)
@@ -101,33 +117,46 @@ class LimitedProtocol(HttpToolsProtocol):
     def _grow(self, size: int) -> None:
         self._head_size += size
         if self._head_size > LARGEST_HEAD and not self.transport.is_closing():
-            self._refuse(
-                b"431 Request Header Fields Too Large",
-                f"the head of the request is larger than {LARGEST_HEAD} bytes",
-            )
+            self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        self._refuse(
+            b"431 Request Header Fields Too Large",
+            f"the head of the request is larger than {LARGEST_HEAD} bytes",
+        )
 
     def _head_is_late(self) -> None:
         self._timer = None
-        self.transport.close()
-
-    def _body_is_late(self) -> None:
-        self._timer = None
-        if self.flow.read_paused:  # the server is busy: it will go on reading
-            self._start(self.body_seconds, self._body_is_late)
-            return
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_started:
-            # the application learns that the client is gone
-            cycle.disconnected = True
-            cycle.message_event.set()
+        if self._is_answering():  # an earlier request
+            self._start(self.head_seconds, self._head_is_late)
+        elif self._in_head:
             self._refuse(
-                b"408 Request Timeout", f"the body did not come within {self.body_seconds:g} s"
+                b"408 Request Timeout", f"the head did not come within {self.head_seconds:g} s"
             )
         else:
             self.transport.close()
 
+    def _body_is_late(self) -> None:
+        self._timer = None
+        if self.flow.read_paused or self.pipeline:  # the server is busy: it will go on reading
+            self._start(self.body_seconds, self._body_is_late)
+            return
+        self._refuse(
+            b"408 Request Timeout", f"the body did not come within {self.body_seconds:g} s"
+        )
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
     def _refuse(self, status: bytes, message: str) -> None:
-        """Answer below the application, and close."""
+        """Answer below the application, unless an answer is under way, and close."""
+        if self._is_answering():
+            if self._in_head or self.cycle.response_started:
+                self.transport.close()
+                return
+            # the application learns that the client is gone
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         body = orjson.dumps({"error": {"message": message, "type": "invalid_request_error"}})
         self.transport.write(
             b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"

@@ -25,7 +25,6 @@ from nomicbert.serve.self_test import SelfTest
 from nomicbert.serve.settings import ServeSettings
 from nomicbert.serve.tokens import Tokenised, Wanted, tokenise
 from nomicbert.vectors.fingerprint import matches
-from nomicbert.vectors.pooling import Finish
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class Service:
                 model.name,
                 str(model.embedder.model.compute_dtype).removeprefix("torch."),
                 model.embedder.model.ops.name,
-                model.fingerprint.of_call(Finish(), "").partition(".")[0],
+                model.space,
             )
         if problem := await self_test.problem():
             raise RuntimeError(problem)

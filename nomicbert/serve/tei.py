@@ -194,7 +194,7 @@ async def info(service: Service, _exchange: Exchange) -> Answer:
             "backend": encoder.ops.name,
             "dimensions": model.width,
             "prompts": model.embedder.prompts,
-            "fingerprint": model.fingerprint.of_call(Finish(), "").partition(".")[0],
+            "fingerprint": model.space,
         }
     )
 

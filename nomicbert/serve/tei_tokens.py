@@ -13,6 +13,9 @@ from nomicbert.serve.problems import Problem, Reason
 from nomicbert.serve.service import Service
 from nomicbert.text.tokenizer import Tokenizer
 
+# Bytes of a token in the answer, about. A text may have as many tokens as characters.
+TOKEN_BYTES = 60
+
 
 class TokenizeRequest(msgspec.Struct):
     """The body of POST /tokenize."""
@@ -38,6 +41,14 @@ async def tokenize(service: Service, exchange: Exchange) -> Answer:
         raise Problem(Reason.EMPTY, "`inputs` cannot be empty", "inputs")
     prompt = as_prompt(model, body.prompt_name, "prompt_name")
     framed = body.add_special_tokens is not False
+    size = TOKEN_BYTES * sum(len(prompt) + len(text) for text in texts)
+    if size > service.settings.max_response_bytes:
+        raise Problem(
+            Reason.ANSWER_SIZE,
+            f"the answer may have {size:,} bytes, more than "
+            f"{service.settings.max_response_bytes:,} (--max-response-bytes): send less text",
+            "inputs",
+        )
     work = service.in_pool(shown, model.tokenizer, [prompt + text for text in texts], framed)
     return as_json(await work)
 

@@ -19,6 +19,8 @@ from nomicbert.vectors.windows import OVERLAP
 
 # First estimate of a text's tokens, for admission before tokenising; corrected afterwards.
 CHARACTERS_PER_TOKEN = 4
+# Characters of a text that is counted for the message that it is too long: a second per MB.
+COUNTED = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class Wanted:
     def estimate(self) -> int:
         """About how many tokens will be computed; no more than twice what is likely."""
         frame = self.model.tokenizer.shortest - 1 + len(self.prompt) // CHARACTERS_PER_TOKEN
-        cuts = self.on_long in ("end", "error")
+        cuts = self.on_long in ("end", "error") and not self.report  # which counts the rest
         total = 0
         for item in self.inputs:
             tokens = len(item) if isinstance(item, list) else len(item) // CHARACTERS_PER_TOKEN
@@ -126,7 +128,8 @@ def _plain(wanted: Wanted, texts: list[str]) -> Tokenised:
     whole_texts = [wanted.prompt + text for text in texts]
     ids, cut = tokenizer.encode(whole_texts, wanted.max_length)
     if cut and wanted.on_long == "error":
-        (count,) = tokenizer.count([whole_texts[cut[0]]])
+        text = whole_texts[cut[0]]
+        count = tokenizer.count([text])[0] if len(text) <= COUNTED else None
         raise _too_long(wanted, cut[0], count)
     lengths = list(map(len, ids))
     whole = None
@@ -232,11 +235,14 @@ def _group(wanted: Wanted) -> Group:
     return Group(model.index, skipped, wanted.hidden)
 
 
-def _too_long(wanted: Wanted, index: int, tokens: int, most: int | None = None) -> Problem:
+def _too_long(
+    wanted: Wanted, index: int, tokens: int | None, most: int | None = None
+) -> Problem:
     most = wanted.max_length if most is None else most
+    given = "more" if tokens is None else str(tokens)
     return Problem(
         Reason.TOO_LONG,
-        f"`{wanted.field}` must have at most {most} tokens. Given: {tokens} in text "
+        f"`{wanted.field}` must have at most {most} tokens. Given: {given} in text "
         f"{wanted.first + index}",
         wanted.field,
     )
