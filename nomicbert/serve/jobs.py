@@ -138,7 +138,8 @@ class TokenMeans:
         pooled_tokens = np.maximum(lengths - self.skipped, 0)
         pooled = token_mean(torch.stack(rows), pooled_tokens, self.counts)
         found = list(model.finish(pooled.to(model.device), self.finish).cpu())
-        firsts = np.cumsum(self.counts) - self.counts
+        windows = np.array(self.counts, np.int64)
+        firsts = np.cumsum(windows) - windows
         for i, tokens in enumerate(np.add.reduceat(lengths, firsts)):
             if not tokens:
                 found[i].zero_()  # a text without tokens is zeros, as in EmbeddingModel

@@ -115,9 +115,7 @@ def check_mixed(loaded: Loaded, embedder: Embedder) -> None:
 
 @pytest.mark.parametrize("name", ["nomic", "dense", "left out"])
 @pytest.mark.parametrize("policy", ["mean", "chunk"])
-def test_windows_have_the_bits_of_encode(
-    name: str, policy: str, folders: dict[str, Path]
-) -> None:
+def test_windows_have_the_bits_of_encode(name: str, policy: str, folders: dict[str, Path]) -> None:
     loaded, embedder = load_models(folders[name]), Embedder(folders[name])
     (model,) = loaded.models
     wishes: list[tuple[dict[str, Any], dict[str, Any]]] = [

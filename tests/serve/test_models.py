@@ -97,7 +97,10 @@ def test_served_names_and_aliases() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_aliases": (("a", "gpt"),)}, "--model-alias a=gpt: no model 'gpt'; known: 'nomic-ai/nomic"),
+        (
+            {"model_aliases": (("a", "gpt"),)},
+            "--model-alias a=gpt: no model 'gpt'; known: 'nomic-ai/nomic",
+        ),
         ({"model_aliases": ((MINILM, NOMIC),)}, f"two models are called '{MINILM}'"),
         ({"served_model_names": (MINILM,)}, f"two models are called '{MINILM}'"),
     ],
