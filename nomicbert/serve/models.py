@@ -16,7 +16,7 @@ import torch
 
 from nomicbert.embedder import Embedder
 from nomicbert.runtime.batch_budget import batch_tokens
-from nomicbert.serve.calibrate import measure_budget
+from nomicbert.serve import calibrate
 from nomicbert.serve.compute import Replica
 from nomicbert.serve.problems import Problem, Reason
 from nomicbert.serve.settings import ServeSettings
@@ -247,8 +247,8 @@ def _budget(embedder: Embedder, replica: Replica, wanted: int | None) -> tuple[i
         return wanted, 0.0
     if embedder.device.type != "cpu":
         return batch_tokens(embedder.model), 0.0
-    longest = min(embedder.max_seq_length, 128)
-    return measure_budget(lambda texts: replica.model.encode_ids(texts), _ids(embedder, longest))
+    longest = min(embedder.max_seq_length, calibrate.SIZES[0])
+    return calibrate.measure_budget(lambda texts: replica.model.encode_ids(texts), _ids(embedder, longest))
 
 
 def _warm_up(embedder: Embedder, replica: Replica) -> None:
