@@ -79,7 +79,9 @@ async def text(service: Service, exchange: Exchange) -> Answer:
         model=model,
         inputs=as_inputs(list(body.texts), "texts", service.settings.max_client_batch_size),
         field="texts",
-        prompt=task_prompt(model, body.task_type or SEARCH_DOCUMENT, "task_type"),
+        prompt=task_prompt(
+            model, SEARCH_DOCUMENT if body.task_type is None else body.task_type, "task_type"
+        ),
         finish=as_finish(model, _width(model, body.dimensionality), "dimensionality"),
         on_long=on_long,
         max_length=_max_length(model, on_long, limit),
