@@ -154,7 +154,7 @@ def test_texts_beyond_the_hosted_limit(tmp_path: Path) -> None:
     [
         ({"texts": []}, "texts"), ({"texts": "a"}, "texts"), ({"texts": [1]}, "texts"),
         ({"texts": None}, "texts"), ({"task_type": "separation"}, "task_type"),
-        ({"task_type": 1}, "task_type"), ({"long_text_mode": "chunk"}, "long_text_mode"),
+        ({"task_type": 1}, "task_type"), ({"task_type": ""}, "task_type"), ({"long_text_mode": "chunk"}, "long_text_mode"),
         ({"dimensionality": 0}, "dimensionality"), ({"dimensionality": 65}, "dimensionality"),
         ({"model": "text-embedding-3-small"}, "model"), ({"on_long": "cut"}, "on_long"),
     ],
@@ -166,10 +166,6 @@ def test_errors_in_fastapis_form(server: InThread, more: dict[str, Any], place: 
     assert detail["loc"] == ["body", place]
     assert isinstance(detail["msg"], str)
     assert isinstance(detail["type"], str)
-
-
-def test_an_empty_task_is_the_default_one(server: InThread, embedder: Embedder) -> None:
-    assert bits(ask(server, ["a"], task_type="").vectors) == bits(encode(embedder, ["a"]))
 
 
 def test_a_checkpoint_without_prompts(tmp_path: Path) -> None:
