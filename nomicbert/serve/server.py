@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -184,10 +185,12 @@ def listen(settings: ServeSettings) -> socket.socket:
 
 
 def remove_stale(path: str) -> None:
-    """Remove the socket file of a server that has ended.
+    """Remove the socket file of a server that has ended; keep one of a server, or another file.
 
-    Raises: OSError: a server listens there, or it is another kind of file.
+    Raises: FileNotFoundError.
     """
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        return  # to connect would be refused too; to listen there is an error
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with contextlib.closing(probe):
         try:
