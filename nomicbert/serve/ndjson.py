@@ -189,7 +189,8 @@ async def _embed(
     """Compute slices in order, `AHEAD` of them at a time.
 
     Args:
-        service, exchange: of the request.
+        service: of this server.
+        exchange: of the request.
         wanted: what the request asks for; its inputs are replaced.
         slices: of its texts.
         is_read: whether the body has been read. Until then its reader learns that the client is

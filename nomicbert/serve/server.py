@@ -185,7 +185,7 @@ def listen(settings: ServeSettings) -> socket.socket:
 
 
 def remove_stale(path: str) -> None:
-    """Remove the socket file of a server that has ended; keep one of a server, or another file.
+    """Remove the socket file of a server that has ended, but no other file.
 
     Raises: FileNotFoundError.
     """

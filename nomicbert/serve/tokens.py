@@ -239,9 +239,7 @@ def _group(wanted: Wanted) -> Group:
     return Group(model.index, skipped, wanted.hidden)
 
 
-def _too_long(
-    wanted: Wanted, index: int, tokens: int | None, most: int | None = None
-) -> Problem:
+def _too_long(wanted: Wanted, index: int, tokens: int | None, most: int | None = None) -> Problem:
     most = wanted.max_length if most is None else most
     given = "more" if tokens is None else str(tokens)
     return Problem(
