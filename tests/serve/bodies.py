@@ -78,7 +78,24 @@ NAMED: dict[str, st.SearchStrategy[Any]] = {
     "max_tokens_per_text": st.sampled_from([1, 5, 100, 10**9, 0]),
 }
 ODD = st.sampled_from(
-    [None, True, False, 0, -1, 1.5, 1e308, 2**63, -(10**30), "", "\0", [], {}, [[]], [None], {"a": 1}]
+    [
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1.5,
+        1e308,
+        2**63,
+        -(10**30),
+        "",
+        "\0",
+        [],
+        {},
+        [[]],
+        [None],
+        {"a": 1},
+    ]
 )
 WILD: st.SearchStrategy[Any] = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=10), ODD),
@@ -148,7 +165,9 @@ def cases(draw: st.DrawFn) -> tuple[str, bytes, dict[str, str]]:
     """A path, a body, and headers."""
     path = draw(st.sampled_from([*ROUTES]))
     struct, _ = ROUTES[path]
-    kinds = [WILD] if struct is None else [of_struct(struct), of_struct(struct), nearly(struct), WILD]
+    kinds = (
+        [WILD] if struct is None else [of_struct(struct), of_struct(struct), nearly(struct), WILD]
+    )
     value = draw(st.one_of(kinds))
     body = json.dumps(value, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
     headers = dict(JSON)

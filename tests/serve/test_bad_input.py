@@ -26,7 +26,12 @@ RIGHT: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Where it holds its texts, and the key of dimensions.
 FIELD = {"openai": "input", "tei": "inputs", "root": "inputs", "nomic": "texts", "all": "inputs"}
-WIDE = {"openai": "dimensions", "tei": "dimensions", "root": "dimensions", "nomic": "dimensionality"}
+WIDE = {
+    "openai": "dimensions",
+    "tei": "dimensions",
+    "root": "dimensions",
+    "nomic": "dimensionality",
+}
 NOT_JSON = {"nomic": 422}
 INVALID = {"openai": 400}  # the others: 422
 EMPTY = {"nomic": 422}  # the others: 400
@@ -69,7 +74,9 @@ def refused(reply: Reply, dialect: str, status: int, kind: str, param: str | Non
         return str(detail["msg"])
     assert set(found) == {"error", "error_type"}
     assert found["error_type"] == ("Empty" if kind == "empty" else "Validation")
-    assert found["error"].startswith("Input validation error: ") == (kind in ("invalid", "too_long"))
+    assert found["error"].startswith("Input validation error: ") == (
+        kind in ("invalid", "too_long")
+    )
     return str(found["error"])
 
 
@@ -126,7 +133,9 @@ def test_deep_nesting(server: InThread, dialect: str) -> None:
         assert reply.status in (400, 422)
     for field in (*RIGHT[dialect], "unheard"):
         inner = b'"%b":%b%b' % (field.encode(), deep, b"]" * 100_000)
-        reply = post(server, dialect, json.dumps(RIGHT[dialect]).encode()[:-1] + b"," + inner + b"}")
+        reply = post(
+            server, dialect, json.dumps(RIGHT[dialect]).encode()[:-1] + b"," + inner + b"}"
+        )
         assert reply.status in (400, 422)
 
 

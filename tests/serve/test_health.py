@@ -252,7 +252,9 @@ def test_while_models_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 ("/predict", {}), ("/embed_all", {}), ("/info", None),
             )
         }  # fmt: skip
-        stream = server.call("/v1/embeddings", b'"a"', headers={"content-type": "application/x-ndjson"})
+        stream = server.call(
+            "/v1/embeddings", b'"a"', headers={"content-type": "application/x-ndjson"}
+        )
         ready, live, health = (
             server.call(path) for path in ("/health/ready", "/health/live", "/health")
         )

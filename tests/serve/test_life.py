@@ -193,7 +193,7 @@ def test_a_unix_socket(folder: Path, tmp_path: Path) -> None:
         status, vectors = request()
         assert (status, len(vectors[0])) == (200, 64)
         taken = ServeSettings(models=("m",), uds=path)
-        with pytest.raises(OSError, match="cannot listen on .*socket: Address already in use"):
+        with pytest.raises(OSError, match=r"cannot listen on .*socket: Address already in use"):
             listen(taken)
         assert request()[0] == 200
     plain = tmp_path / "file"
@@ -268,7 +268,7 @@ def test_cors(folder: Path) -> None:
 def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(Exception, match="config.json"), in_thread(empty):
+    with pytest.raises(Exception, match=r"config\.json"), in_thread(empty):
         pass
 
 

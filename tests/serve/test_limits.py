@@ -244,7 +244,9 @@ def test_the_balance(tmp_path: Path) -> None:
                 b"content-type: application/json\r\n\r\n{", shut=True)  # fmt: skip
 
         threads = [
-            threading.Thread(target=work) for _ in range(10) for work in (answered, refused, left, half)
+            threading.Thread(target=work)
+            for _ in range(10)
+            for work in (answered, refused, left, half)
         ]
         for thread in threads:
             thread.start()

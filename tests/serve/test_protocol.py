@@ -116,9 +116,7 @@ def test_slow_clients_do_not_delay_others(impatient: InThread) -> None:
     is_well(impatient)
 
 
-def test_a_slow_answer_is_waited_for(
-    impatient: InThread, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_answer_is_waited_for(impatient: InThread, monkeypatch: pytest.MonkeyPatch) -> None:
     with connected(impatient) as plain, connected(impatient) as other:
         with Gate.on(monkeypatch) as gate:
             # and half of the next head is no reason to drop it
@@ -286,7 +284,9 @@ def test_expect_100_continue(server: InThread) -> None:
     ],
 )  # fmt: skip
 def test_paths(server: InThread, path: str, status: int) -> None:
-    answer = raw(server.url, f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+    answer = raw(
+        server.url, f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode()
+    )
     assert statuses(answer) == [status]
     json.loads(answer.partition(b"\r\n\r\n")[2])
 
