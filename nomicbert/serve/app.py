@@ -66,8 +66,8 @@ PAGES: Sequence[Page] = (
     Page("GET", "/health/live", health.DIALECT, health.live, is_open=True),
     Page("GET", "/health/ready", health.DIALECT, health.ready, is_open=True),
     Page("GET", "/health", health.DIALECT, health.health, is_open=True),
-    Page("GET", "/", health.DIALECT, health.health, is_open=True),
-    Page("GET", "/ping", health.DIALECT, health.health, is_open=True),
+    Page("GET", "/", health.DIALECT, health.health),
+    Page("GET", "/ping", health.DIALECT, health.health),
     Page("GET", "/metrics", health.DIALECT, health.metrics),
     Page("GET", "/openapi.json", health.DIALECT, openapi.document),
 )

@@ -11,13 +11,18 @@ import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from nomicbert.serve.jobs import Group
 from nomicbert.vectors.pooling import Finish
 
-# Memory of an entry besides ids and values: key, tuple, tensor and their places in the dict.
-ENTRY_BYTES = 900
+# Memory of an entry besides ids and values: key, finish, objects, and their places in the dict;
+# and what the allocator takes for ids and values. Measured with up to 25,000 entries of 64 to 1792
+# values and 8 to 8000 ids: resident memory grows by 0.85 to 0.98 of this.
+ENTRY_BYTES = 540
+SLACK = 1.15
 
 
 class Key(NamedTuple):
@@ -42,35 +47,35 @@ class VectorCache:
         self.bytes = 0
         self.hits = 0
         self.misses = 0
-        self._rows: OrderedDict[Key, Tensor] = OrderedDict()
+        # as bytes: small tensors take twice the memory, and fragment it
+        self._rows: OrderedDict[Key, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Key) -> Tensor | None:
-        """The row of this key, or None."""
+        """A copy of the row of this key, or None."""
         with self._lock:
-            row = self._rows.get(key)
-            if row is None:
+            values = self._rows.get(key)
+            if values is None:
                 self.misses += 1
                 return None
             self.hits += 1
             self._rows.move_to_end(key)
-            return row
+        return torch.from_numpy(np.frombuffer(values, np.float32).copy())
 
     def put(self, key: Key, row: Tensor) -> None:
         """Keep a row (dim,) fp32 on the CPU; the rows used longest ago make room."""
-        cost = _cost(key, row)
+        values = row.numpy().tobytes()
+        cost = _cost(key, values)
         if cost > self.limit:
             return
-        kept = row.clone()  # a view would keep its whole batch
         with self._lock:
             if key in self._rows:
                 return
-            self._rows[key] = kept
+            self._rows[key] = values
             self.bytes += cost
             while self.bytes > self.limit:
-                old, dropped = self._rows.popitem(last=False)
-                self.bytes -= _cost(old, dropped)
+                self.bytes -= _cost(*self._rows.popitem(last=False))
 
 
-def _cost(key: Key, row: Tensor) -> int:
-    return ENTRY_BYTES + len(key.ids) + row.numel() * row.element_size()
+def _cost(key: Key, values: bytes) -> int:
+    return ENTRY_BYTES + int(SLACK * (len(key.ids) + len(values)))

@@ -6,21 +6,23 @@ per token either. The budget is the smallest size whose rate is within `NEAR` of
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 NEAR = 0.97
-# Each size is measured this often, and the best time counts: others had the machine meanwhile.
-TIMES = 3
-# No larger size is tried once a batch takes this many seconds.
+# Larger sizes are left out once a batch takes this many seconds.
 LONGEST = 1.0
+# All sizes are measured in turn until this many seconds have passed, and at least twice. The best
+# time of each counts: others may have had the machine meanwhile.
+SECONDS = 3.0
+ROUNDS = range(2, 12)
+
+# Computes a batch of texts.
+Encode = Callable[[Sequence[Sequence[int]]], object]
 
 
-def measure_budget(
-    encode: Callable[[Sequence[Sequence[int]]], object], ids: Sequence[int]
-) -> tuple[int, float]:
+def measure_budget(encode: Encode, ids: Sequence[int]) -> tuple[int, float]:
     """Find the tokens per batch.
 
     Args:
@@ -29,15 +31,19 @@ def measure_budget(
 
     Returns: the budget, and its rate in tokens per second.
     """
-    rates: dict[int, float] = {}
+    best: dict[int, float] = {}
+    began = time.perf_counter()
     with torch.inference_mode():
         for size in SIZES:
-            texts = [ids] * max(1, size // len(ids))
-            seconds = min(_seconds(partial(encode, texts)) for _ in range(TIMES))
-            rates[size] = len(texts) * len(ids) / seconds
-            if seconds > LONGEST:
+            best[size] = _seconds(encode, ids, size)
+            if best[size] > LONGEST:
                 break
-    return choose(rates)
+        for done in range(1, ROUNDS.stop):
+            if done >= ROUNDS.start and time.perf_counter() - began > SECONDS:
+                break
+            for size in best:
+                best[size] = min(best[size], _seconds(encode, ids, size))
+    return choose({size: size / seconds for size, seconds in best.items()})
 
 
 def choose(rates: dict[int, float]) -> tuple[int, float]:
@@ -46,7 +52,9 @@ def choose(rates: dict[int, float]) -> tuple[int, float]:
     return next((size, rate) for size, rate in sorted(rates.items()) if rate >= NEAR * best)
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(encode: Encode, ids: Sequence[int], size: int) -> float:
+    """Seconds for a batch of `size` tokens, computed from one of about as many."""
+    texts = [ids] * max(1, size // len(ids))
     began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    encode(texts)
+    return (time.perf_counter() - began) * size / (len(texts) * len(ids))

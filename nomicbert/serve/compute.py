@@ -52,17 +52,15 @@ class Replica:
         texts = [i for i, (_, ids) in enumerate(wanted) if ids]
         lists = [list(wanted[i][1]) for i in texts]
         finishes = [wanted[i][0] for i in texts]
-        if hidden:
-            found = self._hidden(lists)
-        elif texts:
-            found = self._vectors(lists, finishes, skipped)
-        else:
-            found = []
+        found: list[Tensor] = []
+        if texts:
+            found = self._hidden(lists) if hidden else self._vectors(lists, finishes, skipped)
         for i, row in zip(texts, found, strict=True):
             rows[i] = row
         for i, (finish, ids) in enumerate(wanted):
             if not ids:  # a text without tokens is zeros, as in EmbeddingModel
-                rows[i] = torch.zeros(0 if hidden else self._width(finish))
+                width = self.model.encoder.config.hidden_size
+                rows[i] = torch.empty(0, width) if hidden else torch.zeros(self._width(finish))
         return [rows[i] for i in where]
 
     def _vectors(

@@ -7,6 +7,7 @@ batch to fill. A batch's finished jobs return to the event loop in one call.
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ class Engine:
     Attributes:
         scheduler: the waiting jobs.
         budgets: tokens per batch of each model.
-        rate: tokens per second, averaged over the latest batches.
+        rate: tokens per second of one compute thread, averaged over the latest batches.
     """
 
     def __init__(
@@ -96,7 +97,8 @@ class Engine:
 
     def seconds_ahead(self) -> float:
         """How long the waiting tokens will take, by the rate of the latest batches."""
-        return self.scheduler.waiting_tokens / self.rate if self.rate else 0.0
+        rate = self.rate * len(self._replicas)
+        return self.scheduler.waiting_tokens / rate if rate else 0.0
 
     def submit(self, job: Job, *, use_cache: bool = True) -> "asyncio.Future[Rows]":
         """Queue a job, on the event loop; the future gets its rows or its error.
@@ -119,7 +121,9 @@ class Engine:
         return future
 
     def busy_seconds(self) -> float:
-        """How long the batch that takes longest has been running."""
+        """How long the batch that takes longest has been running; inf if a thread has died."""
+        if not all(thread.is_alive() for thread in self._threads):
+            return math.inf
         now = time.monotonic()
         return max((now - began for began in self._began.copy().values()), default=0.0)
 

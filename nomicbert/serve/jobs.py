@@ -51,8 +51,8 @@ class Job:
     """
 
     __slots__ = (
-        "arrival", "arrived", "done", "dropped", "error", "finish", "group", "join", "missing",
-        "pieces", "rows", "served", "started", "waiting",
+        "arrival", "arrived", "dropped", "error", "finish", "group", "join", "missing", "pieces",
+        "rows", "served", "started", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -62,7 +62,7 @@ class Job:
         finish: Finish | None,
         join: "Join | None" = None,
     ) -> None:
-        """`done` is called on a compute thread when the job has ended."""
+        """See the attributes; nothing is computed yet."""
         self.group = group
         self.pieces = pieces
         self.finish = finish
@@ -122,19 +122,25 @@ class TokenMeans:
 
     Attributes:
         counts: windows of each text.
-        tokens: pooled tokens of each window.
-        lengths: tokens of each text; one without any is zeros.
+        lengths: tokens of each window.
+        skipped: leading tokens of each window that pooling leaves out.
         finish: steps after pooling.
     """
 
     counts: tuple[int, ...]
-    tokens: tuple[int, ...]
     lengths: tuple[int, ...]
+    skipped: int
     finish: Finish
 
     def __call__(self, model: EmbeddingModel, rows: Rows) -> Rows:
         """See Join."""
-        pooled = token_mean(torch.stack(rows), np.array(self.tokens), self.counts)
-        vectors = model.finish(pooled.to(model.device), self.finish).cpu()
-        vectors[torch.tensor(self.lengths) == 0] = 0.0
-        return list(vectors)
+        lengths = np.array(self.lengths)
+        pooled_tokens = np.maximum(lengths - self.skipped, 0)
+        pooled = token_mean(torch.stack(rows), pooled_tokens, self.counts)
+        found = list(model.finish(pooled.to(model.device), self.finish).cpu())
+        windows = np.array(self.counts, np.int64)
+        firsts = np.cumsum(windows) - windows
+        for i, tokens in enumerate(np.add.reduceat(lengths, firsts)):
+            if not tokens:
+                found[i].zero_()  # a text without tokens is zeros, as in EmbeddingModel
+        return found

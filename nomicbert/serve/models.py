@@ -16,7 +16,7 @@ import torch
 
 from nomicbert.embedder import Embedder
 from nomicbert.runtime.batch_budget import batch_tokens
-from nomicbert.serve.calibrate import measure_budget
+from nomicbert.serve import calibrate
 from nomicbert.serve.compute import Replica
 from nomicbert.serve.problems import Problem, Reason
 from nomicbert.serve.settings import ServeSettings
@@ -81,8 +81,7 @@ class Names:
     """Name of a model in a request -> its index.
 
     Attributes:
-        by_name: every name, in the order in which they are listed.
-        listed: those that clients are told; the path of a folder is not.
+        by_name: every name that is listed, in this order.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
@@ -93,24 +92,23 @@ class Names:
         self.by_name: dict[str, int] = {}
         self.primary = [primary_name(model) for model in settings.models]
         self._any = settings.any_model_name
-        for index, model in enumerate(settings.models):
+        # names as they were given; paths of folders among them are shown to nobody
+        self._given = {model: index for index, model in enumerate(settings.models)}
+        for index, primary in enumerate(self.primary):
             more = settings.served_model_names if index == 0 else ()
-            for name in (*more, self.primary[index], model):
+            for name in (*more, primary):
                 self._add(name, index)
-        for index, name in enumerate(self.primary):
-            for known in well_known_names(name):
-                self.by_name.setdefault(known, index)
+        implied: dict[str, int] = {}
+        for index, primary in enumerate(self.primary):
+            for name in well_known_names(primary):
+                implied.setdefault(name, index)
+        targets = {**self.by_name, **implied, **self._given, **self.by_name}
         for alias, name in settings.model_aliases:
-            if name not in self.by_name:
-                known = ", ".join(map(repr, self.by_name))
+            if name not in targets:
+                known = ", ".join(map(repr, targets))
                 raise ValueError(f"--model-alias {alias}={name}: no model {name!r}; known: {known}")
-            self._add(alias, self.by_name[name])
-        paths = {
-            model
-            for model, name in zip(settings.models, self.primary, strict=True)
-            if model != name
-        } - {*settings.served_model_names, *dict(settings.model_aliases)}
-        self.listed = [name for name in self.by_name if name not in paths]
+            self._add(alias, targets[name])
+        self.by_name = {**self.by_name, **implied, **self.by_name}  # stated names come first
 
     def find(self, name: str | None) -> int:
         """The index of a model; without a name, or with --any-model-name, the first one's.
@@ -119,12 +117,12 @@ class Names:
         """
         if name is None:
             return 0
-        found = self.by_name.get(name)
+        found = self.by_name.get(name, self._given.get(name))
         if found is not None:
             return found
         if self._any:
             return 0
-        known = ", ".join(map(repr, self.listed))
+        known = ", ".join(map(repr, self.by_name))
         raise Problem(
             Reason.UNKNOWN_MODEL, f"no model {name!r:.200} here: this server has {known}", "model"
         )
@@ -132,7 +130,8 @@ class Names:
     def _add(self, name: str, index: int) -> None:
         if self.by_name.setdefault(name, index) != index:
             raise ValueError(
-                f"two models are called {name!r}: rename a folder, or use --model-alias"
+                f"two models are called {name!r}: rename a folder, or choose another "
+                "--served-model-name or --model-alias"
             )
 
 
@@ -248,8 +247,8 @@ def _budget(embedder: Embedder, replica: Replica, wanted: int | None) -> tuple[i
         return wanted, 0.0
     if embedder.device.type != "cpu":
         return batch_tokens(embedder.model), 0.0
-    longest = min(embedder.max_seq_length, 128)
-    return measure_budget(lambda texts: replica.model.encode_ids(texts), _ids(embedder, longest))
+    longest = min(embedder.max_seq_length, calibrate.SIZES[0])
+    return calibrate.measure_budget(lambda texts: replica.model.encode_ids(texts), _ids(embedder, longest))
 
 
 def _warm_up(embedder: Embedder, replica: Replica) -> None:

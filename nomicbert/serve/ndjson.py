@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from torch import Tensor
@@ -189,8 +189,8 @@ async def _embed(
     """Compute slices in order, `AHEAD` of them at a time.
 
     Args:
-        service: of this server.
-        exchange: of the request.
+        service: of the server.
+        exchange: the request.
         wanted: what the request asks for; its inputs are replaced.
         slices: of its texts.
         is_read: whether the body has been read. Until then its reader learns that the client is
@@ -205,7 +205,8 @@ async def _embed(
 
     async def first() -> tuple[Slice, Embedded]:
         part, task = running[0]
-        await asyncio.wait([task] if gone is None else [task, gone], return_when="FIRST_COMPLETED")
+        waiting: list[asyncio.Future[Any]] = [task] if gone is None else [task, gone]
+        await asyncio.wait(waiting, return_when="FIRST_COMPLETED")
         if gone is not None and gone.done():
             raise ClientGone
         running.pop(0)

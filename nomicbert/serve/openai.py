@@ -117,7 +117,7 @@ def as_wanted(service: Service, exchange: Exchange, body: EmbeddingsRequest) -> 
 
 async def models(service: Service, _exchange: Exchange) -> Answer:
     """GET /v1/models: every name that a request may give."""
-    data = [_model(name) for name in service.names.listed]
+    data = [_model(name) for name in service.names.by_name]
     return as_json({"object": "list", "data": data})
 
 

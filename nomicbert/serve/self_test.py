@@ -5,6 +5,7 @@ Where in the flow: `service.start` must pass it; /health/ready repeats it now an
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 INTERVAL = 30.0
 # A test that waits longer says nothing: load is no reason to be unready.
 TIMEOUT = 10.0
+# Seconds that a probe waits for a test; the next one will see its result. Kubernetes gives up at 1.
+PROBE = 0.5
 
 
 class SelfTest:
@@ -27,16 +30,24 @@ class SelfTest:
         """Nothing has been tested yet."""
         self._engine = engine
         self._models = models
-        self._began = 0.0
+        self._began = -math.inf
         self._problem = ""
+        self._running: asyncio.Task[None] | None = None
 
     async def problem(self) -> str:
         """Why the server is not ready; "" if it is."""
-        if self._engine.is_failing:
-            return "the last batches have failed"
-        if time.monotonic() - self._began > INTERVAL:
-            await self.run()
-        return self._problem
+        # while unready each time: without traffic nothing else would show that it is over
+        unready = self._engine.is_failing or self._problem
+        due = unready or time.monotonic() - self._began > INTERVAL
+        if due and self._running is None:
+            self._running = asyncio.create_task(self.run())
+            self._running.add_done_callback(self._ended)
+        if self._running is not None:
+            await asyncio.wait({self._running}, timeout=PROBE)
+        return "the last batches have failed" if self._engine.is_failing else self._problem
+
+    def _ended(self, _: "asyncio.Task[None]") -> None:
+        self._running = None
 
     async def run(self) -> None:
         """Test all models."""

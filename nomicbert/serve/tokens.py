@@ -182,10 +182,9 @@ def _windows(wanted: Wanted, texts: list[str]) -> Tokenised:
                 "on_long",
             )
         own = None
-        pooled = tuple(max(len(ids) - group.skipped, 0) for ids in pieces)
-        join = TokenMeans(counts, pooled, tuple(lengths), finish)
+        join = TokenMeans(counts, tuple(map(len, pieces)), group.skipped, finish)
     whole = tokenizer.count([wanted.prompt + text for text in texts]) if wanted.report else None
-    if max(counts, default=0) == 1:  # as most often: each text is one piece, as under "end"
+    if max(counts, default=1) == 1:  # as most often: each text is one piece, as under "end"
         job = Job(group, pieces, own or finish)
     else:
         job = Job(group, pieces, own, join)

@@ -11,7 +11,7 @@ from tests.support.served import MODEL, tiny
 from tests.support.serving import InThread, in_thread
 
 KEYS = ("nk-first", "a key with spaces ~!")
-OPEN = {"/health", "/health/live", "/health/ready", "/", "/ping"}
+OPEN = {"/health", "/health/live", "/health/ready"}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from types import SimpleNamespace
 
 import hypothesis
 import hypothesis.strategies as st
@@ -178,15 +177,15 @@ def test_close_wakes_every_thread() -> None:
     ]
     for thread in threads:
         thread.start()
-    scheduler.add(job(*[100] * 3))
-    while len(found) < 3:
+    scheduler.add(job(100))
+    while not found:
         threading.Event().wait(0.001)
     assert scheduler.waiting_texts == 0
     scheduler.close()
     for thread in threads:
         thread.join(30)
         assert not thread.is_alive()
-    assert [batch for batch in found if batch is None] == [None]
+    assert [batch for batch in found if batch is None] == [None] * 3
     scheduler.add(job(5))
     assert scheduler.take(BUDGETS) is None
 
