@@ -5,16 +5,19 @@ upper case. HOSTNAME is left out: shells and Docker set it to the machine's name
 read from HOST.
 """
 
+import math
 from collections.abc import Mapping
 
 import typer
+
+from nomicbert.cli.options import DtypeName
 
 # Variable -> option here, and how its text is read.
 TEI: dict[str, tuple[str, type]] = {
     "MODEL_ID": ("model", list),
     "REVISION": ("revision", str),
     "TOKENIZATION_WORKERS": ("tokenizer_threads", int),
-    "DTYPE": ("dtype", str),
+    "DTYPE": ("dtype", DtypeName),
     "SERVED_MODEL_NAME": ("served_model_name", list),
     "MAX_CONCURRENT_REQUESTS": ("max_waiting_requests", int),
     "MAX_BATCH_TOKENS": ("max_batch_tokens", int),
@@ -29,6 +32,7 @@ TEI: dict[str, tuple[str, type]] = {
     "API_KEY": ("api_key", list),
     "CORS_ALLOW_ORIGIN": ("cors_origin", list),
 }
+MOST_PORT = 65535
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
@@ -53,6 +57,7 @@ def _is_default(context: typer.Context, option: str) -> bool:
 
 
 def _read(variable: str, text: str, kind: type) -> object:
+    """The value of a variable, with the limits of its option."""
     if kind is list:
         return text.split(",") if variable == "CORS_ALLOW_ORIGIN" else [text]
     if kind is bool:
@@ -60,7 +65,12 @@ def _read(variable: str, text: str, kind: type) -> object:
             raise ValueError(f"{variable} must be true or false, not {text!r}")
         return text.lower() in TRUE
     if kind is int:
-        if not text.isdecimal():
-            raise ValueError(f"{variable} must be a whole number, not {text!r}")
+        least, most = (0, MOST_PORT) if variable == "PORT" else (1, math.inf)
+        if not (text.isdecimal() and least <= int(text) <= most):
+            limits = f"{least} to {most}" if variable == "PORT" else f"at least {least}"
+            raise ValueError(f"{variable} must be a whole number, {limits}, not {text!r}")
         return int(text)
+    if kind is DtypeName and text not in [one.value for one in DtypeName]:
+        known = ", ".join(one.value for one in DtypeName)
+        raise ValueError(f"{variable} must be one of {known}, not {text!r}")
     return text

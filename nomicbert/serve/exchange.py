@@ -21,6 +21,8 @@ Body = TypeVar("Body")
 # Seconds of waiting after which a request starts to watch whether its client is still there.
 WATCH_AFTER = 0.05
 LONGEST_ID = 128
+# Bytes of a body that is looked at again because of a number such as 8.0.
+SMALL = 1 << 16
 # The escape of a surrogate: msgspec reports half a pair as JSON that ends too early.
 HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -169,7 +171,12 @@ def decode(body: bytes, kind: "type[Body]") -> Body:
     Raises: Problem: no JSON, nested too deeply, a wrong field; it names the field.
     """
     try:
-        return msgspec.json.decode(body, type=kind)
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.ValidationError as error:
+            if "got `float`" not in str(error) or len(body) > SMALL:
+                raise
+            return msgspec.convert(_with_whole_numbers(msgspec.json.decode(body)), kind)
     except msgspec.ValidationError as error:
         message = str(error)
         raise Problem(Reason.INVALID, message, _field(message)) from error
@@ -178,6 +185,17 @@ def decode(body: bytes, kind: "type[Body]") -> Body:
         if HALF_PAIR.search(body):
             hint = ", or it has half of a surrogate pair, such as \\ud800, which is no character"
         raise Problem(Reason.NOT_JSON, f"the body is not JSON: {error}{hint}") from error
+
+
+def _with_whole_numbers(value: object) -> object:
+    """The same JSON with 8 for 8.0: to JSON Schema both are integers, to msgspec only the first."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_with_whole_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_whole_numbers(item) for key, item in value.items()}
+    return value
 
 
 def _field(message: str) -> str | None:

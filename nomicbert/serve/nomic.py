@@ -75,14 +75,16 @@ async def text(service: Service, exchange: Exchange) -> Answer:
             f"`max_tokens_per_text` must be at least 1, not {limit}",
             "max_tokens_per_text",
         )
+    task = SEARCH_DOCUMENT if body.task_type is None else body.task_type
+    prompt = task_prompt(model, task, "task_type")
     wanted = Wanted(
         model=model,
         inputs=as_inputs(list(body.texts), "texts", service.settings.max_client_batch_size),
         field="texts",
-        prompt=task_prompt(model, body.task_type or SEARCH_DOCUMENT, "task_type"),
+        prompt=prompt,
         finish=as_finish(model, _width(model, body.dimensionality), "dimensionality"),
         on_long=on_long,
-        max_length=_max_length(model, on_long, limit),
+        max_length=_max_length(model, on_long, limit, prompt),
         most_tokens=(limit or MOST_TOKENS) if on_long == "mean" else None,
         report=bool(body.report),
     )
@@ -124,8 +126,8 @@ def _width(model: ServedModel, given: int | None) -> int:
     return given if given is not None else model.embedder.truncate_dim or model.width
 
 
-def _max_length(model: ServedModel, on_long: OnLong, limit: int | None) -> int:
-    """Tokens per text or window, special tokens included.
+def _max_length(model: ServedModel, on_long: OnLong, limit: int | None, prompt: str) -> int:
+    """Tokens per text or window, special tokens included; `limit` leaves them and the prompt out.
 
     Windows are no longer than the texts that the checkpoint was trained on (source: as above).
     """
@@ -134,8 +136,7 @@ def _max_length(model: ServedModel, on_long: OnLong, limit: int | None) -> int:
         return min(model.max_length, trained or model.max_length)
     if limit is None:
         return model.max_length
-    special = model.tokenizer.shortest - 1
-    return min(model.max_length, limit + special)
+    return min(model.max_length, limit + model.tokenizer.count([prompt])[0])
 
 
 async def user(_service: Service, _exchange: Exchange) -> Answer:

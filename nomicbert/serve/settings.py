@@ -90,8 +90,8 @@ class ServeSettings:
             raise ValueError("give --default-prompt or --default-prompt-name, not both")
         if not all(key and key.isascii() and key.isprintable() for key in self.api_keys):
             raise ValueError("an --api-key must be printable ASCII, and not empty")
-        for alias, _ in self.model_aliases:
-            if not alias:
+        for alias, name in self.model_aliases:
+            if not (alias and name):
                 raise ValueError("--model-alias must be ALIAS=NAME")
 
     @property

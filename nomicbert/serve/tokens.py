@@ -154,8 +154,11 @@ def _windows(wanted: Wanted, texts: list[str]) -> Tokenised:
     overlap = OVERLAP if wanted.on_long == "mean" else 0
     try:
         parts = tokenizer.encode_windows(texts, wanted.prompt, length, overlap)
-    except ValueError as error:
-        raise Problem(Reason.INVALID, str(error)) from error
+    except ValueError as error:  # no room for windows, which short texts do not need
+        ids, cut = tokenizer.encode([wanted.prompt + text for text in texts], length)
+        if cut:
+            raise Problem(Reason.INVALID, str(error)) from error
+        parts = [[own] for own in ids]
     counts = tuple(map(len, parts))
     pieces = [ids for part in parts for ids in part]
     lengths = [sum(map(len, part)) for part in parts]

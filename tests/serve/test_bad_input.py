@@ -189,12 +189,24 @@ def test_wrong_values(server: InThread, dialect: str, key: str, value: Any) -> N
 
 @pytest.mark.parametrize("dialect", WIDE)
 @pytest.mark.parametrize(
-    "text", ["0", "-1", "65", "true", "1.0", "1.5", "1e2", '"8"', "[8]", "1" + "0" * 30, "9" * 5000]
+    "text", ["0", "-1", "65", "true", "0.0", "1.5", "1e2", '"8"', "[8]", "1" + "0" * 30, "9" * 5000]
 )
 def test_wrong_dimensions(server: InThread, dialect: str, text: str) -> None:
     body = json.dumps(RIGHT[dialect])[:-1] + f', "{WIDE[dialect]}": {text}}}'
     reply = post(server, dialect, body.encode())
     refused(reply, dialect, INVALID.get(dialect, 422), "invalid", WIDE[dialect])
+
+
+@pytest.mark.parametrize("dialect", WIDE)
+def test_whole_numbers_with_a_point(server: InThread, dialect: str) -> None:
+    """JSON has one kind of numbers; to JSON Schema 8.0 is an integer."""
+    whole = json.dumps(RIGHT[dialect])[:-1] + f', "{WIDE[dialect]}": 8}}'
+    for text in ("8.0", "0.8e1", "80e-1"):
+        reply = post(server, dialect, whole.replace(": 8}", f": {text}}}").encode())
+        assert reply.status == 200
+        assert reply.body == post(server, dialect, whole.encode()).body
+    large = whole.replace(": 8}", ': 8.0, "x": "%s"}' % ("x" * 70_000)).encode()
+    assert post(server, dialect, large).status == INVALID.get(dialect, 422)
 
 
 @pytest.mark.parametrize("dialect", [*FIELD, "tokenize"])

@@ -128,10 +128,13 @@ def test_max_tokens_per_text(server: InThread, embedder: Embedder) -> None:
     reply = ask(server, [LONG], max_tokens_per_text=99)
     assert reply.status == 422
     assert "at most 99 tokens. Given: 100" in reply.json["detail"][0]["msg"]
-    # with "truncate": tokens of the text with its prompt, without special tokens
-    short = ask(server, [LONG], max_tokens_per_text=10, long_text_mode="truncate", report=True)
-    assert short.json["lengths"][0][1] == 12
-    assert short.json["usage"]["truncated_texts"] == 1
+    # with "truncate": what is left of it, without prompt and special tokens
+    cut = ask(server, [LONG], max_tokens_per_text=10, long_text_mode="truncate", report=True)
+    assert cut.json["lengths"] == [[106, 16]]
+    assert cut.json["usage"]["truncated_texts"] == 1
+    short = encode(embedder, ["a" * 10], truncate="end")
+    assert bits(cut.vectors) == bits(short)
+    assert ask(server, ["ab"], max_tokens_per_text=1, on_long="chunk").status == 200
     reply = ask(server, [LONG], max_tokens_per_text=10**30, long_text_mode="truncate")
     assert reply.json["usage"]["prompt_tokens"] == 64
     for given in (0, -1):
@@ -154,7 +157,8 @@ def test_texts_beyond_the_hosted_limit(tmp_path: Path) -> None:
     [
         ({"texts": []}, "texts"), ({"texts": "a"}, "texts"), ({"texts": [1]}, "texts"),
         ({"texts": None}, "texts"), ({"task_type": "separation"}, "task_type"),
-        ({"task_type": 1}, "task_type"), ({"long_text_mode": "chunk"}, "long_text_mode"),
+        ({"task_type": 1}, "task_type"), ({"task_type": ""}, "task_type"),
+        ({"long_text_mode": "chunk"}, "long_text_mode"),
         ({"dimensionality": 0}, "dimensionality"), ({"dimensionality": 65}, "dimensionality"),
         ({"model": "text-embedding-3-small"}, "model"), ({"on_long": "cut"}, "on_long"),
     ],
@@ -166,10 +170,6 @@ def test_errors_in_fastapis_form(server: InThread, more: dict[str, Any], place: 
     assert detail["loc"] == ["body", place]
     assert isinstance(detail["msg"], str)
     assert isinstance(detail["type"], str)
-
-
-def test_an_empty_task_is_the_default_one(server: InThread, embedder: Embedder) -> None:
-    assert bits(ask(server, ["a"], task_type="").vectors) == bits(encode(embedder, ["a"]))
 
 
 def test_a_checkpoint_without_prompts(tmp_path: Path) -> None:

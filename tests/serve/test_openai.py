@@ -271,6 +271,14 @@ def test_a_request_may_lower_the_limit(server: InThread, embedder: Embedder) -> 
         assert (refused.status, refused.json["error"]["param"]) == (400, "max_length")
 
 
+def test_short_texts_need_no_room_for_windows(server: InThread, embedder: Embedder) -> None:
+    for policy in ("mean", "chunk"):
+        reply = ask(server, ["", "a"], max_length=3, on_long=policy)
+        assert bits(reply.vectors) == bits(encode(embedder, ["", "a"]))
+    reply = ask(server, ["a b c d"], max_length=3, on_long="mean")
+    assert reply.status == 400
+
+
 # --- models ---
 
 

@@ -21,7 +21,7 @@ HEAD = b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 RIGHT = HEAD + b"content-length: 15\r\n\r\n" + BODY
 CLOSE = b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 # Seconds for a head and for a body, on the server of the tests of slow clients.
-IMPATIENT = 1.0
+IMPATIENT = 0.6
 
 
 @pytest.fixture(scope="module")

@@ -197,7 +197,8 @@ def test_similarity_refuses_what_is_too_long(server: InThread) -> None:
 
 def test_vertex(server: InThread, embedder: Embedder) -> None:
     instances: list[dict[str, Any]] = [
-        {"inputs": "a"}, {"inputs": ["b", "c"], "dimensions": 8}, {"inputs": "d", "prompt_name": "clustering"},
+        {"inputs": "a"}, {"inputs": ["b", "c"], "dimensions": 8},
+        {"inputs": "d", "prompt_name": "clustering"},
     ]  # fmt: skip
     found = server.call("/vertex", {"instances": instances}).json
     assert list(found) == ["predictions"]
