@@ -153,7 +153,6 @@ class Exchange:
             look.cancel()
             for task in watching:
                 task.cancel()
-            future.cancel()
 
 
 def decode(body: bytes, kind: "type[Body]") -> Body:
