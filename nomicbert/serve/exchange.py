@@ -36,7 +36,7 @@ class Exchange:
         """Read nothing of the body yet."""
         self.scope = scope
         self._receive = receive
-        self.headers = {
+        self.headers: dict[str, str] = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
         given = self.headers.get("x-request-id", "")

@@ -204,7 +204,9 @@ def test_a_hit_has_the_bits_of_the_computed_row(loaded: Loaded) -> None:
             assert same_rows(again, copies)
             assert cache.misses == misses
             assert cache.hits - hits >= len(texts)
-            part = await rows_of(engine, want(model, [texts[2], f"the new one {number}", texts[6]], **wish))
+            part = await rows_of(
+                engine, want(model, [texts[2], f"the new one {number}", texts[6]], **wish)
+            )
             assert same_rows([part[0], part[2]], [copies[2], copies[6]])
             assert cache.misses == misses + 1
 
@@ -262,5 +264,3 @@ def test_what_is_never_kept(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> 
             engine.stop()
 
     asyncio.run(scenario())
-
-

@@ -115,9 +115,7 @@ def check_mixed(loaded: Loaded, embedder: Embedder) -> None:
 
 @pytest.mark.parametrize("name", ["nomic", "dense", "left out"])
 @pytest.mark.parametrize("policy", ["mean", "chunk"])
-def test_windows_have_the_bits_of_encode(
-    name: str, policy: str, folders: dict[str, Path]
-) -> None:
+def test_windows_have_the_bits_of_encode(name: str, policy: str, folders: dict[str, Path]) -> None:
     loaded, embedder = load_models(folders[name]), Embedder(folders[name])
     (model,) = loaded.models
     wishes: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -163,8 +161,11 @@ def test_hidden_states(name: str, dtype: str, folders: dict[str, Path]) -> None:
         assert all(rows.untyped_storage().nbytes() == rows.nbytes for rows in states)
 
 
-def piece(ids: list[int], finish: Finish | None = None, group: Group = Group(0)) -> Piece:
-    return Piece(Job(group, [ids], Finish() if finish is None else finish), 0)
+PLAIN, WHOLE = Group(0), Finish()
+
+
+def piece(ids: list[int], finish: Finish = WHOLE, group: Group = PLAIN) -> Piece:
+    return Piece(Job(group, [ids], finish), 0)
 
 
 def test_equal_texts_are_computed_once(

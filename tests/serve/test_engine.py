@@ -40,8 +40,8 @@ def loaded(folder: Path) -> Loaded:
     return load_models(folder)
 
 
-def job(*texts: list[int], finish: Finish = Finish(), **rest: Any) -> Job:
-    return Job(Group(0), [[101, *ids, 102] for ids in texts], finish, **rest)
+def job(*texts: list[int], **rest: Any) -> Job:
+    return Job(Group(0), [[101, *ids, 102] for ids in texts], Finish(), **rest)
 
 
 Plant = Callable[[Any], None]

@@ -35,7 +35,7 @@ class Client:
 
 
 def run(scenario: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
-    """Run a scenario; errors in callbacks of the loop fail it, and tasks and timers that are left."""
+    """Run a scenario; it fails by errors in callbacks, and by tasks and timers that are left."""
     seen: list[dict[str, Any]] = []
 
     async def main() -> None:

@@ -97,7 +97,10 @@ def test_served_names_and_aliases() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_aliases": (("a", "gpt"),)}, "--model-alias a=gpt: no model 'gpt'; known: 'nomic-ai/nomic"),
+        (
+            {"model_aliases": (("a", "gpt"),)},
+            "--model-alias a=gpt: no model 'gpt'; known: 'nomic-ai/nomic",
+        ),
         ({"model_aliases": ((MINILM, NOMIC),)}, f"two models are called '{MINILM}'"),
         ({"served_model_names": (MINILM,)}, f"two models are called '{MINILM}'"),
     ],
@@ -143,7 +146,7 @@ def test_a_measured_budget(folders: list[Path], monkeypatch: pytest.MonkeyPatch)
     seen: list[tuple[int, int]] = []
 
     def measured(encode: Any, ids: list[int]) -> tuple[int, float]:
-        seen.append((tuple(encode([ids, ids]).shape)[0], len(ids)))
+        seen.append((len(encode([ids, ids])), len(ids)))
         return 512, 1234.5
 
     monkeypatch.setattr(models_module, "measure_budget", measured)

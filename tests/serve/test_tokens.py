@@ -104,9 +104,7 @@ def test_windows(model: ServedModel) -> None:
         assert (one.join, one.finish) == (None, own or finish)
 
 
-def test_windows_that_cannot_be(
-    model: ServedModel, tmp_path: Path
-) -> None:
+def test_windows_that_cannot_be(model: ServedModel, tmp_path: Path) -> None:
     found = problem(model, [LONG], on_long="chunk", max_length=20, prompt="the " * 18)
     assert found.reason is Reason.INVALID
     assert "alone fills windows of 20 tokens" in found.message
