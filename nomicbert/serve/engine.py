@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 FAILURES = 3
 # Weight of the latest batch in the average rate.
 LATEST = 0.1
+# Seconds that `stop` waits for a batch. A stuck one must not keep the process alive.
+STOP = 10.0
 
 
 class Engine:
@@ -80,10 +82,10 @@ class Engine:
             self._threads.append(thread)
 
     def stop(self) -> None:
-        """End the threads after their current batch."""
+        """End the threads after their current batch, or leave one that is stuck."""
         self.scheduler.close()
         for thread in self._threads:
-            thread.join()
+            thread.join(STOP)
 
     @property
     def is_failing(self) -> bool:

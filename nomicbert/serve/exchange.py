@@ -162,7 +162,6 @@ class Exchange:
             look.cancel()
             for task in watching:
                 task.cancel()
-            future.cancel()
 
 
 def decode(body: bytes, kind: "type[Body]") -> Body:

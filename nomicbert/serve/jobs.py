@@ -134,12 +134,11 @@ class TokenMeans:
 
     def __call__(self, model: EmbeddingModel, rows: Rows) -> Rows:
         """See Join."""
-        lengths = np.array(self.lengths)
+        lengths, counts = np.array(self.lengths), np.array(self.counts)
         pooled_tokens = np.maximum(lengths - self.skipped, 0)
         pooled = token_mean(torch.stack(rows), pooled_tokens, self.counts)
         found = list(model.finish(pooled.to(model.device), self.finish).cpu())
-        windows = np.array(self.counts, np.int64)
-        firsts = np.cumsum(windows) - windows
+        firsts = np.cumsum(counts) - counts
         for i, tokens in enumerate(np.add.reduceat(lengths, firsts)):
             if not tokens:
                 found[i].zero_()  # a text without tokens is zeros, as in EmbeddingModel

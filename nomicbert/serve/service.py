@@ -79,7 +79,7 @@ class Service:
         engine.rate = max(loaded.rates)
         limit = settings.max_waiting_tokens
         if limit is None:
-            limit = max(LEAST_WAITING, int(QUEUE_SECONDS * engine.rate))
+            limit = max(LEAST_WAITING, int(QUEUE_SECONDS * engine.rate * len(loaded.replicas)))
         engine.start(loop)
         self.loaded, self.engine = loaded, engine
         self.admission = Admission(limit, settings.max_waiting_requests, engine)

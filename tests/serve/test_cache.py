@@ -6,12 +6,15 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from nomicbert.serve import cache as cache_module
 from nomicbert.serve.cache import ENTRY_BYTES, SLACK, Key, VectorCache, key_of
 from nomicbert.serve.engine import Engine
 from nomicbert.serve.jobs import Group, Job
@@ -25,6 +28,8 @@ from tests.support.serving import ROOT
 from tests.support.vocabularies import SENTENCES
 
 PLAIN = Group(0)
+# not [5, 6, 700_000], but equal to it in fewer bits, or in another order
+OTHER_IDS = ([5, 6], [6, 5, 700_000], [5, 6, 0], [5, 6, 700_000 % 2**16], [5, 6, 96], [])
 COST = ENTRY_BYTES + int(SLACK * (4 * 4 + 3 * 4))  # of `row` and `key`
 # Fill a cache with 20,000 entries; print its own count of bytes and the process's.
 MEASURE = """
@@ -51,6 +56,18 @@ before = resident()
 fill(cache, 20_000)
 print(cache.bytes, resident() - before, len(cache._rows))
 """
+
+
+class SlowDict(OrderedDict[Key, bytes]):
+    """Other threads run between its steps."""
+
+    def __setitem__(self, key: Key, value: bytes) -> None:
+        time.sleep(0)
+        super().__setitem__(key, value)
+
+    def popitem(self, last: bool = True) -> tuple[Key, bytes]:
+        time.sleep(0)
+        return super().popitem(last)
 
 
 def key(number: int) -> Key:
@@ -117,7 +134,7 @@ def test_everything_that_decides_a_row_is_in_its_key() -> None:
             Finish(unnormalized=True), Finish(8, unnormalized=True),
         )
     ]  # fmt: skip
-    keys += [key_of(PLAIN, Finish(), other) for other in ([5, 6], [6, 5, 700_000], [5, 6, 7], [])]
+    keys += [key_of(PLAIN, Finish(), other) for other in OTHER_IDS]
     assert len(set(keys)) == len(keys)
     assert key_of(Group(0), Finish(8), [*ids]) == keys[2]
 
@@ -139,13 +156,14 @@ def test_the_memory_of_20000_entries(dim: int, tokens: int, limit: int) -> None:
     assert entries == 20_000 or counted > 0.99 * limit
 
 
-def test_threads(seed: int) -> None:
+def test_threads(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "OrderedDict", SlowDict)
     cache = VectorCache(50 * COST)
     wrong: list[int] = []
 
     def work(number: int) -> None:
         draw = np.random.default_rng([seed, number])
-        for value in draw.integers(0, 100, 2000).tolist():
+        for value in draw.integers(0, 100, 300).tolist():
             cache.put(key(value), row(value))
             found = cache.get(key(value))
             if found is not None and found[0].item() != value:
@@ -158,7 +176,7 @@ def test_threads(seed: int) -> None:
         thread.join()
     assert not wrong
     assert cache.bytes == 50 * COST == COST * len(cache._rows)
-    assert cache.hits + cache.misses == 4 * 2000
+    assert cache.hits + cache.misses == 4 * 300
 
 
 @pytest.mark.skipif(not HAS_ONEDNN, reason="without oneDNN bits depend on the batch")

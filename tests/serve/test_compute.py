@@ -161,8 +161,11 @@ def test_hidden_states(name: str, dtype: str, folders: dict[str, Path]) -> None:
         assert all(rows.untyped_storage().nbytes() == rows.nbytes for rows in states)
 
 
-def piece(ids: list[int], finish: Finish | None = None, group: Group = Group(0)) -> Piece:
-    return Piece(Job(group, [ids], Finish() if finish is None else finish), 0)
+PLAIN, WHOLE = Group(0), Finish()
+
+
+def piece(ids: list[int], finish: Finish = WHOLE, group: Group = PLAIN) -> Piece:
+    return Piece(Job(group, [ids], finish), 0)
 
 
 def test_equal_texts_are_computed_once(

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from nomicbert import Embedder
+from nomicbert.serve import engine as engine_module
 from nomicbert.serve.compute import NotFinite, Replica
 from nomicbert.serve.engine import Engine
 from nomicbert.serve.jobs import Group, Job, Piece
@@ -40,8 +41,8 @@ def loaded(folder: Path) -> Loaded:
     return load_models(folder)
 
 
-def job(*texts: list[int], finish: Finish = Finish(), **rest: Any) -> Job:
-    return Job(Group(0), [[101, *ids, 102] for ids in texts], finish, **rest)
+def job(*texts: list[int], **rest: Any) -> Job:
+    return Job(Group(0), [[101, *ids, 102] for ids in texts], Finish(), **rest)
 
 
 Plant = Callable[[Any], None]
@@ -390,6 +391,27 @@ def test_an_engine_whose_loop_is_closed_ends(loaded: Loaded, gate: Gate) -> None
     gate.opened.set()
     engine.stop()
     assert not any(thread.is_alive() for thread in engine._threads)
+
+
+def test_a_stuck_batch_does_not_keep_the_process(
+    loaded: Loaded, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "STOP", 0.01)
+    engine, _ = make_engine(loaded)
+
+    async def main() -> None:
+        engine.start(asyncio.get_running_loop())
+        engine.submit(job([5]))
+        await gate.wait()
+        engine.stop()
+
+    asyncio.run(main())
+    (thread,) = engine._threads
+    assert thread.is_alive()
+    assert thread.daemon
+    gate.opened.set()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 PROMPTS = ("", "search_query: ", "classification: ")

@@ -35,17 +35,19 @@ class Client:
 
 
 def run(scenario: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
-    """Run a scenario; an error in a callback of the loop fails it, as do tasks that are left."""
+    """Run a scenario; it fails by errors in callbacks, and by tasks and timers that are left."""
     seen: list[dict[str, Any]] = []
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: seen.append(context))
-        await asyncio.wait_for(scenario(Client()), 60)
+        await scenario(Client())
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left
+        timers: list[asyncio.TimerHandle] = loop._scheduled  # type: ignore[attr-defined]
+        assert all(timer.cancelled() for timer in timers)
 
     asyncio.run(main())
     assert not seen

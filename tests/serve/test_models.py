@@ -15,6 +15,7 @@ from nomicbert.serve.problems import Problem, Reason
 from nomicbert.serve.settings import ServeSettings
 from tests.support.checkpoints import build_checkpoint
 from tests.support.engines import load_models
+from tests.support.sameness import HAS_ONEDNN
 
 NOMIC = "nomic-ai/nomic-embed-text-v1.5"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -139,14 +140,16 @@ def test_what_is_loaded(folders: list[Path]) -> None:
             with torch.inference_mode():
                 row = one.model.encode_ids(ids, finish)[0]
             assert model.is_same(row)
-            assert not model.is_same(row + 1e-7)
+            assert not model.is_same(row + 0.1)
+            # without oneDNN bits depend on the batch: the self-test must not fail under load
+            assert model.is_same(row + 1e-7) != HAS_ONEDNN
 
 
 def test_a_measured_budget(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
 
     def measured(encode: Any, ids: list[int]) -> tuple[int, float]:
-        seen.append((tuple(encode([ids, ids]).shape)[0], len(ids)))
+        seen.append((len(encode([ids, ids])), len(ids)))
         return 512, 1234.5
 
     monkeypatch.setattr(models_module, "measure_budget", measured)

@@ -117,12 +117,15 @@ def test_a_starved_job_goes_first_exactly_when_its_patience_ends(clock: Clock) -
 
     first = queries()
     clock.now += PATIENCE
+    assert (bulk.arrived, bulk.started, first[0].started) == (1000.0, 1000.0, None)
     assert owners(scheduler.take(BUDGETS)) == [first[0]]  # not longer than its patience
     clock.now += 0.001
+    assert first[0].started == 1000.0 + PATIENCE
     assert owners(scheduler.take(BUDGETS)) == [bulk, bulk]  # the query of 60 has no room
     assert scheduler.age() == pytest.approx(PATIENCE + 0.001)  # that query
     assert owners(scheduler.take(BUDGETS)) == [first[1]]
     # it has been served: the next ones pass it again
+    assert bulk.started == 1000.0  # the first time counts
     second = queries()
     assert owners(scheduler.take(BUDGETS)) == [second[0]]
     assert owners(scheduler.take(BUDGETS)) == [second[1]]
