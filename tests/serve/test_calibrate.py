@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from nomicbert.serve import calibrate
-from nomicbert.serve.calibrate import LONGEST, SIZES, TIMES, choose, measure_budget
+from nomicbert.serve.calibrate import LONGEST, ROUNDS, SIZES, choose, measure_budget
 
 
 class Clock:
@@ -44,7 +44,7 @@ def test_the_smallest_size_near_the_best_rate(
     # 1 ms per batch and 0.01 ms per token: 1024 tokens have 91% of the limit, 2048 have 95%, and
     # 4096 have 98%
     found, sizes = measure(lambda tokens: 1e-3 + 1e-5 * tokens, 32)
-    assert sizes == [size for size in SIZES for _ in range(TIMES)]
+    assert sizes == [*SIZES] * ROUNDS.stop  # in turn, not one size after another
     assert found == (2048, pytest.approx(2048 / (1e-3 + 1e-5 * 2048)))
     found, _ = measure(lambda tokens: 5e-5 + 1e-5 * tokens, 32)
     assert found == (256, pytest.approx(256 / (5e-5 + 1e-5 * 256)))
@@ -65,7 +65,7 @@ def test_a_slow_model_is_not_measured_for_long(
     measure: Callable[..., tuple[tuple[int, float], list[int]]],
 ) -> None:
     (budget, rate), sizes = measure(lambda tokens: tokens * LONGEST / 250, 32)
-    assert max(sizes) == 256
+    assert sizes == [64, 128, 256] * ROUNDS.start  # 1.8 s each
     assert (budget, rate) == (64, pytest.approx(250))
 
 

@@ -309,6 +309,31 @@ def test_what_is_cancelled_is_not_computed(loaded: Loaded, gate: Gate) -> None:
     run(loaded, scenario)
 
 
+def test_what_is_cancelled_on_its_way_to_a_batch_is_not_computed(
+    loaded: Loaded, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate.opened.set()
+
+    async def scenario(engine: Engine) -> None:
+        first, second = job([5]), job([6])
+        take = engine.scheduler.take
+
+        def late(budgets: Any) -> list[Piece] | None:
+            batch = take(budgets)
+            engine.scheduler.drop(first)
+            return batch
+
+        monkeypatch.setattr(engine.scheduler, "take", late)
+        await engine.submit(job([7]))  # the thread was in the scheduler's own `take`
+        future = engine.submit(first)
+        await engine.submit(second)
+        assert first not in [one for batch in gate.batches for one, _ in batch]
+        assert not future.done()
+        future.cancel()
+
+    run(loaded, scenario)
+
+
 def test_a_query_is_in_the_batch_after_it_arrives(loaded: Loaded, gate: Gate) -> None:
     async def scenario(engine: Engine) -> None:
         bulk = job(*([[5] * 60] * 64))

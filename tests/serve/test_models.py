@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nomicbert import Embedder
+from nomicbert.serve import calibrate
 from nomicbert.serve import models as models_module
 from nomicbert.serve.models import Names, load, primary_name, self_test_ids
 from nomicbert.serve.problems import Problem, Reason
@@ -152,10 +153,10 @@ def test_a_measured_budget(folders: list[Path], monkeypatch: pytest.MonkeyPatch)
         seen.append((len(encode([ids, ids])), len(ids)))
         return 512, 1234.5
 
-    monkeypatch.setattr(models_module, "measure_budget", measured)
+    monkeypatch.setattr(calibrate, "measure_budget", measured)
     loaded = load_models(*folders, max_batch_tokens=None, max_length=50)
     assert (loaded.budgets, loaded.rates) == ([512, 512], [1234.5, 1234.5])
-    assert seen == [(2, 50), (2, 50)]
+    assert seen == [(2, 50), (2, 50)]  # texts of that length
 
 
 def test_the_default_prompt(folders: list[Path]) -> None:

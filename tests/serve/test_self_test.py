@@ -72,6 +72,23 @@ def test_another_vector(loaded: Loaded) -> None:
     run(loaded, scenario, cache_bytes=1 << 20)
 
 
+def test_the_cache_does_not_hide_another_vector(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Replica.rows
+
+    def moved(self: Replica, batch: list[Any]) -> list[torch.Tensor]:
+        return [row + 1 for row in original(self, batch)]
+
+    async def scenario(engine: Engine) -> None:
+        assert await SelfTest(engine, loaded.models).problem() == ""
+        monkeypatch.setattr(Replica, "rows", moved)
+        found = await SelfTest(engine, loaded.models).problem()
+        assert found == "the self-test of nomic-v1.5 gives another vector"
+
+    run(loaded, scenario, cache_bytes=1 << 20)
+
+
 def test_an_error(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_self: Replica, _batch: list[Any]) -> list[torch.Tensor]:
         raise RuntimeError("planted")
@@ -124,6 +141,9 @@ def test_a_slow_engine_is_ready(loaded: Loaded, monkeypatch: pytest.MonkeyPatch)
         # a probe does not wait for the test, and a second one begins no other
         for _ in range(3):
             assert await tested.problem() == ""
+        tested._problem = "planted"  # unready, it is due again at once
+        for _ in range(2):
+            assert await tested.problem() == "planted"
         assert engine.scheduler._arrivals == 1
         monkeypatch.setattr(self_test_module, "TIMEOUT", 0.01)
         tested = SelfTest(engine, loaded.models)

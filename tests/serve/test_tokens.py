@@ -137,6 +137,8 @@ def test_ids_of_another_tokenizer(model: ServedModel, ids: list[int], message: s
 
 def test_limits_of_ids(model: ServedModel) -> None:
     ids = [101, *[7] * 18, 102]
+    hidden = tokenise(want(model, [ids], hidden=True)).job
+    assert (hidden.finish, hidden.group.hidden) == (None, True)
     for policy in ("error", "end", "chunk", "mean"):
         made = tokenise(want(model, [ids], on_long=policy, max_length=20, report=True))
         assert (made.job.pieces, made.lengths, made.whole, made.cut) == ([ids], [20], [20], [])
@@ -163,6 +165,9 @@ def test_doubled_prompts(model: ServedModel) -> None:
     assert tokenise(want(model, texts, prompt="search_query: ")).doubled == 2
     assert tokenise(want(model, texts, prompt="own: ", on_long="mean")).doubled == 2
     assert tokenise(want(model, texts)).doubled == 0
+    inside = [f"a {prompt}" for prompt in model.embedder.prompts.values()]
+    assert len(inside) >= 4
+    assert tokenise(want(model, inside, prompt="own: ")).doubled == 0
 
 
 def test_prompts_that_are_left_out(tmp_path: Path) -> None:
