@@ -112,7 +112,7 @@ class Facts:
 
 async def document(service: Service, _exchange: Exchange) -> Answer:
     """GET /openapi.json."""
-    names = None if service.settings.any_model_name else list(service.names.by_name)
+    names = None if service.settings.any_model_name else [*service.names.by_name]
     facts = Facts(names)
     if service.loaded is not None and len(service.loaded.models) == 1:
         (model,) = service.loaded.models
@@ -172,7 +172,7 @@ def _narrowed(components: dict[str, Any], facts: Facts) -> None:
     width = _whole(1, facts.width)
     named = {"enum": [*facts.names]} if facts.names is not None else STRING
     right = _or_null({"enum": ["Right", "right"]})
-    stated: dict[str, dict[str, Any]] = {
+    narrower: dict[str, dict[str, Any]] = {
         "EmbeddingsRequest": {
             "input": INPUTS,
             "model": named if facts.names is not None else _or_null(STRING),
@@ -202,7 +202,7 @@ def _narrowed(components: dict[str, Any], facts: Facts) -> None:
         "TokenizeRequest": {"inputs": {"anyOf": [STRING, TEXTS]}, "prompt_name": prompt},
         "DecodeRequest": {"ids": _ids(facts)},
     }
-    for name, fields in stated.items():
+    for name, fields in narrower.items():
         for field, schema in fields.items():
             properties[name][field] = schema
     properties["VertexRequest"]["instances"]["minItems"] = 1

@@ -168,7 +168,7 @@ def listen(settings: ServeSettings) -> socket.socket:
         place: object = settings.uds
     else:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        # asyncio turns Nagle's algorithm off for sockets of this protocol only: with it, the body
+        # asyncio turns Nagle's algorithm off for sockets of this protocol only; with it, the body
         # of an answer waits 40 ms for the client to confirm the head
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -190,7 +190,7 @@ def remove_stale(path: str) -> None:
     Raises: FileNotFoundError.
     """
     if not stat.S_ISSOCK(os.stat(path).st_mode):
-        return  # to connect would be refused too; to listen there is an error
+        return  # to listen there is an error
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with contextlib.closing(probe):
         try:

@@ -34,8 +34,6 @@ def test_a_bug_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         raise ZeroDivisionError("planted")
 
     monkeypatch.setattr(openai, "as_limit", broken)
-    with (
-        small_server(tmp_path) as server,
-        pytest.raises(Exception, match=r"500|traceback|failures"),
-    ):
+    found = pytest.raises(Exception, match=r"500|traceback|failures")
+    with small_server(tmp_path) as server, found:
         run(server, 300, [Phase.generate])
