@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import re
 from collections.abc import Iterator
 
 import pytest
 
-from nomicbert.serve.logs import LOGGER, LogFormat, log_line, set_up
+from nomicbert.serve.logs import LOGGER, LogFormat, RequestLog, log_line, set_up
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def test_json(out: io.StringIO) -> None:
     logging.getLogger("uvicorn.error").info("unseen")
     found = [json.loads(line) for line in out.getvalue().strip("\n").split("\n")]
     times = [line.pop("time") for line in found]
-    assert all(len(time) == len("2026-01-01T00:00:00.000Z") and time[-1] == "Z" for time in times)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", time) for time in times)
     assert found[:2] == [
         {
             "level": "info", "event": "request", "id": 'a"\nb', "ms": 1.5, "texts": 0, "model": "",
@@ -81,3 +83,27 @@ def test_records_do_not_go_to_other_handlers(out: io.StringIO) -> None:
         logging.getLogger().removeHandler(handler)
     assert out.getvalue() == "nomicbert: once\n"
     assert other.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("form", "line"),
+    [
+        ("json", {"level": "info", "event": "request", "id": "a", "status": 200, "model": ""}),
+        ("text", "nomicbert: request id=a status=200\n"),
+    ],
+)
+def test_the_line_of_a_request(form: LogFormat, line: object) -> None:
+    reader, writer = os.pipe()
+    try:
+        RequestLog(form, writer)({"id": "a", "status": 200, "model": ""})
+    finally:
+        os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:
+        found = pipe.read()
+    if form == "json":
+        assert found.endswith("}\n")
+        content = json.loads(found)
+        assert re.match(r"\d{4}-", content.pop("time"))
+        assert content == line
+    else:
+        assert found == line
