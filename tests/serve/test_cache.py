@@ -19,12 +19,11 @@ from nomicbert.serve.cache import ENTRY_BYTES, SLACK, Key, VectorCache, key_of
 from nomicbert.serve.engine import Engine
 from nomicbert.serve.jobs import Group, Job
 from nomicbert.serve.models import Loaded
-from nomicbert.serve.tokens import tokenise
 from nomicbert.vectors.pooling import Finish
 from tests.support.checkpoints import build_checkpoint
 from tests.support.engines import load_models, make_engine, rows_of, run, same_rows, want
 from tests.support.sameness import HAS_ONEDNN
-from tests.support.serving import ROOT
+from tests.support.serving import ROOT, in_thread
 from tests.support.vocabularies import SENTENCES
 
 PLAIN = Group(0)
@@ -79,8 +78,13 @@ def row(number: float) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    return load_models(build_checkpoint(tmp_path_factory.mktemp("nomic"), "nomic-v1.5"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_checkpoint(tmp_path_factory.mktemp("nomic"), "nomic-v1.5")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Loaded:
+    return load_models(folder)
 
 
 def test_a_row_is_a_copy_both_ways() -> None:
@@ -213,22 +217,21 @@ def test_a_hit_has_the_bits_of_the_computed_row(loaded: Loaded) -> None:
     run(loaded, scenario, cache_bytes=1 << 22)
 
 
-def test_lengths_and_cuts_do_not_depend_on_it(loaded: Loaded) -> None:
-    """They come from tokenising, which does not know of the cache."""
-    (model,) = loaded.models
-    wanted = want(model, [*SENTENCES, *SENTENCES], max_length=6, report=True)
-
-    async def scenario(engine: Engine) -> list[object]:
-        found = []
-        for _ in range(2):
-            tokenised = tokenise(wanted)
-            rows = await rows_of(engine, tokenised)
-            found.append((tokenised.lengths, tokenised.cut, tokenised.whole, len(rows)))
-        return found
-
-    cached, plain = (run(loaded, scenario, size) for size in (1 << 22, 0))
-    assert cached == plain
-    assert cached[0] == cached[1]
+def test_usage_and_reports_do_not_depend_on_it(folder: Path) -> None:
+    body = {
+        "input": [*SENTENCES, *SENTENCES], "model": "a", "on_long": "end", "max_length": 6,
+        "report": True,
+    }  # fmt: skip
+    answers = []
+    for size in (0, 1 << 22):
+        with in_thread(folder, any_model_name=True, cache_bytes=size) as server:
+            for _ in range(2):
+                answer = server.call("/v1/embeddings", body)
+                answers.append((answer.json, answer.headers["x-truncated-texts"]))
+            hits = server.metric("nomicbert_cache_hits_total")
+            assert (hits > 0) == (size > 0)
+    assert answers[0][0]["usage"]["truncated_texts"] > 0
+    assert answers[1:] == answers[:1] * 3
 
 
 def test_what_is_never_kept(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
