@@ -252,7 +252,7 @@ def _budget(embedder: Embedder, replica: Replica, wanted: int | None) -> tuple[i
         return wanted, 0.0
     if embedder.device.type != "cpu":
         return batch_tokens(embedder.model), 0.0
-    longest = min(embedder.max_seq_length, calibrate.SIZES[0])
+    longest = min(embedder.max_seq_length, 2 * calibrate.SIZES[0])
     return calibrate.measure_budget(
         lambda texts: replica.model.encode_ids(texts), _ids(embedder, longest)
     )
