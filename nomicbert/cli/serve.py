@@ -199,7 +199,15 @@ def need_serve() -> None:
 
     Raises: ImportError: it names the extra.
     """
-    for name in ("starlette", "uvicorn", "httptools", "msgspec", "orjson", "pybase64"):
+    for name in (
+        "starlette",
+        "uvicorn",
+        "httptools",
+        "msgspec",
+        "orjson",
+        "pybase64",
+        "prometheus_client",
+    ):
         if importlib.util.find_spec(name) is None:
             raise ImportError(f'the server needs {name}: pip install "nomicbert[serve]"')
 

@@ -5,6 +5,7 @@ gives the estimate back when the true number is in the scheduler.
 """
 
 import asyncio
+import time
 
 from nomicbert.serve.engine import Engine
 from nomicbert.serve.problems import Problem, Reason
@@ -51,14 +52,15 @@ class Admission:
         self.expected = 0
         self.requests = 0
         self._most_requests = most_requests
+        self._turn = asyncio.Lock()
         self._engine = engine
 
-    async def enter(self, tokens: int, *, patient: bool = False) -> Place:
+    async def enter(self, tokens: int, seconds: float = 0.0) -> Place:
         """Admit a request.
 
         Args:
             tokens: estimate for the request.
-            patient: wait for room.
+            seconds: how long it waits for room, in the order of arrival.
 
         Raises: Problem: too much waits already, or the request alone is larger than the limit.
         """
@@ -69,15 +71,23 @@ class Admission:
                 "(--max-waiting-tokens): send fewer texts per request, or a stream with "
                 "content-type application/x-ndjson",
             )
-        while not self._has_room(tokens):
-            if not patient:
-                ahead = self._engine.seconds_ahead()
-                raise Problem(
-                    Reason.QUEUE_FULL,
-                    f"the queue is full, with about {ahead:.1f} s of work: try again later",
-                    retry_after=min(max(ahead / 2, 0.2), 30.0),
-                )
-            await asyncio.sleep(LOOK)
+        if seconds and not self._has_room(tokens):
+            end = time.monotonic() + seconds
+            async with self._turn:  # only the first of those that wait looks for room
+                while not self._has_room(tokens) and time.monotonic() < end:
+                    await asyncio.sleep(LOOK)
+                if self._has_room(tokens):
+                    return self._admit(tokens)
+        if not self._has_room(tokens):
+            ahead = self._engine.seconds_ahead()
+            raise Problem(
+                Reason.QUEUE_FULL,
+                f"the queue is full, with about {ahead:.1f} s of work: try again later",
+                retry_after=min(max(ahead / 2, 0.2), 30.0),
+            )
+        return self._admit(tokens)
+
+    def _admit(self, tokens: int) -> Place:
         self.expected += tokens
         self.requests += 1
         return Place(self, tokens)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 Header = tuple[bytes, bytes]
 
-# Rows that are written at a time, between turns of the event loop.
+# Rows and values that are written at a time, between turns of the event loop.
 SLICE = 64
+VALUES = 1 << 16
 # About the bytes of one value in an answer, for limits.
 FLOAT_BYTES = 13.0
 BASE64_BYTES = 16 / 3
@@ -35,7 +36,7 @@ class Answer:
         headers: more headers.
     """
 
-    content: Sequence[bytes] | AsyncIterator[bytes]
+    content: list[bytes] | AsyncIterator[bytes]
     status: int = 200
     media: bytes = JSON
     headers: list[Header] = field(default_factory=list)
@@ -73,11 +74,12 @@ async def listed(
         after: the JSON from the closing bracket on.
     """
     parts = [before]
-    for start in range(0, len(rows), SLICE):
+    size = max(1, min(SLICE, VALUES // max((row.numel() for row in rows), default=1)))
+    for start in range(0, len(rows), size):
         if start:
             parts.append(b",")
             await asyncio.sleep(0)
-        items = [item(start + i, row) for i, row in enumerate(rows[start : start + SLICE])]
+        items = [item(start + i, row) for i, row in enumerate(rows[start : start + size])]
         parts.append(dumps(items)[1:-1])
     parts.append(after)
     return parts

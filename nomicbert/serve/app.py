@@ -16,8 +16,8 @@ from starlette.routing import Route, compile_path
 
 from nomicbert.serve import health, ndjson, nomic, openai, openapi, tei, tei_tokens
 from nomicbert.serve.endpoint import Dialect, Endpoint, Handler
-from nomicbert.serve.exchange import Exchange
-from nomicbert.serve.models import Names
+from nomicbert.serve.exchange import Bodies, Exchange
+from nomicbert.serve.names import Names
 from nomicbert.serve.problems import Problem, Reason
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import ServeSettings
@@ -111,7 +111,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
     """An address or method that does not exist."""
     assert isinstance(error, HTTPException)
     path = request.url.path
-    headers = {"x-request-id": Exchange(request.scope, request.receive).id}
+    headers = {"x-request-id": Exchange(request.scope, request.receive, Bodies(0)).id}
     if error.status_code == 405:
         # the router knows the methods of the first of the routes with this address only
         allowed = {page.method for page in PAGES if _fits(page, path)}

@@ -88,7 +88,7 @@ class Endpoint:
         """Answer a request."""
         began = time.perf_counter()
         service = self.service
-        exchange = Exchange(scope, receive)
+        exchange = Exchange(scope, receive, service.bodies)
         service.in_flight += 1
         outcome, status = "failed", GONE
         try:
@@ -116,6 +116,7 @@ class Endpoint:
             except ClientGone:
                 outcome = "disconnected"
         finally:
+            exchange.release()
             service.in_flight -= 1
             seconds = time.perf_counter() - began
             service.metrics.request(self.dialect.name, self.route, status, seconds, outcome)
@@ -138,8 +139,7 @@ class Endpoint:
                 await send({"type": "http.response.body", "body": part, "more_body": place < last})
             return
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        assert not isinstance(content, tuple | bytes)
-        async for part in content:  # type: ignore[union-attr]
+        async for part in content:
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

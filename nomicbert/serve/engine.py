@@ -60,7 +60,7 @@ class Engine:
         self.scheduler = Scheduler()
         self.budgets = budgets
         self.rate = 0.0
-        self._failures = 0
+        self._failures = [0] * len(replicas)
         self._replicas = replicas
         self._cache = cache
         self._metrics = metrics
@@ -81,16 +81,17 @@ class Engine:
             thread.start()
             self._threads.append(thread)
 
-    def stop(self) -> None:
-        """End the threads after their current batch, or leave one that is stuck."""
+    def stop(self, seconds: float = STOP) -> None:
+        """End the threads after their current batch, or leave one that takes longer."""
         self.scheduler.close()
+        end = time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(STOP)
+            thread.join(max(end - time.monotonic(), 0.0))
 
     @property
     def is_failing(self) -> bool:
-        """Whether nothing but failures came lately."""
-        return self._failures >= FAILURES
+        """Whether nothing but failures came lately from one of the devices."""
+        return max(self._failures) >= FAILURES
 
     @property
     def has_threads(self) -> bool:
@@ -159,7 +160,7 @@ class Engine:
                 continue
             self._began[number] = time.monotonic()
             try:
-                ended = self._compute(batch, models)
+                ended = self._compute(batch, models, number)
             except Exception as error:  # a bug: its requests fail, the thread goes on
                 logger.exception("a batch met a bug of the engine")
                 ended = list({piece.job: None for piece in batch})
@@ -168,12 +169,12 @@ class Engine:
             del self._began[number]
             self._hand_over(ended)
 
-    def _compute(self, batch: list[Piece], models: Sequence[Replica]) -> list[Job]:
+    def _compute(self, batch: list[Piece], models: Sequence[Replica], number: int) -> list[Job]:
         """Compute a batch; return the jobs that have ended."""
         began = time.monotonic()
         found = isolate(models[batch[0].job.group.model].rows, batch)
         seconds = time.monotonic() - began
-        ended = self._record(batch, found)
+        ended = self._record(batch, found, number)
         for job in ended:
             if job.error is not None:
                 self.scheduler.drop(job)
@@ -181,11 +182,14 @@ class Engine:
         self._measure(batch, seconds)
         return ended
 
-    def _record(self, batch: list[Piece], found: list[Tensor | Exception]) -> list[Job]:
+    def _record(
+        self, batch: list[Piece], found: list[Tensor | Exception], number: int
+    ) -> list[Job]:
         """Store the rows of a batch; return the jobs that have ended."""
         ended: dict[Job, None] = {}
         failed = [row for row in found if isinstance(row, Exception)]
-        self._failures = self._failures + 1 if len(failed) == len(found) else 0
+        all_failed = len(failed) == len(found)
+        self._failures[number] = self._failures[number] + 1 if all_failed else 0
         if failed:
             self._metrics.failed_batches.inc()
             logger.error("a batch failed", exc_info=failed[0])

@@ -27,6 +27,20 @@ SMALL = 1 << 16
 HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
+class Bodies:
+    """Limits the bytes of all bodies together.
+
+    Attributes:
+        limit: bytes that requests without an answer may have sent.
+        held: bytes that they have sent.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """No body has been read."""
+        self.limit = limit
+        self.held = 0
+
+
 class Exchange:
     """A request.
 
@@ -37,8 +51,10 @@ class Exchange:
         texts, truncated: counts, for the log.
     """
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
-        """Read nothing of the body yet."""
+    def __init__(self, scope: Scope, receive: Receive, bodies: Bodies) -> None:
+        """Read nothing of the body yet; `bodies` counts it with those of other requests."""
+        self._bodies = bodies
+        self._held = 0
         self.scope = scope
         self._receive = receive
         self.headers: dict[str, str] = {
@@ -78,8 +94,22 @@ class Exchange:
             size += len(part)
             if size > limit:
                 raise _too_large(limit)
+            self._hold(len(part))
             parts.append(part)
         return b"".join(parts)
+
+    def release(self) -> None:
+        """Forget the body: the request has ended."""
+        self._bodies.held -= self._held
+        self._held = 0
+
+    def _hold(self, size: int) -> None:
+        self._bodies.held += size
+        self._held += size
+        if self._bodies.held > self._bodies.limit:
+            raise Problem(
+                Reason.QUEUE_FULL, "too many bodies are being read: try again", retry_after=1.0
+            )
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The body in parts, as they come.

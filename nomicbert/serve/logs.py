@@ -4,6 +4,7 @@ Where in the flow: everywhere. `--log-format text` shows the same fields for peo
 request is written without the logging module, which would take a quarter of a short request's time.
 """
 
+import contextlib
 import datetime
 import logging
 import os
@@ -71,7 +72,8 @@ class RequestLog:
             line = as_json("info", "request", fields)
         else:
             line = as_text("request", fields).encode("utf-8", "replace")
-        os.write(self._descriptor, line + b"\n")
+        with contextlib.suppress(OSError):  # nobody reads the log any more: answer all the same
+            os.write(self._descriptor, line + b"\n")
 
 
 def set_up(form: LogFormat, handler: logging.Handler) -> None:

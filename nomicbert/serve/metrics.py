@@ -71,9 +71,7 @@ class Metrics:
         self.encode_seconds = histogram("encode_seconds", "Time to write an answer", SECONDS)
         self._texts = counter("texts", "Texts embedded", ("model",))
         self._tokens = counter("tokens", "Tokens of these texts", ("model",))
-        self._truncated = counter(
-            "truncated_texts", "Texts longer than the limit", ("model", "policy")
-        )
+        self._truncated = counter("truncated_texts", "Texts that were cut", ("model",))
         self.doubled_prompts = counter(
             "doubled_prompts", "Texts that began with a prompt and got one"
         )
@@ -103,8 +101,7 @@ class Metrics:
         self._by_model: dict[str, tuple[Counter, Counter]] = {}
         for model in models:
             self._by_model[model] = self._texts.labels(model), self._tokens.labels(model)
-            for policy in ("end", "chunk", "mean"):
-                self._truncated.labels(model, policy)
+            self._truncated.labels(model)
 
     def _registry_gauges(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str) -> Gauge:
@@ -141,13 +138,13 @@ class Metrics:
         """Count a refusal."""
         self._refused.labels(reason.value).inc()
 
-    def embedded(self, model: str, lengths: Sequence[int], truncated: int, policy: str) -> None:
+    def embedded(self, model: str, lengths: Sequence[int], truncated: int) -> None:
         """Count the texts of a request."""
         texts, tokens = self._by_model[model]
         texts.inc(len(lengths))
         tokens.inc(sum(lengths))
         if truncated:
-            self._truncated.labels(model, policy).inc(truncated)
+            self._truncated.labels(model).inc(truncated)
         for length in lengths:
             self.input_tokens.observe(length)
 

@@ -1,24 +1,25 @@
-"""The models of a server: loading, names, warm-up, self-test.
+"""The models of a server: loading, copies per device, warm-up.
 
-Where in the flow: `service` loads them once, in a thread, before the server is ready. A request
-names a model by any of its names; no request loads, downloads or deletes one.
+Where in the flow: `service` loads them once, in a thread, before the server is ready. No request
+loads, downloads or deletes one.
 """
 
+import asyncio
+import contextlib
 import copy
 import logging
-import re
-from collections.abc import Iterable
+import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from nomicbert.arguments import as_devices
 from nomicbert.embedder import Embedder
 from nomicbert.runtime.batch_budget import batch_tokens
 from nomicbert.serve import calibrate
 from nomicbert.serve.compute import Replica
-from nomicbert.serve.problems import Problem, Reason
+from nomicbert.serve.names import Names
 from nomicbert.serve.settings import ServeSettings
 from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.vectors.embedding_model import EmbeddingModel
@@ -29,8 +30,6 @@ from nomicbert_kernels.linear_torch import onednn_packs
 logger = logging.getLogger(__name__)
 
 SELF_TEST = "The quick brown fox jumps over the lazy dog."
-# A name such as nomic-embed-text-v1.5, which ollama writes nomic-embed-text:v1.5.
-NOMIC = re.compile(r"(nomic-embed-text)-(v[\d.]+)")
 
 
 @dataclass(frozen=True)
@@ -82,79 +81,6 @@ class ServedModel:
         return bool(torch.allclose(row, self.self_test, rtol=1e-2, atol=1e-2))
 
 
-class Names:
-    """Name of a model in a request -> its index.
-
-    Attributes:
-        by_name: every name that is listed, in this order.
-    """
-
-    def __init__(self, settings: ServeSettings) -> None:
-        """Collect the names of all models.
-
-        Raises: ValueError: an alias of a model that is not served, or a name of two models.
-        """
-        self.by_name: dict[str, int] = {}
-        self.primary = [primary_name(model) for model in settings.models]
-        self._any = settings.any_model_name
-        # names as they were given; paths of folders among them are shown to nobody
-        self._given = {model: index for index, model in enumerate(settings.models)}
-        for index, primary in enumerate(self.primary):
-            more = settings.served_model_names if index == 0 else ()
-            for name in (*more, primary):
-                self._add(name, index)
-        implied: dict[str, int] = {}
-        for index, primary in enumerate(self.primary):
-            for name in well_known_names(primary):
-                implied.setdefault(name, index)
-        targets = {**self.by_name, **implied, **self._given, **self.by_name}
-        for alias, name in settings.model_aliases:
-            if name not in targets:
-                known = ", ".join(map(repr, targets))
-                raise ValueError(f"--model-alias {alias}={name}: no model {name!r}; known: {known}")
-            self._add(alias, targets[name])
-        self.by_name = {**self.by_name, **implied, **self.by_name}  # stated names come first
-
-    def find(self, name: str | None) -> int:
-        """The index of a model; without a name, or with --any-model-name, the first one's.
-
-        Raises: Problem: no such model.
-        """
-        if name is None:
-            return 0
-        found = self.by_name.get(name, self._given.get(name))
-        if found is not None:
-            return found
-        if self._any:
-            return 0
-        known = ", ".join(map(repr, self.by_name))
-        raise Problem(
-            Reason.UNKNOWN_MODEL, f"no model {name!r:.200} here: this server has {known}", "model"
-        )
-
-    def _add(self, name: str, index: int) -> None:
-        if self.by_name.setdefault(name, index) != index:
-            raise ValueError(
-                f"two models are called {name!r}: rename a folder, or choose another "
-                "--served-model-name or --model-alias"
-            )
-
-
-def primary_name(model: str) -> str:
-    """The id of a repository; of a folder its last part, since its path is nobody's business."""
-    path = Path(model).expanduser()
-    return path.resolve().name if path.is_dir() else model
-
-
-def well_known_names(name: str) -> Iterable[str]:
-    """Further names that clients know a checkpoint by: without the owner, and ollama's."""
-    short = name.rsplit("/", 1)[-1]
-    yield short
-    if match := NOMIC.fullmatch(short):
-        family, version = match.groups()
-        yield from (family, f"{family}:latest", f"{family}:{version}")
-
-
 @dataclass(frozen=True)
 class Loaded:
     """All models, on all devices, ready to compute.
@@ -179,21 +105,26 @@ def load(settings: ServeSettings, names: Names) -> Loaded:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    devices = as_devices(settings.devices)
+    if len({device.type for device in devices}) > 1:
+        raise ValueError("--device: one server computes on GPUs or on the CPU, not on both")
+    if settings.revision is not None and len(settings.models) > 1:
+        raise ValueError("--revision is for one --model: start a server for each")
     models, budgets, rates = [], [], []
-    replicas: list[list[Replica]] = [[] for _ in settings.devices]
+    replicas: list[list[Replica]] = [[] for _ in devices]
     for index, name in enumerate(settings.models):
         embedder = Embedder(
             name,
-            revision=settings.revision if index == 0 else None,
+            revision=settings.revision,
             local_files_only=settings.local_files_only,
             dtype=settings.dtype,
-            device=settings.devices[0],
+            device=devices[0],
             backend=settings.backend,
             rotary_scaling_factor=settings.rotary_scaling_factor,
         )
         embedder.embedding_model.eval()
         model = serve_model(index, names.primary[index], embedder, settings)
-        for device, copies in zip(settings.devices, replicas, strict=True):
+        for device, copies in zip(devices, replicas, strict=True):
             copies.append(Replica(_copy_to(embedder, device, first=copies is replicas[0])))
         budget, rate = _budget(embedder, replicas[0][index], settings.max_batch_tokens)
         for copies in replicas[1:]:
@@ -206,6 +137,32 @@ def load(settings: ServeSettings, names: Names) -> Loaded:
             model.name, embedder, budget, model.max_length,
         )  # fmt: skip
     return Loaded(models, replicas, budgets, rates)
+
+
+async def load_aside(settings: ServeSettings, names: Names) -> Loaded:
+    """`load` on a thread that does not keep the process alive: a download may take hours."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Loaded] = loop.create_future()
+
+    def hand_over(loaded: Loaded | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if loaded is not None:
+            future.set_result(loaded)
+        elif error is not None:
+            future.set_exception(error)
+
+    def work() -> None:
+        loaded, problem = None, None
+        try:
+            loaded = load(settings, names)
+        except BaseException as error:  # raised again where the future is awaited
+            problem = error
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            loop.call_soon_threadsafe(hand_over, loaded, problem)
+
+    threading.Thread(target=work, name="loading", daemon=True).start()
+    return await future
 
 
 def serve_model(index: int, name: str, embedder: Embedder, settings: ServeSettings) -> ServedModel:
@@ -238,7 +195,7 @@ def self_test_ids(model: ServedModel) -> tuple[list[list[int]], Finish]:
     return ids, Finish(truncate_dim=model.embedder.truncate_dim)
 
 
-def _copy_to(embedder: Embedder, device: str, *, first: bool) -> EmbeddingModel:
+def _copy_to(embedder: Embedder, device: torch.device, *, first: bool) -> EmbeddingModel:
     """The model itself on the first device, a copy on others."""
     if first:
         return embedder.embedding_model

@@ -78,7 +78,7 @@ async def embeddings(service: Service, exchange: Exchange) -> Answer:
     embedded = _embed(service, exchange, wanted, slices, is_read=not reads_lines)
     # the first slice decides the status: a mistake in it is an ordinary refusal
     first = await anext(embedded, None)
-    lines = _lines(first, embedded, asked.encoding_format == "base64")
+    lines = _lines(service, exchange, first, embedded, asked.encoding_format == "base64")
     headers = [] if first is None else first[1].headers
     return Answer(lines, media=NDJSON, headers=headers)
 
@@ -173,8 +173,13 @@ async def _cut(wanted: Wanted) -> AsyncIterator[Slice]:
     texts = [item for item in wanted.inputs if isinstance(item, str)]
     if len(texts) < len(wanted.inputs):
         raise Problem(Reason.INVALID, "a stream takes texts, not token ids", "input")
-    for start in range(0, len(texts), SLICE_TEXTS):
-        part = texts[start : start + SLICE_TEXTS]
+    part: list[str] = []
+    for text in texts:
+        part.append(text)
+        if len(part) >= SLICE_TEXTS or sum(map(len, part)) >= SLICE_CHARACTERS:
+            yield Slice(part, [None] * len(part))
+            part = []
+    if part:
         yield Slice(part, [None] * len(part))
 
 
@@ -248,14 +253,15 @@ def _start(work: Awaitable[Result]) -> "asyncio.Future[Result]":
 
 
 async def _lines(
+    service: Service,
+    exchange: Exchange,
     first: tuple[Slice, Embedded] | None,
     others: AsyncIterator[tuple[Slice, Embedded]],
     as_base64: bool,
 ) -> AsyncIterator[bytes]:
     """A line per text; a mistake becomes the last line."""
-    index = 0
+    index, found = 0, first
     write = base64 if as_base64 else numbers
-    found = first
     try:
         while found is not None:
             part, embedded = found
@@ -267,7 +273,8 @@ async def _lines(
     except ClientGone:
         raise
     except Exception:  # a text that cannot be computed, or a bug: the status has been sent
-        logger.exception("a stream failed after %d texts", index)
+        service.metrics.internal_errors.inc()
+        logger.exception("request %s failed after %d texts", exchange.id, index)
         yield _last_line(Problem(Reason.INTERNAL, SERVER_ERROR))
 
 

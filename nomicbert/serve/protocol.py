@@ -39,6 +39,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """As uvicorn calls it."""
         super().__init__(config, server_state, app_state, _loop)
         self._timer: asyncio.TimerHandle | None = None
+        self._untaken: asyncio.TimerHandle | None = None
         self._head_size = 0
         self._in_head = self._is_new = False
         self._unread = 0
@@ -50,9 +51,21 @@ class LimitedProtocol(HttpToolsProtocol):
         self._start(self.head_seconds, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         self._stop()
+        self._stop_untaken()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client takes nothing: it has `body_seconds` to go on."""
+        super().pause_writing()
+        self._stop_untaken()
+        self._untaken = self.loop.call_later(self.body_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        self._stop_untaken()
 
     def data_received(self, data: bytes) -> None:
         """Count the size of a head that does not end: the parser keeps an unfinished field."""
@@ -84,7 +97,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Count the size of the head."""
         self._grow(len(name) + len(value))
         if name.lower() == b"content-type":
-            self._is_stream = value.startswith(NDJSON)
+            self._is_stream = value.lower().startswith(NDJSON)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -167,6 +180,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def _start(self, seconds: float, call: Any) -> None:
         self._stop()
         self._timer = self.loop.call_later(seconds, call)
+
+    def _stop_untaken(self) -> None:
+        if self._untaken is not None:
+            self._untaken.cancel()
+            self._untaken = None
 
     def _stop(self) -> None:
         if self._timer is not None:

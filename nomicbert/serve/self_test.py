@@ -34,6 +34,11 @@ class SelfTest:
         self._problem = ""
         self._running: asyncio.Task[None] | None = None
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the latest test has failed, or the latest batches."""
+        return bool(self._problem) or self._engine.is_failing
+
     async def problem(self) -> str:
         """Why the server is not ready; "" if it is."""
         # while unready each time: without traffic nothing else would show that it is over
@@ -49,17 +54,17 @@ class SelfTest:
     def _ended(self, _: "asyncio.Task[None]") -> None:
         self._running = None
 
-    async def run(self) -> None:
-        """Test all models."""
+    async def run(self, timeout: float | None = TIMEOUT) -> None:
+        """Test all models; without a `timeout` the test of each is waited for."""
         self._began = time.monotonic()
-        found = [await self._test(model) for model in self._models]
+        found = [await self._test(model, timeout) for model in self._models]
         self._problem = next(filter(None, found), "")
 
-    async def _test(self, model: ServedModel) -> str:
+    async def _test(self, model: ServedModel, timeout: float | None) -> str:
         ids, finish = self_test_ids(model)
         future = self._engine.submit(Job(Group(model.index), ids, finish), use_cache=False)
         try:
-            (row,) = await asyncio.wait_for(future, TIMEOUT)
+            (row,) = await asyncio.wait_for(future, timeout)
         except asyncio.TimeoutError:
             return self._problem
         except Exception as error:  # whatever the computation raises

@@ -9,6 +9,7 @@ accepted for `drain_seconds`, because load balancers learn of it late; those in 
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -21,13 +22,15 @@ import uvicorn
 
 from nomicbert.serve.app import make_app
 from nomicbert.serve.logs import LogFormat, RequestLog, log_line, set_up
-from nomicbert.serve.models import Names
+from nomicbert.serve.names import Names
 from nomicbert.serve.protocol import limited
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import ServeSettings
 
 # Seconds that a thread may hold Python's lock while the event loop waits.
 SWITCH_SECONDS = 0.0005
+# Open files to ask for where the system names no limit.
+FILES = (1 << 16, 1 << 14, 10240)
 
 
 class Server(uvicorn.Server):
@@ -54,7 +57,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         self.service.stopping = True
         self._loading.cancel()
-        self.service.stop()
+        self.service.stop(at_once=self.force_exit)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, a second one ends at once."""
@@ -120,7 +123,7 @@ def make_server(settings: ServeSettings) -> Server:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=settings.keep_alive_seconds,
-        timeout_graceful_shutdown=int(settings.grace_seconds),
+        timeout_graceful_shutdown=math.ceil(settings.grace_seconds),
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
@@ -171,7 +174,8 @@ def listen(settings: ServeSettings) -> socket.socket:
         # asyncio turns Nagle's algorithm off for sockets of this protocol only; with it, the body
         # of an answer waits 40 ms for the client to confirm the head
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # on Windows it would let two servers have one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place = (settings.host, settings.port)
     try:
         listener.bind(place)  # type: ignore[arg-type]
@@ -215,6 +219,9 @@ def raise_file_limit() -> None:
     except ImportError:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = hard if hard != resource.RLIM_INFINITY else 1 << 16
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    for wanted in FILES if hard == resource.RLIM_INFINITY else (hard,):
+        if soft >= wanted:
+            return
+        with contextlib.suppress(ValueError, OSError):  # macOS has a limit that it does not tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return

@@ -12,18 +12,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from nomicbert.serve.admission import Admission
+from nomicbert.serve.admission import Admission, Place
 from nomicbert.serve.cache import VectorCache
 from nomicbert.serve.embedded import Embedded
 from nomicbert.serve.engine import Engine
-from nomicbert.serve.exchange import Exchange
+from nomicbert.serve.exchange import Bodies, Exchange
 from nomicbert.serve.logs import RequestLog, log_line
 from nomicbert.serve.metrics import Metrics
-from nomicbert.serve.models import Loaded, Names, ServedModel, load
+from nomicbert.serve.models import Loaded, ServedModel, load_aside
+from nomicbert.serve.names import Names
 from nomicbert.serve.problems import Problem, Reason
+from nomicbert.serve.reports import report
 from nomicbert.serve.self_test import SelfTest
 from nomicbert.serve.settings import ServeSettings
-from nomicbert.serve.tokens import Tokenised, Wanted, tokenise
+from nomicbert.serve.tokens import Wanted, tokenise
 from nomicbert.vectors.fingerprint import matches
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ Result = TypeVar("Result")
 
 # Requests of at most this many characters are tokenised on the event loop: a thread costs more.
 SHORT = 4000
+# Bodies of the largest size that may be held at a time.
+BODIES = 8
 # Seconds of work that may wait, without --max-waiting-tokens, and the least number of tokens.
 QUEUE_SECONDS = 30
 LEAST_WAITING = 1 << 19
@@ -46,6 +50,7 @@ class Service:
         draining: SIGTERM has come; requests are still answered.
         stopping: no more requests are answered.
         in_flight: requests without an answer yet.
+        bodies: counts their bodies.
         request_log: writes the line of a request, or None.
     """
 
@@ -62,6 +67,7 @@ class Service:
         self.draining = False
         self.stopping = False
         self.in_flight = 0
+        self.bodies = Bodies(BODIES * settings.payload_limit)
         self.request_log: RequestLog | None = None
         self._self_test: SelfTest | None = None
         self._reminded: set[int] = set()
@@ -73,7 +79,7 @@ class Service:
         Raises: NomicBertError, ValueError: see `load`. RuntimeError: the self-test fails.
         """
         loop = asyncio.get_running_loop()
-        loaded = await loop.run_in_executor(None, load, self.settings, self.names)
+        loaded = await load_aside(self.settings, self.names)
         settings, cache = self.settings, VectorCache(self.settings.cache_bytes)
         engine = Engine(loaded.replicas, loaded.budgets, cache, self.metrics, settings.threads)
         engine.rate = max(loaded.rates)
@@ -81,11 +87,11 @@ class Service:
         if limit is None:
             limit = max(LEAST_WAITING, int(QUEUE_SECONDS * engine.rate * len(loaded.replicas)))
         engine.start(loop)
-        self.loaded, self.engine = loaded, engine
+        self.engine = engine
         self.admission = Admission(limit, settings.max_waiting_requests, engine)
         self._watch(engine, cache)
         self_test = SelfTest(engine, loaded.models)
-        await self_test.run()
+        await self_test.run(timeout=None)
         for model in loaded.models:
             self.metrics.model(
                 model.name,
@@ -95,12 +101,12 @@ class Service:
             )
         if problem := await self_test.problem():
             raise RuntimeError(problem)
-        self._self_test = self_test
+        self.loaded, self._self_test = loaded, self_test
 
-    def stop(self) -> None:
-        """End all threads; what waits is dropped."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """End all threads; what waits is dropped, and with `at_once` also what is computed."""
         if self.engine is not None:
-            self.engine.stop()
+            self.engine.stop(*([0.0] if at_once else []))
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -136,17 +142,16 @@ class Service:
 
         Raises: Problem, ClientGone; any error of the computation.
         """
-        engine, admission = self.engine, self.admission
+        engine = self.engine
         assert engine is not None, "`find` has checked it"
-        assert admission is not None, "`find` has checked it"
         model = wanted.model
         exchange.model = model.name
         fingerprint = model.fingerprint.of_call(wanted.finish, wanted.prompt)
         self._check_fingerprint(exchange, fingerprint)
         self.check_answer_size(wanted)
         self._remind(wanted)
-        seconds = self._seconds(exchange)
-        with await admission.enter(wanted.estimate(), patient=patient) as place:
+        seconds = self.seconds(exchange)
+        with await self.enter(wanted.estimate(), seconds if patient else 0.0) as place:
             began = time.perf_counter()
             if wanted.characters() <= SHORT:
                 tokenised = tokenise(wanted)
@@ -158,7 +163,7 @@ class Service:
             self.metrics.tokenise_seconds.observe(tokenising)
             place.leave()  # from here on the scheduler counts its tokens
             rows = await exchange.wait(engine.submit(tokenised.job), seconds, watch=watch)
-        self._count(exchange, wanted, tokenised)
+        report(self.metrics, exchange, wanted, tokenised)
         return Embedded(wanted, rows, tokenised, fingerprint, tokenising)
 
     def check_answer_size(self, *parts: Wanted) -> None:
@@ -176,6 +181,14 @@ class Service:
                 parts[0].field,
             )
 
+    async def enter(self, tokens: int, seconds: float = 0.0) -> Place:
+        """Admit work of about this many tokens; wait `seconds` for room, as streams do.
+
+        Raises: Problem: see `Admission.enter`.
+        """
+        assert self.admission is not None, "`find` has checked it"
+        return await self.admission.enter(tokens, seconds)
+
     def in_pool(self, work: Callable[..., Result], *arguments: Any) -> "asyncio.Future[Result]":
         """Run work of a tokenizer beside the event loop."""
         return asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
@@ -190,6 +203,10 @@ class Service:
         if self.draining or self.stopping:
             return "draining"
         return "loading" if self._self_test is None else await self._self_test.problem()
+
+    def _says_ready(self) -> bool:
+        test = self._self_test
+        return test is not None and not (self.draining or test.has_failed)
 
     def is_alive(self) -> bool:
         """Whether all compute threads run, and no batch takes longer than --stuck-seconds."""
@@ -223,7 +240,7 @@ class Service:
         metrics.observe(metrics.cache_hits, lambda: cache.hits)
         metrics.observe(metrics.cache_misses, lambda: cache.misses)
         metrics.observe(metrics.draining, lambda: self.draining)
-        metrics.observe(metrics.ready, lambda: self.is_loaded and not self.draining)
+        metrics.observe(metrics.ready, self._says_ready)
 
     def _check_fingerprint(self, exchange: Exchange, found: str) -> None:
         expected = exchange.headers.get("x-expect-fingerprint")
@@ -249,41 +266,16 @@ class Service:
                 "prompt_name or task_type, or start with --default-prompt-name",
             )
 
-    def _seconds(self, exchange: Exchange) -> float:
+    def seconds(self, exchange: Exchange) -> float:
+        """The deadline of a request.
+
+        Raises: Problem: it asks for none that makes sense.
+        """
         given = exchange.headers.get("x-request-timeout-ms", "")
         if not given:
             return self.settings.max_queue_seconds
-        if not given.isdecimal() or not 0 < int(given) < 10**9:
+        if not (given.isdecimal() and len(given) < 10 and int(given)):
             raise Problem(
                 Reason.INVALID, f"x-request-timeout-ms must be a number of ms, not {given[:80]!r}"
             )
         return min(int(given) / 1000, self.settings.max_queue_seconds)
-
-    def _count(self, exchange: Exchange, wanted: Wanted, tokenised: Tokenised) -> None:
-        metrics, job, cut = self.metrics, tokenised.job, len(tokenised.cut)
-        exchange.texts += len(tokenised.lengths)
-        exchange.truncated += cut
-        now = time.monotonic()
-        if job.started is not None:
-            metrics.queue_seconds.observe(job.started - job.arrived)
-            metrics.compute_seconds.observe(now - job.started)
-        metrics.embedded(wanted.model.name, tokenised.lengths, cut, wanted.on_long)
-        if tokenised.doubled:
-            metrics.doubled_prompts.inc(tokenised.doubled)
-            log_line(
-                "doubled_prompt",
-                level=logging.WARNING,
-                id=exchange.id,
-                model=wanted.model.name,
-                texts=tokenised.doubled,
-            )
-        if cut:
-            log_line(
-                "truncated",
-                level=logging.WARNING,
-                id=exchange.id,
-                model=wanted.model.name,
-                texts=cut,
-                of=len(tokenised.lengths),
-                max_length=wanted.max_length,
-            )

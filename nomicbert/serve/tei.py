@@ -232,10 +232,12 @@ def _wanted(
     service: Service, exchange: Exchange, body: EmbedRequest, *, hidden: bool = False
 ) -> Wanted:
     settings, model = service.settings, service.find(None)
-    if body.truncation_direction in ("Left", "left"):
+    asked, cuts_start = body.truncation_direction, model.tokenizer.cuts_start
+    if asked is not None and (asked.lower() == "left") != cuts_start:
         raise Problem(
             Reason.INVALID,
-            "`truncation_direction` Left is not supported: texts lose their end",
+            f"`truncation_direction` {asked} is not supported: texts of this checkpoint lose their "
+            f"{'beginning' if cuts_start else 'end'}",
             "truncation_direction",
         )
     inputs = as_inputs(body.inputs, "inputs", settings.max_client_batch_size)

@@ -1,12 +1,13 @@
 """TEI's routes that show the tokenizer: POST /tokenize and /decode."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
+import orjson
 
 from nomicbert.errors import TextError
 from nomicbert.runtime.inputs import check_text
-from nomicbert.serve.answers import Answer, as_json
+from nomicbert.serve.answers import Answer
 from nomicbert.serve.exchange import Exchange, decode
 from nomicbert.serve.fields import as_prompt
 from nomicbert.serve.problems import Problem, Reason
@@ -49,8 +50,10 @@ async def tokenize(service: Service, exchange: Exchange) -> Answer:
             f"{service.settings.max_response_bytes:,} (--max-response-bytes): send less text",
             "inputs",
         )
-    work = service.in_pool(shown, model.tokenizer, [prompt + text for text in texts], framed)
-    return as_json(await work)
+    whole = [prompt + text for text in texts]
+    return await _in_pool(
+        service, exchange, size // TOKEN_BYTES, lambda: shown(model.tokenizer, whole, framed)
+    )
 
 
 async def decode_ids(service: Service, exchange: Exchange) -> Answer:
@@ -69,7 +72,19 @@ async def decode_ids(service: Service, exchange: Exchange) -> Answer:
         raise Problem(Reason.INVALID, f"`ids` must be 0 to {most - 1}", "ids")
     skip = body.skip_special_tokens is not False
     rust = model.tokenizer.rust
-    return as_json(await service.in_pool(lambda: [rust.decode(ids, skip) for ids in lists]))
+    return await _in_pool(
+        service, exchange, sum(map(len, lists)), lambda: [rust.decode(ids, skip) for ids in lists]
+    )
+
+
+async def _in_pool(
+    service: Service, exchange: Exchange, tokens: int, work: Callable[[], object]
+) -> Answer:
+    """Work of the tokenizer as an answer, under the limits of other requests."""
+    seconds = service.seconds(exchange)
+    with await service.enter(tokens):
+        content = await exchange.wait(service.in_pool(lambda: orjson.dumps(work())), seconds)
+    return Answer([content])
 
 
 def shown(tokenizer: Tokenizer, texts: Sequence[str], framed: bool) -> list[list[object]]:

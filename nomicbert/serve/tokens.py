@@ -75,8 +75,8 @@ class Wanted:
         return len(self.inputs) * width * self.value_bytes
 
     def characters(self) -> int:
-        """Characters, or ids, of all inputs."""
-        return sum(map(len, self.inputs))
+        """Characters, or ids, that are tokenised; each input counts a few more."""
+        return sum(map(len, self.inputs)) + len(self.inputs) * (len(self.prompt) + 16)
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,9 @@ def admission(limit: int = 100, most: int = 3) -> Admission:
     return Admission(limit, most, Engine([[]], [], VectorCache(0), Metrics([], [])))
 
 
-def refused(one: Admission, tokens: int, *, patient: bool = False) -> Problem:
+def refused(one: Admission, tokens: int, seconds: float = 0.0) -> Problem:
     with pytest.raises(Problem) as caught:
-        asyncio.run(one.enter(tokens, patient=patient))
+        asyncio.run(one.enter(tokens, seconds))
     return caught.value
 
 
@@ -78,9 +78,9 @@ def test_when_to_try_again(rate: float, wanted: float) -> None:
     assert refused(one, 1).retry_after == wanted
 
 
-@pytest.mark.parametrize("patient", [False, True])
-def test_more_than_the_whole_queue(patient: bool) -> None:
-    problem = refused(admission(), 101, patient=patient)
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_more_than_the_whole_queue(seconds: float) -> None:
+    problem = refused(admission(), 101, seconds)
     assert problem.reason is Reason.QUEUE_SIZE
     assert "101 tokens" in problem.message
     assert problem.retry_after is None
@@ -100,7 +100,7 @@ def test_a_stream_waits_for_room() -> None:
 
     async def scenario() -> None:
         place = await one.enter(90)
-        waits = [asyncio.create_task(one.enter(20, patient=True)) for _ in range(2)]
+        waits = [asyncio.create_task(one.enter(20, 60)) for _ in range(2)]
         await asyncio.sleep(0.05)
         assert not any(task.done() for task in waits)
         assert (one.expected, one.requests) == (90, 1)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nomicbert.serve import exchange as exchange_module
-from nomicbert.serve.exchange import Exchange
+from nomicbert.serve.exchange import Bodies, Exchange
 from nomicbert.serve.problems import ClientGone, Problem, Reason
 
 
@@ -31,7 +31,7 @@ class Client:
 
     def exchange(self) -> Exchange:
         scope = {"type": "http", "headers": [], "query_string": b""}
-        return Exchange(scope, self.receive)
+        return Exchange(scope, self.receive, Bodies(1 << 20))
 
 
 def run(scenario: Callable[[Client], Coroutine[Any, Any, None]]) -> None:

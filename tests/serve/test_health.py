@@ -52,8 +52,7 @@ def test_every_series_exists_before_the_first_request(tmp_path: Path) -> None:
         assert counted[f'nomicbert_refused_total{{reason="{reason.value}"}}'] == 0
     for outcome in ("answered", "refused", "failed", "disconnected"):
         assert counted[f'nomicbert_outcomes_total{{outcome="{outcome}"}}'] == 0
-    for policy in ("end", "chunk", "mean"):
-        series = f'nomicbert_truncated_texts_total{{model="{MODEL}",policy="{policy}"}}'
+    for series in (f'nomicbert_truncated_texts_total{{model="{MODEL}"}}',):
         assert counted[series] == 0
     families = {re.split(r"[{ ]", name)[0].removesuffix("_count") for name in counted}
     assert families >= {
@@ -93,7 +92,7 @@ def test_metrics_count(server: InThread) -> None:
     assert grown(f'texts_total{{model="{MODEL}"}}') == 4
     # "search_query: " has 4 tokens besides the two special ones
     assert grown(f'tokens_total{{model="{MODEL}"}}') == 3 + 64 + 3 + (2 + 4 + 4 + 1)
-    assert grown(f'truncated_texts_total{{model="{MODEL}",policy="end"}}') == 1
+    assert grown(f'truncated_texts_total{{model="{MODEL}"}}') == 1
     assert grown("doubled_prompts_total") == 1
     assert grown("input_tokens_count") == 4
     assert grown('outcomes_total{outcome="answered"}') == 3 + 1  # and the first /metrics
@@ -240,7 +239,7 @@ def test_while_models_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert go.wait(120)
         return own(*arguments)
 
-    monkeypatch.setattr(service, "load", slow)
+    monkeypatch.setattr(models, "load", slow)
     with in_thread(tiny(tmp_path), wait=False) as server:
         wait_until(lambda: server.server.started)
         refused = {

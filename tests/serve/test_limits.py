@@ -265,3 +265,24 @@ def test_the_balance(tmp_path: Path) -> None:
         assert outcomes["refused"] == 30
         assert outcomes["failed"] == 0
         assert outcomes["disconnected"] >= 10
+
+
+def test_bodies_of_all_requests_together(server: InThread) -> None:
+    """Half bodies are counted, and forgotten when their clients leave."""
+    bodies, place = server.service.bodies, urlsplit(server.url)
+    assert bodies.limit == 8 * PAYLOAD
+    head = (
+        f"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: {JSON}\r\n"
+        f"content-length: {PAYLOAD}\r\n\r\n"
+    ).encode()
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            plain = socket.create_connection((place.hostname, place.port))
+            stack.enter_context(plain)
+            plain.sendall(head + b"a" * (PAYLOAD - 1))
+        wait_until(lambda: bodies.held == 8 * (PAYLOAD - 1))
+        refused = server.call("/embed", body_of(1000), headers={"content-type": JSON})
+        assert (refused.status, refused.json["error_type"]) == (429, "Overloaded")
+        assert "retry-after" in refused.headers
+    wait_until(lambda: bodies.held == 0)
+    assert ask(server, "a").status == 200

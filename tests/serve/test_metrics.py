@@ -45,8 +45,7 @@ def test_every_series_is_there_from_the_start() -> None:
     for model in "ab":
         assert has("texts_total", model=model)
         assert has("tokens_total", model=model)
-        for policy in ("end", "chunk", "mean"):
-            assert has("truncated_texts_total", model=model, policy=policy)
+        assert has("truncated_texts_total", model=model)
     plain = [
         "doubled_prompts_total", "failed_batches_total", "internal_errors_total", "waiting_texts",
         "waiting_tokens", "queue_seconds_ahead", "in_flight_requests", "cache_bytes",
@@ -79,13 +78,13 @@ def test_a_request() -> None:
 def test_texts_and_refusals() -> None:
     metrics = Metrics(ROUTES, ["a", "b"])
     before = series(metrics)
-    metrics.embedded("b", [3, 100, 7], 2, "end")
-    metrics.embedded("b", [5], 0, "error")
+    metrics.embedded("b", [3, 100, 7], 2)
+    metrics.embedded("b", [5], 0)
     metrics.refused(Reason.QUEUE_FULL)
     assert changes(metrics, before) == {
         "nomicbert_texts_total b": 4,
         "nomicbert_tokens_total b": 115,
-        "nomicbert_truncated_texts_total b end": 2,
+        "nomicbert_truncated_texts_total b": 2,
         "nomicbert_input_tokens_count": 4,
         "nomicbert_input_tokens_sum": 115,
         "nomicbert_refused_total queue_full": 1,

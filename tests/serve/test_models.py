@@ -11,7 +11,8 @@ import torch
 from nomicbert import Embedder
 from nomicbert.serve import calibrate
 from nomicbert.serve import models as models_module
-from nomicbert.serve.models import Names, load, primary_name, self_test_ids
+from nomicbert.serve.models import load, self_test_ids
+from nomicbert.serve.names import Names, primary_name
 from nomicbert.serve.problems import Problem, Reason
 from nomicbert.serve.settings import ServeSettings
 from tests.support.checkpoints import build_checkpoint

@@ -329,3 +329,20 @@ def test_garbage(server: InThread, seed: int) -> None:
         assert set(statuses(answer)) <= {200, 400, 404, 405, 413, 415, 422}, garbage
     wait_until(lambda: server.service.in_flight == 0)
     is_well(server)
+
+
+def test_an_answer_that_is_not_taken(impatient: InThread) -> None:
+    """A client that does not read its answer is dropped; others are not affected."""
+    body = b'{"inputs": [' + b",".join([b'"a"'] * 3000) + b"]}"
+    request = (
+        b"POST /embed_all HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    with connected(impatient) as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        for _ in range(4):  # more than the sockets hold
+            plain.sendall(request)
+        wait_until(lambda: impatient.service.in_flight > 0)
+        wait_until(lambda: impatient.service.in_flight == 0)
+    assert impatient.service.bodies.held == 0
+    is_well(impatient)

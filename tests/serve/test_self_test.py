@@ -145,9 +145,8 @@ def test_a_slow_engine_is_ready(loaded: Loaded, monkeypatch: pytest.MonkeyPatch)
         for _ in range(2):
             assert await tested.problem() == "planted"
         assert engine.scheduler._arrivals == 1
-        monkeypatch.setattr(self_test_module, "TIMEOUT", 0.01)
         tested = SelfTest(engine, loaded.models)
-        await tested.run()  # gives up both
+        await tested.run(0.01)  # gives up both
         assert await tested.problem() == ""
         opened.set()
         while engine.scheduler.waiting_texts or engine.busy_seconds():

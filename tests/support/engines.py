@@ -14,7 +14,8 @@ from nomicbert.serve.cache import VectorCache
 from nomicbert.serve.engine import Engine
 from nomicbert.serve.jobs import Job
 from nomicbert.serve.metrics import Metrics
-from nomicbert.serve.models import Loaded, Names, ServedModel, load
+from nomicbert.serve.models import Loaded, ServedModel, load
+from nomicbert.serve.names import Names
 from nomicbert.serve.settings import ServeSettings
 from nomicbert.serve.tokens import Tokenised, Wanted, tokenise
 from nomicbert.vectors.pooling import Finish

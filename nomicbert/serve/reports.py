@@ -1,0 +1,43 @@
+"""What a request is counted and logged with: its texts, its times, and what its client should know.
+
+Where in the flow: `service.embed` calls it when the rows of a request are there.
+"""
+
+import logging
+import time
+
+from nomicbert.serve.exchange import Exchange
+from nomicbert.serve.logs import log_line
+from nomicbert.serve.metrics import Metrics
+from nomicbert.serve.tokens import Tokenised, Wanted
+
+
+def report(metrics: Metrics, exchange: Exchange, wanted: Wanted, tokenised: Tokenised) -> None:
+    """Count a request; log texts that were cut, or that have two prompts."""
+    job, cut = tokenised.job, len(tokenised.cut)
+    exchange.texts += len(tokenised.lengths)
+    exchange.truncated += cut
+    now = time.monotonic()
+    if job.started is not None:
+        metrics.queue_seconds.observe(job.started - job.arrived)
+        metrics.compute_seconds.observe(now - job.started)
+    metrics.embedded(wanted.model.name, tokenised.lengths, cut)
+    if tokenised.doubled:
+        metrics.doubled_prompts.inc(tokenised.doubled)
+        log_line(
+            "doubled_prompt",
+            level=logging.WARNING,
+            id=exchange.id,
+            model=wanted.model.name,
+            texts=tokenised.doubled,
+        )
+    if cut:
+        log_line(
+            "truncated",
+            level=logging.WARNING,
+            id=exchange.id,
+            model=wanted.model.name,
+            texts=cut,
+            of=len(tokenised.lengths),
+            max_length=wanted.max_length,
+        )
