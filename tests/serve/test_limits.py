@@ -272,7 +272,7 @@ def test_bodies_of_all_requests_together(server: InThread) -> None:
     bodies, place = server.service.bodies, urlsplit(server.url)
     assert bodies.limit == 8 * PAYLOAD
     head = (
-        f"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: {JSON}\r\n"
+        "POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         f"content-length: {PAYLOAD}\r\n\r\n"
     ).encode()
     with contextlib.ExitStack() as stack:
@@ -281,7 +281,7 @@ def test_bodies_of_all_requests_together(server: InThread) -> None:
             stack.enter_context(plain)
             plain.sendall(head + b"a" * (PAYLOAD - 1))
         wait_until(lambda: bodies.held == 8 * (PAYLOAD - 1))
-        refused = server.call("/embed", body_of(1000), headers={"content-type": JSON})
+        refused = server.call("/embed", {"inputs": "a" * 1000})
         assert (refused.status, refused.json["error_type"]) == (429, "Overloaded")
         assert "retry-after" in refused.headers
     wait_until(lambda: bodies.held == 0)
