@@ -1,6 +1,6 @@
 """All routes, as an ASGI application.
 
-Where in the flow: `server` runs it. The busiest routes come first, since they are tried in order.
+Where in the flow: `server` runs it.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, compile_path
+from starlette.types import Receive, Scope, Send
 
 from nomicbert.serve import health, ndjson, nomic, openai, openapi, tei, tei_tokens
 from nomicbert.serve.endpoint import Dialect, Endpoint, Handler
@@ -73,22 +74,41 @@ PAGES: Sequence[Page] = (
 )
 
 
-def make_app(settings: ServeSettings, names: Names) -> tuple[Starlette, Service]:
+class App:
+    """Calls the endpoint of an address directly; the router has all other cases.
+
+    An endpoint answers every error itself, so it needs none of the router's layers, which take a
+    fifth of the time of a short request outside of the model.
+    """
+
+    def __init__(self, direct: dict[tuple[str, str], Endpoint], router: Starlette) -> None:
+        """`direct`: (method, path) -> endpoint."""
+        self._direct = direct
+        self._router = router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        endpoint = None
+        if scope["type"] == "http":
+            endpoint = self._direct.get((scope["method"], scope["path"]))
+        await (self._router if endpoint is None else endpoint)(scope, receive, send)
+
+
+def make_app(settings: ServeSettings, names: Names) -> tuple[App, Service]:
     """The application and its state; models are loaded by `Service.start`."""
     service = Service(settings, names, [(page.dialect.name, page.path) for page in PAGES])
-    routes = [
-        Route(
+    endpoints = {
+        (page.method, page.path): Endpoint(
+            service,
+            page.dialect,
             page.path,
-            Endpoint(
-                service,
-                page.dialect,
-                page.path,
-                page.handler,
-                is_open=page.is_open or (settings.open_metrics and page.path == "/metrics"),
-            ),
-            methods=[page.method],
+            page.handler,
+            is_open=page.is_open or (settings.open_metrics and page.path == "/metrics"),
         )
         for page in PAGES
+    }
+    routes = [
+        Route(path, endpoint, methods=[method]) for (method, path), endpoint in endpoints.items()
     ]
     middleware = []
     if settings.cors_origins:
@@ -104,7 +124,8 @@ def make_app(settings: ServeSettings, names: Names) -> tuple[Starlette, Service]
         routes=routes, middleware=middleware, exception_handlers={HTTPException: _no_route}
     )
     app.router.redirect_slashes = False
-    return app, service
+    # with CORS every answer passes the router's middleware
+    return App({} if middleware else endpoints, app), service
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
