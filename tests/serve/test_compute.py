@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nomicbert import Embedder
-from nomicbert.serve.compute import NotFinite, Replica, isolate
+from nomicbert.serve.compute import NotFinite, Replica, filler, isolate
 from nomicbert.serve.engine import Engine
 from nomicbert.serve.jobs import Group, Job, Piece, TokenMeans, WindowMeans
 from nomicbert.serve.models import Loaded
@@ -315,3 +315,12 @@ def test_rows_are_fp32_on_the_host(folders: dict[str, Path]) -> None:
     rows = loaded.replicas[0][0].rows([piece([101, 5, 102]), piece([101, 6, 102], Finish(8))])
     assert {row.dtype for row in rows} == {torch.float32}
     assert np.isfinite(rows[0].numpy()).all()
+
+
+def test_few_sizes_of_batches() -> None:
+    grown = {tokens: sum(map(len, filler(tokens))) for tokens in range(5000)}
+    assert all(
+        more <= tokens * (0.055 if tokens < 256 else 0.032) for tokens, more in grown.items()
+    )
+    assert len({tokens + grown[tokens] for tokens in range(1, 513)}) == 112
+    assert [grown[tokens] for tokens in (0, 1, 31, 512, 1024)] == [0] * 5
