@@ -17,7 +17,6 @@ from nomicbert.serve.jobs import Piece
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.pooling import Finish
 
-
 # Tokens below which sizes of batches are rounded more coarsely.
 SMALL = 256
 
