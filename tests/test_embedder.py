@@ -128,7 +128,7 @@ def test_a_model_in_training_mode(tmp_path: Path) -> None:
     [
         ({"precision": "int4"}, "precision must be one of float32, .*, not 'int4'"),
         ({"output_value": None}, "output_value must be one of .*, not None"),
-        ({"truncate": "start"}, "truncate must be one of end, error, chunk, not 'start'"),
+        ({"truncate": "start"}, "truncate must be one of end, error, chunk, mean, not 'start'"),
         ({"batch_tokens": 0}, "batch_tokens must be at least 1, not 0"),
         ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
     ],

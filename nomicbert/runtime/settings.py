@@ -70,18 +70,6 @@ class FacadeSettings(KnownNames):
         self._prompts.replace(value, self._prompts.default)
 
     @property
-    def needs_prompt(self) -> bool:
-        """Whether the checkpoint's card requires a prompt before every input."""
-        return self._prompts.required
-
-    def prompt_text(self, name: str | None = None) -> str:
-        """The text that a prompt's name, or without one the default, puts before an input.
-
-        Raises: ValueError: unknown name; it lists those of the checkpoint.
-        """
-        return self._prompts.choose(name, None)
-
-    @property
     def default_prompt_name(self) -> str | None:
         """Name of the prompt that is used when a call gives none; None for no prompt."""
         return self._prompts.default
@@ -125,6 +113,18 @@ class EmbedderSettings(FacadeSettings):
     def truncate_dim(self, value: int | None) -> None:
         self.embedding_model.pooling.check(Finish(truncate_dim=value))
         self._truncate_dim = None if value is None else int(value)
+
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether the checkpoint's card requires a prompt before every input."""
+        return self._prompts.required
+
+    def prompt_text(self, name: str | None = None) -> str:
+        """The text that a prompt's name, or without one the default, puts before an input.
+
+        Raises: ValueError: unknown name; it lists those of the checkpoint.
+        """
+        return self._prompts.choose(name, None)
 
     def _limit(self, max_length: int | None) -> int:
         """The limit of a call: its own, or `max_seq_length`."""
