@@ -69,8 +69,10 @@ class Wanted:
     def answer_bytes(self) -> float:
         """About the size of the answer."""
         embedder, finish = self.model.embedder, self.finish
-        if self.hidden:  # a row per token
-            return self.estimate() * embedder.model.config.hidden_size * self.value_bytes
+        if self.hidden:  # a row per token, of which a text may have as many as characters
+            frame = self.model.tokenizer.shortest + len(self.prompt)
+            rows = sum(min(len(item) + frame, self.max_length) for item in self.inputs)
+            return rows * embedder.model.config.hidden_size * self.value_bytes
         width = finish.matryoshka_dim or finish.truncate_dim or self.model.width
         return len(self.inputs) * width * self.value_bytes
 
