@@ -3,6 +3,7 @@
 Where in the flow: `service.embed` makes it, the dialects write it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -60,7 +61,14 @@ class Embedded:
     @property
     def headers(self) -> list[Header]:
         """Headers of the answer."""
-        found = [(b"x-embedding-fingerprint", self.fingerprint.encode())]
-        if self.truncated:
-            found.append((b"x-truncated-texts", str(self.truncated).encode()))
-        return found
+        return headers([self.fingerprint], self.truncated)
+
+
+def headers(fingerprints: Iterable[str], truncated: int = 0) -> list[Header]:
+    """Headers of an answer: the fingerprint, if all of its vectors have the same, and the cuts."""
+    found = [(b"x-embedding-fingerprint", each.encode()) for each in set(fingerprints)]
+    if len(found) > 1:
+        found = []
+    if truncated:
+        found.append((b"x-truncated-texts", str(truncated).encode()))
+    return found

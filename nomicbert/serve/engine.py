@@ -93,11 +93,6 @@ class Engine:
         """Whether nothing but failures came lately from one of the devices."""
         return max(self._failures) >= FAILURES
 
-    @property
-    def has_threads(self) -> bool:
-        """Whether every compute thread is running."""
-        return all(thread.is_alive() for thread in self._threads)
-
     def seconds_ahead(self) -> float:
         """How long the waiting tokens will take, by the rate of the latest batches."""
         rate = self.rate * len(self._replicas)

@@ -81,7 +81,7 @@ class Metrics:
         self.batch_seconds = histogram("batch_seconds", "Time to compute a batch", SECONDS)
         self.failed_batches = counter("failed_batches", "Batches with a text that failed")
         self.internal_errors = counter("internal_errors", "Requests that met a bug of the server")
-        self._registry_gauges(registry)
+        self._add_gauges(registry)
         self._info = Gauge(
             "nomicbert_model_info",
             "1 for each model",
@@ -103,7 +103,7 @@ class Metrics:
             self._by_model[model] = self._texts.labels(model), self._tokens.labels(model)
             self._truncated.labels(model)
 
-    def _registry_gauges(self, registry: CollectorRegistry) -> None:
+    def _add_gauges(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(f"nomicbert_{name}", text, registry=registry)
 
@@ -119,7 +119,7 @@ class Metrics:
         self.ready = gauge("ready", "1 while the server is ready")
         self.draining = gauge("draining", "1 after SIGTERM")
 
-    def observe(self, gauge: Gauge, read: Callable[[], float]) -> None:
+    def read_from(self, gauge: Gauge, read: Callable[[], float]) -> None:
         """Read a gauge whenever metrics are rendered."""
         gauge.set_function(read)
 

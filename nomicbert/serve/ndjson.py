@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nomicbert.serve import openai
 from nomicbert.serve.answers import NDJSON, Answer, base64, dumps, numbers
-from nomicbert.serve.embedded import Embedded
+from nomicbert.serve.embedded import Embedded, headers
 from nomicbert.serve.endpoint import SERVER_ERROR
 from nomicbert.serve.exchange import Exchange, decode
 from nomicbert.serve.problems import STATUS, ClientGone, Problem, Reason
@@ -66,21 +66,20 @@ async def embeddings(service: Service, exchange: Exchange) -> Answer:
     if not reads_lines and MEDIA not in exchange.headers.get("accept", ""):
         return await openai.embeddings(service, exchange)
     service.find(None)
+    limit = service.settings.payload_limit
     if reads_lines:
         asked = _settings(exchange)
-        wanted = openai.as_wanted(service, exchange, asked)
-        slices = _read(exchange, service.settings.payload_limit)
     else:
-        body = await exchange.json(service.settings.payload_limit)
-        asked = decode(body, openai.EmbeddingsRequest)
-        wanted = openai.as_wanted(service, exchange, asked)
-        slices = _cut(wanted)
+        asked = decode(await exchange.json(limit), openai.EmbeddingsRequest)
+    wanted = openai.as_wanted(service, exchange, asked)
+    slices = _read(exchange, limit) if reads_lines else _cut(wanted)
     embedded = _embed(service, exchange, wanted, slices, is_read=not reads_lines)
     # the first slice decides the status: a mistake in it is an ordinary refusal
     first = await anext(embedded, None)
     lines = _lines(service, exchange, first, embedded, asked.encoding_format == "base64")
-    headers = [] if first is None else first[1].headers
-    return Answer(lines, media=NDJSON, headers=headers)
+    # only the lines know what else was cut
+    own = [] if first is None else headers([first[1].fingerprint])
+    return Answer(lines, media=NDJSON, headers=own)
 
 
 def _settings(exchange: Exchange) -> openai.EmbeddingsRequest:
@@ -285,7 +284,7 @@ def _last_line(problem: Problem) -> bytes:
 def _slice_lines(
     part: Slice, embedded: Embedded, index: int, write: Callable[[Tensor], object]
 ) -> Sequence[bytes]:
-    cut = set(embedded.tokenised.cut)
+    cut, whole = set(embedded.tokenised.cut), embedded.tokenised.whole
     lines = []
     for place, row in enumerate(embedded.rows):
         line: dict[str, object] = {
@@ -294,7 +293,7 @@ def _slice_lines(
             "tokens": embedded.tokenised.lengths[place],
             "truncated": place in cut,
         }
-        if part.ids[place] is not None:
-            line["id"] = part.ids[place]
+        line |= {} if whole is None else {"whole": whole[place]}
+        line |= {} if part.ids[place] is None else {"id": part.ids[place]}
         lines.append(dumps(line) + b"\n")
     return lines

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from nomicbert.serve.admission import Admission, Place
 from nomicbert.serve.cache import VectorCache
 from nomicbert.serve.embedded import Embedded
-from nomicbert.serve.engine import Engine
+from nomicbert.serve.engine import STOP, Engine
 from nomicbert.serve.exchange import Bodies, Exchange
 from nomicbert.serve.logs import RequestLog, log_line
 from nomicbert.serve.metrics import Metrics
@@ -106,7 +106,7 @@ class Service:
     def stop(self, *, at_once: bool = False) -> None:
         """End all threads; what waits is dropped, and with `at_once` also what is computed."""
         if self.engine is not None:
-            self.engine.stop(*([0.0] if at_once else []))
+            self.engine.stop(0.0 if at_once else STOP)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -213,7 +213,7 @@ class Service:
         engine = self.engine
         if engine is None or self.stopping:
             return True
-        return engine.has_threads and engine.busy_seconds() <= self.settings.stuck_seconds
+        return engine.busy_seconds() <= self.settings.stuck_seconds
 
     def log_request(self, exchange: Exchange, route: str, status: int, seconds: float) -> None:
         """Write the line of a request that has ended; probes of health have none."""
@@ -232,15 +232,15 @@ class Service:
 
     def _watch(self, engine: Engine, cache: VectorCache) -> None:
         metrics, scheduler = self.metrics, engine.scheduler
-        metrics.observe(metrics.waiting_texts, lambda: scheduler.waiting_texts)
-        metrics.observe(metrics.waiting_tokens, lambda: scheduler.waiting_tokens)
-        metrics.observe(metrics.queue_ahead, engine.seconds_ahead)
-        metrics.observe(metrics.in_flight, lambda: self.in_flight)
-        metrics.observe(metrics.cache_bytes, lambda: cache.bytes)
-        metrics.observe(metrics.cache_hits, lambda: cache.hits)
-        metrics.observe(metrics.cache_misses, lambda: cache.misses)
-        metrics.observe(metrics.draining, lambda: self.draining)
-        metrics.observe(metrics.ready, self._says_ready)
+        metrics.read_from(metrics.waiting_texts, lambda: scheduler.waiting_texts)
+        metrics.read_from(metrics.waiting_tokens, lambda: scheduler.waiting_tokens)
+        metrics.read_from(metrics.queue_ahead, engine.seconds_ahead)
+        metrics.read_from(metrics.in_flight, lambda: self.in_flight)
+        metrics.read_from(metrics.cache_bytes, lambda: cache.bytes)
+        metrics.read_from(metrics.cache_hits, lambda: cache.hits)
+        metrics.read_from(metrics.cache_misses, lambda: cache.misses)
+        metrics.read_from(metrics.draining, lambda: self.draining)
+        metrics.read_from(metrics.ready, self._says_ready)
 
     def _check_fingerprint(self, exchange: Exchange, found: str) -> None:
         expected = exchange.headers.get("x-expect-fingerprint")

@@ -1,9 +1,9 @@
 """The protocol of Hugging Face's text-embeddings-inference (TEI).
 
 Source: the routes of huggingface/text-embeddings-inference 1.9. Where it differs: token ids are
-taken only with this model's special tokens (TEI decodes and tokenises them again), and
-`truncation_direction` "Left" is refused, and x-compute-type names the device. Our addition:
-`on_long` as in `openai`.
+taken only with this model's special tokens (TEI decodes and tokenises them again),
+`truncation_direction` must be the checkpoint's own, and x-compute-type names the device. Our
+addition: `on_long` as in `openai`.
 """
 
 import time
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nomicbert import __version__
 from nomicbert.serve.answers import Answer, Header, as_json, listed, numbers
-from nomicbert.serve.embedded import Embedded
+from nomicbert.serve.embedded import Embedded, headers
 from nomicbert.serve.endpoint import Dialect
 from nomicbert.serve.exchange import Body, Exchange, decode
 from nomicbert.serve.fields import (
@@ -149,13 +149,14 @@ async def vertex(service: Service, exchange: Exchange) -> Answer:
         raise Problem(Reason.EMPTY, "`instances` cannot be empty", "instances")
     wanted = [_wanted(service, exchange, instance) for instance in body.instances]
     service.check_answer_size(*wanted)
-    content, cut = [b'{"predictions":['], 0
+    content, parts = [b'{"predictions":['], []
     for place, part in enumerate(wanted):
         embedded = await service.embed(exchange, part)
         content += await listed(embedded.rows, _numbers, b",[" if place else b"[", b"]")
-        cut += embedded.truncated
-    headers = [(b"x-truncated-texts", str(cut).encode())] if cut else []
-    return Answer([*content, b"]}"], headers=headers)
+        parts.append(embedded)
+    cut = sum(part.truncated for part in parts)
+    own = headers((part.fingerprint for part in parts), cut)
+    return Answer([*content, b"]}"], headers=own)
 
 
 def wrong_task(task: str) -> Callable[[Service, Exchange], Awaitable[Answer]]:

@@ -95,7 +95,7 @@ def test_texts_and_refusals() -> None:
 def test_gauges_are_read_when_they_are_rendered() -> None:
     metrics = Metrics(ROUTES, ["a"])
     values = [1.0]
-    metrics.observe(metrics.waiting_tokens, lambda: values[-1])
+    metrics.read_from(metrics.waiting_tokens, lambda: values[-1])
     assert series(metrics)["nomicbert_waiting_tokens", ()] == 1
     values.append(5.0)
     assert series(metrics)["nomicbert_waiting_tokens", ()] == 5

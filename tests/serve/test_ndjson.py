@@ -112,9 +112,13 @@ def test_settings_are_in_the_query(server: InThread, embedder: Embedder) -> None
     assert bits(vectors(found)) == bits(wanted)
     found = parsed(send(server, as_lines(["a"]), encoding_format="base64"))
     assert base64.b64decode(found[0]["embedding"]) == bits(encode(embedder, ["a"]))
-    found = parsed(send(server, body, on_long="end"))
+    reply = send(server, body, on_long="end", report="true")
+    found = parsed(reply)
     assert [line["truncated"] for line in found] == [False, False, True]
     assert found[2]["tokens"] == 64
+    assert [line["whole"] for line in found] == embedder.token_count(texts)
+    # later slices may be cut too: only the lines count
+    assert "x-truncated-texts" not in reply.headers
 
 
 @pytest.mark.parametrize(

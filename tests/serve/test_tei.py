@@ -200,8 +200,14 @@ def test_vertex(server: InThread, embedder: Embedder) -> None:
         {"inputs": "a"}, {"inputs": ["b", "c"], "dimensions": 8},
         {"inputs": "d", "prompt_name": "clustering"},
     ]  # fmt: skip
-    found = server.call("/vertex", {"instances": instances}).json
+    reply = server.call("/vertex", {"instances": instances})
+    found = reply.json
     assert list(found) == ["predictions"]
+    assert "x-embedding-fingerprint" not in reply.headers  # they differ
+    alike = server.call("/vertex", {"instances": [instances[0]] * 2})
+    alone = server.call("/embed", instances[0])
+    name = "x-embedding-fingerprint"
+    assert alike.headers[name] == alone.headers[name]
     first, second, third = (
         np.array(rows, np.float64).astype(np.float32) for rows in found["predictions"]
     )
