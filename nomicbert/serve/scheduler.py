@@ -91,12 +91,6 @@ class Scheduler:
         batch.sort(key=lambda piece: -len(piece.ids))
         return batch
 
-    def age(self) -> float:
-        """Seconds that the job with the longest wait has been without service."""
-        with self._changed:
-            oldest = next(iter(self._turns.values()), None)
-        return 0.0 if oldest is None else time.monotonic() - oldest
-
     def _fill(self, budgets: Sequence[int]) -> list[Piece]:
         now = time.monotonic()
         oldest, since = next(iter(self._turns.items()))

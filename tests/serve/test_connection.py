@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from nomicbert.serve.protocol import LARGEST_HEAD
+from nomicbert.serve.connection import LARGEST_HEAD
 from tests.support.served import JSON, MODEL, NDJSON, Gate, tiny
 from tests.support.serving import InThread, in_thread, raw, wait_until
 
