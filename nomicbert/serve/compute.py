@@ -90,7 +90,8 @@ class Replica:
 
     def _hidden(self, texts: list[list[int]]) -> list[Tensor]:
         encoder = self.model.encoder
-        states = encoder.encode_packed(pack(texts, encoder.device)).float().cpu()
+        states = encoder.encode_packed(pack(texts, encoder.device))
+        states = states.to(encoder.dtype).float().cpu()  # as `encode`, where bf16 is widened
         return [part.clone() for part in torch.split(states, list(map(len, texts)))]
 
     def _width(self, finish: Finish | None) -> int:

@@ -16,6 +16,7 @@ from nomicbert.serve.engine import Engine
 from nomicbert.serve.jobs import Group, Job, Piece, TokenMeans, WindowMeans
 from nomicbert.serve.models import Loaded
 from nomicbert.vectors.pooling import Finish
+from nomicbert_kernels import linear_int8
 from nomicbert_kernels.linear_torch import onednn_packs
 from tests.support.checkpoints import build_checkpoint
 from tests.support.engines import load_models, rows_of, run, same_rows, want
@@ -89,6 +90,8 @@ def test_other_backends_dtypes_and_devices(
 ) -> None:
     if settings.get("dtype") == "bfloat16" and not onednn_packs(torch.bfloat16):
         pytest.skip("bf16 bits depend on the batch here")
+    if settings.get("backend") == "int8" and (reason := linear_int8.why_not()):
+        pytest.skip(reason)
     loaded = load_models(folders[name], **settings)
     keywords = {key: value for key, value in settings.items() if key != "devices"}
     check_mixed(loaded, Embedder(folders[name], **keywords))
