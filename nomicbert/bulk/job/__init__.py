@@ -1,0 +1,1 @@
+"""A folder of Parquet parts that survives crashes: manifest, parts, resume, check."""
