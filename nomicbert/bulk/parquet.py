@@ -47,8 +47,10 @@ def open_parquet(file: BinaryIO, schema: Any) -> Any:
     """
     try:
         paths = _leaves(schema)
-        kind = schema.field(EMBEDDING).type.value_type
-        split = f"{EMBEDDING}.list.element" if pa.types.is_floating(kind) else None
+        split = f"{EMBEDDING}.list.element"
+        # a column of the input may bear that very name
+        is_float = pa.types.is_floating(schema.field(EMBEDDING).type.value_type)
+        split = split if is_float and paths.count(split) == 1 else ""
         return pq.ParquetWriter(
             file,
             schema,
