@@ -8,7 +8,7 @@ store.
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -118,7 +118,7 @@ class LocalFolder:
         import fcntl  # missing on Windows
 
         try:
-            file = open(self._path / name, "a+")
+            file = open(self._path / name, "a+b", buffering=0)
         except OSError as error:
             raise OSError(f"cannot write into {self.name}: {error.strerror}") from error
         with file:
@@ -126,7 +126,7 @@ class LocalFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
-                holder = file.read(200).strip() or "starting"
+                holder = file.read(200).decode(errors="replace").strip() or "just started"
                 raise Locked(
                     f"another process is writing to {self.name} ({holder}): wait for its end, or "
                     "choose another folder"
@@ -136,9 +136,9 @@ class LocalFolder:
                     f"cannot lock {self.name}: {error.strerror}; its file system must support "
                     "flock, else two jobs could write to it"
                 ) from error
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            with suppress(OSError):  # a full disk: only the message of others needs it
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             yield
 
     def sweep(self, prefix: str) -> None:
