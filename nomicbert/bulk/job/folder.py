@@ -109,7 +109,12 @@ class LocalFolder:
 
     def remove(self, name: str) -> None:
         """Unlink, fsync of the folder."""
-        (self._path / name).unlink(missing_ok=True)
+        try:
+            os.unlink(self._path / name)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise OSError(f"cannot delete {self._path / name}: {error.strerror}") from error
         sync_folder(self._path)
 
     @contextmanager

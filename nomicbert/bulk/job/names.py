@@ -41,6 +41,11 @@ def reject_name(task: int, number: int) -> str:
     return f"_rejected-{task:05d}-{number:06d}.jsonl"
 
 
+def prefixes(task: int) -> tuple[str, str]:
+    """Of the names of a task's files."""
+    return f"part-{task:05d}-", f"_rejected-{task:05d}-"
+
+
 def lock_name(task: int) -> str:
     """The lock of one task of several."""
     return f"{LOCK}-{task:05d}"
