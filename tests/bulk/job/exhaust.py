@@ -1,7 +1,8 @@
 """A job dies at every step that changes its folder, loses what was not safe, and is resumed.
 
     python -m tests.bulk.job.exhaust                  all points, three outcomes each
-    python -m tests.bulk.job.exhaust --sample 7       every seventh of them
+    python -m tests.bulk.job.exhaust --quick          every step once, with one of the outcomes
+    python -m tests.bulk.job.exhaust --sample 7       every seventh point
 
 Each point is a child process that dies there (see `faults`); then the same job runs to its end in
 this process, and the folder is compared with the truth, row by row and bit by bit. Run as a program
@@ -12,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -106,30 +107,41 @@ class Trial:
         start()
 
 
-def points(steps: list[str], every: int, outcomes: tuple[str, ...]) -> Iterator[tuple[int, str]]:
-    """Steps to die at, with an outcome; writes only by the process's own death.
+def points(steps: list[str], every: int, quick: bool) -> list[tuple[int, str]]:
+    """Steps to die at, with an outcome.
 
     What a power failure leaves of a file that is being written does not depend on the write.
+
+    Args:
+        steps: their names.
+        every: one of so many points.
+        quick: one outcome per step, drawn, and one write of each file.
     """
-    found = [
-        (at, outcome)
-        for at, step in enumerate(steps)
-        for outcome in (outcomes if "write" not in step else (KILLED,))
-    ]
-    return itertools.islice(found, 0, None, every)
+    found = []
+    draw = random.Random(1)
+    writes = 0
+    for at, step in enumerate(steps):
+        if "write" in step:
+            writes += 1
+            if not quick or (step == "in write" and writes == 5):
+                found.append((at, KILLED))
+        else:
+            writes = 0
+            found += [(at, one) for one in ([draw.choice(OUTCOMES)] if quick else OUTCOMES)]
+    return found[::every]
 
 
-def one_job(trial: Trial, every: int, outcomes: tuple[str, ...] = OUTCOMES) -> int:
+def one_job(trial: Trial, every: int, quick: bool) -> int:
     """A job dies at each point, from an empty folder."""
     first = lambda: embed(trial.truth.inputs, trial.output, encoder(), **OPTIONS)  # noqa: E731
     steps = trial.steps(first, lambda: None)
-    for at, outcome in points(steps, every, outcomes):
+    for at, outcome in points(steps, every, quick):
         if trial.die(first, at, outcome, lambda: None):
             trial.check(f"step {at}, {steps[at]}, {outcome}", trial.run)
     return len(steps)
 
 
-def a_hole(trial: Trial, every: int) -> int:
+def a_hole(trial: Trial, every: int, quick: bool) -> int:
     """Two parts in the middle and the last one were deleted; the job that fills them dies."""
 
     def start() -> None:
@@ -140,13 +152,13 @@ def a_hole(trial: Trial, every: int) -> int:
     small = {**OPTIONS, "part_rows": 3}
     work = lambda: embed(trial.truth.inputs, trial.output, encoder(), **small)  # noqa: E731
     steps = trial.steps(work, start)
-    for at, outcome in points(steps, every, OUTCOMES):
+    for at, outcome in points(steps, every, quick):
         if trial.die(work, at, outcome, start):
             trial.check(f"hole, step {at}, {steps[at]}, {outcome}", trial.run)
     return len(steps)
 
 
-def restarting(trial: Trial, every: int) -> int:
+def restarting(trial: Trial, every: int, quick: bool) -> int:
     """`restart` of a finished job with another model dies; then either job goes on, never both."""
     new = encoder(model="other")
 
@@ -154,7 +166,7 @@ def restarting(trial: Trial, every: int) -> int:
         embed(trial.truth.inputs, trial.output, new, restart=True, **OPTIONS)
 
     steps = trial.steps(work, trial.run)
-    for at, outcome in points(steps, every, OUTCOMES):
+    for at, outcome in points(steps, every, quick):
         if not trial.die(work, at, outcome, trial.run):
             continue
         point = f"restart, step {at}, {steps[at]}, {outcome}"
@@ -169,7 +181,7 @@ def restarting(trial: Trial, every: int) -> int:
     return len(steps)
 
 
-def two_tasks(trial: Trial, every: int) -> int:
+def two_tasks(trial: Trial, every: int, quick: bool) -> int:
     """The task that writes the manifest dies; the other one runs, then it is resumed."""
 
     def work() -> None:
@@ -180,7 +192,7 @@ def two_tasks(trial: Trial, every: int) -> int:
         work()
 
     steps = trial.steps(work, lambda: None)
-    for at, outcome in points(steps, every, OUTCOMES):
+    for at, outcome in points(steps, every, quick):
         if trial.die(work, at, outcome, lambda: None):
             trial.check(f"task 1/2, step {at}, {steps[at]}, {outcome}", both, tasks=2)
     return len(steps)
@@ -203,13 +215,9 @@ def planted(fault: str) -> Iterator[None]:
                 folder.sync_folder(self._path)
 
             patch.setattr(folder.LocalFolder, "write", write)
-        elif fault == "final name":
-            patch.setattr(
-                folder.LocalFolder, "write", lambda self, name: (self._path / name).open("wb")
-            )
         elif fault == "no folder sync":
             patch.setattr(folder, "sync_folder", lambda path: None)
-        elif fault == "order":  # the same number of rows, begun one row too early
+        elif fault == "one row twice":
             found = resuming.find_gaps
 
             def gaps(*args: Any) -> Any:
@@ -221,6 +229,16 @@ def planted(fault: str) -> Iterator[None]:
                 ]
 
             patch.setattr(resuming, "find_gaps", gaps)
+        elif fault == "order":  # right counts, and each row has its own vector
+            flush = cutter.Part._flush
+
+            def reversed_flush(self: Any) -> None:
+                if self.footer.number == 5:
+                    for rows in (self._rows, self._vectors, self._tokens, self._cut):
+                        rows.reverse()
+                flush(self)
+
+            patch.setattr(cutter.Part, "_flush", reversed_flush)
         elif fault == "rejects last":
             patch.setattr(cutter.Part, "commit", _rejects_last)
         yield
@@ -235,16 +253,19 @@ def _rejects_last(part: Any, after: Any, rest: Any = None, end: bool = False) ->
 
 
 _COMMIT = cutter.Part.commit
+PLANTED = ("rename first", "no folder sync", "one row twice", "order", "rejects last")
 PARTS = {"job": one_job, "hole": a_hole, "restart": restarting, "tasks": two_tasks}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sample", type=int, default=1, metavar="N", help="every Nth point only")
+    parser.add_argument("--quick", action="store_true", help="one outcome per step, few writes")
     parser.add_argument("--only", choices=PARTS, action="append")
-    parser.add_argument("--planted", default="", help="a fault to be found")
+    parser.add_argument("--planted", choices=PLANTED, default="", help="a fault to be found")
     given = parser.parse_args()
     counts = {}
+    os.fsync = lambda handle: None  # which bytes are safe is known here, without waiting for a disk
     with tempfile.TemporaryDirectory() as home, planted(given.planted):
         trial = Trial(Path(home))
         trial.run()
@@ -252,7 +273,7 @@ def main() -> int:
             trial.failures.append(f"without a fault: {found}")
         for name in given.only or PARTS:
             before = trial.died
-            steps = PARTS[name](trial, given.sample)
+            steps = PARTS[name](trial, given.sample, given.quick)
             counts[name] = [steps, trial.died - before]
     said = {"counts": counts, "died": trial.died, "failures": trial.failures}
     sys.stdout.write(json.dumps(said) + "\n")

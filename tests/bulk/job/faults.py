@@ -1,8 +1,8 @@
 """A process that dies at a chosen system call, and what a power failure then leaves of its files.
 
 A file's bytes are safe once it was fsynced, names once their folder was. After a power failure the
-rest may be there or not; the two extremes are tried: names are lost, or names stay and bytes are
-lost.
+rest may be there or not. Three cases are tried: all such names are lost; only the oldest change of a
+name is lost; names stay and bytes are lost.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pytest
 from nomicbert.bulk import output as outputs
 
 # What the death leaves behind. KILLED: all that was written, as the system lives on.
-KILLED, NAMES_LOST, BYTES_LOST = "killed", "names lost", "bytes lost"
-OUTCOMES = (KILLED, NAMES_LOST, BYTES_LOST)
+KILLED, NAMES_LOST, OLDEST_LOST, BYTES_LOST = "killed", "names lost", "oldest lost", "bytes lost"
+OUTCOMES = (KILLED, NAMES_LOST, OLDEST_LOST, BYTES_LOST)
 DEAD = 9
 
 
@@ -40,6 +40,8 @@ class Disk:
         self._die_at, self._outcome = die_at, outcome
         # Bytes that are safe, by inode.
         self._safe: dict[int, int] = {}
+        # Names that have changed since the folder was safe.
+        self._changed: list[str] = []
         self._fsync, self._replace, self._unlink = os.fsync, os.replace, os.unlink
         for path in self._files():
             self._safe[path.stat().st_ino] = path.stat().st_size
@@ -77,6 +79,8 @@ class Disk:
                 return function(*args, **keywords)  # changes nothing
             self.step(f"before {name}")
             found = function(*args, **keywords)
+            if name != "fsync":
+                self._changed.append(Path(args[-1]).name)
             self.step(f"after {name}")
             return found
 
@@ -99,6 +103,7 @@ class Disk:
             self._unlink(path)
         for path in self._files():
             os.link(path, self._shadow / path.name)
+        self._changed = []
 
     def _leave(self) -> None:
         """Make the folder what it would be."""
@@ -109,6 +114,12 @@ class Disk:
                 self._unlink(path)
             for path in self._shadow.iterdir():
                 os.link(path, self._folder / path.name)
+        if self._outcome == OLDEST_LOST and self._changed:
+            name = self._changed[0]
+            if (self._folder / name).exists():
+                self._unlink(self._folder / name)
+            if (self._shadow / name).exists():
+                os.link(self._shadow / name, self._folder / name)
         for path in self._files():
             safe = self._safe.get(path.stat().st_ino, 0)
             if path.stat().st_size > safe:

@@ -60,7 +60,7 @@ def build(folder: Path, scale: int = 1) -> Truth:
         texts["c"][at] = BROKEN
     texts["d"][-1], texts["d"][-2], texts["d"][0] = BLANK, BROKEN, LONG
     texts["c"][12], texts["b"][12] = LONG, "NaN"
-    texts["e"] = [*texts["e"][:19], BLANK, BROKEN, BLANK]
+    texts["e"] = [*texts["e"][:19], BLANK, BLANK, BROKEN]
 
     table = pa.table({"text": texts["a"], "id": range(len(texts["a"]))})
     pq.write_table(table, folder / "a.parquet", row_group_size=6)
