@@ -7,7 +7,7 @@ model, so it cannot know a vector of another text; it compares everything else.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from nomicbert.bulk.job.footer import Footer, read_footer
 from nomicbert.bulk.job.manifest import Manifest, read_manifest
 from nomicbert.bulk.job.names import MANIFEST, part_name, read_name, reject_name
 from nomicbert.bulk.job.parts import ROW, SOURCE
+from nomicbert.bulk.job.report import CheckReport
 from nomicbert.bulk.job.resume import find_gaps, refuse_foreign, refuse_stranger
 from nomicbert.bulk.reading import EMBEDDING
 
@@ -36,48 +37,6 @@ READ_ROWS = 8192
 
 # Source, row and text of a row of a part.
 Row = tuple[str, int, str | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckReport:
-    """What a folder holds.
-
-    Attributes:
-        folder: that was read.
-        tasks: number of tasks.
-        parts: number of files.
-        rows: with vectors.
-        skipped: rows without a text.
-        rejected: rows that could not be used.
-        truncated: rows whose text was cut.
-        tokens: of all rows.
-        broken: vectors with NaN or infinity.
-        first_broken: source and number (from 1) of the first of them; empty if there is none.
-        complete: whether every task has ended, without a gap.
-        compared: whether rows were compared with the inputs; if not, `problems` tells why.
-        problems: what is wrong, at most 100.
-        problem_count: their number.
-    """
-
-    folder: str
-    tasks: int
-    parts: int
-    rows: int
-    skipped: int
-    rejected: int
-    truncated: int
-    tokens: int
-    broken: int
-    first_broken: str
-    complete: bool
-    compared: bool
-    problems: tuple[str, ...]
-    problem_count: int
-
-    @property
-    def ok(self) -> bool:
-        """Whether the job is complete and nothing is wrong; broken vectors are counted apart."""
-        return self.complete and not self.problem_count
 
 
 def check_folder(output: str, inputs: Sequence[str] | None = None) -> CheckReport:

@@ -1,8 +1,8 @@
 """A process that dies at a chosen system call, and what a power failure then leaves of its files.
 
 A file's bytes are safe once it was fsynced, names once their folder was. After a power failure the
-rest may be there or not. Three cases are tried: all such names are lost; only the oldest change of a
-name is lost; names stay and bytes are lost.
+rest may be there or not. Three cases are tried: all such names are lost; only the oldest change of
+a name is lost; names stay and bytes are lost.
 """
 
 from __future__ import annotations
