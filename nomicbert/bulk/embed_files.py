@@ -19,7 +19,7 @@ from nomicbert.bulk.inputs.rows import OnError, OnNull
 from nomicbert.bulk.job.options import Options
 from nomicbert.bulk.job.plan import plan_job
 from nomicbert.bulk.job.report import BulkReport, CheckReport
-from nomicbert.bulk.progress import BulkProgress
+from nomicbert.bulk.progress import BulkProgress, Form
 from nomicbert.embedder import Embedder
 
 if TYPE_CHECKING:
@@ -91,8 +91,9 @@ def embed_files(
     with plan_job([os.fspath(name) for name in names], os.fspath(output), options) as job:
         from nomicbert.bulk.job.run import run_job  # needs pyarrow
 
-        form = None if bar is None else "bar" if bar else "none"
-        with BulkProgress(form, job.total_bytes, job.left_bytes) as progress:
+        form: Form | None = None if bar is None else "bar" if bar else "none"
+        progress = BulkProgress(form, job.total_bytes, job.left_bytes)
+        with progress:
             return run_job(job, encoder, progress)
 
 

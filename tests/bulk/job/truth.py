@@ -125,9 +125,8 @@ def wrong(output: Path, truth: Truth, tasks: int = 1) -> list[str]:
     if len(before) != tasks or not all(footer["end"] for footer in before.values()):
         found.append("not every task ends")
     if tasks > 1:
-        together = sorted(
-            zip(rows, vectors, strict=True), key=lambda pair: truth.rows.index(pair[0])
-        )
+        place = {row: index for index, row in enumerate(truth.rows)}
+        together = sorted(zip(rows, vectors, strict=True), key=lambda pair: place.get(pair[0], -1))
         rows, vectors = [row for row, _ in together], [vector for _, vector in together]
     if rows != truth.rows:
         found.append(f"{len(rows)} rows, wanted {len(truth.rows)}; or not in order")
