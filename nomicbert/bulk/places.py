@@ -265,4 +265,6 @@ def reading(name: str) -> Iterator[None]:
     except OSError as error:
         message = f"cannot read {name}: {error.strerror or error}"
         correctable = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-        raise (ValueError if isinstance(error, correctable) else OSError)(message) from error
+        if isinstance(error, correctable):
+            raise ValueError(message) from error
+        raise OSError(error.errno, message) from error

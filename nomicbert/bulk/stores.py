@@ -6,6 +6,7 @@ literally, as by the stores' own tools: `%20`, `#` and spaces are characters of 
 Source: pyarrow.fs for s3, gs, abfs and hdfs; fsspec's registry for all other schemes.
 """
 
+import errno
 import io
 import os
 import re
@@ -82,6 +83,11 @@ class RemotePlace(Place):
             raise ValueError(f"cannot read {self.name}: its size is unknown: download it first")
         return int(size)
 
+    def modified(self) -> int | None:
+        """When the file was written, in ns by the store's clock; None if there is none."""
+        stamp = self._info().mtime_ns
+        return None if stamp is None else int(stamp)
+
     def open(self) -> BinaryIO:
         """Open the file for reading, buffered and seekable."""
         return io.BufferedReader(_Raw(self.name, self.open_arrow()), BUFFER)
@@ -101,10 +107,10 @@ class RemotePlace(Place):
         return self.name
 
     def _info(self) -> Any:
-        if self._known is None:
-            with store_errors(f"cannot read {self.name}"):
-                self._known = self.system.get_file_info(self.path)
-        return self._known
+        if self._known is not None:
+            return self._known
+        with store_errors(f"cannot read {self.name}"):
+            return self.system.get_file_info(self.path)
 
     def _is_pattern(self) -> bool:
         """A web server has no listing, and a "?" begins its query."""
@@ -149,6 +155,9 @@ class _Raw(io.RawIOBase):
     def __init__(self, name: str, file: Any) -> None:
         self.name = name
         self._file = file
+        with store_errors(f"cannot read {name}"):
+            self._size = int(file.size())
+        self._at = 0
 
     def readable(self) -> bool:
         return True
@@ -157,15 +166,32 @@ class _Raw(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if self._at >= self._size:
+            return 0
         with store_errors(f"cannot read {self.name}"):
-            return int(self._file.readinto(buffer))
+            self._file.seek(self._at)
+            count = int(self._file.readinto(buffer))
+        self._at += count
+        return count
+
+    def readall(self) -> bytes:
+        # the inherited one makes a request for every 8 KiB
+        rest = bytearray(max(0, self._size - self._at))
+        view, filled = memoryview(rest), 0
+        while count := self.readinto(view[filled:]):
+            filled += count
+        return bytes(view[:filled])
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        with store_errors(f"cannot read {self.name}"):
-            return int(self._file.seek(offset, whence))
+        # pyarrow's files cannot go behind their end, Python's can
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, f"cannot go to byte {start + offset} of {self.name}")
+        self._at = start + offset
+        return self._at
 
     def tell(self) -> int:
-        return int(self._file.tell())
+        return self._at
 
     def close(self) -> None:
         if not self.closed:
@@ -192,8 +218,9 @@ def store_errors(doing: str) -> Iterator[None]:
             advice = "access is denied; check the credentials and permissions"
             raise ValueError(f"{doing}: {advice} ({text})") from error
         correctable = (ValueError, IsADirectoryError, NotADirectoryError)
-        kind = ValueError if isinstance(error, correctable) else OSError
-        raise kind(f"{doing}: {text}") from error
+        if isinstance(error, correctable):
+            raise ValueError(f"{doing}: {text}") from error
+        raise OSError(getattr(error, "errno", None) or errno.EIO, f"{doing}: {text}") from error
 
 
 def _by_pyarrow(name: str, scheme: str, authority: str, options: str) -> tuple[Any, str]:

@@ -12,11 +12,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from nomicbert.bulk.job.locked import Locked
 from nomicbert.bulk.output import open_output
-
-
-class Locked(ValueError):
-    """Another process holds the lock."""
+from nomicbert.bulk.places import LocalPlace, place
 
 
 class Folder(Protocol):
@@ -169,7 +167,15 @@ def sync_folder(path: Path) -> None:
 
 
 def open_folder(output: str) -> Folder:
-    """The folder of an output path or URL."""
+    """The folder of an output path or URL.
+
+    Raises: ValueError: this system or store cannot hold one. ImportError: as in `places.place`.
+    """
+    where = place(output)
+    if not isinstance(where, LocalPlace):
+        from nomicbert.bulk.job.remote_folder import RemoteFolder
+
+        return RemoteFolder(where)
     if os.name != "posix":
         raise ValueError("a folder of parts needs Linux or macOS: write to one file instead")
-    return LocalFolder(output)
+    return LocalFolder(where.path)

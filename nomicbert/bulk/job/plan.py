@@ -21,7 +21,8 @@ from nomicbert.bulk.inputs.selection import Selection
 from nomicbert.bulk.inputs.sources import Source, find_sources
 from nomicbert.bulk.job import restart
 from nomicbert.bulk.job.fingerprints import Input, changes, fingerprints
-from nomicbert.bulk.job.folder import Folder, Locked, open_folder
+from nomicbert.bulk.job.folder import Folder, open_folder
+from nomicbert.bulk.job.locked import Locked
 from nomicbert.bulk.job.manifest import Manifest, differences, read_manifest, refuse
 from nomicbert.bulk.job.names import LOCK, MANIFEST, lock_name
 from nomicbert.bulk.job.options import Options
