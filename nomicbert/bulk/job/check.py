@@ -226,8 +226,10 @@ class _Check:
     def _rejected(self, footer: Footer) -> set[Id]:
         """The rows of the file of rejected rows of a part."""
         name = reject_name(footer.task, footer.number)
-        if not footer.rejected or name not in self._names:
+        if not footer.rejected:
             return set()
+        if name not in self._names:
+            raise ValueError(f"{name} is missing")
         with self._folder.open(name) as file:
             try:
                 lines = [json.loads(line) for line in file]
