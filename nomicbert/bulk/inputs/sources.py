@@ -6,7 +6,6 @@ Source: the layout of `datasets.Dataset.save_to_disk`, as in datasets' arrow_dat
 
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ from nomicbert.bulk.inputs.formats import (
     format_of_content,
     format_of_name,
 )
-from nomicbert.bulk.inputs.opening import inflated_head, need_pyarrow
+from nomicbert.bulk.inputs.opening import inflated_head, naming_failures, need_pyarrow
 from nomicbert.bulk.inputs.rows import Reject
 from nomicbert.bulk.inputs.streams import STDIN, Stream
-from nomicbert.bulk.places import Place, place
+from nomicbert.bulk.places import LocalPlace, Place, has_wildcard, place
 
 # Files that `save_to_disk` puts into the folder of a dataset, and of a dictionary of datasets.
 DATASET, DATASETS = "state.json", "dataset_dict.json"
@@ -74,7 +73,7 @@ def find_sources(inputs: Sequence[str], input_format: InputFormat | None) -> lis
     for given in inputs:
         for at in _places(given):
             source = _recognised(at, input_format)
-            key = os.path.realpath(at.name) if isinstance(at, Place) and at.is_local else at.name
+            key = at.identity
             if key in found:
                 raise ValueError(f"{source.name} is given twice: its rows would be embedded twice")
             found[key] = source
@@ -90,16 +89,15 @@ def _places(given: str) -> Iterator[Place | Stream]:
         return
     at = place(given)
     kind = at.kind()
-    if kind is None and re.search(r"[*?[]", given):
+    if kind == "folder":
+        yield from _files(at)
+    elif kind is None:
         matches = [match for match in at.glob() if match.kind() == "file"]
         if not matches:
-            raise ValueError(f"no file matches {given}")
+            problem = "no file matches" if has_wildcard(given) else "No such file or directory"
+            raise ValueError(f"cannot read {given}: {problem}")
         yield from matches
-    elif kind is None:
-        raise ValueError(f"cannot read the input {given}: No such file or directory")
-    elif kind == "folder":
-        yield from _files(at)
-    elif at.is_local and not stat.S_ISREG(os.stat(given).st_mode):
+    elif isinstance(at, LocalPlace) and not stat.S_ISREG(os.stat(at.path).st_mode):
         yield Stream(given)
     else:
         yield at
@@ -169,13 +167,5 @@ def _head(at: Place | Stream) -> bytes:
     """The first bytes of a file, up to `HEAD`."""
     if isinstance(at, Stream):
         return at.head()
-    try:
-        file = at.open()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(f"cannot read the input {at.name}: {reason}") from error
-    with file:
-        try:
-            return file.read(HEAD)
-        except OSError as error:
-            raise OSError(f"cannot read {at.name}: {error.strerror or error}") from error
+    with at.open() as file, naming_failures(at.name):
+        return file.read(HEAD)
