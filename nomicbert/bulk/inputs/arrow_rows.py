@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nomicbert.bulk.inputs.formats import InputFormat
+from nomicbert.bulk.inputs.formats import IPC_FILE, InputFormat
 from nomicbert.bulk.inputs.opening import Opened, Watched
 from nomicbert.bulk.inputs.rows import ArrowCells, Entry, Position, Reject, Row, Span
 from nomicbert.bulk.inputs.selection import Selection, check_columns, not_utf8
@@ -23,8 +23,6 @@ BATCH_BYTES = 1 << 24
 READ_BYTES = 1 << 20
 
 
-# The first bytes of an IPC file; a stream has none.
-IPC_FILE = b"ARROW1"
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class _Values:
         array = self._next_character() == "["
         self.end += array
         while (character := self._next_character()) != ("]" if array else ""):
-            if array and self.number >= 0:
+            if character and array and self.number >= 0:
                 if character != ",":
                     self._fail("Expecting ',' or ']'", self.end)
                 self.end += 1

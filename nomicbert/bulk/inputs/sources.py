@@ -13,6 +13,7 @@ from typing import Any
 
 from nomicbert.bulk.inputs.formats import (
     HEAD,
+    IPC_FILE,
     OF_ARROW,
     OF_LINES,
     Compression,
@@ -105,34 +106,32 @@ def _places(given: str) -> Iterator[Place | Stream]:
 
 def _files(folder: Place) -> list[Place]:
     """The files of a folder, of a dataset that was saved there in the dataset's order."""
-    if folder.child(DATASETS).kind() == "file":
-        splits = _settings(folder.child(DATASETS)).get("splits", [])
+    if splits := _setting(folder.child(DATASETS), "splits"):
         choices = " or ".join(folder.child(str(split)).name for split in splits)
         raise ValueError(f"{folder.name} holds several datasets: pass {choices}")
-    if folder.child(DATASET).kind() == "file":
-        settings = _settings(folder.child(DATASET))
-        if settings.get("_indices_data_files"):
+    if shards := _setting(folder.child(DATASET), "_data_files"):
+        if _setting(folder.child(DATASET), "_indices_data_files"):
             raise ValueError(
-                f"{folder.name} is a selection of a dataset's rows: save it again with a newer "
-                "version of datasets, or after flatten_indices()"
+                f"{folder.name} is a selection of a dataset's rows: save it again after "
+                "flatten_indices()"
             )
-        return [folder.child(entry["filename"]) for entry in settings["_data_files"]]
+        return [folder.child(shard["filename"]) for shard in shards]
     files = folder.files()
     if not files:
         raise ValueError(f"{folder.name} holds no files (names with . or _ in front do not count)")
     return files
 
 
-def _settings(at: Place) -> dict[str, Any]:
-    """A JSON object that `save_to_disk` has written."""
+def _setting(at: Place, name: str) -> Any:
+    """A value from a file of `save_to_disk`; None if it is missing or the file is another one."""
+    if at.kind() != "file":
+        return None
     with at.open() as file:
         try:
             found = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{at.name} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{at.name} is damaged: it must hold an object")
-    return found
+        except ValueError:
+            return None  # it may be anything: it is read as the other files are
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def _recognised(at: Place | Stream, given: InputFormat | None) -> Source:
@@ -142,7 +141,7 @@ def _recognised(at: Place | Stream, given: InputFormat | None) -> Source:
         failed.
     """
     form, compression = format_of_name(at.name)
-    sniffed = False
+    sniffed, head = False, b""
     if form is None:  # the name says nothing, or only that it is compressed
         head = _head(at)
         compression = compression or compression_of_content(head)
@@ -160,6 +159,10 @@ def _recognised(at: Place | Stream, given: InputFormat | None) -> Source:
         need_pyarrow(at.name)
     if form in OF_ARROW and compression is not None:
         raise ValueError(f"{at.name} is a compressed {form.value} file: decompress it first")
+    jumps = form is InputFormat.parquet or head.startswith(IPC_FILE)
+    if jumps and isinstance(at, Stream) and at.once:
+        at.open().close()
+        raise ValueError(f"{at.name} is a pipe, but {form.value} needs a file: save it first")
     return Source(at.name, at, form, compression, sniffed)
 
 
