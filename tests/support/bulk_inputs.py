@@ -32,8 +32,14 @@ SUFFIXES = [
 ]
 
 
-def encode(suffix: str, records: Sequence[dict[str, Any]]) -> bytes:
-    """A file of records that have the same fields; text files hold `text` only."""
+def encode(suffix: str, records: Sequence[dict[str, Any]], rows: int = 3) -> bytes:
+    """A file of records that have the same fields; text files hold `text` only.
+
+    Args:
+        suffix: its format.
+        records: its rows.
+        rows: of a row group or record batch.
+    """
     if suffix.endswith(".gz"):
         whole = encode(suffix[:-3], records)
         return gzip.compress(whole[: len(whole) // 2]) + gzip.compress(whole[len(whole) // 2 :])
@@ -57,10 +63,10 @@ def encode(suffix: str, records: Sequence[dict[str, Any]]) -> bytes:
         writer.writeheader()
         writer.writerows(records)
         return file.getvalue().encode()
-    return _encode_arrow(suffix, records)
+    return _encode_arrow(suffix, records, rows)
 
 
-def _encode_arrow(suffix: str, records: Sequence[dict[str, Any]]) -> bytes:
+def _encode_arrow(suffix: str, records: Sequence[dict[str, Any]], rows: int) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -71,11 +77,11 @@ def _encode_arrow(suffix: str, records: Sequence[dict[str, Any]]) -> bytes:
     )
     sink = io.BytesIO()
     if suffix == ".parquet":
-        pq.write_table(table, sink, row_group_size=3)
+        pq.write_table(table, sink, row_group_size=rows)
     else:
         new = pa.ipc.new_stream if suffix == ".arrow" else pa.ipc.new_file
         with new(sink, table.schema) as writer:
-            writer.write_table(table, 3)
+            writer.write_table(table, rows)
     return sink.getvalue()
 
 

@@ -23,8 +23,6 @@ BATCH_BYTES = 1 << 24
 READ_BYTES = 1 << 20
 
 
-
-
 @contextmanager
 def _watching(opened: Opened) -> Iterator[Watched]:
     """The file for pyarrow, whose errors, which do not name it, become a ValueError that does."""
