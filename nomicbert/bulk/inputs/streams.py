@@ -8,6 +8,7 @@ import stat
 from typing import BinaryIO, Literal
 
 from nomicbert.bulk.inputs.formats import HEAD
+from nomicbert.bulk.places import reading
 
 STDIN = "-"
 
@@ -17,6 +18,7 @@ class Stream:
 
     Attributes:
         name: for messages.
+        identity: equal for two names of one input.
         once: whether it can be read only once; standard input that comes from a file cannot only.
     """
 
@@ -25,13 +27,14 @@ class Stream:
     def __init__(self, path: str) -> None:
         """Open it.
 
-        Raises: OSError: it cannot be opened.
+        Raises: ValueError: it does not exist, or access is denied. OSError: opening failed.
         """
-        self.name = "standard input" if path == STDIN else path
+        self.name = self.identity = "standard input" if path == STDIN else path
         if path == STDIN:
             self._descriptor, self._keep = 0, True
         else:
-            self._descriptor, self._keep = os.open(path, os.O_RDONLY), False
+            with reading(path):
+                self._descriptor, self._keep = os.open(path, os.O_RDONLY), False
         found = os.fstat(self._descriptor)
         self.once = not stat.S_ISREG(found.st_mode)
         self._size = None if self.once else found.st_size
