@@ -45,7 +45,7 @@ class ArrowCells(NamedTuple):
     """The fields of a row that was read as Arrow: a row of a record batch."""
 
     batch: Any
-    index: int
+    row: int
 
 
 @dataclass(frozen=True, slots=True)
