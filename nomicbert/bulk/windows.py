@@ -11,8 +11,8 @@ from typing import NamedTuple
 from nomicbert.bulk.encoding import Encoder, Window
 from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.inputs.rows import OnError, Taken
+from nomicbert.bulk.progress import BulkProgress
 from nomicbert.errors import TextError
-from nomicbert.runtime.progress import Progress
 
 
 class TakenWindow(NamedTuple):
@@ -28,14 +28,14 @@ class TakenWindow(NamedTuple):
 
 
 def windows(
-    encoder: Encoder, feed: Feed, progress: Progress, on_error: OnError
+    encoder: Encoder, feed: Feed, progress: BulkProgress, on_error: OnError
 ) -> Generator[TakenWindow, None, None]:
     """The vectors of all rows of a feed, in order.
 
     Args:
         encoder: computes the vectors.
         feed: its texts are read ahead.
-        progress: of the encoder.
+        progress: counts rows; the encoder counts tokens.
         on_error: "skip" drops a text that the encoder refuses, which makes it a Reject of `feed`.
 
     Raises: ValueError: with on_error "fail" a text that cannot be embedded; the message names its
@@ -48,6 +48,8 @@ def windows(
                 for window in found:
                     taken = [feed.take() for _ in range(len(window.vectors))]
                     done += len(taken)
+                    size = sum(one.row.size for one in taken)
+                    progress.passed(len(taken), size, sum(window.lengths))
                     yield TakenWindow(taken, window)
             return
         except TextError as error:
