@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nomicbert.bulk.reading import EMBEDDING, Record
-from nomicbert.bulk.writing import Vectors, Write
+from nomicbert.bulk.inputs.rows import Misfit, Row
+from nomicbert.bulk.writing import EMBEDDING, Vectors, Write, fields_of, refuse_reserved
 
 # Raised by pyarrow for a value that a column cannot hold.
 MISFITS = (ValueError, TypeError, OverflowError, NotImplementedError, RecursionError)
@@ -78,15 +78,17 @@ def parquet_writer(file: BinaryIO, empty: Vectors) -> Iterator[Write]:
         file: the output.
         empty: (0, width), of the dtype of the vectors.
 
-    Yields: a function of n records and their (n, width) vectors. The first call fixes the columns;
-        a later field or value that does not fit them raises a ValueError that names its line.
+    Yields: a function of n rows and their (n, width) vectors. The first call fixes the columns; it
+        raises a Misfit for a field or value that does not fit them, and writes nothing then.
     """
     writer: Any = None
 
-    def write(records: list[Record], vectors: Vectors) -> None:
+    def write(rows: list[Row], vectors: Vectors) -> None:
         nonlocal writer
+        records = fields_of(rows)
+        refuse_reserved(records)
         if writer is None:
-            names = list(dict.fromkeys(name for record in records for name in record.fields))
+            names = list(dict.fromkeys(name for record in records for name in record))
             if len(names) > MOST_COLUMNS:
                 raise ValueError(
                     f"the first {len(records)} rows have {len(names)} different fields, but at "
@@ -116,9 +118,9 @@ def parquet_writer(file: BinaryIO, empty: Vectors) -> Iterator[Write]:
     writer.close()
 
 
-def _column(records: list[Record], name: str, kind: Any = None) -> Any:
+def _column(records: list[dict[str, Any]], name: str, kind: Any = None) -> Any:
     """One field of all records as a column, null if missing; `kind` None infers the type."""
-    values = [record.fields.get(name) for record in records]
+    values = [record.get(name) for record in records]
     column = "the values before it" if kind is None else f"a column of type {kind}"
     try:
         array = pa.array(values, kind)
@@ -132,9 +134,8 @@ def _column(records: list[Record], name: str, kind: Any = None) -> Any:
         column = f"a column of type {array.type}"
     if row == 0 and kind is None:
         column = "any column of Parquet"
-    raise ValueError(
-        f"{records[row].where}: the field {name!r}, {reprlib.repr(values[row])}, does not fit "
-        f"{column} {ADVICE}"
+    raise Misfit(
+        row, f"the field {name!r}, {reprlib.repr(values[row])}, does not fit {column} {ADVICE}"
     )
 
 
@@ -174,11 +175,12 @@ def _same(value: Any, stored: Any) -> bool:
     return bool(value == stored or value != value)  # NaN differs from itself
 
 
-def _refuse_new_fields(records: list[Record], names: list[str]) -> None:
+def _refuse_new_fields(records: list[dict[str, Any]], names: list[str]) -> None:
     known = set(names)
-    for record in records:
-        if new := record.fields.keys() - known:
-            raise ValueError(
-                f"{record.where}: the field {min(new)!r} is not among those of the first rows, "
-                f"which are the columns: {', '.join(map(repr, names))} {ADVICE}"
+    for row, record in enumerate(records):
+        if new := record.keys() - known:
+            raise Misfit(
+                row,
+                f"the field {min(new)!r} is not among those of the first rows, "
+                f"which are the columns: {', '.join(map(repr, names))} {ADVICE}",
             )

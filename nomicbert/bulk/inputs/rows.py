@@ -79,7 +79,9 @@ class Row:
 
     def reject(self, problem: str) -> "Reject":
         """The row as one that cannot be used."""
-        return Reject(self.name, self.number, problem, self.text if self.line is None else self.line)
+        return Reject(
+            self.name, self.number, problem, self.text if self.line is None else self.line
+        )
 
 
 @dataclass(frozen=True, slots=True)
