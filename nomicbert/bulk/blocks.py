@@ -4,8 +4,8 @@ Where in the flow: the main loop of `nomicbert embed` for an output that is one 
 `windows` with `writing` or `parquet`, in memory that does not grow with the input.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -14,41 +14,14 @@ import numpy as np
 from nomicbert.bulk.encoding import Encoder
 from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.inputs.rows import Misfit, OnError, Reject, Row, Taken
-from nomicbert.bulk.output import OutputFormat
 from nomicbert.bulk.progress import BulkProgress
 from nomicbert.bulk.windows import TakenWindow, windows
-from nomicbert.bulk.writing import Vectors, Write, jsonl_writer, npy_writer, reject_line
+from nomicbert.bulk.writing import Vectors, Write, reject_line
 from nomicbert.runtime.allocator import give_back_freed_memory
 
 # Limits of a block, which is written at once (in Parquet as a row group): rows, bytes of input.
 BLOCK_ROWS = 4096
 BLOCK_BYTES = 1 << 24
-
-
-def open_writer(
-    form: OutputFormat,
-    outputs: Sequence[BinaryIO],
-    empty: Vectors,
-    *,
-    field: str = "text",
-    whole: bool = True,
-) -> AbstractContextManager[Write]:
-    """The writer of a format.
-
-    Args:
-        form: of the output.
-        outputs: the file of the vectors; for .npy optionally a second one for the other fields.
-        empty: (0, width), of the dtype of the vectors to come.
-        field: name of the field that holds the text.
-        whole: all fields of the input are carried.
-    """
-    if form is OutputFormat.parquet:
-        from nomicbert.bulk.parquet import parquet_writer  # needs pyarrow
-
-        return parquet_writer(outputs[0], empty)
-    if form is OutputFormat.jsonl:
-        return jsonl_writer(outputs[0], empty, whole)
-    return npy_writer(outputs[0], empty, outputs[1] if outputs[1:] else None, field)
 
 
 @dataclass(frozen=True)
@@ -93,7 +66,7 @@ def embed_all(
     Args:
         encoder: computes the vectors.
         feed: of the input.
-        write: from `open_writer`.
+        write: from `writing.open_writer`.
         progress: counts rows and tokens.
         rejects: receives the rows that cannot be used, as JSONL; None: such a row is an error. The
             feed must have the same policy.
@@ -155,21 +128,27 @@ class _Output:
             self._rejects.write(reject_line(reject))
 
     def add(self, taken: list[Taken], vectors: Vectors) -> None:
-        """Write rows that came one after the other; a row that does not fit is left out."""
+        """Write rows that came one after the other."""
         for one in taken:
             self.leave_out(one.skipped, one.rejects)
-        rows = [one.row for one in taken]
-        while rows:
-            try:
-                self._write([self._named(row, i) for i, row in enumerate(rows, self.rows)], vectors)
-                break
-            except Misfit as error:
-                row = rows.pop(error.index)
-                vectors = np.delete(vectors, error.index, 0)
-                if self._rejects is None:
-                    raise ValueError(f"{row.where}: {error.problem}") from error
-                self.leave_out(0, [row.reject(error.problem)])
+        self._add([one.row for one in taken], vectors)
         give_back_freed_memory()
+
+    def _add(self, rows: list[Row], vectors: Vectors) -> None:
+        """Write rows; by halves if one does not fit, until it is alone."""
+        try:
+            self._write([self._named(row, i) for i, row in enumerate(rows, self.rows)], vectors)
+        except Misfit as error:
+            row = rows[error.index]
+            if self._rejects is None:
+                raise ValueError(f"{row.where}: {error.problem}") from error
+            if len(rows) == 1:
+                self.leave_out(0, [row.reject(error.problem)])
+                return
+            half = len(rows) // 2
+            self._add(rows[:half], vectors[:half])
+            self._add(rows[half:], vectors[half:])
+            return
         self.rows += len(rows)
         unsound = np.flatnonzero(~np.isfinite(vectors).all(1))
         if len(unsound):

@@ -63,7 +63,7 @@ def label(path: str) -> str:
 
 def is_stream(path: str) -> bool:
     """Whether an output is written directly: standard output, a pipe, a device."""
-    if path == STDOUT or _is_stdout(path):
+    if is_stdout(path):
         return True
     with suppress(OSError):
         mode = os.stat(path).st_mode
@@ -71,8 +71,10 @@ def is_stream(path: str) -> bool:
     return False
 
 
-def _is_stdout(path: str) -> bool:
+def is_stdout(path: str) -> bool:
     """Whether standard output goes to this file, as it always does for /dev/stdout."""
+    if path == STDOUT:
+        return True
     with suppress(OSError):
         return os.path.samestat(os.stat(path), os.fstat(1))
     return False
@@ -119,7 +121,7 @@ def open_output(path: str) -> Iterator[BinaryIO]:
 def _open_raw(path: str, temporary: Path | None) -> io.RawIOBase:
     if temporary is not None:
         return _NamedFile(path, temporary, "xb")
-    if path == STDOUT or _is_stdout(path):
+    if is_stdout(path):
         return _NamedFile(path, os.dup(1), "wb")
     return _NamedFile(path, path, "wb")
 

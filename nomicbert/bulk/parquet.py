@@ -57,6 +57,7 @@ def open_parquet(file: BinaryIO, schema: Any) -> Any:
             compression="zstd",
             use_dictionary=[path for path in paths if path != split],
             column_encoding={split: "BYTE_STREAM_SPLIT"} if split else None,
+            write_page_checksum=True,
         )
     except MISFITS as error:
         raise ValueError(f"Parquet does not support a column: {error} {ADVICE}") from error

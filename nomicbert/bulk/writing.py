@@ -1,6 +1,6 @@
 """Vectors and the fields of their rows -> .npy or JSONL, block by block.
 
-Where in the flow: `blocks` opens one of these writers on an output and passes it a few thousand
+Where in the flow: the command opens one of these writers, and `blocks` passes it a few thousand
 rows at a time. A writer is a context manager that completes the file on success.
 Source: numpy's NEP 1 (the .npy format); jsonlines.org.
 """
@@ -11,14 +11,15 @@ import io
 import json
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import groupby
+from contextlib import AbstractContextManager, contextmanager
+from itertools import groupby, zip_longest
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from nomicbert.bulk.inputs.rows import ArrowCells, Misfit, Reject, Row
+from nomicbert.bulk.output import OutputFormat
 
 Vectors = npt.NDArray[Any]
 Write = Callable[[list[Row], Vectors], None]
@@ -28,6 +29,32 @@ EMBEDDING = "embedding"
 # Enough digits for an exact round trip. '#' keeps the decimal point: without it, -0 would be an
 # integer, and readers drop its sign.
 FORMATS = {"float32": "%#.9g", "float16": "%#.5g", "int8": "%d", "uint8": "%d"}
+
+
+def open_writer(
+    form: OutputFormat,
+    outputs: Sequence[BinaryIO],
+    empty: Vectors,
+    *,
+    field: str = "text",
+    whole: bool = True,
+) -> AbstractContextManager[Write]:
+    """The writer of a format.
+
+    Args:
+        form: of the output.
+        outputs: the file of the vectors; for .npy optionally a second one for the other fields.
+        empty: (0, width), of the dtype of the vectors to come.
+        field: name of the field that holds the text.
+        whole: all fields of the input are carried.
+    """
+    if form is OutputFormat.parquet:
+        from nomicbert.bulk.parquet import parquet_writer  # needs pyarrow
+
+        return parquet_writer(outputs[0], empty)
+    if form is OutputFormat.jsonl:
+        return jsonl_writer(outputs[0], empty, whole)
+    return npy_writer(outputs[0], empty, outputs[1] if outputs[1:] else None, field)
 
 
 @contextmanager
@@ -92,8 +119,7 @@ def jsonl_writer(file: BinaryIO, empty: Vectors, whole: bool = True) -> Iterator
     def write(rows: list[Row], vectors: Vectors) -> None:
         found = fields_of(rows)
         refuse_reserved(found)
-        same = whole and all(row.line is not None for row in rows)
-        objects = [row.line or "" for row in rows] if same else as_json(found)
+        objects = as_json(found, [row.line if whole else None for row in rows])
         for start, fields, vector in zip(objects, found, vectors, strict=True):
             numbers = template % tuple(vector.tolist())
             numbers = numbers.replace("., ", ".0, ")  # JSON requires a digit after the point
@@ -133,15 +159,19 @@ def refuse_reserved(rows: Sequence[Collection[str]]) -> None:
             )
 
 
-def as_json(rows: Sequence[dict[str, Any]]) -> list[str]:
+def as_json(rows: Sequence[dict[str, Any]], lines: Sequence[str | None] = ()) -> list[str]:
     """The fields of rows as JSON objects: times as ISO 8601, decimals and UUIDs as strings.
+
+    Args:
+        rows: the fields of each.
+        lines: the object of each as it was read, where there is one.
 
     Raises: Misfit: a value without a form in JSON, such as bytes.
     """
     found = []
-    for index, fields in enumerate(rows):
+    for index, (fields, line) in enumerate(zip_longest(rows, lines)):
         try:
-            found.append(_dumps(fields))
+            found.append(_dumps(fields) if line is None else line)
         except (TypeError, RecursionError):
             name = next(name for name in fields if not _has_form(fields[name]))
             kind = type(fields[name]).__name__
@@ -181,4 +211,5 @@ def reject_line(reject: Reject) -> bytes:
         "problem": reject.problem,
         "content": reject.content,
     }
-    return _dumps(found).encode() + b"\n"
+    # half of a surrogate pair becomes its JSON escape again
+    return _dumps(found).encode("utf-8", "backslashreplace") + b"\n"
