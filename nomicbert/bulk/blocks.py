@@ -16,11 +16,11 @@ from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.inputs.rows import Misfit, OnError, Reject, Row, Taken
 from nomicbert.bulk.progress import BulkProgress
 from nomicbert.bulk.windows import TakenWindow, windows
-from nomicbert.bulk.writing import Vectors, Write, reject_line
+from nomicbert.bulk.writing import NUMBER, SOURCE, Vectors, Write, reject_line
 from nomicbert.runtime.allocator import give_back_freed_memory
 
 # Limits of a block, which is written at once (in Parquet as a row group): rows, bytes of input.
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 8192
 BLOCK_BYTES = 1 << 24
 
 
@@ -59,7 +59,6 @@ def embed_all(
     *,
     rejects: BinaryIO | None = None,
     numbered: Collection[str] = (),
-    with_source: bool = False,
 ) -> Written:
     """Embed every text of a feed and write its row with its vector.
 
@@ -70,13 +69,13 @@ def embed_all(
         progress: counts rows and tokens.
         rejects: receives the rows that cannot be used, as JSONL; None: such a row is an error. The
             feed must have the same policy.
-        numbered: names of the sources whose rows get a field `id`, their number in the output.
-        with_source: and a field `source`, the name of their source.
+        numbered: names of the sources whose rows get a field `id`, their number in the output, and
+            if there are several a field `source`, the name of the row's own.
 
     Raises: ValueError: a row that cannot be embedded or written; the message names it. Errors of
         the feed, the encoder and the writer.
     """
-    output = _Output(write, rejects, numbered, with_source)
+    output = _Output(write, rejects, numbered)
     on_error: OnError = "fail" if rejects is None else "skip"
     # closing ends the encoder's stream when writing fails
     with closing(windows(encoder, feed, progress, on_error)) as found:
@@ -105,10 +104,8 @@ class _Output:
         write: Write,
         rejects: BinaryIO | None,
         numbered: Collection[str],
-        with_source: bool,
     ) -> None:
-        self._write, self._rejects = write, rejects
-        self._numbered, self._with_source = numbered, with_source
+        self._write, self._rejects, self._numbered = write, rejects, numbered
         self.rows = self.tokens = self.truncated = self.skipped = self.rejected = self.broken = 0
         self.first_broken = ""
 
@@ -159,8 +156,8 @@ class _Output:
         """The row with the fields that tell which it is, if it has none of its own."""
         if row.name not in self._numbered or not isinstance(row.fields, dict):
             return row
-        name = {"source": row.name} if self._with_source else {}
-        return replace(row, fields={"id": number, **name, **row.fields})
+        name = {SOURCE: row.name} if len(self._numbered) > 1 else {}
+        return replace(row, fields={NUMBER: number, **name, **row.fields})
 
 
 def _blocks(found: Iterable[TakenWindow]) -> Iterator[tuple[list[Taken], Vectors]]:

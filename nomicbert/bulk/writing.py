@@ -24,8 +24,8 @@ from nomicbert.bulk.output import OutputFormat
 Vectors = npt.NDArray[Any]
 Write = Callable[[list[Row], Vectors], None]
 
-# Name of the output field that holds the vector.
-EMBEDDING = "embedding"
+# Names of the output's own fields: the vector; number and source of a row that has no other name.
+EMBEDDING, NUMBER, SOURCE = "embedding", "id", "source"
 # Enough digits for an exact round trip. '#' keeps the decimal point: without it, -0 would be an
 # integer, and readers drop its sign.
 FORMATS = {"float32": "%#.9g", "float16": "%#.5g", "int8": "%d", "uint8": "%d"}
@@ -38,6 +38,7 @@ def open_writer(
     *,
     field: str = "text",
     whole: bool = True,
+    schema: Any = None,
 ) -> AbstractContextManager[Write]:
     """The writer of a format.
 
@@ -47,11 +48,12 @@ def open_writer(
         empty: (0, width), of the dtype of the vectors to come.
         field: name of the field that holds the text.
         whole: all fields of the input are carried.
+        schema: the columns of Parquet, from `parquet.schema_of`.
     """
     if form is OutputFormat.parquet:
         from nomicbert.bulk.parquet import parquet_writer  # needs pyarrow
 
-        return parquet_writer(outputs[0], empty)
+        return parquet_writer(outputs[0], empty, schema)
     if form is OutputFormat.jsonl:
         return jsonl_writer(outputs[0], empty, whole)
     return npy_writer(outputs[0], empty, outputs[1] if outputs[1:] else None, field)
@@ -118,7 +120,7 @@ def jsonl_writer(file: BinaryIO, empty: Vectors, whole: bool = True) -> Iterator
 
     def write(rows: list[Row], vectors: Vectors) -> None:
         found = fields_of(rows)
-        refuse_reserved(found)
+        refuse_reserved(rows)
         objects = as_json(found, [row.line if whole else None for row in rows])
         for start, fields, vector in zip(objects, found, vectors, strict=True):
             numbers = template % tuple(vector.tolist())
@@ -148,10 +150,11 @@ def _batch_of(fields: Any) -> int | None:
     return id(fields.batch) if isinstance(fields, ArrowCells) else None
 
 
-def refuse_reserved(rows: Sequence[Collection[str]]) -> None:
+def refuse_reserved(rows: Sequence[Row]) -> None:
     """Raise a Misfit for the first row with a field that has the name of the vector."""
-    for index, names in enumerate(rows):
-        if EMBEDDING in names:
+    for index, row in enumerate(rows):
+        cells = row.fields
+        if EMBEDDING in (cells.batch.schema.names if isinstance(cells, ArrowCells) else cells):
             raise Misfit(
                 index,
                 f"the field {EMBEDDING!r} is reserved for the vector: rename it, or choose the "

@@ -39,6 +39,7 @@ class Outputs:
         numbered: names of the sources whose rows get a number, and with several also their source.
         field: name of the field that holds the text.
         whole: all fields are kept.
+        schema: columns of a Parquet file, as far as they are known.
     """
 
     form: OutputFormat
@@ -48,6 +49,7 @@ class Outputs:
     numbered: frozenset[str]
     field: str
     whole: bool
+    schema: Any
 
     @property
     def names(self) -> list[str]:
@@ -58,7 +60,8 @@ class Outputs:
         """The writer of these files, opened, but for `rejects`."""
         from nomicbert.bulk.writing import open_writer
 
-        return open_writer(self.form, files, empty, field=self.field, whole=self.whole)
+        settings = {"field": self.field, "whole": self.whole, "schema": self.schema}
+        return open_writer(self.form, files, empty, **settings)
 
 
 def embed_file(
@@ -102,7 +105,6 @@ def embed_file(
                 progress,
                 rejects=rejects,
                 numbered=outputs.numbered,
-                with_source=len(outputs.numbered) > 1,
             )
         seconds = time.perf_counter() - started
     _report(request, outputs, written, seconds)
@@ -128,6 +130,12 @@ def _outputs(request: Request, form: OutputFormat, sources: Sequence[Source]) ->
     writes_meta = form is OutputFormat.npy and has_fields
     checks.refuse_left_over([] if writes_meta or form is not OutputFormat.npy else [meta])
     checks.refuse_left_over([] if skips else [rejects])
+    schema = None
+    if form is OutputFormat.parquet:
+        from nomicbert.bulk.parquet import schema_of
+
+        reading = {"columns": columns, "on_error": request.reading["on_error"]}
+        schema = schema_of(sources, field=request.field, numbered=numbered, **reading)
     return Outputs(
         form,
         request.output,
@@ -136,6 +144,7 @@ def _outputs(request: Request, form: OutputFormat, sources: Sequence[Source]) ->
         numbered,
         request.field,
         columns is None,
+        schema,
     )
 
 

@@ -37,25 +37,36 @@ from tests.support.sameness import same
 
 Start: TypeAlias = Callable[..., subprocess.Popen[bytes]]
 
-# The tests below run subprocesses with a stand-in Embedder that needs no model and no torch.
+# The tests below run subprocesses with a stand-in for the model that needs no torch.
 STAND_IN = """
 import os, sys, types
+from itertools import islice
+from typing import NamedTuple
 import numpy as np
 
-class Embedder:
-    def __init__(self, model, **_):
+class Window(NamedTuple):
+    vectors: object
+    lengths: list
+    cut: list
+
+class EmbedderEncoder:
+    empty = np.empty((0, 4), np.float32)
+
+    def __init__(self, embedder, **_):
         pass
 
-    def encode(self, texts, **_):
-        return np.empty((0, 4), np.float32)
+    def windows(self, texts, progress):
+        while some := list(islice(texts, int(os.environ["ROWS"]))):
+            vectors = np.stack([np.full(4, len(text), np.float32) for text in some])
+            progress.done(len(some))
+            yield Window(vectors, [1] * len(some), [])
 
-    def encode_iter(self, texts, **_):
-        for text in texts:
-            yield np.full(4, len(text), np.float32)
-
-module = types.ModuleType("nomicbert.embedder")
-module.Embedder = Embedder
-sys.modules["nomicbert.embedder"] = module
+for name, content in (
+    ("nomicbert.embedder", {"Embedder": lambda **_: None}),
+    ("nomicbert.bulk.encoding", {"EmbedderEncoder": EmbedderEncoder, "Window": Window, "Encoder": 0}),
+):
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(content)
 from nomicbert.bulk import blocks
 from nomicbert.cli import main
 blocks.BLOCK_ROWS = int(os.environ["ROWS"])
@@ -125,7 +136,8 @@ def test_jsonl_from_standard_input(start: Start, tmp_path: Path) -> None:
     assert process.returncode == 0, err
     np.testing.assert_array_equal(np.load(out), [[3.0] * 4, [1.0] * 4])
     assert (tmp_path / "v.meta.jsonl").read_text() == '{"n": 1}\n{"n": 2}\n'
-    process = start("-", "--input-format", "jsonl", "-o", out, stdin=subprocess.PIPE)
+    args = ("--input-format", "jsonl", "-o", out, "--overwrite")
+    process = start("-", *args, stdin=subprocess.PIPE)
     _, err = process.communicate(b'{"text": "abc"}\n[]\n')
     assert process.returncode == 2
     assert b"nomicbert: standard input, line 2: the line must be a JSON object" in err
@@ -154,7 +166,7 @@ def test_the_output_has_its_name_only_when_complete(
 ) -> None:
     out = tmp_path / f"v.{form}"
     out.write_bytes(b"of an earlier run")
-    args = ("-o", out, "--input-format", "jsonl")
+    args = ("-o", out, "--input-format", "jsonl", "--overwrite")
     process = start(*args, stdin=subprocess.PIPE, preexec_fn=heed_interrupts)
     assert process.stdin
     # enough for some blocks, and for a file's buffer to overflow
