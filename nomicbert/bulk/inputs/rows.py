@@ -141,3 +141,8 @@ class Misfit(ValueError):
         super().__init__(f"row {index}: {problem}")
         self.index = index
         self.problem = problem
+
+
+# What a reader of a format yields: a row; None for one without a text, which is skipped; one that
+# cannot be used; and, once, the position behind the last row.
+Entry = Row | Reject | None | Position

@@ -1,0 +1,244 @@
+"""Places behind URLs: object stores and other file systems, by pyarrow or fsspec.
+
+Where in the flow: `places.place` comes here with every URL that is not file://. Paths are taken
+literally, as by the stores' own tools: `%20`, `#` and spaces are characters of the key.
+
+Source: pyarrow.fs for s3, gs, abfs and hdfs; fsspec's registry for all other schemes.
+"""
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+from nomicbert.bulk.places import HIDDEN, Kind, Place, has_wildcard, join
+
+# Schemes of pyarrow's own file systems.
+_ARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+_HTTP = ("http://", "https://")
+# Connection options; a "?" before anything else is a wildcard or a character of the key.
+_OPTIONS = re.compile(r"\?([\w-]+=[^&?]*(?:&[\w-]+=[^&?]*)*)$")
+_PASSWORD = re.compile(r"//([^/@:]*):[^/@]*@")
+# Bytes of a request. A round trip to a store costs about as much as a MiB.
+BUFFER = 4 << 20
+# Google's library retries for 15 minutes by default.
+_GS_SECONDS = "retry_limit_seconds=60"
+
+_MISSING = re.compile(
+    r"NO_SUCH_(BUCKET|KEY|UPLOAD)|RESOURCE_NOT_FOUND|\bNOT_FOUND\b|ContainerNotFound"
+)
+_DENIED = re.compile(
+    "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|EXPIRED_TOKEN|INVALID_TOKEN|"
+    "INVALID_CLIENT_TOKEN|MISSING_AUTHENTICATION|UNRECOGNIZED_CLIENT|PERMISSION_DENIED|"
+    "UNAUTHENTICATED|AuthenticationFailed|AuthorizationFailure|(HTTP status|status code):? 40[13]"
+)
+
+
+def remote_place(url: str) -> "RemotePlace":
+    """The place of a URL; see `places.place`."""
+    scheme, _, rest = url.partition("://")
+    scheme = scheme.lower()
+    name = _hide_password(url)
+    if scheme not in _ARROW:
+        return RemotePlace(name, *_by_fsspec(name, f"{scheme}://{rest}"))
+    options = _OPTIONS.search(rest)
+    if options:
+        rest = rest[: options.start()]
+        name = name[: -len(options[0])]
+    authority, _, key = rest.partition("/")
+    if has_wildcard(authority) or not (authority or scheme in ("hdfs", "viewfs")):
+        raise ValueError(f"{name}: wanted one bucket, and behind it the path: {scheme}://NAME/PATH")
+    system, base = _by_pyarrow(name, scheme, authority, options[1] if options else "")
+    return RemotePlace(name, system, join(base, key).rstrip("/") or base)
+
+
+class RemotePlace(Place):
+    """A path of a `pyarrow.fs.FileSystem`."""
+
+    is_local = False
+
+    def __init__(self, name: str, system: Any, path: str, info: Any = None) -> None:
+        """`info` is the path's `pyarrow.fs.FileInfo`, if known from a listing."""
+        self.name = name
+        self.path = path
+        self.system = system
+        self._known = info
+
+    def kind(self) -> Kind | None:
+        """What there is; None for nothing."""
+        from pyarrow.fs import FileType
+
+        found = self._info().type
+        if found == FileType.NotFound:
+            return None
+        return "folder" if found == FileType.Directory else "file"
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        size = self._info().size
+        if size is None:
+            raise ValueError(f"cannot read {self.name}: its size is unknown: download it first")
+        return int(size)
+
+    def open(self) -> BinaryIO:
+        """Open the file for reading, buffered and seekable."""
+        return io.BufferedReader(_Raw(self.name, self.open_arrow()), BUFFER)
+
+    def open_arrow(self) -> Any:
+        """Open the file as a `pyarrow.NativeFile`."""
+        with store_errors(f"cannot read {self.name}"):
+            return self.system.open_input_file(self.path)
+
+    def child(self, name: str) -> "RemotePlace":
+        """The place of this relative path in the folder."""
+        return RemotePlace(join(self.name, name), self.system, join(self.path, name))
+
+    @property
+    def identity(self) -> str:
+        """The name: stores have no links."""
+        return self.name
+
+    def _info(self) -> Any:
+        if self._known is None:
+            with store_errors(f"cannot read {self.name}"):
+                self._known = self.system.get_file_info(self.path)
+        return self._known
+
+    def _is_pattern(self) -> bool:
+        """A web server has no listing, and a "?" begins its query."""
+        return has_wildcard(self.path) and not self.name.lower().startswith(_HTTP)
+
+    def _base(self) -> tuple[Place, list[str]]:
+        parts = self.path.split("/")
+        first = next(i for i, part in enumerate(parts) if has_wildcard(part))
+        behind = parts[first:]
+        name = "/".join(self.name.rstrip("/").split("/")[: -len(behind)]) + "/"
+        return RemotePlace(name, self.system, "/".join(parts[:first])), behind
+
+    def _entries(self) -> list[Place]:
+        return [child for _, child in self._list(recursive=False)]
+
+    def _walk(self) -> Iterator[tuple[str, Place]]:
+        for relative, child in self._list(recursive=True):
+            if child.kind() == "file" and not any(
+                part.startswith(HIDDEN) for part in relative.split("/")
+            ):
+                yield relative, child
+
+    def _list(self, *, recursive: bool) -> list[tuple[str, Place]]:
+        from pyarrow.fs import FileSelector
+
+        with store_errors(f"cannot read {self.name}"):
+            found = self.system.get_file_info(FileSelector(self.path, recursive=recursive))
+        base = join(self.path, "")
+        listed: list[tuple[str, Place]] = []
+        for info in found:
+            if not info.path.startswith(base):
+                raise ValueError(f"{self.name} lists {info.path}, which is not below {base}")
+            relative = info.path[len(base) :].lstrip("/")
+            name = join(self.name, relative)
+            listed.append((relative, RemotePlace(name, self.system, info.path, info)))
+        return listed
+
+
+class _Raw(io.RawIOBase):
+    """An unbuffered file over a `pyarrow.NativeFile`, whose errors name it."""
+
+    def __init__(self, name: str, file: Any) -> None:
+        self.name = name
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with store_errors(f"cannot read {self.name}"):
+            return int(self._file.readinto(buffer))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with store_errors(f"cannot read {self.name}"):
+            return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+            super().close()
+
+
+@contextmanager
+def store_errors(doing: str) -> Iterator[None]:
+    """Turn a store's errors into ValueError if the user can correct them, else OSError.
+
+    `doing` is the message's beginning: "cannot read NAME".
+    """
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # below fsspec each client has errors of its own
+        text = " ".join(_hide_password(str(error) or type(error).__name__).split())[:500]
+        status = getattr(error, "status", None)  # of aiohttp
+        if isinstance(error, FileNotFoundError) or _MISSING.search(text):
+            raise ValueError(f"{doing}: it does not exist ({text})") from error
+        if isinstance(error, PermissionError) or status in (401, 403) or _DENIED.search(text):
+            advice = "access is denied; check the credentials and permissions"
+            raise ValueError(f"{doing}: {advice} ({text})") from error
+        correctable = (ValueError, IsADirectoryError, NotADirectoryError)
+        kind = ValueError if isinstance(error, correctable) else OSError
+        raise kind(f"{doing}: {text}") from error
+
+
+def _by_pyarrow(name: str, scheme: str, authority: str, options: str) -> tuple[Any, str]:
+    """The file system, and the path of the bucket in it."""
+    fs = _pyarrow_fs(name)
+    if scheme in ("gs", "gcs") and "retry_limit_seconds" not in options:
+        options = "&".join(filter(None, [options, _GS_SECONDS]))
+    bucket = f"{scheme}://{authority}"
+    with store_errors(f"cannot open {name}"):
+        try:
+            system, base = fs.FileSystem.from_uri(f"{bucket}?{options}" if options else bucket)
+        except NotImplementedError:  # this pyarrow was built without the store
+            return _by_fsspec(name, bucket)
+    return system, base
+
+
+def _by_fsspec(name: str, url: str) -> tuple[Any, str]:
+    """The file system, and the path of the URL in it."""
+    fs = _pyarrow_fs(name)
+    scheme = url.partition("://")[0]
+    try:
+        from fsspec.core import url_to_fs
+        from fsspec.registry import known_implementations, registry
+    except ImportError as error:
+        raise ImportError(f"{name} needs fsspec: pip install fsspec") from error
+    if scheme not in known_implementations and scheme not in registry:
+        known = "s3, gs, abfs, hf, https"
+        raise ValueError(
+            f"{name}: unknown scheme {scheme}://; there are {known} and those of fsspec"
+        )
+    try:
+        with store_errors(f"cannot open {name}"):
+            system, path = url_to_fs(url)
+    except ImportError as error:  # its message names the package
+        raise ImportError(f"{name} needs another package: {error}") from error
+    return fs.PyFileSystem(fs.FSSpecHandler(system)), path
+
+
+def _pyarrow_fs(name: str) -> Any:
+    try:
+        import pyarrow.fs as fs
+    except ImportError as error:
+        raise ImportError(f'{name} needs pyarrow: pip install "nomicbert[parquet]"') from error
+    return fs
+
+
+def _hide_password(text: str) -> str:
+    return _PASSWORD.sub(r"//\1@", text)
