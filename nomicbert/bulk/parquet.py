@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nomicbert.bulk.inputs.columns import carried_schema, infer, table_of
+from nomicbert.bulk.inputs.columns import carried_schema
 from nomicbert.bulk.inputs.conversion import ADVICE, MISFITS
 from nomicbert.bulk.inputs.rows import OnError, Row
 from nomicbert.bulk.inputs.sources import Source
+from nomicbert.bulk.inputs.tables import infer, table_of
 from nomicbert.bulk.writing import EMBEDDING, NUMBER, SOURCE, Vectors, Write, refuse_reserved
 
 
@@ -75,7 +76,9 @@ def schema_of(
 
     Args:
         sources: of the job.
-        field, columns, on_error: as in `inputs.columns.carried_schema`.
+        field: name of the field that holds the text.
+        columns: names of the fields that are carried; None for all.
+        on_error: whether first rows that cannot be used are left out.
         numbered: names of the sources whose rows get a number, and with several also their source.
 
     Returns: pa.Schema; None if the first rows must decide, because a source cannot be read twice.
@@ -109,7 +112,8 @@ def parquet_writer(file: BinaryIO, empty: Vectors, schema: Any = None) -> Iterat
         nonlocal writer, schema
         refuse_reserved(rows)
         carried = infer(rows) if schema is None else schema
-        table = table_of(rows, carried).append_column(EMBEDDING, vectors_column(vectors))
+        columns = [*table_of(rows, carried).columns, vectors_column(vectors)]
+        table = pa.Table.from_arrays(columns, [*carried.names, EMBEDDING])
         if writer is None:
             schema, writer = carried, open_parquet(file, table.schema)
         writer.write_table(table)

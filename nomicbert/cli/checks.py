@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.inputs.streams import STDIN
-from nomicbert.bulk.output import STDOUT, is_stdout, is_stream
+from nomicbert.bulk.output import STDOUT, is_stdout, is_stream, label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,13 +145,15 @@ def keep_apart(
         sources: found for them.
         ranges: file of --ranges.
     """
-    written = {_identity(output, 1) for output in outputs} - {None}
-    read = {source.place.name: source.name for source in sources}
-    read |= {path: path for path in (ranges, STDIN if STDIN in inputs else None) if path}
-    for path, name in read.items():
-        if _identity(path, 0) in written:
-            name = "standard input" if path == STDIN else name
-            raise ValueError(f"{name} is an input and would be overwritten: choose another output")
+    written = {_identity(output, 1): output for output in outputs}
+    read = [source.place.name for source in sources]
+    read += [path for path in (ranges, STDIN if STDIN in inputs else None) if path]
+    for path in read:
+        found = _identity(path, 0)
+        if found is not None and found in written:
+            raise ValueError(
+                f"{label(written[found])} is an input and would be overwritten: choose another name"
+            )
 
 
 def _identity(path: str, standard: int) -> tuple[int, int] | None:
@@ -163,9 +165,14 @@ def _identity(path: str, standard: int) -> tuple[int, int] | None:
     return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
+def has_pyarrow() -> bool:
+    """Whether pyarrow is installed."""
+    return importlib.util.find_spec("pyarrow") is not None
+
+
 def need_pyarrow(output: str) -> None:
     """Refuse a Parquet output if pyarrow is not installed."""
-    if importlib.util.find_spec("pyarrow") is None:
+    if not has_pyarrow():
         raise ImportError(f'writing {output} needs pyarrow: pip install "nomicbert[parquet]"')
 
 

@@ -64,13 +64,13 @@ def embed(
     A file appears under its name when it is complete. A folder is filled part by part; after a
     crash the same command goes on.
     """
-    of_folders = {
+    of_folders: dict[str, object] = {
         "part_rows": part_rows,
         "part_seconds": part_seconds,
         "task": task,
         "restart": restart or None,
     }
-    of_files = {"output_format": output_format, "overwrite": overwrite or None}
+    of_files: dict[str, object] = {"output_format": output_format, "overwrite": overwrite or None}
     if check:
         checks.refuse_with_check(model=model, output=output, **of_folders, **of_files)
         raise NotImplementedError

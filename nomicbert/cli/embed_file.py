@@ -95,7 +95,8 @@ def embed_file(
         from nomicbert.bulk.blocks import embed_all  # a slow import: it follows the checks
 
         encoder = request.load()
-        progress = stack.enter_context(request.open_progress(feed.total_bytes))
+        progress = request.open_progress(feed.total_bytes or 0)
+        stack.enter_context(progress)
         started = time.perf_counter()
         with outputs.write(files, encoder.empty) as write:
             written = embed_all(
@@ -130,12 +131,7 @@ def _outputs(request: Request, form: OutputFormat, sources: Sequence[Source]) ->
     writes_meta = form is OutputFormat.npy and has_fields
     checks.refuse_left_over([] if writes_meta or form is not OutputFormat.npy else [meta])
     checks.refuse_left_over([] if skips else [rejects])
-    schema = None
-    if form is OutputFormat.parquet:
-        from nomicbert.bulk.parquet import schema_of
-
-        reading = {"columns": columns, "on_error": request.reading["on_error"]}
-        schema = schema_of(sources, field=request.field, numbered=numbered, **reading)
+    schema = _schema(request, form, sources, numbered)
     return Outputs(
         form,
         request.output,
@@ -146,6 +142,26 @@ def _outputs(request: Request, form: OutputFormat, sources: Sequence[Source]) ->
         columns is None,
         schema,
     )
+
+
+def _schema(
+    request: Request, form: OutputFormat, sources: Sequence[Source], numbered: frozenset[str]
+) -> Any:
+    """The columns of a Parquet file, as far as they are known; None for another format.
+
+    Raises: ValueError: no input has a column that --columns names; or see `schema_of`.
+    """
+    columns = request.reading["columns"]
+    reading = {"field": request.field, "on_error": request.reading["on_error"]}
+    if form is OutputFormat.parquet:
+        from nomicbert.bulk.parquet import schema_of
+
+        return schema_of(sources, columns=columns, numbered=numbered, **reading)
+    if columns and checks.has_pyarrow() and not any(source.once for source in sources):
+        from nomicbert.bulk.inputs.columns import refuse_unknown
+
+        refuse_unknown(sources, columns=columns, **reading)
+    return None
 
 
 def _feed(request: Request, sources: Sequence[Source]) -> Feed:
@@ -166,7 +182,7 @@ def _try_first_rows(request: Request, outputs: Outputs, sources: Sequence[Source
 
     rows: list[Row] = []
     for source in sources[:CHECKED]:
-        if not getattr(source.place, "once", False):
+        if not source.once:
             with closing(_feed(request, [source])) as feed:
                 rows += [feed.take().row for _ in range(next(feed, None) is not None)]
     nowhere = [BytesIO() for name in (outputs.vectors, outputs.meta) if name is not None]

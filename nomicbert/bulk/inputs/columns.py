@@ -4,7 +4,7 @@ Where in the flow: a bulk job fixes its schema at the start (`carried_schema`); 
 rows to it (`tables`). Importing this module needs pyarrow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import Any
@@ -64,21 +64,39 @@ def carried_schema(
         asked for, or a first row cannot be used. OSError: reading failed.
     """
     merged, first = pa.schema([]), dict[str, str]()
-    known = dict[str, None]()  # names of all columns, carried or not
     done = set[pa.Schema]()
-    most_bytes = max(LEAST_BYTES, min(SAMPLE_BYTES, ALL_BYTES // max(1, len(sources))))
-    for source in sources:
-        schema = _schema_of(source, field, columns, on_error, most_bytes, known)
+    for source, schema in _schemas(sources, field, columns, on_error):
         if schema not in done:
             merged = _merged(merged, schema, first, source.name)
             done.add(schema)
     if columns is not None:
-        if missing := [name for name in columns if name not in known]:
-            raise ValueError(f"no input has the column {missing[0]!r}: there are {listed(known)}")
         merged = pa.schema([merged.field(name) for name in dict.fromkeys(columns)])
     schema = settled(merged)
     _check_parquet(schema)
     return schema
+
+
+def refuse_unknown(
+    sources: Sequence[Source], *, field: str, columns: Sequence[str], on_error: OnError
+) -> None:
+    """Look for columns that no source has, for outputs without a schema.
+
+    Raises: ValueError: no source has one of `columns`, or a first row cannot be used.
+    """
+    for _ in _schemas(sources, field, columns, on_error):
+        pass
+
+
+def _schemas(
+    sources: Sequence[Source], field: str, columns: Sequence[str] | None, on_error: OnError
+) -> Iterator[tuple[Source, pa.Schema]]:
+    """The carried columns of each source; raises at the end if no source has one of `columns`."""
+    known = dict[str, None]()  # names of all columns, carried or not
+    most_bytes = max(LEAST_BYTES, min(SAMPLE_BYTES, ALL_BYTES // max(1, len(sources))))
+    for source in sources:
+        yield source, _schema_of(source, field, columns, on_error, most_bytes, known)
+    if missing := [name for name in columns or () if name not in known]:
+        raise ValueError(f"no input has the column {missing[0]!r}: there are {listed(known)}")
 
 
 def renamed(schema: pa.Schema) -> pa.Schema:

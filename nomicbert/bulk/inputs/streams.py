@@ -25,14 +25,15 @@ class Stream:
     def __init__(self, path: str) -> None:
         """Open it.
 
-        Raises: OSError: it cannot be opened.
+        Raises: ValueError: it cannot be opened.
         """
         self.name = "standard input" if path == STDIN else path
-        if path == STDIN:
-            self._descriptor, self._keep = 0, True
-        else:
-            self._descriptor, self._keep = os.open(path, os.O_RDONLY), False
-        found = os.fstat(self._descriptor)
+        self._keep = path == STDIN
+        try:
+            self._descriptor = 0 if path == STDIN else os.open(path, os.O_RDONLY)
+            found = os.fstat(self._descriptor)
+        except OSError as error:
+            raise ValueError(f"cannot read the input {self.name}: {error.strerror}") from error
         self.once = not stat.S_ISREG(found.st_mode)
         self._size = None if self.once else found.st_size
         self._begin = 0 if self.once else os.lseek(self._descriptor, 0, os.SEEK_CUR)
