@@ -11,11 +11,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from nomicbert.bulk.encoding import Encoder
+from nomicbert.bulk.encoding import Encoder, Window
 from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.inputs.rows import Misfit, OnError, Reject, Row, Taken
 from nomicbert.bulk.progress import BulkProgress
-from nomicbert.bulk.windows import TakenWindow, windows
+from nomicbert.bulk.windows import windows
 from nomicbert.bulk.writing import NUMBER, SOURCE, Vectors, Write, reject_line
 from nomicbert.runtime.allocator import give_back_freed_memory
 
@@ -79,7 +79,7 @@ def embed_all(
     on_error: OnError = "fail" if rejects is None else "skip"
     # closing ends the encoder's stream when writing fails
     with closing(windows(encoder, feed, progress, on_error)) as found:
-        for taken, vectors in _blocks(output.counted(found)):
+        for taken, vectors in _blocks(_taken(found, feed, output, progress)):
             output.add(taken, vectors)
     rest = feed.rest()
     output.leave_out(rest.skipped, rest.rejects)
@@ -108,13 +108,6 @@ class _Output:
         self._write, self._rejects, self._numbered = write, rejects, numbered
         self.rows = self.tokens = self.truncated = self.skipped = self.rejected = self.broken = 0
         self.first_broken = ""
-
-    def counted(self, found: Iterable[TakenWindow]) -> Iterator[TakenWindow]:
-        """The same windows; their tokens and truncated texts are counted."""
-        for one in found:
-            self.tokens += sum(one.window.lengths)
-            self.truncated += len(one.window.cut)
-            yield one
 
     def leave_out(self, skipped: int, rejects: Iterable[Reject]) -> None:
         """Count rows that get no vector."""
@@ -160,20 +153,35 @@ class _Output:
         return replace(row, fields={NUMBER: number, **name, **row.fields})
 
 
-def _blocks(found: Iterable[TakenWindow]) -> Iterator[tuple[list[Taken], Vectors]]:
-    """Regroup windows into blocks of rows."""
+def _taken(
+    found: Iterable[Window], feed: Feed, output: _Output, progress: BulkProgress
+) -> Iterator[tuple[list[Taken], Vectors]]:
+    """The rows of each window with their vectors, counted."""
+    for window in found:
+        taken = [feed.take() for _ in window.lengths]
+        tokens = sum(window.lengths)
+        output.tokens += tokens
+        output.truncated += len(window.cut)
+        progress.passed(len(taken), sum(one.row.size for one in taken), tokens)
+        yield taken, window.vectors
+
+
+def _blocks(
+    found: Iterable[tuple[list[Taken], Vectors]],
+) -> Iterator[tuple[list[Taken], Vectors]]:
+    """Regroup rows into blocks."""
     taken: list[Taken] = []
     parts: list[Vectors] = []
     size = 0
-    for some, window in found:
+    for some, vectors in found:
         start = 0
         for end, one in enumerate(some, 1):
             taken.append(one)
             # of a compressed file a row's size is that of its compressed bytes
             size += max(one.row.size, len(one.row.line or one.row.text))
             if len(taken) >= BLOCK_ROWS or size >= BLOCK_BYTES:
-                yield taken, np.concatenate([*parts, window.vectors[start:end]])
+                yield taken, np.concatenate([*parts, vectors[start:end]])
                 taken, parts, size, start = [], [], 0, end
-        parts.append(window.vectors[start:])
+        parts.append(vectors[start:])
     if taken:
         yield taken, np.concatenate(parts)
