@@ -72,8 +72,9 @@ def embed_all(
         numbered: names of the sources whose rows get a field `id`, their number in the output, and
             if there are several a field `source`, the name of the row's own.
 
-    Raises: ValueError: a row that cannot be embedded or written; the message names it. Errors of
-        the feed, the encoder and the writer.
+    Raises: ValueError: a row that cannot be embedded or written; the message names it.
+        RuntimeError: the encoder gave fewer vectors than it took texts. Errors of the feed, the
+        encoder and the writer.
     """
     output = _Output(write, rejects, numbered)
     on_error: OnError = "fail" if rejects is None else "skip"
@@ -81,6 +82,8 @@ def embed_all(
     with closing(windows(encoder, feed, progress, on_error)) as found:
         for taken, vectors in _blocks(_taken(found, feed, output, progress)):
             output.add(taken, vectors)
+    if not feed.finished:
+        raise RuntimeError("the encoder ended before all of its texts had vectors")
     rest = feed.rest()
     output.leave_out(rest.skipped, rest.rejects)
     return Written(

@@ -230,3 +230,14 @@ def test_progress_counts_rows_bytes_and_tokens(three: list[Path]) -> None:
     assert (progress.rows, progress.tokens) == (2, 4)
     # all but what follows the last row that has a vector
     assert progress.fraction == 1 - len(b"no\n\n") / three[1].stat().st_size
+
+
+def test_an_encoder_that_gives_fewer_vectors_than_texts(tmp_path: Path) -> None:
+    class Short(StandIn):
+        def windows(self, *arguments: Any) -> Any:
+            *found, _ = super().windows(*arguments)
+            yield from found
+
+    (path := tmp_path / "a.txt").write_text("a\n" * 7)
+    with pytest.raises(RuntimeError, match="before all of its texts had vectors"):
+        objects_of(Short(window=3), feed_of(path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def test_files_folders_and_patterns_in_their_order(
         assert [o["text"] for o in found] == [str(n) * n for n in (1, 2, 4, 3, 5, 6, 7)]
 
 
-FIELDS = {"text": ["a", "bb", "ccc", ""], "n": [1, 2, 3, 4]}
+FIELDS: dict[str, list[Any]] = {"text": ["a", "bb", "ccc", ""], "n": [1, 2, 3, 4]}
 
 
 def write_as(form: str, path: Path) -> None:
@@ -425,3 +426,19 @@ def test_the_recorder_sees_every_text(embed: Callable[..., str], tmp_path: Path)
     put(tmp_path, {f"{i:03}.txt": "x" * i + "\n" for i in range(1, 150)})
     embed("*.txt", "-o", "v.npy")
     np.testing.assert_array_equal(lengths(tmp_path / "v.npy"), range(1, 150))
+
+
+def test_without_pyarrow(
+    embed: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is needed for Parquet, Arrow and compressed files only."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for form in INPUTS:
+        write_as(form, tmp_path / f"in.{form}")
+        for out in ("npy", "jsonl"):
+            embed(f"in.{form}", "--columns", "n", "-o", f"{form}.{out}")
+            assert lengths(tmp_path / f"{form}.{out}") == [1, 2, 3, 0]
+    (tmp_path / "in.jsonl.gz").touch()
+    code, _, err = run_cli("embed", "in.jsonl.gz", "-m", "m", "-o", "v.npy")
+    assert code == 2
+    assert 'in.jsonl.gz needs pyarrow: pip install "nomicbert[parquet]"' in one_line(err)
