@@ -65,7 +65,7 @@ def embed_all(
     Args:
         encoder: computes the vectors.
         feed: of the input.
-        write: from `writing.open_writer`.
+        write: from `output.open_writer`.
         progress: counts rows and tokens.
         rejects: receives the rows that cannot be used, as JSONL; None: such a row is an error. The
             feed must have the same policy.

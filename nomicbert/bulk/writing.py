@@ -11,7 +11,7 @@ import io
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import groupby, zip_longest
 from typing import Any, BinaryIO
 
@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from nomicbert.bulk.inputs.rows import ArrowCells, Misfit, Reject, Row
-from nomicbert.bulk.output import OutputFormat
 
 Vectors = npt.NDArray[Any]
 Write = Callable[[list[Row], Vectors], None]
@@ -29,34 +28,6 @@ EMBEDDING, NUMBER, SOURCE = "embedding", "id", "source"
 # Enough digits for an exact round trip. '#' keeps the decimal point: without it, -0 would be an
 # integer, and readers drop its sign.
 FORMATS = {"float32": "%#.9g", "float16": "%#.5g", "int8": "%d", "uint8": "%d"}
-
-
-def open_writer(
-    form: OutputFormat,
-    outputs: Sequence[BinaryIO],
-    empty: Vectors,
-    *,
-    field: str = "text",
-    whole: bool = True,
-    schema: Any = None,
-) -> AbstractContextManager[Write]:
-    """The writer of a format.
-
-    Args:
-        form: of the output.
-        outputs: the file of the vectors; for .npy optionally a second one for the other fields.
-        empty: (0, width), of the dtype of the vectors to come.
-        field: name of the field that holds the text.
-        whole: all fields of the input are carried.
-        schema: the columns of Parquet, from `parquet.schema_of`.
-    """
-    if form is OutputFormat.parquet:
-        from nomicbert.bulk.parquet import parquet_writer  # needs pyarrow
-
-        return parquet_writer(outputs[0], empty, schema)
-    if form is OutputFormat.jsonl:
-        return jsonl_writer(outputs[0], empty, whole)
-    return npy_writer(outputs[0], empty, outputs[1] if outputs[1:] else None, field)
 
 
 @contextmanager

@@ -15,7 +15,14 @@ from nomicbert.bulk.inputs.feed import CHECKED, Feed
 from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.inputs.rows import Misfit, Row, Span
 from nomicbert.bulk.inputs.sources import Source, find_sources
-from nomicbert.bulk.output import OutputFormat, choose_output_format, is_stream, label, open_output
+from nomicbert.bulk.output import (
+    OutputFormat,
+    choose_output_format,
+    is_stream,
+    label,
+    open_output,
+    open_writer,
+)
 from nomicbert.cli import checks, console
 from nomicbert.cli.embed_request import Request, say_left_out, say_recognised
 
@@ -58,8 +65,6 @@ class Outputs:
 
     def write(self, files: Sequence[BinaryIO], empty: "Vectors") -> "AbstractContextManager[Write]":
         """The writer of these files, opened, but for `rejects`."""
-        from nomicbert.bulk.writing import open_writer
-
         settings = {"field": self.field, "whole": self.whole, "schema": self.schema}
         return open_writer(self.form, files, empty, **settings)
 

@@ -73,7 +73,7 @@ def _option(group: str, *names: str, **settings: Any) -> Any:
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[INPUT]...",
+        metavar="INPUT",
         help="Files, folders, globs or URLs; - for stdin, the default.",
         show_default=False,
         rich_help_panel=INPUT,

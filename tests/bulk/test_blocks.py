@@ -18,9 +18,8 @@ from nomicbert.bulk.encoding import EmbedderEncoder, Encoder
 from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.inputs.rows import Span
 from nomicbert.bulk.inputs.sources import find_sources
-from nomicbert.bulk.output import OutputFormat, choose_output_format, open_output
+from nomicbert.bulk.output import OutputFormat, choose_output_format, open_output, open_writer
 from nomicbert.bulk.progress import BulkProgress
-from nomicbert.bulk.writing import open_writer
 from tests.bulk.stand_in import StandIn, vectors_of
 from tests.support.checkpoints import build_checkpoint
 
