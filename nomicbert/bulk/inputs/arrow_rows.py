@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nomicbert.bulk.inputs.formats import InputFormat
-from nomicbert.bulk.inputs.opening import Opened
+from nomicbert.bulk.inputs.formats import IPC_FILE, InputFormat
+from nomicbert.bulk.inputs.opening import Opened, Watched
 from nomicbert.bulk.inputs.rows import ArrowCells, Entry, Position, Reject, Row, Span
 from nomicbert.bulk.inputs.selection import Selection, check_columns, not_utf8
 
@@ -23,29 +23,25 @@ BATCH_BYTES = 1 << 24
 READ_BYTES = 1 << 20
 
 
-# The first bytes of an IPC file; a stream has none.
-IPC_FILE = b"ARROW1"
-
-
 @contextmanager
-def _refusing_damage(name: str) -> Iterator[None]:
-    """Turn pyarrow's errors, which do not name the file, into a ValueError that does."""
+def _watching(opened: Opened) -> Iterator[Watched]:
+    """The file for pyarrow, whose errors, which do not name it, become a ValueError that does."""
+    file = Watched(opened.file)
     try:
-        yield
+        yield file
     except (pa.ArrowException, OSError) as error:
-        # an error number is the file's: it is whole, but reading it failed
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+        if file.failed or isinstance(error, MemoryError):
             raise
-        raise ValueError(f"{name} is damaged: {error}") from error
+        raise ValueError(f"{opened.name} is damaged: {error}") from error
 
 
 def read_schema(opened: Opened, form: InputFormat, selection: Selection) -> pa.Schema:
     """The columns of a Parquet or Arrow file; errors as in `read_parquet`."""
-    with _refusing_damage(opened.name):
+    with _watching(opened) as watched:
         if form is InputFormat.parquet:
-            schema = pq.ParquetFile(opened.file).schema_arrow
+            schema = pq.ParquetFile(watched).schema_arrow
         else:
-            schema, _ = _open_ipc(opened)
+            schema, _ = _open_ipc(watched)
     _check_schema(schema, opened.name, selection)
     return schema
 
@@ -146,8 +142,8 @@ def read_parquet(opened: Opened, span: Span, unit: int, selection: Selection) ->
         OSError: reading failed.
     """
     rows = _Rows(opened.name, span, unit, selection)
-    with _refusing_damage(opened.name):
-        file = pq.ParquetFile(opened.file, buffer_size=READ_BYTES, pre_buffer=False)
+    with _watching(opened) as watched:
+        file = pq.ParquetFile(watched, buffer_size=READ_BYTES, pre_buffer=False)
         _check_schema(file.schema_arrow, opened.name, selection)
         names = None
         if selection.columns is not None:
@@ -174,8 +170,8 @@ def read_parquet(opened: Opened, span: Span, unit: int, selection: Selection) ->
 def read_arrow(opened: Opened, span: Span, unit: int, selection: Selection) -> Iterator[Entry]:
     """The rows of an Arrow IPC file or stream; the rest as in `read_parquet`."""
     rows = _Rows(opened.name, span, unit, selection)
-    with _refusing_damage(opened.name):
-        schema, batches = _open_ipc(opened)
+    with _watching(opened) as watched:
+        schema, batches = _open_ipc(watched)
         _check_schema(schema, opened.name, selection)
         for batch in batches:
             size = batch.nbytes / max(1, batch.num_rows)
@@ -187,9 +183,8 @@ def read_arrow(opened: Opened, span: Span, unit: int, selection: Selection) -> I
     yield rows.position()
 
 
-def _open_ipc(opened: Opened) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def _open_ipc(file: Watched) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """The schema and the batches of an Arrow IPC file or stream."""
-    file: Any = opened.file
     if not file.seekable():
         stream = pa.ipc.open_stream(file)
         return stream.schema, iter(stream)

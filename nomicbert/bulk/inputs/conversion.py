@@ -1,8 +1,8 @@
 """JSON values -> an Arrow array that holds every one of them completely, or an error.
 
-Where in the flow: `tables` asks for one array per column. Importing this module needs pyarrow. It infers
-types, but stores some values incompletely without an error: 2.5 as the integer 2, structs without
-the keys that their type lacks.
+Where in the flow: `tables` asks for one array per column. Importing this module needs pyarrow,
+which infers types, but stores some values incompletely without an error: 2.5 as the integer 2,
+structs without the keys that their type lacks.
 """
 
 import reprlib

@@ -47,7 +47,9 @@ OF_ARROW = {InputFormat.parquet, InputFormat.arrow}
 DELIMITERS = {InputFormat.csv: ",", InputFormat.tsv: "\t"}
 # Bytes at the start of a file that recognition looks at.
 HEAD = 65_536
-MAGIC = {b"PAR1": InputFormat.parquet, b"ARROW1": InputFormat.arrow}
+# An Arrow stream begins with the length of its schema instead, and has a name.
+IPC_FILE = b"ARROW1"
+MAGIC = {b"PAR1": InputFormat.parquet, IPC_FILE: InputFormat.arrow}
 COMPRESSION_MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 BOM = codecs.BOM_UTF8
 # An object or an array of objects, as far as the first characters tell.

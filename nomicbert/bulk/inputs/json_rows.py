@@ -47,7 +47,7 @@ class _Values:
         array = self._next_character() == "["
         self.end += array
         while (character := self._next_character()) != ("]" if array else ""):
-            if array and self.number >= 0:
+            if character and array and self.number >= 0:
                 if character != ",":
                     self._fail("Expecting ',' or ']'", self.end)
                 self.end += 1
@@ -160,24 +160,25 @@ def read_json(opened: Opened, span: Span, unit: int, selection: Selection) -> It
     Raises: ValueError: not JSON, or cut short: rows behind such a place cannot be found. OSError:
         reading failed.
     """
-    name, number, begin = opened.name, span.first, 0.0
+    name, number, told = opened.name, 0, 0
     values = _Values(opened)
-    for number, value in enumerate(islice(values, span.stop)):
-        if number < span.first:
-            begin = values.bytes_before_end()
+    for value in islice(values, span.stop):
+        number += 1
+        if number <= span.first:
+            told = int(values.bytes_before_end() * opened.ratio)
             continue
         try:
             if (problem := values.problem(value)) is not None:
                 raise ValueError(problem)
             text = selection.text(value)
         except ValueError as error:
-            yield Reject(name, number, str(error), values.text())
+            yield Reject(name, number - 1, str(error), values.text())
             continue
         if text is None:
             yield None
             continue
-        end = values.bytes_before_end()
-        size, begin = int((end - begin) * opened.ratio), end
-        after = Position(unit, number + 1, None)
-        yield Row(name, "row", number, text, selection.carried(value), None, size, after)
+        size = max(0, int(values.bytes_before_end() * opened.ratio) - told)
+        told += size  # bytes of the input up to this row
+        fields, after = selection.carried(value), Position(unit, number, None)
+        yield Row(name, "row", number - 1, text, fields, None, size, after)
     yield Position(unit, number, None)

@@ -79,7 +79,7 @@ def read_lines(opened: Opened, span: Span, unit: int, parse: Parse) -> Iterator[
         offset = opened.file.seek(span.offset)
     else:
         offset = sum(map(len, islice(lines, span.first)))
-    begin = offset  # of the row and of the skipped ones before it
+    told = int(offset * opened.ratio)  # bytes of the input up to the row before
     for raw in lines if span.stop is None else islice(lines, max(0, span.stop - number)):
         offset += len(raw)
         if len(raw) == MOST_BYTES:
@@ -100,7 +100,8 @@ def read_lines(opened: Opened, span: Span, unit: int, parse: Parse) -> Iterator[
                 yield None
             else:
                 after = Position(unit, number + 1, offset if offsets else None)
-                size, begin = int((offset - begin) * opened.ratio), offset
+                size = max(0, int(offset * opened.ratio) - told)
+                told += size
                 yield Row(name, "line", number, text, fields, line, size, after)
         number += 1
     yield Position(unit, number, offset if offsets else None)

@@ -26,10 +26,7 @@ def open_rows(source: Source, span: Span, unit: int, selection: Selection) -> Ge
     Raises: ValueError: the source cannot be read as what it should be. OSError: reading failed.
     """
     with open_source(source) as opened:
-        try:
-            yield from _reader(source.format, opened, span, unit, selection)
-        except OSError as error:
-            raise OSError(f"cannot read {source.name}: {error.strerror or error}") from error
+        yield from _reader(source.format, opened, span, unit, selection)
 
 
 def _reader(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from nomicbert.bulk.inputs.formats import HEAD, Compression
+from nomicbert.bulk.inputs.formats import HEAD, OF_ARROW, Compression
 from nomicbert.bulk.inputs.streams import Stream
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ MOST_BYTES = 1 << 28
 
 class Opened:
     """An open input.
+
+    Bytes of a row, as they are told for progress, are those of the input: `ratio` times the bytes
+    of `file`. What skipped rows took counts for the next one.
 
     Attributes:
         file: its bytes, decompressed, from the first one on.
@@ -37,6 +40,33 @@ class Opened:
         self.file, self.name, self.offsets = file, name, offsets
 
 
+class Watched:
+    """A file that pyarrow reads, which reports damage and failures alike.
+
+    Attributes:
+        failed: whether reading it failed: what it holds may be right.
+    """
+
+    mode = "rb"
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failed = False
+        self.seekable, self.tell, self.seek = file.seekable, file.tell, file.seek
+
+    def close(self) -> None:
+        """Called by pyarrow; the file is closed by who opened it."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Some bytes; pyarrow calls no other method that reads."""
+        try:
+            return self._file.read(size)
+        except OSError:
+            self.failed = True
+            raise
+
+
 class _Inflated(io.RawIOBase):
     """A decompressed stream.
 
@@ -48,7 +78,8 @@ class _Inflated(io.RawIOBase):
         super().__init__()
         import pyarrow as pa
 
-        self._stream: Any = pa.CompressedInputStream(raw, compression)
+        self._watched = Watched(raw)
+        self._stream: Any = pa.CompressedInputStream(self._watched, compression)
         self._raw, self._name, self._out = raw, name, 0
         self._counts = raw.seekable()
         self.ratio = 1.0
@@ -60,8 +91,8 @@ class _Inflated(io.RawIOBase):
         try:
             count = int(self._stream.readinto(buffer))
         except OSError as error:
-            if error.errno is not None:
-                raise  # of the file
+            if self._watched.failed:
+                raise
             raise ValueError(f"{self._name} is damaged: {error}") from error
         self._out += count
         if self._counts:
@@ -84,20 +115,32 @@ class _OpenedCompressed(Opened):
 
 @contextmanager
 def open_source(source: "Source") -> Iterator[Opened]:
-    """Open an input.
+    """Open an input; errors of reading it name it.
 
-    Raises: ValueError: it cannot be opened.
+    Raises: ValueError: it cannot be opened, or what it holds is damaged. OSError: reading failed.
     """
-    try:
-        raw = source.place.open()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(f"cannot read the input {source.name}: {reason}") from error
-    with raw:
+    at = source.place
+    if isinstance(at, Stream) or source.format not in OF_ARROW:
+        file = at.open()
+    else:
+        file = at.open_arrow()
+    with file as raw, naming_failures(source.name):
         if source.compression is None:
-            yield Opened(raw, source.name, not isinstance(source.place, Stream))
+            yield Opened(raw, source.name, not isinstance(at, Stream))
         else:
             yield _OpenedCompressed(raw, source.name, source.compression)
+
+
+@contextmanager
+def naming_failures(name: str) -> Iterator[None]:
+    """Name the input in errors of reading it."""
+    try:
+        yield
+    except OSError as error:
+        message = error.strerror or str(error)
+        if message.startswith("cannot read "):
+            raise  # a URL's errors have a name
+        raise OSError(f"cannot read {name}: {message}") from error
 
 
 def inflated_head(head: bytes, name: str, compression: Compression) -> bytes:

@@ -6,7 +6,6 @@ Source: the layout of `datasets.Dataset.save_to_disk`, as in datasets' arrow_dat
 
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from nomicbert.bulk.inputs.formats import (
     HEAD,
+    IPC_FILE,
     OF_ARROW,
     OF_LINES,
     Compression,
@@ -22,10 +22,10 @@ from nomicbert.bulk.inputs.formats import (
     format_of_content,
     format_of_name,
 )
-from nomicbert.bulk.inputs.opening import inflated_head, need_pyarrow
+from nomicbert.bulk.inputs.opening import inflated_head, naming_failures, need_pyarrow
 from nomicbert.bulk.inputs.rows import Reject
 from nomicbert.bulk.inputs.streams import STDIN, Stream
-from nomicbert.bulk.places import Place, place
+from nomicbert.bulk.places import LocalPlace, Place, has_wildcard, place
 
 # Files that `save_to_disk` puts into the folder of a dataset, and of a dictionary of datasets.
 DATASET, DATASETS = "state.json", "dataset_dict.json"
@@ -74,7 +74,7 @@ def find_sources(inputs: Sequence[str], input_format: InputFormat | None) -> lis
     for given in inputs:
         for at in _places(given):
             source = _recognised(at, input_format)
-            key = os.path.realpath(at.name) if isinstance(at, Place) and at.is_local else at.name
+            key = at.identity
             if key in found:
                 raise ValueError(f"{source.name} is given twice: its rows would be embedded twice")
             found[key] = source
@@ -90,16 +90,15 @@ def _places(given: str) -> Iterator[Place | Stream]:
         return
     at = place(given)
     kind = at.kind()
-    if kind is None and re.search(r"[*?[]", given):
+    if kind == "folder":
+        yield from _files(at)
+    elif kind is None:
         matches = [match for match in at.glob() if match.kind() == "file"]
         if not matches:
-            raise ValueError(f"no file matches {given}")
+            problem = "no file matches" if has_wildcard(given) else "No such file or directory"
+            raise ValueError(f"cannot read {given}: {problem}")
         yield from matches
-    elif kind is None:
-        raise ValueError(f"cannot read the input {given}: No such file or directory")
-    elif kind == "folder":
-        yield from _files(at)
-    elif at.is_local and not stat.S_ISREG(os.stat(given).st_mode):
+    elif isinstance(at, LocalPlace) and not stat.S_ISREG(os.stat(at.path).st_mode):
         yield Stream(given)
     else:
         yield at
@@ -107,34 +106,32 @@ def _places(given: str) -> Iterator[Place | Stream]:
 
 def _files(folder: Place) -> list[Place]:
     """The files of a folder, of a dataset that was saved there in the dataset's order."""
-    if folder.child(DATASETS).kind() == "file":
-        splits = _settings(folder.child(DATASETS)).get("splits", [])
+    if splits := _setting(folder.child(DATASETS), "splits"):
         choices = " or ".join(folder.child(str(split)).name for split in splits)
         raise ValueError(f"{folder.name} holds several datasets: pass {choices}")
-    if folder.child(DATASET).kind() == "file":
-        settings = _settings(folder.child(DATASET))
-        if settings.get("_indices_data_files"):
+    if shards := _setting(folder.child(DATASET), "_data_files"):
+        if _setting(folder.child(DATASET), "_indices_data_files"):
             raise ValueError(
-                f"{folder.name} is a selection of a dataset's rows: save it again with a newer "
-                "version of datasets, or after flatten_indices()"
+                f"{folder.name} is a selection of a dataset's rows: save it again after "
+                "flatten_indices()"
             )
-        return [folder.child(entry["filename"]) for entry in settings["_data_files"]]
+        return [folder.child(shard["filename"]) for shard in shards]
     files = folder.files()
     if not files:
         raise ValueError(f"{folder.name} holds no files (names with . or _ in front do not count)")
     return files
 
 
-def _settings(at: Place) -> dict[str, Any]:
-    """A JSON object that `save_to_disk` has written."""
+def _setting(at: Place, name: str) -> Any:
+    """A value from a file of `save_to_disk`; None if it is missing or the file is another one."""
+    if at.kind() != "file":
+        return None
     with at.open() as file:
         try:
             found = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{at.name} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{at.name} is damaged: it must hold an object")
-    return found
+        except ValueError:
+            return None  # it may be anything: it is read as the other files are
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def _recognised(at: Place | Stream, given: InputFormat | None) -> Source:
@@ -144,7 +141,7 @@ def _recognised(at: Place | Stream, given: InputFormat | None) -> Source:
         failed.
     """
     form, compression = format_of_name(at.name)
-    sniffed = False
+    sniffed, head = False, b""
     if form is None:  # the name says nothing, or only that it is compressed
         head = _head(at)
         compression = compression or compression_of_content(head)
@@ -162,6 +159,10 @@ def _recognised(at: Place | Stream, given: InputFormat | None) -> Source:
         need_pyarrow(at.name)
     if form in OF_ARROW and compression is not None:
         raise ValueError(f"{at.name} is a compressed {form.value} file: decompress it first")
+    jumps = form is InputFormat.parquet or head.startswith(IPC_FILE)
+    if jumps and isinstance(at, Stream) and at.once:
+        at.open().close()
+        raise ValueError(f"{at.name} is a pipe, but {form.value} needs a file: save it first")
     return Source(at.name, at, form, compression, sniffed)
 
 
@@ -169,13 +170,5 @@ def _head(at: Place | Stream) -> bytes:
     """The first bytes of a file, up to `HEAD`."""
     if isinstance(at, Stream):
         return at.head()
-    try:
-        file = at.open()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(f"cannot read the input {at.name}: {reason}") from error
-    with file:
-        try:
-            return file.read(HEAD)
-        except OSError as error:
-            raise OSError(f"cannot read {at.name}: {error.strerror or error}") from error
+    with at.open() as file, naming_failures(at.name):
+        return file.read(HEAD)

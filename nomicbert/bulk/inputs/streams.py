@@ -8,6 +8,7 @@ import stat
 from typing import BinaryIO, Literal
 
 from nomicbert.bulk.inputs.formats import HEAD
+from nomicbert.bulk.places import reading
 
 STDIN = "-"
 
@@ -17,6 +18,7 @@ class Stream:
 
     Attributes:
         name: for messages.
+        identity: equal for two names of one input.
         once: whether it can be read only once; standard input that comes from a file cannot only.
     """
 
@@ -25,15 +27,15 @@ class Stream:
     def __init__(self, path: str) -> None:
         """Open it.
 
-        Raises: ValueError: it cannot be opened.
+        Raises: ValueError: it does not exist, or access is denied. OSError: opening failed.
         """
-        self.name = "standard input" if path == STDIN else path
-        self._keep = path == STDIN
-        try:
-            self._descriptor = 0 if path == STDIN else os.open(path, os.O_RDONLY)
-            found = os.fstat(self._descriptor)
-        except OSError as error:
-            raise ValueError(f"cannot read the input {self.name}: {error.strerror}") from error
+        self.name = self.identity = "standard input" if path == STDIN else path
+        if path == STDIN:
+            self._descriptor, self._keep = 0, True
+        else:
+            with reading(path):
+                self._descriptor, self._keep = os.open(path, os.O_RDONLY), False
+        found = os.fstat(self._descriptor)
         self.once = not stat.S_ISREG(found.st_mode)
         self._size = None if self.once else found.st_size
         self._begin = 0 if self.once else os.lseek(self._descriptor, 0, os.SEEK_CUR)
