@@ -40,7 +40,7 @@ SIX = ["--truncate-dim", "6"]
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "no such input": (["{in}/none.txt", "-o", "{out}/v.npy"], "none.txt: No such file"),
     "a folder without files": (["{out}", "-o", "{out}/v.npy"], "out holds no files"),
-    "no match": (["{in}/*.none", "-o", "{out}/v.npy"], "no file matches "),
+    "no match": (["{in}/*.none", "-o", "{out}/v.npy"], "no file matches"),
     "given twice": (
         ["{in}/texts.txt", "{in}/texts.txt", "-o", "{out}/v.npy"],
         "texts.txt is given twice",
