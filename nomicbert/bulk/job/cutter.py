@@ -1,0 +1,119 @@
+"""A stream of vectors -> parts: where each one ends.
+
+Where in the flow: `run` gives every window of vectors to the `Cutter` of a gap. Parts end by rows
+or by time, so their borders may differ between two runs; each states in its footer where it starts
+and where the next one does.
+"""
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from nomicbert.bulk.inputs.feed import Feed
+from nomicbert.bulk.job.footer import Footer
+from nomicbert.bulk.job.parts import Layout, Part
+from nomicbert.bulk.job.plan import Job
+from nomicbert.bulk.job.resume import Gap
+
+if TYPE_CHECKING:
+    from nomicbert.bulk.encoding import Window
+
+
+class Cutter:
+    """Writes the parts of a gap. A context manager: an error removes the part that is open.
+
+    Attributes:
+        made: the footers of the parts that are complete.
+    """
+
+    def __init__(self, job: Job, gap: Gap, feed: Feed, layout: Layout, run: str) -> None:
+        """`run`: id of the job."""
+        self.made: list[Footer] = []
+        self._job, self._gap, self._feed, self._layout = job, gap, feed, layout
+        self._run = run
+        self._part: Part | None = None
+        self._opened = 0.0
+        # Number and start of the next part, or of the open one; position behind its last row.
+        self._number, self._start, self._next = gap.number, gap.start, gap.start
+        self._ended = False
+
+    def add(self, window: "Window") -> tuple[int, int]:
+        """Take the rows of a window from the feed, and write them.
+
+        Returns: bytes of the inputs that they took, and tokens.
+        Raises: OSError, ValueError: see `Part.add`.
+        """
+        cut, size = set(window.cut), 0
+        options = self._job.options
+        for index, vector in enumerate(window.vectors):
+            part = self._part or self._open()
+            taken = self._feed.take()
+            part.add(taken, vector, window.lengths[index], index in cut)
+            size += taken.row.size
+            self._next = taken.row.after
+            if part.taken >= options.part_rows and self._may_close:
+                self._close(self._feed.finished)
+        if self._part is not None and time.monotonic() - self._opened >= options.part_seconds:
+            self.end_part()
+        return size, sum(window.lengths)
+
+    def end_part(self) -> None:
+        """End the open part here, if there is one and a number for the next one."""
+        if self._part is not None and self._may_close:
+            self._close(False)
+
+    def finish(self) -> None:
+        """Write what remains, once all vectors have come.
+
+        Raises:
+            RuntimeError: the encoder gave fewer vectors than it took texts.
+            ValueError: an input has changed; and as `add`.
+        """
+        if not self._feed.finished:
+            raise RuntimeError("the encoder ended before all of its texts had vectors")
+        if not self._ended:
+            self._close(True)
+
+    @property
+    def _may_close(self) -> bool:
+        """Whether a number is left for the rows that follow."""
+        return self._gap.last is None or self._number < self._gap.last
+
+    def _open(self) -> Part:
+        footer = Footer(
+            run=self._run,
+            task=self._job.task,
+            number=self._number,
+            start=self._start,
+            next=self._start,
+        )
+        self._part = Part(self._job.folder, self._layout, footer)
+        self._opened = time.monotonic()
+        return self._part
+
+    def _close(self, finished: bool) -> None:
+        """End the open part, or write an empty one; `finished`: nothing follows in the gap."""
+        part = self._part or self._open()
+        if finished:
+            rest = self._feed.rest()
+            end = self._gap.stop is None
+            if end:
+                self._job.refuse_changes()
+            footer = part.commit(self._gap.stop or rest.after, rest, end)
+        else:
+            footer = part.commit(self._next)
+        self._part, self._ended = None, finished
+        self.made.append(footer)
+        self._number, self._start = self._number + 1, footer.next
+
+    def __enter__(self) -> "Cutter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._part is not None:
+            self._part.discard()

@@ -1,0 +1,89 @@
+"""The fingerprint of an input: enough to see that it is not the file that a job began with.
+
+    SHA-256(size, first MiB, last MiB)
+
+Where in the flow: a job's manifest holds one for each source. A full hash would cost a pass over
+the inputs; this one sees every appended or cut file, and the footer of Parquet. A change in the
+middle of a larger file that keeps its size is not seen.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nomicbert.bulk.inputs.sources import Source
+from nomicbert.bulk.places import Place
+
+END = 1 << 20
+# Sources that are read at once: an object store answers slowly.
+AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A source as it was when the job began.
+
+    Attributes:
+        name: as the user gave it.
+        size: in bytes.
+        sha256: see the head of this module.
+        format: how its rows are read.
+        compression: of the whole file, or None.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    format: str
+    compression: str | None
+
+    @classmethod
+    def of(cls, source: Source) -> "Input":
+        """Read the ends of a source.
+
+        Raises: ValueError: it cannot be opened. OSError: reading failed.
+        """
+        place = source.place
+        assert isinstance(place, Place), "streams were refused"
+        size = place.size()
+        digest = hashlib.sha256(str(size).encode() + place.ends(END)).hexdigest()
+        return cls(source.name, size, digest, source.format.value, source.compression)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """All but the name: another working directory makes no other job."""
+        found = asdict(self)
+        del found["name"]
+        return found
+
+
+def fingerprints(sources: Sequence[Source]) -> tuple[Input, ...]:
+    """Of all sources, in their order.
+
+    Raises: ValueError, OSError: as in `Input.of`.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return tuple(pool.map(Input.of, sources))
+
+
+def changes(old: Sequence[Input], new: Sequence[Input]) -> list[str]:
+    """How inputs differ from those of before, in words; of many the first."""
+    for index, (before, now) in enumerate(zip(old, new, strict=False)):
+        if before.content == now.content:
+            continue
+        if before.name != now.name:
+            was, is_now = (f"{one.name} ({one.size:,} bytes)" for one in (before, now))
+            return [f"input {index + 1} was {was}, now it is {is_now}"]
+        if before.size != now.size:
+            return [f"{now.name} has changed: it had {before.size:,} bytes, now {now.size:,}"]
+        if before.sha256 != now.sha256:
+            return [f"{now.name} has changed: other content of the same size"]
+        was, is_now = ("".join([one.format, one.compression or ""]) for one in (before, now))
+        return [f"{now.name} was read as {was}, now as {is_now}"]
+    if len(old) != len(new):
+        longer = old if len(old) > len(new) else new
+        other = longer[min(len(old), len(new))].name
+        return [f"there were {len(old):,} inputs, now {len(new):,}: {other} is not in both"]
+    return []

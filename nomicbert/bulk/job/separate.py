@@ -1,0 +1,69 @@
+"""Inputs and output of a job must not overlap.
+
+Where in the flow: the first check of `plan`. A job that reads its own parts would never end with
+the rows it began with.
+"""
+
+import os
+from collections.abc import Sequence
+
+from nomicbert.bulk.inputs.sources import Source
+from nomicbert.bulk.inputs.streams import STDIN
+from nomicbert.bulk.places import LocalPlace
+
+
+def refuse_streams(inputs: Sequence[str]) -> None:
+    """Refuse inputs that can be read only once.
+
+    Raises: ValueError: the message names the input.
+    """
+    for name in inputs:
+        if name == STDIN or (os.path.exists(name) and not _is_stored(name)):
+            what = "standard input" if name == STDIN else f"the input {name}, a pipe,"
+            raise ValueError(
+                f"{what} cannot be read again after an interruption: write it to a file first, or "
+                "choose a single file as output"
+            )
+
+
+def keep_apart(inputs: Sequence[str], sources: Sequence[Source], output: str) -> None:
+    """Refuse inputs inside the output, an output inside an input, and names that are no Unicode.
+
+    Args:
+        inputs: as given.
+        sources: found for them.
+        output: folder of the parts.
+
+    Raises: ValueError: the message names the input.
+    """
+    for name in inputs:
+        if os.path.isdir(name) and is_inside(output, name):
+            raise ValueError(
+                f"the output {output} is inside the input {name}, so its parts would be read as "
+                "inputs: choose a folder elsewhere"
+            )
+    for source in sources:
+        name = source.place.path if isinstance(source.place, LocalPlace) else source.name
+        if is_inside(name, output):
+            raise ValueError(
+                f"the input {source.name} is inside the output {output}: choose another output"
+            )
+        try:
+            source.name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the name of the input {source.name!r} is not valid Unicode, and each row names "
+                "its source: rename it"
+            ) from error
+
+
+def is_inside(inner: str, outer: str) -> bool:
+    """Whether a path or URL is another one, or lies below it."""
+    if "://" in inner or "://" in outer:
+        return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
+    inner, outer = os.path.realpath(inner), os.path.realpath(outer)
+    return os.path.commonpath([inner, outer]) == outer
+
+
+def _is_stored(name: str) -> bool:
+    return os.path.isfile(name) or os.path.isdir(name)
