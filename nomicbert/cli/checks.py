@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.inputs.streams import STDIN
+from nomicbert.bulk.job.separate import is_inside
 from nomicbert.bulk.output import STDOUT, is_stdout, is_stream, label
 
 if TYPE_CHECKING:
@@ -78,8 +79,10 @@ def refuse_other_kind(output: str, to_folder: bool, given: dict[str, object]) ->
         raise ValueError(f"{option} is for an output that is {kind}: {advice}")
 
 
-def refuse_with_check(**options: object) -> None:
-    """Refuse options that --check does not take."""
+def refuse_with_check(inputs: list[str] | None, options: dict[str, object]) -> None:
+    """Refuse --check without a folder, or with options of a job."""
+    if not inputs:
+        raise ValueError("--check needs the folder to read: nomicbert embed --check FOLDER")
     for name in (name for name, value in options.items() if value is not None):
         raise ValueError(
             f"--{name.replace('_', '-')} does not go with --check, which reads a folder back: "
@@ -115,6 +118,16 @@ def refuse_field_of_text(sources: "Sequence[Source]", field: str | None) -> None
             f"--field {field} is for inputs with fields, but {sources[0].name} is read as text: "
             "drop it, or pass --input-format jsonl"
         )
+
+
+def refuse_inside(output: str, inputs: list[str]) -> None:
+    """Refuse an output inside an input folder, where another run would read it."""
+    for name in inputs:
+        if os.path.isdir(name) and is_inside(output, name):
+            raise ValueError(
+                f"the output {output} is inside the input {name}, so another run would read it as "
+                "an input: choose a place elsewhere"
+            )
 
 
 def refuse_existing(outputs: list[str], overwrite: bool) -> None:

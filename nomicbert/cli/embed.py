@@ -5,7 +5,7 @@ open inputs and outputs before a model is loaded.
 """
 
 from nomicbert.bulk.inputs.streams import STDIN
-from nomicbert.cli import checks, embed_file, options
+from nomicbert.cli import checks, embed_file, embed_folder, options
 from nomicbert.cli import embed_options as own
 from nomicbert.cli.embed_options import OnErrorName, OnNullName, Precision, Truncate
 from nomicbert.cli.embed_request import Request
@@ -72,8 +72,12 @@ def embed(
     }
     of_files: dict[str, object] = {"output_format": output_format, "overwrite": overwrite or None}
     if check:
-        checks.refuse_with_check(model=model, output=output, **of_folders, **of_files)
-        raise NotImplementedError
+        checks.refuse_with_check(
+            inputs, {"model": model, "output": output, **of_folders, **of_files}
+        )
+        folder, *others = inputs or []
+        embed_folder.check_folder(folder, others or None, json)
+        return
     model, output = checks.required(model=model, output=output)
     to_folder = checks.is_folder(output)
     checks.refuse_other_kind(output, to_folder, of_files if to_folder else of_folders)
@@ -116,5 +120,12 @@ def embed(
         json=json,
     )
     if to_folder:
-        raise NotImplementedError
-    embed_file.embed_file(request, output_format, overwrite, ranges)
+        embed_folder.embed_folder(
+            request,
+            part_rows=part_rows,
+            part_seconds=part_seconds,
+            task=task,
+            restart=restart,
+        )
+    else:
+        embed_file.embed_file(request, output_format, overwrite, ranges)

@@ -24,7 +24,7 @@ from nomicbert.bulk.output import (
     open_writer,
 )
 from nomicbert.cli import checks, console
-from nomicbert.cli.embed_request import Request, say_left_out, say_recognised
+from nomicbert.cli.embed_request import Request, counted, say_left_out, say_recognised
 
 if TYPE_CHECKING:
     from nomicbert.bulk.blocks import Written
@@ -89,6 +89,7 @@ def embed_file(
     checks.refuse_field_of_text(sources, request.reading["field"])
     outputs = _outputs(request, form, sources)
     checks.keep_apart(outputs.names, request.inputs, sources, ranges)
+    checks.refuse_inside(request.output, request.inputs)
     checks.refuse_existing(outputs.names, overwrite)
     say_recognised(sources)
     _try_first_rows(request, outputs, sources)
@@ -204,12 +205,12 @@ def _report(request: Request, outputs: Outputs, written: "Written", seconds: flo
     """Say what was done."""
     if written.broken:
         console.say(
-            f"{written.broken:,} vectors contain NaN or infinity; the first is that of "
+            f"{counted(written.broken, 'vector')} with NaN or infinity; the first is that of "
             f"{written.first_broken}"
         )
     say_left_out(written.skipped, written.rejected, written.truncated, outputs.rejects or "")
     console.say(
-        f"{written.vectors:,} vectors of {written.width:,} {written.dtype} values in "
+        f"{counted(written.vectors, 'vector')} of {written.width:,} {written.dtype} values in "
         f"{seconds:.1f} s: {' and '.join(map(label, outputs.names))}"
     )
     request.report("done", outputs=outputs.names, seconds=round(seconds, 3), **vars(written))

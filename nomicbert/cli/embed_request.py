@@ -65,7 +65,12 @@ class Request:
     def report(self, event: str, **found: Any) -> None:
         """Write what was done as a JSON line, if requested."""
         if self.json:
-            console.put(json.dumps({"event": event, **found}, ensure_ascii=False))
+            console.put(as_json_line(event, **found))
+
+
+def as_json_line(event: str, **found: Any) -> str:
+    """An event as JSON."""
+    return json.dumps({"event": event, **found})
 
 
 def say_recognised(sources: Sequence[Source]) -> None:
@@ -75,11 +80,16 @@ def say_recognised(sources: Sequence[Source]) -> None:
         if not names or form is InputFormat.text:
             continue
         name = NAMES.get(form, form.value)
-        others = f" and {len(names) - 1:,} other inputs" if names[1:] else ""
+        others = f" and {counted(len(names) - 1, 'other input')}" if names[1:] else ""
         console.say(
             f"{names[0]}{others} look{'' if others else 's'} like {name}: read as {name} "
             "(--input-format text reads the lines as texts)"
         )
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural but for one."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def say_left_out(skipped: int, rejected: int, truncated: int, where: str) -> None:
@@ -92,9 +102,9 @@ def say_left_out(skipped: int, rejected: int, truncated: int, where: str) -> Non
         where: file of the rejected rows.
     """
     found = [
-        f"{skipped:,} rows without a text skipped" if skipped else "",
-        f"{rejected:,} rows that cannot be used are in {where}" if rejected else "",
-        f"{truncated:,} texts truncated" if truncated else "",
+        f"skipped {counted(skipped, 'row')} without a text" if skipped else "",
+        f"left out {counted(rejected, 'row')} that cannot be used: {where}" if rejected else "",
+        f"truncated {counted(truncated, 'text')}" if truncated else "",
     ]
     if said := "; ".join(filter(None, found)):
         console.say(said)

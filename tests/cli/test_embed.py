@@ -298,7 +298,7 @@ def test_nan_and_infinity_are_counted(texts: Path, tmp_path: Path, recorder: Rec
     recorder.broken = {4, 5, 7}
     code, _, err = run_cli("embed", str(texts), "-m", "m", "-o", str(tmp_path / "out.npy"))
     assert code == 0
-    assert f"3 vectors contain NaN or infinity; the first is that of {texts}, line 5\n" in err
+    assert f"3 vectors with NaN or infinity; the first is that of {texts}, line 5\n" in err
     assert np.isnan(np.load(tmp_path / "out.npy")).sum() == 3
 
 

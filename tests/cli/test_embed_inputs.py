@@ -139,7 +139,7 @@ def test_jsonl_stays_byte_for_byte(embed: Callable[..., str], tmp_path: Path) ->
     lines = ['{"text":"a",  "n": 1.50}', '{"n": "\\u00e9", "text": "bb"}']
     put(tmp_path, {"a.jsonl": lines[0] + "\n\n", "b.jsonl": lines[1], "c.txt": "ccc\n"})
     err = embed("a.jsonl", "b.jsonl", "c.txt", "-o", "v.jsonl")
-    assert "nomicbert: 1 rows without a text skipped\n" in err
+    assert "nomicbert: skipped 1 row without a text\n" in err
     found = (tmp_path / "v.jsonl").read_text().splitlines()
     vectors = [f', "embedding": [{n}.00000000, {n}.00000000, {n}.00000000]}}' for n in (1, 2, 3)]
     objects = [*lines, '{"id": 2, "text": "ccc"}']
@@ -223,7 +223,7 @@ def test_dates_and_numbers_of_parquet(embed: Callable[..., str], tmp_path: Path)
 
 POLICIES = {
     "empty": ([1, 0, 2], "", ["a", None, "bb"]),
-    "skip": ([1, 2], "nomicbert: 1 rows without a text skipped\n", ["a", "bb"]),
+    "skip": ([1, 2], "nomicbert: skipped 1 row without a text\n", ["a", "bb"]),
 }
 
 
@@ -244,7 +244,7 @@ def test_rows_that_cannot_be_used_are_left_out(
     put(tmp_path, {"a.jsonl": '{"text": "a"}\n{"text": null}\nno\n', "b.jsonl": '{"text": "bb"}\n'})
     (tmp_path / "c.txt").write_bytes(b"\xff\nccc\n")
     err = embed("a.jsonl", "b.jsonl", "c.txt", "--on-error", "skip", "-o", f"v.{form}")
-    assert "nomicbert: 3 rows that cannot be used are in v.rejects.jsonl\n" in err
+    assert "nomicbert: left out 3 rows that cannot be used: v.rejects.jsonl\n" in err
     assert err.endswith("v.rejects.jsonl\n")
     assert lengths(tmp_path / f"v.{form}") == [1, 2, 3]
     rejects = read_objects(tmp_path / "v.rejects.jsonl")
@@ -285,7 +285,7 @@ def test_what_was_recognised_by_content_is_said_once(
     err = embed("part-0", "part-1", "part-2", "part-3.jsonl", "-o", "v.npy")
     said = [line for line in err.splitlines() if "look" in line]
     assert said == [
-        "nomicbert: part-0 and 1 other inputs look like JSONL: read as JSONL "
+        "nomicbert: part-0 and 1 other input look like JSONL: read as JSONL "
         "(--input-format text reads the lines as texts)"
     ]
     assert "part-0 looks like JSONL: read as" in embed("part-0", "-o", "w.npy")

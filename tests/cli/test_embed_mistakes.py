@@ -79,6 +79,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["{in}/texts.txt", "-o", "{in}/b.npy", "--overwrite"],
         "b.rejects.jsonl exists from another run",
     ),
+    "inside an input": (
+        ["{in}", "-o", "{in}/new.npy", *BODY],
+        "new.npy is inside the input ",
+    ),
     "rejects without a folder": (
         ["{in}/texts.txt", "-o", "-", *SKIP],
         "standard output has no folder: name a file, or pass --on-error fail",
