@@ -148,7 +148,7 @@ def test_a_closed_standard_input(start: Start, tmp_path: Path) -> None:
     process = start("-o", tmp_path / "v.npy", preexec_fn=lambda: os.close(0))
     _, err = process.communicate()
     assert process.returncode == 2
-    assert b"cannot read the input standard input: Bad file descriptor" in err
+    assert b"cannot read standard input: Bad file descriptor" in err
 
 
 def test_standard_input_is_not_overwritten(start: Start, texts: Path) -> None:
