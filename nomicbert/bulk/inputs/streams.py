@@ -27,7 +27,8 @@ class Stream:
     def __init__(self, path: str) -> None:
         """Open it.
 
-        Raises: ValueError: it does not exist, or access is denied. OSError: opening failed.
+        Raises: ValueError: it does not exist, is closed, or access is denied. OSError: opening
+            failed.
         """
         self.name = self.identity = "standard input" if path == STDIN else path
         if path == STDIN:
@@ -35,7 +36,10 @@ class Stream:
         else:
             with reading(path):
                 self._descriptor, self._keep = os.open(path, os.O_RDONLY), False
-        found = os.fstat(self._descriptor)
+        try:
+            found = os.fstat(self._descriptor)
+        except OSError as error:  # standard input of a process that was started without one
+            raise ValueError(f"cannot read {self.name}: {error.strerror}") from error
         self.once = not stat.S_ISREG(found.st_mode)
         self._size = None if self.once else found.st_size
         self._begin = 0 if self.once else os.lseek(self._descriptor, 0, os.SEEK_CUR)

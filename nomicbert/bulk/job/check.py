@@ -28,7 +28,7 @@ from nomicbert.bulk.job.names import MANIFEST, part_name, read_name, reject_name
 from nomicbert.bulk.job.parts import ROW, SOURCE
 from nomicbert.bulk.job.report import CheckReport
 from nomicbert.bulk.job.resume import find_gaps, refuse_foreign, refuse_stranger
-from nomicbert.bulk.reading import EMBEDDING
+from nomicbert.bulk.writing import EMBEDDING
 
 # Problems that a report lists; more are only counted.
 LISTED = 100
