@@ -13,7 +13,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nomicbert.bulk.encoding import EmbedderEncoder
+from nomicbert.arguments import refuse_unknown
+from nomicbert.bulk.encoding import NOT_FOR_FILES, EmbedderEncoder
 from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.inputs.rows import OnError, OnNull
 from nomicbert.bulk.job.options import Options
@@ -21,6 +22,7 @@ from nomicbert.bulk.job.plan import plan_job
 from nomicbert.bulk.job.report import BulkReport, CheckReport
 from nomicbert.bulk.progress import BulkProgress, Form
 from nomicbert.embedder import Embedder
+from nomicbert.runtime.request import Request
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -74,6 +76,8 @@ def embed_files(
         OSError: reading or writing failed; the parts so far stay.
         ImportError: pyarrow is missing.
     """
+    unknown = keywords.keys() - Request.__dataclass_fields__ - NOT_FOR_FILES
+    refuse_unknown(sorted(unknown), embed_files, Request)
     bar = keywords.pop("show_progress_bar", None)
     options = Options(
         field=field,

@@ -6,8 +6,9 @@ runs through all parts of a job, so that no device waits at their borders.
 
 import hashlib
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -132,9 +133,11 @@ class EmbedderEncoder:
 
     def windows(self, texts: Iterator[str], progress: Progress) -> Generator[Window, None, None]:
         """See Encoder."""
-        for rows, lengths, cut in self._stream.run(texts, progress):
-            assert isinstance(rows, Tensor)
-            yield Window(self._converted(rows), lengths, cut)
+        run = self._stream.run(texts, progress)
+        with closing(cast("Generator[Any, None, None]", run)) as stream:
+            for rows, lengths, cut in stream:
+                assert isinstance(rows, Tensor)
+                yield Window(self._converted(rows), lengths, cut)
 
     def _converted(self, rows: Tensor) -> npt.NDArray[Any]:
         array: npt.NDArray[Any] = (
