@@ -37,6 +37,7 @@ class Footer:
         tokens: of all its rows.
         size: bytes of the inputs that its rows took; an estimate for compressed inputs.
         broken: vectors with NaN or infinity.
+        first_broken: the row of the first of them, for messages.
         end: whether the task ends with it.
     """
 
@@ -52,6 +53,7 @@ class Footer:
     tokens: int = 0
     size: int = 0
     broken: int = 0
+    first_broken: str = ""
     end: bool = False
 
     def metadata(self) -> dict[bytes, bytes]:

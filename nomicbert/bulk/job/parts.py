@@ -133,11 +133,13 @@ class Part:
 
     def discard(self) -> None:
         """Remove the temporary files; to be called while the error is handled."""
-        with suppress(OSError):
-            self._writer.close()  # else its finalizer would write to a closed file later
         error = sys.exc_info()
-        self._reject_files.__exit__(*error)
-        self._files.__exit__(*error)
+        try:
+            with suppress(OSError):
+                self._writer.close()  # else its finalizer would write to a closed file later
+        finally:
+            self._reject_files.__exit__(*error)
+            self._files.__exit__(*error)
 
     def _flush(self) -> None:
         """Write the row group."""
@@ -160,14 +162,16 @@ class Part:
         ]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._layout.schema))
         is_float = vectors.dtype.kind == "f"
-        broken = np.count_nonzero(~np.isfinite(vectors).all(1)) if is_float else 0
+        broken = np.flatnonzero(~np.isfinite(vectors).all(1)) if is_float else []
+        first_broken = rows[broken[0]].where if len(broken) else ""
         self.footer = replace(
             self.footer,
             rows=self.footer.rows + len(rows),
             truncated=self.footer.truncated + sum(self._cut[first:stop]),
             tokens=self.footer.tokens + sum(self._tokens[first:stop]),
             size=self.footer.size + sum(row.size for row in rows),
-            broken=self.footer.broken + int(broken),
+            broken=self.footer.broken + len(broken),
+            first_broken=self.footer.first_broken or first_broken,
         )
 
     def _tables(self, first: int, rows: list[Row]) -> Iterator[tuple[int, int, Any]]:

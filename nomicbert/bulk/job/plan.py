@@ -91,8 +91,9 @@ class Job:
 
     @property
     def left_bytes(self) -> int:
-        """Of them, those whose rows are not in a part yet; an estimate."""
-        return self.total_bytes - sum(footer.size for footer in self.progressed.footers)
+        """Of them, those whose rows are not in a part yet; an estimate for compressed inputs."""
+        done = sum(footer.size for footer in self.progressed.footers)
+        return 0 if self.complete else max(0, self.total_bytes - done)
 
     def feed(self, spans: Sequence[Span], start: Position = START) -> Feed:
         """The texts of spans from a position on."""

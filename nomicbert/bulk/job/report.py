@@ -17,6 +17,7 @@ class BulkReport:
         truncated: rows whose text was cut.
         tokens: of all rows.
         broken: vectors with NaN or infinity.
+        first_broken: input and line or row (from 1) of the first of them; empty if there is none.
         parts: number of files.
         width: values of a vector.
         dtype: of its values.
@@ -32,6 +33,7 @@ class BulkReport:
     truncated: int
     tokens: int
     broken: int
+    first_broken: str
     parts: int
     width: int
     dtype: str

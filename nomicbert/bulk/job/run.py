@@ -69,6 +69,7 @@ def run_job(job: Job, encoder: "Encoder", progress: BulkProgress) -> BulkReport:
         truncated=sum(footer.truncated for footer in footers),
         tokens=sum(footer.tokens for footer in footers),
         broken=sum(footer.broken for footer in footers),
+        first_broken=next((one.first_broken for one in footers if one.broken), ""),
         parts=len(footers),
         width=encoder.empty.shape[1],
         dtype=encoder.empty.dtype.name,

@@ -161,6 +161,7 @@ def test_skips_and_rejects_at_every_border(here: Path) -> None:
             assert (report.rows, report.rejected) == (len(truth.rows), len(truth.rejected))
             assert report.skipped == truth.skipped
             assert report.broken == 1
+            assert report.first_broken == f"{truth.inputs[1]}, line 13"
 
 
 def test_every_set_of_lost_parts_is_filled(here: Path) -> None:
