@@ -153,7 +153,7 @@ def test_skips_and_rejects_at_every_border(here: Path) -> None:
     """A part may begin or end with rows that have no vector, and hold nothing else."""
     truth = build(here / "in")
     for rows in (1, 2, 3, 5, 9, 10, 11):
-        for window in (1, 4, 50):
+        for window in (1, 4):
             output = here / f"out-{rows}-{window}"
             encoder = Hashes(window, truncate="error")
             report = embed(truth.inputs, output, encoder, part_rows=rows, on_error="skip")
@@ -168,7 +168,7 @@ def test_every_set_of_lost_parts_is_filled(here: Path) -> None:
     """Whatever is deleted, in any number, and however parts are cut the second time."""
     truth = build(here / "in")
     encoder = Hashes(4, truncate="error")
-    for lost in range(1, 256, 4):
+    for lost in range(1, 256, 7):
         embed(truth.inputs, OUT, encoder, restart=True, part_rows=12, on_error="skip")
         parts = parts_of(OUT)
         assert len(parts) == 8
