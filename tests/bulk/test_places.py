@@ -391,6 +391,12 @@ class ClientError(Exception):
         self.status = status
 
 
+def caused(cause: Exception) -> FileNotFoundError:
+    error = FileNotFoundError("the address")
+    error.__cause__ = cause
+    return error
+
+
 class OddSystem(fsspec.AbstractFileSystem):
     protocol = "nomicbertodd"
     problem: Exception
@@ -418,6 +424,9 @@ class OddSystem(fsspec.AbstractFileSystem):
         (ClientError("lost\n  connection"), OSError, "lost connection"),
         (PermissionError("no entry"), ValueError, "access is denied; .*no entry"),
         (TimeoutError("too slow"), OSError, "too slow"),
+        # as fsspec's HTTP client raises them
+        (caused(ConnectionError("not reached")), OSError, "not reached"),
+        (caused(ClientError("forbidden", 403)), ValueError, "access is denied; .*forbidden"),
     ],
 )
 def test_errors_of_fsspec(problem: Exception, kind: type[Exception], wanted: str) -> None:
@@ -427,3 +436,5 @@ def test_errors_of_fsspec(problem: Exception, kind: type[Exception], wanted: str
     for act in (lambda: place("nomicbertodd://x").kind(), lambda: late.read(1)):
         with pytest.raises(kind, match=rf"cannot read nomicbertodd://.*{wanted}"):
             act()
+    OddSystem.problem = caused(ClientError("no such file", 404))
+    assert place("nomicbertodd://x").kind() is None

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 from nomicbert.bulk.job.locked import Locked
 from nomicbert.bulk.job.remote_lock import RemoteLock
 from nomicbert.bulk.places import Place
-from nomicbert.bulk.stores import RemotePlace, store_errors
+from nomicbert.bulk.store_errors import store_errors
+from nomicbert.bulk.stores import RemotePlace
 
 # pyarrow's file systems whose objects appear whole, with the time when they were written.
 STORES = ("s3", "gcs", "abfs")

@@ -445,6 +445,7 @@ def test_a_lock_is_renewed(
         while thread.is_alive():  # it may have looked just before, and write its own again
             another(s3, f"{bucket}/job/.lock")
             thread.join(0.5)
+        monkeypatch.setattr(remote_lock, "RENEW", 1000)  # what the thread found is not forgotten
         assert json.loads(get(folder, ".lock"))["process"] == 7
         with pytest.raises(Locked, match=r"process 7 on elsewhere.*holds the lock now"):
             put(folder, "x", b"x")
