@@ -124,7 +124,14 @@ class RemotePlace(Place):
         return RemotePlace(name, self.system, "/".join(parts[:first])), behind
 
     def _entries(self) -> list[Place]:
-        return [child for _, child in self._list(recursive=False)]
+        if self.system.type_name != "gcs":
+            return [child for _, child in self._list(recursive=False)]
+        # pyarrow lists no folders of Google's store, unless asked for all that is in them
+        found: dict[str, Place] = {}
+        for relative, child in self._list(recursive=True):
+            first, _, below = relative.partition("/")
+            found[first] = self.child(first) if below else child
+        return [*found.values()]
 
     def _walk(self) -> Iterator[tuple[str, Place]]:
         for relative, child in self._list(recursive=True):

@@ -63,10 +63,10 @@ class S3Server:
         return self.request("GET", path)
 
     def keys(self, bucket: str) -> list[str]:
-        """All keys of a bucket with few objects; hidden ones and pyarrow's markers included."""
+        """All keys of a bucket with few objects, but for pyarrow's markers of folders."""
         listing = self.request("GET", bucket, query="?list-type=2&encoding-type=url").decode()
         found = [part.partition("</Key>")[0] for part in listing.split("<Key>")[1:]]
-        return [urllib.parse.unquote(key) for key in found]
+        return [urllib.parse.unquote(key) for key in found if not key.endswith("/")]
 
     def request(self, method: str, path: str, body: bytes = b"", query: str = "") -> bytes:
         link = http.client.HTTPConnection(self.address, timeout=60)
