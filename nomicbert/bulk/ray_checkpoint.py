@@ -9,7 +9,7 @@ rows would be taken for written.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,12 +28,13 @@ ROWS = "rows"
 NO_MATTER = {"token", "cache_dir", "local_files_only", "batch_size", "batch_tokens"}
 
 
-def open_checkpoint(place: str, job: Mapping[str, Any]) -> str:
+def open_checkpoint(place: str, job: Mapping[str, Any], check: Callable[[], object]) -> str:
     """Begin a checkpoint, or go on with it; the folder for Ray's files.
 
     Args:
         place: a folder or URL of a filesystem of pyarrow: s3, gs, abfs, file.
         job: the settings that decide the rows.
+        check: called before a new checkpoint begins; what it raises, leaves no trace.
 
     Raises: ValueError: the folder belongs to another job, or to none.
     """
@@ -42,18 +43,19 @@ def open_checkpoint(place: str, job: Mapping[str, Any]) -> str:
         system, folder = fs.FileSystem.from_uri(place)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(f"checkpoint {place}: {error}") from error
-    want = json.loads(json.dumps(_plain({"nomicbert": __version__, **job}), sort_keys=True))
+    want = json.loads(json.dumps(_plain({"nomicbert": __version__, **job})))
     path = f"{folder}/{SETTINGS}"
     if system.get_file_info(path).type is fs.FileType.File:
         _compare(place, _read(system, path, place), want)
-    else:
-        there = system.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-        if any(entry.base_name != f"{SETTINGS}.tmp" for entry in there):
-            raise ValueError(f"checkpoint {place} holds files of something else: name a new folder")
-        system.create_dir(folder, recursive=True)
-        with system.open_output_stream(f"{path}.tmp") as file:
-            file.write(json.dumps(want, indent=2, sort_keys=True).encode())
-        system.move(f"{path}.tmp", path)
+        return f"{place}/{ROWS}"
+    there = system.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    if any(entry.base_name != f"{SETTINGS}.tmp" for entry in there):
+        raise ValueError(f"checkpoint {place} holds files of something else: name a new folder")
+    check()
+    system.create_dir(folder, recursive=True)
+    with system.open_output_stream(f"{path}.tmp") as file:
+        file.write(json.dumps(want, indent=2, sort_keys=True).encode())
+    system.move(f"{path}.tmp", path)
     return f"{place}/{ROWS}"
 
 
@@ -107,18 +109,13 @@ def check_ids(ds: "Dataset", id_column: str) -> None:
     Ray compares ids and nothing else: of two rows with one id, it would drop the second after a
     crash.
 
-    Raises: ValueError: no such column, neither whole numbers nor strings, a null, or one id twice.
+    Raises: ValueError: neither whole numbers nor strings, a null, or one id twice.
     """
-    schema = ds.schema()
-    if schema is None:  # no rows
-        return
-    if id_column not in schema.names:
-        raise ValueError(
-            f"there is no column {id_column!r} for the ids, only "
-            f"{', '.join(map(repr, schema.names))}"
-        )
     batches = ds.select_columns([id_column]).iter_batches(batch_size=None, batch_format="pyarrow")
-    ids = pa.concat_tables(batches)[id_column]
+    tables = [*batches]
+    if not tables:
+        return
+    ids = pa.concat_tables(tables)[id_column]
     kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
     if not any(kind(ids.type) for kind in kinds):
         raise ValueError(

@@ -93,8 +93,11 @@ def embed_dataset(
     have = ray.cluster_resources() if cluster is None else cluster
     _check_pool(workers, num_cpus, num_gpus, have, resumes=checkpoint is not None)
     schema = ds.schema()
-    if schema is not None:  # None: no rows
+    if schema is not None:  # None: there are no rows
         check_columns(schema, column, output)
+        if id_column is not None and id_column not in schema.names:
+            known = ", ".join(map(repr, schema.names))
+            raise ValueError(f"there is no column {id_column!r} for the ids, only {known}")
     if os.path.isdir(model):
         model = os.path.abspath(model)  # workers have another current folder
     own = {"column": column, "output": output, "on_null": known_policy(on_null)}
@@ -119,16 +122,18 @@ def _resumable(
     """A copy of the dataset that drops the rows that are done, and records those it writes."""
     if not ds.has_serializable_lineage():
         raise ValueError(
-            "a checkpoint needs a dataset from one of ray.data.read_...: of other sources Ray cannot "
-            "drop the rows that are done, and would write them twice. Write the rows to Parquet "
-            "first, and read them back"
+            "a checkpoint needs a dataset from one of ray.data.read_...: of other sources Ray "
+            "cannot drop the rows that are done, and would write them twice. Write the rows to "
+            "Parquet first, and read them back"
         )
     # with settings of its own: those of `ds` are shared by all that is made from it
     ds = type(ds).deserialize_lineage(ds.serialize_lineage())
-    check_ids(ds, id_column)
+    rows = open_checkpoint(
+        checkpoint, {"id_column": id_column, **job}, lambda: check_ids(ds, id_column)
+    )
     ds.context.checkpoint_config = {
         "id_column": id_column,
-        "checkpoint_path": open_checkpoint(checkpoint, {"id_column": id_column, **job}),
+        "checkpoint_path": rows,
         # kept, so that a finished job finds nothing to do, in place of writing all rows again
         "delete_checkpoint_on_success": False,
     }
