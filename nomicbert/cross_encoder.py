@@ -4,7 +4,7 @@ Arguments that sentence-transformers has too carry its names and its meaning.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -194,9 +194,10 @@ class CrossEncoder(CrossEncoderSettings):
         )
         check_limit(self.max_seq_length, 1, self.model.config, "max_seq_length")
         task = Pairs(self.model, self.tokenizer, chosen, self.max_seq_length)
-        windows = cast("Iterator[Tensor]", open_stream(task, options, devices).run(iter(pairs)))
+        windows = open_stream(task, options, devices).run(iter(pairs))
+        rows = [cast("Tensor", window.rows) for window in windows]
         # a copy: what inference_mode makes, an activation may not change
-        logits = torch.cat([*windows] or [torch.zeros(0, self.num_labels)])
+        logits = torch.cat(rows or [torch.zeros(0, self.num_labels)])
         with torch.no_grad():
             # it may have parameters, which are on the model's device
             scores = activation(logits.to(self.device))

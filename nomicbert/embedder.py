@@ -220,7 +220,7 @@ class Embedder(EmbedderSettings):
         """
         request = Request.among(locals()).with_default(self.truncate_dim)
         texts, lone = as_texts(inputs, sentences)  # all, before the first is embedded
-        stream, width = self._open(request)
+        stream, width = self.stream(request)
         rows = request.gather(stream.run(iter(texts)), len(texts), width)
         return rows[0] if lone else rows
 
@@ -247,7 +247,7 @@ class Embedder(EmbedderSettings):
         if isinstance(inputs, str):
             raise TypeError("encode_iter takes many texts: give a lone one to encode")
         request = Request(**keywords).with_default(self.truncate_dim)
-        stream, width = self._open(request)
+        stream, width = self.stream(request)
         return request.each(stream.run(as_iterator(inputs)), width)
 
     @encode_types.as_encode
@@ -284,7 +284,7 @@ class Embedder(EmbedderSettings):
         counts = self.tokenizer.count([prompt + text for text in texts])
         return counts[0] if lone else counts
 
-    def _open(self, request: Request) -> tuple[AnyStream, int]:
+    def stream(self, request: Request) -> tuple[AnyStream, int]:
         """Check a request and make the model ready; return the stream and the vectors' width."""
         model = self.embedding_model
         request.check(model.pooling)

@@ -123,6 +123,7 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     "prometheus_client": in_serve,
     "pyarrow": lambda module: module.startswith("nomicbert.bulk"),
     "pybase64": in_serve,
+    "ray": lambda module: module == "nomicbert.bulk.ray_data",
     "safetensors": lambda module: module == "nomicbert.loading.tensor_files",
     "sentence_transformers": lambda module: module.startswith("nomicbert.verify"),
     "starlette": in_serve,
@@ -142,7 +143,7 @@ CHOOSING = {
 }
 KERNEL_LIBRARIES = {"nomicbert_kernels", "numpy", "torch", "triton"}
 NOT_AT_IMPORT = {"huggingface_hub", "mteb", "sentence_transformers", "transformers", "triton"}
-NOT_AT_IMPORT |= {"ctranslate2", "nncf", "onnxruntime", "openvino", "typer"}
+NOT_AT_IMPORT |= {"ctranslate2", "nncf", "onnxruntime", "openvino", "ray", "typer"}
 # Libraries that only the public names need.
 SLOW = {"numpy", "safetensors", "tokenizers", "torch", "tqdm"}
 LONGEST = 300

@@ -1,135 +1,190 @@
-"""From an open input to open outputs: texts -> stream of vectors -> blocks of rows -> a writer.
+"""From a feed of texts to one file: windows of vectors -> blocks of rows -> a writer.
 
-Where in the flow: the main loop of `nomicbert embed` once its files are open; it connects
-`reading`, the embedder, and `writing` or `parquet`.
+Where in the flow: the main loop of `nomicbert embed` for an output that is one file. It connects
+`windows` with `writing` or `parquet`, in memory that does not grow with the input.
 """
 
-from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, closing
-from typing import Any, BinaryIO, NamedTuple, cast
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 import numpy as np
 
-from nomicbert.bulk.output import OutputFormat
-from nomicbert.bulk.reading import Reader, Record
-from nomicbert.bulk.writing import Vectors, Write, jsonl_writer, npy_writer
-from nomicbert.embedder import Embedder
-from nomicbert.errors import TextError
+from nomicbert.bulk.encoding import Encoder, Window
+from nomicbert.bulk.inputs.feed import Feed
+from nomicbert.bulk.inputs.rows import Misfit, OnError, Reject, Row, Taken
+from nomicbert.bulk.progress import BulkProgress
+from nomicbert.bulk.windows import windows
+from nomicbert.bulk.writing import NUMBER, SOURCE, Vectors, Write, reject_line
 from nomicbert.runtime.allocator import give_back_freed_memory
 
-# Limits of a block, which is written at once (in Parquet as a row group): rows, characters.
-BLOCK_ROWS = 4096
-BLOCK_CHARACTERS = 1 << 24
-NOT_FOR_FILES = {"convert_to_numpy", "convert_to_tensor", "output_value"}
+# Limits of a block, which is written at once (in Parquet as a row group): rows, bytes of input.
+BLOCK_ROWS = 8192
+BLOCK_BYTES = 1 << 24
 
 
-def open_writer(
-    form: OutputFormat, outputs: list[BinaryIO], empty: Vectors, field: str
-) -> AbstractContextManager[Write]:
-    """The writer of a format.
-
-    Args:
-        form: of the output.
-        outputs: the file of the vectors; for .npy optionally a second one for the other fields.
-        empty: (0, width), of the dtype of the vectors to come.
-        field: name of the field that holds the text.
-    """
-    if form is OutputFormat.parquet:
-        from nomicbert.bulk.parquet import parquet_writer  # needs pyarrow
-
-        return parquet_writer(outputs[0], empty)
-    if form is OutputFormat.jsonl:
-        return jsonl_writer(outputs[0], empty)
-    return npy_writer(outputs[0], empty, outputs[1] if outputs[1:] else None, field)
-
-
-class Written(NamedTuple):
+@dataclass(frozen=True)
+class Written:
     """Summary of the output.
 
     Attributes:
         vectors: number of vectors.
         width: elements of each vector.
         dtype: of the elements.
+        tokens: of all texts.
+        truncated: number of texts that were cut.
+        skipped: number of rows without a text: blank lines of JSONL, and nulls by policy.
+        rejected: number of rows that could not be used.
         broken: number of vectors with NaN or infinity.
-        first_broken: input and line of the first broken vector's text; empty if there is none.
+        first_broken: source and number of the first broken vector's row; empty if there is none.
     """
 
     vectors: int
     width: int
     dtype: str
+    tokens: int
+    truncated: int
+    skipped: int
+    rejected: int
     broken: int
     first_broken: str
 
 
 def embed_all(
-    embedder: Embedder,
-    reader: Reader,
-    form: OutputFormat,
-    outputs: list[BinaryIO],
-    field: str = "text",
+    encoder: Encoder,
+    feed: Feed,
+    write: Write,
+    progress: BulkProgress,
     *,
-    show_progress_bar: bool | None = None,
-    **keywords: Any,
+    rejects: BinaryIO | None = None,
+    numbered: Collection[str] = (),
 ) -> Written:
-    """Embed every text of an input and write it with its vector, in constant memory.
+    """Embed every text of a feed and write its row with its vector.
 
     Args:
-        embedder: computes the vectors.
-        reader: of the input, from `reading.open_reader`.
-        form: of the output.
-        outputs: see `open_writer`; from `output.open_output`, or any binary files.
-        field: name of the field that holds the text.
-        show_progress_bar: as in `Embedder.encode`.
-        **keywords: those of `Embedder.encode_iter`, except NOT_FOR_FILES.
+        encoder: computes the vectors.
+        feed: of the input.
+        write: from `output.open_writer`.
+        progress: counts rows and tokens.
+        rejects: receives the rows that cannot be used, as JSONL; None: such a row is an error. The
+            feed must have the same policy.
+        numbered: names of the sources whose rows get a field `id`, their number in the output, and
+            if there are several a field `source`, the name of the row's own.
 
-    Raises: TypeError: a keyword of NOT_FOR_FILES. ValueError: a text that cannot be embedded; the
-        message names its line. Errors of the reader, the writer and `encode_iter`.
+    Raises: ValueError: a row that cannot be embedded or written; the message names it.
+        RuntimeError: the encoder gave fewer vectors than it took texts. Errors of the feed, the
+        encoder and the writer.
     """
-    if other := sorted(keywords.keys() & NOT_FOR_FILES):
-        raise TypeError(f"vectors are written to a file as arrays: omit the keyword {other[0]}")
-    empty = embedder.encode([], **keywords)  # has the width and dtype of all vectors
-    vectors = embedder.encode_iter(reader, show_progress_bar=show_progress_bar, **keywords)
-    with (
-        open_writer(form, outputs, empty, field) as write,
-        # also closes the progress bar when writing fails
-        closing(cast("Generator[Any, None, None]", vectors)),
-    ):
-        try:
-            counts = _write_all(vectors, reader, write)
-        except TextError as error:
-            where = f"{reader.name}, line {error.index + 1}"
-            raise ValueError(f"{where}: it {error.problem}") from error
-    count, broken, first_broken = counts
-    return Written(count, empty.shape[1], empty.dtype.name, broken, first_broken)
+    output = _Output(write, rejects, numbered)
+    on_error: OnError = "fail" if rejects is None else "skip"
+    # closing ends the encoder's stream when writing fails
+    with closing(windows(encoder, feed, progress, on_error)) as found:
+        for taken, vectors in _blocks(_taken(found, feed, output, progress)):
+            output.add(taken, vectors)
+    if not feed.finished:
+        raise RuntimeError("the encoder ended before all of its texts had vectors")
+    rest = feed.rest()
+    output.leave_out(rest.skipped, rest.rejects)
+    return Written(
+        vectors=output.rows,
+        width=encoder.empty.shape[1],
+        dtype=encoder.empty.dtype.name,
+        tokens=output.tokens,
+        truncated=output.truncated,
+        skipped=output.skipped,
+        rejected=output.rejected,
+        broken=output.broken,
+        first_broken=output.first_broken,
+    )
 
 
-def _write_all(vectors: Iterator[Any], reader: Reader, write: Write) -> tuple[int, int, str]:
-    """Write all vectors with their records: number of vectors, number broken, first broken."""
-    count = broken = 0
-    first = ""
-    for records, rows in _blocks(vectors, reader):
-        block = np.stack(rows)
-        write(records, block)
+class _Output:
+    """Writes blocks, and counts as `Written` does."""
+
+    def __init__(
+        self,
+        write: Write,
+        rejects: BinaryIO | None,
+        numbered: Collection[str],
+    ) -> None:
+        self._write, self._rejects, self._numbered = write, rejects, numbered
+        self.rows = self.tokens = self.truncated = self.skipped = self.rejected = self.broken = 0
+        self.first_broken = ""
+
+    def leave_out(self, skipped: int, rejects: Iterable[Reject]) -> None:
+        """Count rows that get no vector."""
+        self.skipped += skipped
+        for reject in rejects:
+            assert self._rejects is not None
+            self.rejected += 1
+            self._rejects.write(reject_line(reject))
+
+    def add(self, taken: list[Taken], vectors: Vectors) -> None:
+        """Write rows that came one after the other."""
+        for one in taken:
+            self.leave_out(one.skipped, one.rejects)
+        self._add([one.row for one in taken], vectors)
         give_back_freed_memory()
-        count += len(rows)
-        unsound = np.flatnonzero(~np.isfinite(block).all(1))
+
+    def _add(self, rows: list[Row], vectors: Vectors) -> None:
+        """Write rows; by halves if one does not fit, until it is alone."""
+        try:
+            self._write([self._named(row, i) for i, row in enumerate(rows, self.rows)], vectors)
+        except Misfit as error:
+            row = rows[error.index]
+            if self._rejects is None:
+                raise ValueError(f"{row.where}: {error.problem}") from error
+            if len(rows) == 1:
+                self.leave_out(0, [row.reject(error.problem)])
+                return
+            half = len(rows) // 2
+            self._add(rows[:half], vectors[:half])
+            self._add(rows[half:], vectors[half:])
+            return
+        self.rows += len(rows)
+        unsound = np.flatnonzero(~np.isfinite(vectors).all(1))
         if len(unsound):
-            broken += len(unsound)
-            first = first or records[unsound[0]].where
-    return count, broken, first
+            self.broken += len(unsound)
+            self.first_broken = self.first_broken or rows[unsound[0]].where
+
+    def _named(self, row: Row, number: int) -> Row:
+        """The row with the fields that tell which it is, if it has none of its own."""
+        if row.name not in self._numbered or not isinstance(row.fields, dict):
+            return row
+        name = {SOURCE: row.name} if len(self._numbered) > 1 else {}
+        return replace(row, fields={NUMBER: number, **name, **row.fields})
 
 
-def _blocks(vectors: Iterator[Any], reader: Reader) -> Iterator[tuple[list[Record], list[Any]]]:
-    """Group consecutive records and their vectors into blocks."""
-    records: list[Record] = []
-    rows: list[Any] = []
-    characters = 0
-    for row in vectors:
-        rows.append(row)
-        records.append(record := reader.take())
-        characters += len(record.source)
-        if len(rows) >= BLOCK_ROWS or characters >= BLOCK_CHARACTERS:
-            yield records, rows
-            records, rows, characters = [], [], 0
-    if rows:
-        yield records, rows
+def _taken(
+    found: Iterable[Window], feed: Feed, output: _Output, progress: BulkProgress
+) -> Iterator[tuple[list[Taken], Vectors]]:
+    """The rows of each window with their vectors, counted."""
+    for window in found:
+        taken = [feed.take() for _ in window.lengths]
+        tokens = sum(window.lengths)
+        output.tokens += tokens
+        output.truncated += len(window.cut)
+        progress.passed(len(taken), sum(one.row.size for one in taken), tokens)
+        yield taken, window.vectors
+
+
+def _blocks(
+    found: Iterable[tuple[list[Taken], Vectors]],
+) -> Iterator[tuple[list[Taken], Vectors]]:
+    """Regroup rows into blocks."""
+    taken: list[Taken] = []
+    parts: list[Vectors] = []
+    size = 0
+    for some, vectors in found:
+        start = 0
+        for end, one in enumerate(some, 1):
+            taken.append(one)
+            # of a compressed file a row's size is that of its compressed bytes
+            size += max(one.row.size, len(one.row.line or one.row.text))
+            if len(taken) >= BLOCK_ROWS or size >= BLOCK_BYTES:
+                yield taken, np.concatenate([*parts, vectors[start:end]])
+                taken, parts, size, start = [], [], 0, end
+        parts.append(vectors[start:])
+    if taken:
+        yield taken, np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""Output files: choice of the format, and atomic writing.
+"""Output files: choice of the format and its writer, and atomic writing.
 
 Where in the flow: `nomicbert embed` opens its outputs here before it loads a model, so that an
 output that cannot be written fails at once.
@@ -8,11 +8,14 @@ import io
 import os
 import secrets
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from nomicbert.bulk.writing import Vectors, Write
 
 STDOUT = "-"
 BUFFER = 1 << 20
@@ -63,7 +66,7 @@ def label(path: str) -> str:
 
 def is_stream(path: str) -> bool:
     """Whether an output is written directly: standard output, a pipe, a device."""
-    if path == STDOUT or _is_stdout(path):
+    if is_stdout(path):
         return True
     with suppress(OSError):
         mode = os.stat(path).st_mode
@@ -71,8 +74,10 @@ def is_stream(path: str) -> bool:
     return False
 
 
-def _is_stdout(path: str) -> bool:
+def is_stdout(path: str) -> bool:
     """Whether standard output goes to this file, as it always does for /dev/stdout."""
+    if path == STDOUT:
+        return True
     with suppress(OSError):
         return os.path.samestat(os.stat(path), os.fstat(1))
     return False
@@ -119,7 +124,7 @@ def open_output(path: str) -> Iterator[BinaryIO]:
 def _open_raw(path: str, temporary: Path | None) -> io.RawIOBase:
     if temporary is not None:
         return _NamedFile(path, temporary, "xb")
-    if path == STDOUT or _is_stdout(path):
+    if is_stdout(path):
         return _NamedFile(path, os.dup(1), "wb")
     return _NamedFile(path, path, "wb")
 
@@ -144,3 +149,33 @@ def _named(path: str) -> Iterator[None]:
         raise  # the reader has closed the pipe: not an error to report
     except OSError as error:
         raise OSError(f"cannot write {label(path)}: {error.strerror}") from error
+
+
+def open_writer(
+    form: OutputFormat,
+    outputs: Sequence[BinaryIO],
+    empty: "Vectors",
+    *,
+    field: str = "text",
+    whole: bool = True,
+    schema: Any = None,
+) -> "AbstractContextManager[Write]":
+    """The writer of a format.
+
+    Args:
+        form: of the output.
+        outputs: the file of the vectors; for .npy optionally a second one for the other fields.
+        empty: (0, width), of the dtype of the vectors to come.
+        field: name of the field that holds the text.
+        whole: all fields of the input are carried.
+        schema: the columns of Parquet, from `parquet.schema_of`.
+    """
+    if form is OutputFormat.parquet:
+        from nomicbert.bulk.parquet import parquet_writer  # needs pyarrow
+
+        return parquet_writer(outputs[0], empty, schema)
+    from nomicbert.bulk.writing import jsonl_writer, npy_writer  # needs numpy
+
+    if form is OutputFormat.jsonl:
+        return jsonl_writer(outputs[0], empty, whole)
+    return npy_writer(outputs[0], empty, outputs[1] if outputs[1:] else None, field)

@@ -1,30 +1,23 @@
-"""Vectors and the fields of their records -> Parquet, one row group per block.
+"""Vectors and the fields of their rows -> Parquet, one row group per block.
 
 Where in the flow: as in `writing`; the parts of a folder are opened here too. Importing this module
 needs pyarrow.
-Source: pyarrow infers the columns' types from the first block.
 """
 
 import io
-import reprlib
-from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nomicbert.bulk.reading import EMBEDDING, Record
-from nomicbert.bulk.writing import Vectors, Write
-
-# Raised by pyarrow for a value that a column cannot hold.
-MISFITS = (ValueError, TypeError, OverflowError, NotImplementedError, RecursionError)
-# More columns are surely a mistake, and would take minutes and gigabytes per block.
-MOST_COLUMNS = 1000
-# pyarrow writes deeper nesting (two levels of the format each), but no reader accepts the file.
-DEEPEST = 30
-ADVICE = "(a .jsonl output takes any object)"
+from nomicbert.bulk.inputs.columns import carried_schema
+from nomicbert.bulk.inputs.conversion import ADVICE, MISFITS
+from nomicbert.bulk.inputs.rows import OnError, Row
+from nomicbert.bulk.inputs.sources import Source
+from nomicbert.bulk.inputs.tables import infer, table_of
+from nomicbert.bulk.writing import EMBEDDING, NUMBER, SOURCE, Vectors, Write, refuse_reserved
 
 
 def vectors_column(vectors: Vectors) -> Any:
@@ -71,38 +64,58 @@ def _leaves(schema: Any) -> list[str]:
     return [found.column(index).path for index in range(len(found))]
 
 
+def schema_of(
+    sources: Sequence[Source],
+    *,
+    field: str,
+    columns: Sequence[str] | None,
+    on_error: OnError,
+    numbered: Collection[str] = (),
+) -> Any:
+    """The columns of one file for all sources, without that of the vectors.
+
+    Args:
+        sources: of the job.
+        field: name of the field that holds the text.
+        columns: names of the fields that are carried; None for all.
+        on_error: whether first rows that cannot be used are left out.
+        numbered: names of the sources whose rows get a number, and with several also their source.
+
+    Returns: pa.Schema; None if the first rows must decide, because a source cannot be read twice.
+    Raises: ValueError: two sources differ in the type of a column, or there is no such column.
+    """
+    if any(source.once for source in sources):
+        return None
+    carried = carried_schema(sources, field=field, columns=columns, on_error=on_error)
+    own = [pa.field(NUMBER, pa.int64())] if numbered else []
+    own += [pa.field(SOURCE, pa.string())] if len(numbered) > 1 else []
+    # an input's own column wins; one called `embedding` is refused with its first row
+    own = [column for column in own if column.name not in carried.names]
+    return pa.schema([*own, *(column for column in carried if column.name != EMBEDDING)])
+
+
 @contextmanager
-def parquet_writer(file: BinaryIO, empty: Vectors) -> Iterator[Write]:
+def parquet_writer(file: BinaryIO, empty: Vectors, schema: Any = None) -> Iterator[Write]:
     """Write a column for each field, and the vectors as a column of lists of fixed size.
 
     Args:
         file: the output.
         empty: (0, width), of the dtype of the vectors.
+        schema: from `schema_of`; None takes the columns of the first rows.
 
-    Yields: a function of n records and their (n, width) vectors. The first call fixes the columns;
-        a later field or value that does not fit them raises a ValueError that names its line.
+    Yields: a function of n rows and their (n, width) vectors. It writes all of them or, if one has
+        a field or value that does not fit the columns, raises a Misfit and writes none.
     """
     writer: Any = None
 
-    def write(records: list[Record], vectors: Vectors) -> None:
-        nonlocal writer
+    def write(rows: list[Row], vectors: Vectors) -> None:
+        nonlocal writer, schema
+        refuse_reserved(rows)
+        carried = infer(rows) if schema is None else schema
+        columns = [*table_of(rows, carried).columns, vectors_column(vectors)]
+        table = pa.Table.from_arrays(columns, [*carried.names, EMBEDDING])
         if writer is None:
-            names = list(dict.fromkeys(name for record in records for name in record.fields))
-            if len(names) > MOST_COLUMNS:
-                raise ValueError(
-                    f"the first {len(records)} rows have {len(names)} different fields, but at "
-                    f"most {MOST_COLUMNS} can become columns {ADVICE}"
-                )
-            columns = [_column(records, name) for name in names]
-        else:
-            known = writer.schema.names
-            names = [name for name in known if name != EMBEDDING]
-            _refuse_new_fields(records, names)
-            columns = [_column(records, name, writer.schema.field(name).type) for name in names]
-        columns.append(vectors_column(vectors))
-        table = pa.Table.from_arrays(columns, [*names, EMBEDDING])
-        if writer is None:
-            writer = open_parquet(file, table.schema)
+            schema, writer = carried, open_parquet(file, table.schema)
         writer.write_table(table)
 
     try:
@@ -115,71 +128,3 @@ def parquet_writer(file: BinaryIO, empty: Vectors) -> Iterator[Write]:
                 writer.close()  # else its finalizer would write to a closed file later
         raise
     writer.close()
-
-
-def _column(records: list[Record], name: str, kind: Any = None) -> Any:
-    """One field of all records as a column, null if missing; `kind` None infers the type."""
-    values = [record.fields.get(name) for record in records]
-    column = "the values before it" if kind is None else f"a column of type {kind}"
-    try:
-        array = pa.array(values, kind)
-    except MISFITS:
-        row = bisect_left(range(len(values)), True, key=lambda i: _misfits(values[: i + 1], kind))
-    else:
-        # pyarrow silently truncates some values: 2.5 to 2, keys that a struct lacks, ...
-        row = _first_cut(values, array)
-        if row < 0:
-            return array
-        column = f"a column of type {array.type}"
-    if row == 0 and kind is None:
-        column = "any column of Parquet"
-    raise ValueError(
-        f"{records[row].where}: the field {name!r}, {reprlib.repr(values[row])}, does not fit "
-        f"{column} {ADVICE}"
-    )
-
-
-def _first_cut(values: list[Any], array: Any) -> int:
-    """The first row whose value is stored incompletely or nested too deeply; else -1."""
-    if _depth(array.type) > DEEPEST:
-        return max(range(len(values)), key=lambda i: _depth(pa.infer_type([values[i]])))
-    kept = zip(values, array.to_pylist(), strict=True)
-    return next((i for i, pair in enumerate(kept) if not _same(*pair)), -1)
-
-
-def _depth(kind: Any) -> int:
-    """Nesting depth of lists and structs."""
-    if pa.types.is_list(kind):
-        return 1 + _depth(kind.value_type)
-    if pa.types.is_struct(kind):
-        return 1 + max((_depth(field.type) for field in kind), default=0)
-    return 0
-
-
-def _misfits(values: list[Any], kind: Any) -> bool:
-    try:
-        pa.array(values, kind)
-    except MISFITS:
-        return True
-    return False
-
-
-def _same(value: Any, stored: Any) -> bool:
-    """Whether a JSON value was stored completely; structs add the keys of other rows."""
-    if isinstance(value, dict) and isinstance(stored, dict):
-        return all(key in stored and _same(inner, stored[key]) for key, inner in value.items())
-    if isinstance(value, list) and isinstance(stored, list):
-        return all(map(_same, value, stored))
-    if isinstance(value, bool) != isinstance(stored, bool):
-        return False
-    return bool(value == stored or value != value)  # NaN differs from itself
-
-
-def _refuse_new_fields(records: list[Record], names: list[str]) -> None:
-    known = set(names)
-    for record in records:
-        if new := record.fields.keys() - known:
-            raise ValueError(
-                f"{record.where}: the field {min(new)!r} is not among those of the first rows, "
-                f"which are the columns: {', '.join(map(repr, names))} {ADVICE}"
-            )

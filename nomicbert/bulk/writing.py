@@ -1,24 +1,30 @@
-"""Vectors and the fields of their records -> .npy or JSONL, block by block.
+"""Vectors and the fields of their rows -> .npy or JSONL, block by block.
 
-Where in the flow: `nomicbert embed` opens one of these writers on its output and passes it a few
-thousand rows at a time. A writer is a context manager that completes the file on success.
+Where in the flow: the command opens one of these writers, and `blocks` passes it a few thousand
+rows at a time. A writer is a context manager that completes the file on success.
 Source: numpy's NEP 1 (the .npy format); jsonlines.org.
 """
 
+import datetime
+import decimal
 import io
 import json
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby, zip_longest
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from nomicbert.bulk.reading import EMBEDDING, Record
+from nomicbert.bulk.inputs.rows import ArrowCells, Misfit, Reject, Row
 
 Vectors = npt.NDArray[Any]
-Write = Callable[[list[Record], Vectors], None]
+Write = Callable[[list[Row], Vectors], None]
 
+# Names of the output's own fields: the vector; number and source of a row that has no other name.
+EMBEDDING, NUMBER, SOURCE = "embedding", "id", "source"
 # Enough digits for an exact round trip. '#' keeps the decimal point: without it, -0 would be an
 # integer, and readers drop its sign.
 FORMATS = {"float32": "%#.9g", "float16": "%#.5g", "int8": "%d", "uint8": "%d"}
@@ -36,24 +42,24 @@ def npy_writer(
         meta: file for the fields without the text, or None.
         field: name of the field that holds the text.
 
-    Yields: a function of n records and their (n, width) vectors.
+    Yields: a function of n rows and their (n, width) vectors. It writes all of them or, if one row
+        does not fit, raises a Misfit and writes none.
     """
     file.write(_npy_header(empty, 0))
-    rows = 0
+    count = 0
 
-    def write(records: list[Record], vectors: Vectors) -> None:
-        nonlocal rows
-        file.write(np.ascontiguousarray(vectors, empty.dtype).data)
-        rows += len(vectors)
+    def write(rows: list[Row], vectors: Vectors) -> None:
+        nonlocal count
         if meta is not None:
-            for record in records:
-                fields = {key: value for key, value in record.fields.items() if key != field}
-                meta.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+            found = [{k: v for k, v in each.items() if k != field} for each in fields_of(rows)]
+            meta.writelines(text.encode() + b"\n" for text in as_json(found))
+        file.write(np.ascontiguousarray(vectors, empty.dtype).data)
+        count += len(vectors)
 
     yield write
     # The number of rows is known only now; numpy pads the header so that the first axis can grow.
     file.seek(0)
-    file.write(_npy_header(empty, rows))
+    file.write(_npy_header(empty, count))
 
 
 def _npy_header(empty: Vectors, rows: int) -> bytes:
@@ -70,25 +76,127 @@ def _npy_header(empty: Vectors, rows: int) -> bytes:
 
 
 @contextmanager
-def jsonl_writer(file: BinaryIO, empty: Vectors) -> Iterator[Write]:
-    """Write each record as a JSON object with its vector as an additional field.
+def jsonl_writer(file: BinaryIO, empty: Vectors, whole: bool = True) -> Iterator[Write]:
+    """Write each row as a JSON object with its vector as an additional field.
 
     Args:
         file: any stream.
         empty: (0, width), of the dtype of the vectors.
+        whole: all fields are carried, so an object of a JSONL input is written as it was read.
 
-    Yields: a function of n records and their (n, width) vectors.
+    Yields: a function of n rows and their (n, width) vectors. It writes all of them or, if one row
+        does not fit, raises a Misfit and writes none.
     """
     template = f"{FORMATS[empty.dtype.name]}, " * empty.shape[1]
 
-    def write(records: list[Record], vectors: Vectors) -> None:
-        for record, row in zip(records, vectors, strict=True):
-            numbers = template % tuple(row.tolist())
+    def write(rows: list[Row], vectors: Vectors) -> None:
+        found = fields_of(rows)
+        refuse_reserved(rows)
+        objects = as_json(found, [row.line if whole else None for row in rows])
+        for start, fields, vector in zip(objects, found, vectors, strict=True):
+            numbers = template % tuple(vector.tolist())
             numbers = numbers.replace("., ", ".0, ")  # JSON requires a digit after the point
             if "n" in numbers:  # JSON has no NaN and infinity: spelled as Python's json does
                 numbers = numbers.replace("nan", "NaN").replace("inf", "Infinity")
-            line = f'{record.source[:-1]}, "{EMBEDDING}": [{numbers[:-2]}]}}\n'
-            file.write(line.encode())
+            comma = ", " if fields else ""
+            file.write(f'{start[:-1]}{comma}"{EMBEDDING}": [{numbers[:-2]}]}}\n'.encode())
         file.flush()
 
     yield write
+
+
+def fields_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The fields of rows as Python values.
+
+    Raises: Misfit: a string of a Parquet file is not UTF-8.
+    """
+    found: list[dict[str, Any]] = []
+    for _, group in groupby((row.fields for row in rows), key=_batch_of):
+        same: list[Any] = list(group)
+        if isinstance(same[0], ArrowCells):
+            found += _of_batch(same[0].batch, [cells.row for cells in same], len(found))
+        else:
+            found += same
+    return found
+
+
+def _of_batch(batch: Any, numbers: list[int], before: int) -> list[dict[str, Any]]:
+    """Rows of a record batch; `before` counts the rows in front of them, for a Misfit."""
+    try:
+        return batch.take(numbers).to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError as error:
+        if len(numbers) == 1:
+            raise Misfit(before, f"a string is not UTF-8: {error}") from error
+    return [_of_batch(batch, [row], before + i)[0] for i, row in enumerate(numbers)]
+
+
+def _batch_of(fields: Any) -> int | None:
+    return id(fields.batch) if isinstance(fields, ArrowCells) else None
+
+
+def refuse_reserved(rows: Sequence[Row]) -> None:
+    """Raise a Misfit for the first row with a field that has the name of the vector."""
+    for index, row in enumerate(rows):
+        cells = row.fields
+        if EMBEDDING in (cells.batch.schema.names if isinstance(cells, ArrowCells) else cells):
+            raise Misfit(
+                index,
+                f"the field {EMBEDDING!r} is reserved for the vector: rename it, or choose the "
+                "fields to keep with --columns",
+            )
+
+
+def as_json(rows: Sequence[dict[str, Any]], lines: Sequence[str | None] = ()) -> list[str]:
+    """The fields of rows as JSON objects: times as ISO 8601, decimals and UUIDs as strings.
+
+    Args:
+        rows: the fields of each.
+        lines: the object of each as it was read, where there is one.
+
+    Raises: Misfit: a value without a form in JSON, such as bytes.
+    """
+    found = []
+    for index, (fields, line) in enumerate(zip_longest(rows, lines)):
+        try:
+            found.append(_dumps(fields) if line is None else line)
+        except (TypeError, RecursionError):
+            name = next(name for name in fields if not _has_form(fields[name]))
+            kind = type(fields[name]).__name__
+            raise Misfit(
+                index,
+                f"the field {name!r} ({kind}) has no form in JSON: write to .parquet, or leave it "
+                "out with --columns",
+            ) from None
+    return found
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal | uuid.UUID):
+        return str(value)
+    raise TypeError
+
+
+def _has_form(value: Any) -> bool:
+    try:
+        _dumps(value)
+    except (TypeError, RecursionError):
+        return False
+    return True
+
+
+def reject_line(reject: Reject) -> bytes:
+    """A refused row as a line of a file of rejects."""
+    found = {
+        "source": reject.name,
+        "row": reject.number,
+        "problem": reject.problem,
+        "content": reject.content,
+    }
+    # half of a surrogate pair becomes its JSON escape again
+    return _dumps(found).encode("utf-8", "backslashreplace") + b"\n"

@@ -13,6 +13,7 @@ import typer
 
 from nomicbert import __version__
 from nomicbert.cli import bench, console, demo, embed, info, serve, tune, verify
+from nomicbert.cli.embed_options import Grouped
 
 app = typer.Typer(
     name="nomicbert",
@@ -35,8 +36,11 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
 }
 # Each option of `serve` can be set by a variable, as servers in containers are.
 CONTEXT = {"serve": {"auto_envvar_prefix": "NOMICBERT"}}
+# `embed` has options enough for groups.
+CLASSES = {"embed": Grouped}
 for _name, (_command, _examples) in COMMANDS.items():
-    app.command(_name, epilog=_examples, context_settings=CONTEXT.get(_name))(_command)
+    _class, _context = CLASSES.get(_name), CONTEXT.get(_name)
+    app.command(_name, cls=_class, epilog=_examples, context_settings=_context)(_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -10,12 +10,18 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nomicbert.bulk.output import STDOUT, OutputFormat, label
-from nomicbert.bulk.reading import STDIN, InputFormat
+from nomicbert.bulk.inputs.formats import InputFormat
+from nomicbert.bulk.inputs.streams import STDIN
+from nomicbert.bulk.job.separate import is_inside
+from nomicbert.bulk.output import STDOUT, is_stdout, is_stream, label
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
+
+    from nomicbert.bulk.inputs.sources import Source
 
 RANGES_ADVICE = (
     "the minimum and maximum of each column; make it from the vectors of a float32 run: "
@@ -31,50 +37,155 @@ def refuse_both(**options: object) -> None:
         raise ValueError(f"give {' or '.join(given)}, not both")
 
 
-def text_field(form: InputFormat, field: str | None) -> str:
-    """The JSONL field that holds the text. Plain text has no fields, so --field is refused."""
-    if form is InputFormat.text and field is not None:
+def required(**options: str | None) -> list[str]:
+    """The values of options that must be given, named as in Python."""
+    for name, value in options.items():
+        if value is None:
+            raise ValueError(f"the option --{name} is missing (nomicbert embed --help)")
+    return [value for value in options.values() if value is not None]
+
+
+def is_folder(output: str) -> bool:
+    """Whether an output is a folder of parts.
+
+    Raises: ValueError: a URL that is none.
+    """
+    if "://" in output and not output.endswith("/"):
         raise ValueError(
-            f"--field {field} is for JSONL, but the input is read as text: "
+            f"the output {output} is a URL, and only a folder of parts can be one: end it in /"
+        )
+    return output.endswith("/") or os.path.isdir(output)
+
+
+def refuse_other_kind(output: str, to_folder: bool, given: dict[str, object]) -> None:
+    """Refuse options of the other kind of output.
+
+    Args:
+        output: file or folder.
+        to_folder: which of the two.
+        given: options of the other kind; those that are not None have been given.
+    """
+    for name in (name for name, value in given.items() if value is not None):
+        option = f"--{name.replace('_', '-')}"
+        if name == "overwrite":
+            advice = f"to begin {output} anew, pass --restart"
+        elif name == "restart":
+            advice = f"to replace {output}, pass --overwrite"
+        elif to_folder:
+            advice = f"{output} is a folder of Parquet files"
+        else:
+            advice = f"end {output} in / to write a folder of parts"
+        kind = "a file" if to_folder else "a folder"
+        raise ValueError(f"{option} is for an output that is {kind}: {advice}")
+
+
+def refuse_with_check(inputs: list[str] | None, options: dict[str, object]) -> None:
+    """Refuse --check without a folder, or with options of a job."""
+    if not inputs:
+        raise ValueError("--check needs the folder to read: nomicbert embed --check FOLDER")
+    for name in (name for name, value in options.items() if value is not None):
+        raise ValueError(
+            f"--{name.replace('_', '-')} does not go with --check, which reads a folder back: "
+            "nomicbert embed --check FOLDER"
+        )
+
+
+def refuse_json_on_stdout(output: str, json: bool) -> None:
+    """Refuse two outputs in one stream."""
+    if json and is_stdout(output):
+        raise ValueError(
+            "--json and the vectors would both be written to standard output: name a file with "
+            "--output, or drop --json"
+        )
+
+
+def column_names(columns: str) -> tuple[str, ...] | None:
+    """The fields that --columns names; None for all."""
+    if columns in ("all", "none"):
+        return None if columns == "all" else ()
+    names = tuple(name.strip() for name in columns.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(
+            f"--columns {columns!r} must be all, none, or different names with commas between them"
+        )
+    return names
+
+
+def refuse_field_of_text(sources: "Sequence[Source]", field: str | None) -> None:
+    """Plain text has no fields, so --field is refused where all inputs are text."""
+    if field is not None and all(source.format is InputFormat.text for source in sources):
+        raise ValueError(
+            f"--field {field} is for inputs with fields, but {sources[0].name} is read as text: "
             "drop it, or pass --input-format jsonl"
         )
-    return "text" if field is None else field
 
 
-def output_files(output: str, form: OutputFormat, given: InputFormat) -> list[str]:
-    """The output file, and for .npy from JSONL also the file for the other fields."""
-    if form is not OutputFormat.npy:
-        return [output]
-    stem = output[:-4] if output.lower().endswith(".npy") else output
-    meta = f"{stem}.meta.jsonl"
-    if given is InputFormat.jsonl:
-        return [output, meta]
-    if os.path.exists(meta):
-        raise ValueError(
-            f"{meta} exists from another run and does not belong to the new vectors: "
-            "remove it, or choose another --output"
-        )
-    return [output]
+def refuse_inside(output: str, inputs: list[str]) -> None:
+    """Refuse an output inside an input folder, where another run would read it."""
+    for name in inputs:
+        if os.path.isdir(name) and is_inside(output, name):
+            raise ValueError(
+                f"the output {output} is inside the input {name}, so another run would read it as "
+                "an input: choose a place elsewhere"
+            )
 
 
-def keep_apart(outputs: list[str], inputs: list[str | None]) -> None:
-    """Refuse to overwrite an input file."""
+def refuse_existing(outputs: list[str], overwrite: bool) -> None:
+    """Refuse to replace files without --overwrite."""
     for output in outputs:
-        for path in filter(None, inputs):
-            try:
-                written = os.fstat(1) if output == STDOUT else os.stat(output)
-                read = os.fstat(0) if path == STDIN else os.stat(path)
-            except OSError:
-                continue  # one of them does not exist: opening it reports that, if it matters
-            if stat.S_ISREG(read.st_mode) and os.path.samestat(written, read):
-                raise ValueError(
-                    f"{label(output)} is an input and would be overwritten: choose another name"
-                )
+        if not overwrite and not is_stream(output) and os.path.exists(output):
+            raise ValueError(f"the output {output} exists: pass --overwrite to replace it")
+
+
+def refuse_left_over(companions: list[str]) -> None:
+    """Refuse files that would seem to belong to the new output."""
+    for path in companions:
+        if os.path.exists(path):
+            raise ValueError(
+                f"{path} exists from another run and does not belong to the new vectors: "
+                "remove it, or choose another --output"
+            )
+
+
+def keep_apart(
+    outputs: list[str], inputs: list[str], sources: "Sequence[Source]", ranges: str | None
+) -> None:
+    """Refuse to overwrite an input file.
+
+    Args:
+        outputs: files to write.
+        inputs: as given.
+        sources: found for them.
+        ranges: file of --ranges.
+    """
+    written = {_identity(output, 1): output for output in outputs}
+    read = [source.place.name for source in sources]
+    read += [path for path in (ranges, STDIN if STDIN in inputs else None) if path]
+    for path in read:
+        found = _identity(path, 0)
+        if found is not None and found in written:
+            raise ValueError(
+                f"{label(written[found])} is an input and would be overwritten: choose another name"
+            )
+
+
+def _identity(path: str, standard: int) -> tuple[int, int] | None:
+    """Device and inode of a regular file, "-" being a standard stream; None if there is none."""
+    try:
+        found = os.fstat(standard) if path in (STDIN, STDOUT) else os.stat(path)
+    except OSError:
+        return None  # opening it reports that, if it matters
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+
+
+def has_pyarrow() -> bool:
+    """Whether pyarrow is installed."""
+    return importlib.util.find_spec("pyarrow") is not None
 
 
 def need_pyarrow(output: str) -> None:
     """Refuse a Parquet output if pyarrow is not installed."""
-    if importlib.util.find_spec("pyarrow") is None:
+    if not has_pyarrow():
         raise ImportError(f'writing {output} needs pyarrow: pip install "nomicbert[parquet]"')
 
 

@@ -18,13 +18,12 @@ class Progress:
     The total is estimated from the inputs read so far and the number of inputs left, if their
     iterator has a `__length_hint__`, as iterators of lists have.
 
-    Attributes:
-        inputs: iterator over the inputs that counts them as they are read.
+    A subclass shows something else: a Stream calls `watch` once, `read` and `done`.
     """
 
-    def __init__(self, show: bool | None, inputs: Iterator[Any], doing: str = "Embedding") -> None:
+    def __init__(self, show: bool | None, doing: str = "Embedding") -> None:
         """`show`: None shows the bar on a terminal, after DELAY seconds."""
-        self.inputs = Unread(inputs)
+        self._inputs = Unread(iter(()))
         self._read = self._tokens = 0
         # no hidden bar: creating one would take a good part of a query's time
         self._bar: Any = None
@@ -34,14 +33,19 @@ class Progress:
             delay = DELAY if show is None else 0
             self._bar = tqdm(desc=doing, unit=" tokens", unit_scale=True, delay=delay)
 
+    def watch(self, inputs: Iterator[Any]) -> Iterator[Any]:
+        """Return an iterator over these inputs that counts them as they are read."""
+        self._inputs = Unread(inputs)
+        return self._inputs
+
     def read(self, lengths: list[int]) -> None:
         """Report the token counts of the oldest inputs that have not been reported yet."""
-        self.inputs.away -= len(lengths)
+        self._inputs.away -= len(lengths)
         if self._bar is None:
             return
         self._read += len(lengths)
         self._tokens += sum(lengths)
-        left = length_hint(self.inputs, -1)
+        left = length_hint(self._inputs, -1)
         if left >= 0:
             # shown with the next update: refresh() would ignore the delay
             self._bar.total = round(self._tokens * (1 + left / self._read))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nomicbert.arguments import refuse_unknown
 from nomicbert.runtime.encode_types import AllEncodeKeywords, Devices, OutputValue, Vectors
-from nomicbert.runtime.stream import Options, Rows
+from nomicbert.runtime.stream import Options, Window
 from nomicbert.runtime.texts import OVERLAPS, Job, Truncate
 from nomicbert.vectors import quantization as formats
 from nomicbert.vectors.pooling import Finish, Pooling
@@ -142,24 +142,24 @@ class Request:
         )
 
     def gather(
-        self, windows: Iterable[Rows], count: int, width: int
+        self, windows: Iterable[Window], count: int, width: int
     ) -> Vectors | Tensor | list[Tensor]:
         """Collect all rows of a call in the requested form.
 
         Args:
-            windows: rows in order, (n, width) fp32 or lists of hidden states.
+            windows: in order, with rows (n, width) fp32 or lists of hidden states.
             count: number of rows.
             width: of a vector.
         """
         ranges = formats.check(self.precision, self.ranges, width)
         if self.wants_tokens:
-            return [rows for window in windows for rows in window]
+            return [rows for window in windows for rows in window.rows]
         own = formats.needs_ranges(self.precision) and ranges is None
         rows = torch.empty(0, width)
         start = 0
         for window in windows:
-            assert isinstance(window, Tensor)
-            found = window if own else formats.convert(window, self.precision, ranges)
+            assert isinstance(window.rows, Tensor)
+            found = window.rows if own else formats.convert(window.rows, self.precision, ranges)
             if start == 0:
                 place = found.device if self.convert_to_tensor else "cpu"
                 rows = torch.empty(count, found.shape[1], dtype=found.dtype, device=place)
@@ -171,21 +171,29 @@ class Request:
             rows = formats.convert(rows, self.precision, ranges)
         return self._hand_over(rows)
 
-    def each(self, windows: Iterable[Rows], width: int) -> Iterator[Vectors | Tensor]:
+    def each(self, windows: Iterable[Window], width: int) -> Iterator[Vectors | Tensor]:
         """Yield the rows one by one, window by window; arguments are checked at once."""
+        ranges = self.fixed_ranges(width)
+        return (row for window in windows for row in self._rows(window, ranges))
+
+    def fixed_ranges(self, width: int) -> Tensor | None:
+        """The ranges (2, width) for int8 and uint8 in a stream; None for other precisions.
+
+        Raises: ValueError, TypeError: invalid, missing, or not used by this precision.
+        """
         ranges = formats.check(self.precision, self.ranges, width)
         if formats.needs_ranges(self.precision) and ranges is None:
             raise ValueError(
                 f"precision {self.precision!r} needs ranges in a stream: an array (2, {width}), "
                 "minimum and maximum per column of some thousand float32 vectors"
             )
-        return (row for window in windows for row in self._rows(window, ranges))
+        return ranges
 
-    def _rows(self, window: Rows, ranges: Tensor | None) -> Iterator[Vectors | Tensor]:
-        if not isinstance(window, Tensor):
-            yield from window
+    def _rows(self, window: Window, ranges: Tensor | None) -> Iterator[Vectors | Tensor]:
+        if not isinstance(window.rows, Tensor):
+            yield from window.rows
             return
-        rows = formats.convert(window, self.precision, ranges)
+        rows = formats.convert(window.rows, self.precision, ranges)
         for row in self._hand_over(rows if self.convert_to_tensor else rows.cpu()):
             # a view would keep the whole window in memory
             yield row.clone() if isinstance(row, Tensor) else row.copy()

@@ -130,15 +130,16 @@ class Stream:
         self._budget = Budget(options.batch_tokens or task.batch_tokens(), options.batch_size)
         self._encoded = 0
 
-    def run(self, inputs: Iterator[Any]) -> Iterator[Rows]:
+    def run(self, inputs: Iterator[Any], progress: Progress | None = None) -> Iterator[Window]:
         """Run the task window by window.
 
         Args:
             inputs: of the task. On a GPU they are read two windows ahead of the results: one window
                 is tokenised while the kernels of the other run.
+            progress: in place of the bar of `options.show_progress_bar`.
 
-        Yields: a window's rows in order, on the host or on the model's device (`options.to_host`);
-            lists of rows stay on the device.
+        Yields: windows in order, their rows on the host or on the model's device
+            (`options.to_host`); lists of rows stay on the device.
 
         Raises:
             TypeError: an input has the wrong type.
@@ -148,11 +149,11 @@ class Stream:
         task = self.task
         with (
             Remarks(task) as remarks,
-            Progress(self.options.show_progress_bar, inputs, task.doing) as progress,
+            progress or Progress(self.options.show_progress_bar, task.doing) as shown,
         ):
-            for window in self.windows(task.read(progress.inputs), progress):
+            for window in self.windows(task.read(shown.watch(inputs)), shown):
                 remarks.add(window.rows, len(window.lengths), len(window.cut))
-                yield window.rows
+                yield window
 
     def windows(self, inputs: Iterator[Any], progress: Progress) -> Iterator[Window]:
         """The stages of `run`; on a GPU each stage runs one window ahead of the next stage.

@@ -33,14 +33,14 @@ class Answer(NamedTuple):
 
     Attributes:
         lengths: tokens of each input.
-        cut: number of inputs that were cut.
+        cut: indices of the inputs that were cut.
         shape: of the values: (n, width); or (tokens of all inputs, hidden_size).
         dtype: of the values.
         hidden: whether they are hidden states.
     """
 
     lengths: list[int]
-    cut: int
+    cut: list[int]
     shape: torch.Size
     dtype: torch.dtype
     hidden: bool
@@ -70,7 +70,7 @@ class Worker:
         """Process chunks until the process is killed."""
         while True:
             at_hand: Window | None = None
-            for window in self.stream.windows(self._inputs(), Progress(False, iter(()))):
+            for window in self.stream.windows(self._inputs(), Progress(False)):
                 at_hand = window if at_hand is None else joined(at_hand, window)
                 while at_hand and self.begun and holds(at_hand, count := self._wanted()):
                     found, at_hand = parted(at_hand, count)
@@ -108,7 +108,7 @@ class Worker:
         values = (torch.cat(rows) if isinstance(rows, list) else rows).cpu()
         self.begun.popleft()
         self.finished += len(window.lengths)
-        result = Answer(window.lengths, len(window.cut), values.shape, values.dtype, hidden)
+        result = Answer(window.lengths, window.cut, values.shape, values.dtype, hidden)
         answer(self.connection, result, values.view(torch.uint8).numpy())
 
 

@@ -21,7 +21,7 @@ from nomicbert.runtime.batches import WINDOW_TEXTS
 from nomicbert.runtime.dispatch import Chunk, Dispatcher
 from nomicbert.runtime.progress import Progress
 from nomicbert.runtime.remarks import Remarks
-from nomicbert.runtime.stream import Options, Rows, Stream, Task
+from nomicbert.runtime.stream import Options, Stream, Task, Window
 from nomicbert.runtime.worker import work
 
 # Minimum chunks per device, for balance (fewer if they would go below LEAST_CHARACTERS).
@@ -54,7 +54,7 @@ class Workers:
         self.task = task
         self.options = options
 
-    def run(self, inputs: Iterator[Any]) -> Iterator[Rows]:
+    def run(self, inputs: Iterator[Any], progress: Progress | None = None) -> Iterator[Window]:
         """Like Stream.run, but rows are on the CPU, and more inputs are read ahead.
 
         Raises: WorkerError: all processes have died, or a chunk of inputs kills them.
@@ -62,9 +62,9 @@ class Workers:
         task, flowing = self.task, self._flowing(inputs)
         with (
             Remarks(task) as remarks,
-            Progress(self.options.show_progress_bar, inputs, task.doing) as progress,
+            progress or Progress(self.options.show_progress_bar, task.doing) as shown,
         ):
-            chunks = self._chunks(task.windows(task.read(progress.inputs)), whole=flowing)
+            chunks = self._chunks(task.windows(task.read(shown.watch(inputs))), whole=flowing)
             first = next(chunks, None)
             if first is None:
                 return
@@ -73,11 +73,11 @@ class Workers:
                 closing(self._dispatcher(path, flowing).run(chain([first], chunks))) as results,
             ):
                 for found, content in results:
-                    progress.read(found.lengths)
-                    progress.done(sum(found.lengths))
-                    rows = found.rows(content)
-                    remarks.add(rows, len(found.lengths), found.cut)
-                    yield rows
+                    shown.read(found.lengths)
+                    shown.done(sum(found.lengths))
+                    window = Window(found.rows(content), found.lengths, found.cut)
+                    remarks.add(window.rows, len(window.lengths), len(window.cut))
+                    yield window
 
     def _dispatcher(self, path: str, flowing: bool) -> Dispatcher:
         names = list(map(str, self.devices))

@@ -1,11 +1,15 @@
 """Outputs of vectors: round trips, and files that are complete or absent."""
 
+import datetime
+import decimal
+import io
 import json
 import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +17,22 @@ import numpy as np
 import pytest
 
 from nomicbert.bulk import output
+from nomicbert.bulk.inputs.feed import Feed
+from nomicbert.bulk.inputs.rows import ArrowCells, Misfit, Position, Row, Span
+from nomicbert.bulk.inputs.sources import find_sources
 from nomicbert.bulk.output import OutputFormat, choose_output_format, is_stream, open_output
-from nomicbert.bulk.reading import InputFormat, Record, open_reader
 from nomicbert.bulk.writing import Vectors, Write, _npy_header, jsonl_writer, npy_writer
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and /dev/full")
 DTYPES = ("float32", "float16", "int8", "uint8")
 
 
-def records_of(folder: Path, lines: list[str]) -> list[Record]:
-    """Records of these JSONL lines."""
-    path = folder / "records.jsonl"
+def rows_of(folder: Path, lines: list[str], field: str = "text") -> list[Row]:
+    """The rows of these JSONL lines."""
+    path = folder / "rows.jsonl"
     path.write_text("".join(line + "\n" for line in lines), "utf-8")
-    reader = open_reader(str(path), InputFormat.jsonl, "text")
-    records = [reader.take() for _ in reader]
-    reader.close()
-    return records
+    feed = Feed(find_sources([str(path)], None), [Span(0)], field=field)
+    return [feed.take().row for _ in feed]
 
 
 def some_vectors(rows: int, width: int, dtype: str, seed: int) -> Vectors:
@@ -36,24 +40,22 @@ def some_vectors(rows: int, width: int, dtype: str, seed: int) -> Vectors:
     return numbers.astype(np.int64).astype(dtype) if "int" in dtype else numbers.astype(dtype)
 
 
-def blocks_of(records: list[Record], vectors: Vectors) -> Iterator[tuple[list[Record], Vectors]]:
-    for start in range(0, len(vectors), 3):
-        yield records[start : start + 3], vectors[start : start + 3]
-
-
-def write_all(
-    writer: AbstractContextManager[Write], records: list[Record], vectors: Vectors
-) -> None:
+def write_all(writer: AbstractContextManager[Write], rows: list[Row], vectors: Vectors) -> None:
+    """Write three rows a block; the message of a Misfit names its row."""
     with writer as write:
-        for some, rows in blocks_of(records, vectors):
-            write(some, rows)
+        for start in range(0, len(vectors), 3):
+            some = rows[start : start + 3]
+            try:
+                write(some, vectors[start : start + 3])
+            except Misfit as error:
+                raise ValueError(f"{some[error.index].where}: {error.problem}") from error
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [0, 1, 10])
 def test_npy(dtype: str, rows: int, tmp_path: Path, seed: int) -> None:
     vectors = some_vectors(rows, 5, dtype, seed)
-    records = records_of(tmp_path, [json.dumps({"n": i, "text": ""}) for i in range(rows)])
+    records = rows_of(tmp_path, [json.dumps({"n": i, "text": ""}) for i in range(rows)])
     path = tmp_path / "vectors.npy"
     with path.open("wb") as file:
         write_all(npy_writer(file, vectors[:0]), records, vectors)
@@ -81,11 +83,7 @@ def test_npy_header_fits_any_number_of_rows(dtype: str) -> None:
 
 def test_npy_with_a_file_of_other_fields(tmp_path: Path, seed: int) -> None:
     lines = ['{"id": 7, "body": "a", "tags": ["é"]}', '{"body": "b"}', '{"body": "", "text": "t"}']
-    path = tmp_path / "records.jsonl"
-    path.write_text("\n".join(lines), "utf-8")
-    reader = open_reader(str(path), InputFormat.jsonl, "body")
-    records = [reader.take() for _ in reader]
-    reader.close()
+    records = rows_of(tmp_path, lines, "body")
     vectors = some_vectors(3, 4, "float32", seed)
     with (tmp_path / "v.npy").open("wb") as file, (tmp_path / "v.meta.jsonl").open("wb") as meta:
         write_all(npy_writer(file, vectors[:0], meta, "body"), records, vectors)
@@ -94,7 +92,7 @@ def test_npy_with_a_file_of_other_fields(tmp_path: Path, seed: int) -> None:
 
 
 def jsonl_numbers(vectors: Vectors, folder: Path) -> list[Any]:
-    records = records_of(folder, ['{"text": ""}'] * len(vectors))
+    records = rows_of(folder, ['{"text": ""}'] * len(vectors))
     path = folder / "vectors.jsonl"
     with path.open("wb") as file:
         write_all(jsonl_writer(file, vectors[:0]), records, vectors)
@@ -149,9 +147,109 @@ def test_jsonl_repeats_the_line(tmp_path: Path) -> None:
     path = tmp_path / "vectors.jsonl"
     with path.open("wb") as file:
         empty = np.empty((0, 2), np.int8)
-        write_all(jsonl_writer(file, empty), records_of(tmp_path, lines), np.ones((2, 2), np.int8))
+        write_all(jsonl_writer(file, empty), rows_of(tmp_path, lines), np.ones((2, 2), np.int8))
     expected = "".join(line[:-1] + ', "embedding": [1, 1]}\n' for line in lines)
     assert path.read_text("utf-8") == expected
+
+
+def arrow_rows(columns: dict[str, Any], order: list[int]) -> list[Row]:
+    """Rows of a Parquet file, a record batch per two rows."""
+    pa = pytest.importorskip("pyarrow")
+    batches = pa.table(columns).to_batches(max_chunksize=2)
+    assert len(batches) > 1
+    return [
+        Row(
+            name="a.parquet",
+            unit="row",
+            number=row,
+            text="a",
+            fields=ArrowCells(batches[row // 2], row % 2),
+            line=None,
+            size=1,
+            after=Position(0, row + 1, None),
+        )
+        for row in order
+    ]
+
+
+def arrow_columns() -> dict[str, Any]:
+    pa = pytest.importorskip("pyarrow")
+    day, at = datetime.date(2024, 2, 29), datetime.datetime(2024, 2, 29, 12, 30, 0, 5)
+    return {
+        "text": ["a", "b", "c"],
+        "day": pa.array([day, None, day]),
+        "at": pa.array([at, at.replace(tzinfo=datetime.timezone.utc), at]),
+        "time": pa.array([at.time()] * 3),
+        "price": pa.array([decimal.Decimal("1.50")] * 3),
+        "tags": [["x", None], [], None],
+        "o": [{"p": 1, "day": day}, None, {"p": None, "day": None}],
+    }
+
+
+ARROW_OBJECTS = [
+    '{"text": "a", "day": "2024-02-29", "at": "2024-02-29T12:30:00.000005", '
+    '"time": "12:30:00.000005", "price": "1.50", "tags": ["x", null], '
+    '"o": {"p": 1, "day": "2024-02-29"}',
+    '{"text": "b", "day": null, "at": "2024-02-29T12:30:00.000005", "time": "12:30:00.000005", '
+    '"price": "1.50", "tags": [], "o": null',
+    '{"text": "c", "day": "2024-02-29", "at": "2024-02-29T12:30:00.000005", '
+    '"time": "12:30:00.000005", "price": "1.50", "tags": null, "o": {"p": null, "day": null}',
+]
+
+
+def test_rows_of_parquet_as_json() -> None:
+    """Rows of other formats become objects, in their order, also beside lines of JSONL."""
+    file, meta, array = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    rows = arrow_rows(arrow_columns(), [2, 0, 1])
+    rows.insert(1, replace(rows[0], fields={"text": "d", "n": 1.5}, line='{"text":"d", "n": 1.50}'))
+    vectors = np.arange(4, dtype=np.int8).reshape(4, 1)
+    write_all(jsonl_writer(file, vectors[:0]), rows, vectors)
+    objects = [ARROW_OBJECTS[2], '{"text":"d", "n": 1.50', ARROW_OBJECTS[0], ARROW_OBJECTS[1]]
+    expected = "".join(f'{text}, "embedding": [{i}]}}\n' for i, text in enumerate(objects))
+    assert file.getvalue().decode() == expected
+    write_all(npy_writer(array, vectors[:0], meta), rows, vectors)
+    found = [line + "\n" for line in meta.getvalue().decode().splitlines()]
+    assert found[1] == '{"n": 1.5}\n'
+    assert found[2] == "{" + ARROW_OBJECTS[0].removeprefix('{"text": "a", ') + "}\n"
+
+
+def test_fewer_fields_as_json(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path, ['{"text": "a",  "n": 1.50}'])
+    vectors = np.zeros((1, 1), np.int8)
+    for fields, expected in (
+        ({"n": 1.5}, '{"n": 1.5, "embedding": [0]}\n'),
+        ({}, '{"embedding": [0]}\n'),
+    ):
+        file = io.BytesIO()
+        write_all(jsonl_writer(file, vectors, whole=False), [replace(row, fields=fields)], vectors)
+        assert file.getvalue().decode() == expected
+
+
+@pytest.mark.parametrize("value", [b"x", datetime.timedelta(1), [{"a": b"x"}]])
+def test_values_without_a_form_in_json(value: Any) -> None:
+    """The row is named, and nothing of its block is written."""
+    rows = arrow_rows({"text": ["a", "b", "c"], "v": [None, None, value]}, [0, 1, 2])
+    vectors = np.zeros((3, 1), np.float32)
+    file, meta = io.BytesIO(), io.BytesIO()
+    kind = type(value).__name__
+    with refused(rf"a.parquet, row 3: the field 'v' \({kind}\) has no form in JSON.*--columns"):
+        write_all(jsonl_writer(file, vectors), rows, vectors)
+    assert file.getvalue() == b""
+    with refused("a.parquet, row 3: the field 'v'"):
+        write_all(npy_writer(file, vectors[:0], meta), rows, vectors)
+    assert meta.getvalue() == b""
+    assert len(file.getvalue()) == 128
+
+
+def test_a_field_with_the_name_of_the_vector(tmp_path: Path, to_table: Callable[..., Any]) -> None:
+    lines = ['{"text": "a"}', '{"text": "b", "embedding": []}']
+    vectors = np.zeros((2, 1), np.float32)
+    file = io.BytesIO()
+    with refused("line 2: the field 'embedding' is reserved for the vector: rename it, or choose"):
+        write_all(jsonl_writer(file, vectors), rows_of(tmp_path, lines), vectors)
+    assert file.getvalue() == b""
+    with refused("line 2: the field 'embedding' is reserved"):
+        to_table(lines)
 
 
 @pytest.fixture
@@ -164,7 +262,7 @@ def to_table(tmp_path: Path) -> Callable[..., Any]:
         path = tmp_path / "vectors.parquet"
         vectors = np.zeros((len(lines), 2), np.float32) if vectors is None else vectors
         with path.open("wb") as file:
-            write_all(parquet_writer(file, vectors[:0]), records_of(tmp_path, lines), vectors)
+            write_all(parquet_writer(file, vectors[:0]), rows_of(tmp_path, lines), vectors)
         return pq.ParquetFile(path)
 
     return write
@@ -190,7 +288,7 @@ def test_parquet_has_a_column_for_each_field(to_table: Callable[..., Any], seed:
         "score": "double",
         "tags": "list<element: string>",
         "o": "struct<p: int64, q: struct<r: string>>",
-        "none": "null",
+        "none": "string",
         "yes": "bool",
         "embedding": "fixed_size_list<element: float>[6]",
     }
@@ -221,7 +319,7 @@ MISFITS = {
     '{"text": "b", "l": [1]}': r"'l', \[1\], does not fit",
     '{"text": "b", "o": []}': r"'o', \[\], does not fit a column of type struct<p: int64>",
     '{"text": "b", "o": {"p": 1, "q": 2}}': r"'o', \{'p': 1, 'q': 2\}, does not fit",
-    '{"text": "b", "z": 0}': "'z', 0, does not fit a column of type null",
+    '{"text": "b", "z": 0}': "'z', 0, does not fit a column of type string",
     '{"text": "b", "new": 1}': "'new' is not among those of the first rows.*'text', 'n', 'x'",
 }
 
@@ -508,9 +606,9 @@ def test_parquet_refuses_unsupported_values(
         with pytest.raises(ValueError, match=r"line 1: the field 'n', .* does not fit") as caught:
             to_table([f'{{"text": "a", "n": {value}}}'])
         assert "the values before it" not in str(caught.value)
-    from nomicbert.bulk import parquet
+    from nomicbert.bulk.inputs import tables
 
-    monkeypatch.setattr(parquet, "MOST_COLUMNS", 3)
+    monkeypatch.setattr(tables, "MOST_COLUMNS", 3)
     lines = ['{"text": "a", "b": 1}', '{"text": "a", "c": 1}']
     assert to_table(lines).metadata.num_rows == 2
     with pytest.raises(ValueError, match="the first 3 rows have 4 different fields, but at most"):

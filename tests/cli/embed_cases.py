@@ -5,11 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from nomicbert.bulk import blocks
+import nomicbert.embedder
+from nomicbert.bulk import blocks, encoding
+from nomicbert.bulk.encoding import Window
 from nomicbert.embedder import Embedder
 from tests.support.checkpoints import build_checkpoint
 
@@ -32,6 +37,65 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def embedder(checkpoint: Path) -> Embedder:
     return Embedder(checkpoint)
+
+
+class Recorder:
+    """Stands for a model: only records how it is loaded and asked.
+
+    Attributes:
+        loaded: arguments of the Embedder.
+        asked: keywords of the encoder.
+        seen: the texts.
+        broken: numbers of the texts whose vectors get a NaN.
+        fails_at: number of the text that ends everything.
+    """
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, Any] = {}
+        self.asked: dict[str, Any] = {}
+        self.seen: list[str] = []
+        self.broken: set[int] = set()
+        self.fails_at: int | None = None
+        self.empty = np.empty((0, 3), np.float32)
+        self.identity = {"vectors": "recorder"}
+        self.description = {"model": "a recorder"}
+
+    def load(self, **arguments: Any) -> None:
+        """In place of the class Embedder."""
+        self.loaded = arguments
+
+    def open(self, _embedder: None, **keywords: Any) -> Recorder:
+        """In place of the class EmbedderEncoder."""
+        self.asked = keywords
+        return self
+
+    def windows(self, texts: Iterator[str], _progress: Any) -> Iterator[Window]:
+        """Each text's length, three times."""
+        for number, text in enumerate(texts):
+            if number == self.fails_at:
+                raise ValueError("no more")
+            self.seen.append(text)
+            vectors = np.full((1, 3), len(text), np.float32)
+            vectors[0, 1:2] = np.nan if number in self.broken else len(text)
+            yield Window(vectors, [len(text)], [])
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    found = Recorder()
+    monkeypatch.setattr(nomicbert.embedder, "Embedder", found.load)
+    monkeypatch.setattr(encoding, "EmbedderEncoder", found.open)
+    return found
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model must not be loaded."""
+
+    def load(**_: Any) -> None:
+        raise AssertionError("the model was loaded before the mistake was found")
+
+    monkeypatch.setattr(nomicbert.embedder, "Embedder", load)
 
 
 @pytest.fixture

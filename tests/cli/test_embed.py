@@ -5,19 +5,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-import nomicbert.embedder
-from nomicbert.bulk import blocks
-from nomicbert.bulk.reading import InputFormat, open_reader
-from nomicbert.cli import embed
+from nomicbert.bulk.inputs.rows import OnError, OnNull
+from nomicbert.cli import embed_options
+from nomicbert.cli.embed import embed
 from nomicbert.embedder import Embedder
 from nomicbert.runtime import workers
 from nomicbert.runtime.dispatch import Dispatcher
@@ -28,10 +28,12 @@ from tests.cli.embed_cases import (  # noqa: F401
     DOCS,
     FORMATS,
     TEXTS,
+    Recorder,
     checkpoint,
     docs,
     embedder,
     on_linux,
+    recorder,
     small_blocks,
     texts,
 )
@@ -122,7 +124,7 @@ def test_no_texts_at_all(form: str, checkpoint: Path, embedder: Embedder, tmp_pa
         assert read_objects(out) == []
 
 
-@pytest.mark.parametrize("name", [p.value for p in embed.Precision])
+@pytest.mark.parametrize("name", [p.value for p in embed_options.Precision])
 @pytest.mark.parametrize("form", FORMATS)
 def test_precisions(
     name: str, form: str, texts: Path, checkpoint: Path, embedder: Embedder, tmp_path: Path
@@ -210,34 +212,11 @@ def test_options_of_encode(
     assert found.shape != plain.shape or (found != plain).any()
 
 
-class Recorder:
-    """An Embedder that only records its arguments."""
-
-    loaded: dict[str, Any]
-    asked: dict[str, Any]
-
-    def __init__(self, model: str, **keywords: Any) -> None:
-        type(self).loaded = {"model": model} | keywords
-
-    def encode(self, texts: list[str], **keywords: Any) -> Any:
-        assert texts == []
-        type(self).asked = dict(keywords)
-        return np.empty((0, 3), np.float32)
-
-    def encode_iter(self, texts: Iterator[str], **keywords: Any) -> Iterator[Any]:
-        assert keywords | self.asked == keywords
-        type(self).asked = keywords
-        return (np.full(3, len(text), np.float32) for text in texts)
-
-
-def test_every_option_is_passed_on(
-    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(nomicbert.embedder, "Embedder", Recorder)
-    out = ("-o", tmp_path / "out.npy", "-m", "some/model")
+def test_every_option_is_passed_on(texts: Path, tmp_path: Path, recorder: Recorder) -> None:
+    out = ("-o", tmp_path / "out.npy", "-m", "some/model", "--overwrite")
     run_well(texts, *out)
-    assert Recorder.loaded == {
-        "model": "some/model",
+    assert recorder.loaded == {
+        "path_or_repo_id": "some/model",
         "revision": None,
         "local_files_only": False,
         "dtype": "float32",
@@ -245,7 +224,7 @@ def test_every_option_is_passed_on(
         "backend": "auto",
         "rotary_scaling_factor": None,
     }
-    assert Recorder.asked == {
+    assert recorder.asked == {
         "device": None,
         "prompt_name": None,
         "prompt": None,
@@ -257,7 +236,6 @@ def test_every_option_is_passed_on(
         "batch_tokens": None,
         "max_length": None,
         "truncate": "end",
-        "show_progress_bar": None,
     }
     run_well(
         texts, *out, *"--revision r --local-files-only --dtype fastest --device cuda:1".split(),
@@ -265,8 +243,8 @@ def test_every_option_is_passed_on(
         *"--normalize --precision binary --batch-tokens 9 --max-length 8".split(),
         *"--truncate error --no-progress".split(),
     )  # fmt: skip
-    assert Recorder.loaded == {
-        "model": "some/model",
+    assert recorder.loaded == {
+        "path_or_repo_id": "some/model",
         "revision": "r",
         "local_files_only": True,
         "dtype": "fastest",
@@ -274,7 +252,7 @@ def test_every_option_is_passed_on(
         "backend": "torch",
         "rotary_scaling_factor": 2.0,
     }
-    assert Recorder.asked == {
+    assert recorder.asked == {
         "device": None,
         "prompt_name": "p",
         "prompt": None,
@@ -286,16 +264,19 @@ def test_every_option_is_passed_on(
         "batch_tokens": 9,
         "max_length": 8,
         "truncate": "error",
-        "show_progress_bar": False,
     }
-    run_well(texts, *out, "--prompt", "q", "--truncate-dim", "3", "--progress")
-    assert (Recorder.asked["prompt"], Recorder.asked["truncate_dim"]) == ("q", 3)
-    assert Recorder.asked["show_progress_bar"] is True
+    run_well(texts, *out, "--prompt", "q", "--truncate-dim", "3")
+    assert (recorder.asked["prompt"], recorder.asked["truncate_dim"]) == ("q", 3)
 
 
 def test_the_choices_are_those_of_the_library() -> None:
-    assert [choice.value for choice in embed.Precision] == [*get_args(quantization.Precision)]
-    assert [choice.value for choice in embed.Truncate] == [*get_args(Truncate)]
+    for choices, known in (
+        (embed_options.Precision, quantization.Precision),
+        (embed_options.Truncate, Truncate),
+        (embed_options.OnErrorName, OnError),
+        (embed_options.OnNullName, OnNull),
+    ):
+        assert [choice.value for choice in choices] == [*get_args(known)]
 
 
 def test_a_progress_bar_on_request(texts: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -313,40 +294,16 @@ def test_the_bar_is_cleared_before_an_error(texts: Path, checkpoint: Path) -> No
     assert err.endswith("nomicbert: cannot write /dev/full: No space left on device\n")
 
 
-def test_nan_and_infinity_are_counted(
-    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Broken(Recorder):
-        def encode_iter(self, texts: Iterator[str], **keywords: Any) -> Iterator[Any]:
-            for number, text in enumerate(texts):
-                yield np.array([1, np.nan if number in (4, 5, 7) else len(text), 2], np.float32)
-
-    monkeypatch.setattr(nomicbert.embedder, "Embedder", Broken)
+def test_nan_and_infinity_are_counted(texts: Path, tmp_path: Path, recorder: Recorder) -> None:
+    recorder.broken = {4, 5, 7}
     code, _, err = run_cli("embed", str(texts), "-m", "m", "-o", str(tmp_path / "out.npy"))
     assert code == 0
-    assert f"3 vectors contain NaN or infinity; the first is that of {texts}, line 5\n" in err
+    assert f"3 vectors with NaN or infinity; the first is that of {texts}, line 5\n" in err
     assert np.isnan(np.load(tmp_path / "out.npy")).sum() == 3
 
 
-def test_long_lines_are_written_in_smaller_blocks(
-    texts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_CHARACTERS", 100)
-    reader = open_reader(str(texts), InputFormat.text, "text")
-    vectors = (np.full(2, len(text)) for text in reader)
-    found = list(blocks._blocks(vectors, reader))
-    reader.close()
-    # three rows, or fewer where lines and fields come to a hundred characters: the fifth has 300
-    assert [[record.fields["id"] for record in records] for records, _ in found] == [
-        [0, 1, 2],
-        [3, 4],
-        [5, 6, 7],
-    ]
-    assert [row[0] for _, rows in found for row in rows] == [len(text) for text in TEXTS]
-
-
-def test_no_input_and_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nomicbert.embedder, "Embedder", Recorder)
+@pytest.mark.usefixtures("recorder")
+def test_no_input_and_no_output() -> None:
     assert "0 vectors of 3 float32" in run_well(os.devnull, "-m", "m", "-o", os.devnull)
 
 
@@ -354,5 +311,22 @@ def test_help_has_the_essentials() -> None:
     code, out, _ = run_cli("embed", "--help")
     assert code == 0
     flat = " ".join(out.split())
-    assert "row i is line i" in flat
+    assert "after a crash the same command goes on" in flat
     assert "Examples: nomicbert embed texts.txt -m" in flat
+
+
+def test_help_groups_its_options() -> None:
+    """Every option is listed, in a group, in lines of 80 columns."""
+    out = run_cli("embed", "--help")[1]
+    sections = re.findall(r"^(\S.*):$", out, re.M)
+    assert sections == [
+        "Input", "Output", "Output to a folder", "Model and computation", "Vectors", "Long texts",
+    ]  # fmt: skip
+    for name in inspect.signature(embed).parameters:
+        assert f"--{name.replace('_', '-')}" in out or name == "inputs"
+    options, _, _ = out.partition("Examples:")
+    assert max(map(len, options.splitlines())) <= 80
+    input_options = out.partition("Input:")[2].partition("Output:")[0]
+    assert "INPUT" in input_options
+    assert "--on-null" in input_options
+    assert "--device" not in input_options

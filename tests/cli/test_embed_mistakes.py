@@ -13,16 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import nomicbert.embedder
-from tests.cli.embed_cases import checkpoint, docs, small_blocks, texts  # noqa: F401
+from tests.cli.embed_cases import checkpoint, docs, no_model, small_blocks, texts  # noqa: F401
 from tests.support.command_line import one_line, run_cli
-
-
-class Unloadable:
-    """An Embedder that must not be constructed."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        raise AssertionError("the model was loaded before the mistake was found")
 
 
 def bad_ranges(folder: Path, name: str) -> Path:
@@ -41,13 +33,23 @@ def bad_ranges(folder: Path, name: str) -> Path:
 
 
 INT8 = ["--precision", "int8"]
+BODY = ["--field", "body"]
+SKIP = ["--on-error", "skip"]
 SIX = ["--truncate-dim", "6"]
 # Arguments, where {in} is the folder of texts.txt and docs.jsonl, {out} an empty one -> message.
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "no such input": (["{in}/none.txt", "-o", "{out}/v.npy"], "none.txt: No such file"),
-    "input a folder": (["{in}", "-o", "{out}/v.npy"], "in: Is a directory"),
-    "input of another kind": (["{in}/a.csv", "-o", "{out}/v.npy"], "--input-format text or jsonl"),
-    "output a folder": (["{in}/texts.txt", "-o", "{out}"], "out is a folder"),
+    "a folder without files": (["{out}", "-o", "{out}/v.npy"], "out holds no files"),
+    "no match": (["{in}/*.none", "-o", "{out}/v.npy"], "no file matches"),
+    "given twice": (
+        ["{in}/texts.txt", "{in}/texts.txt", "-o", "{out}/v.npy"],
+        "texts.txt is given twice",
+    ),
+    "no such url": (["memory://none/a.txt", "-o", "{out}/v.npy"], "memory://none/a.txt"),
+    "output a url": (
+        ["{in}/texts.txt", "-o", "s3://b/v.npy"],
+        "s3://b/v.npy is a URL, and only a folder of parts can be one: end it in /",
+    ),
     "no such folder": (["{in}/texts.txt", "-o", "{out}/a/v.npy"], "out/a does not exist"),
     "no format": (["{in}/texts.txt", "-o", "{out}/v.txt"], ".npy, .jsonl or .parquet"),
     "npy to stdout": (
@@ -60,7 +62,61 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["{in}/texts.txt", "-o", "{in}/a.npy"],
         "a.meta.jsonl exists from another run",
     ),
-    "field of a text": (["{in}/texts.txt", "-o", "{out}/v.npy", "--field", "a"], "is for JSONL"),
+    "there already, npy": (["{in}/texts.txt", "-o", "{in}/there.npy"], "there.npy exists: pass"),
+    "there already, meta": (
+        ["{in}/docs.jsonl", "-o", "{in}/a.npy", *BODY],
+        "a.meta.jsonl exists: pass --overwrite to replace it",
+    ),
+    "there already, jsonl": (
+        ["{in}/texts.txt", "-o", "{in}/there.jsonl"],
+        "there.jsonl exists: pass --overwrite to replace it",
+    ),
+    "there already, rejects": (
+        ["{in}/texts.txt", "-o", "{in}/b.npy", *SKIP],
+        "b.rejects.jsonl exists: pass --overwrite to replace it",
+    ),
+    "an old file of rejects": (
+        ["{in}/texts.txt", "-o", "{in}/b.npy", "--overwrite"],
+        "b.rejects.jsonl exists from another run",
+    ),
+    "inside an input": (
+        ["{in}", "-o", "{in}/new.npy", *BODY],
+        "new.npy is inside the input ",
+    ),
+    "rejects without a folder": (
+        ["{in}/texts.txt", "-o", "-", *SKIP],
+        "standard output has no folder: name a file, or pass --on-error fail",
+    ),
+    "json twice": (["{in}/texts.txt", "-o", "-", "--json"], "--json and the vectors would both"),
+    "restart of a file": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", "--restart"],
+        "v.npy, pass --overwrite",
+    ),
+    "parts of a file": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", "--part-rows", "9"],
+        "--part-rows is for an output that is a folder: end ",
+    ),
+    "task of a file": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", "--task", "1/2"],
+        "--task is for an output that is a folder: end ",
+    ),
+    "overwriting a folder": (
+        ["{in}/texts.txt", "-o", "{out}", "--overwrite"],
+        "anew, pass --restart",
+    ),
+    "format of a folder": (
+        ["{in}/texts.txt", "-o", "{out}/", "--output-format", "npy"],
+        "--output-format is for an output that is a file: ",
+    ),
+    "columns without a name": (
+        ["{in}/docs.jsonl", "-o", "{out}/v.npy", "--columns", "id,,tags"],
+        "--columns 'id,,tags' must be all, none, or different names",
+    ),
+    "columns twice": (["{in}/docs.jsonl", "-o", "{out}/v.npy", "--columns", "a,a"], "'a,a' must"),
+    "field of a text": (
+        ["{in}/texts.txt", "-o", "{out}/v.npy", "--field", "a"],
+        "--field a is for inputs with fields, but ",
+    ),
     "no such field": (
         ["{in}/docs.jsonl", "-o", "{out}/v.npy"],
         "docs.jsonl, line 1: there is no field 'text' among 'id', 'body', 'tags', 'score'",
@@ -125,8 +181,9 @@ if sys.platform == "linux":  # not even root can create files there
 @pytest.fixture
 def places(docs: Path, tmp_path: Path) -> Callable[[list[str]], list[str]]:
     """Fill in the folders of MISTAKES."""
-    docs.with_name("a.csv").touch()
     docs.with_name("a.meta.jsonl").write_text('{"text": ""}\n')
+    for name in ("there.npy", "there.jsonl", "b.rejects.jsonl"):
+        docs.with_name(name).touch()
     (tmp_path / "out").mkdir()
 
     def fill(args: list[str]) -> list[str]:
@@ -143,14 +200,13 @@ def places(docs: Path, tmp_path: Path) -> Callable[[list[str]], list[str]]:
     return fill
 
 
+@pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_are_found_before_a_model_is_loaded(
     case: str,
     places: Callable[[list[str]], list[str]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(nomicbert.embedder, "Embedder", Unloadable)
     args, message = MISTAKES[case]
     filled = places(args)
     before = {path: path.read_bytes() for path in (tmp_path / "in").iterdir()}
@@ -161,10 +217,10 @@ def test_mistakes_are_found_before_a_model_is_loaded(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.usefixtures("no_model")
 def test_parquet_without_pyarrow(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nomicbert.embedder, "Embedder", Unloadable)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     code, out, err = run_cli("embed", str(texts), "-m", "m", "-o", str(tmp_path / "v.parquet"))
     assert (code, out) == (2, "")
@@ -178,7 +234,10 @@ def test_parquet_without_pyarrow(
         (["--truncate", "middle"], "'end', 'error', 'chunk', 'mean'"),
         (["--dtype", "float64"], "'float32', 'float16', 'bfloat16', 'auto', 'fastest'"),
         (["--output-format", "csv"], "'npy', 'jsonl', 'parquet'"),
-        (["--input-format", "csv"], "'text', 'jsonl'"),
+        (["--input-format", "xml"], "'text', 'jsonl', 'csv', 'tsv', 'json', 'parquet', 'arrow', "),
+        (["--on-error", "ignore"], "'fail', 'skip'"),
+        (["--on-null", "fail"], "'error', 'empty', 'skip'"),
+        (["--part-rows", "0"], "--part-rows"),
         (["--max-length", "0"], "--max-length"),
         (["--batch-tokens", "0"], "--batch-tokens"),
         (["--truncate-dim", "0"], "--truncate-dim"),
@@ -198,7 +257,7 @@ def test_model_and_output_are_required() -> None:
     for args, missing in ((["-m", "m"], "--output"), (["-o", "v.npy"], "--model")):
         code, out, err = run_cli("embed", *args)
         assert (code, out) == (2, "")
-        assert missing in err
+        assert f"the option {missing} is missing" in one_line(err)
 
 
 @pytest.mark.parametrize(

@@ -37,25 +37,37 @@ from tests.support.sameness import same
 
 Start: TypeAlias = Callable[..., subprocess.Popen[bytes]]
 
-# The tests below run subprocesses with a stand-in Embedder that needs no model and no torch.
+# The tests below run subprocesses with a stand-in for the model that needs no torch.
 STAND_IN = """
 import os, sys, types
+from itertools import islice
+from typing import NamedTuple
 import numpy as np
 
-class Embedder:
-    def __init__(self, model, **_):
+class Window(NamedTuple):
+    vectors: object
+    lengths: list
+    cut: list
+
+class EmbedderEncoder:
+    empty = np.empty((0, 4), np.float32)
+
+    def __init__(self, embedder, **_):
         pass
 
-    def encode(self, texts, **_):
-        return np.empty((0, 4), np.float32)
+    def windows(self, texts, progress):
+        while some := list(islice(texts, int(os.environ["ROWS"]))):
+            vectors = np.stack([np.full(4, len(text), np.float32) for text in some])
+            progress.done(len(some))
+            yield Window(vectors, [1] * len(some), [])
 
-    def encode_iter(self, texts, **_):
-        for text in texts:
-            yield np.full(4, len(text), np.float32)
-
-module = types.ModuleType("nomicbert.embedder")
-module.Embedder = Embedder
-sys.modules["nomicbert.embedder"] = module
+encoding = {"EmbedderEncoder": EmbedderEncoder, "Window": Window, "Encoder": object}
+for name, content in (
+    ("nomicbert.embedder", {"Embedder": lambda **_: None}),
+    ("nomicbert.bulk.encoding", encoding),
+):
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(content)
 from nomicbert.bulk import blocks
 from nomicbert.cli import main
 blocks.BLOCK_ROWS = int(os.environ["ROWS"])
@@ -125,7 +137,8 @@ def test_jsonl_from_standard_input(start: Start, tmp_path: Path) -> None:
     assert process.returncode == 0, err
     np.testing.assert_array_equal(np.load(out), [[3.0] * 4, [1.0] * 4])
     assert (tmp_path / "v.meta.jsonl").read_text() == '{"n": 1}\n{"n": 2}\n'
-    process = start("-", "--input-format", "jsonl", "-o", out, stdin=subprocess.PIPE)
+    args = ("--input-format", "jsonl", "-o", out, "--overwrite")
+    process = start("-", *args, stdin=subprocess.PIPE)
     _, err = process.communicate(b'{"text": "abc"}\n[]\n')
     assert process.returncode == 2
     assert b"nomicbert: standard input, line 2: the line must be a JSON object" in err
@@ -135,7 +148,7 @@ def test_a_closed_standard_input(start: Start, tmp_path: Path) -> None:
     process = start("-o", tmp_path / "v.npy", preexec_fn=lambda: os.close(0))
     _, err = process.communicate()
     assert process.returncode == 2
-    assert b"cannot read the input standard input: Bad file descriptor" in err
+    assert b"cannot read standard input: Bad file descriptor" in err
 
 
 def test_standard_input_is_not_overwritten(start: Start, texts: Path) -> None:
@@ -154,12 +167,12 @@ def test_the_output_has_its_name_only_when_complete(
 ) -> None:
     out = tmp_path / f"v.{form}"
     out.write_bytes(b"of an earlier run")
-    args = ("-o", out, "--input-format", "jsonl")
+    args = ("-o", out, "--input-format", "jsonl", "--overwrite")
     process = start(*args, stdin=subprocess.PIPE, preexec_fn=heed_interrupts)
     assert process.stdin
     # enough for some blocks, and for a file's buffer to overflow
     more = np.random.default_rng(seed).bytes(50_000).hex().encode()
-    process.stdin.write(b'{"text": "a", "more": "%s"}\n' % more * 40)
+    process.stdin.write(b'{"text": "a", "more": "%s"}\n' % more * 80)
     process.stdin.flush()
     wait_until(lambda: any(path.stat().st_size for path in beside(out)), process)
     assert len(beside(out)) == 1 + (form == "npy")

@@ -341,7 +341,7 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sizes_of_chunks(nomic: Embedder) -> None:
     def sizes(devices: list[str], texts: list[str], max_length: int | None = None) -> list[int]:
-        stream = nomic._open(Request(device=TWO, max_length=max_length))[0]
+        stream = nomic.stream(Request(device=TWO, max_length=max_length))[0]
         assert isinstance(stream, workers.Workers)
         stream.devices = list(map(torch.device, devices))
         found = [*stream._chunks([texts], whole=stream._flowing(iter(texts)))]

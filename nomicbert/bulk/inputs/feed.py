@@ -7,11 +7,11 @@ the rows in the same order. Memory holds the rows that were read and not taken.
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from functools import cached_property
 
-from nomicbert.bulk.inputs.formats import OF_LINES
-from nomicbert.bulk.inputs.lines import Entry
 from nomicbert.bulk.inputs.open_rows import open_rows
 from nomicbert.bulk.inputs.rows import (
+    Entry,
     OnError,
     OnNull,
     Position,
@@ -114,9 +114,7 @@ class Feed:
         """
         dropped = self._out[index]
         del self._out[index]
-        row = dropped.row
-        content = row.text if row.line is None else row.line
-        rejects = [*dropped.rejects, Reject(row.name, row.number, problem, content)]
+        rejects = [*dropped.rejects, dropped.row.reject(problem)]
         if index < len(self._out):
             rows, at = self._out, index
         elif self._again:
@@ -138,26 +136,35 @@ class Feed:
         Raises: ValueError, OSError: as in `__next__`.
         """
         for index in list(dict.fromkeys(span.source for span in self._spans))[:CHECKED]:
+            if self._sources[index].once:
+                continue
             with closing(self._open(Span(index), 0)) as entries:
                 entry = next(entries)
                 if isinstance(entry, Reject) and self._on_error == "fail":
-                    raise ValueError(self._message(index, entry))
+                    raise ValueError(self._sources[index].message(entry))
 
     @property
-    def total_bytes(self) -> int:
-        """Bytes of all spans; an estimate for those that do not cover their source.
+    def total_bytes(self) -> int | None:
+        """Bytes of all spans; None if there is a pipe.
 
-        The estimate uses the mean size of the rows read so far.
+        An estimate for spans that do not cover their source, from the mean size of the rows so
+        far. The files' sizes are looked up once.
         """
+        if None in (sizes := self._sizes):
+            return None
         mean = self._bytes / self._rows if self._rows else 0.0
         total = 0.0
-        for _, span in self._remaining():
+        for (_, span), size in zip(self._remaining(), sizes, strict=True):
             if span.stop is not None:
                 total += max(0, span.stop - span.first) * mean
-            else:
+            elif size is not None:
                 before = span.first * mean if span.offset is None else span.offset
-                total += max(0.0, self._sources[span.source].place.size() - before)
+                total += max(0.0, size - before)
         return round(total)
+
+    @cached_property
+    def _sizes(self) -> list[int | None]:
+        return [self._sources[span.source].place.size() for _, span in self._remaining()]
 
     def _remaining(self) -> Iterator[tuple[int, Span]]:
         """The spans from the start on, with their indices."""
@@ -169,10 +176,6 @@ class Feed:
 
     def _open(self, span: Span, unit: int) -> Generator[Entry]:
         return open_rows(self._sources[span.source], span, unit, self._selection)
-
-    def _message(self, source: int, reject: Reject) -> str:
-        unit = "line" if self._sources[source].format in OF_LINES else "row"
-        return f"{reject.name}, {unit} {reject.number + 1}: {reject.problem}"
 
     def _read(self) -> Generator[Taken]:
         for unit, span in self._remaining():
@@ -187,13 +190,12 @@ class Feed:
                     elif entry is None:
                         self._skipped += 1
                     elif isinstance(entry, Reject):
-                        self._add(entry, span.source)
+                        self._add(entry, self._sources[span.source].message(entry))
                     else:
                         self._after = entry
         self._ended = True
 
-    def _add(self, reject: Reject, source: int) -> None:
-        message = self._message(source, reject)
+    def _add(self, reject: Reject, message: str) -> None:
         if self._on_error == "fail":
             raise ValueError(message)
         if len(self._rejects) == MOST_REJECTS:

@@ -2,9 +2,10 @@
 
 Where in the flow: `sources` asks here for the format of every file it finds.
 Source: RFC 1952 (gzip), RFC 8878 (zstd), the formats of Apache Parquet and Arrow (magic numbers);
-    jsonlines.org.
+    jsonlines.org; RFC 4180 (CSV).
 """
 
+import codecs
 import os
 import re
 from enum import Enum
@@ -36,21 +37,26 @@ SUFFIXES = {
     ".json": InputFormat.json,
     ".parquet": InputFormat.parquet,
     ".arrow": InputFormat.arrow,
-    ".arrows": InputFormat.arrow,
     ".feather": InputFormat.arrow,
 }
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
-# Formats that compress their own columns, and need random access.
-OWN_COMPRESSION = {InputFormat.parquet, InputFormat.arrow}
 # Formats whose rows are lines.
 OF_LINES = {InputFormat.text, InputFormat.jsonl}
+# Formats of Apache Arrow: read by pyarrow, columns compressed one by one.
+OF_ARROW = {InputFormat.parquet, InputFormat.arrow}
+DELIMITERS = {InputFormat.csv: ",", InputFormat.tsv: "\t"}
 # Bytes at the start of a file that recognition looks at.
 HEAD = 65_536
-MAGIC = {b"PAR1": InputFormat.parquet, b"ARROW1": InputFormat.arrow}
+# An Arrow stream begins with the length of its schema instead, and has a name.
+IPC_FILE = b"ARROW1"
+MAGIC = {b"PAR1": InputFormat.parquet, IPC_FILE: InputFormat.arrow}
 COMPRESSION_MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-BOM = b"\xef\xbb\xbf"
+BOM = codecs.BOM_UTF8
+# An object or an array of objects, as far as the first characters tell.
 OBJECT = re.compile(rb"\s*\{\s*[\"}]")
-ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
+OBJECTS = re.compile(rb"\s*\[\s*\{")
+# Characters that no text holds, unlike tab, line feed, form feed, carriage return and escape.
+CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 
 def format_of_name(name: str) -> tuple[InputFormat | None, Compression | None]:
@@ -68,17 +74,37 @@ def compression_of_content(head: bytes) -> Compression | None:
 
 
 def format_of_content(head: bytes) -> InputFormat:
-    """The format of a file whose first bytes are `head`, up to `HEAD` of them.
+    """The format of a file.
 
-    Raises: ValueError: it is not text and no known format.
+    Args:
+        head: its first bytes, up to `HEAD` of them, decompressed.
+
+    Raises: ValueError: it is not text and no known format; the message continues the file's name.
     """
     for magic, form in MAGIC.items():
         if head.startswith(magic):
             return form
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("is UTF-16: convert it to UTF-8 first")
+    if CONTROL.search(head) and not _is_utf8(head):
+        raise ValueError(
+            "is a binary file of no known format: leave it out, or name its format with "
+            "--input-format"
+        )
     head = head.removeprefix(BOM)
     if OBJECT.match(head):
         first, newline, _ = head.lstrip().partition(b"\n")
         # an object that goes on in the next line was printed with indents
-        whole = not newline or first.rstrip().endswith(b"}")
-        return InputFormat.jsonl if whole else InputFormat.json
-    return InputFormat.json if ARRAY_OF_OBJECTS.match(head) else InputFormat.text
+        return (
+            InputFormat.json if newline and not first.rstrip().endswith(b"}") else InputFormat.jsonl
+        )
+    return InputFormat.json if OBJECTS.match(head) else InputFormat.text
+
+
+def _is_utf8(head: bytes) -> bool:
+    """Whether bytes are UTF-8; the last character may be cut."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Files of lines -> rows: plain text, JSONL, and whole files as one text each.
+"""Files of lines -> rows: plain text and JSONL; and whole files as one text each.
 
 Where in the flow: `open_rows` calls these readers with an open file.
 Source: jsonlines.org (UTF-8, one JSON value per line, lines end with a line feed).
@@ -6,38 +6,37 @@ Source: jsonlines.org (UTF-8, one JSON value per line, lines end with a line fee
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from nomicbert.bulk.inputs.formats import BOM
-from nomicbert.bulk.inputs.opening import Opened
-from nomicbert.bulk.inputs.rows import Position, Reject, Row, Span
-from nomicbert.bulk.inputs.selection import KINDS, Selection
+from nomicbert.bulk.inputs.opening import MOST_BYTES, Opened
+from nomicbert.bulk.inputs.rows import Entry, Position, Reject, Row, Span
+from nomicbert.bulk.inputs.selection import Selection, kind_of, not_utf8
 
-# What a reader yields: a row; None for a row without a text, which the policy skips; a row that
-# cannot be used; at the end the position there.
-Entry = Row | Reject | Position | None
 # A line -> its text (None: skip), the carried fields, and the object as it was read.
 Parse = Callable[[str], tuple[str | None, dict[str, Any], str | None]]
 
 
 def text_parser(selection: Selection) -> Parse:
     """Every line is a text, also the blank one; it is carried under the text field's name."""
-    field, columns = selection.field, selection.columns
-    if columns is None or field in columns:
+    field = selection.field
+    if selection.columns is None or field in selection.columns:
         return lambda line: (line, {field: line}, None)
     return lambda line: (line, {}, None)
 
 
 def jsonl_parser(selection: Selection) -> Parse:
     """Every line is an object; blank lines are skipped."""
+    text, carried = selection.text, selection.carried
 
     def parse(line: str) -> tuple[str | None, dict[str, Any], str | None]:
         line = line.strip()
         if not line:
             return None, {}, None
         fields = parse_object(line)
-        return selection.text(fields), selection.carried(fields), line
+        return text(fields), carried(fields), line
 
     return parse
 
@@ -58,7 +57,7 @@ def parse_object(line: str) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("the object is nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError(f"the line must be a JSON object, not {KINDS[type(found)]}")
+        raise ValueError(f"the line must be a JSON object, not {kind_of(found)}")
     return found
 
 
@@ -72,28 +71,25 @@ def read_lines(opened: Opened, span: Span, unit: int, parse: Parse) -> Iterator[
         parse: reads a line.
 
     Yields: the rows, those that cannot be used, and the position behind them.
-    Raises: OSError: reading failed.
+    Raises: ValueError: a line without end. OSError: reading failed.
     """
-    file, name, seekable = opened.file, opened.name, opened.seekable
-    number, offset = span.first, 0
-    if seekable and span.offset is not None:
-        offset = span.offset
-        file.seek(offset)
+    name, offsets, number = opened.name, opened.offsets, span.first
+    lines = iter(partial(opened.file.readline, MOST_BYTES), b"")
+    if offsets and span.offset is not None:
+        offset = opened.file.seek(span.offset)
     else:
-        offset = sum(map(len, islice(file, span.first)))
-    stop = -1 if span.stop is None else span.stop
-    lines = iter(file) if stop < 0 else islice(file, max(0, stop - number))
-    begin = offset  # of the row and of the skipped ones before it
-    for raw in lines:
+        offset = sum(map(len, islice(lines, span.first)))
+    told = int(offset * opened.ratio)  # bytes of the input up to the row before
+    for raw in lines if span.stop is None else islice(lines, max(0, span.stop - number)):
         offset += len(raw)
+        if len(raw) == MOST_BYTES:
+            raise ValueError(f"{name}, line {number + 1} has more than {MOST_BYTES:,} bytes")
+        if not number:
+            raw = raw.removeprefix(BOM)
+            if not raw:
+                break  # the file holds nothing else
+        content = raw.removesuffix(b"\n").removesuffix(b"\r")
         try:
-            content = raw[:-1] if raw.endswith(b"\n") else raw
-            if content.endswith(b"\r"):
-                content = content[:-1]
-            if not number:
-                content = content.removeprefix(BOM)
-                if not content and len(raw) == len(BOM):
-                    break  # the file holds nothing else
             text, fields, line = parse(content.decode())
         except UnicodeDecodeError as error:
             yield Reject(name, number, not_utf8(content, error), content.decode(errors="replace"))
@@ -103,17 +99,28 @@ def read_lines(opened: Opened, span: Span, unit: int, parse: Parse) -> Iterator[
             if text is None:
                 yield None
             else:
-                after = Position(unit, number + 1, offset if seekable else None)
-                size = int((offset - begin) * opened.ratio)
-                begin = offset
+                after = Position(unit, number + 1, offset if offsets else None)
+                size = max(0, int(offset * opened.ratio) - told)
+                told += size
                 yield Row(name, "line", number, text, fields, line, size, after)
         number += 1
-    yield Position(unit, number, offset if seekable else None)
+    yield Position(unit, number, offset if offsets else None)
 
 
-def not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
-    """What to say of bytes that cannot be decoded."""
-    return (
-        f"byte {error.start + 1} (0x{content[error.start]:02x}) is not UTF-8: convert the input "
-        "first"
-    )
+def read_document(opened: Opened, span: Span, unit: int, selection: Selection) -> Iterator[Entry]:
+    """The only row of a file that is one text; arguments, yields and errors as in `read_lines`."""
+    name, after = opened.name, Position(unit, 1, None)
+    if not span.first and span.stop != 0:
+        content = opened.file.read(MOST_BYTES)
+        if len(content) == MOST_BYTES:
+            raise ValueError(f"{name} has more than {MOST_BYTES:,} bytes, too many for one text")
+        size = int(len(content) * opened.ratio)
+        content = content.removeprefix(BOM)
+        try:
+            text, fields, _ = text_parser(selection)(content.decode())
+        except UnicodeDecodeError as error:
+            yield Reject(name, 0, not_utf8(content, error), content.decode(errors="replace"))
+        else:
+            assert text is not None
+            yield Row(name, "row", 0, text, fields, None, size, after)
+    yield after

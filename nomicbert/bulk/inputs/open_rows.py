@@ -3,13 +3,12 @@
 Where in the flow: `feed` opens the spans of a job here, one after the other.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
-from nomicbert.bulk.inputs import lines
-from nomicbert.bulk.inputs.formats import InputFormat
-from nomicbert.bulk.inputs.lines import Entry
-from nomicbert.bulk.inputs.opening import open_source
-from nomicbert.bulk.inputs.rows import Span
+from nomicbert.bulk.inputs import csv_rows, json_rows, lines
+from nomicbert.bulk.inputs.formats import DELIMITERS, InputFormat
+from nomicbert.bulk.inputs.opening import Opened, open_source
+from nomicbert.bulk.inputs.rows import Entry, Span
 from nomicbert.bulk.inputs.selection import Selection
 from nomicbert.bulk.inputs.sources import Source
 
@@ -27,11 +26,23 @@ def open_rows(source: Source, span: Span, unit: int, selection: Selection) -> Ge
     Raises: ValueError: the source cannot be read as what it should be. OSError: reading failed.
     """
     with open_source(source) as opened:
-        try:
-            if source.format is InputFormat.text:
-                parse = lines.text_parser(selection)
-            else:
-                parse = lines.jsonl_parser(selection)
-            yield from lines.read_lines(opened, span, unit, parse)
-        except OSError as error:
-            raise OSError(f"cannot read {source.name}: {error.strerror or error}") from error
+        yield from _reader(source.format, opened, span, unit, selection)
+
+
+def _reader(
+    form: InputFormat, opened: Opened, span: Span, unit: int, selection: Selection
+) -> Iterator[Entry]:
+    if form is InputFormat.text:
+        return lines.read_lines(opened, span, unit, lines.text_parser(selection))
+    if form is InputFormat.jsonl:
+        return lines.read_lines(opened, span, unit, lines.jsonl_parser(selection))
+    if form is InputFormat.document:
+        return lines.read_document(opened, span, unit, selection)
+    if form is InputFormat.json:
+        return json_rows.read_json(opened, span, unit, selection)
+    if form in DELIMITERS:
+        return csv_rows.read_csv(opened, span, unit, selection, DELIMITERS[form])
+    from nomicbert.bulk.inputs import arrow_rows  # needs pyarrow
+
+    read = arrow_rows.read_parquet if form is InputFormat.parquet else arrow_rows.read_arrow
+    return read(opened, span, unit, selection)

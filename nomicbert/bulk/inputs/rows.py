@@ -77,6 +77,12 @@ class Row:
         """Source and number (from 1), for messages."""
         return f"{self.name}, {self.unit} {self.number + 1}"
 
+    def reject(self, problem: str) -> "Reject":
+        """The row as one that cannot be used."""
+        return Reject(
+            self.name, self.number, problem, self.text if self.line is None else self.line
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Reject:
@@ -121,3 +127,22 @@ class Rest(NamedTuple):
     after: Position
     skipped: int
     rejects: list[Reject]
+
+
+class Misfit(ValueError):
+    """A row that an output cannot hold.
+
+    Attributes:
+        index: of the row among those that were to be written.
+        problem: what is wrong with it.
+    """
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__(f"row {index}: {problem}")
+        self.index = index
+        self.problem = problem
+
+
+# What a reader of a format yields: a row; None for one without a text, which is skipped; one that
+# cannot be used; and, once, the position behind the last row.
+Entry = Row | Reject | None | Position

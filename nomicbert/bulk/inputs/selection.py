@@ -4,7 +4,7 @@ Where in the flow: every reader of rows with fields applies a `Selection`, so th
 or a null means the same in all formats.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -59,16 +59,42 @@ class Selection:
         """
         if value is None and self.on_null != "error":
             return "" if self.on_null == "empty" else None
-        advice = ' (--on-null "empty" or "skip" takes it)' if value is None else ""
-        raise ValueError(
-            f"the field {self.field!r} must be a string, not {KINDS[type(value)]}{advice}"
-        )
+        advice = " (--on-null empty or skip allows it)" if value is None else ""
+        raise ValueError(f"the field {self.field!r} must be a string, not {kind_of(value)}{advice}")
 
     def carried(self, fields: dict[str, Any]) -> dict[str, Any]:
         """The fields that are carried along."""
         if self.columns is None:
             return fields
         return {name: fields[name] for name in self.columns if name in fields}
+
+
+def kind_of(value: Any) -> str:
+    """What JSON calls a value."""
+    return KINDS[type(value)]
+
+
+def check_columns(names: Sequence[str], source: str, selection: Selection) -> None:
+    """Check the columns of a source.
+
+    Raises: ValueError: two have one name, or none is that of the text.
+    """
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{source} has two columns {twice!r}: rename one")
+    if selection.field not in names:
+        raise ValueError(
+            f"{source} has no column {selection.field!r} among {listed(names)}: pass the name of "
+            "the text's column with --field"
+        )
+
+
+def not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
+    """What to say of bytes that cannot be decoded."""
+    return (
+        f"byte {error.start + 1} (0x{content[error.start]:02x}) is not UTF-8: convert the input "
+        "first"
+    )
 
 
 def listed(names: Iterable[str]) -> str:

@@ -7,13 +7,16 @@ and where the next one does.
 
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from nomicbert.bulk.encoding import Window
 from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.job.footer import Footer
 from nomicbert.bulk.job.parts import Layout, Part
 from nomicbert.bulk.job.plan import Job
 from nomicbert.bulk.job.resume import Gap
+
+if TYPE_CHECKING:
+    from nomicbert.bulk.encoding import Window
 
 
 class Cutter:
@@ -34,10 +37,10 @@ class Cutter:
         self._number, self._start, self._next = gap.number, gap.start, gap.start
         self._ended = False
 
-    def add(self, window: Window) -> int:
+    def add(self, window: "Window") -> tuple[int, int]:
         """Take the rows of a window from the feed, and write them.
 
-        Returns: bytes of the inputs that they took.
+        Returns: bytes of the inputs that they took, and tokens.
         Raises: OSError, ValueError: see `Part.add`.
         """
         cut, size = set(window.cut), 0
@@ -52,7 +55,7 @@ class Cutter:
                 self._close(self._feed.finished)
         if self._part is not None and time.monotonic() - self._opened >= options.part_seconds:
             self.end_part()
-        return size
+        return size, sum(window.lengths)
 
     def end_part(self) -> None:
         """End the open part here, if there is one and a number for the next one."""

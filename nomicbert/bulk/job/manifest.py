@@ -9,7 +9,7 @@ folder. Each part's footer names the run id, so that a part of another job is se
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ class Manifest:
     """What a job is.
 
     Attributes:
-        want: the options and the model, as JSON values by name.
+        want: the options and what decides the vectors, as JSON values by name.
+        description: of the model, for people.
         inputs: the sources in order.
         tasks: the spans of each task.
         carried: pa.Schema of the carried columns, under the names of the inputs.
@@ -35,6 +36,7 @@ class Manifest:
     """
 
     want: dict[str, Any]
+    description: dict[str, Any]
     inputs: tuple[Input, ...]
     tasks: tuple[tuple[Span, ...], ...]
     carried: Any
@@ -56,6 +58,7 @@ class Manifest:
             "run": self.run,
             "created": self.created,
             "want": self.want,
+            "description": self.description,
             "columns": {field.name: str(field.type) for field in self.carried},
             "schema": base64.b64encode(self.carried.serialize().to_pybytes()).decode(),
             "inputs": [asdict(one) for one in self.inputs],
@@ -101,6 +104,7 @@ def _manifest(content: dict[str, Any]) -> Manifest:
         raise KeyError(f"schema: {error}") from error
     return Manifest(
         want=content["want"],
+        description=content["description"],
         inputs=tuple(Input(**one) for one in content["inputs"]),
         tasks=tuple(tuple(Span(*span) for span in task) for task in content["tasks"]),
         carried=schema,
@@ -108,16 +112,16 @@ def _manifest(content: dict[str, Any]) -> Manifest:
     )
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], names: Sequence[str]) -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any], names: Iterable[str] = ()) -> list[str]:
     """How settings differ from those of before, in words.
 
     Args:
         old: `want` of a manifest.
         new: the same as wanted now.
-        names: of the settings to compare.
+        names: of the settings to compare; all if there are none.
     """
     found = []
-    for name in names:
+    for name in names or sorted(old.keys() | new):
         was, now = (_line(want[name]) if name in want else "not set" for want in (old, new))
         if was != now:
             found.append(f"{name} was {was}, now it is {now}")

@@ -54,7 +54,8 @@ class Options:
             raise TypeError(f"columns must be a list of names, not the string {self.columns!r}")
         for name, values in (("on_error", OnError), ("on_null", OnNull)):
             if (value := getattr(self, name)) not in get_args(values):
-                raise ValueError(f"{name} must be one of {get_args(values)}, not {value!r}")
+                *others, last = map(repr, get_args(values))
+                raise ValueError(f"{name} must be {', '.join(others)} or {last}, not {value!r}")
         index, count = self.task or (1, 1)
         if not 1 <= _whole("task", index) <= _whole("task", count) <= MOST_TASKS:
             raise ValueError(

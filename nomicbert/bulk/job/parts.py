@@ -24,7 +24,7 @@ from nomicbert.bulk.job.folder import Folder
 from nomicbert.bulk.job.footer import Footer
 from nomicbert.bulk.job.names import part_name, reject_name
 from nomicbert.bulk.parquet import open_parquet, vectors_column
-from nomicbert.bulk.reading import EMBEDDING
+from nomicbert.bulk.writing import EMBEDDING
 from nomicbert.runtime.allocator import give_back_freed_memory
 
 SOURCE, ROW = "source", "row"

@@ -8,6 +8,7 @@ so nothing changes between the two.
 import importlib.util
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -81,6 +82,17 @@ class Job:
     def complete(self) -> bool:
         """Whether nothing is left to embed."""
         return not self.progressed.gaps
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the task's inputs; the units of a source count as equally long."""
+        units = Counter(span.source for spans in self.tasks for span in spans)
+        return round(sum(self.inputs[span.source].size / units[span.source] for span in self.spans))
+
+    @property
+    def left_bytes(self) -> int:
+        """Of them, those whose rows are not in a part yet; an estimate."""
+        return self.total_bytes - sum(footer.size for footer in self.progressed.footers)
 
     def feed(self, spans: Sequence[Span], start: Position = START) -> Feed:
         """The texts of spans from a position on."""

@@ -1,4 +1,4 @@
-"""What a job has done, for the caller."""
+"""What a job has done, and what a check of its folder has found, for the caller."""
 
 from dataclasses import dataclass
 
@@ -36,3 +36,45 @@ class BulkReport:
     width: int
     dtype: str
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What a folder holds.
+
+    Attributes:
+        folder: that was read.
+        tasks: number of tasks.
+        parts: number of files.
+        rows: with vectors.
+        skipped: rows without a text.
+        rejected: rows that could not be used.
+        truncated: rows whose text was cut.
+        tokens: of all rows.
+        broken: vectors with NaN or infinity.
+        first_broken: source and number (from 1) of the first of them; empty if there is none.
+        complete: whether every task has ended, without a gap.
+        compared: whether rows were compared with the inputs; if not, `problems` tells why.
+        problems: what is wrong, at most 100.
+        problem_count: their number.
+    """
+
+    folder: str
+    tasks: int
+    parts: int
+    rows: int
+    skipped: int
+    rejected: int
+    truncated: int
+    tokens: int
+    broken: int
+    first_broken: str
+    complete: bool
+    compared: bool
+    problems: tuple[str, ...]
+    problem_count: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the job is complete and nothing is wrong; broken vectors are counted apart."""
+        return self.complete and not self.problem_count

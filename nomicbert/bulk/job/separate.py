@@ -8,7 +8,8 @@ import os
 from collections.abc import Sequence
 
 from nomicbert.bulk.inputs.sources import Source
-from nomicbert.bulk.reading import STDIN
+from nomicbert.bulk.inputs.streams import STDIN
+from nomicbert.bulk.places import LocalPlace
 
 
 def refuse_streams(inputs: Sequence[str]) -> None:
@@ -42,7 +43,8 @@ def keep_apart(inputs: Sequence[str], sources: Sequence[Source], output: str) ->
                 "inputs: choose a folder elsewhere"
             )
     for source in sources:
-        if is_inside(source.name, output):
+        name = source.place.path if isinstance(source.place, LocalPlace) else source.name
+        if is_inside(name, output):
             raise ValueError(
                 f"the input {source.name} is inside the output {output}: choose another output"
             )

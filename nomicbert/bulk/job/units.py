@@ -115,9 +115,9 @@ def _count_lines(source: Source) -> tuple[int, list[Mark] | None]:
     ended = True
     with open_source(source) as opened:
         while block := opened.file.read(BLOCK):
-            if (first := block.find(b"\n")) >= 0 and opened.seekable:
+            if (first := block.find(b"\n")) >= 0 and opened.offsets:
                 marks.append(Mark(rows + 1, offset + first + 1))
             rows += block.count(b"\n")
             offset += len(block)
             ended = block.endswith(b"\n")
-        return rows + (not ended), marks if opened.seekable else None
+        return rows + (not ended), marks if opened.offsets else None

@@ -8,18 +8,26 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from nomicbert.bulk.encoding import Window
 from nomicbert.bulk.job.options import Options
 from nomicbert.bulk.job.plan import plan_job
 from nomicbert.bulk.job.report import BulkReport
 from nomicbert.bulk.job.run import run_job
+from nomicbert.bulk.progress import BulkProgress
 from nomicbert.errors import TextError
 
 WIDTH = 8
+
+
+class Window(NamedTuple):
+    """As in `nomicbert.bulk.encoding`, which imports torch."""
+
+    vectors: np.ndarray[Any, Any]
+    lengths: list[int]
+    cut: list[int]
 
 
 class Hashes:
@@ -40,7 +48,8 @@ class Hashes:
     ) -> None:
         self.window, self.longest, self.truncate, self.delay = window, longest, truncate, delay
         self.empty = np.empty((0, width), np.float32)
-        self.identity: dict[str, Any] = {"model": model, "truncate": truncate}
+        self.identity: dict[str, Any] = {"vectors": model, "truncate": truncate}
+        self.description = {"model": f"model {model}"}
 
     def vector(self, text: str) -> np.ndarray[Any, Any]:
         width = self.empty.shape[1]
@@ -69,35 +78,18 @@ class Hashes:
         return Window(np.stack([self.vector(text) for text in texts]), lengths, cut)
 
 
-class Watching:
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.total = self.kept = self.rows = self.size = 0
-
-    def read(self, lengths: list[int]) -> None: ...
-
-    def done(self, tokens: int) -> None: ...
-
-    def begin(self, total: int, kept: int) -> None:
-        self.total, self.kept = total, kept
-
-    def taken(self, rows: int, size: int) -> None:
-        self.rows += rows
-        self.size += size
-
-
 def embed(
     inputs: list[str] | str,
     output: Path | str,
     encoder: Any = None,
-    watch: Any = None,
+    progress: Any = None,
     **options: Any,
 ) -> BulkReport:
     """Run a job."""
     names = [inputs] if isinstance(inputs, str) else inputs
     with plan_job(names, str(output), Options(**options)) as job:
-        return run_job(job, encoder or Hashes(), watch or Watching())
+        told = progress or BulkProgress("none", job.total_bytes, job.left_bytes)
+        return run_job(job, encoder or Hashes(), told)
 
 
 def parts_of(output: Path) -> list[Path]:
