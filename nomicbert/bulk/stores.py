@@ -31,7 +31,7 @@ def remote_place(url: str) -> "RemotePlace":
     """The place of a URL; see `places.place`."""
     scheme, _, rest = url.partition("://")
     scheme = scheme.lower()
-    name = hide_password(url)
+    name = hide_password(f"{scheme}://{rest}")
     if scheme not in _ARROW:
         return RemotePlace(name, *_by_fsspec(name, f"{scheme}://{rest}"))
     options = _OPTIONS.search(rest)
@@ -93,7 +93,7 @@ class RemotePlace(Place):
     @property
     def identity(self) -> str:
         """The name: stores have no links."""
-        return self.name
+        return self.name.rstrip("/")
 
     def _kind(self, info: Any) -> Kind | None:
         from pyarrow.fs import FileType

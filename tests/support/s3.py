@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.support.clients import interpreter
-
 # Ends when the test's process ends, whatever ends it.
 SERVER = """
 import sys
@@ -93,6 +91,8 @@ class S3Server:
 @contextmanager
 def running_s3() -> Iterator[S3Server]:
     """Start a server; ends it afterwards."""
+    from tests.support.clients import interpreter  # takes seconds, and children need the rest only
+
     python = interpreter("NOMICBERT_TEST_CLIENTS", ".venv-clients/bin/python", "make test")
     process: subprocess.Popen[Any] = subprocess.Popen(
         [python, "-c", SERVER],
