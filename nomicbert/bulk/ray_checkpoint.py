@@ -9,8 +9,8 @@ rows would be taken for written.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,6 @@ import pyarrow.compute as pc
 from pyarrow import fs
 
 from nomicbert import __version__
-
-if TYPE_CHECKING:
-    from ray.data import Dataset
 
 SETTINGS = "job.json"
 ROWS = "rows"
@@ -103,15 +100,18 @@ def _value(value: Any) -> Any:
     return str(value)  # a dtype of torch
 
 
-def check_ids(ds: "Dataset", id_column: str) -> None:
-    """Refuse ids by which rows cannot be told apart; reads that column once, into memory.
+def check_ids(batches: Iterable[pa.Table], id_column: str) -> None:
+    """Refuse ids by which rows cannot be told apart.
 
     Ray compares ids and nothing else: of two rows with one id, it would drop the second after a
     crash.
 
+    Args:
+        batches: of all rows, with the ids; they are held in memory.
+        id_column: the ids.
+
     Raises: ValueError: neither whole numbers nor strings, a null, or one id twice.
     """
-    batches = ds.select_columns([id_column]).iter_batches(batch_size=None, batch_format="pyarrow")
     tables = [*batches]
     if not tables:
         return

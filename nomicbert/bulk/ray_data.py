@@ -128,9 +128,12 @@ def _resumable(
         )
     # with settings of its own: those of `ds` are shared by all that is made from it
     ds = type(ds).deserialize_lineage(ds.serialize_lineage())
-    rows = open_checkpoint(
-        checkpoint, {"id_column": id_column, **job}, lambda: check_ids(ds, id_column)
-    )
+
+    def check() -> None:
+        ids = ds.select_columns([id_column])
+        check_ids(ids.iter_batches(batch_size=None, batch_format="pyarrow"), id_column)
+
+    rows = open_checkpoint(checkpoint, {"id_column": id_column, **job}, check)
     ds.context.checkpoint_config = {
         "id_column": id_column,
         "checkpoint_path": rows,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -90,3 +91,27 @@ def test_a_check_that_fails_leaves_no_trace_and_is_made_once(tmp_path: Path) -> 
     assert [*tmp_path.iterdir()] == []
     open_checkpoint(str(tmp_path / "c"), JOB)
     assert ray_checkpoint.open_checkpoint(str(tmp_path / "c"), JOB, check)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([1, 2, 3, 2], "1 ids in column 'id' are not unique, 2 is there 2 times"),
+        (["a", "b", None, "c"], "1 of 4 ids in column 'id' are null"),
+        ([0.5, 1.5, 2.5, 3.5], "must be whole numbers or strings, not double"),
+        ([4, 3, 2, 1], None),
+        (["a", "b", "c", "d"], None),
+    ],
+)
+def test_ids_are_checked(ids: list[Any], message: str | None) -> None:
+    table = pa.table({"id": ids})
+    rows = [table.slice(0, 2), table.slice(2)]
+    if message is None:
+        ray_checkpoint.check_ids(rows, "id")
+        return
+    with pytest.raises(ValueError, match=message):
+        ray_checkpoint.check_ids(rows, "id")
+
+
+def test_no_rows_have_no_ids() -> None:
+    ray_checkpoint.check_ids([], "id")

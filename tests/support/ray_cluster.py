@@ -1,7 +1,6 @@
-"""A small Ray cluster on loopback, and a job on it that can be killed.
+"""A small Ray cluster on loopback, rows that come slowly, and the workers on it.
 
-As a program it is the driver of a job:
-`python -m tests.support.ray_cluster ADDRESS MODEL INPUT OUTPUT CHECKPOINT`.
+No torch here: each process of the cluster that reads rows imports this module.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,9 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-
-from nomicbert.bulk.ray_data import EmbedBatch, embed_dataset
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -39,19 +34,12 @@ ROWS_PER_BLOCK = 25
 WAIT = 0.15
 
 
-class Threads(EmbedBatch):
-    """Also tells the threads that it computes with."""
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        threads = f"{torch.get_num_threads()} {os.environ['RAYON_NUM_THREADS']}"
-        return super().__call__(table).append_column("threads", [[threads] * len(table)])
-
-
 def _environment() -> dict[str, str]:
     """Nothing leaves the machine, no file appears in the home, workers find this checkout."""
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else old versions warn of what new ones do
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
     }
 
@@ -147,31 +135,3 @@ def _above(process: Path) -> Iterator[int]:
 def kill(process: int) -> None:
     """End a process at once, as the kernel does when memory is short."""
     os.kill(process, signal.SIGKILL)
-
-
-def embed(model: str, source: Path, output: Path, checkpoint: Path) -> None:
-    """The job: slow, and with a checkpoint."""
-    rows = embed_dataset(
-        slow_rows(source),
-        model,
-        workers=2,
-        id_column="id",
-        checkpoint=str(checkpoint),
-        rows_per_block=ROWS_PER_BLOCK,
-        prompt_name="search_document",
-    )
-    rows.write_parquet(str(output))
-
-
-def main() -> None:
-    """Embed a folder with a checkpoint, on a cluster that runs already."""
-    import ray
-
-    address, model, *places = sys.argv[1:]
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    quiet()
-    embed(model, *map(Path, places))
-
-
-if __name__ == "__main__":
-    main()
