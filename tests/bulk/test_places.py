@@ -292,6 +292,39 @@ def test_a_listing_says_what_the_files_are(s3: S3Server) -> None:
     assert (found.kind(), found.size()) == ("file", 3)
 
 
+def test_a_store_that_lists_no_folders(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Google's, as pyarrow shows it."""
+    bucket = s3.bucket()
+    for name in ("in/x.txt", "in/a/y.txt", "in/a/b/z.txt"):
+        s3.put(f"{bucket}/{name}", b"x")
+
+    class System:
+        type_name = "gcs"
+
+        def __init__(self, system: Any) -> None:
+            self._system = system
+
+        def get_file_info(self, wanted: Any) -> Any:
+            found = self._system.get_file_info(wanted)
+            return [one for one in found if one.is_file] if isinstance(found, list) else found
+
+    by_pyarrow = stores._by_pyarrow
+
+    def system_of(*arguments: str) -> tuple[Any, str]:
+        system, base = by_pyarrow(*arguments)
+        return System(system), base
+
+    monkeypatch.setattr(stores, "_by_pyarrow", system_of)
+    for pattern, wanted in {
+        "*": ["a", "x.txt"],
+        "*/*.txt": ["a/y.txt"],
+        "a/*/z.txt": ["a/b/z.txt"],
+        "**": ["a/b/z.txt", "a/y.txt", "x.txt"],
+    }.items():
+        found = place(s3.url(f"{bucket}/in/{pattern}")).glob()
+        assert relative(found, f"s3://{bucket}/in") == wanted
+
+
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
@@ -358,6 +391,12 @@ class ClientError(Exception):
         self.status = status
 
 
+def caused(cause: Exception) -> FileNotFoundError:
+    error = FileNotFoundError("the address")
+    error.__cause__ = cause
+    return error
+
+
 class OddSystem(fsspec.AbstractFileSystem):
     protocol = "nomicbertodd"
     problem: Exception
@@ -385,6 +424,9 @@ class OddSystem(fsspec.AbstractFileSystem):
         (ClientError("lost\n  connection"), OSError, "lost connection"),
         (PermissionError("no entry"), ValueError, "access is denied; .*no entry"),
         (TimeoutError("too slow"), OSError, "too slow"),
+        # as fsspec's HTTP client raises them
+        (caused(ConnectionError("not reached")), OSError, "not reached"),
+        (caused(ClientError("forbidden", 403)), ValueError, "access is denied; .*forbidden"),
     ],
 )
 def test_errors_of_fsspec(problem: Exception, kind: type[Exception], wanted: str) -> None:
@@ -394,3 +436,5 @@ def test_errors_of_fsspec(problem: Exception, kind: type[Exception], wanted: str
     for act in (lambda: place("nomicbertodd://x").kind(), lambda: late.read(1)):
         with pytest.raises(kind, match=rf"cannot read nomicbertodd://.*{wanted}"):
             act()
+    OddSystem.problem = caused(ClientError("no such file", 404))
+    assert place("nomicbertodd://x").kind() is None

@@ -241,6 +241,17 @@ def test_values_without_a_form_in_json(value: Any) -> None:
     assert len(file.getvalue()) == 128
 
 
+def test_a_string_of_parquet_that_is_not_utf8() -> None:
+    pa = pytest.importorskip("pyarrow")
+    raw = pa.array([b"a", b"b", b"c", b"\xff"], pa.binary()).view(pa.string())
+    rows = arrow_rows({"text": ["a"] * 4, "raw": raw}, [1, 2, 3])
+    file, vectors = io.BytesIO(), np.zeros((3, 1), np.float32)
+    with refused("a.parquet, row 4: a string is not UTF-8: .*0xff"):
+        write_all(jsonl_writer(file, vectors), rows, vectors)
+    write_all(jsonl_writer(file, vectors), rows[:2], vectors[:2])
+    assert [json.loads(line)["raw"] for line in file.getvalue().splitlines()] == ["b", "c"]
+
+
 def test_a_field_with_the_name_of_the_vector(tmp_path: Path, to_table: Callable[..., Any]) -> None:
     lines = ['{"text": "a"}', '{"text": "b", "embedding": []}']
     vectors = np.zeros((2, 1), np.float32)
