@@ -60,8 +60,8 @@ def fill(request: pytest.FixtureRequest, tmp_path: Path) -> Fill:
         bucket = server.bucket()
         for name, content in tree.items():
             server.put(f"{bucket}/in/{name}", content)
-        os.environ["AWS_ENDPOINT_URL"] = f"http://{server.address}"
-        request.addfinalizer(lambda: os.environ.pop("AWS_ENDPOINT_URL"))
+        patch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{server.address}")
         return f"s3://{bucket}/in"
 
     def in_memory(tree: dict[str, bytes]) -> str:
@@ -135,6 +135,19 @@ def test_patterns(fill: Fill, pattern: str, wanted: list[str]) -> None:
     assert relative(found, folder) == wanted
     files = [one for one in found if one.kind() == "file"]
     assert contents(files) == [TREE[one] for one in relative(files, folder)]
+
+
+def test_paths_are_literal(s3: S3Server) -> None:
+    bucket = s3.bucket()
+    for name in ("x%20y#z.txt", "x y#z.txt", "x+y&z?.txt", "é.txt"):
+        s3.put(f"{bucket}/{name}", name.encode())
+        found = place(s3.url(f"{bucket}/{name}"))
+        assert contents([found]) == [name.encode()]
+        assert found.name == f"s3://{bucket}/{name}"
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/top/x%20y#z.txt", b"x")
+    assert place("memory://top/x%20y#z.txt").size() == 1
+    memory.store.clear()
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 19, 20, 21, 64, 1000])
