@@ -99,7 +99,7 @@ def _places(given: str) -> Iterator[Place | Stream]:
             raise ValueError(f"cannot read {given}: {problem}")
         yield from matches
     elif isinstance(at, LocalPlace) and not stat.S_ISREG(os.stat(at.path).st_mode):
-        yield Stream(given)
+        yield Stream(at.path)
     else:
         yield at
 
