@@ -177,7 +177,7 @@ def read_arrow(opened: Opened, span: Span, unit: int, selection: Selection) -> I
         schema, batches = _open_ipc(watched)
         _check_schema(schema, opened.name, selection)
         for batch in batches:
-            size = batch.nbytes / max(1, batch.num_rows)
+            size = batch.get_total_buffer_size() / max(1, batch.num_rows)
             for begin in range(0, batch.num_rows, BATCH_ROWS):
                 piece = batch.slice(begin, BATCH_ROWS)
                 yield from rows.of(piece, size * piece.num_rows)
