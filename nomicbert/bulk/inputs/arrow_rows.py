@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nomicbert.bulk.inputs.compressed import Watched
 from nomicbert.bulk.inputs.formats import IPC_FILE, InputFormat
-from nomicbert.bulk.inputs.opening import Opened, Watched
+from nomicbert.bulk.inputs.opening import Opened
 from nomicbert.bulk.inputs.rows import ArrowCells, Entry, Position, Reject, Row, Span
 from nomicbert.bulk.inputs.selection import Selection, check_columns, not_utf8
 

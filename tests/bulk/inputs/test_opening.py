@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from nomicbert.bulk.inputs.opening import HEAD, inflated_head
+from nomicbert.bulk.inputs.compressed import inflated_head
+from nomicbert.bulk.inputs.formats import HEAD
 from nomicbert.bulk.places import LocalPlace
 from tests.support.bulk_inputs import (
     SUFFIXES,
