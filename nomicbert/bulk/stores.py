@@ -11,37 +11,27 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from nomicbert.bulk.places import HIDDEN, Kind, Place, has_wildcard, join
+from nomicbert.bulk.store_errors import hide_password, reason_of, store_errors
 
 # Schemes of pyarrow's own file systems.
 _ARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 _HTTP = ("http://", "https://")
 # Connection options; a "?" before anything else is a wildcard or a character of the key.
 _OPTIONS = re.compile(r"\?([\w-]+=[^&?]*(?:&[\w-]+=[^&?]*)*)$")
-_PASSWORD = re.compile(r"//([^/@:]*):[^/@]*@")
 # Bytes of a request. A round trip to a store costs about as much as a MiB.
 BUFFER = 4 << 20
 # Google's library retries for 15 minutes by default.
 _GS_SECONDS = "retry_limit_seconds=60"
-
-_MISSING = re.compile(
-    r"NO_SUCH_(BUCKET|KEY|UPLOAD)|RESOURCE_NOT_FOUND|\bNOT_FOUND\b|ContainerNotFound"
-)
-_DENIED = re.compile(
-    "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|EXPIRED_TOKEN|INVALID_TOKEN|"
-    "INVALID_CLIENT_TOKEN|MISSING_AUTHENTICATION|UNRECOGNIZED_CLIENT|PERMISSION_DENIED|"
-    "UNAUTHENTICATED|AuthenticationFailed|AuthorizationFailure|(HTTP status|status code):? 40[13]"
-)
 
 
 def remote_place(url: str) -> "RemotePlace":
     """The place of a URL; see `places.place`."""
     scheme, _, rest = url.partition("://")
     scheme = scheme.lower()
-    name = _hide_password(url)
+    name = hide_password(f"{scheme}://{rest}")
     if scheme not in _ARROW:
         return RemotePlace(name, *_by_fsspec(name, f"{scheme}://{rest}"))
     options = _OPTIONS.search(rest)
@@ -69,12 +59,7 @@ class RemotePlace(Place):
 
     def kind(self) -> Kind | None:
         """What there is; None for nothing."""
-        from pyarrow.fs import FileType
-
-        found = self._info().type
-        if found == FileType.NotFound:
-            return None
-        return "folder" if found == FileType.Directory else "file"
+        return self._kind(self._info())
 
     def size(self) -> int:
         """Bytes of the file."""
@@ -94,8 +79,12 @@ class RemotePlace(Place):
 
     def open_arrow(self) -> Any:
         """Open the file as a `pyarrow.NativeFile`."""
-        with store_errors(f"cannot read {self.name}"):
-            return self.system.open_input_file(self.path)
+        try:
+            with store_errors(f"cannot read {self.name}"):
+                return self.system.open_input_file(self.path)
+        except ValueError:
+            self._info()  # raises if it is not reached
+            raise
 
     def child(self, name: str) -> "RemotePlace":
         """The place of this relative path in the folder."""
@@ -104,13 +93,28 @@ class RemotePlace(Place):
     @property
     def identity(self) -> str:
         """The name: stores have no links."""
-        return self.name
+        return self.name.rstrip("/")
+
+    def _kind(self, info: Any) -> Kind | None:
+        from pyarrow.fs import FileType
+
+        if info.type == FileType.NotFound:
+            return None
+        return "folder" if info.type == FileType.Directory else "file"
 
     def _info(self) -> Any:
         if self._known is not None:
             return self._known
         with store_errors(f"cannot read {self.name}"):
-            return self.system.get_file_info(self.path)
+            found = self.system.get_file_info(self.path)
+            handler = getattr(self.system, "handler", None)  # of fsspec; gives no reason
+            if handler is not None and self._kind(found) is None:
+                try:
+                    handler.fs.info(self.path)
+                except FileNotFoundError as error:
+                    if reason_of(error) is not error:
+                        raise
+            return found
 
     def _is_pattern(self) -> bool:
         """A web server has no listing, and a "?" begins its query."""
@@ -124,7 +128,14 @@ class RemotePlace(Place):
         return RemotePlace(name, self.system, "/".join(parts[:first])), behind
 
     def _entries(self) -> list[Place]:
-        return [child for _, child in self._list(recursive=False)]
+        if self.system.type_name != "gcs":
+            return [child for _, child in self._list(recursive=False)]
+        # pyarrow lists no folders of Google's store, unless asked for all that is in them
+        found: dict[str, Place] = {}
+        for relative, child in self._list(recursive=True):
+            first, _, below = relative.partition("/")
+            found[first] = self.child(first) if below else child
+        return [*found.values()]
 
     def _walk(self) -> Iterator[tuple[str, Place]]:
         for relative, child in self._list(recursive=True):
@@ -199,30 +210,6 @@ class _Raw(io.RawIOBase):
             super().close()
 
 
-@contextmanager
-def store_errors(doing: str) -> Iterator[None]:
-    """Turn a store's errors into ValueError if the user can correct them, else OSError.
-
-    `doing` is the message's beginning: "cannot read NAME".
-    """
-    try:
-        yield
-    except (ImportError, MemoryError):
-        raise
-    except Exception as error:  # below fsspec each client has errors of its own
-        text = " ".join(_hide_password(str(error) or type(error).__name__).split())[:500]
-        status = getattr(error, "status", None)  # of aiohttp
-        if isinstance(error, FileNotFoundError) or _MISSING.search(text):
-            raise ValueError(f"{doing}: it does not exist ({text})") from error
-        if isinstance(error, PermissionError) or status in (401, 403) or _DENIED.search(text):
-            advice = "access is denied; check the credentials and permissions"
-            raise ValueError(f"{doing}: {advice} ({text})") from error
-        correctable = (ValueError, IsADirectoryError, NotADirectoryError)
-        if isinstance(error, correctable):
-            raise ValueError(f"{doing}: {text}") from error
-        raise OSError(getattr(error, "errno", None) or errno.EIO, f"{doing}: {text}") from error
-
-
 def _by_pyarrow(name: str, scheme: str, authority: str, options: str) -> tuple[Any, str]:
     """The file system, and the path of the bucket in it."""
     fs = _pyarrow_fs(name)
@@ -265,7 +252,3 @@ def _pyarrow_fs(name: str) -> Any:
     except ImportError as error:
         raise ImportError(f'{name} needs pyarrow: pip install "nomicbert[parquet]"') from error
     return fs
-
-
-def _hide_password(text: str) -> str:
-    return _PASSWORD.sub(r"//\1@", text)

@@ -14,6 +14,7 @@ from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.inputs.streams import STDIN
 from nomicbert.bulk.job.separate import is_inside
 from nomicbert.bulk.output import STDOUT, is_stdout, is_stream, label
+from nomicbert.bulk.places import LocalPlace, is_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +51,7 @@ def is_folder(output: str) -> bool:
 
     Raises: ValueError: a URL that is none.
     """
-    if "://" in output and not output.endswith("/"):
+    if is_url(output) and not output.endswith("/"):
         raise ValueError(
             f"the output {output} is a URL, and only a folder of parts can be one: end it in /"
         )
@@ -159,7 +160,7 @@ def keep_apart(
         ranges: file of --ranges.
     """
     written = {_identity(output, 1): output for output in outputs}
-    read = [source.place.name for source in sources]
+    read = [source.place.path for source in sources if isinstance(source.place, LocalPlace)]
     read += [path for path in (ranges, STDIN if STDIN in inputs else None) if path]
     for path in read:
         found = _identity(path, 0)

@@ -60,8 +60,8 @@ def fill(request: pytest.FixtureRequest, tmp_path: Path) -> Fill:
         bucket = server.bucket()
         for name, content in tree.items():
             server.put(f"{bucket}/in/{name}", content)
-        os.environ["AWS_ENDPOINT_URL"] = f"http://{server.address}"
-        request.addfinalizer(lambda: os.environ.pop("AWS_ENDPOINT_URL"))
+        patch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{server.address}")
         return f"s3://{bucket}/in"
 
     def in_memory(tree: dict[str, bytes]) -> str:
@@ -135,6 +135,19 @@ def test_patterns(fill: Fill, pattern: str, wanted: list[str]) -> None:
     assert relative(found, folder) == wanted
     files = [one for one in found if one.kind() == "file"]
     assert contents(files) == [TREE[one] for one in relative(files, folder)]
+
+
+def test_paths_are_literal(s3: S3Server) -> None:
+    bucket = s3.bucket()
+    for name in ("x%20y#z.txt", "x y#z.txt", "x+y&z?.txt", "é.txt"):
+        s3.put(f"{bucket}/{name}", name.encode())
+        found = place(s3.url(f"{bucket}/{name}"))
+        assert contents([found]) == [name.encode()]
+        assert found.name == f"s3://{bucket}/{name}"
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/top/x%20y#z.txt", b"x")
+    assert place("memory://top/x%20y#z.txt").size() == 1
+    memory.store.clear()
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 19, 20, 21, 64, 1000])
@@ -292,6 +305,39 @@ def test_a_listing_says_what_the_files_are(s3: S3Server) -> None:
     assert (found.kind(), found.size()) == ("file", 3)
 
 
+def test_a_store_that_lists_no_folders(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Google's, as pyarrow shows it."""
+    bucket = s3.bucket()
+    for name in ("in/x.txt", "in/a/y.txt", "in/a/b/z.txt"):
+        s3.put(f"{bucket}/{name}", b"x")
+
+    class System:
+        type_name = "gcs"
+
+        def __init__(self, system: Any) -> None:
+            self._system = system
+
+        def get_file_info(self, wanted: Any) -> Any:
+            found = self._system.get_file_info(wanted)
+            return [one for one in found if one.is_file] if isinstance(found, list) else found
+
+    by_pyarrow = stores._by_pyarrow
+
+    def system_of(*arguments: str) -> tuple[Any, str]:
+        system, base = by_pyarrow(*arguments)
+        return System(system), base
+
+    monkeypatch.setattr(stores, "_by_pyarrow", system_of)
+    for pattern, wanted in {
+        "*": ["a", "x.txt"],
+        "*/*.txt": ["a/y.txt"],
+        "a/*/z.txt": ["a/b/z.txt"],
+        "**": ["a/b/z.txt", "a/y.txt", "x.txt"],
+    }.items():
+        found = place(s3.url(f"{bucket}/in/{pattern}")).glob()
+        assert relative(found, f"s3://{bucket}/in") == wanted
+
+
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
@@ -358,6 +404,12 @@ class ClientError(Exception):
         self.status = status
 
 
+def caused(cause: Exception) -> FileNotFoundError:
+    error = FileNotFoundError("the address")
+    error.__cause__ = cause
+    return error
+
+
 class OddSystem(fsspec.AbstractFileSystem):
     protocol = "nomicbertodd"
     problem: Exception
@@ -385,6 +437,9 @@ class OddSystem(fsspec.AbstractFileSystem):
         (ClientError("lost\n  connection"), OSError, "lost connection"),
         (PermissionError("no entry"), ValueError, "access is denied; .*no entry"),
         (TimeoutError("too slow"), OSError, "too slow"),
+        # as fsspec's HTTP client raises them
+        (caused(ConnectionError("not reached")), OSError, "not reached"),
+        (caused(ClientError("forbidden", 403)), ValueError, "access is denied; .*forbidden"),
     ],
 )
 def test_errors_of_fsspec(problem: Exception, kind: type[Exception], wanted: str) -> None:
@@ -394,3 +449,5 @@ def test_errors_of_fsspec(problem: Exception, kind: type[Exception], wanted: str
     for act in (lambda: place("nomicbertodd://x").kind(), lambda: late.read(1)):
         with pytest.raises(kind, match=rf"cannot read nomicbertodd://.*{wanted}"):
             act()
+    OddSystem.problem = caused(ClientError("no such file", 404))
+    assert place("nomicbertodd://x").kind() is None

@@ -241,6 +241,17 @@ def test_values_without_a_form_in_json(value: Any) -> None:
     assert len(file.getvalue()) == 128
 
 
+def test_a_string_of_parquet_that_is_not_utf8() -> None:
+    pa = pytest.importorskip("pyarrow")
+    raw = pa.array([b"a", b"b", b"c", b"\xff"], pa.binary()).view(pa.string())
+    rows = arrow_rows({"text": ["a"] * 4, "raw": raw}, [1, 2, 3])
+    file, vectors = io.BytesIO(), np.zeros((3, 1), np.float32)
+    with refused("a.parquet, row 4: a string is not UTF-8: .*0xff"):
+        write_all(jsonl_writer(file, vectors), rows, vectors)
+    write_all(jsonl_writer(file, vectors), rows[:2], vectors[:2])
+    assert [json.loads(line)["raw"] for line in file.getvalue().splitlines()] == ["b", "c"]
+
+
 def test_a_field_with_the_name_of_the_vector(tmp_path: Path, to_table: Callable[..., Any]) -> None:
     lines = ['{"text": "a"}', '{"text": "b", "embedding": []}']
     vectors = np.zeros((2, 1), np.float32)
@@ -392,6 +403,19 @@ def test_parquet_of_vectors_is_smaller_than_their_bytes(tmp_path: Path, seed: in
     read = pq.read_table(path)["embedding"].combine_chunks().values.to_numpy()
     np.testing.assert_array_equal(read.reshape(400, 384), vectors)
     assert path.stat().st_size < 0.9 * vectors.nbytes  # compressed without the split: 0.925
+
+
+def test_parquet_has_checksums(to_table: Callable[..., Any], tmp_path: Path, seed: int) -> None:
+    """A changed byte is an error where a reader looks at them."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    vectors = some_vectors(3, 64, "float16", seed)
+    chunk = to_table(['{"text": ""}'] * 3, vectors).metadata.row_group(0).column(1)
+    path = tmp_path / "vectors.parquet"
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="CRC checksum"):
+        pq.read_table(path, page_checksum_verification=True)
 
 
 def test_parquet_columns_may_have_any_name(to_table: Callable[..., Any]) -> None:

@@ -255,6 +255,11 @@ def test_rows_that_cannot_be_used_are_left_out(
     ]
     assert rejects[1]["problem"] == "not JSON: Expecting value at column 1"
     assert rejects[1]["content"] == "no"
+    # also a first row that does not fit the output
+    put(tmp_path, {"d.jsonl": '{"text": "d", "embedding": 1}\n{"text": "dddd"}\n'})
+    if form != "npy":
+        embed("d.jsonl", "--on-error", "skip", "-o", f"x.{form}")
+        assert lengths(tmp_path / f"x.{form}") == [4]
     # the file is there also when there is nothing in it
     embed("b.jsonl", "--on-error", "skip", "-o", f"w.{form}")
     assert (tmp_path / "w.rejects.jsonl").read_bytes() == b""

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.support.clients import interpreter
-
 # Ends when the test's process ends, whatever ends it.
 SERVER = """
 import sys
@@ -63,10 +61,10 @@ class S3Server:
         return self.request("GET", path)
 
     def keys(self, bucket: str) -> list[str]:
-        """All keys of a bucket with few objects; hidden ones and pyarrow's markers included."""
+        """All keys of a bucket with few objects, but for pyarrow's markers of folders."""
         listing = self.request("GET", bucket, query="?list-type=2&encoding-type=url").decode()
         found = [part.partition("</Key>")[0] for part in listing.split("<Key>")[1:]]
-        return [urllib.parse.unquote(key) for key in found]
+        return [urllib.parse.unquote(key) for key in found if not key.endswith("/")]
 
     def request(self, method: str, path: str, body: bytes = b"", query: str = "") -> bytes:
         link = http.client.HTTPConnection(self.address, timeout=60)
@@ -93,6 +91,8 @@ class S3Server:
 @contextmanager
 def running_s3() -> Iterator[S3Server]:
     """Start a server; ends it afterwards."""
+    from tests.support.clients import interpreter  # takes seconds, and children need the rest only
+
     python = interpreter("NOMICBERT_TEST_CLIENTS", ".venv-clients/bin/python", "make test")
     process: subprocess.Popen[Any] = subprocess.Popen(
         [python, "-c", SERVER],

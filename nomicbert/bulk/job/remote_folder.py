@@ -3,8 +3,9 @@
 Where in the flow: `folder.open_folder` makes one for a URL. A store has no rename and needs none:
 an object appears when its upload is complete. But an upload that an exception ends counts as
 complete. So a file is written to this machine's disk first, and uploaded by a thread, which no
-signal interrupts. A crash in the middle leaves nothing that can be seen. What was sent stays in S3,
-and is charged for, until a lifecycle rule (AbortIncompleteMultipartUpload) deletes it.
+signal interrupts. A crash in the middle leaves nothing to be seen in S3 and Google's store, and an
+empty object in Azure's, which counts as missing here. What was sent stays in S3, and is charged
+for, until a lifecycle rule (AbortIncompleteMultipartUpload) deletes it.
 """
 
 import errno
@@ -13,12 +14,13 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from nomicbert.bulk.job.locked import Locked
 from nomicbert.bulk.job.remote_lock import RemoteLock
 from nomicbert.bulk.places import Place
-from nomicbert.bulk.stores import RemotePlace, store_errors
+from nomicbert.bulk.store_errors import store_errors
+from nomicbert.bulk.stores import RemotePlace
 
 # pyarrow's file systems whose objects appear whole, with the time when they were written.
 STORES = ("s3", "gcs", "abfs")
@@ -54,12 +56,8 @@ class RemoteFolder:
             )
 
     def names(self) -> list[str]:
-        """All names directly below the prefix."""
-        from pyarrow.fs import FileSelector
-
-        with store_errors(f"cannot list {self.name}"):
-            selector = FileSelector(self._place.path, allow_not_found=True)
-            return [info.base_name for info in self._place.system.get_file_info(selector)]
+        """All names directly below the prefix, without those of empty objects."""
+        return [info.base_name for info in self._list() if info.size != 0]
 
     def open(self, name: str) -> BinaryIO:
         """Open an object for reading."""
@@ -104,12 +102,22 @@ class RemoteFolder:
                 self._locks.remove(lock)
 
     def sweep(self, prefix: str) -> None:
-        """Nothing is left by writers that died: their temporary files had no name."""
+        """Delete the empty objects that writers left when they died."""
+        for info in self._list():
+            if info.size == 0 and info.base_name.startswith(prefix):
+                self.remove(info.base_name)
+
+    def _list(self) -> list[Any]:
+        from pyarrow.fs import FileSelector
+
+        with store_errors(f"cannot list {self.name}"):
+            selector = FileSelector(self._place.path, allow_not_found=True)
+            return list(self._place.system.get_file_info(selector))
 
     def _upload(self, file: BinaryIO, target: RemotePlace) -> None:
         for lock in self._locks:
             lock.assure()
-        if target.kind() is not None:
+        if target.kind() == "file" and target.size():
             raise Locked(
                 f"{target.name} was written by another process: only one may write at a time; "
                 "run again when it has ended"

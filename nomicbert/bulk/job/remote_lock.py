@@ -24,7 +24,8 @@ from types import TracebackType
 from typing import Any
 
 from nomicbert.bulk.job.locked import Locked
-from nomicbert.bulk.stores import RemotePlace, store_errors
+from nomicbert.bulk.store_errors import store_errors
+from nomicbert.bulk.stores import RemotePlace
 
 logger = logging.getLogger(__name__)
 

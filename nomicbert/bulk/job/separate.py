@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from nomicbert.bulk.inputs.sources import Source
 from nomicbert.bulk.inputs.streams import STDIN
-from nomicbert.bulk.places import LocalPlace
+from nomicbert.bulk.places import place
 
 
 def refuse_streams(inputs: Sequence[str]) -> None:
@@ -37,14 +37,13 @@ def keep_apart(inputs: Sequence[str], sources: Sequence[Source], output: str) ->
     Raises: ValueError: the message names the input.
     """
     for name in inputs:
-        if os.path.isdir(name) and is_inside(output, name):
+        if is_inside(output, name) and place(name).kind() == "folder":
             raise ValueError(
                 f"the output {output} is inside the input {name}, so its parts would be read as "
                 "inputs: choose a folder elsewhere"
             )
     for source in sources:
-        name = source.place.path if isinstance(source.place, LocalPlace) else source.name
-        if is_inside(name, output):
+        if is_inside(source.place.identity, output):
             raise ValueError(
                 f"the input {source.name} is inside the output {output}: choose another output"
             )
@@ -59,10 +58,8 @@ def keep_apart(inputs: Sequence[str], sources: Sequence[Source], output: str) ->
 
 def is_inside(inner: str, outer: str) -> bool:
     """Whether a path or URL is another one, or lies below it."""
-    if "://" in inner or "://" in outer:
-        return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
-    inner, outer = os.path.realpath(inner), os.path.realpath(outer)
-    return os.path.commonpath([inner, outer]) == outer
+    below, above = (f"{place(name).identity.rstrip('/')}/" for name in (inner, outer))
+    return below.startswith(above)
 
 
 def _is_stored(name: str) -> bool:

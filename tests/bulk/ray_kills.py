@@ -1,0 +1,93 @@
+"""Kill drivers and workers of one Ray job at random; each row must be written once, with its bits.
+
+    python -m tests.bulk.ray_kills --drivers 10 --seed 7
+
+A driver is killed at a random moment, sometimes before it has written anything, sometimes after one
+of its workers was killed. The last one finishes. Takes about half a minute per driver.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from nomicbert import Embedder
+from tests.support.checkpoints import build_checkpoint
+from tests.support.ray_cluster import ROWS_PER_BLOCK, WAIT, cluster, kill, workers_of, write_input
+
+
+def wait_for_rows(output: Path, driver: subprocess.Popen[bytes]) -> None:
+    """Until a file more is there, or the driver has ended."""
+    before = len([*output.glob("*.parquet")])
+    while len([*output.glob("*.parquet")]) <= before and driver.poll() is None:
+        time.sleep(0.02)
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--drivers", type=int, default=10, help="drivers to kill")
+    parser.add_argument("--rows", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    chance = random.Random(arguments.seed)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name, cluster() as address:
+        folder = Path(name)
+        model = build_checkpoint(folder / "model", "nomic-v1.5", num_hidden_layers=1)
+        wanted = write_input(folder / "in", arguments.rows, text_ids=bool(arguments.seed % 2))
+        output = folder / "out"
+        command = [sys.executable, "-m", "tests.support.ray_job", address, str(model)]
+        command += [str(folder / "in"), str(output), str(folder / "checkpoint")]
+        drivers = workers = 0
+        last = False
+        while not last:
+            last = drivers == arguments.drivers
+            driver = subprocess.Popen(command)
+            if last or chance.random() < 0.7:
+                wait_for_rows(output, driver)
+            else:
+                time.sleep(20 * chance.random())
+            if chance.random() < 0.7:
+                if living := workers_of(os.getpid()):
+                    kill(chance.choice(living))
+                    workers += 1
+            if last:
+                assert driver.wait() == 0
+                break
+            time.sleep(chance.random() * 10 * WAIT)
+            if driver.poll() is not None:
+                assert driver.returncode == 0
+                say("the job ended before all drivers were killed: give more --rows")
+                break
+            kill(driver.pid)
+            driver.wait()
+            drivers += 1
+            files = len([*output.glob("*.parquet")])
+            say(f"killed: {drivers} drivers, {workers} workers; {files} files")
+        found = pq.read_table(output).sort_by("id")
+        assert found["id"].to_pylist() == wanted["id"].to_pylist()
+        assert found.select(wanted.column_names).equals(wanted)
+        texts = wanted["text"].to_pylist()
+        vectors = Embedder(model).encode(texts, prompt_name="search_document")
+        assert np.array_equal(np.stack(found["embedding"].to_numpy()), vectors)
+        blocks = -(-arguments.rows // ROWS_PER_BLOCK)
+        say(f"{len(found)} rows of {blocks} blocks, once each, with the bits of one process")
+
+
+if __name__ == "__main__":
+    main()
