@@ -108,6 +108,7 @@ def test_a_missing_part(done: None) -> None:
         (order(1, 2, 3, 4, 4), "a.txt, line 6 should follow, and not a.txt, row 7"),
         (order(0, 1, 2, 3, 3), "a.txt, line 10 should follow, and not a.txt, row 9"),
         (setting("text", 3, "another"), "a.txt, line 9 has another text than the input"),
+        (setting("text", 3, None), "a.txt, line 9 has another text than the input"),
         (setting("row", 4, 10), "a.txt, line 10 should follow, and not a.txt, row 11"),
         (setting("source", 0, "c.txt"), "a.txt, line 6 should follow, and not c.txt, row 6"),
     ],
