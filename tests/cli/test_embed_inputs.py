@@ -407,6 +407,17 @@ def test_inputs_whose_columns_differ_in_type(
 
 
 @needs_pyarrow
+def test_numbers_of_texts_beside_names_of_objects(
+    embed: Callable[..., str], tmp_path: Path, no_model: None
+) -> None:
+    """Columns of Parquet have one type, so `id` cannot hold both."""
+    put(tmp_path, {"a.txt": "a\n", "b.jsonl": '{"text": "b", "id": "x"}\n'})
+    code, _, err = run_cli("embed", "a.txt", "b.jsonl", "-m", "m", "-o", "v.parquet")
+    assert code == 2
+    assert "the column 'id' is string in some inputs, and int64 for the rows" in one_line(err)
+
+
+@needs_pyarrow
 @pytest.mark.usefixtures("no_model")
 def test_bytes_in_json_are_refused_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
