@@ -160,9 +160,10 @@ class Part:
             vectors_column(vectors),
         ]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._layout.schema))
-        is_float = vectors.dtype.kind == "f"
-        broken = np.flatnonzero(~np.isfinite(vectors).all(1)) if is_float else []
-        first_broken = rows[broken[0]].where if len(broken) else ""
+        broken: list[int] = []
+        if vectors.dtype.kind == "f":
+            broken = np.flatnonzero(~np.isfinite(vectors).all(1)).tolist()
+        first_broken = rows[broken[0]].where if broken else ""
         self.footer = replace(
             self.footer,
             rows=self.footer.rows + len(rows),

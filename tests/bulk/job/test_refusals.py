@@ -270,6 +270,12 @@ def test_inputs_and_output_overlap(here: Path) -> None:
     assert sorted(os.listdir("in")) == ["x.txt"]
 
 
+def test_a_name_that_is_not_unicode(here: Path) -> None:
+    name = os.fsdecode(b"\xff.txt")
+    Path(name).write_text("one\n")
+    assert "is not valid Unicode, and each row names its source: rename it" in refused(inputs=name)
+
+
 def test_streams(here: Path) -> None:
     assert refused(inputs="-").startswith("standard input cannot be read again after an")
     os.mkfifo("pipe")

@@ -210,7 +210,10 @@ def test_a_value_that_does_not_fit_its_column(here: Path, monkeypatch: pytest.Mo
     assert names() == {"_manifest.json"}
     report = embed("c.jsonl", OUT, restart=True, on_error="skip", part_rows=6)
     assert [one["row"] for one in rejects_of(OUT)] == [6, 7, 11, 19]
-    assert pq.read_table(OUT)["row"].to_pylist() == [n for n in range(20) if values[n] == 1]
+    table = pq.read_table(OUT)
+    assert table["row"].to_pylist() == [n for n in range(20) if values[n] == 1]
+    wanted = [Hashes().vector(text).tolist() for text in table["text"].to_pylist()]
+    assert table["embedding"].to_pylist() == wanted
     assert (report.rows, report.rejected, report.tokens) == (16, 4, 6 + 2 * 8 + 2)
     assert embed("c.jsonl", OUT, on_error="skip").made == 0
 
