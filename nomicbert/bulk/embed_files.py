@@ -23,6 +23,7 @@ from nomicbert.bulk.job.report import BulkReport, CheckReport
 from nomicbert.bulk.progress import BulkProgress, Form
 from nomicbert.embedder import Embedder
 from nomicbert.runtime.request import Request
+from nomicbert.user_warnings import VectorWarning, warn, warn_of_cuts
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -98,7 +99,15 @@ def embed_files(
         form: Form | None = None if bar is None else "bar" if bar else "none"
         progress = BulkProgress(form, job.total_bytes, job.left_bytes)
         with progress:
-            return run_job(job, encoder, progress)
+            report = run_job(job, encoder, progress)
+    warn_of_cuts(report.truncated, report.rows, "texts", encoder.identity["max_length"])
+    if report.broken:
+        warn(
+            f"{report.broken} vectors of {report.folder} hold NaN or infinite values, the first "
+            f"that of {report.first_broken}: the weights are damaged, or too large for their dtype",
+            VectorWarning,
+        )
+    return report
 
 
 def check_folder(output: Path, inputs: Path | Sequence[Path] | None = None) -> CheckReport:

@@ -6,6 +6,7 @@ runs through all parts of a job, so that no device waits at their borders.
 
 import hashlib
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from contextlib import closing
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -19,6 +20,7 @@ from nomicbert.arguments import refuse_unknown
 from nomicbert.embedder import Embedder
 from nomicbert.runtime.progress import Progress
 from nomicbert.runtime.request import Request
+from nomicbert.runtime.texts import too_long
 from nomicbert.vectors import quantization
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Window(NamedTuple):
     Attributes:
         vectors: (n, width), of the precision that was asked for.
         lengths: tokens of each text.
-        cut: indices of the texts that were truncated, ascending.
+        cut: indices of the texts that were too long, ascending.
     """
 
     vectors: npt.NDArray[Any]
@@ -48,11 +50,13 @@ class Encoder(Protocol):
 
     Attributes:
         empty: (0, width), of the dtype of the vectors.
+        refusal: what is wrong with a text that is too long; None: it is cut.
         identity: what decides the values of a vector, by name, as JSON values.
         description: what is known of the model and the call, to explain another identity.
     """
 
     empty: npt.NDArray[Any]
+    refusal: str | None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -68,9 +72,6 @@ class Encoder(Protocol):
         Args:
             texts: any number.
             progress: receives the tokens read and done.
-
-        Raises: TextError: a text that cannot be embedded; its index counts from the first of
-            `texts`.
         """
 
 
@@ -92,7 +93,11 @@ class EmbedderEncoder:
         refuse_unknown(unknown, embedder.encode_iter, Request)
         self._embedder = embedder
         self._request = Request(**keywords).with_default(embedder.truncate_dim)
-        self._stream, width = embedder.stream(self._request)
+        # to refuse a text must not end the stream, which would have to begin anew behind it
+        refuses = self._request.truncate == "error"
+        streamed = replace(self._request, truncate="end") if refuses else self._request
+        self._stream, width = embedder.stream(streamed)
+        self.refusal = too_long(self._stream.task.max_length) if refuses else None
         self._ranges = self._request.fixed_ranges(width)
         none = torch.empty(0, width)
         self.empty: npt.NDArray[Any] = self._converted(none)

@@ -8,10 +8,11 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.inputs.rows import OnError
 from nomicbert.bulk.progress import BulkProgress
-from nomicbert.errors import TextError
 
 if TYPE_CHECKING:
     from nomicbert.bulk.encoding import Encoder, Window
@@ -30,22 +31,25 @@ def windows(
         progress: of the encoder.
         on_error: "skip" drops a text that the encoder refuses, which makes it a Reject of `feed`.
 
-    Raises: ValueError: with on_error "fail" a text that cannot be embedded; the message names its
-        row. Errors of the feed and the encoder.
+    Raises: ValueError: with on_error "fail" a text that is refused; the message names its row.
+        Errors of the feed and the encoder.
     """
-    while not feed.finished:
-        came = 0  # vectors of this stream
-        try:
-            with closing(encoder.windows(feed, progress)) as stream:
-                for window in stream:
-                    yield window
-                    came += len(window.vectors)
-            return
-        except TextError as error:
-            index = error.index - came
-            if on_error == "fail":
-                row = [feed.take().row for _ in range(index + 1)][-1]
-                raise ValueError(f"{row.where}: it {error.problem}") from error
-            feed.reject(index, f"the text {error.problem}")
-            # the encoder has read more texts than it has embedded
-            feed.rewind()
+    with closing(encoder.windows(feed, progress)) as stream:
+        for window in stream:
+            if encoder.refusal is None or not window.cut:
+                yield window
+            elif on_error == "skip":
+                yield _without_refused(window, feed, encoder.refusal)
+            else:
+                row = [feed.take().row for _ in range(window.cut[0] + 1)][-1]
+                raise ValueError(f"{row.where}: it {encoder.refusal}")
+
+
+def _without_refused(window: "Window", feed: Feed, refusal: str) -> "Window":
+    for index in reversed(window.cut):
+        feed.reject(index, f"the text {refusal}")
+    refused = set(window.cut)
+    kept = [length for index, length in enumerate(window.lengths) if index not in refused]
+    return window._replace(
+        vectors=np.delete(window.vectors, window.cut, axis=0), lengths=kept, cut=[]
+    )

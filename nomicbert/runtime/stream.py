@@ -7,6 +7,7 @@ is tokenised meanwhile, and its kernels are queued before the rows of this one h
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -136,7 +137,8 @@ class Stream:
         Args:
             inputs: of the task. On a GPU they are read two windows ahead of the results: one window
                 is tokenised while the kernels of the other run.
-            progress: in place of the bar of `options.show_progress_bar`.
+            progress: in place of the bar of `options.show_progress_bar`. Its owner closes it, and
+                counts cut inputs and broken rows, so there are no warnings of them.
 
         Yields: windows in order, their rows on the host or on the model's device
             (`options.to_host`); lists of rows stay on the device.
@@ -146,12 +148,12 @@ class Stream:
             TextError: an input is not valid Unicode, or is too long with truncate "error".
             torch.OutOfMemoryError: a single input does not fit into the GPU's memory.
         """
-        task = self.task
-        with (
-            Remarks(task) as remarks,
-            progress or Progress(self.options.show_progress_bar, task.doing) as shown,
-        ):
-            for window in self.windows(task.read(shown.watch(inputs)), shown):
+        self._encoded = 0
+        if progress is not None:
+            yield from self.windows(self.task.read(progress.watch(inputs)), progress)
+            return
+        with told(self.task, self.options) as (bar, remarks):
+            for window in self.windows(self.task.read(bar.watch(inputs)), bar):
                 remarks.add(window.rows, len(window.lengths), len(window.cut))
                 yield window
 
@@ -184,6 +186,16 @@ class Stream:
         else:
             end = staying(rows, self.task.device)
         return lambda: Window(end(), window.lengths, window.cut)
+
+
+@contextmanager
+def told(task: Task, options: Options) -> Iterator[tuple[Progress, Remarks]]:
+    """A progress bar, and the warnings that follow when the block ends."""
+    with (
+        Remarks(task) as remarks,
+        Progress(options.show_progress_bar, task.doing) as bar,
+    ):
+        yield bar, remarks
 
 
 def overlaps(device: torch.device) -> bool:

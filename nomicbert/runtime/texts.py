@@ -30,6 +30,11 @@ Truncate = Literal["end", "error", "chunk", "mean"]
 OVERLAPS: dict[str, int] = {"chunk": 0, "mean": OVERLAP}
 
 
+def too_long(limit: int) -> str:
+    """What is wrong with a text that is longer than `limit` tokens, with truncate "error"."""
+    return f"is longer than {limit} tokens: shorten it, or choose truncate 'end', 'chunk' or 'mean'"
+
+
 @dataclass(frozen=True)
 class Job:
     """Options of one call that concern its texts.
@@ -124,11 +129,7 @@ class Texts:
         """
         job = self.job
         if window.cut and job.truncate == "error":
-            raise TextError(
-                first + window.cut[0],
-                f"is longer than {job.max_length} tokens: shorten it, or choose "
-                "truncate 'end', 'chunk' or 'mean'",
-            )
+            raise TextError(first + window.cut[0], too_long(job.max_length))
         if job.truncate == "chunk":
             return self._joined(window.ids, loop)
         if job.truncate == "mean":

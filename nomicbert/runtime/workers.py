@@ -20,8 +20,7 @@ import torch
 from nomicbert.runtime.batches import WINDOW_TEXTS
 from nomicbert.runtime.dispatch import Chunk, Dispatcher
 from nomicbert.runtime.progress import Progress
-from nomicbert.runtime.remarks import Remarks
-from nomicbert.runtime.stream import Options, Stream, Task, Window
+from nomicbert.runtime.stream import Options, Stream, Task, Window, told
 from nomicbert.runtime.worker import work
 
 # Minimum chunks per device, for balance (fewer if they would go below LEAST_CHARACTERS).
@@ -59,25 +58,32 @@ class Workers:
 
         Raises: WorkerError: all processes have died, or a chunk of inputs kills them.
         """
-        task, flowing = self.task, self._flowing(inputs)
+        flowing = self._flowing(inputs)
+        if progress is not None:
+            yield from self._windows(progress.watch(inputs), flowing, progress)
+            return
+        with told(self.task, self.options) as (bar, remarks):
+            for window in self._windows(bar.watch(inputs), flowing, bar):
+                remarks.add(window.rows, len(window.lengths), len(window.cut))
+                yield window
+
+    def _windows(
+        self, inputs: Iterator[Any], flowing: bool, progress: Progress
+    ) -> Iterator[Window]:
+        """Results of the processes, in the order of the inputs."""
+        task = self.task
+        chunks = self._chunks(task.windows(task.read(inputs)), whole=flowing)
+        first = next(chunks, None)
+        if first is None:
+            return
         with (
-            Remarks(task) as remarks,
-            progress or Progress(self.options.show_progress_bar, task.doing) as shown,
+            shared(task) as path,
+            closing(self._dispatcher(path, flowing).run(chain([first], chunks))) as results,
         ):
-            chunks = self._chunks(task.windows(task.read(shown.watch(inputs))), whole=flowing)
-            first = next(chunks, None)
-            if first is None:
-                return
-            with (
-                shared(task) as path,
-                closing(self._dispatcher(path, flowing).run(chain([first], chunks))) as results,
-            ):
-                for found, content in results:
-                    shown.read(found.lengths)
-                    shown.done(sum(found.lengths))
-                    window = Window(found.rows(content), found.lengths, found.cut)
-                    remarks.add(window.rows, len(window.lengths), len(window.cut))
-                    yield window
+            for found, content in results:
+                progress.read(found.lengths)
+                progress.done(sum(found.lengths))
+                yield Window(found.rows(content), found.lengths, found.cut)
 
     def _dispatcher(self, path: str, flowing: bool) -> Dispatcher:
         names = list(map(str, self.devices))

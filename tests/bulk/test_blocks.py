@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from nomicbert import Embedder, VectorWarning
+from nomicbert import Embedder
 from nomicbert.bulk import blocks
 from nomicbert.bulk.blocks import Written, embed_all
 from nomicbert.bulk.encoding import EmbedderEncoder, Encoder
@@ -74,8 +74,7 @@ def test_jsonl_to_any_binary_file(
     with torch.no_grad():
         table[word] = torch.nan
         try:
-            with pytest.warns(VectorWarning, match="1 rows computed from 4 texts"):
-                rows, found = objects_of(EmbedderEncoder(embedder), feed_of(source, field="body"))
+            rows, found = objects_of(EmbedderEncoder(embedder), feed_of(source, field="body"))
         finally:
             table[word] = kept
     assert (found.vectors, found.broken) == (4, 1)
@@ -128,8 +127,8 @@ def test_rows_that_cannot_be_used_are_left_out(
     """However far the encoder reads ahead: every other row once, in order, with its vector."""
     monkeypatch.setattr(blocks, "BLOCK_ROWS", block)
     rejects = io.BytesIO()
-    encoder = StandIn(window, ahead, limit=2)
-    rows, found = objects_of(encoder, feed_of(*three, on_error="skip"), rejects=rejects)
+    feed = feed_of(*three, on_error="skip")
+    rows, found = objects_of(StandIn(window, ahead), feed, rejects=rejects)
     assert [row["text"] for row in rows] == KEPT
     np.testing.assert_array_equal([row["embedding"] for row in rows], vectors_of(KEPT))
     refused = sorted(map(json.loads, rejects.getvalue().splitlines()), key=lambda o: o["source"])
@@ -138,8 +137,14 @@ def test_rows_that_cannot_be_used_are_left_out(
     ]
     assert list(refused[0]) == ["source", "row", "problem", "content"]
     assert (found.vectors, found.skipped, found.rejected) == (7, 2, 6)
-    assert (found.truncated, found.tokens) == (2, 9)
+    assert (found.truncated, found.tokens) == (0, 12)
     assert (found.broken, found.first_broken) == (1, f"{three[2]}, line 2")
+
+
+def test_texts_that_were_cut_are_counted(tmp_path: Path) -> None:
+    (path := tmp_path / "a.txt").write_text("a b c\nd\nlong\ne f\n")
+    rows, found = objects_of(StandIn(window=3, limit=2, refuses=False), feed_of(path))
+    assert (found.vectors, found.truncated, found.tokens) == (4, 2, 7)
 
 
 @pytest.mark.parametrize("ahead", [0, 5])

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from nomicbert import Embedder, TextError
+from nomicbert import Embedder, TextError, TruncationWarning
 from nomicbert.bulk.encoding import EmbedderEncoder, Window
 from nomicbert.runtime import batches
 from nomicbert.runtime.progress import Progress
+from nomicbert.runtime.request import Request
 from tests.support.checkpoints import build_checkpoint
 from tests.support.sameness import same
 
@@ -27,7 +28,6 @@ def windows_of(encoder: EmbedderEncoder, texts: list[str]) -> list[Window]:
     return list(encoder.windows(iter(texts), Progress(False)))
 
 
-@pytest.mark.filterwarnings("ignore:2 of 7 texts were longer than 20 tokens")
 @pytest.mark.parametrize(
     "keywords",
     [
@@ -47,7 +47,8 @@ def test_windows_hold_the_vectors_of_encode(
     found = windows_of(encoder, TEXTS)
     assert [len(window.lengths) for window in found] == [3, 3, 1]
     vectors = np.concatenate([window.vectors for window in found])
-    wanted = embedder.encode(TEXTS, prompt_name="search_document", max_length=20, **keywords)
+    with pytest.warns(TruncationWarning, match="2 of 7 texts"):
+        wanted = embedder.encode(TEXTS, prompt_name="search_document", max_length=20, **keywords)
     assert vectors.dtype == wanted.dtype == encoder.empty.dtype
     assert vectors.shape[1] == encoder.empty.shape[1]
     same(vectors, wanted)
@@ -56,7 +57,6 @@ def test_windows_hold_the_vectors_of_encode(
     assert [window.cut for window in found] == [[], [1], [0]]
 
 
-@pytest.mark.filterwarnings("ignore:2 of 7 texts were longer than 20 tokens")
 def test_several_processes_say_which_texts_were_cut(embedder: Embedder) -> None:
     encoder = EmbedderEncoder(embedder, prompt="", max_length=20, device=["cpu", "cpu"])
     found = windows_of(encoder, TEXTS)
@@ -69,10 +69,43 @@ def test_several_processes_say_which_texts_were_cut(embedder: Embedder) -> None:
     assert start == len(TEXTS)
 
 
-def test_an_error_holds_the_index_of_the_text(embedder: Embedder) -> None:
-    encoder = EmbedderEncoder(embedder, prompt="", max_length=20, truncate="error")
-    with pytest.raises(TextError, match="input 4 is longer than 20 tokens"):
-        windows_of(encoder, TEXTS)
+@pytest.mark.parametrize("device", [None, ["cpu", "cpu"]])
+def test_texts_that_are_refused_do_not_end_the_stream(device: Any, embedder: Embedder) -> None:
+    """They are named in every run; warnings are the owner of the progress bar's to give."""
+    keywords: dict[str, Any] = {"prompt": "", "max_length": 20}
+    encoder = EmbedderEncoder(embedder, truncate="error", device=device, **keywords)
+    assert encoder.identity["truncate"] == "error"
+    for _ in range(2):
+        found = windows_of(encoder, TEXTS)
+        flags = [i in window.cut for window in found for i in range(len(window.lengths))]
+        assert [i for i, flag in enumerate(flags) if flag] == [4, 6]
+    with pytest.raises(TextError) as raised:
+        embedder.encode(TEXTS, truncate="error", **keywords)
+    assert raised.value.problem == encoder.refusal
+    assert EmbedderEncoder(embedder, **keywords).refusal is None
+
+
+def test_a_stream_that_runs_again_counts_anew(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "WINDOW_TEXTS", 3)
+    stream, _ = embedder.stream(Request(prompt="", max_length=20, truncate="error"))
+    for _ in range(2):
+        with pytest.raises(TextError, match="input 4 is longer"):
+            list(stream.run(iter(TEXTS), Progress(False)))
+
+
+def test_a_progress_of_the_caller_stays_open(embedder: Embedder) -> None:
+    closed = []
+
+    class Kept(Progress):
+        def __exit__(self, *_: Any) -> None:
+            closed.append(1)
+
+    for device in (None, ["cpu", "cpu"]):
+        encoder = EmbedderEncoder(embedder, prompt="", device=device)
+        assert sum(len(w.lengths) for w in encoder.windows(iter(TEXTS), Kept(False))) == 7
+    assert closed == []
 
 
 IDENTITIES: list[dict[str, Any]] = [

@@ -57,6 +57,7 @@ class Recorder:
         self.broken: set[int] = set()
         self.fails_at: int | None = None
         self.empty = np.empty((0, 3), np.float32)
+        self.refusal = None
         self.identity = {"vectors": "recorder"}
         self.description = {"model": "a recorder"}
 

@@ -51,6 +51,7 @@ class Window(NamedTuple):
 
 class EmbedderEncoder:
     empty = np.empty((0, 4), np.float32)
+    refusal = None
 
     def __init__(self, embedder, **_):
         pass

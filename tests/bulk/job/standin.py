@@ -17,7 +17,6 @@ from nomicbert.bulk.job.plan import plan_job
 from nomicbert.bulk.job.report import BulkReport
 from nomicbert.bulk.job.run import run_job
 from nomicbert.bulk.progress import BulkProgress
-from nomicbert.errors import TextError
 
 WIDTH = 8
 
@@ -50,6 +49,7 @@ class Hashes:
         self.empty = np.empty((0, width), np.float32)
         self.identity: dict[str, Any] = {"vectors": model, "truncate": truncate}
         self.description = {"model": f"model {model}"}
+        self.refusal = f"has over {longest} tokens" if truncate == "error" else None
 
     def vector(self, text: str) -> np.ndarray[Any, Any]:
         width = self.empty.shape[1]
@@ -60,20 +60,16 @@ class Hashes:
 
     def windows(self, texts: Iterator[str], progress: Any) -> Iterator[Window]:
         ahead: list[list[str]] = []
-        first = 0
         while True:
             while len(ahead) < 3 and (texts_now := list(islice(texts, self.window))):
                 ahead.append(texts_now)
             if not ahead:
                 return
-            yield self._window(ahead.pop(0), first)
-            first += self.window
+            yield self._window(ahead.pop(0))
 
-    def _window(self, texts: list[str], first: int) -> Window:
+    def _window(self, texts: list[str]) -> Window:
         time.sleep(self.delay)
         cut = [index for index, text in enumerate(texts) if len(text) > self.longest]
-        if cut and self.truncate == "error":
-            raise TextError(first + cut[0], f"has {len(texts[cut[0]])} tokens")
         lengths = [min(len(text), self.longest) for text in texts]
         return Window(np.stack([self.vector(text) for text in texts]), lengths, cut)
 
