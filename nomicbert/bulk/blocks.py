@@ -7,17 +7,19 @@ Where in the flow: the main loop of `nomicbert embed` for an output that is one 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from nomicbert.bulk.encoding import Encoder, Window
 from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.inputs.rows import Misfit, OnError, Reject, Row, Taken
 from nomicbert.bulk.progress import BulkProgress
 from nomicbert.bulk.windows import windows
 from nomicbert.bulk.writing import NUMBER, SOURCE, Vectors, Write, reject_line
 from nomicbert.runtime.allocator import give_back_freed_memory
+
+if TYPE_CHECKING:
+    from nomicbert.bulk.encoding import Encoder, Window
 
 # Limits of a block, which is written at once (in Parquet as a row group): rows, bytes of input.
 BLOCK_ROWS = 8192
@@ -52,7 +54,7 @@ class Written:
 
 
 def embed_all(
-    encoder: Encoder,
+    encoder: "Encoder",
     feed: Feed,
     write: Write,
     progress: BulkProgress,
@@ -157,7 +159,7 @@ class _Output:
 
 
 def _taken(
-    found: Iterable[Window], feed: Feed, output: _Output, progress: BulkProgress
+    found: "Iterable[Window]", feed: Feed, output: _Output, progress: BulkProgress
 ) -> Iterator[tuple[list[Taken], Vectors]]:
     """The rows of each window with their vectors, counted."""
     for window in found:

@@ -89,8 +89,15 @@ def schema_of(
     carried = carried_schema(sources, field=field, columns=columns, on_error=on_error)
     own = [pa.field(NUMBER, pa.int64())] if numbered else []
     own += [pa.field(SOURCE, pa.string())] if len(numbered) > 1 else []
-    # an input's own column wins; one called `embedding` is refused with its first row
+    for column in own:
+        if column.name in carried.names and carried.field(column.name).type != column.type:
+            raise ValueError(
+                f"the column {column.name!r} is {carried.field(column.name).type} in some inputs, "
+                f"and {column.type} for the rows of text files, which have no other name: choose "
+                "columns with --columns, or write text files to an output of their own"
+            )
     own = [column for column in own if column.name not in carried.names]
+    # a column of the input called `embedding` is refused with its first row
     return pa.schema([*own, *(column for column in carried if column.name != EMBEDDING)])
 
 

@@ -192,11 +192,8 @@ def _has_form(value: Any) -> bool:
 
 def reject_line(reject: Reject) -> bytes:
     """A refused row as a line of a file of rejects."""
-    found = {
-        "source": reject.name,
-        "row": reject.number,
-        "problem": reject.problem,
-        "content": reject.content,
-    }
+    found = {"source": reject.name, "row": reject.number, "problem": reject.problem}
+    if reject.content is not None:
+        found["content"] = reject.content
     # half of a surrogate pair becomes its JSON escape again
     return _dumps(found).encode("utf-8", "backslashreplace") + b"\n"

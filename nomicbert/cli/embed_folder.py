@@ -112,8 +112,8 @@ def _say_renamed(job: "Job") -> None:
 def _say_done(report: "BulkReport") -> None:
     if report.broken:
         console.say(
-            f"{counted(report.broken, 'vector')} with NaN or infinity: nomicbert embed --check "
-            f"{report.folder} names the first"
+            f"{counted(report.broken, 'vector')} with NaN or infinity; the first is that of "
+            f"{report.first_broken}"
         )
     say_left_out(report.skipped, report.rejected, report.truncated, _rejects(report.folder))
     found = (

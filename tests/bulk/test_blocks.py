@@ -110,12 +110,12 @@ def three(tmp_path: Path) -> list[Path]:
 
 KEPT = ["a0", "a2", "a4", "b0 b b", "b3", "nan", "c2 c c c"]
 REFUSED = [
-    ("a.txt", 1, "it is too long", "long one"),
+    ("a.txt", 1, "the text is too long", "long one"),
     ("a.txt", 3, "byte 1 (0xff) is not UTF-8: convert the input first", "\ufffd"),
     ("b.jsonl", 2, "the field 'text' must be a string, not a number", '{"text": 1}'),
     ("b.jsonl", 4, "not JSON: Expecting value at column 1", "no"),
-    ("c.txt", 0, "it is too long", "long"),
-    ("c.txt", 3, "it is too long", "long"),
+    ("c.txt", 0, "the text is too long", "long"),
+    ("c.txt", 3, "the text is too long", "long"),
 ]
 
 

@@ -405,6 +405,19 @@ def test_parquet_of_vectors_is_smaller_than_their_bytes(tmp_path: Path, seed: in
     assert path.stat().st_size < 0.9 * vectors.nbytes  # compressed without the split: 0.925
 
 
+def test_parquet_has_checksums(to_table: Callable[..., Any], tmp_path: Path, seed: int) -> None:
+    """A changed byte is an error where a reader looks at them."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    vectors = some_vectors(3, 64, "float16", seed)
+    chunk = to_table(['{"text": ""}'] * 3, vectors).metadata.row_group(0).column(1)
+    path = tmp_path / "vectors.parquet"
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="CRC checksum"):
+        pq.read_table(path, page_checksum_verification=True)
+
+
 def test_parquet_columns_may_have_any_name(to_table: Callable[..., Any]) -> None:
     names = ["a.b", "embedding.list.element", "embedding.list", ""]
     lines = [json.dumps({"text": "", **dict.fromkeys(names, "x")})] * 2

@@ -154,9 +154,9 @@ def test_reports_as_json() -> None:
 
 def test_broken_vectors_are_counted(recorder: Recorder) -> None:
     recorder.broken = {1, 3}
-    err = run("in", "-m", "m", "-o", "v/")
-    assert "2 vectors with NaN or infinity: nomicbert embed --check v/ names the first" in err
-    assert "2 vectors with NaN or infinity; the first is that of in/a.txt" in run("--check", "v/")
+    said = "2 vectors with NaN or infinity; the first is that of in/a.txt, "
+    assert said in run("in", "-m", "m", "-o", "v/")
+    assert said in run("--check", "v/")
 
 
 @pytest.mark.usefixtures("recorder")

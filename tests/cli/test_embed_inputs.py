@@ -255,6 +255,11 @@ def test_rows_that_cannot_be_used_are_left_out(
     ]
     assert rejects[1]["problem"] == "not JSON: Expecting value at column 1"
     assert rejects[1]["content"] == "no"
+    # also a first row that does not fit the output
+    put(tmp_path, {"d.jsonl": '{"text": "d", "embedding": 1}\n{"text": "dddd"}\n'})
+    if form != "npy":
+        embed("d.jsonl", "--on-error", "skip", "-o", f"x.{form}")
+        assert lengths(tmp_path / f"x.{form}") == [4]
     # the file is there also when there is nothing in it
     embed("b.jsonl", "--on-error", "skip", "-o", f"w.{form}")
     assert (tmp_path / "w.rejects.jsonl").read_bytes() == b""
@@ -399,6 +404,17 @@ def test_inputs_whose_columns_differ_in_type(
     code, _, err = run_cli("embed", "a.jsonl", "b.jsonl", "-m", "m", "-o", "v.parquet")
     assert code == 2
     assert "the column 'n' is int64 in a.jsonl, but string in b.jsonl" in one_line(err)
+
+
+@needs_pyarrow
+def test_numbers_of_texts_beside_names_of_objects(
+    embed: Callable[..., str], tmp_path: Path, no_model: None
+) -> None:
+    """Columns of Parquet have one type, so `id` cannot hold both."""
+    put(tmp_path, {"a.txt": "a\n", "b.jsonl": '{"text": "b", "id": "x"}\n'})
+    code, _, err = run_cli("embed", "a.txt", "b.jsonl", "-m", "m", "-o", "v.parquet")
+    assert code == 2
+    assert "the column 'id' is string in some inputs, and int64 for the rows" in one_line(err)
 
 
 @needs_pyarrow

@@ -208,9 +208,8 @@ class _Check:
             self._look_at_vectors(batch[EMBEDDING], sources, numbers)
             texts: list[str | None] = [None] * len(sources)
             if self._text:
-                texts = batch[self._text].to_pylist()
-                if self._want["on_null"] == "empty":
-                    texts = [text or "" for text in texts]
+                # null where the text was empty, or was lost
+                texts = [text or "" for text in batch[self._text].to_pylist()]
             yield from zip(sources, numbers, texts, strict=True)
 
     def _look_at_vectors(self, column: Any, sources: list[str], numbers: list[int]) -> None:

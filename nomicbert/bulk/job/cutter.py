@@ -95,11 +95,16 @@ class Cutter:
         """End the open part, or write an empty one; `finished`: nothing follows in the gap."""
         part = self._part or self._open()
         if finished:
-            rest = self._feed.rest()
-            end = self._gap.stop is None
-            if end:
-                self._job.refuse_changes()
-            footer = part.commit(self._gap.stop or rest.after, rest, end)
+            rest, stop = self._feed.rest(), self._gap.stop
+            self._job.refuse_changes()
+            if stop is not None and rest.after[:2] != stop[:2]:
+                raise ValueError(
+                    f"the inputs have fewer rows than when the job began: they end at row "
+                    f"{rest.after.row:,} of source {rest.after.unit}, and the next part starts at "
+                    f"row {stop.row:,} of source {stop.unit}. Begin anew with restart=True "
+                    "(--restart)"
+                )
+            footer = part.commit(stop or rest.after, rest, end=stop is None)
         else:
             footer = part.commit(self._next)
         self._part, self._ended = None, finished

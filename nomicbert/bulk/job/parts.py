@@ -7,7 +7,6 @@ row. Row groups are written as they fill, so memory holds one of them. The file 
 is durable before the part appears.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -24,7 +23,7 @@ from nomicbert.bulk.job.folder import Folder
 from nomicbert.bulk.job.footer import Footer
 from nomicbert.bulk.job.names import part_name, reject_name
 from nomicbert.bulk.parquet import open_parquet, vectors_column
-from nomicbert.bulk.writing import EMBEDDING
+from nomicbert.bulk.writing import EMBEDDING, reject_line
 from nomicbert.runtime.allocator import give_back_freed_memory
 
 SOURCE, ROW = "source", "row"
@@ -161,9 +160,10 @@ class Part:
             vectors_column(vectors),
         ]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._layout.schema))
-        is_float = vectors.dtype.kind == "f"
-        broken = np.flatnonzero(~np.isfinite(vectors).all(1)) if is_float else []
-        first_broken = rows[broken[0]].where if len(broken) else ""
+        broken: list[int] = []
+        if vectors.dtype.kind == "f":
+            broken = np.flatnonzero(~np.isfinite(vectors).all(1)).tolist()
+        first_broken = rows[broken[0]].where if broken else ""
         self.footer = replace(
             self.footer,
             rows=self.footer.rows + len(rows),
@@ -206,12 +206,3 @@ class Part:
             self._reject_file = self._reject_files.enter_context(self._folder.write(name))
         for reject in rejects:
             self._reject_file.write(reject_line(reject))
-
-
-def reject_line(reject: Reject) -> bytes:
-    """A row that was left out, as a line of JSON."""
-    said = {"source": reject.name, "row": reject.number, "problem": reject.problem}
-    if reject.content is not None:
-        said["content"] = reject.content
-    # half of a surrogate pair becomes its JSON escape again
-    return json.dumps(said, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"

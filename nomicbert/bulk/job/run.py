@@ -6,7 +6,6 @@ vectors runs through all parts, so that no device waits where a part ends.
 
 import json
 import time
-from collections.abc import Generator
 from contextlib import closing
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -22,10 +21,10 @@ from nomicbert.bulk.job.parts import Layout
 from nomicbert.bulk.job.plan import Job
 from nomicbert.bulk.job.report import BulkReport
 from nomicbert.bulk.progress import BulkProgress
-from nomicbert.errors import TextError
+from nomicbert.bulk.windows import windows
 
 if TYPE_CHECKING:
-    from nomicbert.bulk.encoding import Encoder, Window
+    from nomicbert.bulk.encoding import Encoder
 
 
 def run_job(job: Job, encoder: "Encoder", progress: BulkProgress) -> BulkReport:
@@ -103,10 +102,10 @@ def _fill(
     cutter: Cutter, feed: Feed, encoder: "Encoder", progress: BulkProgress, on_error: OnError
 ) -> None:
     """Embed the texts of a feed."""
-    with closing(_windows(feed, encoder, progress, on_error)) as windows:
+    with closing(windows(encoder, feed, progress, on_error)) as found:
         while True:
             try:
-                window = next(windows, None)
+                window = next(found, None)
             except BaseException:
                 # no part is being changed here, so that the open one may end before the error
                 cutter.end_part()
@@ -116,27 +115,3 @@ def _fill(
             size, tokens = cutter.add(window)
             progress.passed(len(window.vectors), size, tokens)
     cutter.finish()
-
-
-def _windows(
-    feed: Feed, encoder: "Encoder", progress: BulkProgress, on_error: OnError
-) -> Generator["Window", None, None]:
-    """The windows of all texts; begins anew behind a text that cannot be embedded."""
-    while not feed.finished:
-        came = 0  # vectors of this stream
-        stream = encoder.windows(feed, progress)
-        try:
-            with closing(stream):
-                for window in stream:
-                    yield window
-                    came += len(window.vectors)
-            return
-        except TextError as error:
-            index = error.index - came
-            if on_error == "fail":
-                while index:
-                    feed.take()
-                    index -= 1
-                raise ValueError(f"{feed.take().row.where}: it {error.problem}") from error
-            feed.reject(index, f"the text {error.problem}")
-            feed.rewind()

@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import pyarrow as pa
+
 from tests.bulk.job.standin import Hashes, embed, parts_of
 from tests.bulk.job.truth import Truth, build, wrong
 
@@ -22,8 +24,8 @@ ROOT = Path(__file__).parents[3]
 ROWS = 23  # of a part
 WINDOW = 7
 TASKS = 8
-# Seconds between start and kill: a process needs about the first for its imports.
-SOONEST, LATEST = 0.2, 1.2
+# Seconds at most between the end of a process's imports and its kill.
+LATEST = 0.5
 
 
 def start(output: Path, truth: Truth, delay: float, task: str = "") -> subprocess.Popen[str]:
@@ -40,8 +42,11 @@ def start(output: Path, truth: Truth, delay: float, task: str = "") -> subproces
     )
 
 
-def kill(process: subprocess.Popen[str]) -> bool:
-    """Kill a process: whether it was still running."""
+def kill(process: subprocess.Popen[str], draw: random.Random) -> bool:
+    """Kill a process at a random time: whether it was still running."""
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(draw.uniform(0, LATEST))
     running = process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -63,13 +68,11 @@ def one_job(home: Path, kills: int, draw: random.Random) -> tuple[int, int, list
     """Kill a job at random until it has died `kills` times, then let it end."""
     truth = build(home / "in", scale=10)
     output = home / "out"
-    # about half of a process's life is work
-    delay = kills * (SOONEST + LATEST) / 4 / (len(truth.rows) / WINDOW)
+    # the work of all processes that are killed
+    delay = kills * LATEST / 2 / (len(truth.rows) / WINDOW)
     killed = inside = 0
     while killed < kills:
-        process = start(output, truth, delay)
-        time.sleep(draw.uniform(SOONEST, LATEST))
-        killed += kill(process)
+        killed += kill(start(output, truth, delay), draw)
         inside += in_parts(output)
         if len(parts_of(output)) * ROWS > len(truth.rows) and killed < kills:
             # nearly done too early: some parts are lost
@@ -88,8 +91,7 @@ def eight_tasks(home: Path, draw: random.Random) -> tuple[int, list[str]]:
         names = [f"{first}/{TASKS}", f"{first + 1}/{TASKS}"]
         running = [start(output, truth, 0.05, name) for name in names]
         for index, name in enumerate(names):
-            time.sleep(draw.uniform(SOONEST, LATEST))
-            killed += kill(running[index])
+            killed += kill(running[index], draw)
             running[index] = start(output, truth, 0.001, name)
         for process in running:
             failures += finish(process)
@@ -97,6 +99,9 @@ def eight_tasks(home: Path, draw: random.Random) -> tuple[int, list[str]]:
 
 
 def child(output: str, delay: str, task: str, *inputs: str) -> None:
+    pa.array(["text"])  # imports pandas, if there is one, which takes longer than all the rest
+    sys.stdout.write("imported\n")
+    sys.stdout.flush()
     index, _, count = task.partition("/")
     embed(
         list(inputs),

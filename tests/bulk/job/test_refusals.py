@@ -14,7 +14,10 @@ import pytest
 
 from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.job import options as job_options
+from nomicbert.bulk.job import plan
+from nomicbert.bulk.job.folder import LocalFolder
 from nomicbert.bulk.job.locked import Locked
+from nomicbert.bulk.job.manifest import read_manifest
 from nomicbert.bulk.job.options import Options
 from nomicbert.bulk.job.plan import plan_job
 from tests.bulk.job.standin import Hashes, embed, parts_of
@@ -116,6 +119,19 @@ def test_an_input_that_changes_while_it_is_read(here: Path) -> None:
 
     with pytest.raises(ValueError, match=r"a\.txt has changed while it was read: it had 86 bytes"):
         embed(INPUTS, OUT, Appending(), part_rows=5)
+
+
+def test_an_input_that_lost_rows(done: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change that its fingerprint does not show, as in the middle of a large file."""
+    (OUT / "part-00000-000002.parquet").unlink()
+    file = Path("b.jsonl")
+    found = read_manifest(LocalFolder("out")).inputs
+    monkeypatch.setattr(plan, "fingerprints", lambda sources: found)
+    file.write_text(" " * (file.stat().st_size - 1) + "\n")
+    assert refused() == (
+        "the inputs have fewer rows than when the job began: they end at row 1 of source 1, and "
+        "the next part starts at row 3 of source 1. Begin anew with restart=True (--restart)"
+    )
 
 
 def test_a_second_writer(here: Path) -> None:
@@ -254,6 +270,12 @@ def test_inputs_and_output_overlap(here: Path) -> None:
     assert sorted(os.listdir("in")) == ["x.txt"]
 
 
+def test_a_name_that_is_not_unicode(here: Path) -> None:
+    name = os.fsdecode(b"\xff.txt")
+    Path(name).write_text("one\n")
+    assert "is not valid Unicode, and each row names its source: rename it" in refused(inputs=name)
+
+
 def test_streams(here: Path) -> None:
     assert refused(inputs="-").startswith("standard input cannot be read again after an")
     os.mkfifo("pipe")
@@ -281,8 +303,6 @@ def test_a_read_only_place(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("builtins.open", read_only)
-    from nomicbert.bulk.job.folder import LocalFolder
-
     with pytest.raises(OSError, match=r"cannot write into out: Read-only file system"):
         LocalFolder("out").lock(".lock").__enter__()
 

@@ -153,7 +153,7 @@ def test_skips_and_rejects_at_every_border(here: Path) -> None:
     """A part may begin or end with rows that have no vector, and hold nothing else."""
     truth = build(here / "in")
     for rows in (1, 2, 3, 5, 9, 10, 11):
-        for window in (1, 4, 50):
+        for window in (1, 4):
             output = here / f"out-{rows}-{window}"
             encoder = Hashes(window, truncate="error")
             report = embed(truth.inputs, output, encoder, part_rows=rows, on_error="skip")
@@ -168,7 +168,7 @@ def test_every_set_of_lost_parts_is_filled(here: Path) -> None:
     """Whatever is deleted, in any number, and however parts are cut the second time."""
     truth = build(here / "in")
     encoder = Hashes(4, truncate="error")
-    for lost in range(1, 256, 4):
+    for lost in range(1, 256, 7):
         embed(truth.inputs, OUT, encoder, restart=True, part_rows=12, on_error="skip")
         parts = parts_of(OUT)
         assert len(parts) == 8
@@ -210,7 +210,10 @@ def test_a_value_that_does_not_fit_its_column(here: Path, monkeypatch: pytest.Mo
     assert names() == {"_manifest.json"}
     report = embed("c.jsonl", OUT, restart=True, on_error="skip", part_rows=6)
     assert [one["row"] for one in rejects_of(OUT)] == [6, 7, 11, 19]
-    assert pq.read_table(OUT)["row"].to_pylist() == [n for n in range(20) if values[n] == 1]
+    table = pq.read_table(OUT)
+    assert table["row"].to_pylist() == [n for n in range(20) if values[n] == 1]
+    wanted = [Hashes().vector(text).tolist() for text in table["text"].to_pylist()]
+    assert table["embedding"].to_pylist() == wanted
     assert (report.rows, report.rejected, report.tokens) == (16, 4, 6 + 2 * 8 + 2)
     assert embed("c.jsonl", OUT, on_error="skip").made == 0
 
