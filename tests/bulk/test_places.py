@@ -100,6 +100,7 @@ def test_a_folder(fill: Fill) -> None:
     assert place(folder).child("a/x%20y#z.txt").size() == 11
     assert len({one.identity for one in found}) == len(SEEN)
     assert place(folder).child("a b.txt").identity == found[0].identity
+    assert place(f"{folder}/").identity == place(folder).identity
     with pytest.raises(ValueError, match=r"cannot read .*nothing"):
         place(f"{folder}/nothing").files()
 

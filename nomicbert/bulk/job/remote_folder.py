@@ -123,6 +123,7 @@ class RemoteFolder:
                 "run again when it has ended"
             )
         with ThreadPoolExecutor(1) as pool:  # its end waits for the upload, whatever is raised here
+            pool.submit(int).result()  # an interrupt while a thread starts would lose it
             pool.submit(self._send, file, target).result()
 
     def _send(self, file: BinaryIO, target: RemotePlace) -> None:

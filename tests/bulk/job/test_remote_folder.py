@@ -224,6 +224,24 @@ def test_an_interrupt_waits_for_the_upload(folder: RemoteFolder, seed: int) -> N
     assert get(folder, "x") == content
 
 
+def test_an_interrupt_while_the_thread_starts(
+    folder: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The executor does not know the thread then, and would not wait for it."""
+    start, sent = threading.Thread.start, threading.Event()
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        sent.wait(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RemoteFolder, "_send", lambda *_: sent.set())
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        put(folder, "x", b"x")
+    assert not sent.is_set()
+
+
 CHILD = """
 import os, sys, time
 from nomicbert.bulk.job import remote_lock
