@@ -6,8 +6,8 @@ runs through all parts of a job, so that no device waits at their borders.
 
 import hashlib
 from collections.abc import Generator, Iterator
-from dataclasses import replace
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 

@@ -7,7 +7,6 @@ is tokenised meanwhile, and its kernels are queued before the rows of this one h
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -152,7 +151,10 @@ class Stream:
         if progress is not None:
             yield from self.windows(self.task.read(progress.watch(inputs)), progress)
             return
-        with told(self.task, self.options) as (bar, remarks):
+        with (
+            Remarks(self.task) as remarks,
+            Progress(self.options.show_progress_bar, self.task.doing) as bar,
+        ):
             for window in self.windows(self.task.read(bar.watch(inputs)), bar):
                 remarks.add(window.rows, len(window.lengths), len(window.cut))
                 yield window
@@ -186,16 +188,6 @@ class Stream:
         else:
             end = staying(rows, self.task.device)
         return lambda: Window(end(), window.lengths, window.cut)
-
-
-@contextmanager
-def told(task: Task, options: Options) -> Iterator[tuple[Progress, Remarks]]:
-    """A progress bar, and the warnings that follow when the block ends."""
-    with (
-        Remarks(task) as remarks,
-        Progress(options.show_progress_bar, task.doing) as bar,
-    ):
-        yield bar, remarks
 
 
 def overlaps(device: torch.device) -> bool:

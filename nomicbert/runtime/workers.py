@@ -20,7 +20,8 @@ import torch
 from nomicbert.runtime.batches import WINDOW_TEXTS
 from nomicbert.runtime.dispatch import Chunk, Dispatcher
 from nomicbert.runtime.progress import Progress
-from nomicbert.runtime.stream import Options, Stream, Task, Window, told
+from nomicbert.runtime.remarks import Remarks
+from nomicbert.runtime.stream import Options, Stream, Task, Window
 from nomicbert.runtime.worker import work
 
 # Minimum chunks per device, for balance (fewer if they would go below LEAST_CHARACTERS).
@@ -62,7 +63,10 @@ class Workers:
         if progress is not None:
             yield from self._windows(progress.watch(inputs), flowing, progress)
             return
-        with told(self.task, self.options) as (bar, remarks):
+        with (
+            Remarks(self.task) as remarks,
+            Progress(self.options.show_progress_bar, self.task.doing) as bar,
+        ):
             for window in self._windows(bar.watch(inputs), flowing, bar):
                 remarks.add(window.rows, len(window.lengths), len(window.cut))
                 yield window

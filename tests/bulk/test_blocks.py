@@ -143,7 +143,7 @@ def test_rows_that_cannot_be_used_are_left_out(
 
 def test_texts_that_were_cut_are_counted(tmp_path: Path) -> None:
     (path := tmp_path / "a.txt").write_text("a b c\nd\nlong\ne f\n")
-    rows, found = objects_of(StandIn(window=3, limit=2, refuses=False), feed_of(path))
+    _, found = objects_of(StandIn(window=3, limit=2, refuses=False), feed_of(path))
     assert (found.vectors, found.truncated, found.tokens) == (4, 2, 7)
 
 
