@@ -45,8 +45,9 @@ OF_LINES = {InputFormat.text, InputFormat.jsonl}
 # Formats of Apache Arrow: read by pyarrow, columns compressed one by one.
 OF_ARROW = {InputFormat.parquet, InputFormat.arrow}
 DELIMITERS = {InputFormat.csv: ",", InputFormat.tsv: "\t"}
-# Bytes at the start of a file that recognition looks at.
-HEAD = 65_536
+# Bytes at the start of a file that recognition looks at: more than a block of zstd, whose 128 KiB
+# yield nothing before they are complete.
+HEAD = 1 << 18
 # An Arrow stream begins with the length of its schema instead, and has a name.
 IPC_FILE = b"ARROW1"
 MAGIC = {b"PAR1": InputFormat.parquet, IPC_FILE: InputFormat.arrow}

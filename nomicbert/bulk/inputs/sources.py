@@ -148,7 +148,13 @@ def _recognised(at: Place | Stream, given: InputFormat | None) -> Source:
         if given is None:
             if compression is not None:
                 need_pyarrow(at.name)
+                whole = len(head) < HEAD
                 head = inflated_head(head, at.name, compression)
+                if not head and not whole:
+                    raise ValueError(
+                        f"{at.name}: the first {HEAD:,} bytes of its {compression} stream hold no "
+                        "content: name its format with --input-format"
+                    )
             try:
                 form, sniffed = format_of_content(head), True
             except ValueError as error:

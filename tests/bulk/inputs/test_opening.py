@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import io
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,26 @@ def test_the_head_of_a_compressed_file() -> None:
     assert len(inflated_head(compressed, "a", "gzip")) < HEAD + 256
     assert inflated_head(gzip.compress(b"{}"), "a", "gzip") == b"{}"
     assert inflated_head(b"\x1f\x8b\x08", "a", "gzip") == b""
+
+
+@needs_pyarrow
+@pytest.mark.parametrize("end", [".gz", ".zst"])
+def test_a_long_first_block_is_recognised(end: str, tmp_path: Path) -> None:
+    """A block of zstd has up to 128 KiB, and yields nothing before it is complete."""
+    noise = random.Random(0)
+    records = [{"text": "a", "blob": noise.randbytes(3000).hex()} for _ in range(100)]
+    (path := tmp_path / f"part-00000{end}").write_bytes(encode(f".jsonl{end}", records))
+    assert [row.fields for row in rows_of(path)] == records
+
+
+@needs_pyarrow
+def test_a_beginning_that_yields_nothing_is_refused(tmp_path: Path) -> None:
+    skippable = b"\x50\x2a\x4d\x18" + HEAD.to_bytes(4, "little") + bytes(HEAD)
+    path = tmp_path / "part-00000.zst"
+    path.write_bytes(skippable + encode(".jsonl.zst", RECORDS))
+    with pytest.raises(ValueError, match=r"part-00000.zst: .*name its format with --input-format"):
+        rows_of(path)
+    assert len(rows_of(path, form="jsonl")) == 5000
 
 
 class Failing:
