@@ -56,6 +56,8 @@ BOM = codecs.BOM_UTF8
 # An object or an array of objects, as far as the first characters tell.
 OBJECT = re.compile(rb"\s*\{\s*[\"}]")
 OBJECTS = re.compile(rb"\s*\[\s*\{")
+# Beginnings that may still become an object or an array of objects.
+UNDECIDED = re.compile(rb"[{[]?\s*")
 # Characters that no text holds, unlike tab, line feed, form feed, carriage return and escape.
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
@@ -100,6 +102,18 @@ def format_of_content(head: bytes) -> InputFormat:
             InputFormat.json if newline and not first.rstrip().endswith(b"}") else InputFormat.jsonl
         )
     return InputFormat.json if OBJECTS.match(head) else InputFormat.text
+
+
+def is_decided(head: bytes) -> bool:
+    """Whether the first bytes of an uncompressed file tell its format, whatever follows.
+
+    Its first line that is not blank does, and a magic number.
+    """
+    if head.startswith(tuple(MAGIC)):
+        return True
+    begin = head.removeprefix(BOM).lstrip()
+    known = b"\n" in begin and UNDECIDED.fullmatch(begin) is None
+    return known and compression_of_content(head) is None
 
 
 def _is_utf8(head: bytes) -> bool:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from nomicbert.bulk.inputs.formats import InputFormat
+from nomicbert.bulk.inputs.formats import InputFormat, format_of_content
 from nomicbert.bulk.inputs.sources import Source, find_sources
+from nomicbert.bulk.inputs.streams import Stream
 from tests.support.bulk_inputs import encode, needs_pyarrow, rows_of
 
 ROOT = Path(__file__).parents[3]
@@ -214,6 +218,44 @@ def test_standard_input_from_a_pipe() -> None:
         "True",
     ]
     assert run_reader(input=b"") == ["text None True True None", "True"]
+
+
+PIECES = {
+    "cut within the first object": ([b"{", b'"text": "a"}\n'], "jsonl"),
+    "cut within the first line": ([b'{"text": "a"', b', "id": 1}\n{"text": "b"}\n'], "jsonl"),
+    "the brace has its own line": ([b"{\n", b'  "text": "a"\n}\n'], "json"),
+    "blank lines first": ([b"\n", b'{"text": "a"}\n'], "jsonl"),
+    "byte order mark": ([b"\xef\xbb", b'\xbf{"text": "a"}\n'], "jsonl"),
+    "array": ([b" [\n", b'{"text": "a"}]'], "json"),
+    "text": ([b"a\n", b'{"text": "b"}\n'], "text"),
+    "no line feed": ([b"{", b'"text": "a"}'], "jsonl"),
+}
+
+
+@pytest.mark.parametrize("case", PIECES)
+def test_a_pipe_is_recognised_however_it_is_written(case: str, tmp_path: Path) -> None:
+    pieces, expected = PIECES[case]
+    os.mkfifo(path := tmp_path / "pipe")
+    keep = os.open(path, os.O_RDWR)
+    writer = os.open(path, os.O_WRONLY)
+    os.write(writer, pieces[0])
+    stream = Stream(str(path))
+    os.close(keep)
+    with ThreadPoolExecutor() as pool:
+        head = pool.submit(stream.head)
+        for piece in pieces[1:]:
+            while select.select([stream._descriptor], [], [], 0)[0] and not head.done():
+                time.sleep(0.001)  # until the piece before has been read
+            os.write(writer, piece)
+        os.close(writer)
+        assert format_of_content(head.result()).value == expected
+    assert stream.open().read() == b"".join(pieces)
+
+
+@needs_pyarrow
+def test_a_compressed_pipe_is_recognised(tmp_path: Path) -> None:
+    content = encode(".jsonl.zst", [{"text": "a", "blob": os.urandom(3000).hex()}] * 100)
+    assert run_reader(input=content)[0] == "jsonl zstd True True None"
 
 
 def test_standard_input_from_a_file(tmp_path: Path) -> None:
