@@ -58,8 +58,9 @@ OBJECT = re.compile(rb"\s*\{\s*[\"}]")
 OBJECTS = re.compile(rb"\s*\[\s*\{")
 # Beginnings that may still become an object or an array of objects.
 UNDECIDED = re.compile(rb"[{[]?\s*")
-# Characters that no text holds, unlike tab, line feed, form feed, carriage return and escape.
-CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+# Characters that text seldom holds, unlike tab, line feed, form feed, carriage return and escape;
+# NUL is in tar archives and UTF-16.
+CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 
 
 def format_of_name(name: str) -> tuple[InputFormat | None, Compression | None]:
@@ -87,12 +88,11 @@ def format_of_content(head: bytes) -> InputFormat:
     for magic, form in MAGIC.items():
         if head.startswith(magic):
             return form
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError("is UTF-16: convert it to UTF-8 first")
-    if CONTROL.search(head) and not _is_utf8(head):
+    refuse_utf16(head)
+    if b"\0" in head or (CONTROL.search(head) and not _is_utf8(head)):
         raise ValueError(
-            "is a binary file of no known format: leave it out, or name its format with "
-            "--input-format"
+            "is a binary file of no known format, or UTF-16: leave it out, convert it to UTF-8, or "
+            "name its format with --input-format"
         )
     head = head.removeprefix(BOM)
     if OBJECT.match(head):
@@ -102,6 +102,23 @@ def format_of_content(head: bytes) -> InputFormat:
             InputFormat.json if newline and not first.rstrip().endswith(b"}") else InputFormat.jsonl
         )
     return InputFormat.json if OBJECTS.match(head) else InputFormat.text
+
+
+def refuse_utf16(head: bytes) -> None:
+    """Raise ValueError for a byte order mark of UTF-16; the message continues the file's name."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("is UTF-16: convert it to UTF-8 first")
+
+
+def refuse_other_content(head: bytes) -> None:
+    """Look at the first bytes of a file of text, whatever its name says.
+
+    Raises: ValueError: they are UTF-16, or compressed; the message continues the file's name.
+    """
+    refuse_utf16(head)
+    if compression := compression_of_content(head):
+        suffix = next(suffix for suffix, kind in COMPRESSIONS.items() if kind == compression)
+        raise ValueError(f"is compressed with {compression}: add {suffix} to its name")
 
 
 def is_decided(head: bytes) -> bool:
