@@ -70,17 +70,18 @@ def find_sources(inputs: Sequence[str], input_format: InputFormat | None) -> lis
     Raises: ValueError: there is no such file, it is given twice, or its format is unknown.
         ImportError: pyarrow is needed. OSError: reading failed.
     """
-    found: dict[str, Source] = {}
+    found, before = list[Source](), set[str]()
     for given in inputs:
-        for at in _places(given):
-            source = _recognised(at, input_format)
-            key = at.identity
-            if key in found:
+        sources = [_recognised(at, input_format) for at in _places(given)]
+        for source in sources:
+            if source.place.identity in before:
                 raise ValueError(f"{source.name} is given twice: its rows would be embedded twice")
-            found[key] = source
+        # links within a folder are files of their own: caches link equal files to one
+        before.update(source.place.identity for source in sources)
+        found += sources
     if not found:
         raise ValueError("there is no input")
-    return list(found.values())
+    return found
 
 
 def _places(given: str) -> Iterator[Place | Stream]:

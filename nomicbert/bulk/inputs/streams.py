@@ -66,7 +66,8 @@ class Stream:
         Raises: ValueError: it does not exist, is closed, or access is denied. OSError: opening
             failed.
         """
-        self.name = self.identity = "standard input" if path == STDIN else path
+        self.name = "standard input" if path == STDIN else path
+        self.identity = os.path.realpath("/dev/stdin" if path == STDIN else path)
         if path == STDIN:
             self._descriptor, self._keep = 0, True
         else:

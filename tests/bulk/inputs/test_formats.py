@@ -73,7 +73,7 @@ def test_formats_by_content(case: str) -> None:
 BINARY = {
     "png": (
         b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
-        "binary file of no known format, or UTF-16: leave it out",
+        "binary file of no known format, or UTF-16",
     ),
     "npy": (b"\x93NUMPY\x01\0v\0{'descr'", "binary file of no known format"),
     "zip": (b"PK\x03\x04\x14\0\0\0\x08\0\xff", "binary file of no known format"),

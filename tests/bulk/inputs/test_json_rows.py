@@ -91,7 +91,7 @@ ELEMENTS = {
     "half a surrogate pair": (b'{"text": "\\ud83d"}', "half of a surrogate pair"),
     "too many digits": (
         b'{"text": "a", "b": ' + b"7" * 5000 + b"}",
-        "an integer has more than 4,300",
+        "an integer has more than 4",
     ),
     "beyond float64": (b'{"text": "a", "b": [-1.5e400]}', "the number -1.5e400 is beyond float64$"),
     "latin-1": (b'{"text": "a\xe9"}', r"byte 12 \(0xe9\) is not UTF-8"),

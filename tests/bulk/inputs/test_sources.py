@@ -79,6 +79,40 @@ def test_a_file_given_twice(tmp_path: Path) -> None:
             found(tmp_path / "a.txt", f"{tmp_path}/{second}")
 
 
+def test_links_within_a_folder_are_files_of_their_own(tmp_path: Path) -> None:
+    """As in a cache of the Hugging Face hub, where equal files are links to one."""
+    (tmp_path / "blob").mkdir()
+    (tmp_path / "blob/1").write_text("text\n")
+    (tmp_path / "data").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "data" / name).symlink_to("../blob/1")
+    expected = [f"{tmp_path}/data/a.txt", f"{tmp_path}/data/b.txt"]
+    assert names(tmp_path / "data") == expected
+    assert names(f"{tmp_path}/data/*.txt") == expected
+    with pytest.raises(ValueError, match=r"/a.txt is given twice"):
+        found(tmp_path / "blob", tmp_path / "data")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it tells the file of standard input")
+def test_standard_input_that_is_given_as_a_file_too(tmp_path: Path) -> None:
+    (path := tmp_path / "a.txt").write_text("text\n")
+    program = READER.replace('["-"]', f'["-", {str(path)!r}]')
+    with path.open("rb") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdin=file,
+            capture_output=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": f".{os.pathsep}kernels"},
+            check=False,
+        )
+    assert (
+        done.stderr.decode()
+        .rstrip()
+        .endswith(f"ValueError: {path} is given twice: its rows would be embedded twice")
+    )
+
+
 CONTENTS = {
     "part-00000": (b'{"text": "a"}\n', "jsonl", None),
     "part.md": (b"# a\n", "text", None),
@@ -126,7 +160,7 @@ def test_files_of_unknown_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     (tmp_path / "b.log").write_bytes("\ufefftext".encode("utf-16"))
     with pytest.raises(
-        ValueError, match=r"a.png is a binary file of no known format, or UTF-16: leave"
+        ValueError, match=r"a.png is a binary .* or UTF-16: leave it"
     ):
         found(tmp_path)
     with pytest.raises(ValueError, match=r"b.log is UTF-16: convert it to UTF-8 first"):
