@@ -159,9 +159,7 @@ def test_compressed_and_arrow_files_are_recognised_by_content(tmp_path: Path) ->
 def test_files_of_unknown_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     (tmp_path / "b.log").write_bytes("\ufefftext".encode("utf-16"))
-    with pytest.raises(
-        ValueError, match=r"a.png is a binary .* or UTF-16: leave it"
-    ):
+    with pytest.raises(ValueError, match=r"a.png is a binary .* or UTF-16: leave it"):
         found(tmp_path)
     with pytest.raises(ValueError, match=r"b.log is UTF-16: convert it to UTF-8 first"):
         found(tmp_path / "b.log")
