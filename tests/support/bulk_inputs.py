@@ -123,3 +123,13 @@ def rejects_of(*paths: Path | str, **options: Any) -> list[Reject]:
     """The rows of files that cannot be used."""
     taken, rest = read_all(feed_of(*paths, on_error="skip", **options))
     return [reject for part in (*taken, rest) for reject in part.rejects]
+
+
+def fields_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The carried fields of rows as Python objects."""
+    found = []
+    for fields in (row.fields for row in rows):
+        if not isinstance(fields, dict):
+            (fields,) = fields.batch.slice(fields.row, 1).to_pylist()
+        found.append(fields)
+    return found

@@ -18,8 +18,9 @@ from nomicbert.bulk.inputs.opening import Opened
 from nomicbert.bulk.inputs.rows import ArrowCells, Entry, Position, Reject, Row, Span
 from nomicbert.bulk.inputs.selection import Selection, check_columns, not_utf8
 
-# Rows and bytes of a batch, at most; the bytes as far as a file's metadata tell them.
-BATCH_ROWS = 8_192
+# Rows and bytes of a batch, at most; the bytes as far as a file's metadata tell them: strings of a
+# dictionary, which it counts once, are repeated in each row of a batch.
+BATCH_ROWS = 256
 BATCH_BYTES = 1 << 24
 READ_BYTES = 1 << 20
 

@@ -24,13 +24,12 @@ from nomicbert.bulk.inputs.sources import Source
 from nomicbert.bulk.inputs.tables import (
     infer,
     infer_objects,
-    objects_of,
     plain,
     settled,
     table_of,
 )
 
-__all__ = ["Misfit", "carried_schema", "infer", "objects_of", "renamed", "table_of"]
+__all__ = ["Misfit", "carried_schema", "infer", "renamed", "table_of"]
 
 # The types of JSON fields are inferred from so many rows and bytes of a source, at most.
 SAMPLE_ROWS, SAMPLE_BYTES = 4_096, 1 << 20

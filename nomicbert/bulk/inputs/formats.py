@@ -45,8 +45,9 @@ OF_LINES = {InputFormat.text, InputFormat.jsonl}
 # Formats of Apache Arrow: read by pyarrow, columns compressed one by one.
 OF_ARROW = {InputFormat.parquet, InputFormat.arrow}
 DELIMITERS = {InputFormat.csv: ",", InputFormat.tsv: "\t"}
-# Bytes at the start of a file that recognition looks at.
-HEAD = 65_536
+# Bytes at the start of a file that recognition looks at: more than a block of zstd, whose 128 KiB
+# yield nothing before they are complete.
+HEAD = 1 << 18
 # An Arrow stream begins with the length of its schema instead, and has a name.
 IPC_FILE = b"ARROW1"
 MAGIC = {b"PAR1": InputFormat.parquet, IPC_FILE: InputFormat.arrow}
@@ -55,8 +56,11 @@ BOM = codecs.BOM_UTF8
 # An object or an array of objects, as far as the first characters tell.
 OBJECT = re.compile(rb"\s*\{\s*[\"}]")
 OBJECTS = re.compile(rb"\s*\[\s*\{")
-# Characters that no text holds, unlike tab, line feed, form feed, carriage return and escape.
-CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+# Beginnings that may still become an object or an array of objects.
+UNDECIDED = re.compile(rb"[{[]?\s*")
+# Characters that text seldom holds, unlike tab, line feed, form feed, carriage return and escape;
+# NUL is in tar archives and UTF-16.
+CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 
 
 def format_of_name(name: str) -> tuple[InputFormat | None, Compression | None]:
@@ -84,12 +88,11 @@ def format_of_content(head: bytes) -> InputFormat:
     for magic, form in MAGIC.items():
         if head.startswith(magic):
             return form
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError("is UTF-16: convert it to UTF-8 first")
-    if CONTROL.search(head) and not _is_utf8(head):
+    refuse_utf16(head)
+    if b"\0" in head or (CONTROL.search(head) and not _is_utf8(head)):
         raise ValueError(
-            "is a binary file of no known format: leave it out, or name its format with "
-            "--input-format"
+            "is a binary file of no known format, or UTF-16: leave it out, convert it to UTF-8, or "
+            "name its format with --input-format"
         )
     head = head.removeprefix(BOM)
     if OBJECT.match(head):
@@ -99,6 +102,35 @@ def format_of_content(head: bytes) -> InputFormat:
             InputFormat.json if newline and not first.rstrip().endswith(b"}") else InputFormat.jsonl
         )
     return InputFormat.json if OBJECTS.match(head) else InputFormat.text
+
+
+def refuse_utf16(head: bytes) -> None:
+    """Raise ValueError for a byte order mark of UTF-16; the message continues the file's name."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("is UTF-16: convert it to UTF-8 first")
+
+
+def refuse_other_content(head: bytes) -> None:
+    """Look at the first bytes of a file of text, whatever its name says.
+
+    Raises: ValueError: they are UTF-16, or compressed; the message continues the file's name.
+    """
+    refuse_utf16(head)
+    if compression := compression_of_content(head):
+        suffix = next(suffix for suffix, kind in COMPRESSIONS.items() if kind == compression)
+        raise ValueError(f"is compressed with {compression}: add {suffix} to its name")
+
+
+def is_decided(head: bytes) -> bool:
+    """Whether the first bytes of an uncompressed file tell its format, whatever follows.
+
+    Its first line that is not blank does, and a magic number.
+    """
+    if head.startswith(tuple(MAGIC)):
+        return True
+    begin = head.removeprefix(BOM).lstrip()
+    known = b"\n" in begin and UNDECIDED.fullmatch(begin) is None
+    return known and compression_of_content(head) is None
 
 
 def _is_utf8(head: bytes) -> bool:

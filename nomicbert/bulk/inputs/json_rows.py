@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NoReturn
 
+from nomicbert.bulk.inputs.decoding import DECODER, LENIENT, number_problem
 from nomicbert.bulk.inputs.opening import MOST_BYTES, Opened
 from nomicbert.bulk.inputs.rows import Entry, Position, Reject, Row, Span
 from nomicbert.bulk.inputs.selection import Selection, kind_of
@@ -37,7 +38,7 @@ class _Values:
         self.number = self.begin = self.end = 0
         self._file, self._name = opened.file, opened.name
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
-        self._decode = json.JSONDecoder().raw_decode
+        self._number: str | None = None  # what is wrong with one in the current value
         self._window, self._is_utf8, self._complete = "", True, False
         # Characters before the window, and the bytes and characters read.
         self._before = self._bytes = self._characters = 0
@@ -74,6 +75,8 @@ class _Values:
                 f"byte {byte + 1} (0x{ord(bad[0]) - 0xDC00:02x}) is not UTF-8: convert the input "
                 "first"
             )
+        if self._number is not None:
+            return self._number
         if not isinstance(value, dict):
             return f"it must be a JSON object, not {kind_of(value)}"
         if self._window.find("\\u", self.begin, self.end) >= 0:
@@ -89,7 +92,7 @@ class _Values:
         while True:
             self.begin = self.end
             try:
-                value, end = self._decode(self._window, self.begin)
+                value, end = self._decoded()
             except json.JSONDecodeError as error:
                 near = len(self._window) - error.pos < NEAR_END
                 if self._complete or not (near or error.msg.startswith("Unterminated string")):
@@ -102,6 +105,17 @@ class _Values:
                     self.end = end
                     return value
             self._grow()
+
+    def _decoded(self) -> tuple[Any, int]:
+        """The value at `begin` and its end; one with a number out of range is found too."""
+        self._number = None
+        try:
+            return DECODER.raw_decode(self._window, self.begin)
+        except json.JSONDecodeError:
+            raise
+        except ValueError as error:
+            self._number = number_problem(error)
+        return LENIENT.raw_decode(self._window, self.begin)
 
     def _next_character(self) -> str:
         """Move to the next character that is no space; "" at the end."""

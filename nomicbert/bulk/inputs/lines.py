@@ -10,6 +10,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from nomicbert.bulk.inputs.decoding import decode
 from nomicbert.bulk.inputs.formats import BOM
 from nomicbert.bulk.inputs.opening import MOST_BYTES, Opened
 from nomicbert.bulk.inputs.rows import Entry, Position, Reject, Row, Span
@@ -32,7 +33,7 @@ def jsonl_parser(selection: Selection) -> Parse:
     text, carried = selection.text, selection.carried
 
     def parse(line: str) -> tuple[str | None, dict[str, Any], str | None]:
-        line = line.strip()
+        line = line.strip(" \t\r\n")
         if not line:
             return None, {}, None
         fields = parse_object(line)
@@ -44,18 +45,14 @@ def jsonl_parser(selection: Selection) -> Parse:
 def parse_object(line: str) -> dict[str, Any]:
     """A JSON object.
 
-    Raises: ValueError: it is none, or holds half of a surrogate pair.
+    Raises: ValueError: it is none, or holds half of a surrogate pair or a number out of range.
     """
-    try:
-        found = json.loads(line)
-        if "\\u" in line:  # only an escape can produce a lone surrogate
+    found = decode(line)
+    if "\\u" in line:  # only an escape can produce a lone surrogate
+        try:
             json.dumps(found, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
-    except UnicodeEncodeError as error:
-        raise ValueError("an escape is half of a surrogate pair, not valid Unicode") from error
-    except RecursionError as error:
-        raise ValueError("the object is nested too deeply") from error
+        except UnicodeEncodeError as error:
+            raise ValueError("an escape is half of a surrogate pair, not valid Unicode") from error
     if not isinstance(found, dict):
         raise ValueError(f"the line must be a JSON object, not {kind_of(found)}")
     return found
@@ -88,7 +85,9 @@ def read_lines(opened: Opened, span: Span, unit: int, parse: Parse) -> Iterator[
             raw = raw.removeprefix(BOM)
             if not raw:
                 break  # the file holds nothing else
-        content = raw.removesuffix(b"\n").removesuffix(b"\r")
+        content = raw
+        if raw.endswith(b"\n"):
+            content = raw[:-1].removesuffix(b"\r")
         try:
             text, fields, line = parse(content.decode())
         except UnicodeDecodeError as error:

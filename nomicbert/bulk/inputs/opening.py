@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from nomicbert.bulk.inputs.compressed import Inflated, naming_failures
-from nomicbert.bulk.inputs.formats import OF_ARROW, Compression
+from nomicbert.bulk.inputs.formats import OF_ARROW, Compression, refuse_other_content
 from nomicbert.bulk.inputs.sources import Source
 from nomicbert.bulk.inputs.streams import Stream
 
@@ -60,6 +60,13 @@ def open_source(source: Source) -> Iterator[Opened]:
         file = at.open_arrow()
     with file as raw, naming_failures(source.name):
         if source.compression is None:
-            yield Opened(raw, source.name, not isinstance(at, Stream))
+            opened = Opened(raw, source.name, not isinstance(at, Stream))
         else:
-            yield _OpenedCompressed(raw, source.name, source.compression)
+            opened = _OpenedCompressed(raw, source.name, source.compression)
+        if source.format not in OF_ARROW:
+            head = opened.file.peek(4)  # type: ignore[attr-defined]
+            try:
+                refuse_other_content(head)
+            except ValueError as error:
+                raise ValueError(f"{source.name} {error}") from error
+        yield opened

@@ -70,17 +70,18 @@ def find_sources(inputs: Sequence[str], input_format: InputFormat | None) -> lis
     Raises: ValueError: there is no such file, it is given twice, or its format is unknown.
         ImportError: pyarrow is needed. OSError: reading failed.
     """
-    found: dict[str, Source] = {}
+    found, before = list[Source](), set[str]()
     for given in inputs:
-        for at in _places(given):
-            source = _recognised(at, input_format)
-            key = at.identity
-            if key in found:
+        sources = [_recognised(at, input_format) for at in _places(given)]
+        for source in sources:
+            if source.place.identity in before:
                 raise ValueError(f"{source.name} is given twice: its rows would be embedded twice")
-            found[key] = source
+        # links within a folder are files of their own: caches link equal files to one
+        before.update(source.place.identity for source in sources)
+        found += sources
     if not found:
         raise ValueError("there is no input")
-    return list(found.values())
+    return found
 
 
 def _places(given: str) -> Iterator[Place | Stream]:
@@ -148,7 +149,13 @@ def _recognised(at: Place | Stream, given: InputFormat | None) -> Source:
         if given is None:
             if compression is not None:
                 need_pyarrow(at.name)
+                whole = len(head) < HEAD
                 head = inflated_head(head, at.name, compression)
+                if not head and not whole:
+                    raise ValueError(
+                        f"{at.name}: the first {HEAD:,} bytes of its {compression} stream hold no "
+                        "content: name its format with --input-format"
+                    )
             try:
                 form, sniffed = format_of_content(head), True
             except ValueError as error:

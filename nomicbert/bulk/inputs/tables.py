@@ -1,4 +1,4 @@
-"""The carried fields of rows -> Arrow tables, or Python objects.
+"""The carried fields of rows -> Arrow tables.
 
 Where in the flow: each output converts the rows whose vectors have come. Importing this module
 needs pyarrow.
@@ -79,19 +79,6 @@ def table_of(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
             arrays = convert(fields, schema)
         tables.append(pa.Table.from_arrays(arrays, schema=schema))
     return pa.concat_tables(tables) if tables else schema.empty_table()
-
-
-def objects_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The carried fields of rows as Python objects; raises UnicodeDecodeError, a ValueError."""
-    found: list[dict[str, Any]] = []
-    for begin, stop in _runs(rows):
-        fields: list[Any] = [row.fields for row in rows[begin:stop]]
-        if isinstance(fields[0], ArrowCells):
-            batch, numbers = _range(fields)
-            values = batch.to_pylist()
-            fields = [values[number] for number in numbers]
-        found += fields
-    return found
 
 
 def _runs(rows: Sequence[Row]) -> Iterator[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 from nomicbert.bulk.inputs import arrow_rows  # noqa: E402
 from nomicbert.bulk.inputs.rows import ArrowCells, Position, Span  # noqa: E402
-from nomicbert.bulk.inputs.tables import objects_of  # noqa: E402
-from tests.support.bulk_inputs import feed_of, read_all, rejects_of, rows_of  # noqa: E402
+from tests.support.bulk_inputs import feed_of, fields_of, read_all, rejects_of, rows_of  # noqa: E402
 
 
 def write_parquet(path: Path, table: Any) -> None:
@@ -48,13 +48,13 @@ def test_rows_keep_their_cells(name: str, tmp_path: Path) -> None:
     taken, rest = read_all(feed_of(path))
     rows = [entry.row for entry in taken]
     assert [row.text for row in rows] == [record["text"] for record in records]
-    assert objects_of(rows) == records
+    assert fields_of(rows) == records
     assert [row.where for row in rows] == [f"{path}, row {i + 1}" for i in range(10)]
     assert [row.after for row in rows] == [Position(0, i + 1, None) for i in range(10)]
     assert rest == (Position(0, 10, None), 0, [])
     chosen = rows_of(path, field="text", columns=["tags", "no", "id"])
-    assert objects_of(chosen) == [{"id": r["id"], "tags": r["tags"]} for r in records]
-    assert objects_of(rows_of(path, columns=())) == [{}] * 10
+    assert fields_of(chosen) == [{"id": r["id"], "tags": r["tags"]} for r in records]
+    assert fields_of(rows_of(path, columns=())) == [{}] * 10
     assert [list(row.fields.batch.schema.names) for row in rows_of(path, columns=["text"])] == [
         ["text"]
     ] * 10
@@ -140,10 +140,10 @@ def test_nested_names_are_not_columns(name: str, tmp_path: Path) -> None:
     path = write(tmp_path, name, pa.table({"a": [{"text": "x"}], "text": ["b"]}))
     with pytest.raises(ValueError, match=r"has no column 'a.text' among 'a', 'text'"):
         rows_of(path, field="a.text")
-    assert objects_of(rows_of(path, columns=["a.text"])) == [{}]
+    assert fields_of(rows_of(path, columns=["a.text"])) == [{}]
     dotted = write(tmp_path, name, pa.table({"a.text": ["x"], "a": ["y"]}))
     (row,) = rows_of(dotted, field="a.text", columns=["a"])
-    assert (row.text, objects_of([row])) == ("x", [{"a": "y"}])
+    assert (row.text, fields_of([row])) == ("x", [{"a": "y"}])
 
 
 @each_writer
@@ -208,6 +208,29 @@ def test_parquet_batches_are_bounded_in_bytes(
     assert [row.text for row in rows] == texts
     batches = [row.fields.batch for row in rows if isinstance(row.fields, ArrowCells)]
     assert {batch.num_rows for batch in batches[:6]} == {3}
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_texts_of_a_dictionary_are_decoded_in_pieces(name: str, tmp_path: Path) -> None:
+    """A few long strings, each in thousands of rows, take thousands of times their size."""
+    long = [letter * 20_000 for letter in "abc"]
+    table = pa.table({"text": pa.array(long * 2_000).dictionary_encode(), "id": range(6_000)})
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(table.cast(pa.schema([("text", pa.string()), ("id", pa.int64())])), path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    pool = pa.default_memory_pool()
+    before, most = pool.bytes_allocated(), 0
+    tracemalloc.start()
+    for number, text in enumerate(feed := feed_of(path)):
+        feed.take()
+        assert text == long[number % 3]
+        most = max(most, pool.bytes_allocated() - before)
+    objects = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert max(most, objects) < 6_000 * 20_000 // 4
 
 
 @each_writer

@@ -20,14 +20,13 @@ from nomicbert.bulk.inputs.columns import (  # noqa: E402
     Misfit,
     carried_schema,
     infer,
-    objects_of,
     renamed,
     table_of,
 )
 from nomicbert.bulk.inputs.formats import InputFormat  # noqa: E402
 from nomicbert.bulk.inputs.rows import Position, Row  # noqa: E402
 from nomicbert.bulk.inputs.sources import find_sources  # noqa: E402
-from tests.support.bulk_inputs import SUFFIXES, feed_of, read_all, rows_of, write  # noqa: E402
+from tests.support.bulk_inputs import SUFFIXES, feed_of, fields_of, read_all, rows_of, write  # noqa: E402
 
 
 def jsonl(path: Path, *objects: Any) -> Path:
@@ -69,7 +68,7 @@ def test_every_format_states_its_columns(suffix: str, tmp_path: Path) -> None:
     assert table_of(rows, schema).to_pylist() == records
     assert table_of(rows, schema).schema == schema
     assert infer(rows) == schema
-    assert objects_of(rows) == records
+    assert fields_of(rows) == records
     assert table_of([], schema).schema == schema
     if not suffix.startswith(".txt"):
         assert list(schema_of(path, columns=["b", "id"])) == ["b", "id"]
@@ -368,4 +367,4 @@ def test_rows_of_several_batches_and_formats(tmp_path: Path) -> None:
     assert table_of(few, schema).to_pylist() == [
         record for number, record in enumerate(records * 3) if number % 3 != 1
     ]
-    assert objects_of(few) == table_of(few, schema).to_pylist()
+    assert fields_of(few) == table_of(few, schema).to_pylist()

@@ -46,7 +46,6 @@ CONTENTS = {
     "words": (b"some words\n", "text"),
     "a bracket": (b"[1] a reference\n", "text"),
     "a brace": (b"{hello} world\n", "text"),
-    "a nul among text": (b"a\0b\n", "text"),
     "latin-1": ("é\n".encode("latin-1"), "text"),
     "escapes of a terminal": (b"\x1b[1mbold\x1b[0m \xe9\n", "text"),
     "object": (b'{"text": "a"}\n{"text"', "jsonl"),
@@ -72,9 +71,14 @@ def test_formats_by_content(case: str) -> None:
 
 
 BINARY = {
-    "png": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "binary file of no known format: leave it out"),
+    "png": (
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+        "binary file of no known format, or UTF-16",
+    ),
     "npy": (b"\x93NUMPY\x01\0v\0{'descr'", "binary file of no known format"),
     "zip": (b"PK\x03\x04\x14\0\0\0\x08\0\xff", "binary file of no known format"),
+    "tar": (b"a.txt".ljust(100, b"\0") + b"0000644\0", "binary file of no known format, or UTF-16"),
+    "utf-16 without a mark": ("text\n".encode("utf-16-le"), "or UTF-16: leave it out, convert it"),
     "utf-16": (codecs.BOM_UTF16_LE + "a\n".encode("utf-16-le"), "is UTF-16: convert it to UTF-8"),
     "utf-16 be": (codecs.BOM_UTF16_BE + "a\n".encode("utf-16-be"), "is UTF-16: convert"),
 }

@@ -89,6 +89,11 @@ ELEMENTS = {
     "no field": (b'{"title": 1}', "there is no field 'text' among 'title': .*--field"),
     "field null": (b'{"text": null}', "the field 'text' must be a string, not null"),
     "half a surrogate pair": (b'{"text": "\\ud83d"}', "half of a surrogate pair"),
+    "too many digits": (
+        b'{"text": "a", "b": ' + b"7" * 5000 + b"}",
+        "an integer has more than 4",
+    ),
+    "beyond float64": (b'{"text": "a", "b": [-1.5e400]}', "the number -1.5e400 is beyond float64$"),
     "latin-1": (b'{"text": "a\xe9"}', r"byte 12 \(0xe9\) is not UTF-8"),
     "latin-1 elsewhere": ('{"ä": "'.encode() + b'\xff"}', r"byte 9 \(0xff\) is not UTF-8"),
 }
@@ -152,6 +157,14 @@ def test_an_element_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.M
     path = path_of(tmp_path, b'[{"text": "a"}, {"text": "' + b"b" * 100 + b'"}]')
     with pytest.raises(ValueError, match=r"a.json, row 2 has more than 30 characters"):
         rows_of(path, on_error="skip")
+
+
+def test_a_number_that_the_window_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first part alone may be beyond float64."""
+    monkeypatch.setattr(json_rows, "CHUNK", 1)
+    number = b"1" + b"0" * 400 + b".0e-390"
+    (row,) = rows_of(path_of(tmp_path, b'[{"text": "a", "b": ' + number + b"}]"))
+    assert row.fields == {"text": "a", "b": 1e10}
 
 
 def test_sizes_add_up(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ LINES = {
     "blank lines": (b"\na\n\n\nb\n\n", ["", "a", "", "", "b", ""]),
     "blank lines only": (b"\n\r\n\n", ["", "", ""]),
     "crlf": (b"a\r\n\r\nb\r\n", ["a", "", "b"]),
-    "crlf without its lf": (b"a\r\nb\r", ["a", "b"]),
+    "a carriage return at the end": (b"a\r\nb\r", ["a", "b\r"]),
     "carriage returns inside": (b"a\rb\r\r\nc", ["a\rb\r", "c"]),
     "byte order mark": (b"\xef\xbb\xbfa\nb", ["a", "b"]),
     "byte order mark and nothing": (b"\xef\xbb\xbf", []),
@@ -145,6 +145,12 @@ BROKEN = {
     "half a surrogate pair": (b'{"text": "\\ud83d"}', "half of a surrogate pair"),
     "half of one elsewhere": (b'{"text": "a", "b": ["\\uDE00"]}', "half of a surrogate pair"),
     "too deep": (b'{"text": ' + b"[" * 100_000, "nested too deeply"),
+    "too many digits": (
+        b'{"text": "a", "b": ' + b"7" * 5000 + b"}",
+        "an integer has more than 4",
+    ),
+    "beyond float64": (b'{"text": "a", "b": [-1.5e400]}', "the number -1.5e400 is beyond float64$"),
+    "a blank that is none in JSON": ("\xa0\x0c".encode(), "not JSON: .* at column 1"),
     "latin-1": ('{"text": "é"}'.encode("latin-1"), r"byte 11 \(0xe9\) is not UTF-8: convert the"),
 }
 

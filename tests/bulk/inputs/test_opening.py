@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import io
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,48 @@ def test_the_head_of_a_compressed_file() -> None:
     assert inflated_head(b"\x1f\x8b\x08", "a", "gzip") == b""
 
 
+@needs_pyarrow
+@pytest.mark.parametrize("end", [".gz", ".zst"])
+def test_a_long_first_block_is_recognised(end: str, tmp_path: Path) -> None:
+    """A block of zstd has up to 128 KiB, and yields nothing before it is complete."""
+    noise = random.Random(0)
+    records = [{"text": "a", "blob": noise.randbytes(3000).hex()} for _ in range(100)]
+    (path := tmp_path / f"part-00000{end}").write_bytes(encode(f".jsonl{end}", records))
+    assert [row.fields for row in rows_of(path)] == records
+
+
+@needs_pyarrow
+def test_a_beginning_that_yields_nothing_is_refused(tmp_path: Path) -> None:
+    skippable = b"\x50\x2a\x4d\x18" + HEAD.to_bytes(4, "little") + bytes(HEAD)
+    path = tmp_path / "part-00000.zst"
+    path.write_bytes(skippable + encode(".jsonl.zst", RECORDS))
+    with pytest.raises(ValueError, match=r"part-00000.zst: .*name its format with --input-format"):
+        rows_of(path)
+    assert len(rows_of(path, form="jsonl")) == 5000
+
+
+UTF_16 = "\ufeff{}\n".encode("utf-16-le")
+MISNAMED = {
+    "utf-16 text": ("a.txt", UTF_16, "is UTF-16: convert it to UTF-8 first"),
+    "utf-16 csv": ("a.csv", "\ufefftext\n".encode("utf-16-be"), "is UTF-16: convert it to UTF-8"),
+    "utf-16 json": ("a.json", UTF_16, "is UTF-16: convert it to UTF-8 first"),
+    "gzip": ("a.txt", gzip.compress(b"a\n"), "is compressed with gzip: add .gz to its name"),
+    "zstd": ("a.jsonl", b"\x28\xb5\x2f\xfd\0", "is compressed with zstd: add .zst to its name"),
+    "utf-16 in gzip": pytest.param(
+        "a.txt.gz", gzip.compress(UTF_16), "is UTF-16: convert it to UTF-8", marks=needs_pyarrow
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), MISNAMED.values(), ids=MISNAMED)
+def test_content_that_a_name_denies(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (path := tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path} {message}"):
+        feed_of(path, on_error="skip").check_first_rows()
+
+
 class Failing:
     """A file that fails behind some bytes."""
 
@@ -138,7 +181,7 @@ def test_errors_of_a_url_have_its_name_already(
         def read(self, _: object = -1) -> bytes:
             raise OSError("cannot read s3://a/b: the network is down")
 
-        readline = read  # type: ignore[assignment]
+        readline = peek = read  # type: ignore[assignment]
 
     feed = feed_of(write(tmp_path / f"a{suffix}", RECORDS))
     monkeypatch.setattr(LocalPlace, "open", lambda _: Down())

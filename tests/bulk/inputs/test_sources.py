@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from nomicbert.bulk.inputs.formats import InputFormat
+from nomicbert.bulk.inputs.formats import InputFormat, format_of_content
 from nomicbert.bulk.inputs.sources import Source, find_sources
+from nomicbert.bulk.inputs.streams import Stream
 from tests.support.bulk_inputs import encode, needs_pyarrow, rows_of
 
 ROOT = Path(__file__).parents[3]
@@ -75,6 +79,40 @@ def test_a_file_given_twice(tmp_path: Path) -> None:
             found(tmp_path / "a.txt", f"{tmp_path}/{second}")
 
 
+def test_links_within_a_folder_are_files_of_their_own(tmp_path: Path) -> None:
+    """As in a cache of the Hugging Face hub, where equal files are links to one."""
+    (tmp_path / "blob").mkdir()
+    (tmp_path / "blob/1").write_text("text\n")
+    (tmp_path / "data").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "data" / name).symlink_to("../blob/1")
+    expected = [f"{tmp_path}/data/a.txt", f"{tmp_path}/data/b.txt"]
+    assert names(tmp_path / "data") == expected
+    assert names(f"{tmp_path}/data/*.txt") == expected
+    with pytest.raises(ValueError, match=r"/a.txt is given twice"):
+        found(tmp_path / "blob", tmp_path / "data")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it tells the file of standard input")
+def test_standard_input_that_is_given_as_a_file_too(tmp_path: Path) -> None:
+    (path := tmp_path / "a.txt").write_text("text\n")
+    program = READER.replace('["-"]', f'["-", {str(path)!r}]')
+    with path.open("rb") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdin=file,
+            capture_output=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": f".{os.pathsep}kernels"},
+            check=False,
+        )
+    assert (
+        done.stderr.decode()
+        .rstrip()
+        .endswith(f"ValueError: {path} is given twice: its rows would be embedded twice")
+    )
+
+
 CONTENTS = {
     "part-00000": (b'{"text": "a"}\n', "jsonl", None),
     "part.md": (b"# a\n", "text", None),
@@ -121,7 +159,7 @@ def test_compressed_and_arrow_files_are_recognised_by_content(tmp_path: Path) ->
 def test_files_of_unknown_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     (tmp_path / "b.log").write_bytes("\ufefftext".encode("utf-16"))
-    with pytest.raises(ValueError, match=r"a.png is a binary file of no known format: leave"):
+    with pytest.raises(ValueError, match=r"a.png is a binary .* or UTF-16: leave it"):
         found(tmp_path)
     with pytest.raises(ValueError, match=r"b.log is UTF-16: convert it to UTF-8 first"):
         found(tmp_path / "b.log")
@@ -214,6 +252,44 @@ def test_standard_input_from_a_pipe() -> None:
         "True",
     ]
     assert run_reader(input=b"") == ["text None True True None", "True"]
+
+
+PIECES = {
+    "cut within the first object": ([b"{", b'"text": "a"}\n'], "jsonl"),
+    "cut within the first line": ([b'{"text": "a"', b', "id": 1}\n{"text": "b"}\n'], "jsonl"),
+    "the brace has its own line": ([b"{\n", b'  "text": "a"\n}\n'], "json"),
+    "blank lines first": ([b"\n", b'{"text": "a"}\n'], "jsonl"),
+    "byte order mark": ([b"\xef\xbb", b'\xbf{"text": "a"}\n'], "jsonl"),
+    "array": ([b" [\n", b'{"text": "a"}]'], "json"),
+    "text": ([b"a\n", b'{"text": "b"}\n'], "text"),
+    "no line feed": ([b"{", b'"text": "a"}'], "jsonl"),
+}
+
+
+@pytest.mark.parametrize("case", PIECES)
+def test_a_pipe_is_recognised_however_it_is_written(case: str, tmp_path: Path) -> None:
+    pieces, expected = PIECES[case]
+    os.mkfifo(path := tmp_path / "pipe")
+    keep = os.open(path, os.O_RDWR)
+    writer = os.open(path, os.O_WRONLY)
+    os.write(writer, pieces[0])
+    stream = Stream(str(path))
+    os.close(keep)
+    with ThreadPoolExecutor() as pool:
+        head = pool.submit(stream.head)
+        for piece in pieces[1:]:
+            while select.select([stream._descriptor], [], [], 0)[0] and not head.done():
+                time.sleep(0.001)  # until the piece before has been read
+            os.write(writer, piece)
+        os.close(writer)
+        assert format_of_content(head.result()).value == expected
+    assert stream.open().read() == b"".join(pieces)
+
+
+@needs_pyarrow
+def test_a_compressed_pipe_is_recognised(tmp_path: Path) -> None:
+    content = encode(".jsonl.zst", [{"text": "a", "blob": os.urandom(3000).hex()}] * 100)
+    assert run_reader(input=content)[0] == "jsonl zstd True True None"
 
 
 def test_standard_input_from_a_file(tmp_path: Path) -> None:
