@@ -106,28 +106,21 @@ def jsonl_writer(file: BinaryIO, empty: Vectors, whole: bool = True) -> Iterator
 
 
 def fields_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The fields of rows as Python values.
+    """The fields of rows as Python values; times with nanoseconds as ISO 8601.
 
-    Raises: Misfit: a string of a Parquet file is not UTF-8.
+    Raises: Misfit: a value of an Arrow column has none, such as a date behind the year 9999.
     """
     found: list[dict[str, Any]] = []
     for _, group in groupby((row.fields for row in rows), key=_batch_of):
         same: list[Any] = list(group)
         if isinstance(same[0], ArrowCells):
-            found += _of_batch(same[0].batch, [cells.row for cells in same], len(found))
+            from nomicbert.bulk.cells import fields_of_batch  # needs pyarrow
+
+            numbers = [cells.row for cells in same]
+            found += fields_of_batch(same[0].batch, numbers, len(found))
         else:
             found += same
     return found
-
-
-def _of_batch(batch: Any, numbers: list[int], before: int) -> list[dict[str, Any]]:
-    """Rows of a record batch; `before` counts the rows in front of them, for a Misfit."""
-    try:
-        return batch.take(numbers).to_pylist()  # type: ignore[no-any-return]
-    except UnicodeDecodeError as error:
-        if len(numbers) == 1:
-            raise Misfit(before, f"a string is not UTF-8: {error}") from error
-    return [_of_batch(batch, [row], before + i)[0] for i, row in enumerate(numbers)]
 
 
 def _batch_of(fields: Any) -> int | None:
