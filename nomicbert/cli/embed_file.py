@@ -125,6 +125,9 @@ def _outputs(request: Request, form: OutputFormat, sources: Sequence[Source]) ->
     columns, skips = request.reading["columns"], request.reading["on_error"] == "skip"
     plain = {source.name for source in sources if source.format in PLAIN}
     numbered = frozenset(plain if columns is None else ())
+    # a column of Parquet has one type, and whether a stream has an `id` is known too late
+    if form is OutputFormat.parquet and any(s.once and s.name not in plain for s in sources):
+        numbered = frozenset()
     # lone texts have no field but the row's number
     has_fields = columns != () and (len(sources) > len(plain) or len(numbered) > 1)
     if skips and is_stream(request.output):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.cli.embed_cases import (  # noqa: F401
     Recorder,
     needs_pyarrow,
     no_model,
+    on_linux,
     recorder,
     small_blocks,
 )
@@ -415,6 +417,21 @@ def test_numbers_of_texts_beside_names_of_objects(
     code, _, err = run_cli("embed", "a.txt", "b.jsonl", "-m", "m", "-o", "v.parquet")
     assert code == 2
     assert "the column 'id' is string in some inputs, and int64 for the rows" in one_line(err)
+
+
+@needs_pyarrow
+@on_linux
+def test_texts_beside_objects_of_a_stream_have_no_number(
+    embed: Callable[..., str], tmp_path: Path
+) -> None:
+    """Whether the stream has an `id` is known too late."""
+    put(tmp_path, {"a.txt": "a\n"})
+    stream, end = os.pipe()
+    os.write(end, b'{"text": "bb", "id": "x"}\n')
+    os.close(end)
+    embed("a.txt", f"/dev/fd/{stream}", "-o", "v.parquet")
+    os.close(stream)
+    assert [each.get("id") for each in read_objects(tmp_path / "v.parquet")] == [None, "x"]
 
 
 @needs_pyarrow
