@@ -4,7 +4,7 @@ Where in the flow: `writing` asks for the fields of rows that were read as Arrow
 module needs pyarrow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +32,32 @@ def fields_of_batch(batch: Any, numbers: Sequence[int], before: int) -> list[dic
         dict(zip(batch.schema.names, (column[row] for column in columns), strict=True))
         for row in range(len(numbers))
     ]
+
+
+def without_form(columns: Iterable[Any]) -> Any:
+    """The first of some pa.Field whose type has no form in JSON, such as bytes; else None."""
+    return next((column for column in columns if _has_no_form(column.type)), None)
+
+
+def _has_no_form(kind: Any) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return False  # may become a value that has one, such as a UUID
+    if pa.types.is_dictionary(kind):
+        return _has_no_form(kind.value_type)
+    if pa.types.is_nested(kind):
+        return any(_has_no_form(kind.field(index).type) for index in range(kind.num_fields))
+    types = pa.types
+    return any(
+        is_one(kind)
+        for is_one in (
+            types.is_binary,
+            types.is_large_binary,
+            types.is_fixed_size_binary,
+            types.is_binary_view,
+            types.is_duration,
+            types.is_interval,
+        )
+    )
 
 
 def _values(name: str, column: Any, numbers: Sequence[int], before: int) -> list[Any]:

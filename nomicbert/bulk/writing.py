@@ -139,6 +139,33 @@ def refuse_reserved(rows: Sequence[Row]) -> None:
             )
 
 
+def refuse_columns(rows: Sequence[Row], left_out: str | None) -> None:
+    """Raise a Misfit for the first row read as Arrow with a column that JSON cannot hold.
+
+    Its own value may be null; that of a later row is not.
+
+    Args:
+        rows: in any order.
+        left_out: a column that is not written, or None.
+    """
+    for index, row in enumerate(rows):
+        if not isinstance(row.fields, ArrowCells):
+            continue
+        from nomicbert.bulk.cells import without_form  # needs pyarrow
+
+        column = without_form(each for each in row.fields.batch.schema if each.name != left_out)
+        if column is not None:
+            raise Misfit(index, no_form(column.name, column.type))
+
+
+def no_form(name: str, kind: object) -> str:
+    """What to say of a field that JSON cannot hold."""
+    return (
+        f"the field {name!r} ({kind}) has no form in JSON: write to .parquet, or leave it out with "
+        "--columns"
+    )
+
+
 def as_json(rows: Sequence[dict[str, Any]], lines: Sequence[str | None] = ()) -> list[str]:
     """The fields of rows as JSON objects: times as ISO 8601, decimals and UUIDs as strings.
 
@@ -155,11 +182,7 @@ def as_json(rows: Sequence[dict[str, Any]], lines: Sequence[str | None] = ()) ->
         except (TypeError, RecursionError):
             name = next(name for name in fields if not _has_form(fields[name]))
             kind = type(fields[name]).__name__
-            raise Misfit(
-                index,
-                f"the field {name!r} ({kind}) has no form in JSON: write to .parquet, or leave it "
-                "out with --columns",
-            ) from None
+            raise Misfit(index, no_form(name, kind)) from None
     return found
 
 
