@@ -124,13 +124,16 @@ class _Output:
 
     def add(self, taken: list[Taken], vectors: Vectors) -> None:
         """Write rows that came one after the other."""
-        for one in taken:
-            self.leave_out(one.skipped, one.rejects)
-        self._add([one.row for one in taken], vectors)
+        self._add(taken, vectors)
         give_back_freed_memory()
 
-    def _add(self, rows: list[Row], vectors: Vectors) -> None:
-        """Write rows; by halves if one does not fit, until it is alone."""
+    def _add(self, taken: list[Taken], vectors: Vectors) -> None:
+        """Write rows; by halves if one does not fit, until it is alone.
+
+        The refused rows in front of a row are left out together with it, so that they are noted in
+        their order.
+        """
+        rows = [one.row for one in taken]
         try:
             self._write([self._named(row, i) for i, row in enumerate(rows, self.rows)], vectors)
         except Misfit as error:
@@ -138,12 +141,14 @@ class _Output:
             if self._rejects is None:
                 raise ValueError(f"{row.where}: {error.problem}") from error
             if len(rows) == 1:
-                self.leave_out(0, [row.reject(error.problem)])
+                self.leave_out(taken[0].skipped, [*taken[0].rejects, row.reject(error.problem)])
                 return
             half = len(rows) // 2
-            self._add(rows[:half], vectors[:half])
-            self._add(rows[half:], vectors[half:])
+            self._add(taken[:half], vectors[:half])
+            self._add(taken[half:], vectors[half:])
             return
+        for one in taken:
+            self.leave_out(one.skipped, one.rejects)
         self.rows += len(rows)
         unsound = np.flatnonzero(~np.isfinite(vectors).all(1))
         if len(unsound):

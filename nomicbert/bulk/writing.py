@@ -106,28 +106,21 @@ def jsonl_writer(file: BinaryIO, empty: Vectors, whole: bool = True) -> Iterator
 
 
 def fields_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The fields of rows as Python values.
+    """The fields of rows as Python values; times with nanoseconds as ISO 8601.
 
-    Raises: Misfit: a string of a Parquet file is not UTF-8.
+    Raises: Misfit: a value of an Arrow column has none, such as a date behind the year 9999.
     """
     found: list[dict[str, Any]] = []
     for _, group in groupby((row.fields for row in rows), key=_batch_of):
         same: list[Any] = list(group)
         if isinstance(same[0], ArrowCells):
-            found += _of_batch(same[0].batch, [cells.row for cells in same], len(found))
+            from nomicbert.bulk.cells import fields_of_batch  # needs pyarrow
+
+            numbers = [cells.row for cells in same]
+            found += fields_of_batch(same[0].batch, numbers, len(found))
         else:
             found += same
     return found
-
-
-def _of_batch(batch: Any, numbers: list[int], before: int) -> list[dict[str, Any]]:
-    """Rows of a record batch; `before` counts the rows in front of them, for a Misfit."""
-    try:
-        return batch.take(numbers).to_pylist()  # type: ignore[no-any-return]
-    except UnicodeDecodeError as error:
-        if len(numbers) == 1:
-            raise Misfit(before, f"a string is not UTF-8: {error}") from error
-    return [_of_batch(batch, [row], before + i)[0] for i, row in enumerate(numbers)]
 
 
 def _batch_of(fields: Any) -> int | None:
@@ -146,6 +139,33 @@ def refuse_reserved(rows: Sequence[Row]) -> None:
             )
 
 
+def refuse_columns(rows: Sequence[Row], left_out: str | None) -> None:
+    """Raise a Misfit for the first row read as Arrow with a column that JSON cannot hold.
+
+    Its own value may be null; that of a later row is not.
+
+    Args:
+        rows: in any order.
+        left_out: a column that is not written, or None.
+    """
+    for index, row in enumerate(rows):
+        if not isinstance(row.fields, ArrowCells):
+            continue
+        from nomicbert.bulk.cells import without_form  # needs pyarrow
+
+        column = without_form(each for each in row.fields.batch.schema if each.name != left_out)
+        if column is not None:
+            raise Misfit(index, no_form(column.name, column.type))
+
+
+def no_form(name: str, kind: object) -> str:
+    """What to say of a field that JSON cannot hold."""
+    return (
+        f"the field {name!r} ({kind}) has no form in JSON: write to .parquet, or leave it out with "
+        "--columns"
+    )
+
+
 def as_json(rows: Sequence[dict[str, Any]], lines: Sequence[str | None] = ()) -> list[str]:
     """The fields of rows as JSON objects: times as ISO 8601, decimals and UUIDs as strings.
 
@@ -162,11 +182,7 @@ def as_json(rows: Sequence[dict[str, Any]], lines: Sequence[str | None] = ()) ->
         except (TypeError, RecursionError):
             name = next(name for name in fields if not _has_form(fields[name]))
             kind = type(fields[name]).__name__
-            raise Misfit(
-                index,
-                f"the field {name!r} ({kind}) has no form in JSON: write to .parquet, or leave it "
-                "out with --columns",
-            ) from None
+            raise Misfit(index, no_form(name, kind)) from None
     return found
 
 

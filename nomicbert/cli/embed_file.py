@@ -15,6 +15,7 @@ from nomicbert.bulk.inputs.feed import CHECKED, Feed
 from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.inputs.rows import Misfit, Row, Span
 from nomicbert.bulk.inputs.sources import Source, find_sources
+from nomicbert.bulk.job.separate import refuse_names
 from nomicbert.bulk.output import (
     OutputFormat,
     choose_output_format,
@@ -24,6 +25,7 @@ from nomicbert.bulk.output import (
     open_writer,
 )
 from nomicbert.cli import checks, console
+from nomicbert.cli.embed_columns import look_at_names, refusing_missing
 from nomicbert.cli.embed_request import Request, counted, say_left_out, say_recognised
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Outputs:
         field: name of the field that holds the text.
         whole: all fields are kept.
         schema: columns of a Parquet file, as far as they are known.
+        missing: fields to keep that have not been found yet.
     """
 
     form: OutputFormat
@@ -57,6 +60,7 @@ class Outputs:
     field: str
     whole: bool
     schema: Any
+    missing: list[str]
 
     @property
     def names(self) -> list[str]:
@@ -91,6 +95,8 @@ def embed_file(
     checks.keep_apart(outputs.names, request.inputs, sources, ranges)
     checks.refuse_inside(request.output, request.inputs)
     checks.refuse_existing(outputs.names, overwrite)
+    if len(outputs.numbered) > 1:
+        refuse_names(sources)
     say_recognised(sources)
     _try_first_rows(request, outputs, sources)
     with ExitStack() as stack:
@@ -108,7 +114,7 @@ def embed_file(
             written = embed_all(
                 encoder,
                 feed,
-                write,
+                refusing_missing(write, outputs.missing, sources),
                 progress,
                 rejects=rejects,
                 numbered=outputs.numbered,
@@ -125,6 +131,9 @@ def _outputs(request: Request, form: OutputFormat, sources: Sequence[Source]) ->
     columns, skips = request.reading["columns"], request.reading["on_error"] == "skip"
     plain = {source.name for source in sources if source.format in PLAIN}
     numbered = frozenset(plain if columns is None else ())
+    # a column of Parquet has one type, and whether a stream has an `id` is known too late
+    if form is OutputFormat.parquet and any(s.once and s.name not in plain for s in sources):
+        numbered = frozenset()
     # lone texts have no field but the row's number
     has_fields = columns != () and (len(sources) > len(plain) or len(numbered) > 1)
     if skips and is_stream(request.output):
@@ -133,11 +142,11 @@ def _outputs(request: Request, form: OutputFormat, sources: Sequence[Source]) ->
             f"{label(request.output)} has no folder: name a file, or pass --on-error fail"
         )
     stem = request.output.removesuffix(f".{form.value}")
-    meta, rejects = f"{stem}.meta.jsonl", f"{stem}.rejects.jsonl"
+    meta, rejects = f"{stem}.meta.jsonl", f"{request.output}.rejects.jsonl"
     writes_meta = form is OutputFormat.npy and has_fields
     checks.refuse_left_over([] if writes_meta or form is not OutputFormat.npy else [meta])
     checks.refuse_left_over([] if skips else [rejects])
-    schema = _schema(request, form, sources, numbered)
+    schema, missing = _schema(request, form, sources, numbered)
     return Outputs(
         form,
         request.output,
@@ -147,27 +156,26 @@ def _outputs(request: Request, form: OutputFormat, sources: Sequence[Source]) ->
         request.field,
         columns is None,
         schema,
+        missing,
     )
 
 
 def _schema(
     request: Request, form: OutputFormat, sources: Sequence[Source], numbered: frozenset[str]
-) -> Any:
-    """The columns of a Parquet file, as far as they are known; None for another format.
+) -> tuple[Any, list[str]]:
+    """The columns of a Parquet file, as far as they are known, else None; those not found yet.
 
     Raises: ValueError: no input has a column that --columns names; or see `schema_of`.
     """
     columns = request.reading["columns"]
     reading = {"field": request.field, "on_error": request.reading["on_error"]}
+    schema = None
     if form is OutputFormat.parquet:
         from nomicbert.bulk.parquet import schema_of
 
-        return schema_of(sources, columns=columns, numbered=numbered, **reading)
-    if columns and checks.has_pyarrow() and not any(source.once for source in sources):
-        from nomicbert.bulk.inputs.columns import refuse_unknown
-
-        refuse_unknown(sources, columns=columns, **reading)
-    return None
+        schema = schema_of(sources, columns=columns, numbered=numbered, **reading)
+    missing = [] if schema is not None else look_at_names(sources, columns=columns, **reading)
+    return schema, missing
 
 
 def _feed(request: Request, sources: Sequence[Source]) -> Feed:
@@ -183,7 +191,10 @@ def _feed(request: Request, sources: Sequence[Source]) -> Feed:
 
 
 def _try_first_rows(request: Request, outputs: Outputs, sources: Sequence[Source]) -> None:
-    """Write the first row of each source to nowhere, to find mistakes early."""
+    """Write the first row of each source to nowhere, to find mistakes early.
+
+    Raises: ValueError: the row does not fit the output, or its columns cannot.
+    """
     import numpy as np
 
     rows: list[Row] = []
@@ -196,6 +207,10 @@ def _try_first_rows(request: Request, outputs: Outputs, sources: Sequence[Source
     try:
         with outputs.write(nowhere, vectors[:0]) as write:
             write(rows, vectors)
+        if outputs.form is OutputFormat.jsonl or outputs.meta:
+            from nomicbert.bulk.writing import refuse_columns
+
+            refuse_columns(rows, outputs.field if outputs.meta else None)
     except Misfit as error:
         if outputs.rejects is None:
             raise ValueError(f"{rows[error.index].where}: {error.problem}") from error

@@ -206,6 +206,18 @@ def test_a_row_that_does_not_fit_the_output(tmp_path: Path) -> None:
     assert (found.vectors, found.rejected) == (4, 1)
 
 
+def test_refused_rows_are_noted_in_their_order(tmp_path: Path) -> None:
+    """Those that cannot be read, and those that do not fit the output."""
+    path, bad = tmp_path / "d.jsonl", '{"text": "x", "embedding": 1}'
+    path.write_text("\n".join(['{"text": "a"}', bad, "no", bad, '{"text": "b"}', "no", bad, "no"]))
+    rejects = io.BytesIO()
+    rows, found = objects_of(StandIn(9), feed_of(path, on_error="skip"), rejects=rejects)
+    assert [row["text"] for row in rows] == ["a", "b"]
+    refused = [json.loads(line)["row"] for line in rejects.getvalue().splitlines()]
+    assert refused == [1, 2, 3, 5, 6, 7]
+    assert found.rejected == 6
+
+
 def test_long_lines_are_written_in_smaller_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

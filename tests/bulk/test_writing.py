@@ -21,7 +21,15 @@ from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.inputs.rows import ArrowCells, Misfit, Position, Row, Span
 from nomicbert.bulk.inputs.sources import find_sources
 from nomicbert.bulk.output import OutputFormat, choose_output_format, is_stream, open_output
-from nomicbert.bulk.writing import Vectors, Write, _npy_header, jsonl_writer, npy_writer
+from nomicbert.bulk.writing import (
+    Vectors,
+    Write,
+    _npy_header,
+    as_json,
+    fields_of,
+    jsonl_writer,
+    npy_writer,
+)
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and /dev/full")
 DTYPES = ("float32", "float16", "int8", "uint8")
@@ -246,10 +254,90 @@ def test_a_string_of_parquet_that_is_not_utf8() -> None:
     raw = pa.array([b"a", b"b", b"c", b"\xff"], pa.binary()).view(pa.string())
     rows = arrow_rows({"text": ["a"] * 4, "raw": raw}, [1, 2, 3])
     file, vectors = io.BytesIO(), np.zeros((3, 1), np.float32)
-    with refused("a.parquet, row 4: a string is not UTF-8: .*0xff"):
+    with refused("a.parquet, row 4: the field 'raw': a string is not UTF-8: .*0xff"):
         write_all(jsonl_writer(file, vectors), rows, vectors)
     write_all(jsonl_writer(file, vectors), rows[:2], vectors[:2])
     assert [json.loads(line)["raw"] for line in file.getvalue().splitlines()] == ["b", "c"]
+
+
+def arrow_of(kind: str, value: Any) -> Any:
+    """Four values, the third of them without a form in Python or JSON."""
+    pa = pytest.importorskip("pyarrow")
+    fine, bad = pa.array([0], pa.int64()), pa.array([value], pa.int64())
+    column = pa.concat_arrays([fine, fine, bad, fine])
+    if kind == "date32":
+        return column.cast(pa.int32()).cast(pa.date32())
+    if kind == "no zone":
+        return pa.array([None, None, value, None], pa.timestamp("us", "No/Where"))
+    if kind == "equal names":
+        both = pa.StructArray.from_arrays([column, column], names=["a", "a"])
+        none = pa.nulls(2, both.type)
+        return pa.concat_arrays([none, both.slice(2, 1), none.slice(1)])
+    return column.cast(pa.timestamp(kind))
+
+
+UNUSABLE = {"us": 2**60, "date32": 2**30, "no zone": 1, "equal names": 1}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_values_of_arrow_that_python_has_not(kind: str) -> None:
+    """Each is the error of its row; the others are written."""
+    rows = arrow_rows({"text": ["a"] * 4, "v": arrow_of(kind, UNUSABLE[kind])}, [0, 1, 2, 3])
+    file, vectors = io.BytesIO(), np.zeros((4, 1), np.float32)
+    with jsonl_writer(file, vectors) as write:
+        with pytest.raises(Misfit, match=r"the field 'v' \(.*\) has no form in JSON") as found:
+            write(rows, vectors)
+        assert found.value.index == 2
+        others = rows[:2] if kind == "equal names" else [*rows[:2], rows[3]]
+        write(others, vectors[: len(others)])
+    assert len(file.getvalue().splitlines()) == len(others)
+
+
+def test_run_ends_as_json() -> None:
+    pa, pc = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.compute")
+    batch = pa.record_batch({"v": pc.run_end_encode(pa.array(["x", "x", "y"]))})
+    assert [each["v"] for each in fields_of(batch_rows(batch, [0, 2]))] == ["x", "y"]
+
+
+def batch_rows(batch: Any, numbers: list[int]) -> list[Row]:
+    after = Position(0, 0, None)
+    return [Row("a", "row", n, "a", ArrowCells(batch, n), None, 1, after) for n in numbers]
+
+
+def test_nanoseconds_as_json() -> None:
+    """Python's types have none: they are digits of the string."""
+    pa = pytest.importorskip("pyarrow")
+    time, at = pa.time64("ns"), pa.timestamp("ns")
+    batch = pa.record_batch(
+        {
+            "time": pa.array([45_000_000_000_005, 45_000_000_000_000, None], time),
+            "at": pa.array([5, -1, 0], at),
+            "zone": pa.array([1_700_000_000_000_000_001] * 3, pa.timestamp("ns", "+02:00")),
+            "list": pa.array([[5, None], [], None], pa.list_(time)),
+            "fixed": pa.array([[5]] * 3, pa.list_(time, 1)),
+            "large": pa.array([[5]] * 3, pa.large_list(at)),
+            "map": pa.array([[("a", 5)]] * 3, pa.map_(pa.string(), time)),
+            "o": pa.array([{"p": 5, "q": "[ns"}] * 3, pa.struct({"p": at, "q": pa.string()})),
+            "dictionary": pa.array([5, 5, None], at).dictionary_encode(),
+        }
+    )
+    first, second, third = (
+        json.loads(line) for line in as_json(fields_of(batch_rows(batch, [0, 1, 2])))
+    )
+    day = "1970-01-01T00:00:00.000000005"
+    assert first == {
+        "time": "12:30:00.000000005",
+        "at": day,
+        "zone": "2023-11-15T00:13:20.000000001+02:00",
+        "list": ["00:00:00.000000005", None],
+        "fixed": ["00:00:00.000000005"],
+        "large": [day],
+        "map": [["a", "00:00:00.000000005"]],
+        "o": {"p": day, "q": "[ns"},
+        "dictionary": day,
+    }
+    assert (second["time"], second["at"]) == ("12:30:00", "1969-12-31T23:59:59.999999999")
+    assert (third["time"], third["at"], third["dictionary"]) == (None, "1970-01-01T00:00:00", None)
 
 
 def test_a_field_with_the_name_of_the_vector(tmp_path: Path, to_table: Callable[..., Any]) -> None:

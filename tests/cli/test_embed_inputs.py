@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.cli.embed_cases import (  # noqa: F401
     Recorder,
     needs_pyarrow,
     no_model,
+    on_linux,
     recorder,
     small_blocks,
 )
@@ -244,10 +246,10 @@ def test_rows_that_cannot_be_used_are_left_out(
     put(tmp_path, {"a.jsonl": '{"text": "a"}\n{"text": null}\nno\n', "b.jsonl": '{"text": "bb"}\n'})
     (tmp_path / "c.txt").write_bytes(b"\xff\nccc\n")
     err = embed("a.jsonl", "b.jsonl", "c.txt", "--on-error", "skip", "-o", f"v.{form}")
-    assert "nomicbert: left out 3 rows that cannot be used: v.rejects.jsonl\n" in err
-    assert err.endswith("v.rejects.jsonl\n")
+    assert f"nomicbert: left out 3 rows that cannot be used: v.{form}.rejects.jsonl\n" in err
+    assert err.endswith(f"v.{form}.rejects.jsonl\n")
     assert lengths(tmp_path / f"v.{form}") == [1, 2, 3]
-    rejects = read_objects(tmp_path / "v.rejects.jsonl")
+    rejects = read_objects(tmp_path / f"v.{form}.rejects.jsonl")
     assert [(each["source"], each["row"]) for each in rejects] == [
         ("a.jsonl", 1),
         ("a.jsonl", 2),
@@ -262,7 +264,7 @@ def test_rows_that_cannot_be_used_are_left_out(
         assert lengths(tmp_path / f"x.{form}") == [4]
     # the file is there also when there is nothing in it
     embed("b.jsonl", "--on-error", "skip", "-o", f"w.{form}")
-    assert (tmp_path / "w.rejects.jsonl").read_bytes() == b""
+    assert (tmp_path / f"w.{form}.rejects.jsonl").read_bytes() == b""
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -315,7 +317,7 @@ def test_progress_and_summary_as_json(
     assert done.pop("seconds") >= 0
     assert done == {
         "event": "done",
-        "outputs": ["v.npy", "v.meta.jsonl", "v.rejects.jsonl"],
+        "outputs": ["v.npy", "v.meta.jsonl", "v.npy.rejects.jsonl"],
         "vectors": 2,
         "width": 3,
         "dtype": "float32",
@@ -415,6 +417,120 @@ def test_numbers_of_texts_beside_names_of_objects(
     code, _, err = run_cli("embed", "a.txt", "b.jsonl", "-m", "m", "-o", "v.parquet")
     assert code == 2
     assert "the column 'id' is string in some inputs, and int64 for the rows" in one_line(err)
+
+
+@needs_pyarrow
+@on_linux
+def test_texts_beside_objects_of_a_stream_have_no_number(
+    embed: Callable[..., str], tmp_path: Path
+) -> None:
+    """Whether the stream has an `id` is known too late."""
+    put(tmp_path, {"a.txt": "a\n"})
+    embed("a.txt", piped(b'{"text": "bb", "id": "x"}\n'), "-o", "v.parquet")
+    assert [each.get("id") for each in read_objects(tmp_path / "v.parquet")] == [None, "x"]
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_columns_that_are_not_there_without_pyarrow(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    put(tmp_path, {"a.csv": "text,id\n", "a.jsonl": '{"text": "a"}\n\n{"text": "b", "id": 1}\n'})
+    for form in ("npy", "jsonl"):
+        code, _, err = run_cli("embed", name, "-m", "m", "--columns", "id,nope", "-o", f"v.{form}")
+        assert code == 2
+        assert "no input has the column 'nope': there are 'text', 'id'" in one_line(err)
+
+
+def piped(content: bytes) -> str:
+    """The name of a pipe with some bytes; it stays open."""
+    stream, end = os.pipe()
+    os.write(end, content)
+    os.close(end)
+    return f"/dev/fd/{stream}"
+
+
+@on_linux
+@pytest.mark.parametrize("form", FORMATS)
+def test_columns_that_a_stream_has_not(
+    form: str, embed: Callable[..., str], tmp_path: Path
+) -> None:
+    """Refused with its first rows; columns of other inputs, and of later lines, are found."""
+    put(tmp_path, {"a.csv": "text,id\na,1\n"})
+    lines = b'{"text": "bb"}\n{"text": "ccc", "n": "1"}\n'
+    args = ["--input-format", "jsonl", "--columns", "text,n,nope", "-o", f"v.{form}"]
+    code, _, err = run_cli("embed", piped(lines), "-m", "m", *args)
+    assert code == 2
+    assert "no input has the column 'nope': it is not in the first rows of /dev/fd/" in err
+    assert not (tmp_path / f"v.{form}").exists()
+    embed("a.csv", piped(lines), "--columns", "text,n,id", "-o", f"v.{form}")
+    assert lengths(tmp_path / f"v.{form}") == [1, 2, 3]
+
+
+@needs_pyarrow
+@pytest.mark.usefixtures("no_model")
+def test_columns_of_bytes_that_begin_with_a_null(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.chdir(tmp_path)
+    inner = pa.struct({"raw": pa.binary()})
+    for column in (
+        pa.array([None, b"x"]),
+        pa.array([None, [datetime.timedelta(1)]]),
+        pa.array([None, {"raw": b"x"}], inner),
+    ):
+        pq.write_table(pa.table({"text": ["a", "b"], "v": column}), "a.parquet")
+        for form in ("jsonl", "npy"):
+            code, _, err = run_cli("embed", "a.parquet", "-m", "m", "-o", f"v.{form}")
+            assert code == 2
+            assert "a.parquet, row 1: the field 'v' (" in one_line(err)
+            assert "has no form in JSON" in err
+
+
+def test_headers_of_all_inputs_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, {f"{i:03}.csv": "text\na\n" for i in range(101)} | {"200.csv": "body\na\n"})
+    for form in ("jsonl", "npy"):
+        code, _, err = run_cli("embed", "*.csv", "-m", "m", "-o", f"v.{form}")
+        assert code == 2
+        assert "200.csv has no column 'text' among 'body'" in one_line(err)
+        assert not recorder.loaded
+
+
+@on_linux
+@pytest.mark.parametrize("form", FORMATS)
+def test_names_that_are_not_unicode(
+    form: str, embed: Callable[..., str], tmp_path: Path, no_model: None
+) -> None:
+    """Refused where rows name their source."""
+    name = os.fsdecode(b"\xff.txt")
+    put(tmp_path, {name: "a\n", "b.txt": "b\n"})
+    code, _, err = run_cli("embed", name, "b.txt", "-m", "m", "-o", f"v.{form}")
+    assert code == 2
+    assert "is not valid Unicode, and each row names its source: rename it" in one_line(err)
+
+
+@on_linux
+def test_a_lone_file_may_have_any_name(embed: Callable[..., str], tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.txt")
+    put(tmp_path, {name: "a\n"})
+    embed(name, "-o", "v.jsonl", "--on-error", "skip")
+    assert lengths(tmp_path / "v.jsonl") == [1]
+
+
+def test_outputs_of_one_stem_keep_their_rejects(embed: Callable[..., str], tmp_path: Path) -> None:
+    put(tmp_path, {"a.jsonl": "no\n", "b.jsonl": "nor\n"})
+    embed("a.jsonl", "-o", "v.npy", "--on-error", "skip")
+    embed("b.jsonl", "-o", "v.jsonl", "--on-error", "skip", "--overwrite")
+    found = [read_objects(tmp_path / f"v.{form}.rejects.jsonl")[0] for form in ("npy", "jsonl")]
+    assert [each["content"] for each in found] == ["no", "nor"]
 
 
 @needs_pyarrow

@@ -73,11 +73,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "there already, rejects": (
         ["{in}/texts.txt", "-o", "{in}/b.npy", *SKIP],
-        "b.rejects.jsonl exists: pass --overwrite to replace it",
+        "b.npy.rejects.jsonl exists: pass --overwrite to replace it",
     ),
     "an old file of rejects": (
         ["{in}/texts.txt", "-o", "{in}/b.npy", "--overwrite"],
-        "b.rejects.jsonl exists from another run",
+        "b.npy.rejects.jsonl exists from another run",
     ),
     "inside an input": (
         ["{in}", "-o", "{in}/new.npy", *BODY],
@@ -182,7 +182,7 @@ if sys.platform == "linux":  # not even root can create files there
 def places(docs: Path, tmp_path: Path) -> Callable[[list[str]], list[str]]:
     """Fill in the folders of MISTAKES."""
     docs.with_name("a.meta.jsonl").write_text('{"text": ""}\n')
-    for name in ("there.npy", "there.jsonl", "b.rejects.jsonl"):
+    for name in ("there.npy", "there.jsonl", "b.npy.rejects.jsonl"):
         docs.with_name(name).touch()
     (tmp_path / "out").mkdir()
 

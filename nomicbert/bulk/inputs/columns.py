@@ -75,17 +75,6 @@ def carried_schema(
     return schema
 
 
-def refuse_unknown(
-    sources: Sequence[Source], *, field: str, columns: Sequence[str], on_error: OnError
-) -> None:
-    """Look for columns that no source has, for outputs without a schema.
-
-    Raises: ValueError: no source has one of `columns`, or a first row cannot be used.
-    """
-    for _ in _schemas(sources, field, columns, on_error):
-        pass
-
-
 def _schemas(
     sources: Sequence[Source], field: str, columns: Sequence[str] | None, on_error: OnError
 ) -> Iterator[tuple[Source, pa.Schema]]:

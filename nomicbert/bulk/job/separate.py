@@ -47,6 +47,15 @@ def keep_apart(inputs: Sequence[str], sources: Sequence[Source], output: str) ->
             raise ValueError(
                 f"the input {source.name} is inside the output {output}: choose another output"
             )
+    refuse_names(sources)
+
+
+def refuse_names(sources: Sequence[Source]) -> None:
+    """Refuse names of sources that are no Unicode, where rows name their source.
+
+    Raises: ValueError: the message names the input.
+    """
+    for source in sources:
         try:
             source.name.encode()
         except UnicodeEncodeError as error:
