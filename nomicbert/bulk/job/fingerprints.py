@@ -73,9 +73,13 @@ def changes(old: Sequence[Input], new: Sequence[Input]) -> list[str]:
     for index, (before, now) in enumerate(zip(old, new, strict=False)):
         if before.content == now.content:
             continue
-        if before.name != now.name:
-            was, is_now = (f"{one.name} ({one.size:,} bytes)" for one in (before, now))
-            return [f"input {index + 1} was {was}, now it is {is_now}"]
+        same = (before.size, before.sha256) == (now.size, now.sha256)
+        if before.name != now.name and not same:
+            other = " of other content" if before.size == now.size else ""
+            return [
+                f"input {index + 1} was {before.name} ({before.size:,} bytes), now it is "
+                f"{now.name} ({now.size:,} bytes{other})"
+            ]
         if before.size != now.size:
             return [f"{now.name} has changed: it had {before.size:,} bytes, now {now.size:,}"]
         if before.sha256 != now.sha256:
