@@ -72,6 +72,7 @@ class Job:
         self.old: list[str] = []
         self.carried = None
         self._locks, self._begins = ExitStack(), ExitStack()
+        self._may_begin = False  # no other process can write or delete a manifest
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -131,20 +132,26 @@ class Job:
         """
         if self._count == 1:
             self._locks.enter_context(self.folder.lock(LOCK))
-            return
-        self._locks.enter_context(self.folder.lock(lock_name(self.task)))
+            self._may_begin = True
+        else:
+            self._locks.enter_context(self.folder.lock(lock_name(self.task)))
+            self._wait_or_begin()
+
+    def _wait_or_begin(self) -> None:
+        """Lock the folder for the time without a manifest, or wait for that of another process."""
         waits = False
         while MANIFEST not in self.folder.names():
             try:
                 self._begins.enter_context(self.folder.lock(LOCK))
             except Locked as error:
                 if not waits:
-                    logger.info("waiting for the process that begins the job: %s", error)
+                    logger.warning("waiting for the process that begins the job: %s", error)
                 waits = True
                 time.sleep(WAIT)
             else:
                 break
-        if MANIFEST in self.folder.names():
+        self._may_begin = MANIFEST not in self.folder.names()
+        if not self._may_begin:
             self._begins.close()
 
     def look_at_folder(self) -> None:
@@ -153,7 +160,9 @@ class Job:
         Raises: ValueError: it holds another job, or foreign files.
         """
         folder = self.folder
-        if MANIFEST in folder.names():
+        while not (has_manifest := MANIFEST in folder.names()) and not self._may_begin:
+            self._wait_or_begin()  # a restart has deleted it since
+        if has_manifest:
             self.manifest = read_manifest(folder)
             if self.options.restart:
                 self._look_at_old(self.manifest)
