@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from nomicbert.arguments import refuse_unknown
 from nomicbert.bulk.encoding import NOT_FOR_FILES, EmbedderEncoder
+from nomicbert.bulk.inputs.compressed import need_pyarrow
 from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.inputs.rows import OnError, OnNull
 from nomicbert.bulk.job.options import Options
@@ -109,7 +110,9 @@ def check_folder(output: Path, inputs: Path | Sequence[Path] | None = None) -> C
         inputs: the inputs where they are now; None for the names that the job was given.
 
     Raises: ValueError: there is no manifest, or a damaged one. OSError: reading failed.
+        ImportError: pyarrow is missing.
     """
+    need_pyarrow(os.fspath(output))
     from nomicbert.bulk.job import check  # needs pyarrow
 
     names = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
