@@ -28,6 +28,7 @@ from nomicbert.bulk.job.names import MANIFEST, part_name, read_name, reject_name
 from nomicbert.bulk.job.parts import ROW, SOURCE
 from nomicbert.bulk.job.report import CheckReport
 from nomicbert.bulk.job.resume import find_gaps, refuse_foreign, refuse_stranger
+from nomicbert.bulk.job.separate import keep_apart
 from nomicbert.bulk.writing import EMBEDDING
 
 # Problems that a report lists; more are only counted.
@@ -51,14 +52,14 @@ def check_folder(output: str, inputs: Sequence[str] | None = None) -> CheckRepor
     folder = open_folder(output)
     if MANIFEST not in folder.names():
         raise ValueError(f"{output} has no {MANIFEST}: it is not the folder of a job")
-    return _Check(folder, read_manifest(folder)).run(inputs)
+    return _Check(output, folder, read_manifest(folder)).run(inputs)
 
 
 class _Check:
     """Reads the parts of a folder and notes what is wrong."""
 
-    def __init__(self, folder: Folder, manifest: Manifest) -> None:
-        self._folder, self._manifest = folder, manifest
+    def __init__(self, output: str, folder: Folder, manifest: Manifest) -> None:
+        self._output, self._folder, self._manifest = output, folder, manifest
         self._want = manifest.want
         self._names = folder.names()
         self._problems: list[str] = []
@@ -123,6 +124,7 @@ class _Check:
             formats = [InputFormat(one.format) for one in begun]
             # of one format: it may have been given, and the files be recognised as another one
             sources = find_sources(inputs, formats[0] if len(set(formats)) == 1 else None)
+            sources = keep_apart(inputs, sources, self._output)
             for index, form in enumerate(formats[: len(sources)]):
                 sources[index] = replace(sources[index], format=form)
         if found := changes(begun, fingerprints(sources)):

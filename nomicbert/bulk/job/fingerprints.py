@@ -4,11 +4,12 @@
 
 Where in the flow: a job's manifest holds one for each source. A full hash would cost a pass over
 the inputs; this one sees every appended or cut file, and the footer of Parquet. A change in the
-middle of a larger file that keeps its size is not seen.
+middle of a larger file that keeps its size is not seen, but for lines that end elsewhere where
+reading goes on.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -66,6 +67,30 @@ def fingerprints(sources: Sequence[Source]) -> tuple[Input, ...]:
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return tuple(pool.map(Input.of, sources))
+
+
+def refuse_moved_lines(
+    sources: Sequence[Source], offsets: Iterable[tuple[int, int | None]]
+) -> None:
+    """Refuse files of lines in which no line ends where reading is to begin.
+
+    Args:
+        sources: of the job.
+        offsets: index of a source, and byte where a row begins; None for the others.
+
+    Raises: ValueError: a change that the fingerprint does not show. OSError: reading failed.
+    """
+    for index, offset in offsets:
+        source = sources[index]
+        if not offset or offset == source.place.size():  # the last line may have no end
+            continue
+        with source.place.open() as file:
+            file.seek(offset - 1)
+            if file.read(1) != b"\n":
+                raise ValueError(
+                    f"{source.name} has changed: it has no end of a line at byte {offset:,}, where "
+                    "the job goes on. Begin anew with restart=True (--restart)"
+                )
 
 
 def changes(old: Sequence[Input], new: Sequence[Input]) -> list[str]:

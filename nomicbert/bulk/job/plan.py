@@ -20,7 +20,8 @@ from nomicbert.bulk.inputs.rows import Position, Span
 from nomicbert.bulk.inputs.selection import Selection
 from nomicbert.bulk.inputs.sources import Source, find_sources
 from nomicbert.bulk.job import restart
-from nomicbert.bulk.job.fingerprints import Input, changes, fingerprints
+from nomicbert.bulk.job.bad_rows import advising
+from nomicbert.bulk.job.fingerprints import Input, changes, fingerprints, refuse_moved_lines
 from nomicbert.bulk.job.folder import Folder, open_folder
 from nomicbert.bulk.job.locked import Locked
 from nomicbert.bulk.job.manifest import Manifest, differences, read_manifest, refuse
@@ -117,10 +118,14 @@ class Job:
         from nomicbert.bulk.inputs.columns import carried_schema, renamed
 
         options = self.options
-        self.feed(undivided(self.sources)[0]).check_first_rows()
-        self.carried = carried_schema(
-            self.sources, field=options.field, columns=options.columns, on_error=options.on_error
-        )
+        with advising(options.on_error):
+            self.feed(undivided(self.sources)[0]).check_first_rows()
+            self.carried = carried_schema(
+                self.sources,
+                field=options.field,
+                columns=options.columns,
+                on_error=options.on_error,
+            )
         renamed(self.carried)  # two columns may have the same name then
 
     def lock(self) -> None:
@@ -201,6 +206,16 @@ class Job:
         self.sources = [replace(source, name=begun.name) for source, begun in pairs]
         self.inputs = manifest.inputs
         self.progressed = find_progress(self.folder, manifest.run, self.task, self.spans)
+        starts = [gap.start for gap in self.progressed.gaps]
+        offsets = [(self.spans[start.unit].source, start.offset) for start in starts if self.spans]
+        if starts:
+            offsets += [(span.source, span.offset) for span in self.spans]
+        refuse_moved_lines(self.sources, offsets)
+        left_out = sum(footer.rejected for footer in self.progressed.footers)
+        if left_out and self.options.on_error == "fail":
+            rows = f"{left_out:,} row{'' if left_out == 1 else 's'}"
+            change = f'on_error was "skip", which left out {rows}, now it is "fail"'
+            refuse(self.folder, [change])
 
     def refuse_changes(self) -> None:
         """Raise a ValueError if a file of this task has another size than when the job began."""
@@ -254,8 +269,7 @@ def plan_job(inputs: Sequence[str], output: str, options: Options) -> Job:
     folder = open_folder(output)
     is_new = MANIFEST not in folder.names()
     refuse_streams(inputs)
-    sources = find_sources(inputs, options.input_format)
-    keep_apart(inputs, sources, output)
+    sources = keep_apart(inputs, find_sources(inputs, options.input_format), output)
     job = Job(folder, options, sources, fingerprints(sources))
     if is_new or options.restart:
         job.look_at_inputs()  # before the folder is made

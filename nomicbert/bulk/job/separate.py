@@ -26,16 +26,21 @@ def refuse_streams(inputs: Sequence[str]) -> None:
             )
 
 
-def keep_apart(inputs: Sequence[str], sources: Sequence[Source], output: str) -> None:
+def keep_apart(inputs: Sequence[str], sources: Sequence[Source], output: str) -> list[Source]:
     """Refuse inputs inside the output, an output inside an input, and names that are no Unicode.
+
+    What a pattern matches inside the output is left out: from the second time on that may be the
+    parts.
 
     Args:
         inputs: as given.
         sources: found for them.
         output: folder of the parts.
 
+    Returns: the sources outside the output.
     Raises: ValueError: the message names the input.
     """
+    outside = []
     for name in inputs:
         if is_inside(output, name) and place(name).kind() == "folder":
             raise ValueError(
@@ -43,10 +48,14 @@ def keep_apart(inputs: Sequence[str], sources: Sequence[Source], output: str) ->
                 "inputs: choose a folder elsewhere"
             )
     for source in sources:
-        if is_inside(source.place.identity, output):
-            raise ValueError(
-                f"the input {source.name} is inside the output {output}: choose another output"
-            )
+        at = source.place.identity
+        if is_inside(at, output):
+            if any(is_inside(at, name) for name in inputs):  # no pattern
+                raise ValueError(
+                    f"the input {source.name} is inside the output {output}: choose another output"
+                )
+            continue
+        outside.append(source)
         try:
             source.name.encode()
         except UnicodeEncodeError as error:
@@ -54,6 +63,9 @@ def keep_apart(inputs: Sequence[str], sources: Sequence[Source], output: str) ->
                 f"the name of the input {source.name!r} is not valid Unicode, and each row names "
                 "its source: rename it"
             ) from error
+    if not outside:
+        raise ValueError(f"all inputs are inside the output {output}: choose another output")
+    return outside
 
 
 def is_inside(inner: str, outer: str) -> bool:
