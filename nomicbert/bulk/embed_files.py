@@ -64,7 +64,8 @@ def embed_files(
         part_rows: rows of a part at most.
         part_seconds: a part is closed this long after its first vectors, so no more is lost.
         task: (i, n): this process does the i-th of n shares, from 1; the others may run elsewhere.
-        on_error: what a row that cannot be used does: "fail", or "skip" to a file of such rows.
+        on_error: what a row that cannot be used does: "fail", or "skip" to a file of such rows. A
+            job that has failed may go on with "skip".
         on_null: what a null text is: an "error", an "empty" text, or a row to "skip".
         restart: delete the parts of the job that is in the folder, and begin anew.
         **keywords: those of `Embedder.encode_iter` for vectors as arrays.
