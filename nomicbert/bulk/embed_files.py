@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from nomicbert.arguments import refuse_unknown
 from nomicbert.bulk.encoding import NOT_FOR_FILES, EmbedderEncoder
+from nomicbert.bulk.inputs.compressed import need_pyarrow
 from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.inputs.rows import OnError, OnNull
 from nomicbert.bulk.job.options import Options
@@ -64,7 +65,8 @@ def embed_files(
         part_rows: rows of a part at most.
         part_seconds: a part is closed this long after its first vectors, so no more is lost.
         task: (i, n): this process does the i-th of n shares, from 1; the others may run elsewhere.
-        on_error: what a row that cannot be used does: "fail", or "skip" to a file of such rows.
+        on_error: what a row that cannot be used does: "fail", or "skip" to a file of such rows. A
+            job that has failed may go on with "skip".
         on_null: what a null text is: an "error", an "empty" text, or a row to "skip".
         restart: delete the parts of the job that is in the folder, and begin anew.
         **keywords: those of `Embedder.encode_iter` for vectors as arrays.
@@ -118,7 +120,9 @@ def check_folder(output: Path, inputs: Path | Sequence[Path] | None = None) -> C
         inputs: the inputs where they are now; None for the names that the job was given.
 
     Raises: ValueError: there is no manifest, or a damaged one. OSError: reading failed.
+        ImportError: pyarrow is missing.
     """
+    need_pyarrow(os.fspath(output))
     from nomicbert.bulk.job import check  # needs pyarrow
 
     names = [inputs] if isinstance(inputs, str | os.PathLike) else inputs

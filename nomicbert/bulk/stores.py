@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from nomicbert.bulk.places import HIDDEN, Kind, Place, has_wildcard, join
+from nomicbert.bulk.place import HIDDEN, Kind, Place, has_wildcard, join
 from nomicbert.bulk.store_errors import hide_password, reason_of, store_errors
 
 # Schemes of pyarrow's own file systems.

@@ -79,7 +79,8 @@ def check_folder(folder: str, inputs: list[str] | None, json: bool) -> None:
         inputs: where the inputs are now; None for the names that they had.
         json: write the report as a JSON line to standard output.
 
-    Raises: typer.Exit: with code 1 if rows are missing or wrong. ValueError: it is no job's folder.
+    Raises: typer.Exit: with code 1 if rows are missing or wrong, or vectors are not finite.
+        ValueError: it is no job's folder.
     """
     checks.need_pyarrow(folder)
     from nomicbert.bulk.job.check import check_folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,9 @@ def test_mistakes(embedder: Embedder) -> None:
 def test_a_progress_bar(embedder: Embedder, capfd: pytest.CaptureFixture[str]) -> None:
     embed(embedder, show_progress_bar=True)
     assert "35 rows (100% of input)" in capfd.readouterr().err
+
+
+def test_a_check_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r'out needs pyarrow: pip install "nomicbert\[parquet\]"'):
+        check_folder("out")

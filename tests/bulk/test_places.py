@@ -12,7 +12,8 @@ import fsspec
 import pytest
 
 from nomicbert.bulk import stores
-from nomicbert.bulk.places import Place, is_url, place
+from nomicbert.bulk.place import Place
+from nomicbert.bulk.places import is_url, place
 from tests.support.s3 import S3Server
 
 # Relative path -> content.

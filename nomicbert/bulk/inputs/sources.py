@@ -25,7 +25,8 @@ from nomicbert.bulk.inputs.formats import (
 )
 from nomicbert.bulk.inputs.rows import Reject
 from nomicbert.bulk.inputs.streams import STDIN, Stream
-from nomicbert.bulk.places import LocalPlace, Place, has_wildcard, place
+from nomicbert.bulk.place import Place, has_wildcard
+from nomicbert.bulk.places import LocalPlace, place
 
 # Files that `save_to_disk` puts into the folder of a dataset, and of a dictionary of datasets.
 DATASET, DATASETS = "state.json", "dataset_dict.json"

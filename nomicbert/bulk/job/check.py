@@ -28,6 +28,7 @@ from nomicbert.bulk.job.names import MANIFEST, part_name, read_name, reject_name
 from nomicbert.bulk.job.parts import ROW, SOURCE
 from nomicbert.bulk.job.report import CheckReport
 from nomicbert.bulk.job.resume import find_gaps, refuse_foreign, refuse_stranger
+from nomicbert.bulk.job.separate import keep_apart
 from nomicbert.bulk.writing import EMBEDDING
 
 # Problems that a report lists; more are only counted.
@@ -51,14 +52,14 @@ def check_folder(output: str, inputs: Sequence[str] | None = None) -> CheckRepor
     folder = open_folder(output)
     if MANIFEST not in folder.names():
         raise ValueError(f"{output} has no {MANIFEST}: it is not the folder of a job")
-    return _Check(folder, read_manifest(folder)).run(inputs)
+    return _Check(output, folder, read_manifest(folder)).run(inputs)
 
 
 class _Check:
     """Reads the parts of a folder and notes what is wrong."""
 
-    def __init__(self, folder: Folder, manifest: Manifest) -> None:
-        self._folder, self._manifest = folder, manifest
+    def __init__(self, output: str, folder: Folder, manifest: Manifest) -> None:
+        self._output, self._folder, self._manifest = output, folder, manifest
         self._want = manifest.want
         self._names = folder.names()
         self._problems: list[str] = []
@@ -79,7 +80,8 @@ class _Check:
         for task in range(len(manifest.tasks)):
             found = self._task(task)
             footers += found
-            complete = complete and bool(found) and found[-1].end and not self._gaps(task, found)
+            gaps = self._note(find_gaps, self._folder, found, manifest.tasks[task])
+            complete = complete and gaps == []
         return CheckReport(
             folder=self._folder.name,
             tasks=len(manifest.tasks),
@@ -119,14 +121,17 @@ class _Check:
                 for source in find_sources([one.name], InputFormat(one.format))
             ]
         else:
-            sources = find_sources(inputs, None)
+            formats = [InputFormat(one.format) for one in begun]
+            # of one format: it may have been given, and the files be recognised as another one
+            sources = find_sources(inputs, formats[0] if len(set(formats)) == 1 else None)
+            sources = keep_apart(inputs, sources, self._output)
+            for index, form in enumerate(formats[: len(sources)]):
+                sources[index] = replace(sources[index], format=form)
         if found := changes(begun, fingerprints(sources)):
             raise ValueError(f"rows were not compared with the inputs: {found[0]}")
-        pairs = zip(sources, begun, strict=True)
-        self._sources = [replace(source, name=one.name) for source, one in pairs]
-
-    def _gaps(self, task: int, footers: list[Footer]) -> bool:
-        return bool(self._note(find_gaps, self._folder, footers, self._manifest.tasks[task]))
+        self._sources = [
+            replace(source, name=one.name) for source, one in zip(sources, begun, strict=True)
+        ]
 
     def _task(self, task: int) -> list[Footer]:
         """The footers of a task, whose parts have been read."""
@@ -202,12 +207,12 @@ class _Check:
 
     def _rows(self, file: Any) -> Iterator[Row]:
         """Source, row and text of each row; vectors are looked at on the way."""
-        names = [SOURCE, ROW, EMBEDDING, *([self._text] if self._text else [])]
+        names = [SOURCE, ROW, EMBEDDING, *([] if self._text is None else [self._text])]
         for batch in file.iter_batches(READ_ROWS, columns=names):
             sources, numbers = batch[SOURCE].to_pylist(), batch[ROW].to_pylist()
             self._look_at_vectors(batch[EMBEDDING], sources, numbers)
             texts: list[str | None] = [None] * len(sources)
-            if self._text:
+            if self._text is not None:
                 # null where the text was empty, or was lost
                 texts = [text or "" for text in batch[self._text].to_pylist()]
             yield from zip(sources, numbers, texts, strict=True)

@@ -53,8 +53,9 @@ class Cutter:
             self._next = taken.row.after
             if part.taken >= options.part_rows and self._may_close:
                 self._close(self._feed.finished)
-        if self._part is not None and time.monotonic() - self._opened >= options.part_seconds:
-            self.end_part()
+        old = self._part is not None and time.monotonic() - self._opened >= options.part_seconds
+        if old and self._may_close:
+            self._close(self._feed.finished)
         return size, sum(window.lengths)
 
     def end_part(self) -> None:

@@ -64,7 +64,11 @@ class Expected:
             if own not in rejected:
                 return f"{taken.row.where} is missing"
             refused.add(own)
-        if footer.end and self._feed is not None and self._feed.finished:
+        if footer.end and self._feed is not None:
+            if not self._feed.finished:
+                assert self._ahead is not None
+                more = self._ahead.row.where
+                return f"its footer states that the task ends here, but {more} follows"
             rest = self._feed.rest()
             skipped += rest.skipped
             refused |= {(reject.name, reject.number) for reject in rest.rejects}

@@ -92,7 +92,7 @@ def footer_of(found: Any, where: str) -> Footer:
         footer = Footer(
             **{**said, "start": Position(*said["start"]), "next": Position(*said["next"])}
         )
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{where} has a footer that nomicbert does not read: {error!r}") from error
     if footer.rows != found.num_rows:
         raise Damaged(

@@ -69,11 +69,13 @@ class Options:
 
     @property
     def want(self) -> dict[str, Any]:
-        """What decides the numbers of a job, but for inputs and model; JSON values."""
+        """What decides the vectors of a job, but for inputs and model; JSON values.
+
+        `on_error` is none of it: a job that has failed at a row may go on without such rows.
+        """
         return {
             "field": self.field,
             "columns": None if self.columns is None else list(self.columns),
-            "on_error": self.on_error,
             "on_null": self.on_null,
             "version of nomicbert": __version__,
         }

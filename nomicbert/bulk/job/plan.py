@@ -20,7 +20,8 @@ from nomicbert.bulk.inputs.rows import Position, Span
 from nomicbert.bulk.inputs.selection import Selection
 from nomicbert.bulk.inputs.sources import Source, find_sources
 from nomicbert.bulk.job import restart
-from nomicbert.bulk.job.fingerprints import Input, changes, fingerprints
+from nomicbert.bulk.job.bad_rows import advising
+from nomicbert.bulk.job.fingerprints import Input, changes, fingerprints, refuse_moved_lines
 from nomicbert.bulk.job.folder import Folder, open_folder
 from nomicbert.bulk.job.locked import Locked
 from nomicbert.bulk.job.manifest import Manifest, differences, read_manifest, refuse
@@ -72,6 +73,7 @@ class Job:
         self.old: list[str] = []
         self.carried = None
         self._locks, self._begins = ExitStack(), ExitStack()
+        self._may_begin = False  # no other process can write or delete a manifest
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -116,10 +118,14 @@ class Job:
         from nomicbert.bulk.inputs.columns import carried_schema, renamed
 
         options = self.options
-        self.feed(undivided(self.sources)[0]).check_first_rows()
-        self.carried = carried_schema(
-            self.sources, field=options.field, columns=options.columns, on_error=options.on_error
-        )
+        with advising(options.on_error):
+            self.feed(undivided(self.sources)[0]).check_first_rows()
+            self.carried = carried_schema(
+                self.sources,
+                field=options.field,
+                columns=options.columns,
+                on_error=options.on_error,
+            )
         renamed(self.carried)  # two columns may have the same name then
 
     def lock(self) -> None:
@@ -131,20 +137,26 @@ class Job:
         """
         if self._count == 1:
             self._locks.enter_context(self.folder.lock(LOCK))
-            return
-        self._locks.enter_context(self.folder.lock(lock_name(self.task)))
+            self._may_begin = True
+        else:
+            self._locks.enter_context(self.folder.lock(lock_name(self.task)))
+            self._wait_or_begin()
+
+    def _wait_or_begin(self) -> None:
+        """Lock the folder for the time without a manifest, or wait for that of another process."""
         waits = False
         while MANIFEST not in self.folder.names():
             try:
                 self._begins.enter_context(self.folder.lock(LOCK))
             except Locked as error:
                 if not waits:
-                    logger.info("waiting for the process that begins the job: %s", error)
+                    logger.warning("waiting for the process that begins the job: %s", error)
                 waits = True
                 time.sleep(WAIT)
             else:
                 break
-        if MANIFEST in self.folder.names():
+        self._may_begin = MANIFEST not in self.folder.names()
+        if not self._may_begin:
             self._begins.close()
 
     def look_at_folder(self) -> None:
@@ -153,7 +165,9 @@ class Job:
         Raises: ValueError: it holds another job, or foreign files.
         """
         folder = self.folder
-        if MANIFEST in folder.names():
+        while not (has_manifest := MANIFEST in folder.names()) and not self._may_begin:
+            self._wait_or_begin()  # a restart has deleted it since
+        if has_manifest:
             self.manifest = read_manifest(folder)
             if self.options.restart:
                 self._look_at_old(self.manifest)
@@ -192,6 +206,16 @@ class Job:
         self.sources = [replace(source, name=begun.name) for source, begun in pairs]
         self.inputs = manifest.inputs
         self.progressed = find_progress(self.folder, manifest.run, self.task, self.spans)
+        starts = [gap.start for gap in self.progressed.gaps]
+        offsets = [(self.spans[start.unit].source, start.offset) for start in starts if self.spans]
+        if starts:
+            offsets += [(span.source, span.offset) for span in self.spans]
+        refuse_moved_lines(self.sources, offsets)
+        left_out = sum(footer.rejected for footer in self.progressed.footers)
+        if left_out and self.options.on_error == "fail":
+            rows = f"{left_out:,} row{'' if left_out == 1 else 's'}"
+            change = f'on_error was "skip", which left out {rows}, now it is "fail"'
+            refuse(self.folder, [change])
 
     def refuse_changes(self) -> None:
         """Raise a ValueError if a file of this task has another size than when the job began."""
@@ -245,8 +269,7 @@ def plan_job(inputs: Sequence[str], output: str, options: Options) -> Job:
     folder = open_folder(output)
     is_new = MANIFEST not in folder.names()
     refuse_streams(inputs)
-    sources = find_sources(inputs, options.input_format)
-    keep_apart(inputs, sources, output)
+    sources = keep_apart(inputs, find_sources(inputs, options.input_format), output)
     job = Job(folder, options, sources, fingerprints(sources))
     if is_new or options.restart:
         job.look_at_inputs()  # before the folder is made

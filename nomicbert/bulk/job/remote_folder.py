@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from nomicbert.bulk.job.locked import Locked
 from nomicbert.bulk.job.remote_lock import RemoteLock
-from nomicbert.bulk.places import Place
+from nomicbert.bulk.place import Place
 from nomicbert.bulk.store_errors import store_errors
 from nomicbert.bulk.stores import RemotePlace
 

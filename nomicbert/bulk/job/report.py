@@ -78,5 +78,5 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether the job is complete and nothing is wrong; broken vectors are counted apart."""
-        return self.complete and not self.problem_count
+        """Whether the job is complete, nothing is wrong, and all vectors are finite."""
+        return self.complete and not self.problem_count and not self.broken

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.inputs.rows import OnError
 from nomicbert.bulk.job import restart
+from nomicbert.bulk.job.bad_rows import advising
 from nomicbert.bulk.job.cutter import Cutter
 from nomicbert.bulk.job.footer import Footer
 from nomicbert.bulk.job.manifest import Manifest, differences, refuse
@@ -52,6 +53,7 @@ def run_job(job: Job, encoder: "Encoder", progress: BulkProgress) -> BulkReport:
         with (
             closing(job.feed(gap.spans(job.spans), gap.start)) as feed,
             Cutter(job, gap, feed, layout, manifest.run) as cutter,
+            advising(job.options.on_error),
         ):
             _fill(cutter, feed, encoder, progress, job.options.on_error)
         made += cutter.made

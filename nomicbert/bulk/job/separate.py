@@ -26,16 +26,21 @@ def refuse_streams(inputs: Sequence[str]) -> None:
             )
 
 
-def keep_apart(inputs: Sequence[str], sources: Sequence[Source], output: str) -> None:
+def keep_apart(inputs: Sequence[str], sources: Sequence[Source], output: str) -> list[Source]:
     """Refuse inputs inside the output, an output inside an input, and names that are no Unicode.
+
+    What a pattern matches inside the output is left out: from the second time on that may be the
+    parts.
 
     Args:
         inputs: as given.
         sources: found for them.
         output: folder of the parts.
 
+    Returns: the sources outside the output.
     Raises: ValueError: the message names the input.
     """
+    outside = []
     for name in inputs:
         if is_inside(output, name) and place(name).kind() == "folder":
             raise ValueError(
@@ -43,11 +48,17 @@ def keep_apart(inputs: Sequence[str], sources: Sequence[Source], output: str) ->
                 "inputs: choose a folder elsewhere"
             )
     for source in sources:
-        if is_inside(source.place.identity, output):
+        at = source.place.identity
+        if not is_inside(at, output):
+            outside.append(source)
+        elif any(is_inside(at, name) for name in inputs):  # no pattern
             raise ValueError(
                 f"the input {source.name} is inside the output {output}: choose another output"
             )
-    refuse_names(sources)
+    if not outside:
+        raise ValueError(f"all inputs are inside the output {output}: choose another output")
+    refuse_names(outside)
+    return outside
 
 
 def refuse_names(sources: Sequence[Source]) -> None:

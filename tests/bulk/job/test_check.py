@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nomicbert.bulk.inputs.formats import InputFormat
+from nomicbert.bulk.job import units
 from nomicbert.bulk.job.check import check_folder
+from nomicbert.bulk.job.fingerprints import Input, changes
 from tests.bulk.job.standin import Hashes, embed, parts_of
 from tests.bulk.job.truth import build
 
@@ -169,8 +173,9 @@ def test_vectors_that_are_not_finite(done: None) -> None:
     rewrite(setting("embedding", 2, [0.0] * 7 + [np.nan]))
     rewrite(setting("embedding", 1, [np.inf] + [0.0] * 7), "part-00000-000003.parquet")
     report = check_folder("out")
-    assert report.ok
-    assert (report.broken, report.first_broken) == (2, "a.txt, row 8")
+    assert not report.ok
+    assert (report.problems, report.broken) == ((), 2)
+    assert report.first_broken == "a.txt, row 8"
 
 
 def test_a_part_of_another_job(done: None) -> None:
@@ -215,7 +220,7 @@ def test_files_of_rejected_rows(here: Path) -> None:
     files[0].unlink()
     assert problems() == (f"{files[0].name} is missing",)
     files[0].write_text("\n".join(lines) + "\n")
-    assert check_folder("out").ok
+    assert check_folder("out").problems == ()
     (OUT / "_rejected-00000-000099.jsonl").write_text("\n".join(lines) + "\n")
     assert problems() == ("_rejected-00000-000099.jsonl belongs to no part",)
 
@@ -256,3 +261,84 @@ def test_many_problems_are_counted(here: Path) -> None:
         path.write_bytes(b"")
     report = check_folder("out")
     assert (report.problem_count, len(report.problems)) == (120, 100)
+
+
+def test_an_end_before_the_inputs(done: None) -> None:
+    for part in parts_of(OUT)[2:]:
+        part.unlink()
+    rewrite(lambda table: table, end=True)
+    assert problems() == (
+        f"{PART}: its footer states that the task ends here, but a.txt, line 11 follows",
+    )
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+def test_rows_that_two_parts_hold(done: None, behind: int) -> None:
+    """Also where the job is not complete, or the parts before them are not."""
+    last = parts_of(OUT)[-1]
+    if behind:
+        last.unlink()
+    again = OUT / "part-00000-000002.parquet"
+    again.write_bytes((OUT / PART).read_bytes())
+    rewrite(lambda table: table, again.name, number=2)
+    assert any(
+        "part-00000-000002.parquet starts at row 5 of source 0, but" in p for p in problems()
+    )
+
+
+def test_rows_that_two_parts_of_a_later_task_hold(here: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(units, "STEP", 2)
+    embed(INPUTS, OUT, task=(2, 2), part_rows=2)
+    again = OUT / "part-00001-000002.parquet"
+    again.write_bytes((OUT / "part-00001-000001.parquet").read_bytes())
+    rewrite(lambda table: table, again.name, number=2)
+    assert any("part-00001-000002.parquet starts at row" in one for one in problems())
+
+
+def test_a_column_of_texts_that_is_lost(done: None) -> None:
+    def lose(table: pa.Table) -> pa.Table:
+        index = table.column_names.index("text")
+        return table.set_column(index, table.schema.field(index), pa.nulls(5, pa.string()))
+
+    rewrite(lose)
+    assert problems() == (f"{PART}: a.txt, line 6 has another text than the input",)
+
+
+def test_a_text_field_without_a_name(here: Path) -> None:
+    Path("c.jsonl").write_text('{"": "one"}\n{"": "two"}\n')
+    embed("c.jsonl", OUT, field="")
+    name = "part-00000-000000.parquet"
+    rewrite(setting("", 1, "other"), name)
+    assert problems() == (f"{name}: c.jsonl, line 2 has another text than the input",)
+
+
+def test_inputs_of_a_given_format_that_were_moved(here: Path) -> None:
+    embed("b.jsonl", OUT, input_format=InputFormat.text)
+    Path("moved").mkdir()
+    Path("b.jsonl").rename("moved/b.jsonl")
+    report = check_folder("out", ["moved/b.jsonl"])
+    assert report.problems == ()
+    assert report.compared
+
+
+def test_inputs_that_got_other_names(done: None) -> None:
+    """Formats are those of the job, in its order."""
+    Path("b.jsonl").rename("b.old")
+    Path("a.txt").rename("a.csv")
+    assert check_folder("out", ["a.csv", "b.old"]).ok
+    report = check_folder("out", ["b.old", "a.csv"])
+    assert report.problems == (
+        "rows were not compared with the inputs: input 1 was a.txt (86 bytes), now it is b.old "
+        "(369 bytes)",
+    )
+    assert "there were 2 inputs, now 1" in check_folder("out", ["a.csv"]).problems[0]
+
+
+def test_formats_are_compared_before_names() -> None:
+    before = Input("x", 5, "0", "text", None)
+    assert changes([before], [replace(before, name="y", format="jsonl")]) == [
+        "y was read as text, now as jsonl"
+    ]
+    assert changes([before], [replace(before, name="y", sha256="1")]) == [
+        "input 1 was x (5 bytes), now it is y (5 bytes of other content)"
+    ]

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nomicbert.bulk.inputs.formats import InputFormat
+from nomicbert.bulk.job import fingerprints, plan, units
 from nomicbert.bulk.job import options as job_options
-from nomicbert.bulk.job import plan
+from nomicbert.bulk.job.check import check_folder
 from nomicbert.bulk.job.folder import LocalFolder
 from nomicbert.bulk.job.locked import Locked
 from nomicbert.bulk.job.manifest import read_manifest
@@ -53,7 +54,6 @@ def done(here: Path) -> None:
         ({"field": "body"}, 'field was "text", now it is "body"'),
         ({"columns": ["id"]}, 'columns was null, now it is ["id"]'),
         ({"columns": ()}, "columns was null, now it is []"),
-        ({"on_error": "skip"}, 'on_error was "fail", now it is "skip"'),
         ({"on_null": "empty"}, 'on_null was "error", now it is "empty"'),
         ({"task": (2, 3)}, "tasks was 1, now it is 3"),
         ({"encoder": Hashes(model="new")},
@@ -76,8 +76,8 @@ def test_another_version(done: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_several_differences_are_all_named(done: None) -> None:
-    said = refused(Hashes(model="new"), on_error="skip", field="body")
-    assert 'on_error was "fail"' in said
+    said = refused(Hashes(model="new"), on_null="skip", field="body")
+    assert 'on_null was "error"' in said
     assert 'field was "text"' in said
 
 
@@ -132,6 +132,40 @@ def test_an_input_that_lost_rows(done: None, monkeypatch: pytest.MonkeyPatch) ->
         "the inputs have fewer rows than when the job began: they end at row 1 of source 1, and "
         "the next part starts at row 3 of source 1. Begin anew with restart=True (--restart)"
     )
+
+
+@pytest.mark.parametrize("task", [None, (1, 2)])
+def test_lines_that_have_moved(
+    here: Path, monkeypatch: pytest.MonkeyPatch, task: tuple[int, int] | None
+) -> None:
+    """A change that the fingerprint does not show: reading would go on within a line."""
+    monkeypatch.setattr(fingerprints, "END", 8)
+    monkeypatch.setattr(units, "STEP", 2)
+    Path("a.txt").write_text("".join(f"line {n}\n" for n in range(12)).removesuffix("\n"))
+    embed(INPUTS, OUT, part_rows=5, task=task)
+    parts_of(OUT)[1].unlink()
+    at = 5 * len("line 0\n")
+    if task is not None:
+        spans = read_manifest(LocalFolder("out")).tasks[0]
+        at = next(span.offset for span in spans if span.offset and span.source == 0)
+    file = Path("a.txt")
+    sound = file.read_text()
+    file.write_text(f"{sound[: at - 1]}.{sound[at:]}")
+    said = refused(task=task)
+    assert said.startswith(f"a.txt has changed: it has no end of a line at byte {at}, where ")
+    assert said.endswith(" goes on. Begin anew with restart=True (--restart)")
+    file.write_text(sound)
+    assert embed(INPUTS, OUT, part_rows=5, task=task).made
+
+
+@pytest.mark.parametrize("name", ["c.txt", "c.csv"])
+def test_a_last_line_without_an_end(here: Path, name: str) -> None:
+    """A part may end there."""
+    Path(name).write_text("text\none\ntwo")
+    embed([name, "b.jsonl"], OUT, part_rows=1)
+    for part in parts_of(OUT)[2:5]:
+        part.unlink()
+    assert embed([name, "b.jsonl"], OUT).made == 3
 
 
 def test_a_second_writer(here: Path) -> None:
@@ -202,6 +236,14 @@ def test_a_parquet_file_under_the_name_of_a_part(done: None) -> None:
     assert refused() == refused(restart=True) == wanted
 
 
+def test_a_footer_that_is_no_text(done: None) -> None:
+    table = pq.read_table(OUT / PART)
+    pq.write_table(table.replace_schema_metadata({b"nomicbert": b"\xff{}"}), OUT / PART)
+    wanted = f"out: {PART} has a footer that nomicbert does not read: "
+    assert refused().startswith(wanted)
+    assert refused(restart=True).startswith(wanted)
+
+
 def test_a_part_that_was_renamed(done: None) -> None:
     (OUT / PART).rename(OUT / "part-00000-000009.parquet")
     said = refused()
@@ -268,6 +310,22 @@ def test_inputs_and_output_overlap(here: Path) -> None:
     with pytest.raises(ValueError, match=r"the input link/x\.txt is inside the output in"):
         embed("link/x.txt", Path("in"))
     assert sorted(os.listdir("in")) == ["x.txt"]
+
+
+def test_a_pattern_that_matches_the_parts_too(here: Path) -> None:
+    """It does so from the second time on."""
+    Path("in").mkdir()
+    pq.write_table(pa.table({"text": ["a", "b"]}), "in/x.parquet")
+    assert embed("*/*.parquet", OUT, part_rows=1).made == 2
+    assert embed("*/*.parquet", OUT, part_rows=1).made == 0
+    assert embed(["a.txt", "**/*.parquet"], OUT, restart=True).made == 14
+    assert check_folder("out", ["a.txt", "**/*.parquet"]).ok
+    part = "out/part-00000-000000.parquet"
+    inside = f"the input {part} is inside the output out: choose another output"
+    assert refused(inputs=["in/x.parquet", part]) == inside
+    assert refused(inputs=["out/*.parquet"]) == (
+        "all inputs are inside the output out: choose another output"
+    )
 
 
 def test_a_name_that_is_not_unicode(here: Path) -> None:

@@ -20,6 +20,7 @@ from nomicbert.bulk import output as outputs
 from nomicbert.bulk.inputs import columns
 from nomicbert.bulk.job import cutter
 from nomicbert.bulk.job import parts as job_parts
+from nomicbert.bulk.job.check import check_folder
 from nomicbert.bulk.job.options import Options
 from nomicbert.bulk.job.plan import plan_job
 from nomicbert.bulk.job.run import run_job
@@ -423,3 +424,53 @@ def test_a_finished_job_needs_no_vectors(here: Path) -> None:
         report = run_job(job, encoder, BulkProgress("none"))
     assert (report.rows, report.made, report.parts) == (21, 0, 21)
     assert report.seconds <= time.monotonic() - started
+
+
+def test_a_part_that_time_ends_may_be_the_last(here: Path) -> None:
+    """No empty part follows."""
+    embed(INPUTS, OUT, part_seconds=1e-9)
+    assert sizes() == [5, 5, 5, 5, 1]
+    assert [footer["end"] for footer in footers()] == [False] * 4 + [True]
+
+
+def test_a_bad_row_late_in_a_job_can_be_passed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows are those of a job that leaves out such rows from the beginning."""
+    monkeypatch.setattr(columns, "SAMPLE_ROWS", 5)
+    lines = [json.dumps({"text": f"{n}"}) for n in range(20)]
+    lines[13] = "broken"
+    Path("c.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=r"^c\.jsonl, line 14: not JSON.*\(--on-error skip\)"):
+        embed("c.jsonl", OUT, Hashes(2), part_rows=4)
+    manifest = (OUT / "_manifest.json").read_bytes()
+    assert sum(sizes()) == 8
+    report = embed("c.jsonl", OUT, Hashes(2), part_rows=4, on_error="skip")
+    assert (report.kept, report.made, report.rejected) == (8, 11, 1)
+    assert (OUT / "_manifest.json").read_bytes() == manifest
+    embed("c.jsonl", Path("two"), on_error="skip")
+    one, two = (pa.concat_tables(map(pq.read_table, parts_of(o))) for o in (OUT, Path("two")))
+    assert one.equals(two)
+    assert check_folder("out").ok
+    with pytest.raises(
+        ValueError, match=r'on_error was "skip", which left out 1 row, now it is "f'
+    ):
+        embed("c.jsonl", OUT)
+
+
+def test_a_job_without_bad_rows_may_refuse_them_from_now_on(here: Path) -> None:
+    embed(INPUTS, OUT, part_rows=5, on_error="skip")
+    parts_of(OUT)[2].unlink()
+    assert embed(INPUTS, OUT, part_rows=5).made == 5
+
+
+@pytest.mark.parametrize("line", ["broken", json.dumps({"text": LONG}), '{"text": "a", "id": "x"}'])
+def test_the_message_of_a_bad_row_tells_how_to_go_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.setattr(columns, "SAMPLE_ROWS", 5)
+    lines = [json.dumps({"text": f"{n}", "id": n}) for n in range(20)]
+    Path("c.jsonl").write_text("\n".join([*lines[:13], line, *lines[13:]]) + "\n")
+    advice = r'^c\.jsonl, line 14: .*: on_error="skip" \(--on-error skip\) leaves such rows out'
+    encoder = Hashes(2, truncate="error")
+    with pytest.raises(ValueError, match=advice):
+        embed("c.jsonl", OUT, encoder, part_rows=4)
+    assert embed("c.jsonl", OUT, encoder, part_rows=4, on_error="skip").rejected == 1

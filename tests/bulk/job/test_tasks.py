@@ -16,7 +16,7 @@ from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.inputs.rows import Span
 from nomicbert.bulk.inputs.selection import Selection
 from nomicbert.bulk.inputs.sources import find_sources
-from nomicbert.bulk.job import units
+from nomicbert.bulk.job import plan, units
 from nomicbert.bulk.job.folder import LocalFolder
 from nomicbert.bulk.job.manifest import read_manifest
 from nomicbert.bulk.job.options import Options
@@ -149,3 +149,54 @@ def test_the_bytes_of_tasks(here: Path) -> None:
             run_job(job, Hashes(), BulkProgress("none"))
             assert not job.complete  # as it was planned
     assert abs(total - sum(Path(name).stat().st_size for name in INPUTS)) <= 3
+
+
+@pytest.mark.parametrize("name", ["many.txt", "many.jsonl", "many.csv"])
+def test_a_small_file_is_divided(here: Path, name: str) -> None:
+    line = '{"text": "x"}\n' if name.endswith("jsonl") else "text\n"
+    Path(name).write_text(line * 60_000)
+    (source,) = sources = find_sources([name], None)
+    dealt = units.divide(sources, Selection(), 4)
+    sizes = [len(rows_of(sources, spans)) for spans in dealt]
+    assert sum(sizes) == 60_000 - name.endswith("csv")
+    assert min(sizes) > 8_000, source
+
+
+def test_a_restart_deletes_the_manifest_that_a_task_has_seen(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task waits for the job that begins, and does not begin one next to it."""
+    embed(INPUTS, OUT)
+    manifest = OUT / "_manifest.json"
+    content = manifest.read_bytes()
+    look = plan.Job.look_at_folder
+
+    def look_late(job: plan.Job) -> None:
+        manifest.unlink()
+        for part in OUT.glob("part-*"):
+            part.unlink()
+        with job.folder.lock(".lock"):  # of the restart
+            look(job)
+
+    waited = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        manifest.write_bytes(content)
+
+    monkeypatch.setattr(plan.Job, "look_at_folder", look_late)
+    monkeypatch.setattr(plan.time, "sleep", sleep)
+    with pytest.raises(ValueError, match="tasks was 1, now it is 2"):
+        plan_job(INPUTS, "out", Options(task=(1, 2)))
+    assert waited
+
+
+def test_a_task_that_waits_says_so(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The command shows warnings only."""
+    with plan_job(INPUTS, "out", Options(task=(1, 2))) as job:
+        timer = threading.Timer(0.1, lambda: run_job(job, Hashes(), BulkProgress("none")))
+        timer.start()
+        plan_job(INPUTS, "out", Options(task=(2, 2))).close()
+        timer.join()
+    (said,) = [one for one in caplog.records if "waiting for the process" in one.message]
+    assert said.levelname == "WARNING"
