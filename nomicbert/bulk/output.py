@@ -47,8 +47,8 @@ def choose_output_format(path: str, given: OutputFormat | None) -> OutputFormat:
     form = given or SUFFIXES.get(Path(path).suffix.lower())
     if form is None:
         raise ValueError(
-            f"the output {path} has no known suffix: end it in .npy, .jsonl or .parquet, or pass "
-            f"--output-format {', '.join(OutputFormat)}"
+            f"the output {path} has no known suffix: end it in .npy, .jsonl or .parquet, or in / "
+            f"for a folder of parts, or pass --output-format {', '.join(OutputFormat)}"
         )
     return form
 

@@ -4,6 +4,8 @@ Where in the flow: this module sorts the options. `embed_file` and `embed_folder
 open inputs and outputs before a model is loaded.
 """
 
+import typer
+
 from nomicbert.bulk.inputs.streams import STDIN
 from nomicbert.cli import checks, embed_file, embed_folder, options
 from nomicbert.cli import embed_options as own
@@ -21,7 +23,9 @@ Examples:
 """
 
 
+@checks.naming_options()
 def embed(
+    context: typer.Context,
     inputs: own.Inputs = None,
     input_format: own.Input = None,
     field: own.Field = None,
@@ -72,9 +76,9 @@ def embed(
     }
     of_files: dict[str, object] = {"output_format": output_format, "overwrite": overwrite or None}
     if check:
-        checks.refuse_with_check(
-            inputs, {"model": model, "output": output, **of_folders, **of_files}
-        )
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
+        checks.refuse_with_check(inputs, given)
         folder, *others = inputs or []
         embed_folder.check_folder(folder, others or None, json)
         return

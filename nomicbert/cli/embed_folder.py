@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from nomicbert.bulk.job.options import MOST_TASKS, Options
 from nomicbert.cli import checks, console
 from nomicbert.cli.embed_request import (
     Request,
@@ -45,13 +46,18 @@ def embed_folder(
         OSError: reading or writing failed.
     """
     checks.need_pyarrow(request.output)
-    from nomicbert.bulk.job.options import Options
     from nomicbert.bulk.job.plan import plan_job
 
     given: dict[str, Any] = {"part_rows": part_rows, "part_seconds": part_seconds}
     given = {name: value for name, value in given.items() if value is not None}
     given |= {**request.reading, "field": request.field}
-    options = Options(**given, task=_task(task), restart=restart)
+    share = _task(task)
+    if restart and task is not None:
+        raise ValueError(
+            "--restart deletes the parts of all shares, so it does not go with --task: delete the "
+            f"folder, or begin anew once without --task {task}"
+        )
+    options = Options(**given, task=share, restart=restart)
     with plan_job(request.inputs, request.output, options) as job:
         checks.refuse_field_of_text(job.sources, request.reading["field"])
         say_recognised(job.sources)
@@ -96,9 +102,14 @@ def check_folder(folder: str, inputs: list[str] | None, json: bool) -> None:
 def _task(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    if (found := re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)) is None:
-        raise ValueError(f"--task {text!r} must be I/N, such as 1/8 for the first of 8 shares")
-    return int(found[1]), int(found[2])
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= index <= count <= MOST_TASKS:
+        raise ValueError(
+            f"--task {text!r} must be I/N with I from 1 to N, and N at most {MOST_TASKS}: 1/8 is "
+            "the first of 8 shares"
+        )
+    return index, count
 
 
 def _say_renamed(job: "Job") -> None:

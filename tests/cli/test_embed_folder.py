@@ -176,19 +176,34 @@ def test_check_finds_what_is_wrong() -> None:
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "standard input": (["-", "-m", "m", "-o", "v/"], "standard input cannot be read again"),
     "a folder inside an input": (["in", "-m", "m", "-o", "in/v/"], "in/v/ is inside the input in"),
-    "no share": (["in", "-m", "m", "-o", "v/", "--task", "3"], "--task '3' must be I/N, such as"),
-    "a share too many": (["in", "-m", "m", "-o", "v/", "--task", "3/2"], "task must be"),
+    "no share": (
+        ["in", "-m", "m", "-o", "v/", "--task", "3"],
+        "--task '3' must be I/N with I from",
+    ),
+    "a share too many": (
+        ["in", "-m", "m", "-o", "v/", "--task", "3/2"],
+        "--task '3/2' must be I/N",
+    ),
     "all shares anew": (
         ["in", "-m", "m", "-o", "v/", "--task", "1/2", "--restart"],
-        "restart deletes the parts of all tasks",
+        "--restart deletes the parts of all shares, so it does not go with --task",
     ),
-    "no seconds": (["in", "-m", "m", "-o", "v/", "--part-seconds", "0"], "must be above 0"),
+    "no seconds": (
+        ["in", "-m", "m", "-o", "v/", "--part-seconds", "0"],
+        "--part-seconds must be above 0",
+    ),
     "field of texts": (["in/a.txt", "-m", "m", "-o", "v/", "--field", "b"], "--field b is for"),
     "no such column": (["in", "-m", "m", "-o", "v/", "--columns", "no"], "column 'no': there are"),
     "foreign files": (["in", "-m", "m", "-o", "other"], "other"),
     "check of nothing": (["--check"], "--check needs the folder to read"),
     "check with a model": (["--check", "in", "-m", "m"], "--model does not go with --check"),
     "check with restart": (["--check", "in", "--restart"], "--restart does not go with --check"),
+    "check with a field": (["--check", "in", "--field", "b"], "--field does not go with --check"),
+    "check with a prompt": (["--check", "in", "--prompt", ""], "--prompt does not go with --che"),
+    "check with the default": (
+        ["--check", "in", "--on-error", "fail"],
+        "--on-error does not go with --check",
+    ),
     "check of another folder": (["--check", "in"], "in has no _manifest.json"),
 }
 

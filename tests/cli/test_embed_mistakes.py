@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nomicbert.cli.checks import naming_options
 from tests.cli.embed_cases import checkpoint, docs, no_model, small_blocks, texts  # noqa: F401
 from tests.support.command_line import one_line, run_cli
 
@@ -51,7 +52,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "s3://b/v.npy is a URL, and only a folder of parts can be one: end it in /",
     ),
     "no such folder": (["{in}/texts.txt", "-o", "{out}/a/v.npy"], "out/a does not exist"),
-    "no format": (["{in}/texts.txt", "-o", "{out}/v.txt"], ".npy, .jsonl or .parquet"),
+    "no format": (
+        ["{in}/texts.txt", "-o", "{out}/v.txt"],
+        ".npy, .jsonl or .parquet, or in / for a folder of parts",
+    ),
     "npy to stdout": (
         ["{in}/texts.txt", "-o", "-", "--output-format", "npy"],
         "standard output is a stream, which supports jsonl only: npy needs a file",
@@ -164,7 +168,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "ranges of another width": (
         ["{in}/texts.txt", "-o", "{out}/v.npy", *INT8, "--ranges", "{ranges width}", *SIX],
-        "ranges must be (2, 6)",
+        "--ranges must be (2, 6)",
     ),
     "ranges overwritten": (
         ["{in}/texts.txt", "-o", "{ranges width}", *INT8, "--ranges", "{ranges width}"],
@@ -264,10 +268,11 @@ def test_model_and_output_are_required() -> None:
     ("args", "message"),
     [
         (["-m", "{none}"], "none' does not exist"),
-        (["--matryoshka-dim", "9999"], "matryoshka_dim must be 1 to"),
-        (["--prompt-name", "nope"], "unknown prompt_name 'nope'"),
+        (["--matryoshka-dim", "9999"], "--matryoshka-dim must be 1 to"),
+        (["--prompt-name", "nope"], "unknown --prompt-name 'nope'"),
+        (["--truncate-dim", "9999"], "--truncate-dim must be 1 to"),
         (["--device", "nope"], "unknown device 'nope'"),
-        ([*INT8, "--ranges", "{width}"], "ranges must be (2, "),
+        ([*INT8, "--ranges", "{width}"], "--ranges must be (2, "),
         (["--prompt", "", "--max-length", "9", "--truncate", "error"], "line 3: it is longer than"),
     ],
 )
@@ -284,6 +289,14 @@ def test_errors_of_the_model_leave_no_file(
     assert (code, printed) == (2, "")
     assert message in one_line(err)
     assert list(out.iterdir()) == []
+
+
+def test_names_of_arguments_are_those_of_options() -> None:
+    """But not the names of fields and files."""
+    other = "max_length/a.txt, line 1: no field 'prompt_name' among 'max_length'; ranges"
+    with pytest.raises(ValueError, match=r"^--max-length=3 ") as found, naming_options():
+        raise ValueError(f"max_length=3 {other}")
+    assert str(found.value) == f"--max-length=3 {other}"
 
 
 def test_a_late_invalid_line_leaves_no_file(docs: Path, checkpoint: Path, tmp_path: Path) -> None:
