@@ -91,5 +91,5 @@ def test_inputs_and_output_are_apart(s3: S3Server, job: Stored) -> None:
             embed([source], f"s3://{job.bucket}/texts/vectors/{options}")
         with pytest.raises(ValueError, match="is inside the output"):
             embed([source], f"s3://{job.bucket}/{options}")
-        with pytest.raises(ValueError, match="is inside the output"):
+        with pytest.raises(ValueError, match="all inputs are inside the output"):
             embed([f"s3://{job.bucket}/texts/*{options}"], f"s3://{job.bucket}/texts/{options}")
