@@ -89,7 +89,7 @@ def eight_tasks(home: Path, draw: random.Random) -> tuple[int, list[str]]:
     killed, failures = 0, []
     for first in range(1, TASKS, 2):
         names = [f"{first}/{TASKS}", f"{first + 1}/{TASKS}"]
-        running = [start(output, truth, 0.05, name) for name in names]
+        running = [start(output, truth, 0.2, name) for name in names]
         for index, name in enumerate(names):
             killed += kill(running[index], draw)
             running[index] = start(output, truth, 0.001, name)
