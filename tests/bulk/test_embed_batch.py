@@ -80,7 +80,7 @@ def test_the_column_has_the_bits_of_encode(
         keywords["ranges"] = ranges(embedder)
     chunked = pa.chunked_array([TEXTS[:2], [], TEXTS[2:]], pa.string())
     table = pa.table({"id": [5, 3, 4, 1, 2], "body": chunked})
-    embed = EmbedBatch(folder, column="body", output="v", dtype="float32", **keywords)
+    embed = EmbedBatch(folder, column="body", output="v", **keywords)
     found = embed(table)
     assert found.select(["id", "body"]).equals(table)
     wanted = np.asarray(embedder.encode(TEXTS, **keywords))
@@ -167,6 +167,14 @@ def test_what_is_refused_at_once(
 ) -> None:
     with pytest.raises(error, match=message):
         EmbedBatch(folder, **keywords)
+
+
+def test_keywords_of_loading(folder: Path) -> None:
+    embed = EmbedBatch(folder, dtype="bfloat16", **DOCUMENT)
+    found = vectors_of(embed(pa.table({"text": TEXTS}))["embedding"])
+    wanted = Embedder(folder, dtype="bfloat16").encode(TEXTS, **DOCUMENT)
+    assert found.tobytes() == wanted.tobytes()  # of one batch
+    assert embed.embedder.model.dtype is torch.bfloat16
 
 
 def test_threads_of_torch(folder: Path) -> None:

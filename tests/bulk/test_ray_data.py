@@ -145,8 +145,9 @@ def test_the_driver_dies_and_goes_on(
 
 def test_the_example(address: str, folder: Path, embedder: Embedder, tmp_path: Path) -> None:
     wanted = write_input(tmp_path / "documents", 40)
+    (tmp_path / "model").symlink_to(folder)
     example = ROOT / "examples" / "ray_embed.py"
-    command = [sys.executable, str(example), "documents", "vectors", "--model", str(folder)]
+    command = [sys.executable, str(example), "documents", "vectors", "--model", "model"]
     command += ["--prompt-name", "search_document", "--rows-per-block", "16"]
     done = subprocess.run(
         command,
@@ -217,6 +218,7 @@ def test_a_worker_with_a_gpu_computes_there(address: str, folder: Path) -> None:
         ({"device": "cuda"}, ValueError, "leave device out: num_gpus decides"),
         ({"promt": "x"}, TypeError, "embed_dataset has no keyword 'promt': did you mean 'prompt'"),
         ({"precision": "uint8"}, ValueError, "needs ranges"),
+        ({"precision": "int4"}, ValueError, "precision must be one of"),
         ({"on_null": "skip"}, ValueError, "on_null must be one of"),
         ({"column": "body"}, ValueError, "there is no column 'body', only 'id', 'text', 'page'"),
         ({"column": "page"}, ValueError, "column 'page' has the type int64, not strings"),

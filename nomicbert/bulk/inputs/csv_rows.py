@@ -124,7 +124,7 @@ def _records(lines: _Lines, delimiter: str) -> Iterator[tuple[list[str], str | N
         except StopIteration:
             return
         except csv.Error as error:
-            yield [], lines.problem or f"not CSV: {error}"
+            yield [], f"not CSV: {error}"
 
 
 def _header(

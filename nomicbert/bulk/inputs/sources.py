@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nomicbert.bulk.inputs.compressed import inflated_head, naming_failures, need_pyarrow
 from nomicbert.bulk.inputs.formats import (
     HEAD,
     IPC_FILE,
@@ -22,7 +23,6 @@ from nomicbert.bulk.inputs.formats import (
     format_of_content,
     format_of_name,
 )
-from nomicbert.bulk.inputs.opening import inflated_head, naming_failures, need_pyarrow
 from nomicbert.bulk.inputs.rows import Reject
 from nomicbert.bulk.inputs.streams import STDIN, Stream
 from nomicbert.bulk.places import LocalPlace, Place, has_wildcard, place
@@ -99,7 +99,7 @@ def _places(given: str) -> Iterator[Place | Stream]:
             raise ValueError(f"cannot read {given}: {problem}")
         yield from matches
     elif isinstance(at, LocalPlace) and not stat.S_ISREG(os.stat(at.path).st_mode):
-        yield Stream(given)
+        yield Stream(at.path)
     else:
         yield at
 

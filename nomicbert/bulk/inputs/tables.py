@@ -215,4 +215,8 @@ def _as_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
         return _as_type(array.storage, kind)
     if pa.types.is_dictionary(array.type):
         return _as_type(array.dictionary_decode(), kind)
-    return array if array.type == kind else array.cast(kind)
+    if array.type == kind:
+        return array
+    if pa.types.is_string_view(array.type) or pa.types.is_binary_view(array.type):
+        return pa.array(array.to_pylist(), kind)  # older versions of pyarrow cannot cast it
+    return array.cast(kind)

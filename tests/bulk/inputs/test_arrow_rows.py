@@ -77,7 +77,7 @@ TYPES: dict[str, Callable[[Any], Any]] = {
     "large string": lambda array: array.cast(pa.large_string()),
     "dictionary": lambda array: array.dictionary_encode(),
     "dictionary of large strings": lambda array: array.cast(pa.large_string()).dictionary_encode(),
-    "string view": lambda array: array.cast(pa.string_view()),
+    "string view": lambda array: pa.array(array.to_pylist(), pa.string_view()),
 }
 
 
@@ -106,6 +106,8 @@ def test_a_column_of_nulls(name: str, tmp_path: Path) -> None:
 def test_sizes_add_up_to_the_file(name: str, tmp_path: Path) -> None:
     texts = [str(number) * 50 for number in range(3000)]
     path = write(tmp_path, name, pa.table({"text": texts}))
+    if name == "a.parquet":
+        pq.write_table(pq.read_table(path), path, row_group_size=1000)
     size = sum(row.size for row in rows_of(path))
     assert 0.5 * path.stat().st_size < size <= path.stat().st_size
     half = sum(row.size for row in rows_of(path, spans=[Span(0, 1500)]))

@@ -87,7 +87,10 @@ def test_every_format_states_its_columns(suffix: str, tmp_path: Path) -> None:
 
 def test_the_columns_of_all_sources(tmp_path: Path) -> None:
     paths = [
-        jsonl(tmp_path / "a.jsonl", {"text": "a", "id": 1, "tags": [], "none": None, "s": {}}),
+        jsonl(
+            tmp_path / "a.jsonl",
+            {"text": "a", "id": 1, "tags": [], "none": None, "s": {}, "z": [[]]},
+        ),
         jsonl(tmp_path / "b.jsonl", {"text": "b", "id": 1.5, "tags": ["x"], "s": {"k": 1}}),
         parquet(tmp_path / "c.parquet", more=pa.array([1], pa.int8()), text=["c"], tags=[["y"]]),
         parquet(tmp_path / "d.parquet", more=pa.array([1], pa.int16()), text=["d"]),
@@ -103,6 +106,7 @@ def test_the_columns_of_all_sources(tmp_path: Path) -> None:
         "tags": "list<item: string>",
         "none": "string",
         "s": "struct<k: int64>",
+        "z": "list<item: list<item: string>>",
         "more": "int16",
         "label": "string",
     }
@@ -138,8 +142,8 @@ def test_types_of_arrow_files_that_are_carried_otherwise(tmp_path: Path) -> None
     moment = datetime.datetime(2020, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
     fields = {
         "text": texts.dictionary_encode(),
-        "view": texts.cast(pa.string_view()),
-        "bytes": pa.array([b"a\xff"] * 4).cast(pa.binary_view()),
+        "view": pa.array(texts.to_pylist(), pa.string_view()),
+        "bytes": pa.array([b"a\xff"] * 4, pa.binary_view()),
         "extension": pa.ExtensionArray.from_storage(pa.uuid(), identities),
         "time": pa.array([moment] * 4),
         "decimal": pa.array([1, 2, 3, 4]).cast(pa.decimal128(25, 2)),
@@ -278,6 +282,7 @@ MISFITS: dict[str, tuple[list[Any], str]] = {
     "a list among strings": (["a", ["b"]], "does not fit"),
     "another key": ([{"x": 1}, {"y": 1}], "does not fit a column of type struct<x: int64>"),
     "too large": ([1, 2**64], "does not fit"),
+    "true among floats": ([0.5, True], "the field 'a', True, does not fit a column of type double"),
     "a large integer among floats": ([0.5, 2**53 + 1], "does not fit a column of type double"),
 }
 

@@ -67,6 +67,9 @@ def test_taking_while_reading(tmp_path: Path) -> None:
     assert next(feed) == "d"
     assert list(feed) == []
     assert not feed.finished  # d was not taken
+    feed.rewind()
+    assert not feed.finished
+    assert list(feed) == ["d"]
     assert feed.take().row.number == 3
     assert feed.finished
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from nomicbert.bulk.inputs.opening import HEAD, inflated_head
+from nomicbert.bulk.inputs.compressed import inflated_head
+from nomicbert.bulk.inputs.formats import HEAD
 from nomicbert.bulk.places import LocalPlace
 from tests.support.bulk_inputs import (
     SUFFIXES,
@@ -128,17 +130,18 @@ def test_reading_that_fails_midway_is_the_machine(
     assert not feed.finished
 
 
-@needs_pyarrow
+@pytest.mark.parametrize("suffix", [".txt", pytest.param(".csv.gz", marks=needs_pyarrow)])
 def test_errors_of_a_url_have_its_name_already(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write(tmp_path / "a.txt", RECORDS)
+    class Down(io.BytesIO):
+        def read(self, _: object = -1) -> bytes:
+            raise OSError("cannot read s3://a/b: the network is down")
 
-    def fail(_: LocalPlace) -> BinaryIO:
-        raise OSError("cannot read s3://a/b: the network is down")
+        readline = read  # type: ignore[assignment]
 
-    feed = feed_of(path)
-    monkeypatch.setattr(LocalPlace, "open", fail)
+    feed = feed_of(write(tmp_path / f"a{suffix}", RECORDS))
+    monkeypatch.setattr(LocalPlace, "open", lambda _: Down())
     with pytest.raises(OSError, match=r"^cannot read s3://a/b: the network is down$"):
         next(feed)
 

@@ -128,6 +128,13 @@ def test_files_of_unknown_kinds_are_refused(tmp_path: Path) -> None:
 
 
 @needs_pyarrow
+def test_a_name_that_says_compressed_is_believed(tmp_path: Path) -> None:
+    (path := tmp_path / "a.gz").write_bytes(b"text\n")
+    with pytest.raises(ValueError, match=r"a.gz is damaged: zlib inflate failed"):
+        rows_of(path)
+
+
+@needs_pyarrow
 def test_compressed_parquet_is_refused(tmp_path: Path) -> None:
     (path := tmp_path / "a.parquet.gz").write_bytes(encode(".txt.gz", []))
     with pytest.raises(ValueError, match=r"a.parquet.gz is a compressed parquet file: decompress"):
@@ -154,6 +161,7 @@ def test_saved_datasets(tmp_path: Path) -> None:
     assert len(rows_of(tmp_path / "both/test")) == 20
 
 
+@needs_pyarrow
 def test_folders_that_look_like_saved_datasets(tmp_path: Path) -> None:
     state = tmp_path / "state.json"
     for content, message in [
