@@ -84,7 +84,7 @@ def one_job(home: Path, kills: int, draw: random.Random) -> tuple[int, int, list
 
 def eight_tasks(home: Path, draw: random.Random) -> tuple[int, list[str]]:
     """Two tasks at a time, each killed once and begun again."""
-    truth = build(home / "in", scale=10)
+    truth = build(home / "in", scale=5)
     output = home / "out"
     killed, failures = 0, []
     for first in range(1, TASKS, 2):
