@@ -84,12 +84,12 @@ def one_job(home: Path, kills: int, draw: random.Random) -> tuple[int, int, list
 
 def eight_tasks(home: Path, draw: random.Random) -> tuple[int, list[str]]:
     """Two tasks at a time, each killed once and begun again."""
-    truth = build(home / "in", scale=10)
+    truth = build(home / "in", scale=5)
     output = home / "out"
     killed, failures = 0, []
     for first in range(1, TASKS, 2):
         names = [f"{first}/{TASKS}", f"{first + 1}/{TASKS}"]
-        running = [start(output, truth, 0.05, name) for name in names]
+        running = [start(output, truth, 0.2, name) for name in names]
         for index, name in enumerate(names):
             killed += kill(running[index], draw)
             running[index] = start(output, truth, 0.001, name)
