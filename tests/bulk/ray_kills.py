@@ -1,4 +1,4 @@
-"""Kill drivers and workers of one Ray job at random; each row must be written once, with its bits.
+"""Kill examples/ray_embed.py and its workers at random; each row must be written once, exactly.
 
     python -m tests.bulk.ray_kills --drivers 10 --seed 7
 
@@ -23,7 +23,9 @@ import torch
 
 from nomicbert import Embedder
 from tests.support.checkpoints import build_checkpoint
-from tests.support.ray_cluster import ROWS_PER_BLOCK, WAIT, cluster, kill, workers_of, write_input
+from tests.support.ray_cluster import cluster, example, kill, workers_of, write_input
+
+ROWS = 4  # of a block
 
 
 def wait_for_rows(output: Path, driver: subprocess.Popen[bytes]) -> None:
@@ -51,8 +53,8 @@ def main() -> None:
         model = build_checkpoint(folder / "model", "nomic-v1.5", num_hidden_layers=1)
         wanted = write_input(folder / "in", arguments.rows, text_ids=bool(arguments.seed % 2))
         output = folder / "out"
-        command = [sys.executable, "-m", "tests.support.ray_job", address, str(model)]
-        command += [str(folder / "in"), str(output), str(folder / "checkpoint")]
+        command = example(str(folder / "in"), str(output), str(model), rows_per_block=ROWS)
+        os.environ["RAY_ADDRESS"] = address
         drivers = workers = 0
         last = False
         while not last:
@@ -69,7 +71,7 @@ def main() -> None:
             if last:
                 assert driver.wait() == 0
                 break
-            time.sleep(chance.random() * 10 * WAIT)
+            time.sleep(2 * chance.random())
             if driver.poll() is not None:
                 assert driver.returncode == 0
                 say("the job ended before all drivers were killed: give more --rows")
@@ -85,7 +87,7 @@ def main() -> None:
         texts = wanted["text"].to_pylist()
         vectors = Embedder(model).encode(texts, prompt_name="search_document")
         assert np.array_equal(np.stack(found["embedding"].to_numpy()), vectors)
-        blocks = -(-arguments.rows // ROWS_PER_BLOCK)
+        blocks = -(-arguments.rows // ROWS)
         say(f"{len(found)} rows of {blocks} blocks, once each, with the bits of one process")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -16,23 +17,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from nomicbert import Embedder
-from nomicbert.bulk.ray_data import embed_dataset
+from nomicbert.bulk.ray_data import EmbedBatch, embed_dataset
 from tests.conftest import HAS_CUDA
 from tests.support.checkpoints import build_checkpoint
 from tests.support.clients import same_bits
 from tests.support.ray_cluster import (
     CPUS,
-    ROOT,
     ROWS_PER_BLOCK,
     cluster,
+    example,
     kill,
     slow_rows,
     workers_of,
     write_input,
 )
-from tests.support.ray_job import embed
 
 pytestmark = [
     pytest.mark.slow,
@@ -121,45 +122,28 @@ def test_workers_die_and_every_row_comes_once(
     assert ROWS_PER_BLOCK <= max(sizes) < 2 * ROWS_PER_BLOCK
 
 
-def test_the_driver_dies_and_goes_on(
-    address: str, folder: Path, embedder: Embedder, tmp_path: Path
+def test_the_example_is_killed_and_goes_on(
+    address: str, folder: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`python -m tests.bulk.ray_kills` kills more often."""
-    count = 250
-    wanted = write_input(tmp_path / "in", count, text_ids=True)
-    places = [tmp_path / name for name in ("in", "out", "checkpoint")]
-    command = [sys.executable, "-m", "tests.support.ray_job", address, str(folder)]
-    command += map(str, places)
-    driver = subprocess.Popen(command, stderr=subprocess.PIPE)
-    until(lambda: count_files(tmp_path / "out") or driver.poll() is not None, "no rows")
+    wanted = write_input(tmp_path / "documents", 400, text_ids=True)
+    (tmp_path / "model").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    command = example("documents", "vectors", "model", rows_per_block=2)
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    driver = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    output = tmp_path / "vectors"
+    until(lambda: count_files(output) or driver.poll() is not None, "no rows")
     assert driver.poll() is None, driver.communicate()[1].decode()
     kill(driver.pid)
     driver.communicate()
-    assert 0 < count_files(tmp_path / "out") < count // ROWS_PER_BLOCK
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert 0 < count_files(output) < 200
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    check(tmp_path / "out", wanted, embedder)
-    embed(str(folder), *places)  # nothing is left to do
-    check(tmp_path / "out", wanted, embedder)
-
-
-def test_the_example(address: str, folder: Path, embedder: Embedder, tmp_path: Path) -> None:
-    wanted = write_input(tmp_path / "documents", 40)
-    (tmp_path / "model").symlink_to(folder)
-    example = ROOT / "examples" / "ray_embed.py"
-    command = [sys.executable, str(example), "documents", "vectors", "--model", "model"]
-    command += ["--prompt-name", "search_document", "--rows-per-block", "16"]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env={**os.environ, "RAY_ADDRESS": address},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    check(tmp_path / "vectors", wanted, embedder)
-    assert (tmp_path / "vectors.checkpoint" / "job.json").is_file()
+    check(output, wanted, embedder)
+    monkeypatch.setattr(sys, "argv", command[1:])
+    runpy.run_path(command[1], run_name="__main__")  # nothing is left to do
+    check(output, wanted, embedder)
 
 
 def test_nulls_and_threads(address: str, folder: Path, embedder: Embedder, tmp_path: Path) -> None:
@@ -182,7 +166,13 @@ def test_nulls_and_threads(address: str, folder: Path, embedder: Embedder, tmp_p
     with pytest.raises(RayError, match=r"row 3 of a block \(\{'id': 3\}\): the text in column "):
         rows.materialize()
 
+    class Threads(EmbedBatch):
+        def __call__(self, table: pa.Table) -> pa.Table:
+            threads = f"{torch.get_num_threads()} {os.environ['RAYON_NUM_THREADS']}"
+            return table.append_column("threads", [[threads] * len(table)])
+
     rows = ray.data.from_arrow(table.slice(0, 2)).map_batches(
+        Threads,
         fn_constructor_args=(str(folder),),
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=1),

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -130,6 +131,13 @@ def _above(process: Path) -> Iterator[int]:
         parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
         yield parent
         process = Path("/proc", str(parent))
+
+
+def example(source: str, output: str, model: str, *, rows_per_block: int) -> list[str]:
+    """The command of examples/ray_embed.py, on rows with the columns id and text."""
+    program = str(ROOT / "examples" / "ray_embed.py")
+    options = ["--prompt-name", "search_document", "--rows-per-block", str(rows_per_block)]
+    return [sys.executable, program, source, output, "--model", model, *options]
 
 
 def kill(process: int) -> None:
