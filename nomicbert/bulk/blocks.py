@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from nomicbert.bulk.inputs.feed import Feed
-from nomicbert.bulk.inputs.rows import Misfit, OnError, Reject, Row, Taken
+from nomicbert.bulk.inputs.rows import Misfit, OnError, Reject, Row, RowError, Taken
 from nomicbert.bulk.progress import BulkProgress
 from nomicbert.bulk.windows import windows
 from nomicbert.bulk.writing import NUMBER, SOURCE, Vectors, Write, reject_line
@@ -139,7 +139,7 @@ class _Output:
         except Misfit as error:
             row = rows[error.index]
             if self._rejects is None:
-                raise ValueError(f"{row.where}: {error.problem}") from error
+                raise RowError(f"{row.where}: {error.problem}") from error
             if len(rows) == 1:
                 self.leave_out(taken[0].skipped, [*taken[0].rejects, row.reject(error.problem)])
                 return

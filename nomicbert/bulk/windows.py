@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nomicbert.bulk.inputs.feed import Feed
-from nomicbert.bulk.inputs.rows import OnError
+from nomicbert.bulk.inputs.rows import OnError, RowError
 from nomicbert.bulk.progress import BulkProgress
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def windows(
         progress: of the encoder.
         on_error: "skip" drops a text that the encoder refuses, which makes it a Reject of `feed`.
 
-    Raises: ValueError: with on_error "fail" a text that is refused; the message names its row.
+    Raises: RowError: with on_error "fail" a text that is refused; the message names its row.
         Errors of the feed and the encoder.
     """
     with closing(encoder.windows(feed, progress)) as stream:
@@ -42,7 +42,7 @@ def windows(
                 yield _without_refused(window, feed, encoder.refusal)
             else:
                 row = [feed.take().row for _ in range(window.cut[0] + 1)][-1]
-                raise ValueError(f"{row.where}: it {encoder.refusal}")
+                raise RowError(f"{row.where}: it {encoder.refusal}")
 
 
 def _without_refused(window: "Window", feed: Feed, refusal: str) -> "Window":

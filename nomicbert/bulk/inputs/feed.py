@@ -18,6 +18,7 @@ from nomicbert.bulk.inputs.rows import (
     Reject,
     Rest,
     Row,
+    RowError,
     Span,
     Taken,
 )
@@ -69,9 +70,8 @@ class Feed:
         # Since the last row that was read.
         self._skipped, self._rejects = 0, list[Reject]()
         self._after = start
-        # Rows handed out and not taken; rows to hand out before any other.
+        # Rows handed out and not taken.
         self._out: deque[Taken] = deque()
-        self._again: deque[Taken] = deque()
         self._rows = self._bytes = 0
 
     def __iter__(self) -> "Feed":
@@ -83,14 +83,13 @@ class Feed:
         Raises: ValueError: a row that cannot be used, or a source that cannot be read as what it
             should be; the message names it. OSError: reading failed.
         """
-        taken = self._again.popleft() if self._again else next(self._reading)
-        self._out.append(taken)
+        self._out.append(taken := next(self._reading))
         return taken.row.text
 
     @property
     def finished(self) -> bool:
         """Whether all spans were read to their end and every row has been taken."""
-        return self._ended and not self._out and not self._again
+        return self._ended and not self._out
 
     def take(self) -> Taken:
         """Remove the oldest row; its skips and rejects are those since the row before it."""
@@ -99,11 +98,6 @@ class Feed:
     def rest(self) -> Rest:
         """What follows the last row; to be called when `finished`."""
         return Rest(self._after, self._skipped, self._rejects)
-
-    def rewind(self) -> None:
-        """Hand out the rows again that were handed out and not taken."""
-        self._again = self._out + self._again
-        self._out = deque()
 
     def reject(self, index: int, problem: str) -> None:
         """Drop a row that was handed out and not taken; it becomes a Reject.
@@ -116,15 +110,12 @@ class Feed:
         del self._out[index]
         rejects = [*dropped.rejects, dropped.row.reject(problem)]
         if index < len(self._out):
-            rows, at = self._out, index
-        elif self._again:
-            rows, at = self._again, 0
+            after = self._out[index]
+            skipped = dropped.skipped + after.skipped
+            self._out[index] = Taken(after.row, skipped, rejects + after.rejects)
         else:
             self._skipped += dropped.skipped
             self._rejects = rejects + self._rejects
-            return
-        next_row, skipped, more = rows[at]
-        rows[at] = Taken(next_row, skipped + dropped.skipped, rejects + more)
 
     def close(self) -> None:
         """Close the open source."""
@@ -141,7 +132,7 @@ class Feed:
             with closing(self._open(Span(index), 0)) as entries:
                 entry = next(entries)
                 if isinstance(entry, Reject) and self._on_error == "fail":
-                    raise ValueError(self._sources[index].message(entry))
+                    raise RowError(self._sources[index].message(entry))
 
     @property
     def total_bytes(self) -> int | None:
@@ -197,7 +188,7 @@ class Feed:
 
     def _add(self, reject: Reject, message: str) -> None:
         if self._on_error == "fail":
-            raise ValueError(message)
+            raise RowError(message)
         if len(self._rejects) == MOST_REJECTS:
             raise ValueError(
                 f"{MOST_REJECTS:,} rows were refused and none between them could be used; the "

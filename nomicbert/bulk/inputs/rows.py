@@ -101,6 +101,10 @@ class Reject:
     content: str | None
 
 
+class RowError(ValueError):
+    """A row that cannot be used, with on_error "fail"; the message names source and number."""
+
+
 class Taken(NamedTuple):
     """A row whose vector has come.
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nomicbert.bulk.inputs.columns import Misfit, renamed, table_of
-from nomicbert.bulk.inputs.rows import OnError, Position, Reject, Rest, Row, Taken
+from nomicbert.bulk.inputs.rows import OnError, Position, Reject, Rest, Row, RowError, Taken
 from nomicbert.bulk.job.folder import Folder
 from nomicbert.bulk.job.footer import Footer
 from nomicbert.bulk.job.names import part_name, reject_name
@@ -181,7 +181,7 @@ class Part:
         except Misfit as misfit:
             row = rows[misfit.index]
             if self._layout.on_error == "fail":
-                raise ValueError(f"{row.where}: {misfit.problem}") from misfit
+                raise RowError(f"{row.where}: {misfit.problem}") from misfit
             if len(rows) == 1:
                 content = row.text if row.line is None else row.line
                 self._leave_out(0, [Reject(row.name, row.number, misfit.problem, content)])

@@ -118,7 +118,7 @@ class Job:
         from nomicbert.bulk.inputs.columns import carried_schema, renamed
 
         options = self.options
-        with advising(options.on_error):
+        with advising():
             self.feed(undivided(self.sources)[0]).check_first_rows()
             self.carried = carried_schema(
                 self.sources,

@@ -53,7 +53,7 @@ def run_job(job: Job, encoder: "Encoder", progress: BulkProgress) -> BulkReport:
         with (
             closing(job.feed(gap.spans(job.spans), gap.start)) as feed,
             Cutter(job, gap, feed, layout, manifest.run) as cutter,
-            advising(job.options.on_error),
+            advising(),
         ):
             _fill(cutter, feed, encoder, progress, job.options.on_error)
         made += cutter.made
