@@ -35,6 +35,11 @@ def open_checkpoint(place: str, job: Mapping[str, Any], check: Callable[[], obje
 
     Raises: ValueError: the folder belongs to another job, or to none.
     """
+    if "://" in place and "?" in place:
+        raise ValueError(
+            f"checkpoint {place}: Ray takes no options in it; set AWS_ENDPOINT_URL and others in "
+            "the environment of all machines"
+        )
     place = place.rstrip("/") if "://" in place else os.path.abspath(place)
     try:
         system, folder = fs.FileSystem.from_uri(place)

@@ -43,7 +43,7 @@ def say(line: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--drivers", type=int, default=10, help="drivers to kill")
-    parser.add_argument("--rows", type=int, default=3000)
+    parser.add_argument("--rows", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
@@ -55,32 +55,29 @@ def main() -> None:
         output = folder / "out"
         command = example(str(folder / "in"), str(output), str(model), rows_per_block=ROWS)
         os.environ["RAY_ADDRESS"] = address
-        drivers = workers = 0
-        last = False
-        while not last:
-            last = drivers == arguments.drivers
+        workers = 0
+        for number in range(arguments.drivers + 1):
+            last = number == arguments.drivers
             driver = subprocess.Popen(command)
-            if last or chance.random() < 0.7:
+            if last or chance.random() < 0.8:
                 wait_for_rows(output, driver)
             else:
                 time.sleep(20 * chance.random())
-            if chance.random() < 0.7:
-                if living := workers_of(os.getpid()):
-                    kill(chance.choice(living))
-                    workers += 1
+            living = workers_of(os.getpid())
+            if living and (last or chance.random() < 0.7):
+                kill(chance.choice(living))
+                workers += 1
             if last:
-                assert driver.wait() == 0
                 break
             time.sleep(2 * chance.random())
             if driver.poll() is not None:
-                assert driver.returncode == 0
-                say("the job ended before all drivers were killed: give more --rows")
-                break
+                sys.exit("the job has ended before all drivers were killed: give more --rows")
             kill(driver.pid)
             driver.wait()
-            drivers += 1
             files = len([*output.glob("*.parquet")])
-            say(f"killed: {drivers} drivers, {workers} workers; {files} files")
+            say(f"killed: {number + 1} drivers, {workers} workers; {files} files")
+        if driver.wait() != 0:
+            sys.exit("the last driver failed")
         found = pq.read_table(output).sort_by("id")
         assert found["id"].to_pylist() == wanted["id"].to_pylist()
         assert found.select(wanted.column_names).equals(wanted)

@@ -80,6 +80,8 @@ def test_folders_that_are_no_checkpoint(tmp_path: Path) -> None:
     assert open_checkpoint(str(tmp_path / "begun"), JOB)
     with pytest.raises(ValueError, match=r"checkpoint ftp://host/c: .*ftp"):
         open_checkpoint("ftp://host/c", JOB)
+    with pytest.raises(ValueError, match="Ray takes no options in it; set AWS_ENDPOINT_URL"):
+        open_checkpoint("s3://bucket/c?region=eu-west-1", JOB)
 
 
 def test_a_check_that_fails_leaves_no_trace_and_is_made_once(tmp_path: Path) -> None:
