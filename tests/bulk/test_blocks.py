@@ -149,8 +149,9 @@ def test_texts_that_were_cut_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ahead", [0, 5])
 def test_a_row_that_cannot_be_used_is_an_error(ahead: int, three: list[Path]) -> None:
+    """The first one, or the first that is read: an encoder reads ahead of what it embeds."""
     for first, message in (
-        (0, "a.txt, line 2: it is too long"),
+        (0, "a.txt, line 4: byte 1" if ahead else "a.txt, line 2: it is too long"),
         (1, "b.jsonl, line 3: the field 'text' must be"),
         (2, "c.txt, line 1: it is too long"),
     ):

@@ -45,7 +45,7 @@ class Hashes:
         width: int = WIDTH,
         delay: float = 0.0,
     ) -> None:
-        self.window, self.longest, self.truncate, self.delay = window, longest, truncate, delay
+        self.window, self.longest, self.delay = window, longest, delay
         self.empty = np.empty((0, width), np.float32)
         self.identity: dict[str, Any] = {"vectors": model, "truncate": truncate}
         self.description = {"model": f"model {model}"}

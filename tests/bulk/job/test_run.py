@@ -400,7 +400,7 @@ def test_the_bits_of_many_runs_are_those_of_one(here: Path) -> None:
     embed(truth.inputs, Path("one"), encoder, on_error="skip")
     for stop in range(1, 40):
         raising = Raising(KeyboardInterrupt(), 1)
-        raising.window, raising.truncate, raising.identity = 4, "error", encoder.identity
+        raising.window, raising.refusal, raising.identity = 4, encoder.refusal, encoder.identity
         with suppress(KeyboardInterrupt):
             embed(truth.inputs, OUT, raising, part_rows=stop, on_error="skip")
             break
