@@ -6,10 +6,12 @@ and where the next one does.
 """
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from nomicbert.bulk.inputs.feed import Feed
+from nomicbert.bulk.inputs.rows import Taken
 from nomicbert.bulk.job.footer import Footer
 from nomicbert.bulk.job.parts import Layout, Part
 from nomicbert.bulk.job.plan import Job
@@ -37,26 +39,27 @@ class Cutter:
         self._number, self._start, self._next = gap.number, gap.start, gap.start
         self._ended = False
 
-    def add(self, window: "Window") -> tuple[int, int]:
-        """Take the rows of a window from the feed, and write them.
+    def add(self, taken: Sequence[Taken], window: "Window", finished: bool) -> None:
+        """Write the rows of a window; another thread may read the feed meanwhile.
 
-        Returns: bytes of the inputs that they took, and tokens.
+        Args:
+            taken: the rows.
+            window: their vectors.
+            finished: whether no row follows these in the gap.
+
         Raises: OSError, ValueError: see `Part.add`.
         """
-        cut, size = set(window.cut), 0
+        cut, last = set(window.cut), len(taken) - 1
         options = self._job.options
-        for index, vector in enumerate(window.vectors):
+        for index, one in enumerate(taken):
             part = self._part or self._open()
-            taken = self._feed.take()
-            part.add(taken, vector, window.lengths[index], index in cut)
-            size += taken.row.size
-            self._next = taken.row.after
+            part.add(one, window.vectors[index], window.lengths[index], index in cut)
+            self._next = one.row.after
             if part.taken >= options.part_rows and self._may_close:
-                self._close(self._feed.finished)
+                self._close(finished and index == last)
         old = self._part is not None and time.monotonic() - self._opened >= options.part_seconds
         if old and self._may_close:
-            self._close(self._feed.finished)
-        return size, sum(window.lengths)
+            self._close(finished)
 
     def end_part(self) -> None:
         """End the open part here, if there is one and a number for the next one."""

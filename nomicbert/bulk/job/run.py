@@ -6,6 +6,7 @@ vectors runs through all parts, so that no device waits where a part ends.
 
 import json
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 def run_job(job: Job, encoder: "Encoder", progress: BulkProgress) -> BulkReport:
     """Embed what is left of a task.
 
-    An error while texts are read or embedded, Ctrl-C among them, ends the part that is being
+    An error while texts are read or embedded, and Ctrl-C at any time, ends the part that is being
     written: the rows so far stay. An error while a part is written removes it.
 
     Args:
@@ -103,17 +104,24 @@ def _settle(job: Job, encoder: "Encoder") -> Manifest:
 def _fill(
     cutter: Cutter, feed: Feed, encoder: "Encoder", progress: BulkProgress, on_error: OnError
 ) -> None:
-    """Embed the texts of a feed."""
-    with closing(windows(encoder, feed, progress, on_error)) as found:
-        while True:
-            try:
-                window = next(found, None)
-            except BaseException:
-                # no part is being changed here, so that the open one may end before the error
+    """Embed the texts of a feed; a window is written while the next one is computed."""
+    with (
+        ThreadPoolExecutor(1) as pool,
+        closing(windows(encoder, feed, progress, on_error)) as found,
+    ):
+        writing: Future[None] = pool.submit(lambda: None)
+        try:
+            for window in found:
+                taken = [feed.take() for _ in window.lengths]
+                finished = feed.finished
+                writing.result()
+                writing = pool.submit(cutter.add, taken, window, finished)
+                size = sum(one.row.size for one in taken)
+                progress.passed(len(taken), size, sum(window.lengths))
+            writing.result()
+        except BaseException:
+            # the rows so far may end their part, unless it was the writing that failed
+            if writing.exception() is None:
                 cutter.end_part()
-                raise
-            if window is None:
-                break
-            size, tokens = cutter.add(window)
-            progress.passed(len(window.vectors), size, tokens)
+            raise
     cutter.finish()

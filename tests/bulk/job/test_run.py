@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,6 +23,7 @@ from nomicbert.bulk.job import cutter
 from nomicbert.bulk.job import parts as job_parts
 from nomicbert.bulk.job.check import check_folder
 from nomicbert.bulk.job.options import Options
+from nomicbert.bulk.job.parts import Part
 from nomicbert.bulk.job.plan import plan_job
 from nomicbert.bulk.job.run import run_job
 from nomicbert.bulk.progress import BulkProgress
@@ -374,6 +376,51 @@ def test_the_next_vectors_are_computed_while_a_part_is_written(here: Path) -> No
 
     embed(INPUTS, OUT, Counting(), part_rows=2)
     assert opened == [0]
+
+
+def test_a_window_is_written_while_the_next_is_computed(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed, add = threading.Event(), Part.add
+
+    class Telling(Hashes):
+        def windows(self, texts: Iterator[str], progress: Any) -> Iterator[Any]:
+            for number, window in enumerate(super().windows(texts, progress)):
+                if number == 1:
+                    computed.set()
+                yield window
+
+    def waiting(part: Part, *arguments: Any) -> None:
+        assert computed.wait(30), "the first row was written before the second window came"
+        add(part, *arguments)
+
+    monkeypatch.setattr(Part, "add", waiting)
+    embed(INPUTS, OUT, Telling(), part_rows=2)
+    assert len(sizes()) > 3
+    assert check_folder(str(OUT)).ok
+
+
+def test_rows_that_are_being_written_stay_when_the_encoder_fails(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing, add = threading.Event(), Part.add
+
+    class Failing(Raising):
+        def windows(self, texts: Iterator[str], progress: Any) -> Iterator[Any]:
+            try:
+                yield from super().windows(texts, progress)
+            except KeyboardInterrupt:
+                failing.set()
+                raise
+
+    def waiting(part: Part, *arguments: Any) -> None:
+        assert failing.wait(30)
+        add(part, *arguments)
+
+    monkeypatch.setattr(Part, "add", waiting)
+    with pytest.raises(KeyboardInterrupt):
+        embed(INPUTS, OUT, Failing(KeyboardInterrupt(), 1), part_rows=100)
+    assert sizes() == [5]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "uint8"])
