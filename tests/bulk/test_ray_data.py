@@ -126,7 +126,7 @@ def test_the_example_is_killed_and_goes_on(
     address: str, folder: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`python -m tests.bulk.ray_kills` kills more often."""
-    wanted = write_input(tmp_path / "documents", 400, text_ids=True)
+    wanted = write_input(tmp_path / "documents", 160, text_ids=True)
     (tmp_path / "model").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     command = example("documents", "vectors", "model", rows_per_block=2)
@@ -137,7 +137,7 @@ def test_the_example_is_killed_and_goes_on(
     assert driver.poll() is None, driver.communicate()[1].decode()
     kill(driver.pid)
     driver.communicate()
-    assert 0 < count_files(output) < 200
+    assert 0 < count_files(output) < 80
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     check(output, wanted, embedder)
@@ -267,7 +267,7 @@ def test_jobs_of_one_dataset_have_their_own_checkpoints(
 
     write_input(tmp_path / "in" / "again", 2, files=1)
     rows = ray.data.read_parquet([str(tmp_path / "in"), str(tmp_path / "in" / "again")])
-    with pytest.raises(ValueError, match="2 ids in column 'id' are not unique, 0 is there 2 times"):
+    with pytest.raises(ValueError, match="2 ids in column 'id' are not unique, [01] is there 2"):
         job("third")
     assert not (tmp_path / "third").exists()
 
