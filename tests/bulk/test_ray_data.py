@@ -266,8 +266,8 @@ def test_jobs_of_one_dataset_have_their_own_checkpoints(
         job("first", matryoshka_dim=32)
 
     write_input(tmp_path / "in" / "again", 2, files=1)
-    rows = ray.data.read_parquet([str(tmp_path / "in"), str(tmp_path / "in" / "again")])
-    with pytest.raises(ValueError, match="2 ids in column 'id' are not unique, [01] is there 2"):
+    rows = ray.data.read_parquet(str(tmp_path / "in"))
+    with pytest.raises(ValueError, match=r"2 ids in column 'id' are not unique, [01] is there 2"):
         job("third")
     assert not (tmp_path / "third").exists()
 
