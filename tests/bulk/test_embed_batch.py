@@ -177,11 +177,15 @@ def test_keywords_of_loading(folder: Path) -> None:
     assert embed.embedder.model.dtype is torch.bfloat16
 
 
-def test_threads_of_torch(folder: Path) -> None:
+def test_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")  # so that it is as before afterwards
+    monkeypatch.delenv("RAYON_NUM_THREADS")
     EmbedBatch(folder)
     assert torch.get_num_threads() == 1  # the test's
+    assert "RAYON_NUM_THREADS" not in os.environ
     EmbedBatch(folder, threads=2)
     assert torch.get_num_threads() == 2
+    assert os.environ["RAYON_NUM_THREADS"] == "2"
 
 
 def test_the_keywords_are_those_of_embedder_and_encode() -> None:
