@@ -75,7 +75,8 @@ class EmbedBatch:
         Args:
             model: a local folder, which each machine has, or a repository of the hub.
             column: the texts: strings, also as a dictionary.
-            output: the new column: lists of fixed size, of the dtype of `precision`.
+            output: the new column: lists of the dtype of `precision`, of fixed size unless on_null
+                is "null": pyarrow before 26 cannot read nulls among those from Parquet.
             threads: of torch and of the tokenizer; default: the CPUs that Ray has assigned, or
                 torch's own number outside of Ray.
             on_null: of a null text: "error", or embed an "empty" text, or the vector is "null" too.
@@ -122,9 +123,15 @@ class EmbedBatch:
             vectors = self.embedder.encode(texts, show_progress_bar=False, **self._encode)
         except TextError as error:
             raise ValueError(f"{self._where(table, error.index)} {error.problem}") from error
-        flat = pa.array(vectors.reshape(-1))
-        nulls = missing.combine_chunks() if self.on_null == "null" else None
-        rows = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1], mask=nulls)
+        width = vectors.shape[1]
+        if self.on_null == "null":
+            null = np.asarray(missing)
+            ends = np.cumsum(~null * width, dtype=np.int32)
+            offsets = np.concatenate([np.zeros(1, np.int32), ends])
+            flat = pa.array(vectors[~null].reshape(-1))
+            rows = pa.ListArray.from_arrays(offsets, flat, mask=pa.array(null))
+        else:
+            rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width)
         return table.append_column(self.output, rows)
 
     def _where(self, table: pa.Table, row: int) -> str:

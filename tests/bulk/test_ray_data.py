@@ -157,7 +157,7 @@ def test_nulls_and_threads(address: str, folder: Path, embedder: Embedder, tmp_p
     )
     rows.write_parquet(str(tmp_path / "out"))
     found = sorted_rows(tmp_path / "out")
-    assert found.schema.field("embedding").type == pa.list_(pa.field("element", pa.float32()), 64)
+    assert found.schema.field("embedding").type == pa.list_(pa.float32())
     assert found["embedding"].is_null().to_pylist() == [text is None for text in texts]
     wanted = embedder.encode([text for text in texts if text is not None], **DOCUMENT)
     assert same_bits(np.stack(found["embedding"].drop_null().to_numpy()), wanted)
@@ -266,8 +266,8 @@ def test_jobs_of_one_dataset_have_their_own_checkpoints(
         job("first", matryoshka_dim=32)
 
     write_input(tmp_path / "in" / "again", 2, files=1)
-    rows = ray.data.read_parquet([str(tmp_path / "in"), str(tmp_path / "in" / "again")])
-    with pytest.raises(ValueError, match="2 ids in column 'id' are not unique, [01] is there 2"):
+    rows = ray.data.read_parquet(str(tmp_path / "in"))
+    with pytest.raises(ValueError, match=r"2 ids in column 'id' are not unique, [01] is there 2"):
         job("third")
     assert not (tmp_path / "third").exists()
 
