@@ -17,11 +17,12 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
+from bench.serve.records import surroundings
 from nomicbert import Embedder
-from nomicbert.benchmark.lines import machine
 from nomicbert.bulk.embed_files import check_folder, embed_files
 from nomicbert.cli.demo import packaged_weights
 from nomicbert.text.corpus import read_passages
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = rate(embedder, Path(folder), options.rounds, options.texts)
         else:
             found = lines(embedder, Path(folder), options.rows)
-    print(json.dumps({"what": options.what, **found, **machine(embedder.device)}))
+    where = surroundings()
+    where["versions"] |= {name: version(name) for name in ("torch", "pyarrow")}
+    print(json.dumps({"what": options.what, **found, **where}))
 
 
 def rate(embedder: Embedder, folder: Path, rounds: int, count: int) -> dict[str, object]:

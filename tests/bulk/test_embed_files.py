@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from nomicbert import Embedder
+from nomicbert import Embedder, WorkerWarning
 from nomicbert.bulk.embed_files import check_folder, embed_files
 from nomicbert.bulk.encoding import EmbedderEncoder
+from nomicbert.runtime import workers
+from nomicbert.runtime.dispatch import Dispatcher
 from tests.support.checkpoints import build_checkpoint
 from tests.support.sameness import same
 
@@ -55,6 +57,26 @@ def test_the_vectors_of_encode(embedder: Embedder, capfd: pytest.CaptureFixture[
     same(vectors("out"), wanted)
     assert check_folder("out").ok
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.filterwarnings("ignore:.* texts were longer than 20 tokens")
+def test_a_worker_that_is_killed(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one takes over its texts; the job goes on."""
+    monkeypatch.setattr(workers, "LEAST_CHARACTERS", 8)
+    killed, listen = [], Dispatcher._listen
+
+    def killing(dispatcher: Dispatcher, timeout: float | None) -> None:
+        if not killed and dispatcher.returned >= 3:
+            killed.append(dispatcher.members[0].process.pid)
+            dispatcher.members[0].process.kill()
+        listen(dispatcher, timeout)
+
+    monkeypatch.setattr(Dispatcher, "_listen", killing)
+    with pytest.warns(WorkerWarning, match="has died"):
+        report = embed(embedder, part_rows=8, device=["cpu", "cpu"])
+    assert len(killed) == 1
+    assert (report.rows, check_folder("out").ok) == (35, True)
+    same(vectors("out"), embedder.encode(WORDS * 5, prompt_name="search_document"))
 
 
 @pytest.mark.filterwarnings("ignore:.* texts were longer than 20 tokens")
