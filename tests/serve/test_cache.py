@@ -156,7 +156,8 @@ def test_the_memory_of_20000_entries(dim: int, tokens: int, limit: int) -> None:
     )
     counted, taken, entries = map(int, done.stdout.split())
     assert counted <= limit
-    assert 0.7 * counted <= taken <= min(1.02 * counted, limit)
+    # pages are counted: one may have been begun before
+    assert 0.7 * counted <= taken <= min(1.02 * counted, limit) + 4096
     assert entries == 20_000 or counted > 0.99 * limit
 
 
