@@ -26,7 +26,7 @@ WINDOW = 4096
 class Lengths(Hashes):
     """Vectors that cost nothing: the lengths of the texts."""
 
-    def _window(self, texts: list[str], first: int) -> Window:
+    def _window(self, texts: list[str]) -> Window:
         lengths = [len(text) for text in texts]
         vectors = np.empty((len(texts), self.empty.shape[1]), np.float32)
         vectors[:] = np.array(lengths)[:, None]
