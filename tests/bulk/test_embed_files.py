@@ -16,7 +16,7 @@ from nomicbert import Embedder, WorkerWarning
 from nomicbert.bulk.embed_files import check_folder, embed_files
 from nomicbert.bulk.encoding import EmbedderEncoder
 from nomicbert.runtime import workers
-from nomicbert.runtime.dispatch import Dispatcher
+from nomicbert.runtime.dispatch import Chunk, Dispatcher, Member
 from tests.support.checkpoints import build_checkpoint
 from tests.support.sameness import same
 
@@ -63,16 +63,15 @@ def test_the_vectors_of_encode(embedder: Embedder, capfd: pytest.CaptureFixture[
 def test_a_worker_that_is_killed(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other one takes over its texts; the job goes on."""
     monkeypatch.setattr(workers, "LEAST_CHARACTERS", 8)
-    killed, listen = [], Dispatcher._listen
+    killed, give = [], Dispatcher._give
 
-    def killing(dispatcher: Dispatcher, timeout: float | None) -> None:
-        # early, while other texts are still to be dealt out
-        if not killed and dispatcher.members[0].given:
-            killed.append(dispatcher.members[0].process.pid)
-            dispatcher.members[0].process.kill()
-        listen(dispatcher, timeout)
+    def giving(dispatcher: Dispatcher, member: Member, chunk: Chunk) -> None:
+        give(dispatcher, member, chunk)
+        if not killed:
+            killed.append(member.process.pid)
+            member.process.kill()
 
-    monkeypatch.setattr(Dispatcher, "_listen", killing)
+    monkeypatch.setattr(Dispatcher, "_give", giving)
     with pytest.warns(WorkerWarning, match="has died"):
         report = embed(embedder, part_rows=8, device=["cpu", "cpu"])
     assert len(killed) == 1
