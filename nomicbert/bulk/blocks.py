@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from nomicbert.bulk.inputs.feed import Feed
-from nomicbert.bulk.inputs.rows import Misfit, OnError, Reject, Row, RowError, Taken
+from nomicbert.bulk.inputs.rows import NUMBER, SOURCE, Misfit, OnError, Reject, Row, RowError, Taken
 from nomicbert.bulk.progress import BulkProgress
 from nomicbert.bulk.windows import windows
-from nomicbert.bulk.writing import NUMBER, SOURCE, Vectors, Write, reject_line
+from nomicbert.bulk.writing import Vectors, Write, reject_line
 from nomicbert.runtime.allocator import give_back_freed_memory
 
 if TYPE_CHECKING:

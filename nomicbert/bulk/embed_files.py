@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from nomicbert.arguments import refuse_unknown
 from nomicbert.bulk.encoding import NOT_FOR_FILES, EmbedderEncoder
-from nomicbert.bulk.inputs.compressed import need_pyarrow
 from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.inputs.rows import OnError, OnNull
 from nomicbert.bulk.job.options import Options
 from nomicbert.bulk.job.plan import plan_job
 from nomicbert.bulk.job.report import BulkReport, CheckReport
+from nomicbert.bulk.optional import need_pyarrow
 from nomicbert.bulk.progress import BulkProgress, Form
 from nomicbert.embedder import Embedder
 from nomicbert.runtime.request import Request
@@ -122,7 +122,7 @@ def check_folder(output: Path, inputs: Path | Sequence[Path] | None = None) -> C
     Raises: ValueError: there is no manifest, or a damaged one. OSError: reading failed.
         ImportError: pyarrow is missing.
     """
-    need_pyarrow(os.fspath(output))
+    need_pyarrow(f"reading {os.fspath(output)}")
     from nomicbert.bulk.job import check  # needs pyarrow
 
     names = [inputs] if isinstance(inputs, str | os.PathLike) else inputs

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from nomicbert.bulk.inputs.columns import carried_schema
 from nomicbert.bulk.inputs.conversion import ADVICE, MISFITS
-from nomicbert.bulk.inputs.rows import OnError, Row
+from nomicbert.bulk.inputs.rows import EMBEDDING, NUMBER, SOURCE, OnError, Row
 from nomicbert.bulk.inputs.sources import Source
 from nomicbert.bulk.inputs.tables import infer, table_of
-from nomicbert.bulk.writing import EMBEDDING, NUMBER, SOURCE, Vectors, Write, refuse_reserved
+from nomicbert.bulk.writing import Vectors, Write, refuse_reserved
 
 
 def vectors_column(vectors: Vectors) -> Any:

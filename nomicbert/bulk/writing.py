@@ -18,13 +18,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from nomicbert.bulk.inputs.rows import ArrowCells, Misfit, Reject, Row
+from nomicbert.bulk.inputs.rows import EMBEDDING, ArrowCells, Misfit, Reject, Row
 
 Vectors = npt.NDArray[Any]
 Write = Callable[[list[Row], Vectors], None]
 
-# Names of the output's own fields: the vector; number and source of a row that has no other name.
-EMBEDDING, NUMBER, SOURCE = "embedding", "id", "source"
 # Enough digits for an exact round trip. '#' keeps the decimal point: without it, -0 would be an
 # integer, and readers drop its sign.
 FORMATS = {"float32": "%#.9g", "float16": "%#.5g", "int8": "%d", "uint8": "%d"}

@@ -4,7 +4,6 @@ Where in the flow: between the command's options and the work. Each function rai
 that names the option to change.
 """
 
-import importlib.util
 import os
 import re
 import stat
@@ -204,17 +203,6 @@ def _identity(path: str, standard: int) -> tuple[int, int] | None:
     except OSError:
         return None  # opening it reports that, if it matters
     return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
-
-
-def has_pyarrow() -> bool:
-    """Whether pyarrow is installed."""
-    return importlib.util.find_spec("pyarrow") is not None
-
-
-def need_pyarrow(output: str) -> None:
-    """Refuse a Parquet output if pyarrow is not installed."""
-    if not has_pyarrow():
-        raise ImportError(f'writing {output} needs pyarrow: pip install "nomicbert[parquet]"')
 
 
 def read_ranges(

@@ -14,11 +14,8 @@ from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.inputs.formats import DELIMITERS, OF_ARROW
 from nomicbert.bulk.inputs.opening import open_source
 from nomicbert.bulk.inputs.rows import ArrowCells, OnError, Row, Span
-from nomicbert.bulk.inputs.selection import Selection, listed
+from nomicbert.bulk.inputs.selection import SAMPLE_BYTES, SAMPLE_ROWS, Selection, listed
 from nomicbert.bulk.inputs.sources import Source
-
-# A field of JSON is known if it is in so many first rows, or bytes of them, of a source.
-SAMPLE_ROWS, SAMPLE_BYTES = 4_096, 1 << 20
 
 
 def look_at_names(

@@ -16,6 +16,7 @@ from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.inputs.rows import Misfit, Row, Span
 from nomicbert.bulk.inputs.sources import Source, find_sources
 from nomicbert.bulk.job.separate import refuse_names
+from nomicbert.bulk.optional import need_pyarrow
 from nomicbert.bulk.output import (
     OutputFormat,
     choose_output_format,
@@ -88,7 +89,7 @@ def embed_file(
     """
     form = choose_output_format(request.output, output_format)
     if form is OutputFormat.parquet:
-        checks.need_pyarrow(request.output)
+        need_pyarrow(f"writing {request.output}")
     sources = find_sources(request.inputs, request.reading["input_format"])
     checks.refuse_field_of_text(sources, request.reading["field"])
     outputs = _outputs(request, form, sources)

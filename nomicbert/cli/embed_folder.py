@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from nomicbert.bulk.job.options import MOST_TASKS, Options
+from nomicbert.bulk.optional import need_pyarrow
 from nomicbert.cli import checks, console
 from nomicbert.cli.embed_request import (
     Request,
@@ -45,7 +46,7 @@ def embed_folder(
     Raises: ValueError: a mistake in the options or the inputs, or the folder holds something else.
         OSError: reading or writing failed.
     """
-    checks.need_pyarrow(request.output)
+    need_pyarrow(f"writing to {request.output}")
     from nomicbert.bulk.job.plan import plan_job
 
     given: dict[str, Any] = {"part_rows": part_rows, "part_seconds": part_seconds}
@@ -88,7 +89,7 @@ def check_folder(folder: str, inputs: list[str] | None, json: bool) -> None:
     Raises: typer.Exit: with code 1 if rows are missing or wrong, or vectors are not finite.
         ValueError: it is no job's folder.
     """
-    checks.need_pyarrow(folder)
+    need_pyarrow(f"reading {folder}")
     from nomicbert.bulk.job.check import check_folder
 
     report = check_folder(folder, inputs)

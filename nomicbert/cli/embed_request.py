@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nomicbert.bulk.inputs.formats import InputFormat
+from nomicbert.bulk.inputs.formats import OF_ARROW, InputFormat
 from nomicbert.bulk.inputs.sources import Source
 from nomicbert.cli import console
 
@@ -82,8 +82,8 @@ def say_recognised(sources: Sequence[Source]) -> None:
         name = NAMES.get(form, form.value)
         others = f" and {counted(len(names) - 1, 'other input')}" if names[1:] else ""
         console.say(
-            f"{names[0]}{others} look{'' if others else 's'} like {name}: read as {name} "
-            "(--input-format text reads the lines as texts)"
+            f"{names[0]}{others} look{'' if others else 's'} like {name}: read as {name}"
+            + (" (--input-format text reads the lines as texts)" if form not in OF_ARROW else "")
         )
 
 

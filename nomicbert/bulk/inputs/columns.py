@@ -18,8 +18,8 @@ from nomicbert.bulk.inputs.csv_rows import read_header
 from nomicbert.bulk.inputs.formats import DELIMITERS, OF_ARROW, InputFormat
 from nomicbert.bulk.inputs.open_rows import open_rows
 from nomicbert.bulk.inputs.opening import open_source
-from nomicbert.bulk.inputs.rows import Misfit, OnError, Reject, Row, Span
-from nomicbert.bulk.inputs.selection import Selection, listed
+from nomicbert.bulk.inputs.rows import EMBEDDING, ROW, SOURCE, Misfit, OnError, Reject, Row, Span
+from nomicbert.bulk.inputs.selection import SAMPLE_BYTES, SAMPLE_ROWS, Selection, listed
 from nomicbert.bulk.inputs.sources import Source
 from nomicbert.bulk.inputs.tables import (
     infer,
@@ -31,14 +31,12 @@ from nomicbert.bulk.inputs.tables import (
 
 __all__ = ["Misfit", "carried_schema", "infer", "renamed", "table_of"]
 
-# The types of JSON fields are inferred from so many rows and bytes of a source, at most.
-SAMPLE_ROWS, SAMPLE_BYTES = 4_096, 1 << 20
 # Many sources share these bytes, but each has LEAST_BYTES.
 ALL_BYTES, LEAST_BYTES = 1 << 26, 1 << 14
 # First rows that may be left out because they fit no column.
 MOST_MISFITS = 100
 # Names of the output's own columns.
-RESERVED = ("source", "row", "embedding")
+RESERVED = (SOURCE, ROW, EMBEDDING)
 
 
 def carried_schema(

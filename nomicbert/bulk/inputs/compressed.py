@@ -4,7 +4,6 @@ Where in the flow: below `opening`, and below `sources`, which looks at the firs
 Source: pyarrow's codecs, which also read files of several gzip members or zstd frames.
 """
 
-import importlib.util
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -109,12 +108,3 @@ def inflated_head(head: bytes, name: str, compression: Compression) -> bytes:
         while len(found) < HEAD and (count := stream.readinto(piece)):
             found += piece[:count]
     return found
-
-
-def need_pyarrow(name: str) -> None:
-    """Refuse to read an input if pyarrow is not installed.
-
-    Raises: ImportError: it is not.
-    """
-    if importlib.util.find_spec("pyarrow") is None:
-        raise ImportError(f'reading {name} needs pyarrow: pip install "nomicbert[parquet]"')

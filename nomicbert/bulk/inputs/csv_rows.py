@@ -88,7 +88,7 @@ def read_csv(
         for _ in islice(records, span.first):
             pass
     number = span.first
-    told = int(lines.read * opened.ratio)  # bytes of the input up to the row before
+    counted = int(lines.read * opened.ratio)  # bytes of the input up to the row before
     for record, problem in records if stop is None else islice(records, max(0, stop - number)):
         if problem is None and record and len(record) != len(header):
             problem = f"it has {len(record)} values, but the header names {len(header)} columns"
@@ -100,8 +100,8 @@ def read_csv(
         else:
             fields = dict(zip(header, record, strict=True))
             after = Position(unit, number, lines.read if opened.offsets else None)
-            size = max(0, int(lines.read * opened.ratio) - told)
-            told += size
+            size = max(0, int(lines.read * opened.ratio) - counted)
+            counted += size
             text, carried = fields[selection.field], selection.carried(fields)
             yield Row(name, "row", number - 1, text, carried, None, size, after)
     yield Position(unit, number, lines.read if opened.offsets else None)

@@ -174,12 +174,12 @@ def read_json(opened: Opened, span: Span, unit: int, selection: Selection) -> It
     Raises: ValueError: not JSON, or cut short: rows behind such a place cannot be found. OSError:
         reading failed.
     """
-    name, number, told = opened.name, 0, 0
+    name, number, counted = opened.name, 0, 0
     values = _Values(opened)
     for value in islice(values, span.stop):
         number += 1
         if number <= span.first:
-            told = int(values.bytes_before_end() * opened.ratio)
+            counted = int(values.bytes_before_end() * opened.ratio)
             continue
         try:
             if (problem := values.problem(value)) is not None:
@@ -191,8 +191,8 @@ def read_json(opened: Opened, span: Span, unit: int, selection: Selection) -> It
         if text is None:
             yield None
             continue
-        size = max(0, int(values.bytes_before_end() * opened.ratio) - told)
-        told += size  # bytes of the input up to this row
+        size = max(0, int(values.bytes_before_end() * opened.ratio) - counted)
+        counted += size  # bytes of the input up to this row
         fields, after = selection.carried(value), Position(unit, number, None)
         yield Row(name, "row", number - 1, text, fields, None, size, after)
     yield Position(unit, number, None)

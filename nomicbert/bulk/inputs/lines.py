@@ -76,7 +76,7 @@ def read_lines(opened: Opened, span: Span, unit: int, parse: Parse) -> Iterator[
         offset = opened.file.seek(span.offset)
     else:
         offset = sum(map(len, islice(lines, span.first)))
-    told = int(offset * opened.ratio)  # bytes of the input up to the row before
+    counted = int(offset * opened.ratio)  # bytes of the input up to the row before
     for raw in lines if span.stop is None else islice(lines, max(0, span.stop - number)):
         offset += len(raw)
         if len(raw) == MOST_BYTES:
@@ -99,8 +99,8 @@ def read_lines(opened: Opened, span: Span, unit: int, parse: Parse) -> Iterator[
                 yield None
             else:
                 after = Position(unit, number + 1, offset if offsets else None)
-                size = max(0, int(offset * opened.ratio) - told)
-                told += size
+                size = max(0, int(offset * opened.ratio) - counted)
+                counted += size
                 yield Row(name, "line", number, text, fields, line, size, after)
         number += 1
     yield Position(unit, number, offset if offsets else None)

@@ -21,20 +21,22 @@ MOST_BYTES = 1 << 28
 class Opened:
     """An open input.
 
-    Bytes of a row, as they are told for progress, are those of the input: `ratio` times the bytes
-    of `file`. What skipped rows took counts for the next one.
+    The size of a row, which progress counts, is `ratio` times its bytes in `file`. What skipped
+    rows took counts for the next one.
 
     Attributes:
         file: its bytes, decompressed, from the first one on.
         name: for messages.
         offsets: whether reading can start from an offset of `file`.
-        ratio: bytes of the input per byte of `file`, as far as is known.
     """
-
-    ratio = 1.0
 
     def __init__(self, file: BinaryIO, name: str, offsets: bool) -> None:
         self.file, self.name, self.offsets = file, name, offsets
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of the input per byte of `file`, as far as is known."""
+        return 1.0
 
 
 class _OpenedCompressed(Opened):
@@ -43,7 +45,8 @@ class _OpenedCompressed(Opened):
         super().__init__(io.BufferedReader(self._inflated, BUFFER), name, False)
 
     @property
-    def ratio(self) -> float:  # type: ignore[override]
+    def ratio(self) -> float:
+        """As in Opened."""
         return self._inflated.ratio
 
 
@@ -64,6 +67,7 @@ def open_source(source: Source) -> Iterator[Opened]:
         else:
             opened = _OpenedCompressed(raw, source.name, source.compression)
         if source.format not in OF_ARROW:
+            # BinaryIO has no peek; all files that are opened here do
             head = opened.file.peek(4)  # type: ignore[attr-defined]
             try:
                 refuse_other_content(head)

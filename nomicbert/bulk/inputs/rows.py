@@ -7,6 +7,10 @@ keeps them until their vectors have come, an output writes both.
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+# Names of the output's own columns: the vector; source and number of a row in a folder; the number
+# of a row that has no other name in one file.
+EMBEDDING, SOURCE, ROW, NUMBER = "embedding", "source", "row", "id"
+
 OnError = Literal["fail", "skip"]
 OnNull = Literal["error", "empty", "skip"]
 

@@ -11,6 +11,9 @@ from typing import Any
 
 from nomicbert.bulk.inputs.rows import OnNull
 
+# What is known of a source's fields where it does not state them: those of so many first rows, or
+# bytes of them.
+SAMPLE_ROWS, SAMPLE_BYTES = 4_096, 1 << 20
 # Number of field names that an error lists.
 LISTED = 10
 KINDS = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nomicbert.bulk.inputs.compressed import inflated_head, naming_failures, need_pyarrow
+from nomicbert.bulk.inputs.compressed import inflated_head, naming_failures
 from nomicbert.bulk.inputs.formats import (
     HEAD,
     IPC_FILE,
@@ -25,6 +25,7 @@ from nomicbert.bulk.inputs.formats import (
 )
 from nomicbert.bulk.inputs.rows import Reject
 from nomicbert.bulk.inputs.streams import STDIN, Stream
+from nomicbert.bulk.optional import need_pyarrow
 from nomicbert.bulk.place import Place, has_wildcard
 from nomicbert.bulk.places import LocalPlace, place
 
@@ -149,7 +150,7 @@ def _recognised(at: Place | Stream, given: InputFormat | None) -> Source:
         compression = compression or compression_of_content(head)
         if given is None:
             if compression is not None:
-                need_pyarrow(at.name)
+                need_pyarrow(f"reading {at.name}")
                 whole = len(head) < HEAD
                 head = inflated_head(head, at.name, compression)
                 if not head and not whole:
@@ -164,7 +165,7 @@ def _recognised(at: Place | Stream, given: InputFormat | None) -> Source:
     form = given or form
     assert form is not None
     if form in OF_ARROW or compression is not None:
-        need_pyarrow(at.name)
+        need_pyarrow(f"reading {at.name}")
     if form in OF_ARROW and compression is not None:
         raise ValueError(f"{at.name} is a compressed {form.value} file: decompress it first")
     jumps = form is InputFormat.parquet or head.startswith(IPC_FILE)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from nomicbert.bulk.inputs.columns import renamed
 from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.inputs.formats import InputFormat
-from nomicbert.bulk.inputs.rows import Position
+from nomicbert.bulk.inputs.rows import EMBEDDING, ROW, SOURCE, Position
 from nomicbert.bulk.inputs.sources import Source, find_sources
 from nomicbert.bulk.job.expected import Expected, Id, in_order
 from nomicbert.bulk.job.fingerprints import changes, fingerprints
@@ -25,11 +25,9 @@ from nomicbert.bulk.job.folder import Folder, open_folder
 from nomicbert.bulk.job.footer import Footer, read_footer
 from nomicbert.bulk.job.manifest import Manifest, read_manifest
 from nomicbert.bulk.job.names import MANIFEST, part_name, read_name, reject_name
-from nomicbert.bulk.job.parts import ROW, SOURCE
 from nomicbert.bulk.job.report import CheckReport
 from nomicbert.bulk.job.resume import find_gaps, refuse_foreign, refuse_stranger
 from nomicbert.bulk.job.separate import keep_apart
-from nomicbert.bulk.writing import EMBEDDING
 
 # Problems that a report lists; more are only counted.
 LISTED = 100

@@ -28,7 +28,7 @@ class Input:
 
     Attributes:
         name: as the user gave it.
-        size: in bytes.
+        size: bytes of the file.
         sha256: see the head of this module.
         format: how its rows are read.
         compression: of the whole file, or None.

@@ -18,15 +18,25 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nomicbert.bulk.inputs.columns import Misfit, renamed, table_of
-from nomicbert.bulk.inputs.rows import OnError, Position, Reject, Rest, Row, RowError, Taken
+from nomicbert.bulk.inputs.rows import (
+    EMBEDDING,
+    ROW,
+    SOURCE,
+    OnError,
+    Position,
+    Reject,
+    Rest,
+    Row,
+    RowError,
+    Taken,
+)
 from nomicbert.bulk.job.folder import Folder
 from nomicbert.bulk.job.footer import Footer
 from nomicbert.bulk.job.names import part_name, reject_name
 from nomicbert.bulk.parquet import open_parquet, vectors_column
-from nomicbert.bulk.writing import EMBEDDING, reject_line
+from nomicbert.bulk.writing import reject_line
 from nomicbert.runtime.allocator import give_back_freed_memory
 
-SOURCE, ROW = "source", "row"
 # Limits of a row group: rows, bytes of texts.
 GROUP_ROWS = 8192
 GROUP_BYTES = 1 << 24

@@ -5,7 +5,6 @@ its manifest; `run.run_job` compares the model, and does the work. The locks are
 so nothing changes between the two.
 """
 
-import importlib.util
 import logging
 import time
 from collections import Counter
@@ -36,6 +35,7 @@ from nomicbert.bulk.job.resume import (
 )
 from nomicbert.bulk.job.separate import keep_apart, refuse_streams
 from nomicbert.bulk.job.units import divide, undivided
+from nomicbert.bulk.optional import need_pyarrow
 
 logger = logging.getLogger(__name__)
 
@@ -264,8 +264,7 @@ def plan_job(inputs: Sequence[str], output: str, options: Options) -> Job:
         OSError: the folder cannot be written.
         ImportError: pyarrow is missing.
     """
-    if importlib.util.find_spec("pyarrow") is None:
-        raise ImportError(f'writing to {output} needs pyarrow: pip install "nomicbert[parquet]"')
+    need_pyarrow(f"writing to {output}")
     folder = open_folder(output)
     is_new = MANIFEST not in folder.names()
     refuse_streams(inputs)
