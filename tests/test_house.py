@@ -75,9 +75,8 @@ ROOMS = [
     {"runtime"},
     {"cross_encoder", "embedder"},
     {""},
-    {"bulk", "describe"},
+    {"bulk", "describe", "embed", "export"},
     {"integrations", "serve", "verify"},
-    {"evaluation"},
     {"benchmark"},
     {"cli"},
     {"__main__"},
@@ -117,7 +116,10 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     "msgspec": in_serve,
     "mteb": lambda module: module == "nomicbert.integrations.mteb",
     "nncf": lambda module: module == "nomicbert.benchmark.openvino_peers",
-    "onnxruntime": lambda module: module == "nomicbert.benchmark.onnx_peers",
+    "onnx": lambda module: module.startswith("nomicbert.export"),
+    "onnxruntime": lambda module: (
+        module.startswith("nomicbert.export") or module == "nomicbert.benchmark.onnx_peers"
+    ),
     "openvino": lambda module: module == "nomicbert.benchmark.openvino_peers",
     "orjson": in_serve,
     "prometheus_client": in_serve,
@@ -143,7 +145,7 @@ CHOOSING = {
 }
 KERNEL_LIBRARIES = {"nomicbert_kernels", "numpy", "torch", "triton"}
 NOT_AT_IMPORT = {"huggingface_hub", "mteb", "sentence_transformers", "transformers", "triton"}
-NOT_AT_IMPORT |= {"ctranslate2", "nncf", "onnxruntime", "openvino", "ray", "typer"}
+NOT_AT_IMPORT |= {"ctranslate2", "nncf", "onnx", "onnxruntime", "openvino", "ray", "typer"}
 # Libraries that only the public names need.
 SLOW = {"numpy", "safetensors", "tokenizers", "torch", "tqdm"}
 LONGEST = 300
