@@ -23,6 +23,7 @@ PUBLIC = {
         "Embedder",
         "EmptyRowWarning",
         "EncoderConfig",
+        "ExportError",
         "HubError",
         "NomicBert",
         "NomicBertError",
