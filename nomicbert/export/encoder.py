@@ -11,14 +11,15 @@ from torch import Tensor
 
 from nomicbert.config import EncoderConfig
 from nomicbert.export.graph import Graph
-from nomicbert.export.layers import layer_norm, linear, matmul
+from nomicbert.export.layers import layer_norm, linear, matmul, word_rows
 from nomicbert.export.mlp import mlp
 from nomicbert.export.rotary import angles, rotated, row_order
 from nomicbert.modeling.attention import SelfAttention
+from nomicbert.modeling.layer import Layer
 from nomicbert.modeling.model import NomicBert
 
 # Added to the logits of padding: exp gives 0. float16 ends at 65504.
-MASKED = {"fp32": -1e30, "fp16": -1e4}
+MASKED = {"fp32": -1e30, "fp16": -1e4, "q8": -1e30}
 
 
 def hidden_states(graph: Graph, model: NomicBert, mask: str) -> str:
@@ -40,6 +41,7 @@ def hidden_states(graph: Graph, model: NomicBert, mask: str) -> str:
     bias = graph.add("Mul", dropped, graph.floats(MASKED[graph.precision]))
     bias = graph.narrow(graph.add("Unsqueeze", bias, graph.ints(1, 2)))  # (B, 1, 1, S)
     for index, layer in enumerate(model.layers):
+        assert isinstance(layer, Layer)
         name = f"layers.{index}"
         attended = _attention(graph, f"{name}.attention", layer.attention, config, x, bias, turn)
         x = graph.add("Add", attended, x)
@@ -51,7 +53,7 @@ def hidden_states(graph: Graph, model: NomicBert, mask: str) -> str:
 
 def _embedded(graph: Graph, model: NomicBert, positions: str) -> str:
     tables = model.embeddings
-    x = graph.add("Gather", graph.weight("word", tables.word.weight), "input_ids")
+    x = word_rows(graph, tables.word.weight)
     types = graph.weight("token_type", tables.token_type.weight)
     x = graph.add("Add", x, graph.add("Gather", types, "token_type_ids"))
     if tables.position is not None:

@@ -18,7 +18,7 @@ from nomicbert.errors import ExportError
 if TYPE_CHECKING:
     import onnx
 
-Precision: TypeAlias = Literal["fp32", "fp16"]
+Precision: TypeAlias = Literal["fp32", "fp16", "q8"]
 # What a node's attributes are here.
 Attribute: TypeAlias = int | float | str | Sequence[int]
 
@@ -34,49 +34,55 @@ class Graph:
     """Nodes and tensors of one graph; a value is known by its name.
 
     Attributes:
-        precision: "fp16" stores weights in float16 and computes in it, except where a caller casts.
+        precision: "fp16" stores weights in float16 and computes in it; "q8" stores word table and
+            linear layers in 8 bits, and computes in float32 between them.
     """
 
     def __init__(self, precision: Precision = "fp32") -> None:
         """Begin with the three inputs and no node."""
         self.precision = precision
-        self._dtype: type[np.floating] = np.float16 if precision == "fp16" else np.float32
+        self._now = precision
         self._nodes: list[onnx.NodeProto] = []
         self._tensors: dict[str, np.ndarray] = {}
 
     @contextlib.contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Store and compute what is added here in float32."""
-        before, self._dtype = self._dtype, np.float32
+        """Store and compute what is added here in float32, whatever the precision."""
+        before, self._now = self._now, "fp32"
         try:
             yield
         finally:
-            self._dtype = before
+            self._now = before
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether linear layers that are added now are in 8 bits."""
+        return self._now == "q8"
 
     def weight(self, name: str, values: Tensor) -> str:
-        """Store a parameter in the graph's precision.
+        """Store a parameter in the precision of now, float32 in "q8".
 
         Raises: ExportError: a value is too large for float16.
         """
-        if name not in self._tensors:
-            self._tensors[name] = self._narrowed(name, values)
-        return name
-
-    def _narrowed(self, name: str, values: Tensor) -> np.ndarray:
         found = values.detach().to("cpu", torch.float32)
-        if self._dtype is np.float16:
-            if found.abs().max() > torch.finfo(torch.float16).max:
+        if self._now == "fp16":
+            largest = float(found.abs().max())
+            if largest > torch.finfo(torch.float16).max:
                 raise ExportError(
-                    f"{name} has a value of {found.abs().max():.3g}, which float16 cannot hold: "
-                    "export fp32 or q8"
+                    f"{name} has a value of {largest:.3g}, which float16 cannot hold: export fp32 "
+                    "or q8"
                 )
             found = found.half()
-        array: np.ndarray = found.contiguous().numpy()
-        return array
+        return self.store(name, found)
+
+    def store(self, name: str, values: Tensor) -> str:
+        """Store a tensor in its own dtype."""
+        self._tensors[name] = values.contiguous().numpy()
+        return name
 
     def number(self, value: float) -> str:
         """A constant of no dimensions in the graph's precision."""
-        return self._constant(np.asarray(value, self._dtype))
+        return self._constant(np.asarray(value, np.float16 if self._now == "fp16" else np.float32))
 
     def floats(self, values: Sequence[float] | float) -> str:
         """A float32 constant, whatever the graph's precision."""
@@ -100,7 +106,9 @@ class Graph:
         return name
 
     @overload
-    def add(self, kind: str, *inputs: str, outputs: None = None, **attributes: Attribute) -> str: ...
+    def add(
+        self, kind: str, *inputs: str, outputs: None = None, **attributes: Attribute
+    ) -> str: ...
 
     @overload
     def add(
@@ -135,11 +143,11 @@ class Graph:
 
     def narrow(self, value: str) -> str:
         """float32 -> the graph's precision."""
-        return value if self.precision == "fp32" else self.cast(value, np.float16)
+        return value if self.precision != "fp16" else self.cast(value, np.float16)
 
     def widen(self, value: str) -> str:
         """The graph's precision -> float32."""
-        return value if self.precision == "fp32" else self.cast(value, np.float32)
+        return value if self.precision != "fp16" else self.cast(value, np.float32)
 
     def model(
         self, outputs: Mapping[str, tuple[str, Sequence[str | int]]], facts: Mapping[str, str]
@@ -158,11 +166,14 @@ class Graph:
         if size > MOST_BYTES:
             raise ExportError(
                 f"the weights have {size / 2**30:.1f} GiB in {self.precision}, more than the 2 GiB "
-                "that one ONNX file can hold: export fp16"
+                "that one ONNX file can hold: export q8 or fp16"
             )
         nodes = [
             *self._nodes,
-            *(helper.make_node("Identity", [value], [name]) for name, (value, _) in outputs.items()),
+            *(
+                helper.make_node("Identity", [value], [name])
+                for name, (value, _) in outputs.items()
+            ),
         ]
         given = [
             helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])

@@ -1,4 +1,4 @@
-"""The heads as nodes: hidden states -> logits, in float32.
+"""The heads as nodes: hidden states -> logits in float32.
 
 Source: as in `modeling.heads`.
 """
@@ -38,6 +38,9 @@ def logits(graph: Graph, head: Head, hidden: str, mask: str) -> Outputs:
     if isinstance(head, ModularReranker):
         check_pooling(head.pooling)
         return {"logits": (text_vectors(graph, head.pooling, hidden, mask), ("batch", labels))}
+    if isinstance(head, NomicBertForMaskedLM):
+        words = graph.widen(_words(graph, head, hidden))
+        return {"logits": (words, ("batch", "sequence", head.config.vocab_size))}
     states = graph.widen(hidden)
     with graph.in_float32():
         if isinstance(head, NomicBertForSequenceClassification):
@@ -54,14 +57,12 @@ def logits(graph: Graph, head: Head, hidden: str, mask: str) -> Outputs:
             start, end = (graph.add("Squeeze", part, graph.ints(2)) for part in parts)
             shape = ("batch", "sequence")
             return {"start_logits": (start, shape), "end_logits": (end, shape)}
-        if isinstance(head, NomicBertForMaskedLM):
-            return {"logits": (_words(graph, head, states), ("batch", "sequence", "vocabulary"))}
     raise ExportError(f"{type(head).__name__} is not a head that can be exported")
 
 
-def _words(graph: Graph, head: NomicBertForMaskedLM, states: str) -> str:
+def _words(graph: Graph, head: NomicBertForMaskedLM, hidden: str) -> str:
     """Logits of every word: (B, S, V)."""
-    x = linear(graph, "transform", head.transform, states)
+    x = linear(graph, "transform", head.transform, hidden)
     x = activation(graph, head.activation, x)
     x = layer_norm(graph, "transform_norm", head.transform_norm, x)
     table = head.encoder.embeddings.word.weight if head.decoder is None else head.decoder

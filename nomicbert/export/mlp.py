@@ -6,6 +6,7 @@ Source: as in `modeling.mlp`.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from torch import nn
@@ -31,7 +32,7 @@ def mlp(graph: Graph, name: str, module: nn.Module, x: str) -> str:
 
 
 def _experts(graph: Graph, name: str, module: MixtureOfExperts, x: str) -> str:
-    """sum over the top-k experts e of p_e * down_e(gelu(up_e(x))), + one bias."""
+    """Sum over the top-k experts e of p_e * down_e(gelu(up_e(x))), + one bias."""
     width = module.router.in_features
     tokens = graph.add("Reshape", x, graph.ints(-1, width))  # (T, H), padding included
     with graph.in_float32():
@@ -71,14 +72,14 @@ def activation(graph: Graph, name: str, x: str) -> str:
 
 
 def gelu(graph: Graph, x: str) -> str:
-    """x / 2 * (1 + erf(x / sqrt 2)), in the form that onnxruntime fuses."""
+    """Compute x / 2 * (1 + erf(x / sqrt 2)), in the form that onnxruntime fuses."""
     inner = graph.add("Erf", graph.add("Div", x, graph.number(math.sqrt(2))))
     half = graph.add("Mul", x, graph.number(0.5))
     return graph.add("Mul", half, graph.add("Add", inner, graph.number(1.0)))
 
 
 def gelu_tanh(graph: Graph, x: str) -> str:
-    """x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    """Compute x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
     scale = math.sqrt(2 / math.pi)
     square = graph.add("Mul", graph.add("Mul", x, x), graph.number(0.044715 * scale))
     inner = graph.add("Mul", graph.add("Add", square, graph.number(scale)), x)
@@ -87,25 +88,45 @@ def gelu_tanh(graph: Graph, x: str) -> str:
 
 
 def silu(graph: Graph, x: str) -> str:
-    """x / (1 + exp(-x))."""
+    """Compute x / (1 + exp(-x))."""
     return graph.add("Mul", x, graph.add("Sigmoid", x))
 
 
 def quick_gelu(graph: Graph, x: str) -> str:
-    """x / (1 + exp(-1.702 x))."""
+    """Compute x / (1 + exp(-1.702 x))."""
     return graph.add("Mul", x, graph.add("Sigmoid", graph.add("Mul", x, graph.number(1.702))))
 
 
-_FUNCTIONS = {
+def relu(graph: Graph, x: str) -> str:
+    """Compute max(x, 0)."""
+    return graph.add("Relu", x)
+
+
+def tanh(graph: Graph, x: str) -> str:
+    """Compute tanh(x)."""
+    return graph.add("Tanh", x)
+
+
+def sigmoid(graph: Graph, x: str) -> str:
+    """Compute 1 / (1 + exp(-x))."""
+    return graph.add("Sigmoid", x)
+
+
+def identity(graph: Graph, x: str) -> str:
+    """Add nothing."""
+    return x
+
+
+_FUNCTIONS: dict[str, Callable[[Graph, str], str]] = {
     "gelu": gelu,
     "GELU": gelu,
     "gelu_pytorch_tanh": gelu_tanh,
-    "relu": lambda graph, x: graph.add("Relu", x),
-    "ReLU": lambda graph, x: graph.add("Relu", x),
+    "relu": relu,
+    "ReLU": relu,
     "silu": silu,
     "SiLU": silu,
     "quick_gelu": quick_gelu,
-    "Tanh": lambda graph, x: graph.add("Tanh", x),
-    "Sigmoid": lambda graph, x: graph.add("Sigmoid", x),
-    "Identity": lambda graph, x: x,
+    "Tanh": tanh,
+    "Sigmoid": sigmoid,
+    "Identity": identity,
 }

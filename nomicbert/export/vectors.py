@@ -27,8 +27,8 @@ def check_pooling(pooling: Pooling) -> None:
     """
     if not pooling.include_prompt:
         raise ExportError(
-            "the pooling leaves out the tokens of the prompt (include_prompt is false), and a graph "
-            "that takes token ids cannot know how many those are"
+            "the pooling leaves out the tokens of the prompt (include_prompt is false): a graph "
+            "of token ids cannot know how many those are"
         )
 
 

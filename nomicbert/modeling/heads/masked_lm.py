@@ -61,8 +61,9 @@ class NomicBertForMaskedLM(LabelledHead):
         bias, tied = not lacks_biases(config, files), is_tied(config, files)
         return cls(config, backend=backend, bias=bias, tied=tied)
 
-    def _settings(self) -> dict[str, Any]:
-        settings = {**super()._settings(), "tie_word_embeddings": self.decoder is None}
+    def settings(self) -> dict[str, Any]:
+        """Keys of config.json for this head."""
+        settings = {**super().settings(), "tie_word_embeddings": self.decoder is None}
         return {**settings, "activation_function": "gelu_new"} if self._is_tanh() else settings
 
     @property
