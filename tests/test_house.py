@@ -42,6 +42,7 @@ PUBLIC = {
         "WorkerError",
         "WorkerWarning",
         "__version__",
+        "embed",
     ],
     "nomicbert_kernels": [
         "Activation",
@@ -75,8 +76,9 @@ ROOMS = [
     {"vectors"},
     {"runtime"},
     {"cross_encoder", "embedder"},
+    {"embed"},
     {""},
-    {"bulk", "describe", "embed", "export"},
+    {"bulk", "describe", "export"},
     {"integrations", "serve", "verify"},
     {"benchmark"},
     {"cli"},
