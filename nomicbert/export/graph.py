@@ -88,6 +88,10 @@ class Graph:
         """A float32 constant, whatever the graph's precision."""
         return self._constant(np.asarray(values, np.float32))
 
+    def double(self, value: float) -> str:
+        """A float64 constant of no dimensions."""
+        return self._constant(np.asarray(value, np.float64))
+
     def ints(self, *values: int) -> str:
         """An int64 constant of one dimension."""
         return self._constant(np.asarray(values, np.int64))

@@ -98,12 +98,12 @@ def quick_gelu(graph: Graph, x: str) -> str:
 
 
 def relu(graph: Graph, x: str) -> str:
-    """Compute max(x, 0)."""
+    """The positive part."""
     return graph.add("Relu", x)
 
 
 def tanh(graph: Graph, x: str) -> str:
-    """Compute tanh(x)."""
+    """The hyperbolic tangent."""
     return graph.add("Tanh", x)
 
 

@@ -36,14 +36,17 @@ def angles(graph: Graph, config: EncoderConfig, positions: str, mask: str) -> tu
     if factor is None or width <= 2:
         frequencies = graph.floats((1.0 / config.rope_theta**exponents).tolist())
     else:
-        trained = float(config.max_trained_positions)
-        length = graph.add("ReduceSum", mask, graph.ints(1), keepdims=1)  # (B, 1)
-        length = graph.add("Max", length, graph.floats(trained))
-        stretch = graph.add("Mul", length, graph.floats(factor / trained))
-        stretch = graph.add("Sub", stretch, graph.floats(factor - 1))
-        stretch = graph.add("Pow", stretch, graph.floats(width / (width - 2)))
-        theta = graph.add("Mul", stretch, graph.floats(config.rope_theta))
-        frequencies = graph.add("Pow", theta, graph.floats((-exponents).tolist()))  # (B, d / 2)
+        # rounded where `modeling.rope` rounds: thousands of positions multiply a last bit
+        trained = config.max_trained_positions
+        length = graph.cast(graph.add("ReduceSum", mask, graph.ints(1), keepdims=1), np.float64)
+        length = graph.add("Max", length, graph.double(trained))  # (B, 1)
+        stretch = graph.add("Mul", length, graph.double(factor))
+        stretch = graph.add("Div", stretch, graph.double(trained))
+        stretch = graph.add("Sub", stretch, graph.double(factor - 1))
+        stretch = graph.add("Pow", stretch, graph.double(width / (width - 2)))
+        theta = graph.cast(graph.add("Mul", stretch, graph.double(config.rope_theta)), np.float32)
+        powers = graph.add("Pow", theta, graph.floats(exponents.tolist()))  # (B, d / 2)
+        frequencies = graph.add("Div", graph.floats(1.0), powers)
         frequencies = graph.add("Unsqueeze", frequencies, graph.ints(1, 2))
     turns = graph.add("Mul", places, frequencies)
     return graph.narrow(graph.add("Cos", turns)), graph.narrow(graph.add("Sin", turns))
