@@ -55,7 +55,9 @@ def export(
     task: Annotated[
         TaskName,
         typer.Option(
-            help="What the graph computes; auto: vectors of an embedding model, logits of others."
+            metavar="NAME",
+            help="feature-extraction, text-classification, token-classification, "
+            "question-answering or fill-mask; auto: as Embedder or CrossEncoder loads it.",
         ),
     ] = TaskName.auto,
     overwrite: Annotated[
