@@ -5,7 +5,7 @@
     ├── CheckpointError  weights are missing, damaged, or do not fit the model
     ├── HubError         a folder or repository cannot be found or reached
     ├── TokenizerError   the tokenizer's files are missing or do not fit the model
-    ├── AccuracyError    a lower-precision backend moves this checkpoint's vectors too far
+    ├── AccuracyError    a lower-precision backend, or an export, moves the vectors too far
     ├── BackendError     the requested backend cannot run here
     ├── TextError        one of the texts cannot be embedded as asked
     └── WorkerError      all worker processes have died, or one chunk of inputs kills them
@@ -35,7 +35,7 @@ class TokenizerError(NomicBertError, ValueError):
 
 
 class AccuracyError(NomicBertError, ValueError):
-    """A lower-precision backend moves this checkpoint's vectors too far."""
+    """A lower-precision backend, or an export, moves this checkpoint's vectors too far."""
 
 
 class BackendError(NomicBertError, RuntimeError):

@@ -1,1 +1,5 @@
 """Export to other runtimes: ONNX files, and programs of torch.export."""
+
+from nomicbert.export.torch_program import program
+
+__all__ = ["program"]
