@@ -90,24 +90,31 @@ const SCENARIOS = {
     return { found, own, again, known, empty: empty.trim() };
   },
 
-  /** Change the prompts, then the model while texts are embedded. */
+  /** Change the prompts, then the model, and again while a batch of texts is computed. */
   async models(browser) {
     const page = await open(browser);
+    const again = page.getByRole('button', { name: 'Embed again' });
+    const choose = async (index) => {
+      await page.locator('#model').selectOption({ index });
+      await page.waitForSelector('#question:disabled', WAIT);
+      await page.waitForSelector('#question:enabled', WAIT);
+      await embedded(page, 100);
+      return ask(page, QUESTION);
+    };
     await embedded(page, 100);
     const first = await prompts(page);
     const found = await ask(page, QUESTION);
     await page.locator('summary').click();
     await page.locator('#document-prompt').fill('');
     await page.locator('#query-prompt').fill('');
-    await page.getByRole('button', { name: 'Embed again' }).click();
+    await again.click();
     await embedded(page, 100);
     const without = await ask(page, QUESTION);
-    await page.getByRole('button', { name: 'Embed again' }).click();
-    await page.locator('#model').selectOption({ index: 1 });
-    await page.waitForSelector('#question:enabled', WAIT);
-    await embedded(page, 100);
-    const second = await ask(page, QUESTION);
-    return { first, found, without, second, other: await prompts(page) };
+    const second = await choose(1);
+    const other = await prompts(page);
+    await again.click();
+    const third = await choose(0);
+    return { first, found, without, second, third, other };
   },
 
   /** The message of a page that cannot work. */
