@@ -1,7 +1,7 @@
 // Assemble a static site in site/: the page, Transformers.js, its runtime, and exported models.
 // No host but the one that serves it is asked for anything.
 
-import { cpSync, mkdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -30,6 +30,9 @@ const { values, positionals } = parseArgs({
 if (!positionals.length) fail(usage);
 const { dtype, out } = values;
 const found = positionals.map((path) => modelFolder(path, dtype));
+for (const file of found.flatMap(({ folder }) => SETTINGS.map((name) => join(folder, name)))) {
+  if (!existsSync(file)) fail(`${file} is missing: the page needs an embedding model`);
+}
 
 for (const part of ['vendor', 'models']) rmSync(join(out, part), { recursive: true, force: true });
 mkdirSync(join(out, 'vendor'), { recursive: true });

@@ -20,7 +20,7 @@ from tests.support.rerankers import build_reranker
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def export(model: Path, folder: Path, dtypes: str) -> Path:
+def export(model: Path, folder: Path, dtypes: str = "fp32,q8") -> Path:
     """Export a checkpoint into a folder that Transformers.js loads."""
     command = ["export", str(model), "-o", str(folder), "--dtype", dtypes]
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
@@ -53,9 +53,7 @@ class Exports:
         self.source = functools.cache(self._source)
 
     def _exported(self, name: str) -> Path:
-        # int8 is too coarse for the tiny models' redrawn weights
-        dtypes = "fp32,q8" if name == "minilm" else "fp32"
-        return export(self.source(name), self.folder / "exported" / name, dtypes)
+        return export(self.source(name), self.folder / "exported" / name)
 
     def _source(self, name: str) -> Path:
         if name == "minilm":
