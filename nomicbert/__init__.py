@@ -13,6 +13,7 @@ from nomicbert.errors import (
     BackendError,
     CheckpointError,
     ConfigError,
+    ExportError,
     HubError,
     NomicBertError,
     TextError,
@@ -21,6 +22,7 @@ from nomicbert.errors import (
 )
 
 if TYPE_CHECKING:
+    from nomicbert import embed
     from nomicbert.cross_encoder import CrossEncoder
     from nomicbert.embedder import Embedder
     from nomicbert.modeling.heads import (
@@ -54,6 +56,7 @@ __all__ = [
     "Embedder",
     "EmptyRowWarning",
     "EncoderConfig",
+    "ExportError",
     "HubError",
     "NomicBert",
     "NomicBertError",
@@ -72,6 +75,7 @@ __all__ = [
     "WorkerError",
     "WorkerWarning",
     "__version__",
+    "embed",
 ]
 
 _HOMES = {
@@ -93,8 +97,13 @@ _HOMES = {
     "WorkerWarning": "nomicbert.user_warnings",
 }
 
+# Modules that are public as they are.
+_MODULES = ("embed",)
+
 
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value = getattr(import_module(_HOMES[name]), name)

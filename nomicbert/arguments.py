@@ -3,7 +3,7 @@
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,10 @@ INSTEAD = {
 
 
 def refuse_unknown(
-    unknown: Collection[str], *functions: Callable[..., Any], more: Collection[str] = ()
+    unknown: Collection[str],
+    *functions: Callable[..., Any],
+    more: Collection[str] = (),
+    instead: Mapping[str, str] = INSTEAD,
 ) -> None:
     """Raise a TypeError for a keyword that no function has.
 
@@ -42,6 +45,7 @@ def refuse_unknown(
         unknown: keywords; the first is named.
         functions: with the known keywords; the first one was called.
         more: other known keywords.
+        instead: keyword -> what to do, in place of the nearest known one.
     """
     if not unknown:
         return
@@ -55,7 +59,7 @@ def refuse_unknown(
     known = (known | set(more)) - {"self", *unknown}
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-    hint = INSTEAD.get(name, hint)
+    hint = instead.get(name, hint)
     first = functions[0]
     # an inherited class method is named after the class that was called
     owner = getattr(first, "__self__", None)

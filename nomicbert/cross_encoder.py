@@ -270,6 +270,11 @@ class CrossEncoder(CrossEncoderSettings):
         source |= {"sentence_transformers": {"activation_fn": stated}} if stated else {}
         self.model.encoder.config = replace(config, source=source)
         self.model.save_pretrained(folder)
+        self.save_settings(folder)
+
+    def save_settings(self, folder: str | os.PathLike[str]) -> None:
+        """Write all that `save_pretrained` writes but the model, into a folder that exists."""
+        stated = activation_name(self.activation_fn)
         modular = isinstance(self.model, ModularReranker)
         settings = (self._prompts, self.max_seq_length, stated, modular)
         save_reranker_settings(Path(folder), self.tokenizer, *settings)

@@ -5,7 +5,6 @@ Arguments that sentence-transformers has too carry its names and its meaning.
 
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +36,6 @@ from nomicbert.vectors.fp8_check import accept
 from nomicbert.vectors.modules import check_chosen, read_pooling, warn_of_assumption
 from nomicbert.vectors.pooling import Pooling
 from nomicbert.vectors.quantization import Precision
-from nomicbert.vectors.saving import save_modules
 from nomicbert.vectors.similarity import VectorRows, similarity, similarity_pairwise
 from nomicbert.vectors.stated import stated_similarity, stated_truncate_dim
 from nomicbert_kernels import PoolMode
@@ -150,9 +148,9 @@ class Embedder(EmbedderSettings):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the hub layout, for this class or sentence-transformers."""
-        parts = (self.embedding_model, self.tokenizer, self._prompts)
-        settings = (self.max_seq_length, self.similarity_fn_name, self.truncate_dim)
-        save_modules(Path(folder), *parts, *settings)
+        self._prompts.check()  # before anything is written
+        self.model.save_pretrained(folder)
+        self.save_settings(folder)
 
     def batch(self, inputs: str | Iterable[str], prompt_name: str | None = None) -> PackedBatch:
         """Tokenise and pack texts for `embedding_model`, whose call keeps gradients."""

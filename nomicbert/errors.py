@@ -7,6 +7,7 @@
     ├── TokenizerError   the tokenizer's files are missing or do not fit the model
     ├── AccuracyError    a lower-precision backend moves this checkpoint's vectors too far
     ├── BackendError     the requested backend cannot run here
+    ├── ExportError      a model cannot be exported, or its export does not give its results
     ├── TextError        one of the texts cannot be embedded as asked
     └── WorkerError      all worker processes have died, or one chunk of inputs kills them
 
@@ -40,6 +41,10 @@ class AccuracyError(NomicBertError, ValueError):
 
 class BackendError(NomicBertError, RuntimeError):
     """The requested backend cannot run here; an error of the kernels is kept as the cause."""
+
+
+class ExportError(NomicBertError, ValueError):
+    """A model cannot be exported, or its export does not give the model's results."""
 
 
 class TextError(NomicBertError, ValueError):

@@ -6,6 +6,7 @@ the weights from a local folder, without the keywords that their newest versions
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from nomicbert import NomicBert
+from nomicbert import NomicBert, embed
 from tests.support.checkpoints import build_checkpoint
 from tests.support.vocabularies import WORDS
 
@@ -61,6 +62,18 @@ embeddings = embeddings[:, :matryoshka_dim]
 embeddings = F.normalize(embeddings, p=2, dim=1)
 print(embeddings)
 """  # noqa: E501
+HOSTED = """
+from nomic import embed
+
+output = embed.text(
+    texts=['Nomic Embedding API', '#keepAIOpen'],
+    model='nomic-embed-text-v1.5',
+    task_type='search_document',
+    dimensionality=256,
+)
+
+print(output)
+"""
 LONG_CONTEXT = (
     ("from_pretrained('bert-base-uncased')", "from_pretrained('bert-base-uncased', model_max_length=8192)"),  # noqa: E501
     ("safe_serialization=True)", "rotary_scaling_factor=2)"),
@@ -123,6 +136,27 @@ def test_matryoshka_dim_is_the_snippet_in_one_call(folder: Path) -> None:
     )
     in_one = "\n".join(line for line in in_one.splitlines() if "embeddings = F" not in line)
     _compare(_run(in_one, OURS, folder), _run(SENTENCE_TRANSFORMERS, THEIRS, folder))
+
+
+def test_hosted_snippet(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The service's answer is not known here: sentence-transformers computes what it documents."""
+    (tmp_path / "nomic-embed-text-v1.5").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(HOSTED.replace("from nomic ", "from nomicbert "), "card", "exec"), names)
+    embed.free_embedding_model()
+    output = names["output"]
+    assert ast.literal_eval(capsys.readouterr().out) == output
+    assert set(output) == {"embeddings", "usage", "model", "inference_mode"}
+    assert output["model"] == "nomic-embed-text-v1.5"
+    texts = "['search_document: Nomic Embedding API', 'search_document: #keepAIOpen']"
+    snippet = SENTENCE_TRANSFORMERS.replace(SENTENCES, texts).replace("= 512", "= 256")
+    assert texts in snippet
+    theirs = _run(snippet, THEIRS, folder)
+    assert theirs.shape == (2, 256)
+    torch.testing.assert_close(torch.tensor(output["embeddings"]), theirs, rtol=0, atol=1e-6)
 
 
 def test_transformers_snippet(folder: Path) -> None:

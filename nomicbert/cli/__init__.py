@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from nomicbert import __version__
-from nomicbert.cli import bench, console, demo, embed, info, serve, tune, verify
+from nomicbert.cli import bench, console, demo, embed, export, info, serve, tune, verify
 from nomicbert.cli.embed_options import Grouped
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "tune": (tune.tune, tune.EXAMPLES),
     "verify": (verify.verify, verify.EXAMPLES),
     "serve": (serve.serve, serve.EXAMPLES),
+    "export": (export.export, export.EXAMPLES),
 }
 # Each option of `serve` can be set by a variable, as servers in containers are.
 CONTEXT = {"serve": {"auto_envvar_prefix": "NOMICBERT"}}

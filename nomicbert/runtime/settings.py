@@ -4,6 +4,8 @@ Where in the flow: base classes of the facades. A checkpoint's own settings are 
 `save_pretrained` keeps what was set.
 """
 
+import os
+from pathlib import Path
 from typing import Any, cast
 
 from nomicbert.config import EncoderConfig
@@ -16,6 +18,7 @@ from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.fingerprint import Fingerprint
 from nomicbert.vectors.pooling import Finish
+from nomicbert.vectors.saving import save_modules
 from nomicbert.vectors.similarity import similarity_name
 
 
@@ -125,6 +128,16 @@ class EmbedderSettings(FacadeSettings):
         Raises: ValueError: unknown name; it lists those of the checkpoint.
         """
         return self._prompts.choose(name, None)
+
+    def save_settings(self, folder: str | os.PathLike[str]) -> None:
+        """Write all that `save_pretrained` writes but the encoder, into a folder that exists.
+
+        Raises: ValueError, TypeError: invalid prompts, before anything is written.
+        """
+        self._prompts.check()
+        parts = (self.embedding_model, self._tokenizer, self._prompts)
+        settings = (self._max_seq_length, self._similarity, self._truncate_dim)
+        save_modules(Path(folder), *parts, *settings)
 
     def _limit(self, max_length: int | None) -> int:
         """The limit of a call: its own, or `max_seq_length`."""

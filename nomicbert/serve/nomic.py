@@ -5,12 +5,13 @@ OpenAPI document. The Python client adds up every value of `usage`, so those are
 """
 
 import time
-from typing import Literal
 
 import msgspec
 import orjson
 from torch import Tensor
 
+from nomicbert.runtime import hosted
+from nomicbert.runtime.hosted import MOST_TOKENS, SEARCH_DOCUMENT, LongTextMode
 from nomicbert.serve.answers import Answer, as_json, listed, numbers
 from nomicbert.serve.endpoint import Dialect
 from nomicbert.serve.exchange import Exchange, decode
@@ -20,13 +21,6 @@ from nomicbert.serve.problems import Problem, Reason
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import OnLong
 from nomicbert.serve.tokens import Wanted
-from nomicbert.text.prompts import DOCUMENT_NAMES, NOMIC_TASKS, QUERY_NAMES
-
-LongTextMode = Literal["truncate", "mean"]
-
-# With "mean", the tokens of a text by default: the hosted API's.
-MOST_TOKENS = 8192
-SEARCH_QUERY, SEARCH_DOCUMENT = "search_query", "search_document"
 
 
 def render(_status: int, problem: Problem) -> object:
@@ -82,9 +76,11 @@ async def text(service: Service, exchange: Exchange) -> Answer:
         inputs=as_inputs(list(body.texts), "texts", service.settings.max_client_batch_size),
         field="texts",
         prompt=prompt,
-        finish=as_finish(model, _width(model, body.dimensionality), "dimensionality"),
+        finish=as_finish(
+            model, hosted.width(model.embedder, body.dimensionality), "dimensionality"
+        ),
         on_long=on_long,
-        max_length=_max_length(model, on_long, limit, prompt),
+        max_length=hosted.max_length(model.embedder, on_long, prompt, limit),
         most_tokens=(limit or MOST_TOKENS) if on_long == "mean" else None,
         report=bool(body.report),
     )
@@ -101,42 +97,12 @@ async def text(service: Service, exchange: Exchange) -> Answer:
 
 
 def task_prompt(model: ServedModel, task: str, field: str) -> str:
-    """The prompt of one of nomic's task types.
-
-    A checkpoint with other names for queries and documents gets those, as `encode_query` and
-    `encode_document` do; one without any prompts gets none.
+    """The prompt of one of nomic's task types; see `hosted.task_prompt_name`.
 
     Raises: Problem: the checkpoint has no prompt for this task.
     """
-    prompts = model.embedder.prompts
-    if task in prompts or task not in NOMIC_TASKS:
-        return as_prompt(model, task, field)
-    others = {SEARCH_QUERY: QUERY_NAMES, SEARCH_DOCUMENT: DOCUMENT_NAMES}.get(task)
-    if others is not None:
-        found = next((name for name in others if name in prompts), None)
-        return "" if found is None else as_prompt(model, found, field)
-    return as_prompt(model, task, field) if any(prompts.values()) else ""
-
-
-def _width(model: ServedModel, given: int | None) -> int:
-    """Without `dimensionality`, the recipe over the whole width: v1.5's layer_norm is applied too.
-
-    Source: `LLamaModel::embedInternal` of nomic-ai/gpt4all, which follows the hosted API.
-    """
-    return given if given is not None else model.embedder.truncate_dim or model.width
-
-
-def _max_length(model: ServedModel, on_long: OnLong, limit: int | None, prompt: str) -> int:
-    """Tokens per text or window, special tokens included; `limit` leaves them and the prompt out.
-
-    Windows are no longer than the texts that the checkpoint was trained on (source: as above).
-    """
-    if on_long == "mean":
-        trained = model.embedder.model.config.max_trained_positions
-        return min(model.max_length, trained or model.max_length)
-    if limit is None:
-        return model.max_length
-    return min(model.max_length, limit + model.tokenizer.count([prompt])[0])
+    name = hosted.task_prompt_name(model.embedder.prompts, task)
+    return "" if name is None else as_prompt(model, name, field)
 
 
 async def user(_service: Service, _exchange: Exchange) -> Answer:

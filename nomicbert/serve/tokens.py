@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nomicbert.errors import TextError
+from nomicbert.runtime.hosted import first_longer
 from nomicbert.runtime.inputs import check_text
 from nomicbert.runtime.prompt_tokens import prompt_tokens
 from nomicbert.serve.jobs import Group, Job, Join, TokenMeans, WindowMeans
@@ -148,11 +149,8 @@ def _windows(wanted: Wanted, texts: list[str]) -> Tokenised:
     """A text longer than the limit becomes several windows."""
     tokenizer, length = wanted.model.tokenizer, wanted.max_length
     most = wanted.most_tokens
-    if most is not None:
-        special = len(tokenizer.prefix) + len(tokenizer.suffix)
-        for index, count in enumerate(tokenizer.count(texts)):
-            if count - special > most:
-                raise _too_long(wanted, index, count - special, most)
+    if most is not None and (found := first_longer(tokenizer, texts, most)) is not None:
+        raise _too_long(wanted, *found, most)
     overlap = OVERLAP if wanted.on_long == "mean" else 0
     try:
         parts = tokenizer.encode_windows(texts, wanted.prompt, length, overlap)

@@ -30,21 +30,17 @@ def save_modules(
     similarity: str,
     truncate_dim: int | None,
 ) -> None:
-    """Write encoder, tokenizer, pooling and settings of an `Embedder`.
+    """Write tokenizer, pooling and settings of an `Embedder`: all but the encoder.
 
     Args:
-        folder: created if it does not exist.
+        folder: exists.
         model: encoder and pooling.
         tokenizer: of the encoder.
-        prompts: not written if they are the card's defaults.
+        prompts: have been checked; not written if they are the card's defaults.
         max_seq_length: maximum tokens per text.
         similarity: name of the similarity function for the vectors.
         truncate_dim: columns that `encode` keeps by default, or None.
-
-    Raises: ValueError, TypeError: invalid prompts, before anything is written.
     """
-    prompts.check()
-    model.encoder.save_pretrained(folder)
     tokenizer.save(folder)
     save_pooling(folder, model.pooling, model.encoder.config.hidden_size)
     cards = prompts.cards and prompts.by_name == CARDS_PROMPTS and prompts.default is None

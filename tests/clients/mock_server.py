@@ -161,7 +161,8 @@ class MockServer:
     def _nomic(self, body: dict[str, Any]) -> dict[str, Any]:
         for name, wrong in (
             ("model", body["model"] not in self.names),
-            ("dimensionality", (body.get("dimensionality") or 0) > WIDTH),
+            ("dimensionality", not 1 <= _given(body.get("dimensionality"), WIDTH) <= WIDTH),
+            ("long_text_mode", body.get("long_text_mode") not in (None, "truncate", "mean")),
         ):
             if wrong:
                 message = f"wrong value {body[name]}"
@@ -178,6 +179,10 @@ class MockServer:
 def _settings(width: int | None, prompt: str | None) -> dict[str, Any]:
     settings: dict[str, Any] = {"prompt_name": prompt} if prompt else {}
     return settings | ({"matryoshka_dim": width} if width else {"normalize_embeddings": True})
+
+
+def _given(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 def _long(text: str) -> bool:

@@ -7,13 +7,17 @@ environment of their own, which `make test` builds from tests/clients/requiremen
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nomicbert import Embedder
+from nomicbert import Embedder, TruncationWarning, embed
+from tests.clients.call import Record
+from tests.clients.calls.with_nomic import make_calls
+from tests.clients.form import form
 from tests.support.clients import (
     D32,
     D64,
@@ -28,6 +32,7 @@ from tests.support.clients import (
     encode,
     interpreter,
     run_client,
+    same_bits,
     tiny_nomic,
 )
 from tests.support.serving import serving
@@ -41,6 +46,7 @@ NOMIC = {
     # this protocol applies the recipe of short vectors at full width, too
     **{task: Call("few", {"prompt_name": task, **FULL}) for task in TASKS},
     "default": Call("few", {**DOCUMENT, **FULL}),
+    "remote": Call("few", {**DOCUMENT, **FULL}),
     "other name": Call("few", {**DOCUMENT, **FULL}, 2),
     "many": Call("many", {**DOCUMENT, **FULL}),
     "dimensions 64": Call("few", {**QUERY, **D64}),
@@ -149,7 +155,52 @@ def test_nomic(python: str, nomic_url: str, nomic: Embedder, tmp_path: Path) -> 
     assert answers.calls["nothing"]["answer"]["embeddings"] == []
     assert "422" in answers.error("unknown model")["message"]
     assert "no-such-model" in answers.error("unknown model")["message"]
-    assert "422" in answers.error("too wide")["message"]
+    for name in ("too wide", "no dimensions", "unknown treatment"):
+        assert "422" in answers.error(name)["message"], name
+
+
+# call -> the client's class, ours, and what ours names
+NOMIC_ERRORS = {
+    "unknown model": ("Exception", "HubError", "no-such-model"),
+    "too wide": ("Exception", "ValueError", "1 to 128, not 100000"),
+    "no dimensions": ("Exception", "ValueError", "not 0"),
+    "unknown task": ("AssertionError", "ValueError", "search_query, search_document, classifi"),
+    "unknown treatment": ("Exception", "ValueError", "truncate, mean, not 'chunk'"),
+    "lone text": ("TypeError", "TypeError", "lone str"),
+    "unknown mode": ("ValueError", "ValueError", "remote, local, dynamic, not 'cloud'"),
+    "unknown keyword": ("TypeError", "TypeError", "'dimensionality'"),
+}
+
+
+def test_nomics_call_without_a_server(
+    python: str, nomic_url: str, nomic_folder: Path, nomic: Embedder, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The same calls of nomic's `embed` and of ours: same keys, types, counts and bits."""
+    theirs = run_client(python, "nomic", nomic_url, LAST_PART, tmp_path)
+    monkeypatch.chdir(nomic_folder.parents[1])  # there the names that the calls give are folders
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    record = Record()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)
+        make_calls(embed, form, record, LAST_PART, TEXTS)
+    embed.free_embedding_model()
+    ours = Answers(record.calls)
+    assert set(ours.calls) == set(theirs.calls) - {"beyond loopback"}
+    check_vectors(ours, NOMIC, nomic)
+    for name in NOMIC:
+        mine, its = ours.calls[name], theirs.calls[name]
+        assert same_bits(ours.vectors(name), theirs.vectors(name)), name
+        assert mine["form"] == its["form"], name
+        assert (mine["usage"], mine["model"]) == (its["usage"], its["model"]), name
+        assert (mine["inference_mode"], its["inference_mode"]) == ("local", "remote"), name
+    assert set(ours.calls["default"]["form"]) == {"embeddings", "usage", "model", "inference_mode"}
+    nothing = theirs.calls["nothing"]["answer"]
+    assert ours.calls["nothing"]["answer"] == {**nothing, "inference_mode": "local"}
+    for name, (its_class, our_class, part) in NOMIC_ERRORS.items():
+        assert theirs.error(name)["error"] == its_class, name
+        assert ours.error(name)["error"] == our_class, name
+        assert part in ours.error(name)["message"], name
 
 
 def test_openai(python: str, nomic_url: str, nomic: Embedder, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from nomicbert import CrossEncoder, Embedder, NomicBert
+from nomicbert import CrossEncoder, Embedder, NomicBert, embed
 
 embedder = Embedder("some/model")
 Embedder.from_pretrained("some/model", devise="cpu")  # MISTAKE
@@ -19,3 +19,8 @@ embedder.max_length = 128  # MISTAKE
 embedder.tokenize(["a text"])  # MISTAKE
 for vector in embedder.encode_iter(["a text"], show_progres_bar=True):  # MISTAKE
     vector.sum()
+embed.text("a lone text")  # MISTAKE
+embed.text(["a text"], dimension=256)  # MISTAKE
+embed.text(["a text"], dimensionality="256")  # MISTAKE
+embed.text(["a text"])["embedings"]  # MISTAKE
+embed.image(["picture.png"])  # MISTAKE

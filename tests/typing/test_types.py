@@ -70,6 +70,13 @@ def public_functions() -> Iterator[tuple[str, Any]]:
     """Every function that the public names offer, but what torch and Exception have."""
     for name in nomicbert.__all__:
         thing = getattr(nomicbert, name)
+        if inspect.ismodule(thing):
+            members = {member: getattr(thing, member) for member in thing.__all__}
+            yield from (
+                (f"{name}.{member}", value)
+                for member, value in sorted(members.items())
+                if inspect.isfunction(value)
+            )
         if not inspect.isclass(thing):
             continue
         inherited = {m for base in (nn.Module, Exception, tuple) for m in vars(base)}
@@ -121,6 +128,7 @@ def test_the_walk_sees_the_functions() -> None:
         "Embedder.encode", "Embedder.encode_query", "Embedder.from_pretrained", "Embedder.device",
         "Embedder.__init__", "CrossEncoder.predict", "CrossEncoder.rank", "NomicBert.forward",
         "NomicBert.from_pretrained", "NomicBertForQuestionAnswering.forward", "TextError.__init__",
+        "embed.text",
     } <= names  # fmt: skip
 
 
@@ -146,6 +154,7 @@ def test_encode_shows_its_keywords() -> None:
             "batch_t",
         ),
         (lambda e: nomicbert.CrossEncoder("x", num_label=1), "num_label", "num_labels"),
+        (lambda e: nomicbert.embed.text(["a"], dimension=256), "dimension", "dimensionality"),
     ],
     ids=name_only,
 )

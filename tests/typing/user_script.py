@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 import nomicbert
-from nomicbert import CrossEncoder, Embedder, NomicBert, NomicBertForSequenceClassification
+from nomicbert import (
+    CrossEncoder,
+    Embedder,
+    NomicBert,
+    NomicBertForSequenceClassification,
+    embed,
+)
 
 embedder = Embedder.from_pretrained(
     "nomic-ai/nomic-embed-text-v1.5", device="cpu", dtype=torch.float32, revision="main"
@@ -67,6 +73,16 @@ prompted: npt.NDArray[np.float32] = reranker.predict([("Who?", "Lee did.")], pro
 ranked = reranker.rank("Who wrote it?", texts, top_k=1, return_documents=True, batch_size=8)
 place: int = ranked[0]["corpus_id"]
 score: float = ranked[0]["score"]
+
+task: str = "search_query"  # as in scripts that were written for nomic's client
+answer = embed.text(texts, model="nomic-embed-text-v1.5", task_type=task, dimensionality=256)
+hosted: list[list[float]] = answer["embeddings"]
+used: int = answer["usage"]["total_tokens"]
+told: str = answer["model"] + answer["inference_mode"]
+again: embed.TextEmbeddings = nomicbert.embed.text(
+    texts=texts, long_text_mode="mean", inference_mode="local", device="gpu", n_ctx=2048
+)
+embed.free_embedding_model()
 
 try:
     embedder.encode(texts, truncate="error")

@@ -116,9 +116,9 @@ class Head(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors as transformers has them for this head."""
-        pretrained.save(folder, self.config, self, self._settings())
+        pretrained.save(folder, self.config, self, self.settings())
 
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Keys of config.json for this head."""
         family = {"nomic_bert": "NomicBert", "bert": "Bert"}[self.config.model_type]
         return {"architectures": [f"{family}For{self.task}"], **self.labels.as_config()}

@@ -61,11 +61,13 @@ class NomicBertForMaskedLM(LabelledHead):
         bias, tied = not lacks_biases(config, files), is_tied(config, files)
         return cls(config, backend=backend, bias=bias, tied=tied)
 
-    def _settings(self) -> dict[str, Any]:
-        settings = {**super()._settings(), "tie_word_embeddings": self.decoder is None}
+    def settings(self) -> dict[str, Any]:
+        """Keys of config.json for this head."""
+        settings = {**super().settings(), "tie_word_embeddings": self.decoder is None}
         return {**settings, "activation_function": "gelu_new"} if self._is_tanh() else settings
 
-    def _activation(self) -> str:
+    @property
+    def activation(self) -> str:
         """The activation of the encoder's MLP; of a gated one that of the gate."""
         if self._is_tanh():
             return "gelu_pytorch_tanh"
@@ -93,7 +95,7 @@ class NomicBertForMaskedLM(LabelledHead):
         """(T, vocab_size) of packed texts."""
         encoder = self.encoder
         x = encoder.linear(encoder.encode_packed(batch, states=states), self.transform)
-        x = encoder.layer_norm(activate(x, self._activation()), self.transform_norm)
+        x = encoder.layer_norm(activate(x, self.activation), self.transform_norm)
         table = encoder.embeddings.word.weight if self.decoder is None else self.decoder
         return encoder.matmul(x, table, self.decoder_bias, (id(self), "decoder"))
 

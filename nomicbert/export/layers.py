@@ -1,0 +1,77 @@
+"""Linear layers, the word table and LayerNorm as nodes, in the precision of the graph.
+
+    q8:  W = scale_n Q_n,  x = scale_t q_t + low_t,
+         x Wᵀ = scale_t scale_n (q_t Q_nᵀ) + low_t (sum of W_n)
+
+Weights have a scale per output channel n; inputs a scale and a minimum per token t, found while
+running. So padding and batch mates change no vector, and an outlier takes bits from one token only.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nomicbert.export.graph import Graph
+
+# Largest step of a weight. 7 bits: CPUs without VNNI add pairs of products in 16 bits, which 8 bits
+# of both would overflow. Words are looked up, not multiplied, and use all 8.
+WEIGHT_STEPS, WORD_STEPS = 63, 127
+INPUT_STEPS = 255
+TINY = 1e-30
+
+
+def matmul(graph: Graph, name: str, x: str, weight: Tensor, bias: Tensor | None) -> str:
+    """Compute x Wᵀ + b: (..., K) -> (..., N), for a weight (N, K)."""
+    if graph.quantizes:
+        return _int8_matmul(graph, name, x, weight, bias)
+    y = graph.add("MatMul", x, graph.weight(f"{name}.weight", weight.T))
+    return y if bias is None else graph.add("Add", y, graph.weight(f"{name}.bias", bias))
+
+
+def _int8_matmul(graph: Graph, name: str, x: str, weight: Tensor, bias: Tensor | None) -> str:
+    """The same, as this module's equation has it."""
+    steps, scale = quantized(weight, WEIGHT_STEPS)
+    low = graph.add("ReduceMin", x, axes=(-1,), keepdims=1)
+    high = graph.add("ReduceMax", x, axes=(-1,), keepdims=1)
+    width = graph.add("Mul", graph.add("Sub", high, low), graph.number(1 / INPUT_STEPS))
+    width = graph.add("Max", width, graph.number(TINY))
+    q = graph.add("Round", graph.add("Div", graph.add("Sub", x, low), width))
+    y = graph.add("MatMulInteger", graph.cast(q, np.uint8), graph.store(f"{name}.weight", steps.T))
+    y = graph.add("Mul", graph.cast(y, np.float32), graph.weight(f"{name}.scale", scale[:, 0]))
+    y = graph.add("Mul", y, width)
+    sums = graph.weight(f"{name}.sum", (steps.double() * scale).sum(1))
+    rest = graph.add("Mul", low, sums)
+    if bias is not None:
+        rest = graph.add("Add", rest, graph.weight(f"{name}.bias", bias))
+    return graph.add("Add", y, rest)
+
+
+def quantized(rows: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Each row as whole steps up to `most` of its own scale: (N, K) int8 and (N, 1) fp64."""
+    wide = rows.detach().cpu().double()
+    scale = (wide.abs().amax(1, keepdim=True) / most).clamp_min(TINY)
+    return (wide / scale).round().to(torch.int8), scale
+
+
+def word_rows(graph: Graph, table: Tensor) -> str:
+    """The rows of the input's words: (B, S, H) in the graph's precision."""
+    if not graph.quantizes:
+        return graph.add("Gather", graph.weight("word", table), "input_ids")
+    steps, scale = quantized(table, WORD_STEPS)
+    rows = graph.add("Gather", graph.store("word", steps), "input_ids")
+    scales = graph.add("Gather", graph.weight("word.scale", scale), "input_ids")
+    return graph.add("Mul", graph.cast(rows, np.float32), scales)
+
+
+def linear(graph: Graph, name: str, layer: nn.Linear, x: str) -> str:
+    """Apply a linear layer."""
+    return matmul(graph, name, x, layer.weight, layer.bias)
+
+
+def layer_norm(graph: Graph, name: str, norm: nn.LayerNorm, x: str) -> str:
+    """Apply a LayerNorm with weight and bias to the last dimension."""
+    weight, bias = (
+        graph.weight(f"{name}.weight", norm.weight),
+        graph.weight(f"{name}.bias", norm.bias),
+    )
+    return graph.add("LayerNormalization", x, weight, bias, axis=-1, epsilon=float(norm.eps))
