@@ -8,10 +8,13 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 CLIENTS      := .venv-clients
 MORE_CLIENTS := .venv-more-clients
+# Folders with a package.json, and what npm has installed into each.
+JS_FOLDERS   := examples/transformers_js examples/transformers_js/xenova tests/js
+JS_INSTALLED := $(JS_FOLDERS:=/node_modules/.installed)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-clients lint parity fuzz bench bench-gpu aot gpu gpu-proof gpu-report gpu-proven clean
+.PHONY: help demo test test-clients test-js lint parity fuzz bench bench-gpu aot gpu gpu-proof gpu-report gpu-proven clean
 # A set of extras is installed once, and again when pyproject.toml or constraints.txt changes.
 .PRECIOUS: $(VENV)/.installed-%
 
@@ -27,6 +30,9 @@ test: $(VENV)/.installed-test $(CLIENTS)/.installed  ## run the test suite in JO
 test-clients: $(VENV)/.installed-test $(MORE_CLIENTS)/.installed  ## test the server with langchain, llama-index, ...
 	NOMICBERT_TEST_MORE_CLIENTS=$(MORE_CLIENTS)/bin/python \
 		$(RUN) -m pytest tests/clients -p no:benchmark $(ARGS)
+
+test-js: $(VENV)/.installed-test $(JS_INSTALLED)  ## test exports with Transformers.js, in node and in Chromium
+	NOMICBERT_TEST_JS=1 $(RUN) -m pytest tests/js -p no:benchmark $(ARGS)
 
 lint: $(VENV)/.installed-lint  ## check style and types
 	$(RUN) -m ruff check .
@@ -75,7 +81,8 @@ bench-gpu:  ## time kernels and whole models on this machine's GPU; PART=gemm, A
 		exit $$code
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(CLIENTS) $(MORE_CLIENTS) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(MORE_CLIENTS) $(dir $(JS_INSTALLED)) examples/transformers_js/site
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
@@ -91,4 +98,10 @@ $(MORE_CLIENTS)/.installed: tests/clients/more.txt
 $(CLIENTS)/.installed $(MORE_CLIENTS)/.installed: | $(VENV)/pyvenv.cfg
 	$(PYTHON) -m venv --clear --without-pip $(@D)
 	$(RUN) -m pip --python $(@D)/bin/python install --quiet --no-compile --no-deps --requirement $<
+	@touch $@
+
+# Without install scripts: that of onnxruntime-node fetches CUDA libraries from elsewhere.
+%/node_modules/.installed: %/package.json %/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing: install Node.js 20 or newer" >&2; exit 1; }
+	cd $* && npm ci --ignore-scripts --no-audit --no-fund
 	@touch $@

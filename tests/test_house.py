@@ -381,7 +381,7 @@ def repository_texts() -> Iterator[tuple[str, str]]:
             if name not in {".git", "build", "dist", "shared", "__pycache__"}
             and not name.startswith(".venv")
             and not name.endswith(("_cache", ".egg-info"))
-            and name != ".hypothesis"
+            and name not in {".hypothesis", "node_modules", "site"}
         ]
         for name in files:
             path = Path(folder, name)

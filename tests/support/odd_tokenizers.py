@@ -69,7 +69,7 @@ def _latin_unigram() -> Tokenizer:
     return Tokenizer.from_str(json.dumps(raw))
 
 
-def _table() -> normalizers.Precompiled:
+def nmt_table() -> normalizers.Precompiled:
     """SentencePiece's own character table, as in XLM-R's tokenizer.json."""
     sentencepiece = pytest.importorskip("sentencepiece")
     rule = sentencepiece.SentencePieceNormalizer(rule_name="nmt_nfkc")
@@ -133,8 +133,8 @@ CUT: dict[str, Build] = {
     "no accents": lambda: rich_unigram(n.NFKD(), n.StripAccents(), n.Lowercase(), _spaces_to(" ")),
     "no Chinese": _latin_unigram,
     "bytes": lambda: rich_unigram(n.NFC(), _spaces_to(" "), byte_fallback=True),
-    "table": lambda: rich_unigram(_table(), split=WORDS),
-    "table, strip": lambda: rich_unigram(_table(), n.Strip(left=False), _spaces_to("▁")),
+    "table": lambda: rich_unigram(nmt_table(), split=WORDS),
+    "table, strip": lambda: rich_unigram(nmt_table(), n.Strip(left=False), _spaces_to("▁")),
     **_each_with(
         AddedToken("@x@", lstrip=True, rstrip=True),
         AddedToken("fox", rstrip=True, normalized=False),

@@ -1,0 +1,52 @@
+// Assemble a static site in site/: the page, Transformers.js, its runtime, and exported models.
+// No host but the one that serves it is asked for anything.
+
+import { cpSync, existsSync, mkdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { MODEL_FILES, fail, modelFolder } from './cli.mjs';
+
+const here = dirname(fileURLToPath(import.meta.url));
+const modules = join(here, 'node_modules');
+const RUNTIME = 'ort-wasm-simd-threaded';
+const VENDOR = {
+  'transformers.min.js': '@huggingface/transformers/dist/transformers.min.js',
+  [`${RUNTIME}.mjs`]: `onnxruntime-web/dist/${RUNTIME}.mjs`,
+  [`${RUNTIME}.wasm`]: `onnxruntime-web/dist/${RUNTIME}.wasm`,
+};
+const SETTINGS = [
+  'config.json',
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'config_sentence_transformers.json',
+];
+
+const usage = 'npm run site -- MODEL [MODEL ...] [--dtype q8|fp32|fp16] [--out site]';
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { dtype: { type: 'string', default: 'q8' }, out: { type: 'string', default: join(here, 'site') } },
+});
+if (!positionals.length) fail(usage);
+const { dtype, out } = values;
+const found = positionals.map((path) => modelFolder(path, dtype));
+for (const file of found.flatMap(({ folder }) => SETTINGS.map((name) => join(folder, name)))) {
+  if (!existsSync(file)) fail(`${file} is missing: the page needs an embedding model`);
+}
+
+for (const part of ['vendor', 'models']) rmSync(join(out, part), { recursive: true, force: true });
+mkdirSync(join(out, 'vendor'), { recursive: true });
+cpSync(join(here, 'web'), out, { recursive: true });
+cpSync(join(here, 'vectors.mjs'), join(out, 'vectors.mjs'));
+for (const [name, from] of Object.entries(VENDOR)) {
+  cpSync(join(modules, from), join(out, 'vendor', name));
+}
+const runtime = statSync(join(out, 'vendor', `${RUNTIME}.wasm`)).size;
+const models = found.map(({ name, folder }) => {
+  const files = [...SETTINGS, join('onnx', MODEL_FILES[dtype])];
+  for (const file of files) cpSync(join(folder, file), join(out, 'models', name, file));
+  const sizes = files.map((file) => statSync(join(folder, file)).size);
+  return { name, dtype, bytes: runtime + sizes.reduce((sum, size) => sum + size) };
+});
+writeFileSync(join(out, 'models', 'index.json'), JSON.stringify(models, null, 2));
+console.log(`${out}: ${models.map(({ name }) => name).join(', ')}. Next: npm run serve`);
