@@ -1,19 +1,20 @@
 """An ONNX graph under construction: nodes in order, and the tensors that they read.
 
-Where in the flow: `encoder`, `vectors` and `heads` add their nodes here; `model` ends it.
+Where in the flow: `encoder`, `vectors` and `heads` add their nodes here; `write` ends it.
 Opset 17 with IR version 8 is the newest pair that the runtime of @xenova/transformers 2 reads.
 Source: https://onnx.ai/onnx/operators, opset 17.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nomicbert.errors import ExportError
+from nomicbert.export.wire import write
 
 if TYPE_CHECKING:
     import onnx
@@ -25,6 +26,7 @@ Attribute: TypeAlias = int | float | str | Sequence[int]
 OPSET, IR_VERSION = 17, 8
 # A protobuf message ends below 2 GiB; nodes and names need some of it.
 MOST_BYTES = 2**31 - 2**24
+SMALLER = {"fp32": "export q8 or fp16", "fp16": "export q8", "q8": "no precision is smaller"}
 # Tensors up to this many bytes (shapes, scalars) keep their values where shapes are inferred.
 SMALL = 1024
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -153,12 +155,16 @@ class Graph:
         """The graph's precision -> float32."""
         return value if self.precision != "fp16" else self.cast(value, np.float32)
 
-    def model(
-        self, outputs: Mapping[str, tuple[str, Sequence[str | int]]], facts: Mapping[str, str]
-    ) -> "onnx.ModelProto":
-        """End the graph.
+    def write(
+        self,
+        file: BinaryIO,
+        outputs: Mapping[str, tuple[str, Sequence[str | int]]],
+        facts: Mapping[str, str],
+    ) -> None:
+        """End the graph, and write it.
 
         Args:
+            file: open for binary writing.
             outputs: name of each output -> the float32 value, and its shape.
             facts: metadata of the file.
 
@@ -170,7 +176,7 @@ class Graph:
         if size > MOST_BYTES:
             raise ExportError(
                 f"the weights have {size / 2**30:.1f} GiB in {self.precision}, more than the 2 GiB "
-                "that one ONNX file can hold: export q8 or fp16"
+                f"that one ONNX file can hold: {SMALLER[self.precision]}"
             )
         nodes = [
             *self._nodes,
@@ -199,13 +205,12 @@ class Graph:
         sketch = _wrapped(helper.make_graph(nodes, "nomicbert", [*given, *typed], wanted, stored))
         checker.check_model(sketch)
         inferred = shape_inference.infer_shapes(sketch, strict_mode=True)
-        stored += [numpy_helper.from_array(x, name) for name, x in large.items()]
         graph = helper.make_graph(
             nodes, "nomicbert", given, wanted, stored, value_info=inferred.graph.value_info
         )
         model = _wrapped(graph)
         helper.set_model_props(model, dict(facts))
-        return model
+        write(file, model, large)
 
 
 def _wrapped(graph: "onnx.GraphProto") -> "onnx.ModelProto":

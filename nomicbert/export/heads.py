@@ -5,9 +5,9 @@ Source: as in `modeling.heads`.
 
 from nomicbert.errors import ExportError
 from nomicbert.export.graph import Graph
-from nomicbert.export.layers import layer_norm, linear, matmul
+from nomicbert.export.layers import WORDS, layer_norm, linear, matmul
 from nomicbert.export.mlp import activation
-from nomicbert.export.vectors import check_pooling, first_token, text_vectors
+from nomicbert.export.vectors import check_pooling, first_token, or_zeros, text_vectors
 from nomicbert.modeling.heads import (
     NomicBertForMaskedLM,
     NomicBertForQuestionAnswering,
@@ -47,7 +47,7 @@ def logits(graph: Graph, head: Head, hidden: str, mask: str) -> Outputs:
             assert head.encoder.pooler is not None
             x = linear(graph, "pooler", head.encoder.pooler, first_token(graph, states, mask))
             x = linear(graph, "classifier", head.classifier, graph.add("Tanh", x))
-            return {"logits": (x, ("batch", labels))}
+            return {"logits": (or_zeros(graph, x, mask), ("batch", labels))}
         if isinstance(head, NomicBertForTokenClassification):
             x = linear(graph, "classifier", head.classifier, states)
             return {"logits": (x, ("batch", "sequence", labels))}
@@ -65,5 +65,10 @@ def _words(graph: Graph, head: NomicBertForMaskedLM, hidden: str) -> str:
     x = linear(graph, "transform", head.transform, hidden)
     x = activation(graph, head.activation, x)
     x = layer_norm(graph, "transform_norm", head.transform_norm, x)
+    bias = head.decoder_bias
+    if head.decoder is None and not graph.quantizes:
+        # the word table is stored once; onnxruntime turns it when it opens the file
+        x = graph.add("MatMul", x, graph.add("Transpose", WORDS, perm=(1, 0)))
+        return x if bias is None else graph.add("Add", x, graph.weight("decoder.bias", bias))
     table = head.encoder.embeddings.word.weight if head.decoder is None else head.decoder
-    return matmul(graph, "decoder", x, table, head.decoder_bias)
+    return matmul(graph, "decoder", x, table, bias)

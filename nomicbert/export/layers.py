@@ -18,6 +18,10 @@ from nomicbert.export.graph import Graph
 WEIGHT_STEPS, WORD_STEPS = 63, 127
 INPUT_STEPS = 255
 TINY = 1e-30
+# Rows that are quantised at a time: tables are large, and float64 doubles them.
+BLOCK = 256
+# The name of the word table.
+WORDS = "word"
 
 
 def matmul(graph: Graph, name: str, x: str, weight: Tensor, bias: Tensor | None) -> str:
@@ -39,7 +43,7 @@ def _int8_matmul(graph: Graph, name: str, x: str, weight: Tensor, bias: Tensor |
     y = graph.add("MatMulInteger", graph.cast(q, np.uint8), graph.store(f"{name}.weight", steps.T))
     y = graph.add("Mul", graph.cast(y, np.float32), graph.weight(f"{name}.scale", scale[:, 0]))
     y = graph.add("Mul", y, width)
-    sums = graph.weight(f"{name}.sum", (steps.double() * scale).sum(1))
+    sums = graph.weight(f"{name}.sum", steps.sum(1) * scale[:, 0])
     rest = graph.add("Mul", low, sums)
     if bias is not None:
         rest = graph.add("Add", rest, graph.weight(f"{name}.bias", bias))
@@ -48,18 +52,24 @@ def _int8_matmul(graph: Graph, name: str, x: str, weight: Tensor, bias: Tensor |
 
 def quantized(rows: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Each row as whole steps up to `most` of its own scale: (N, K) int8 and (N, 1) fp64."""
-    wide = rows.detach().cpu().double()
-    scale = (wide.abs().amax(1, keepdim=True) / most).clamp_min(TINY)
-    return (wide / scale).round().to(torch.int8), scale
+    values = rows.detach().cpu().float()
+    low, high = values.aminmax(dim=1, keepdim=True)
+    scale = (torch.maximum(high, -low).double() / most).clamp_min(TINY)
+    # made before what is freed again, so that memory is not left in pieces
+    steps = torch.empty(values.shape, dtype=torch.int8)
+    parts = (whole.split(BLOCK) for whole in (steps, values, scale))
+    for part, x, s in zip(*parts, strict=True):
+        part.copy_((x.double() / s).round())
+    return steps, scale
 
 
 def word_rows(graph: Graph, table: Tensor) -> str:
     """The rows of the input's words: (B, S, H) in the graph's precision."""
     if not graph.quantizes:
-        return graph.add("Gather", graph.weight("word", table), "input_ids")
+        return graph.add("Gather", graph.weight(WORDS, table), "input_ids")
     steps, scale = quantized(table, WORD_STEPS)
-    rows = graph.add("Gather", graph.store("word", steps), "input_ids")
-    scales = graph.add("Gather", graph.weight("word.scale", scale), "input_ids")
+    rows = graph.add("Gather", graph.store(WORDS, steps), "input_ids")
+    scales = graph.add("Gather", graph.weight(f"{WORDS}.scale", scale), "input_ids")
     return graph.add("Mul", graph.cast(rows, np.float32), scales)
 
 

@@ -5,20 +5,17 @@ The folder has the layout of the hub for Transformers.js: settings and tokenizer
 in onnx/. It appears under its name when all of it is written and checked.
 """
 
-import contextlib
-import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
+from typing import BinaryIO, get_args
 
 from nomicbert import __version__
-from nomicbert.errors import ExportError
 from nomicbert.export.check import Case, Difference, cases_of, differences
 from nomicbert.export.encoder import hidden_states, mask_of
+from nomicbert.export.folder import record, refuse_to_replace, shown_whole, written_to
 from nomicbert.export.graph import Graph, Precision
 from nomicbert.export.source import TASKS, Source, Task, load
 from nomicbert.loading import hub
@@ -31,8 +28,6 @@ FILES: dict[Precision, str] = {
     "fp16": "model_fp16.onnx",
     "q8": "model_quantized.onnx",
 }
-# Beside the settings: what was exported. Also the mark of a folder that may be overwritten.
-RECORD = "nomicbert_export.json"
 
 
 @dataclass(frozen=True)
@@ -117,23 +112,24 @@ def onnx(
         raise ValueError(f"dtypes must be a list of {', '.join(PRECISIONS)}, not {dtypes!r}")
     need_packages()
     target = Path(output)
-    _refuse_to_replace(target, overwrite)
+    refuse_to_replace(target, overwrite)
     note = step or (lambda _: None)
     note("loading")
-    folder = hub.resolve(
-        model,
-        revision=revision,
-        cache_dir=cache_dir,
-        token=token,
-        local_files_only=local_files_only,
-    )
-    source = load(folder, task, rotary_scaling_factor, pooling)
-    note("computing")
-    cases = cases_of(source)
-    with _shown_whole(target) as part:
-        files = [_written(part, source, cases, dtype, note) for dtype in dict.fromkeys(dtypes)]
-        source.save_settings(part)
-        _record(part, source, files)
+    with shown_whole(target, overwrite) as part:
+        folder = hub.resolve(
+            model,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        source = load(folder, task, rotary_scaling_factor, pooling)
+        note("computing")
+        cases = cases_of(source)
+        with written_to(target):
+            files = [_written(part, source, cases, dtype, note) for dtype in dict.fromkeys(dtypes)]
+            source.save_settings(part)
+            record(part, _facts(source, files))
     return Export(target, source.task, source.fingerprint, files)
 
 
@@ -150,37 +146,6 @@ def need_packages() -> None:
         )
 
 
-def _refuse_to_replace(target: Path, overwrite: bool) -> None:
-    if not target.exists() and not target.is_symlink():
-        return
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise ExportError(f"{target} exists: choose another folder, or overwrite it")
-    if target.is_symlink() or not (target / RECORD).is_file():
-        raise ExportError(
-            f"{target} is not overwritten: it has no {RECORD}, so it is not an earlier export"
-        )
-
-
-@contextlib.contextmanager
-def _shown_whole(target: Path) -> Iterator[Path]:
-    """A folder beside the target that takes its place at the end, or is removed by an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as beside:
-        part = Path(beside, "new")
-        part.mkdir()
-        try:
-            yield part
-        except OSError as error:
-            if error.filename is None and error.errno is not None:
-                error.filename = str(target)  # a full disk names no file
-            raise
-        if target.exists():
-            target.rename(Path(beside, "old"))
-        part.rename(target)
-
-
 def _written(
     part: Path, source: Source, cases: list[Case], dtype: Precision, note: Callable[[str], object]
 ) -> ExportedFile:
@@ -189,27 +154,26 @@ def _written(
     name = f"onnx/{FILES[dtype]}"
     path = part / name
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(_graph(source, dtype))
+    with path.open("wb") as file:
+        _write_graph(file, source, dtype)
     note(f"checking {dtype}")
     return ExportedFile(name, dtype, path.stat().st_size, differences(path, dtype, cases))
 
 
-def _graph(source: Source, dtype: Precision) -> bytes:
+def _write_graph(file: BinaryIO, source: Source, dtype: Precision) -> None:
     graph = Graph(dtype)
     mask = mask_of(graph)
     outputs = source.outputs(graph, hidden_states(graph, source.encoder, mask), mask)
     facts = {"dtype": dtype, "task": source.task, "fingerprint": source.fingerprint}
-    model = graph.model(outputs, {f"nomicbert.{key}": value for key, value in facts.items()})
-    content: bytes = model.SerializeToString()
-    return content
+    graph.write(file, outputs, {f"nomicbert.{key}": value for key, value in facts.items()})
 
 
-def _record(part: Path, source: Source, files: list[ExportedFile]) -> None:
-    record = {
+def _facts(source: Source, files: list[ExportedFile]) -> dict[str, object]:
+    """What the record of an export says of it."""
+    return {
         "nomicbert": __version__,
         "task": source.task,
         "fingerprint": source.fingerprint,
         "max_length": source.max_length,
         "files": [asdict(file) for file in files],
     }
-    (part / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -125,12 +125,6 @@ class Source:
         path = folder / "tokenizer_config.json"
         # Transformers.js knows no other limit
         _write(path, {**optional(path).raw, "model_max_length": self.max_length})
-        if self.tokenizer.lower_case:
-            # which it knows as a normalizer only
-            path = folder / "tokenizer.json"
-            stored = json.loads(path.read_text("utf-8"))
-            parts = [{"type": "Lowercase"}, *filter(None, [stored["normalizer"]])]
-            _write(path, {**stored, "normalizer": {"type": "Sequence", "normalizers": parts}})
 
 
 def load(

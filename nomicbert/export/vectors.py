@@ -5,6 +5,7 @@ Source: as in `vectors.pooling` and `vectors.steps`.
 
 from collections.abc import Iterable
 
+import numpy as np
 from torch import nn
 
 from nomicbert.errors import ExportError
@@ -41,14 +42,20 @@ def text_vectors(graph: Graph, pooling: Pooling, hidden: str, mask: str) -> str:
         hidden: last hidden state (B, S, H) in the graph's precision.
         mask: attention_mask as (B, S) float32.
 
-    Returns: (B, dim) float32; zeros for a text without tokens, unless a module has a bias.
+    Returns: (B, dim) float32; zeros for a text without tokens.
     """
     states = graph.widen(hidden)
     with graph.in_float32():
         parts = [_pooled(graph, mode, states, mask) for mode in pooling.modes]
         x = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=-1)
         x = _stepped(graph, pooling.steps, x)
-        return _unit(graph, x) if pooling.normalize else x
+        return or_zeros(graph, _unit(graph, x) if pooling.normalize else x, mask)
+
+
+def or_zeros(graph: Graph, x: str, mask: str) -> str:
+    """Rows (B, N) float32, but zeros for texts without tokens, as the model gives them."""
+    kept = graph.cast(graph.add("ReduceMax", mask, axes=(1,), keepdims=1), np.bool_)  # (B, 1)
+    return graph.add("Where", kept, x, graph.floats(0.0))
 
 
 def _pooled(graph: Graph, mode: PoolMode, states: str, mask: str) -> str:
