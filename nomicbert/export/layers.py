@@ -57,7 +57,7 @@ def quantized(rows: Tensor, most: int) -> tuple[Tensor, Tensor]:
     scale = (torch.maximum(high, -low).double() / most).clamp_min(TINY)
     # made before what is freed again, so that memory is not left in pieces
     steps = torch.empty(values.shape, dtype=torch.int8)
-    parts = (whole.split(BLOCK) for whole in (steps, values, scale))
+    parts = (torch.split(whole, BLOCK) for whole in (steps, values, scale))
     for part, x, s in zip(*parts, strict=True):
         part.copy_((x.double() / s).round())
     return steps, scale
