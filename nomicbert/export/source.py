@@ -125,12 +125,24 @@ class Source:
         path = folder / "tokenizer_config.json"
         # Transformers.js knows no other limit
         _write(path, {**optional(path).raw, "model_max_length": self.max_length})
-        if self.tokenizer.lower_case:
-            # which it knows as a normalizer only
-            path = folder / "tokenizer.json"
-            stored = json.loads(path.read_text("utf-8"))
-            parts = [{"type": "Lowercase"}, *filter(None, [stored["normalizer"]])]
-            _write(path, {**stored, "normalizer": {"type": "Sequence", "normalizers": parts}})
+        path = folder / "tokenizer.json"
+        stored = json.loads(path.read_text("utf-8"))
+        _write(path, _for_transformers_js(stored, self.tokenizer.lower_case))
+
+
+def _for_transformers_js(stored: dict[str, Any], lower_case: bool) -> dict[str, Any]:
+    """A tokenizer.json with what Transformers.js needs in addition; tokenizers reads the same."""
+    stored = dict(stored)
+    if lower_case:
+        # which it knows as a normalizer only
+        parts = [{"type": "Lowercase"}, *filter(None, [stored["normalizer"]])]
+        stored["normalizer"] = {"type": "Sequence", "normalizers": parts}
+    splits = stored["pre_tokenizer"] or {}
+    for part in (splits, *splits.get("pretokenizers", ())):
+        if part.get("type") == "Metaspace":
+            # version 2 knows this older key only, and without it no word begins with a space
+            part["add_prefix_space"] = part["prepend_scheme"] != "never"
+    return stored
 
 
 def load(
