@@ -26,6 +26,11 @@ def check(qkv: Tensor, cu_seqlens: Tensor, dropout_p: float, rows: Tensor | None
         checks.is_rows(rows, cu_seqlens)
 
 
+def shares(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """softmax(q kᵀ * scale): (..., queries, d), (..., keys, d) -> (..., queries, keys)."""
+    return torch.softmax(q @ k.transpose(-2, -1) * scale, dim=-1)
+
+
 def attention(
     qkv: Tensor,
     cu_seqlens: Tensor,
@@ -70,9 +75,47 @@ def attention(
         q, k, v = qkv[start:end].to(accumulator(qkv)).permute(1, 2, 0, 3)  # each (h, length, d)
         if rows is not None:
             q = q[:, rows[text] - start].unsqueeze(1)
-        weights = torch.softmax(q @ k.transpose(1, 2) * scale, dim=-1)
+        weights = shares(q, k, scale)
         if dropout_p > 0.0:
             keep = torch.rand(weights.shape, generator=generator, device=qkv.device) >= dropout_p
             weights = weights * keep / (1.0 - dropout_p)
         out.append((weights @ v).transpose(0, 1).flatten(1).to(qkv.dtype))
     return torch.cat(out) if out else qkv.new_empty(0, qkv.shape[2] * qkv.shape[3])
+
+
+def of_equal_lengths(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    plan: Plan,
+    scale: float,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """`attention` of texts of one length, by the same formula on a dense block.
+
+    It reads no values, so torch.export can record it with a symbolic number of texts and tokens.
+
+    Args:
+        qkv: as for `attention`, like all others below.
+        cu_seqlens: not read.
+        plan: one run of all texts.
+        scale: of the logits.
+        dropout_p: 0.
+        seed: unused.
+        rows: the one token of each text that is wanted, or None.
+
+    Returns: as `attention`.
+    Raises: ValueError: shape or dtype mismatch; more than one run; dropout.
+    """
+    check(qkv, cu_seqlens, dropout_p, rows)
+    if dropout_p > 0.0:
+        raise ValueError(f"texts of one length are computed without dropout, not {dropout_p}")
+    run, heads, size = plan.only_run(), *qkv.shape[2:]
+    exact = qkv.to(accumulator(qkv))
+    block = exact.view(run.texts, run.length, 3, heads, size)
+    q, k, v = block.permute(2, 0, 3, 1, 4)  # each (texts, h, length, d)
+    if rows is not None:
+        q = exact[rows, 0].unsqueeze(2)
+    o: Tensor = shares(q, k, scale) @ v
+    return o.transpose(1, 2).reshape(-1, heads * size).to(qkv.dtype)

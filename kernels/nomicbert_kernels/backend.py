@@ -125,6 +125,14 @@ REFERENCE = Ops(
     pool=pool.pool,
 )
 
+# The reference for texts of one length: it reads no values, so torch.export can record it.
+EQUAL_LENGTHS = replace(
+    REFERENCE,
+    name="equal lengths",
+    attention=attention.of_equal_lengths,
+    pool=pool.of_equal_lengths,
+)
+
 TORCH = Ops(
     name="torch",
     prepare=linear_torch.prepare,

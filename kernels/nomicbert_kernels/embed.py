@@ -4,6 +4,7 @@ Source: Devlin et al. 2018, arXiv:1810.04805, figure 2; rotary models leave the 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert_kernels import checks
@@ -84,14 +85,17 @@ def embed(
     """
     check(input_ids, token_type_ids, position_ids, tables, inputs_embeds)
     acc = accumulator(weight)
-    z = (tables.word[input_ids] if inputs_embeds is None else inputs_embeds).to(acc)
+    z = inputs_embeds if input_ids is None else F.embedding(input_ids, tables.word)
+    assert z is not None  # guaranteed by check()
+    z = z.to(acc)
     if tables.token_type is not None:
         row = (
             torch.zeros_like(z[:, 0], dtype=torch.int64)
             if token_type_ids is None
             else token_type_ids
         )
-        z = z + tables.token_type[row].to(acc)
+        z = z + F.embedding(row, tables.token_type).to(acc)
     if tables.position is not None:
-        z = z + tables.position[position_ids].to(acc)
+        assert position_ids is not None  # guaranteed by check()
+        z = z + F.embedding(position_ids, tables.position).to(acc)
     return normalise(z, weight, bias, eps).to(weight.dtype)

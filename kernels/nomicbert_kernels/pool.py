@@ -97,3 +97,34 @@ def pool(
         for text, (start, end) in enumerate(pairwise(bounds))
     ]
     return finish(torch.stack(rows) if rows else pooled, layer_norm, dim, normalize)
+
+
+def of_equal_lengths(
+    hidden: Tensor,
+    cu_seqlens: Tensor,
+    plan: Plan,
+    mode: PoolMode,
+    layer_norm: bool = False,
+    dim: int | None = None,
+    normalize: bool = False,
+) -> Tensor:
+    """`pool` for texts of one length, by the same formulas on a dense block.
+
+    It reads no values, so torch.export can record it with a symbolic number of texts and tokens.
+
+    Args:
+        hidden: as for `pool`, like all others below.
+        cu_seqlens: not read.
+        plan: one run of all texts.
+        mode: how a text's hidden states become one row.
+        layer_norm: normalise over the full width.
+        dim: leading columns to keep, or None.
+        normalize: divide by the L2 norm.
+
+    Returns: as `pool`.
+    Raises: ValueError: as `pool`; more than one run.
+    """
+    check(hidden, cu_seqlens, mode, dim)
+    run = plan.only_run()
+    block = hidden.view(run.texts, run.length, hidden.shape[1])
+    return finish(reduce(block.to(accumulator(hidden)), mode), layer_norm, dim, normalize)

@@ -150,6 +150,12 @@ class Plan:
     runs: tuple[Run, ...] = ()
     tiles: Tiles | None = None
 
+    def only_run(self) -> Run:
+        """The run that all texts are in; ValueError: there is another number of runs."""
+        if len(self.runs) != 1:
+            raise ValueError(f"the texts must be of one length, a single run, not {self.runs}")
+        return self.runs[0]
+
 
 @dataclass(frozen=True)
 class EmbeddingTables:
@@ -176,7 +182,8 @@ def to_device(values: np.ndarray, device: torch.device | str) -> Tensor:
 
 def accumulator(x: Tensor) -> torch.dtype:
     """The dtype the reference computes in: fp32, or fp64 when `x` is fp64."""
-    return torch.promote_types(x.dtype, torch.float32)
+    # torch.promote_types would be recorded by torch.export as an op
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def unstrided(x: Tensor) -> Tensor:

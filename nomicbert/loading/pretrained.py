@@ -1,7 +1,7 @@
 """Shared by all `from_pretrained`: folder -> config -> empty model -> its parameters."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -142,7 +142,7 @@ def save(
     folder: str | os.PathLike[str],
     config: EncoderConfig,
     model: nn.Module,
-    extra: dict[str, Any] | None = None,
+    extra: Mapping[str, object] | None = None,
 ) -> None:
     """Write config.json and model.safetensors as the hub has them.
 

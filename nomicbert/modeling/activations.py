@@ -15,9 +15,10 @@ Source: Hendrycks and Gimpel 2016, arXiv:1606.08415; the names are those of tran
 import math
 from collections.abc import Callable, Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nomicbert_kernels.tensors import accumulator
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -43,5 +44,4 @@ FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 def activate(x: Tensor, name: str) -> Tensor:
     """Apply the function of this name to x, in its dtype; 16-bit values are computed in fp32."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return FUNCTIONS[name](x.to(wide)).to(x.dtype)
+    return FUNCTIONS[name](x.to(accumulator(x))).to(x.dtype)

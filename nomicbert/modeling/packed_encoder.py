@@ -74,7 +74,7 @@ class PackedEncoder(BackendModule):
     ) -> Tensor:
         """All that follows planning, for torch.compile(fullgraph=True); see `encode_packed`."""
         refuse_jit()
-        refuse_reference(self.ops.name)
+        refuse_reference(ctx.ops.name)
         x: Hidden = self.embeddings(ctx)
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers, start=1):

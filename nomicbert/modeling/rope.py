@@ -11,12 +11,16 @@ code of nomic-embed-text-v1 and in transformers' "dynamic" rope type.
 
 import sys
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from nomicbert.config import EncoderConfig
 from nomicbert_kernels import Rope
+
+# The tokens of a text: a number, or a 0-dim fp64 tensor in a program of torch.export.
+Length = TypeVar("Length", float, Tensor)
 
 # Tables are computed in whole blocks of this many positions. Every entry then goes through the same
 # vector instructions, so its last bit does not depend on the length of the table.
@@ -37,10 +41,16 @@ class RotaryTables:
 
     def scaled_theta(self, length: int) -> float:
         """Theta for a text of `length` tokens."""
-        if self.factor is None or length <= self.trained or self.dim <= 2:
+        if length <= self.plain_length:
             return self.theta
+        return self._scaled(float(length))
+
+    def _scaled(self, length: Length) -> Length:
+        """Theta for a text of at least the trained length; for that length the trained theta."""
+        assert self.factor is not None, "only a checkpoint with scaling has such texts"
         stretch = self.factor * length / self.trained - (self.factor - 1)
-        return float(self.theta * stretch ** (self.dim / (self.dim - 2)))
+        theta: Length = self.theta * stretch ** (self.dim / (self.dim - 2))
+        return theta
 
     def table(
         self, rope_lengths: Sequence[int], lengths: Sequence[int], position_ids: Tensor
@@ -78,6 +88,21 @@ class RotaryTables:
             self.interleaved,
         )
 
+    def of_equal_lengths(self, texts: int, length: int) -> Rope:
+        """The tables of texts of one length, on the CPU.
+
+        The formulas are those of `table`, but on tensors: torch.export can record them with a
+        symbolic number of texts and tokens. Last bits of cos and sin may depend on the length.
+        """
+        theta: float | Tensor = self.theta
+        if self.plain_length < sys.maxsize:
+            known = torch.full((), length, dtype=torch.float64, device="cpu")
+            theta = self._scaled(known.clamp_min(self.trained))
+        position = torch.arange(length, device="cpu")
+        angle = position.float()[:, None] * frequencies(theta, self.dim)
+        row = position.repeat(texts).to(torch.int32)
+        return Rope(angle.cos(), angle.sin(), row, self.dim, self.interleaved)
+
     def plain(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cos and sin for the trained theta, of at least `length` positions; cached per device."""
         kept = self._base.get(device)
@@ -97,12 +122,17 @@ class RotaryTables:
         return self.trained if scales else sys.maxsize
 
 
+def frequencies(theta: float | Tensor, dim: int) -> Tensor:
+    """The angle per position of each pair, (dim / 2,) fp32 on the CPU."""
+    exponent = torch.arange(0, dim, 2, dtype=torch.int64, device="cpu").float() / dim
+    return 1.0 / theta**exponent
+
+
 def angles(length: int, theta: float, dim: int) -> tuple[Tensor, Tensor]:
     """Cos and sin of positions 0 to at least length - 1, each (rows, dim / 2) fp32 on the CPU."""
     # the table may be cached beyond an inference_mode block, and then used in a training step
     with torch.inference_mode(False):
-        exponent = torch.arange(0, dim, 2, dtype=torch.int64, device="cpu").float() / dim
-        inv_freq = 1.0 / theta**exponent
+        inv_freq = frequencies(theta, dim)
         blocks = [
             torch.arange(start, start + BLOCK, device="cpu").float()[:, None] * inv_freq
             for start in range(0, max(length, 1), BLOCK)

@@ -9,8 +9,10 @@ from torch import Tensor, fx
 
 from nomicbert.errors import BackendError
 
+PROGRAM = "nomicbert.export.program(model) for texts of one length"
 INSTEAD = (
-    "compile NomicBert.core with torch.compile, or load the checkpoint in transformers to export it"
+    f"compile NomicBert.core with torch.compile, or export by {PROGRAM}, or the checkpoint by "
+    "nomicbert.export.onnx for any texts"
 )
 
 
@@ -55,7 +57,10 @@ def refuse_reference(name: str) -> None:
     Raises: BackendError.
     """
     if name == "reference" and torch.compiler.is_exporting():
-        raise BackendError("torch.export cannot record backend 'reference': use backend 'torch'")
+        raise BackendError(
+            "torch.export cannot record backend 'reference', which reads lengths from a tensor: "
+            f"use backend 'torch' at fixed sizes, or {PROGRAM}"
+        )
 
 
 def refuse_export(sizes: tuple[int | torch.SymInt, ...], **inputs: Tensor | None) -> None:
@@ -73,10 +78,10 @@ def refuse_export(sizes: tuple[int | torch.SymInt, ...], **inputs: Tensor | None
         if given is not None:
             raise BackendError(
                 f"torch.export cannot record {name}, which is read on the host: export a call "
-                f"without it, or {INSTEAD}"
+                f"without it at fixed sizes, or use {PROGRAM}"
             )
     if any(isinstance(size, torch.SymInt) for size in sizes):
         raise BackendError(
-            "torch.export cannot record a padded batch of dynamic size: export fixed sizes, or the "
-            f"packed NomicBert.core; or {INSTEAD}"
+            "torch.export cannot record a padded batch of dynamic size: export fixed sizes, or use "
+            f"{PROGRAM}"
         )

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nomicbert_kernels.backend import EQUAL_LENGTHS
 from tests.ops.cases import (
     ALL_DTYPES,
     EVERY_FORM,
@@ -91,6 +92,34 @@ def test_reference_is_the_formula(seed: int) -> None:
     ops = ops_of("reference", torch.float64)
     plan = ops.plan(lengths, 3, 5, torch.float64)
     assert_exact(ops.attention(qkv, offsets_of(lengths), plan, 0.4), formula(qkv, lengths, 0.4))
+
+
+@ALL_DTYPES
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize(("texts", "length"), [(1, 1), (4, 1), (1, 17), (3, 16)])
+def test_texts_of_one_length(
+    texts: int, length: int, rows: bool, dtype: torch.dtype, seed: int
+) -> None:
+    """The reference's form for torch.export: of all tokens, and of one per text."""
+    lengths = [length] * texts
+    qkv, plan = draw_qkv(lengths, 3, 9, seed, dtype), EQUAL_LENGTHS.plan(lengths, 3, 9, dtype)
+    only = torch.arange(texts) * length + length // 2 if rows else None
+    kept = slice(None) if only is None else only
+    truth = formula(qkv, lengths, 0.3).reshape(-1, 27)[kept]
+    plain = formula(qkv, lengths, 0.3, dtype).reshape(-1, 27)[kept]
+    got = EQUAL_LENGTHS.attention(spread(qkv), offsets_of(lengths), plan, 0.3, rows=only)
+    assert_within(got, truth, plain, dtype)
+
+
+def test_the_form_for_texts_of_one_length_refuses_others() -> None:
+    plan = EQUAL_LENGTHS.plan([2, 3], 2, 4, torch.float32)
+    with refuses("the texts must be of one length, a single run, not (Run("):
+        EQUAL_LENGTHS.attention(QKV, CU, plan, 1.0)
+    plan = EQUAL_LENGTHS.plan([5], 2, 4, torch.float32)
+    with refuses("without dropout, not 0.1"):
+        EQUAL_LENGTHS.attention(QKV, offsets_of([5]), plan, 1.0, 0.1)
+    with refuses("rows[0] is 7"):
+        EQUAL_LENGTHS.attention(QKV, offsets_of([5]), plan, 1.0, rows=torch.tensor([7]))
 
 
 @EVERY_FORM

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nomicbert_kernels.backend import EQUAL_LENGTHS
 from tests.ops.cases import (
     ALL_DTYPES,
     EVERY_FORM,
@@ -113,6 +114,33 @@ def test_reference_is_the_formula(
     finish = bool(layer_norm), dim, bool(normalize)
     got = run("reference", hidden, lengths, mode, *finish)
     assert_exact(got, formula(hidden, lengths, mode, *finish))
+
+
+@ALL_MODES
+@ALL_DTYPES
+@pytest.mark.parametrize("finish", [(False, None, False), (True, 6, True)])
+@pytest.mark.parametrize(("texts", "length"), [(1, 1), (4, 1), (1, 17), (3, 16)])
+def test_texts_of_one_length(
+    texts: int,
+    length: int,
+    finish: tuple[bool, int | None, bool],
+    dtype: torch.dtype,
+    mode: Any,
+    seed: int,
+) -> None:
+    """The reference's form for torch.export."""
+    lengths = [length] * texts
+    hidden = draw(sum(lengths), 9, seed=seed, dtype=dtype)
+    plan = EQUAL_LENGTHS.plan(lengths, 1, 9, dtype)
+    got = EQUAL_LENGTHS.pool(spread(hidden), offsets_of(lengths), plan, mode, *finish)
+    truth = formula(hidden.double(), lengths, mode, *finish)
+    assert_within(got, truth, formula(hidden.float(), lengths, mode, *finish), torch.float32)
+
+
+def test_the_form_for_texts_of_one_length_refuses_others() -> None:
+    plan = EQUAL_LENGTHS.plan([2, 3], 1, 6, torch.float32)
+    with refuses("the texts must be of one length, a single run, not (Run("):
+        EQUAL_LENGTHS.pool(H, CU, plan, "mean")
 
 
 @EVERY_FORM

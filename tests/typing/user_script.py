@@ -14,6 +14,7 @@ from nomicbert import (
     NomicBert,
     NomicBertForSequenceClassification,
     embed,
+    export,
 )
 
 embedder = Embedder.from_pretrained(
@@ -61,6 +62,8 @@ first: Tensor = model(input_ids=ids, output_hidden_states=True)[0]
 encoded = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 from_tokenizer: Tensor = model(**encoded).last_hidden_state
 plain: tuple[Tensor | tuple[Tensor, ...], ...] = model(ids, return_dict=False)
+vectors_of_ids: torch.export.ExportedProgram = export.program(embedder, matryoshka_dim=256)
+states_of_ids: torch.export.ExportedProgram = export.program(model, token_type_ids=True)
 
 head = NomicBertForSequenceClassification.from_pretrained("my/classifier", num_labels=2)
 loss: Tensor | None = head(ids, labels=torch.tensor([1])).loss

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +118,7 @@ class Head(nn.Module):
         """Write config.json and model.safetensors as transformers has them for this head."""
         pretrained.save(folder, self.config, self, self.settings())
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Keys of config.json for this head."""
         family = {"nomic_bert": "NomicBert", "bert": "Bert"}[self.config.model_type]
         return {"architectures": [f"{family}For{self.task}"], **self.labels.as_config()}

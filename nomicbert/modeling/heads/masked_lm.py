@@ -3,8 +3,6 @@
 Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -61,7 +59,7 @@ class NomicBertForMaskedLM(LabelledHead):
         bias, tied = not lacks_biases(config, files), is_tied(config, files)
         return cls(config, backend=backend, bias=bias, tied=tied)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Keys of config.json for this head."""
         settings = {**super().settings(), "tie_word_embeddings": self.decoder is None}
         return {**settings, "activation_function": "gelu_new"} if self._is_tanh() else settings
