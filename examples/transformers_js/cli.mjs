@@ -36,7 +36,7 @@ export function modelFolder(path, dtype) {
     fail(`--dtype is ${Object.keys(MODEL_FILES).join(', ')}, not ${dtype}`);
   }
   const folder = resolve(path);
-  for (const file of ['config.json', 'tokenizer.json', join('onnx', MODEL_FILES[dtype])]) {
+  for (const file of ['nomicbert_export.json', join('onnx', MODEL_FILES[dtype])]) {
     if (!existsSync(join(folder, file))) {
       fail(`${join(folder, file)} is missing: nomicbert export MODEL -o ${path} --dtype ${dtype}`);
     }

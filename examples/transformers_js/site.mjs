@@ -1,7 +1,7 @@
 // Assemble a static site in site/: the page, Transformers.js, its runtime, and exported models.
 // No host but the one that serves it is asked for anything.
 
-import { cpSync, existsSync, mkdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -23,15 +23,26 @@ const SETTINGS = [
 ];
 
 const usage = 'npm run site -- MODEL [MODEL ...] [--dtype q8|fp32|fp16] [--out site]';
-const { values, positionals } = parseArgs({
-  allowPositionals: true,
-  options: { dtype: { type: 'string', default: 'q8' }, out: { type: 'string', default: join(here, 'site') } },
-});
+
+function parse() {
+  const options = {
+    dtype: { type: 'string', default: 'q8' },
+    out: { type: 'string', default: join(here, 'site') },
+  };
+  try {
+    return parseArgs({ options, allowPositionals: true });
+  } catch (error) {
+    return fail(`${error.message}\n${usage}`);
+  }
+}
+
+const { values, positionals } = parse();
 if (!positionals.length) fail(usage);
 const { dtype, out } = values;
 const found = positionals.map((path) => modelFolder(path, dtype));
-for (const file of found.flatMap(({ folder }) => SETTINGS.map((name) => join(folder, name)))) {
-  if (!existsSync(file)) fail(`${file} is missing: the page needs an embedding model`);
+for (const { folder } of found) {
+  const { task } = JSON.parse(readFileSync(join(folder, 'nomicbert_export.json'), 'utf-8'));
+  if (task !== 'feature-extraction') fail(`${folder} is for ${task}: the page needs vectors`);
 }
 
 for (const part of ['vendor', 'models']) rmSync(join(out, part), { recursive: true, force: true });

@@ -125,6 +125,26 @@ class Source:
         path = folder / "tokenizer_config.json"
         # Transformers.js knows no other limit
         _write(path, {**optional(path).raw, "model_max_length": self.max_length})
+        path = folder / "tokenizer.json"
+        stored = json.loads(path.read_text("utf-8"))
+        if _add_older_keys(stored):
+            _write(path, stored)
+
+
+def _add_older_keys(stored: dict[str, Any]) -> bool:
+    """Add to a tokenizer.json what version 2 of Transformers.js needs; whether it needs any.
+
+    It reads Metaspace's older key only, and without it no word begins with a space.
+    """
+    splits = stored["pre_tokenizer"] or {}
+    found = [
+        part
+        for part in (splits, *splits.get("pretokenizers", ()))
+        if part.get("type") == "Metaspace"
+    ]
+    for part in found:
+        part["add_prefix_space"] = part["prepend_scheme"] != "never"
+    return bool(found)
 
 
 def load(

@@ -6,7 +6,7 @@ import { chromium } from 'playwright-core';
 
 const [executablePath, url, scenario, screenshots] = process.argv.slice(2);
 const QUESTION = 'How do plants live on sunlight?';
-const WAIT = { timeout: 120_000 };
+const WAIT = { timeout: 90_000 };
 const args = [
   '--no-sandbox',
   '--disable-gpu',
@@ -20,7 +20,7 @@ const args = [
 ];
 const seen = { requests: [], failed: [], statuses: {}, console: [], errors: [] };
 
-async function open(browser, path = '', settings = {}) {
+async function open(browser, settings = {}, prepare = async () => {}) {
   const context = await browser.newContext(settings);
   context.on('request', (request) => seen.requests.push(request.url()));
   context.on('requestfailed', (request) =>
@@ -34,7 +34,8 @@ async function open(browser, path = '', settings = {}) {
     if (message.type() !== 'log') seen.console.push(`${message.type()}: ${message.text()}`);
   });
   page.on('pageerror', (error) => seen.errors.push(String(error)));
-  await page.goto(url + path);
+  await prepare(page);
+  await page.goto(url);
   return page;
 }
 
@@ -117,9 +118,15 @@ const SCENARIOS = {
     return { first, found, without, second, third, other };
   },
 
-  /** The message of a page that cannot work. */
+  /** The message of a page that cannot work; the list of models comes after the worker's error. */
   async broken(browser) {
-    const page = await open(browser);
+    const page = await open(browser, {}, (one) =>
+      one.route('**/models/index.json', async (route) => {
+        await one.waitForTimeout(1500);
+        await route.continue();
+      }),
+    );
+    await page.waitForTimeout(3000);
     await page.waitForSelector('#status.bad', WAIT);
     const disabled = await page.locator('#question').isDisabled();
     return { message: await page.locator('#status-text').textContent(), disabled };
@@ -133,7 +140,7 @@ const SCENARIOS = {
     };
     const widths = {};
     for (const [colorScheme, viewport] of Object.entries(kinds)) {
-      const page = await open(browser, '', { colorScheme, viewport, deviceScaleFactor: 2 });
+      const page = await open(browser, { colorScheme, viewport, deviceScaleFactor: 2 });
       const shoot = (name) =>
         screenshots && page.screenshot({ path: join(screenshots, `${colorScheme}-${name}.png`) });
       await page.waitForSelector('#progress:not([hidden])', WAIT);

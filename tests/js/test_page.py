@@ -190,9 +190,10 @@ def test_what_is_missing_is_said(kind: str, minilm_site: Path, tmp_path: Path) -
 
 
 def test_a_site_needs_a_model(exports: Exports, tmp_path: Path) -> None:
-    done = run_node(EXAMPLE / "site.mjs", str(exports.exported("reranker")))
+    reranker = str(exports.exported("reranker"))
+    done = run_node(EXAMPLE / "site.mjs", reranker, "--dtype", "fp32")
     assert done.returncode == 1
-    assert "config_sentence_transformers.json is missing: the page needs" in done.stderr
+    assert "is for text-classification: the page needs vectors" in done.stderr
     done = run_node(EXAMPLE / "site.mjs")
     assert done.returncode == 1
     assert "npm run site -- MODEL" in done.stderr
@@ -202,6 +203,14 @@ def test_a_site_needs_a_model(exports: Exports, tmp_path: Path) -> None:
     done = run_node(EXAMPLE / "serve.mjs", str(tmp_path))
     assert done.returncode == 1
     assert "is no site: npm run site" in done.stderr
+
+
+def test_a_port_in_use_is_named(minilm_site: Path) -> None:
+    with served(minilm_site) as url:
+        port = str(urlsplit(url).port)
+        done = run_node(EXAMPLE / "serve.mjs", str(minilm_site), port)
+    assert done.returncode == 1
+    assert f"port {port} cannot be used (EADDRINUSE)" in done.stderr
 
 
 def test_the_server_stays_in_its_folder(minilm_site: Path) -> None:

@@ -31,8 +31,10 @@ let passages = []; // { title, text } of passages.json
 let shown = []; // those that are searched now
 let asked = 0; // number of the last question
 let timer;
+let dead = false; // whether the worker has not started: nothing can be said after that
 
 function say(text, { progress, bad = false } = {}) {
+  if (dead) return;
   $('status-text').textContent = text;
   $('status').classList.toggle('bad', bad);
   $('progress').hidden = progress === undefined;
@@ -200,6 +202,7 @@ const answers = {
 worker.addEventListener('message', ({ data }) => answers[data.type](data));
 worker.addEventListener('error', (event) => {
   say(`The worker did not start: ${event.message || 'vendor files are missing'}\n${ADVICE}`, { bad: true });
+  dead = true;
 });
 
 $('question').addEventListener('input', () => {
