@@ -40,7 +40,7 @@ def refuse_to_replace(target: Path, overwrite: bool) -> None:
     if not any(target.iterdir()):
         return
     if not overwrite:
-        raise ExportError(f"{target} exists: choose another folder, or overwrite it")
+        raise ExportError(f"{target} exists: choose another folder, or overwrite it (--overwrite)")
     known = _recorded(target)
     if not known:
         raise ExportError(

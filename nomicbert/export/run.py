@@ -109,7 +109,9 @@ def onnx(
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, not {task!r}")
     if isinstance(dtypes, str) or not dtypes or not {*dtypes} <= {*PRECISIONS}:
-        raise ValueError(f"dtypes must be a list of {', '.join(PRECISIONS)}, not {dtypes!r}")
+        raise ValueError(
+            f"dtypes (--dtype) must be a list of {', '.join(PRECISIONS)}, not {dtypes!r}"
+        )
     need_packages()
     target = Path(output)
     refuse_to_replace(target, overwrite)

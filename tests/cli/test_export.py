@@ -110,7 +110,7 @@ def test_choices_of_the_user(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--dtype", "int8"], "dtypes must be a list of fp32, fp16, q8, not ['int8']"),
+        (["--dtype", "int8"], "dtypes (--dtype) must be a list of fp32, fp16, q8, not ['int8']"),
         (["--dtype", "fp32;q8"], "not ['fp32;q8']"),
         (["--dtype", ""], "not []"),
         (["--task", "translation"], "'translation' is not one of 'auto', 'feature-extraction'"),
@@ -139,7 +139,9 @@ def test_an_existing_folder(model: Path, tmp_path: Path) -> None:
     assert run_cli(*line)[0] == 0
     code, out, err = run_cli(*line)
     assert (code, out) == (2, "")
-    assert one_line(err).endswith("onnx exists: choose another folder, or overwrite it\n")
+    assert one_line(err).endswith(
+        "onnx exists: choose another folder, or overwrite it (--overwrite)\n"
+    )
     assert run_cli(*line, "--overwrite")[0] == 0
     (tmp_path / "onnx/README.md").write_text("mine")
     code, out, err = run_cli(*line, "--overwrite")

@@ -287,8 +287,8 @@ def test_errors_of_other_libraries_are_not_of_the_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtypes": "fp32"}, "dtypes must be a list of fp32, fp16, q8, not 'fp32'"),
-        ({"dtypes": ()}, "dtypes must be a list of fp32, fp16, q8, not "),
+        ({"dtypes": "fp32"}, r"dtypes \(--dtype\) must be a list of fp32, fp16, q8, not 'fp32'"),
+        ({"dtypes": ()}, r"dtypes \(--dtype\) must be a list of fp32, fp16, q8, not "),
         ({"dtypes": ("fp32", "int8")}, "not .'fp32', 'int8'."),
         ({"dtypes": ("float32",)}, "not .'float32',."),
         ({"task": "translation"}, "task must be one of auto, feature-extraction, .*'translation'"),
