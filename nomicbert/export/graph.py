@@ -79,6 +79,7 @@ class Graph:
 
     def store(self, name: str, values: Tensor) -> str:
         """Store a tensor in its own dtype."""
+        assert name not in self._tensors, name
         self._tensors[name] = values.contiguous().numpy()
         return name
 
@@ -195,8 +196,8 @@ class Graph:
         ]
         small = {name: x for name, x in self._tensors.items() if x.nbytes <= SMALL}
         large = {name: x for name, x in self._tensors.items() if x.nbytes > SMALL}
-        # onnxruntime fuses residual and LayerNorm only where shapes are stated. They are inferred on
-        # a copy in which large weights are inputs, so that no weight is copied for it. q8 runs on
+        # onnxruntime fuses residual and LayerNorm only where shapes are stated. They are inferred
+        # on a copy in which large weights are inputs, so that none is copied for it. q8 runs on
         # CPUs, where the fused form of onnxruntime 1.32 is slower than the parts
         typed = [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
