@@ -1,8 +1,10 @@
 // Assemble a static site in site/: the page, Transformers.js, its runtime, and exported models.
 // No host but the one that serves it is asked for anything.
 
-import { cpSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import {
+  cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync,
+} from 'node:fs';
+import { dirname, join, resolve, sep } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { MODEL_FILES, fail, modelFolder } from './cli.mjs';
@@ -45,6 +47,16 @@ for (const { folder } of found) {
   if (task !== 'feature-extraction') fail(`${folder} is for ${task}: the page needs vectors`);
 }
 
+const names = found.map(({ name }) => name);
+const twice = names.find((name, place) => names.indexOf(name) !== place);
+if (twice) fail(`two folders are called ${twice}: rename one, for the page lists them by name`);
+// only what this script has made is removed
+const mark = join(out, 'models', 'index.json');
+if (existsSync(out) && readdirSync(out).length && !existsSync(mark)) {
+  fail(`${out} holds other files: give --out a new folder`);
+}
+const inside = found.find(({ folder }) => resolve(folder).startsWith(resolve(out) + sep));
+if (inside) fail(`${inside.folder} lies in ${out}, which is made anew: give --out another folder`);
 for (const part of ['vendor', 'models']) rmSync(join(out, part), { recursive: true, force: true });
 mkdirSync(join(out, 'vendor'), { recursive: true });
 cpSync(join(here, 'web'), out, { recursive: true });
