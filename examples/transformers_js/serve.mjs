@@ -50,6 +50,10 @@ const server = createServer((request, response) => {
   if (request.method === 'HEAD') return response.end();
   createReadStream(file).pipe(response);
 });
+server.on('error', (error) => {
+  console.error(`port ${port} cannot be used (${error.code}): npm run serve -- site 8001`);
+  process.exit(1);
+});
 server.listen(Number(port), '127.0.0.1', () => {
   console.log(`http://127.0.0.1:${server.address().port}/`);
 });

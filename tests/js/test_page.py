@@ -205,6 +205,14 @@ def test_a_site_needs_a_model(exports: Exports, tmp_path: Path) -> None:
     assert "is no site: npm run site" in done.stderr
 
 
+def test_a_port_in_use_is_named(minilm_site: Path) -> None:
+    with served(minilm_site) as url:
+        port = str(urlsplit(url).port)
+        done = run_node(EXAMPLE / "serve.mjs", str(minilm_site), port)
+    assert done.returncode == 1
+    assert f"port {port} cannot be used (EADDRINUSE)" in done.stderr
+
+
 def test_the_server_stays_in_its_folder(minilm_site: Path) -> None:
     code = """
 import http.client, sys
