@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from nomicbert import Embedder, ExportError
 from nomicbert.export import check, encoder, layers, mlp, run, source, vectors
 from nomicbert.export import onnx as export
 from nomicbert.export.check import Difference, cases_of
-from nomicbert.export.graph import Graph
+from nomicbert.export.graph import Graph, Precision
+from nomicbert.export.heads import Outputs
 from nomicbert.export.source import load
 from nomicbert.modeling.layer import Layer
 from nomicbert.modeling.mlp import MixtureOfExperts
@@ -34,6 +36,7 @@ from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.pooling import Pooling
 from nomicbert.vectors.steps import Dense, LayerNorm
 from tests.support.checkpoints import build_checkpoint
+from tests.support.heads import change_tensors
 from tests.support.rerankers import build_reranker
 
 Patch = pytest.MonkeyPatch
@@ -385,7 +388,7 @@ def test_texts_of_the_check(folders: Callable[[str], Path], monkeypatch: Patch) 
             assert tuple(found) == case.batch.lengths
             assert case.margins.isinf().all()
         kinds = {int(kind) for case in cases for kind in case.inputs["token_type_ids"].flat}
-        assert kinds == ({0, 1} if name == "reranker" else {0})
+        assert kinds == {0, 1}
 
 
 def test_a_limit_below_the_texts(tmp_path: Path) -> None:
@@ -403,6 +406,52 @@ def test_a_difference_holds_within_its_bound() -> None:
         assert Difference("x", measure, inside, 0.2).holds
         assert not Difference("x", measure, beyond, 0.2).holds
         assert not Difference("x", measure, float("nan"), 0.2).holds
-        found = [Difference("x", measure, value, 0.2) for value in (inside, beyond, 0.2)]
-        assert check._worst(found).value == beyond
-        assert np.isnan(check._worst([*found, Difference("x", measure, float("nan"), 0.2)]).value)
+
+
+def faulty(monkeypatch: Patch, name: str) -> None:
+    """Multiply one output of every graph by 0."""
+    outputs = source.Source.outputs
+
+    def changed(self: source.Source, graph: Graph, hidden: str, mask: str) -> Outputs:
+        found = outputs(self, graph, hidden, mask)
+        value, shape = found[name]
+        return {**found, name: (graph.add("Mul", value, graph.floats(0.0)), shape)}
+
+    monkeypatch.setattr(source.Source, "outputs", changed)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "q8"])
+@pytest.mark.parametrize("name", ["last_hidden_state", "sentence_embedding"])
+def test_every_output_is_compared(
+    dtype: Precision, name: str, folders: Callable[[str], Path], monkeypatch: Patch, tmp_path: Path
+) -> None:
+    faulty(monkeypatch, name)
+    with pytest.raises(ExportError, match=f"of {name} is"):
+        export(folders("minilm"), tmp_path / "onnx", dtypes=(dtype,))
+
+
+def test_an_offset_of_all_logits_hides_no_fault(
+    folders: Callable[[str], Path], monkeypatch: Patch, tmp_path: Path
+) -> None:
+    """A reranker whose scores are all far from 0, with a mask that is ignored."""
+    folder = shutil.copytree(folders("reranker"), tmp_path / "model")
+    change_tensors(
+        folder, lambda found: {**found, "classifier.bias": found["classifier.bias"] + 5.0}
+    )
+    export(folder, tmp_path / "right", dtypes=("q8",))
+    monkeypatch.setitem(encoder.MASKED, "q8", 0.0)
+    with pytest.raises(ExportError, match="cosine of logits"):
+        export(folder, tmp_path / "onnx", dtypes=("q8",))
+
+
+def test_token_types_are_compared(
+    folders: Callable[[str], Path], monkeypatch: Patch, tmp_path: Path
+) -> None:
+    weight = Graph.weight
+
+    def changed(self: Graph, name: str, values: Tensor) -> str:
+        return weight(self, name, values[:1].expand_as(values) if name == "token_type" else values)
+
+    monkeypatch.setattr(Graph, "weight", changed)
+    with pytest.raises(ExportError, match="difference of last_hidden_state"):
+        export(folders("minilm"), tmp_path / "onnx")
