@@ -41,6 +41,7 @@ from tests.support.rerankers import build_reranker
 
 Patch = pytest.MonkeyPatch
 Fault = Callable[[Patch], None]
+BIAS = "classifier.bias"
 
 
 @pytest.fixture(autouse=True)
@@ -435,13 +436,11 @@ def test_an_offset_of_all_logits_hides_no_fault(
 ) -> None:
     """A reranker whose scores are all far from 0, with a mask that is ignored."""
     folder = shutil.copytree(folders("reranker"), tmp_path / "model")
-    change_tensors(
-        folder, lambda found: {**found, "classifier.bias": found["classifier.bias"] + 5.0}
-    )
-    export(folder, tmp_path / "right", dtypes=("q8",))
-    monkeypatch.setitem(encoder.MASKED, "q8", 0.0)
+    change_tensors(folder, lambda found: {**found, BIAS: found[BIAS] + 50.0})
+    export(folder, tmp_path / "right", dtypes=("fp16",))
+    monkeypatch.setitem(encoder.MASKED, "fp16", 0.0)
     with pytest.raises(ExportError, match="cosine of logits"):
-        export(folder, tmp_path / "onnx", dtypes=("q8",))
+        export(folder, tmp_path / "onnx", dtypes=("fp16",))
 
 
 def test_token_types_are_compared(
