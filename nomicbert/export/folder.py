@@ -61,7 +61,7 @@ def _recorded(target: Path) -> set[str]:
     try:
         record: Any = json.loads((target / RECORD).read_text("utf-8"))
         return {RECORD, *map(str, record["contents"])}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return set()
 
 
