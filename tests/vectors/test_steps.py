@@ -17,6 +17,7 @@ from nomicbert.describe import describe
 from nomicbert.modeling.packing import pack
 from nomicbert.vectors.steps import Dropout
 from nomicbert.verify.formula import read_steps
+from nomicbert_kernels.linear_int8 import why_not
 from tests.ops.cases import INTERPRETS  # gives the interpreter's sums a fixed order
 from tests.parity.bounds import BACKENDS, EMBEDDING
 from tests.support.module_folders import Spec, build_modules
@@ -132,7 +133,10 @@ def test_bits_do_not_depend_on_the_batch(tmp_path: Path) -> None:
         np.testing.assert_array_equal(embedder.encode(text), vector)
 
 
-@pytest.mark.parametrize("backend", ["torch", "int8"])
+INT8 = pytest.param("int8", marks=pytest.mark.skipif(why_not() is not None, reason=str(why_not())))
+
+
+@pytest.mark.parametrize("backend", ["torch", INT8])
 def test_other_dtypes_and_backends(backend: str, tmp_path: Path) -> None:
     steps = [dense(128), NORM, DROP, dense(128, use_residual=True)]
     truth = build_modules(tmp_path / "a", steps, pooling_mode=["mean", "cls"]).encode(TEXTS)
