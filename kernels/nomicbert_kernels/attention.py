@@ -26,7 +26,7 @@ def check(qkv: Tensor, cu_seqlens: Tensor, dropout_p: float, rows: Tensor | None
         checks.is_rows(rows, cu_seqlens)
 
 
-def shares(q: Tensor, k: Tensor, scale: float) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """softmax(q kᵀ * scale): (..., queries, d), (..., keys, d) -> (..., queries, keys)."""
     return torch.softmax(q @ k.transpose(-2, -1) * scale, dim=-1)
 
@@ -75,7 +75,7 @@ def attention(
         q, k, v = qkv[start:end].to(accumulator(qkv)).permute(1, 2, 0, 3)  # each (h, length, d)
         if rows is not None:
             q = q[:, rows[text] - start].unsqueeze(1)
-        weights = shares(q, k, scale)
+        weights = attention_weights(q, k, scale)
         if dropout_p > 0.0:
             keep = torch.rand(weights.shape, generator=generator, device=qkv.device) >= dropout_p
             weights = weights * keep / (1.0 - dropout_p)
@@ -117,5 +117,5 @@ def of_equal_lengths(
     q, k, v = block.permute(2, 0, 3, 1, 4)  # each (texts, h, length, d)
     if rows is not None:
         q = exact[rows, 0].unsqueeze(2)
-    o: Tensor = shares(q, k, scale) @ v
+    o: Tensor = attention_weights(q, k, scale) @ v
     return o.transpose(1, 2).reshape(-1, heads * size).to(qkv.dtype)

@@ -81,7 +81,8 @@ def export(
     Each file is compared with the model on sample texts before the folder appears; one that
     differs is refused.
     """
-    dtypes: Any = [name.strip() for name in dtype.split(",") if name.strip()]
+    names = (name.strip() for name in dtype.split(","))
+    dtypes: Any = [*dict.fromkeys(filter(None, names))]
     # Slow imports, so they follow the checks of the arguments.
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""The check of every export: its outputs in onnxruntime beside the model's, on texts of its own.
+"""The check of every export: its outputs in onnxruntime against the model's, on sample texts.
 
 The texts are padded into batches of different lengths, so that a mask that is ignored shows; one
 fills what it can of the model's positions, and of a model with dynamic NTK scaling one is longer
@@ -101,9 +101,9 @@ def _texts(source: Source) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
         return
     ids, _ = source.tokenizer.encode(TEXTS, longest)
     yield ids, [[0] * len(text) for text in ids]
-    # with the last type from the fourth token on: a graph may be given pairs
-    last = config.type_vocab_size - 1
-    yield ids[:2], [[last * (place > 2) for place in range(len(text))] for text in ids[:2]]
+    if last := config.type_vocab_size - 1:
+        # with the last type from the fourth token on: a graph may be given pairs
+        yield ids[:2], [[last * (place > 2) for place in range(len(text))] for text in ids[:2]]
     (full,), _ = source.tokenizer.encode([long], most)
     if scaled:  # the graph has no limit, whatever that of the tokenizer
         full = (full * (trained + BEYOND))[: trained + BEYOND]

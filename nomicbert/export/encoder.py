@@ -36,14 +36,14 @@ def hidden_states(graph: Graph, model: NomicBert, mask: str) -> str:
     length = graph.add("Gather", graph.add("Shape", "input_ids"), graph.scalar(1))
     positions = graph.add("Range", graph.scalar(0), length, graph.scalar(1))
     x = _embedded(graph, model, positions)
-    turn = None if model.rotary is None else angles(graph, config, positions, mask)
+    cos_sin = None if model.rotary is None else angles(graph, config, positions, mask)
     dropped = graph.add("Sub", graph.floats(1.0), mask)
     bias = graph.add("Mul", dropped, graph.floats(MASKED[graph.precision]))
     bias = graph.narrow(graph.add("Unsqueeze", bias, graph.ints(1, 2)))  # (B, 1, 1, S)
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
         name = f"layers.{index}"
-        attended = _attention(graph, f"{name}.attention", layer.attention, config, x, bias, turn)
+        attended = _attention(graph, f"{name}.attention", layer.attention, config, x, bias, cos_sin)
         x = graph.add("Add", attended, x)
         x = layer_norm(graph, f"{name}.attention_norm", layer.attention_norm, x)
         x = graph.add("Add", mlp(graph, f"{name}.mlp", layer.mlp, x), x)
@@ -69,20 +69,20 @@ def _attention(
     config: EncoderConfig,
     x: str,
     bias: str,
-    turn: tuple[str, str] | None,
+    cos_sin: tuple[str, str] | None,
 ) -> str:
     """Self-attention with its output projection: (B, S, H) -> (B, S, H)."""
     heads, size, width = config.num_attention_heads, config.head_dim, config.hidden_size
     qkv = matmul(graph, f"{name}.qkv", x, *_scaled(module, config))
     shape = graph.ints(0, 0, heads, size)
-    if turn is None:
+    if cos_sin is None:
         parts = graph.add("Split", qkv, graph.ints(width, width, width), outputs=3, axis=-1)
         q, k, v = (graph.add("Reshape", part, shape) for part in parts)
     else:
         # queries and keys are rotated as one tensor
         both, v = graph.add("Split", qkv, graph.ints(2 * width, width), outputs=2, axis=-1)
         both = graph.add("Reshape", both, graph.ints(0, 0, 2 * heads, size))
-        both = rotated(graph, both, config, *turn)
+        both = rotated(graph, both, config, *cos_sin)
         q, k = graph.add("Split", both, graph.ints(heads, heads), outputs=2, axis=2)
         v = graph.add("Reshape", v, shape)
     q, v = (graph.add("Transpose", part, perm=(0, 2, 1, 3)) for part in (q, v))

@@ -1,7 +1,7 @@
 """Linear layers, the word table and LayerNorm as nodes, in the precision of the graph.
 
-    q8:  W = scale_n Q_n,  x = scale_t (q_t + 1/2) + low_t,
-         x Wᵀ = scale_t scale_n (q_t Q_nᵀ) + (low_t + scale_t / 2) (sum of W_n)
+    q8:  W = scale_n Q_n,  x = scale_t (q_t + 1/2) + min_t,
+         x Wᵀ = scale_t scale_n (q_t Q_nᵀ) + (min_t + scale_t / 2) (sum of W_n)
 
 Weights have a scale per output channel n; inputs a scale and a minimum per token t, found while
 running. So padding and batch mates change no vector, and an outlier takes bits from one token only.
@@ -36,20 +36,24 @@ def matmul(graph: Graph, name: str, x: str, weight: Tensor, bias: Tensor | None)
 
 def _int8_matmul(graph: Graph, name: str, x: str, weight: Tensor, bias: Tensor | None) -> str:
     """The same, as this module's equation has it."""
-    steps, scale = quantized(weight, WEIGHT_STEPS)
-    low = graph.add("ReduceMin", x, axes=(-1,), keepdims=1)
-    above = graph.add("Sub", x, low)
-    width = graph.add("ReduceMax", above, axes=(-1,), keepdims=1)
-    width = graph.add("Mul", width, graph.number(1 / INPUT_STEPS))
-    width = graph.add("Max", width, graph.number(TINY))
-    q = graph.cast(graph.add("Div", above, width), np.uint8)
+    steps, weight_scale = quantized(weight, WEIGHT_STEPS)
+    minimum = graph.add("ReduceMin", x, axes=(-1,), keepdims=1)
+    above = graph.add("Sub", x, minimum)
+    input_scale = graph.add("ReduceMax", above, axes=(-1,), keepdims=1)
+    input_scale = graph.add("Mul", input_scale, graph.number(1 / INPUT_STEPS))
+    input_scale = graph.add("Max", input_scale, graph.number(TINY))
+    q = graph.cast(graph.add("Div", above, input_scale), np.uint8)
     y = graph.add("MatMulInteger", q, graph.store(f"{name}.weight", steps.T))
-    y = graph.add("Mul", graph.cast(y, np.float32), graph.weight(f"{name}.scale", scale[:, 0]))
-    y = graph.add("Mul", y, width)
+    y = graph.add(
+        "Mul", graph.cast(y, np.float32), graph.weight(f"{name}.scale", weight_scale[:, 0])
+    )
+    y = graph.add("Mul", y, input_scale)
     # two outer products as a MatMul: onnxruntime is slower at (T, 1) * (N,)
-    sums = steps.sum(1) * scale[:, 0]
+    sums = steps.sum(1) * weight_scale[:, 0]
     pair = graph.weight(f"{name}.sum", torch.stack([sums, sums / 2]))
-    y = graph.add("Add", y, graph.add("MatMul", graph.add("Concat", low, width, axis=-1), pair))
+    y = graph.add(
+        "Add", y, graph.add("MatMul", graph.add("Concat", minimum, input_scale, axis=-1), pair)
+    )
     return y if bias is None else graph.add("Add", y, graph.weight(f"{name}.bias", bias))
 
 

@@ -37,8 +37,8 @@ def _experts(graph: Graph, name: str, module: MixtureOfExperts, x: str) -> str:
     tokens = graph.add("Reshape", x, graph.ints(-1, width))  # (T, H), padding included
     with graph.in_float32():
         logits = linear(graph, f"{name}.router", module.router, graph.widen(tokens))
-    chances = graph.add("Softmax", logits, axis=-1)  # (T, E)
-    top, chosen = graph.add("TopK", chances, graph.ints(module.top_k), outputs=2, axis=-1)
+    probabilities = graph.add("Softmax", logits, axis=-1)  # (T, E)
+    top, chosen = graph.add("TopK", probabilities, graph.ints(module.top_k), outputs=2, axis=-1)
     # the sum is float32: onnxruntime adds in ScatterND in no narrower type
     total = graph.add("Expand", graph.floats(0.0), graph.add("Shape", tokens))
     for expert in range(module.router.out_features):

@@ -5,7 +5,7 @@
 
 With dynamic NTK scaling each row of a batch gets the theta of its own length, as in
 `modeling.rope`. Angles are float32 in every precision: float16 has no room for positions.
-Pairs are half-split here; `row_order` turns an interleaved checkpoint's into such.
+Pairs are half-split here; `row_order` angle an interleaved checkpoint's into such.
 Source: Su et al. 2021, arXiv:2104.09864, eq. 34; dynamic NTK as in `modeling.rope`.
 """
 
@@ -26,11 +26,11 @@ def angles(graph: Graph, config: EncoderConfig, positions: str, mask: str) -> tu
         positions: (S,) int64.
         mask: (B, S) float32.
 
-    Returns: two values (B or 1, S, 1, d / 2) in the graph's precision.
+    Reangle: two values (B or 1, S, 1, d / 2) in the graph's precision.
     """
     width, factor = config.rotary_dim, config.rotary_scaling_factor
     exponents = torch.arange(0, width, 2).float() / width
-    places = graph.add(
+    columns = graph.add(
         "Unsqueeze", graph.cast(positions, np.float32), graph.ints(0, 2, 3)
     )  # (1, S, 1, 1)
     if factor is None or width <= 2:
@@ -48,8 +48,8 @@ def angles(graph: Graph, config: EncoderConfig, positions: str, mask: str) -> tu
         powers = graph.add("Pow", theta, graph.floats(exponents.tolist()))  # (B, d / 2)
         frequencies = graph.add("Div", graph.floats(1.0), powers)
         frequencies = graph.add("Unsqueeze", frequencies, graph.ints(1, 2))
-    turns = graph.add("Mul", places, frequencies)
-    return graph.narrow(graph.add("Cos", turns)), graph.narrow(graph.add("Sin", turns))
+    angle = graph.add("Mul", columns, frequencies)
+    return graph.narrow(graph.add("Cos", angle)), graph.narrow(graph.add("Sin", angle))
 
 
 def rotated(graph: Graph, x: str, config: EncoderConfig, cos: str, sin: str) -> str:

@@ -5,7 +5,7 @@ Where in the flow: `run` loads one, `encoder` writes its hidden states, this mod
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -82,7 +82,7 @@ class Source:
     embedder: Embedder | None = None
     head: Head | None = None
     reranker: CrossEncoder | None = None
-    fingerprint: str = field(default="")
+    fingerprint: str = ""
 
     def outputs(self, graph: Graph, hidden: str, mask: str) -> Outputs:
         """Add the nodes after the encoder; `hidden` and `mask` are those of `text_vectors`."""
