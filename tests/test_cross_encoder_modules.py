@@ -15,6 +15,7 @@ from torch import nn
 from nomicbert import CrossEncoder, Embedder
 from nomicbert.errors import ConfigError, NomicBertError
 from nomicbert.vectors.scores import ModularReranker
+from nomicbert_kernels.linear_int8 import why_not
 from tests.parity.bounds import BACKENDS
 from tests.support.module_folders import Spec, build_modular_reranker, change
 from tests.support.sameness import same
@@ -23,6 +24,7 @@ from tests.support.vocabularies import SENTENCES
 PAIRS = [(a, b) for a in SENTENCES[:2] for b in (*SENTENCES[2:], "", "the river is long " * 9)]
 BOUND = 1e-5
 PLAIN = nn.Identity()
+INT8 = pytest.param("int8", marks=pytest.mark.skipif(why_not() is not None, reason=str(why_not())))
 
 
 def dense(out: int, **settings: Any) -> Spec:
@@ -118,7 +120,7 @@ def test_rank_and_streams(folder: Path) -> None:
     np.testing.assert_array_equal(model.predict(PAIRS, device=["cpu", "cpu"]), together)
 
 
-@pytest.mark.parametrize("backend", ["torch", "int8"])
+@pytest.mark.parametrize("backend", ["torch", INT8])
 def test_other_dtypes_and_backends(backend: str, folder: Path) -> None:
     truth = sentence_transformers.CrossEncoder(str(folder), device="cpu").predict(PAIRS)
     dtype = torch.float32 if backend == "int8" else torch.bfloat16

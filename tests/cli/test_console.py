@@ -107,7 +107,7 @@ COMPLETIONS = {
     "nomicbert info . --backend t": ["torch", "triton"],
     "nomicbert info . --dtype b": ["bfloat16"],
     "nomicbert info --loc": ["--local-files-only"],
-    "nomicbert e": ["embed"],
+    "nomicbert e": ["embed", "export"],
     "nomicbert embed . --truncate ": ["end", "error", "chunk", "mean"],
 }
 
