@@ -153,6 +153,13 @@ def test_where_it_comes_from(
     assert f"# Embedder based on {base}\n" in text
 
 
+def test_a_licence_is_not_mixed_with_another(tmp_path: Path) -> None:
+    origin = Origin(license={"license": "other", "license_name": "acme"})
+    found, text = saved(tmp_path, ModelCardData(license="mit"), origin)
+    assert (found["license"], "license_name" in found) == ("mit", False)
+    assert "acme" not in text
+
+
 def test_a_result_that_is_no_number_is_no_metadata(tmp_path: Path) -> None:
     data = ModelCardData()
     data.set_evaluation_metrics(TripletEvaluator(), {"accuracy": float("nan")})

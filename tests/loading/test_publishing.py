@@ -193,6 +193,16 @@ def test_data_sets_and_tags(hub: FakeHub, model: Embedder) -> None:
     assert card.data.tags[-2:] == ["old", "new"]
 
 
+def test_a_call_that_saves_may_name_the_model(model: Embedder) -> None:
+    model._note_for_card("me/my-model", ["org/a", "notes"], None)
+    model._note_for_card("My model", ["org/a"], True)
+    data = model.model_card_data
+    assert (data.model_id, data.model_name) == ("me/my-model", "My model")
+    assert data.train_datasets == [{"id": "org/a"}, {"name": "notes"}]
+    with pytest.raises(ValueError, match="safe_serialization=False is not supported"):
+        model._note_for_card(None, None, False)
+
+
 def test_a_folder_in_place_of_the_model(hub: FakeHub, model: Embedder, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
