@@ -4,7 +4,8 @@ Arguments that sentence-transformers has too carry its names and its meaning.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +41,6 @@ from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.fp8_check import accept
 from nomicbert.vectors.modules import check_chosen, read_pooling, warn_of_assumption
-from nomicbert.vectors.pooling import Pooling
 from nomicbert.vectors.quantization import Precision
 from nomicbert.vectors.stated import stated_similarity, stated_truncate_dim
 from nomicbert_kernels import PoolMode
@@ -136,21 +136,30 @@ class Embedder(SentenceTransformersNames):
             f"max_seq_length {self.max_seq_length}, {model.dtype}, {model.device})"
         )
 
-    @property
-    def model(self) -> NomicBert:
-        """The encoder."""
-        return self.embedding_model.encoder
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        model_name: str | None = None,
+        create_model_card: bool = True,
+        train_datasets: Sequence[str] | None = None,
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write the hub layout, for this class or sentence-transformers.
 
-    @property
-    def pooling(self) -> Pooling:
-        """The modules after the encoder."""
-        return self.embedding_model.pooling
+        Args:
+            folder: made if it does not exist; it may be the one that was loaded.
+            model_name: repository of the model on the hub, for the card.
+            create_model_card: write a README.md into a folder that has none.
+            train_datasets: data sets that are added to `model_card_data`.
+            safe_serialization: True; weights are always written as safetensors.
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the hub layout, for this class or sentence-transformers."""
-        self._prompts.check()  # before anything is written
-        self.model.save_pretrained(folder)
-        self.save_settings(folder)
+        Raises: TypeError, ValueError: invalid argument or setting, before anything is written.
+        """
+        self._prompts.check()
+        self._note_for_card(model_name, train_datasets, safe_serialization)
+        with self._carded(folder) if create_model_card else nullcontext():
+            self.model.save_files(folder)
+            self.save_settings(folder)
 
     @encode_types.as_encode
     def encode(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 from nomicbert.arguments import as_whole
+from nomicbert.loading.card_data import ModelCardData
 from nomicbert.loading.folder import CheckpointFolder
 from nomicbert.loading.json_settings import Settings
 from nomicbert.loading.known_ids import full_id
@@ -74,6 +75,7 @@ class SentenceKeywords(TypedDict, total=False):
         config_kwargs: the same; rotary_scaling_factor.
         processor_kwargs: model_max_length is `max_seq_length`; truncation_side.
         tokenizer_kwargs: old name of `processor_kwargs`.
+        model_card_data: what its author knows of the model.
     """
 
     model_name_or_path: str | os.PathLike[str] | None
@@ -87,6 +89,7 @@ class SentenceKeywords(TypedDict, total=False):
     config_kwargs: Mapping[str, object] | None
     processor_kwargs: Mapping[str, object] | None
     tokenizer_kwargs: Mapping[str, object] | None
+    model_card_data: ModelCardData | None
 
 
 class ConstructorKeywords(ModelKeywords, SentenceKeywords, total=False):
@@ -150,7 +153,7 @@ def translate(location: Mapping[str, Any], keywords: Mapping[str, Any]) -> Wante
     wanted.location["path_or_repo_id"] = _source(wanted.location["path_or_repo_id"])
     wanted.prompts = _mapping(given, "prompts")
     wanted.default_prompt_name = given.get("default_prompt_name")
-    for name in ("similarity_fn_name", "truncate_dim"):
+    for name in ("similarity_fn_name", "truncate_dim", "model_card_data"):
         if name in given:
             wanted.settings[name] = given[name]
     if {"tokenizer_kwargs", "processor_kwargs"} <= given.keys():

@@ -11,13 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from nomicbert.arguments import as_device
+from nomicbert.modeling.model import NomicBert
 from nomicbert.runtime.settings import EmbedderSettings
+from nomicbert.vectors.pooling import Pooling
 
 Self = TypeVar("Self", bound="ModuleNames")
 
 
 class ModuleNames(EmbedderSettings):
     """What `embedder.embedding_model` has under the same name; its names of parameters count."""
+
+    @property
+    def model(self) -> NomicBert:
+        """The encoder."""
+        return self.embedding_model.encoder
+
+    @property
+    def pooling(self) -> Pooling:
+        """The modules after the encoder."""
+        return self.embedding_model.pooling
 
     @property
     def device(self) -> torch.device:
