@@ -7,7 +7,7 @@ Source: the public names of SentenceTransformer in sentence-transformers 2 to 6.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 
@@ -53,6 +53,17 @@ class SentenceTransformersNames(TokenIds):
 
         def stream(self, request: Request) -> tuple[AnyStream, int]:
             """Of `Embedder`."""
+
+    # indexing is refused with a hint below, and would make it iterable
+    __iter__: ClassVar[None] = None
+
+    def __getitem__(self, index: int) -> NoReturn:
+        """Refuse: the modules are not sentence-transformers'."""
+        raise TypeError(
+            f"{type(self).__name__} is no list of modules: in place of model[0].auto_model take "
+            "embedder.model, of model[0].tokenizer embedder.tokenizer, and of model[1] and those "
+            "after it embedder.pooling"
+        )
 
     @property
     def config(self) -> EncoderConfig:
