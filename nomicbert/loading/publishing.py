@@ -16,7 +16,7 @@ from torch import nn
 
 from nomicbert.arguments import refuse_unknown
 from nomicbert.loading import hub_upload, model_card
-from nomicbert.loading.card_data import ModelCardData
+from nomicbert.loading.card_data import ModelCardData, as_datasets
 from nomicbert.loading.model_card import Card
 from nomicbert.loading.origin import Origin
 
@@ -82,6 +82,32 @@ class Publishing:
         """What it was loaded from."""
         raise NotImplementedError
 
+    def _note_for_card(
+        self,
+        model_name: str | None,
+        train_datasets: Sequence[str] | None,
+        safe_serialization: bool | None,
+    ) -> None:
+        """Add what a call that saves says of the model to `model_card_data`.
+
+        Args:
+            model_name: repository, or a title.
+            train_datasets: ids or names; those that are there already are not added.
+            safe_serialization: must not be False.
+
+        Raises: ValueError, TypeError: safe_serialization=False, or an invalid name.
+        """
+        if safe_serialization is not None and not safe_serialization:
+            raise ValueError("safe_serialization=False is not supported: weights are safetensors")
+        data = self.model_card_data
+        for one in as_datasets("train_datasets", [*(train_datasets or ())]):
+            if one not in data.train_datasets:
+                data.train_datasets.append(one)
+        if model_name is not None and model_name.count("/") == 1:
+            data.set_model_id(model_name)
+        elif model_name is not None:
+            data.model_name = model_name
+
     @contextmanager
     def _carded(self, folder: str | os.PathLike[str]) -> Iterator[None]:
         """Write a card into a folder that has none, after the files that are written inside.
@@ -144,12 +170,8 @@ class Publishing:
             a request is made. Errors of `save_pretrained`.
         """
         refuse_unknown(unknown, self.push_to_hub)
-        if not safe_serialization:
-            raise ValueError("safe_serialization=False is not supported: weights are safetensors")
+        self._note_for_card(None, train_datasets, safe_serialization)
         kind, data = type(self).__name__, self.model_card_data
-        if train_datasets is not None:
-            ModelCardData(train_datasets=[*train_datasets])  # type: ignore[list-item]  # names
-            data.train_datasets = [*data.train_datasets, *train_datasets]  # type: ignore[list-item]
         if tags is not None:
             data.add_tags([*tags])
         target = hub_upload.Target(
@@ -219,11 +241,12 @@ class Publishing:
 
     def _invitation(self, repo_id: str) -> str:
         """The description of a pull request."""
-        code = self._card().snippets[0].code.strip().replace("MODEL", repr(repo_id))
+        model = f'"{repo_id}", revision="refs/pr/NUMBER"'
+        code = self._card().snippets[0].code.strip().replace("MODEL", model)
         return (
             f"This pull request adds a model that nomicbert's {type(self).__name__} has saved:\n\n"
-            f"```\n{self}\n```\n\nBefore it is merged, it can be loaded by the revision of this "
-            f'pull request, `revision="refs/pr/NUMBER"`:\n\n```python\n{code}\n```\n'
+            f"```\n{self}\n```\n\nIt can be loaded before it is merged, by the number of this pull "
+            f"request:\n\n```python\n{code}\n```\n"
         )
 
 
