@@ -13,7 +13,6 @@ import torch
 
 from nomicbert.arguments import as_devices
 from nomicbert.config import EncoderConfig
-from nomicbert.loading.card_data import ModelCardData
 from nomicbert.runtime import encode_types
 from nomicbert.runtime.encode_types import Vectors
 from nomicbert.runtime.features import (
@@ -134,24 +133,6 @@ class SentenceTransformersNames(TokenIds):
         """Old name of `save_pretrained`, with its arguments."""
         given = (model_name, create_model_card, train_datasets, safe_serialization)
         self.save_pretrained(path, *given)
-
-    def _note_for_card(
-        self, model_name: str | None, train_datasets: Sequence[str] | None, safe: bool
-    ) -> None:
-        """Keep what a call of `save_pretrained` says of the model; raises as that."""
-        if not safe:
-            raise ValueError(
-                "safe_serialization must be True, not False: weights are written as safetensors"
-            )
-        data = self.model_card_data
-        if model_name is not None and not data.model_id and not os.path.exists(model_name):
-            data.model_id = model_name
-        if train_datasets is not None:
-            names: Any = [*train_datasets]
-            data.train_datasets = [
-                *data.train_datasets,
-                *ModelCardData(train_datasets=names).train_datasets,
-            ]
 
     def _all_outputs(self, texts: list[str], request: Request) -> list[TextOutputs]:
         """What `encode` returns for output_value None: two runs, with the warnings of the first."""
