@@ -25,6 +25,7 @@ from nomicbert.runtime.activation import (
     Activation,
     activation_name,
     check_activation,
+    function_of,
     stated_activation,
 )
 from nomicbert.runtime.encode_types import Devices
@@ -179,7 +180,7 @@ class CrossEncoder(CrossEncoderSettings):
             Unicode. ValueError: unknown prompt_name, or a size that is too small.
         """
         given = self.activation_fn if activation_fn is None else activation_fn
-        activation = check_activation(given)
+        activation = function_of(check_activation(given))
         chosen = self._prompts.choose(prompt_name, prompt)
         pairs, lone = as_pairs(inputs)  # all, before the first is scored
         place, devices = as_place(device)
