@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nomicbert import embed
     from nomicbert.cross_encoder import CrossEncoder
     from nomicbert.embedder import Embedder
+    from nomicbert.loading.card_data import ModelCardData
     from nomicbert.modeling.heads import (
         NomicBertForMaskedLM,
         NomicBertForPreTraining,
@@ -58,6 +59,7 @@ __all__ = [
     "EncoderConfig",
     "ExportError",
     "HubError",
+    "ModelCardData",
     "NomicBert",
     "NomicBertError",
     "NomicBertForMaskedLM",
@@ -81,6 +83,7 @@ __all__ = [
 _HOMES = {
     "CrossEncoder": "nomicbert.cross_encoder",
     "Embedder": "nomicbert.embedder",
+    "ModelCardData": "nomicbert.loading.card_data",
     "NomicBert": "nomicbert.modeling.model",
     "NomicBertForMaskedLM": "nomicbert.modeling.heads",
     "NomicBertForPreTraining": "nomicbert.modeling.heads",

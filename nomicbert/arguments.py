@@ -25,11 +25,16 @@ INSTEAD = {
     "config_kwargs": "change config.json",
     "max_length": "set max_seq_length after loading",
     "model_kwargs": "give its entries as keywords",
+    "max_shard_size": "leave it out: weights are written to one file",
     "modules": "write them into modules.json",
+    "organization": "give repo_id as 'organization/name'",
     "pool": "give a list of devices as device",
+    "repo_name": "give repo_id",
+    "repo_path_or_name": "give repo_id",
     "processor_kwargs": "change the tokenizer's files",
     "tokenizer_kwargs": "change the tokenizer's files",
     "use_auth_token": "give token",
+    "use_temp_dir": "leave it out: a temporary folder is always used",
 }
 
 

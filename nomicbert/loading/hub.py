@@ -57,7 +57,7 @@ def resolve(
     if folder is not None:
         return folder
     repo_id, revision = name, _as_revision(revision)
-    _check_token(token)
+    check_token(token)
     cache = None if cache_dir is None else _as_cache(_as_name("cache_dir", cache_dir))
 
     # huggingface_hub offers its HTTP client here, under one name for httpx and httpx2, untyped.
@@ -69,7 +69,7 @@ def resolve(
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise HubError(
-            f"{_shown(repo_id)} is neither a folder here nor a valid repository id: give a "
+            f"{shown(repo_id)} is neither a folder here nor a valid repository id: give a "
             "folder, or an id such as 'nomic-ai/nomic-embed-text-v1.5'."
         ) from error
     if local_files_only or constants.HF_HUB_OFFLINE:
@@ -107,7 +107,7 @@ def _as_name(argument: str, given: object) -> str:
     return name
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """The name as it is quoted in an error."""
     return repr(name) if len(name) <= 120 else f"{name[:100]!r}... ({len(name)} characters)"
 
@@ -121,7 +121,7 @@ def _stat(what: str, name: str) -> tuple[Path, os.stat_result | None]:
         return path, None
     except (OSError, ValueError) as error:  # ValueError: NUL or half of a surrogate pair
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise HubError(f"{what} {_shown(name)} cannot be opened: {why}") from error
+        raise HubError(f"{what} {shown(name)} cannot be opened: {why}") from error
 
 
 def _local_folder(name: str, may_be_id: bool) -> Path | None:
@@ -137,7 +137,7 @@ def _local_folder(name: str, may_be_id: bool) -> Path | None:
         return path
     if _FOLDER_LOOK.search(name) or name.count("/") > 1 or not may_be_id:
         raise HubError(
-            f"The folder {_shown(name)} does not exist: check the path, or give a repository id "
+            f"The folder {shown(name)} does not exist: check the path, or give a repository id "
             "such as 'nomic-ai/nomic-embed-text-v1.5'."
         )
     return None
@@ -150,9 +150,7 @@ def _as_revision(revision: object) -> str:
     if not revision:
         return "main"
     if not _REVISION.fullmatch(revision) or len(os.fsencode(revision)) > _LONGEST:
-        raise HubError(
-            f"revision {_shown(revision)} cannot be the name of a branch, tag or commit."
-        )
+        raise HubError(f"revision {shown(revision)} cannot be the name of a branch, tag or commit.")
     return revision
 
 
@@ -161,7 +159,7 @@ def _as_cache(name: str) -> Path:
     return _stat("cache_dir", name)[0]
 
 
-def _check_token(token: object) -> None:
+def check_token(token: object) -> None:
     """Refuse what cannot be sent, without showing it."""
     if not isinstance(token, str | bool | None):
         raise TypeError(f"token must be a string, True, False or None, not {type(token).__name__}")

@@ -14,12 +14,14 @@ from nomicbert.loading import hub, weights
 from nomicbert.loading.folder import CheckpointFolder, find_encoder
 from nomicbert.loading.hub_config import read_config, unlike_transformers
 from nomicbert.loading.json_settings import naming, present
+from nomicbert.loading.origin import Origin
+from nomicbert.loading.publishing import PublishedModule
 from nomicbert.loading.target import check_target, select_ops
 from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert.user_warnings import ConfigWarning, warn
 from nomicbert_kernels import Backend, PoolMode, compute_dtype
 
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model", bound=PublishedModule)
 # Builds an empty model and lists its new parameters, which are not in the files.
 Build = Callable[[EncoderConfig, TensorFiles], tuple[Model, Collection[str]]]
 
@@ -92,7 +94,7 @@ def load(
         say=True,
     )
     if isinstance(source, CheckpointFolder):
-        folder, config = source.encoder, source.config
+        top, folder, config = source.folder, source.encoder, source.config
         if rotary_scaling_factor is not None:
             config = read_config(folder, rotary_scaling_factor)
     else:
@@ -128,6 +130,7 @@ def load(
             state[name] = torch.empty(shapes[name], dtype=wanted, device=target)
             initialise(name, state[name], config.initializer_range)
         model.load_state_dict(state, assign=True)
+    model.loaded_from = Origin.of(top)
     return model.eval()
 
 

@@ -9,6 +9,19 @@ import torch
 
 from nomicbert.config import EncoderConfig
 from nomicbert.loading.activation_names import BERT_ACTS
+from nomicbert.loading.hub_config import unlike_transformers
+
+
+def read_by_transformers(config: EncoderConfig) -> bool:
+    """Whether transformers' own class gives the same hidden states from a saved checkpoint.
+
+    Its NomicBertModel has a gated MLP, no biases and no experts.
+    """
+    if config.model_type == "bert":
+        return True
+    biased = config.qkv_bias or config.mlp_up_bias or config.mlp_down_bias
+    lacking = biased or config.num_experts or config.hidden_act != "swiglu"
+    return not (lacking or unlike_transformers(config))
 
 
 def saved_config(config: EncoderConfig, dtype: torch.dtype) -> dict[str, Any]:

@@ -15,7 +15,10 @@ from nomicbert.arguments import refuse_unknown
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import pretrained
 from nomicbert.loading.folder import CheckpointFolder
+from nomicbert.loading.model_card import Card
+from nomicbert.loading.publishing import PublishedModule
 from nomicbert.modeling.call_types import EncoderCall, NoKeywords
+from nomicbert.modeling.cards import encoder_card
 from nomicbert.modeling.hidden_states import PaddedStates
 from nomicbert.modeling.output import Defaults, EncoderOutput, Value
 from nomicbert.modeling.packed_encoder import PackedEncoder
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class NomicBert(PackedEncoder):
+class NomicBert(PackedEncoder, PublishedModule):
     """An encoder for NomicBERT and BERT checkpoints.
 
     The ops read the parameters of plain nn.Linear, nn.Embedding and nn.LayerNorm modules. One that
@@ -146,9 +149,19 @@ class NomicBert(PackedEncoder):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors as the hub has them, for any loader of such.
 
-        The folder may be the one that the model was loaded from.
+        The folder may be the one that the model was loaded from. Without a README.md, it gets a
+        model card.
         """
+        with self._carded(folder):
+            self.save_files(folder)
+
+    def save_files(self, folder: str | os.PathLike[str]) -> None:
+        """All that `save_pretrained` writes but the card."""
         pretrained.save(folder, self.config, self)
+
+    def _card(self) -> Card:
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return encoder_card(self.config, count, str(self.dtype))
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embedding table."""

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from nomicbert.config import EncoderConfig
+from nomicbert.loading.model_card import Card
+from nomicbert.loading.origin import Origin
+from nomicbert.loading.publishing import Publishing
 from nomicbert.modeling.heads import NomicBertForSequenceClassification
 from nomicbert.runtime.activation import Activation, check_activation
+from nomicbert.runtime.cards import embedder_card, reranker_card
 from nomicbert.runtime.known_names import KnownNames
 from nomicbert.text.max_length import check_limit
 from nomicbert.text.prompts import Prompts
@@ -19,10 +23,11 @@ from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.fingerprint import Fingerprint
 from nomicbert.vectors.pooling import Finish
 from nomicbert.vectors.saving import save_modules
+from nomicbert.vectors.scores import ModularReranker
 from nomicbert.vectors.similarity import similarity_name
 
 
-class FacadeSettings(KnownNames):
+class FacadeSettings(KnownNames, Publishing):
     """Settings that both facades have."""
 
     _prompts: Prompts
@@ -97,6 +102,13 @@ class EmbedderSettings(FacadeSettings):
     @property
     def _least_length(self) -> int:
         return self._tokenizer.shortest
+
+    def _card(self) -> Card:
+        parts = (self.embedding_model, self._prompts, self._max_seq_length)
+        return embedder_card(*parts, self._similarity, self._truncate_dim)
+
+    def _origin(self) -> Origin:
+        return self.embedding_model.encoder.loaded_from
 
     @property
     def similarity_fn_name(self) -> str:
@@ -193,6 +205,13 @@ class CrossEncoderSettings(FacadeSettings):
     @property
     def _least_length(self) -> int:
         return 1
+
+    def _card(self) -> Card:
+        return reranker_card(self.model, self._prompts, self._max_seq_length, self._activation)
+
+    def _origin(self) -> Origin:
+        encoder = self.model.encoder.loaded_from
+        return encoder if isinstance(self.model, ModularReranker) else self.model.loaded_from
 
     @property
     def activation_fn(self) -> Activation:

@@ -50,12 +50,12 @@ class ModularReranker(NomicBertForSequenceClassification):
         logits: Tensor = self.pooling(hidden, ctx, rows, Finish())
         return logits if filled is batch else at_rows(logits, kept, len(batch.lengths))
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_files(self, folder: str | os.PathLike[str]) -> None:
         """Write the encoder as the hub has it, and the modules as sentence-transformers has them.
 
         The names of the labels are not saved: sentence-transformers has no place for them.
         """
-        self.encoder.save_pretrained(folder)
+        self.encoder.save_files(folder)
         save_pooling(Path(folder), self.pooling, self.config.hidden_size, SCORES)
 
 

@@ -21,7 +21,7 @@ from tests.support.checkpoints import VARIANTS, build_checkpoint, read_config, r
 # transformers' own NomicBert only supports the gated layout without prefix
 NATIVE = ("nomic-v1.5", "nomic-v1-unsupervised", "code-rank-embed", "arctic-m-long")
 BERTS = ("conan-v1", "gte", "minilm", "bert-base-uncased", "chinese-roberta-wwm-ext-large")
-FILES = {"config.json", "model.safetensors"}
+FILES = {"README.md", "config.json", "model.safetensors"}
 
 
 def ids_and_mask() -> tuple[Tensor, Tensor]:

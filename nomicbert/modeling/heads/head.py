@@ -12,8 +12,11 @@ from nomicbert.arguments import refuse_unknown
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import pretrained
 from nomicbert.loading.folder import CheckpointFolder
+from nomicbert.loading.model_card import Card
+from nomicbert.loading.publishing import PublishedModule
 from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert.modeling.call_types import LabelledCall
+from nomicbert.modeling.cards import head_card
 from nomicbert.modeling.heads import losses
 from nomicbert.modeling.heads.labels import Labels
 from nomicbert.modeling.heads.stored import new_parameters
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="Head")
 
 
-class Head(nn.Module):
+class Head(PublishedModule):
     """Base class of the heads: an encoder, and how both are loaded, saved and called.
 
     Attributes:
@@ -115,8 +118,22 @@ class Head(nn.Module):
         return cls(config, num_labels=count, backend=backend)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors as transformers has them for this head."""
+        """Write config.json and model.safetensors as transformers has them for this head.
+
+        A folder without a README.md gets a model card.
+        """
+        with self._carded(folder):
+            self.save_files(folder)
+
+    def save_files(self, folder: str | os.PathLike[str]) -> None:
+        """All that `save_pretrained` writes but the card."""
         pretrained.save(folder, self.config, self, self.settings())
+
+    def _card(self) -> Card:
+        count = sum(parameter.numel() for parameter in self.parameters())
+        labels = self.labels.names if self.task.endswith("Classification") else ()
+        kind = type(self).__name__
+        return head_card(self.config, count, str(self.dtype), kind, self.task, labels)
 
     def settings(self) -> dict[str, object]:
         """Keys of config.json for this head."""
