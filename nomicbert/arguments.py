@@ -66,9 +66,10 @@ def refuse_unknown(
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
     hint = instead.get(name, hint)
     first = functions[0]
-    # an inherited class method is named after the class that was called
+    # an inherited method is named after the class that was called
     owner = getattr(first, "__self__", None)
-    called = f"{owner.__name__}.{first.__name__}" if isinstance(owner, type) else first.__qualname__
+    kind = owner if isinstance(owner, type) else type(owner)
+    called = first.__qualname__ if owner is None else f"{kind.__name__}.{first.__name__}"
     raise TypeError(f"{called} has no keyword {name!r}: {hint}")
 
 
@@ -85,7 +86,9 @@ def checks_keywords(method: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(method)
     def call(self: object, *inputs: Any, **keywords: Any) -> object:
         if keywords.keys() - known:
-            refuse_unknown(sorted(keywords.keys() - known), method)
+            refuse_unknown(
+                sorted(keywords.keys() - known), method if self is None else method.__get__(self)
+            )
         return method(self, *inputs, **keywords)
 
     return call

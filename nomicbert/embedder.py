@@ -4,50 +4,55 @@ Arguments that sentence-transformers has too carry its names and its meaning.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from nomicbert.arguments import as_device, as_place, refuse_unknown
+from nomicbert.arguments import as_place, refuse_unknown
 from nomicbert.loading import hub
 from nomicbert.loading.folder import read_folder
 from nomicbert.loading.purpose import refuse_unless_embedder
+from nomicbert.loading.sentence_keywords import NAMES, translate
 from nomicbert.loading.target import check_keywords
 from nomicbert.modeling.model import NomicBert
-from nomicbert.modeling.packing import PackedBatch, pack
 from nomicbert.runtime import encode_types
-from nomicbert.runtime.encode_types import AllEncodeKeywords, Devices, OutputValue, Vectors
+from nomicbert.runtime.encode_keywords import (
+    AllEncodeKeywords,
+    CallKeywords,
+    Devices,
+    OutputValue,
+    TaskName,
+)
+from nomicbert.runtime.encode_types import Vectors
+from nomicbert.runtime.features import Processing, TextOutputs
 from nomicbert.runtime.graphs import Graphs
 from nomicbert.runtime.inputs import as_iterator, as_texts
-from nomicbert.runtime.prompt_tokens import prompt_tokens
+from nomicbert.runtime.pool import WorkerPool
 from nomicbert.runtime.request import Request, prompted
-from nomicbert.runtime.settings import EmbedderSettings
+from nomicbert.runtime.sentence_transformers_names import SentenceTransformersNames
 from nomicbert.runtime.texts import Texts, Truncate
 from nomicbert.runtime.workers import AnyStream, open_stream
 from nomicbert.text.max_length import stated_limit
 from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Tokenizer
-from nomicbert.user_warnings import warn_of_cuts
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.fp8_check import accept
 from nomicbert.vectors.modules import check_chosen, read_pooling, warn_of_assumption
-from nomicbert.vectors.pooling import Pooling
 from nomicbert.vectors.quantization import Precision
-from nomicbert.vectors.similarity import VectorRows, similarity, similarity_pairwise
 from nomicbert.vectors.stated import stated_similarity, stated_truncate_dim
 from nomicbert_kernels import PoolMode
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from nomicbert.loading.pretrained import EmbedderKeywords, ModelKeywords
+    from nomicbert.loading.sentence_keywords import ConstructorKeywords, FromPretrainedKeywords
 
 
-class Embedder(EmbedderSettings):
-    """Embeds texts with one checkpoint.
+class Embedder(SentenceTransformersNames):
+    """Embeds texts with one checkpoint, in place of sentence-transformers' SentenceTransformer.
 
     To fine-tune, call `embedder.embedding_model(embedder.batch(texts))`: vectors with gradients.
 
@@ -60,14 +65,14 @@ class Embedder(EmbedderSettings):
 
     def __init__(
         self,
-        path_or_repo_id: str | os.PathLike[str],
+        path_or_repo_id: str | os.PathLike[str] | None = None,
         *,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
         pooling: PoolMode | None = None,
-        **model_keywords: "Unpack[ModelKeywords]",
+        **keywords: "Unpack[ConstructorKeywords]",
     ) -> None:
         """Load a checkpoint with its tokenizer, pooling and prompts.
 
@@ -79,26 +84,29 @@ class Embedder(EmbedderSettings):
             local_files_only: never reach for the network.
             pooling: "mean", "cls" or another mode for a checkpoint without modules.json, which is
                 otherwise pooled by "mean" with a PoolingWarning.
-            **model_keywords: of `NomicBert.from_pretrained`: device (default: the CPU; "auto": a
-                GPU if there is one), dtype (default float32; "auto", "fastest"), backend, ...
+            **keywords: of `NomicBert.from_pretrained`: device (default: the CPU; "auto": a GPU if
+                there is one), dtype (default float32; "auto", "fastest"), backend, ...; and those
+                of sentence-transformers: model_name_or_path, prompts, default_prompt_name,
+                truncate_dim, similarity_fn_name, model_kwargs, ... (`SentenceKeywords`).
 
         Raises: NomicBertError: checkpoint missing, damaged or unsupported; backend that cannot run.
-            ValueError: pooling that the checkpoint states itself.
+            TypeError, ValueError: an argument that is not known, cannot be honoured, or contradicts
+                the checkpoint; the message names it.
         """
-        check_keywords(model_keywords, type(self), NomicBert.from_pretrained)
-        folder = hub.resolve(
-            path_or_repo_id,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-        )
-        checkpoint = read_folder(folder, model_keywords.pop("rotary_scaling_factor", None))
+        location = {"path_or_repo_id": path_or_repo_id, "revision": revision, "token": token}
+        location |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        wanted = translate(location, keywords)
+        check_keywords(wanted.model, type(self), NomicBert.from_pretrained, more=NAMES)
+        folder = hub.resolve(**wanted.location)
+        checkpoint = read_folder(folder, wanted.model.pop("rotary_scaling_factor", None))
+        checkpoint = wanted.truncating(checkpoint)
         refuse_unless_embedder(checkpoint)
         check_chosen(checkpoint, pooling)
         self._prompts = Prompts.of(checkpoint.prompts, checkpoint.config)
+        self._prompts.fill()
+        self._prompts.update(wanted.prompts, wanted.default_prompt_name)
         self._similarity = stated_similarity(checkpoint)
-        encoder = NomicBert.from_pretrained(checkpoint, **model_keywords)
+        encoder = NomicBert.from_pretrained(checkpoint, **wanted.model)
         modules = read_pooling(checkpoint, encoder.dtype, pooling).to(encoder.device)
         self.embedding_model = EmbeddingModel(encoder, modules)
         self._tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, encoder.config.vocab_size)
@@ -106,11 +114,15 @@ class Embedder(EmbedderSettings):
         self.graphs = Graphs()
         accept(encoder, self.encode_document, modules.embedding_dimension)
         self._truncate_dim = stated_truncate_dim(checkpoint, modules)
+        for name, value in wanted.settings.items():
+            setattr(self, name, value)
         warn_of_assumption(checkpoint, pooling)
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo_id: str | os.PathLike[str], **keywords: "Unpack[EmbedderKeywords]"
+        cls,
+        path_or_repo_id: str | os.PathLike[str] | None = None,
+        **keywords: "Unpack[FromPretrainedKeywords]",
     ) -> "Embedder":
         """The constructor, under the name that it has in transformers."""
         return cls(path_or_repo_id, **keywords)
@@ -124,42 +136,30 @@ class Embedder(EmbedderSettings):
             f"max_seq_length {self.max_seq_length}, {model.dtype}, {model.device})"
         )
 
-    @property
-    def model(self) -> NomicBert:
-        """The encoder."""
-        return self.embedding_model.encoder
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        model_name: str | None = None,
+        create_model_card: bool = True,
+        train_datasets: Sequence[str] | None = None,
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write the hub layout, for this class or sentence-transformers.
 
-    @property
-    def pooling(self) -> Pooling:
-        """The modules after the encoder."""
-        return self.embedding_model.pooling
+        Args:
+            folder: made if it does not exist; it may be the one that was loaded.
+            model_name: repository of the model on the hub, for the card.
+            create_model_card: write a README.md into a folder that has none.
+            train_datasets: data sets that are added to `model_card_data`.
+            safe_serialization: True; weights are always written as safetensors.
 
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.model.device
-
-    def to(self, device: torch.device | str) -> "Embedder":
-        """Move encoder and Dense layers; ValueError: a device that cannot compute here."""
-        if device is None:
-            raise ValueError("device must be one device's name, not None")
-        self.embedding_model.to(as_device(device))
-        return self
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the hub layout, for this class or sentence-transformers, with a README.md."""
-        self._prompts.check()  # before anything is written
-        with self._carded(folder):
+        Raises: TypeError, ValueError: invalid argument or setting, before anything is written.
+        """
+        self._prompts.check()
+        self._note_for_card(model_name, train_datasets, safe_serialization)
+        with self._carded(folder) if create_model_card else nullcontext():
             self.model.save_files(folder)
             self.save_settings(folder)
-
-    def batch(self, inputs: str | Iterable[str], prompt_name: str | None = None) -> PackedBatch:
-        """Tokenise and pack texts for `embedding_model`, whose call keeps gradients."""
-        texts, _ = as_texts(inputs)
-        prompt, limit = self._prompts.choose(prompt_name, None), self._limit(None)
-        ids, cut = self.tokenizer.encode([prompt + text for text in texts], limit)
-        warn_of_cuts(len(cut), len(ids), "texts", limit)
-        return pack(ids, self.device, prompt_tokens(self.tokenizer, prompt, limit))
 
     @encode_types.as_encode
     def encode(
@@ -172,46 +172,56 @@ class Embedder(EmbedderSettings):
         matryoshka_dim: int | None = None,
         truncate_dim: int | None = None,
         normalize_embeddings: bool = False,
-        precision: Precision = "float32",
+        precision: Precision | None = "float32",
         ranges: np.ndarray | None = None,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
-        output_value: OutputValue = "sentence_embedding",
+        output_value: OutputValue | None = "sentence_embedding",
         device: Devices = None,
+        pool: WorkerPool | None = None,
+        chunk_size: int | None = None,
         batch_size: int | None = None,
         batch_tokens: int | None = None,
         max_length: int | None = None,
+        processing_kwargs: Processing | None = None,
         truncate: Truncate = "end",
+        task: TaskName | None = None,
         show_progress_bar: bool | None = None,
-    ) -> Vectors | Tensor | list[Tensor]:
+    ) -> Vectors | Tensor | list[Tensor] | TextOutputs | list[TextOutputs]:
         """Embed texts, in eval mode and without gradients (same bits in any batch: docs/bits.md).
 
         >>> embedder.encode(["What is TSNE?", "Who is Laurens?"], prompt_name="search_query").shape
         (2, 768)
 
         Args:
-            inputs: one text or any number of texts.
+            inputs: one text or any number of texts. Arguments may follow by position in the order
+                of sentence-transformers: `runtime.positions`.
             sentences: old name of `inputs`.
             prompt_name: the checkpoint's prompt to put before every text.
             prompt: your own text to put there; it wins over prompt_name, with a warning.
             matryoshka_dim: the checkpoint's recipe for short vectors: (layer_norm,) slice, L2.
             truncate_dim: slice only; `self.truncate_dim` if the call gives no width.
             normalize_embeddings: apply L2 at the end, as truncate "mean" and some checkpoints do.
-            precision: "float32", "float16", "int8" or "uint8" (256 steps over each column's
-                range), "binary" or "ubinary" (the signs, eight per byte).
+            precision: "float32" (or None), "float16", "int8" or "uint8" (256 steps over each
+                column's range), "binary" or "ubinary" (the signs, eight per byte).
             ranges: (2, dim) minimum and maximum per column for int8 and uint8; by default those of
                 this call's vectors, so that another call quantises differently.
             convert_to_numpy: False returns a list of tensors.
             convert_to_tensor: return one tensor on the model's device; on the CPU for several.
-            output_value: "sentence_embedding", or "token_embeddings" for a list of tensors
-                (tokens, hidden_size) in the model's dtype, special tokens included.
+            output_value: "sentence_embedding"; "token_embeddings" for a list of tensors (tokens,
+                hidden_size) in the model's dtype, special tokens included; None for a dictionary
+                per text with both and the token ids, `features.TextOutputs`.
             device: move the model there first. A list such as ["cuda:0", "cuda:1"] starts one
                 process per device for this call; the script needs `if __name__ == "__main__":`.
+            pool: processes of `start_multi_process_pool`, in place of such a list.
+            chunk_size: texts that one of several processes gets at a time.
             batch_size: maximum texts per batch; normally batch_tokens decides.
             batch_tokens: maximum tokens per batch.
             max_length: maximum tokens per text, in place of `max_seq_length`.
+            processing_kwargs: the same as {"text": {"max_length": ...}}.
             truncate: "end" cuts longer texts and warns once per call, "error" raises. In windows:
                 "chunk" pools over all tokens, "mean" averages unit vectors (docs/encode.md).
+            task: "query" or "document": chooses nothing, because no checkpoint here has two routes.
             show_progress_bar: by default shown on a terminal when the work takes long.
 
         Returns: (n, dim) in the order of the inputs; (dim,) for a single text.
@@ -219,6 +229,9 @@ class Embedder(EmbedderSettings):
         """
         request = Request.among(locals()).with_default(self.truncate_dim)
         texts, lone = as_texts(inputs, sentences)  # all, before the first is embedded
+        if request.wants_all:
+            outputs = self._all_outputs(texts, request)
+            return outputs[0] if lone else outputs
         stream, width = self.stream(request)
         rows = request.gather(stream.run(iter(texts)), len(texts), width)
         return rows[0] if lone else rows
@@ -246,42 +259,24 @@ class Embedder(EmbedderSettings):
         if isinstance(inputs, str):
             raise TypeError("encode_iter takes many texts: give a lone one to encode")
         request = Request(**keywords).with_default(self.truncate_dim)
+        if request.wants_all:
+            raise ValueError("encode_iter gives vectors or token_embeddings: give output_value")
         stream, width = self.stream(request)
         return request.each(stream.run(as_iterator(inputs)), width)
 
     @encode_types.as_encode
     def encode_query(
-        self, inputs: str | Iterable[str] | None = None, **keywords: "Unpack[AllEncodeKeywords]"
-    ) -> Vectors | Tensor | list[Tensor]:
+        self, inputs: str | Iterable[str] | None = None, **keywords: "Unpack[CallKeywords]"
+    ) -> Vectors | Tensor | list[Tensor] | TextOutputs | list[TextOutputs]:
         """`encode`, with its keywords and the checkpoint's prompt for queries, if any."""
-        keywords = prompted(keywords, self._prompts.query_name, self.encode_query)
-        return self.encode(inputs, **keywords)
+        return self.encode(**prompted(keywords, self._prompts.query_name, "query", inputs))
 
     @encode_types.as_encode
     def encode_document(
-        self, inputs: str | Iterable[str] | None = None, **keywords: "Unpack[AllEncodeKeywords]"
-    ) -> Vectors | Tensor | list[Tensor]:
+        self, inputs: str | Iterable[str] | None = None, **keywords: "Unpack[CallKeywords]"
+    ) -> Vectors | Tensor | list[Tensor] | TextOutputs | list[TextOutputs]:
         """`encode`, with its keywords and the checkpoint's prompt for documents, if any."""
-        keywords = prompted(keywords, self._prompts.document_name, self.encode_document)
-        return self.encode(inputs, **keywords)
-
-    def similarity(self, a: VectorRows, b: VectorRows) -> Tensor:
-        """Similarity of all rows of `a` to all rows of `b`, (n, m), by `similarity_fn_name`."""
-        return similarity(a, b, self.similarity_fn_name)
-
-    def similarity_pairwise(self, a: VectorRows, b: VectorRows) -> Tensor:
-        """Similarity of each row of `a` to the row of `b` next to it, (n,)."""
-        return similarity_pairwise(a, b, self.similarity_fn_name)
-
-    @encode_types.as_token_count
-    def token_count(
-        self, inputs: str | Iterable[str], prompt_name: str | None = None
-    ) -> int | list[int]:
-        """Tokens of each text before truncation, prompt and special tokens included."""
-        texts, lone = as_texts(inputs)
-        prompt = self._prompts.choose(prompt_name, None)
-        counts = self.tokenizer.count([prompt + text for text in texts])
-        return counts[0] if lone else counts
+        return self.encode(**prompted(keywords, self._prompts.document_name, "document", inputs))
 
     def stream(self, request: Request) -> tuple[AnyStream, int]:
         """Check a request and make the model ready; return the stream and the vectors' width."""
@@ -296,4 +291,4 @@ class Embedder(EmbedderSettings):
         if device is not None and device != self.device:
             self.to(device)
         texts = Texts(model, self.tokenizer, self._prompts, job, self.graphs)
-        return open_stream(texts, options, devices), request.width(model.pooling)
+        return open_stream(texts, options, devices, request.pool), request.width(model.pooling)

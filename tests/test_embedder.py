@@ -127,7 +127,9 @@ def test_a_model_in_training_mode(tmp_path: Path) -> None:
     ("keywords", "named"),
     [
         ({"precision": "int4"}, "precision must be one of float32, .*, not 'int4'"),
-        ({"output_value": None}, "output_value must be one of .*, not None"),
+        ({"output_value": "vectors"}, "output_value must be one of .*, None, not 'vectors'"),
+        ({"task": "web"}, "task must be one of query, document, None, not 'web'"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1, not 0"),
         ({"truncate": "start"}, "truncate must be one of end, error, chunk, mean, not 'start'"),
         ({"batch_tokens": 0}, "batch_tokens must be at least 1, not 0"),
         ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
@@ -295,9 +297,7 @@ def test_a_keyword_that_only_encode_has(bert: Embedder) -> None:
     ("method", "keywords", "message"),
     [
         ("encode", {"input": 1}, "has no keyword 'input': did you mean 'inputs'"),
-        ("encode", {"pool": 1}, "has no keyword 'pool': give a list of devices as device"),
-        ("encode_query", {"promt": "x"}, "has no keyword 'promt': did you mean 'prompt'"),
-        ("encode_document", {"foo": 1}, "has no keyword 'foo': known are batch_size, "),
+        ("encode", {"modules": 1}, "has no keyword 'modules': write them into modules.json"),
         ("encode_iter", {"foo": 1}, "has no keyword 'foo': known are batch_size, "),
         ("token_count", {"foo": 1}, "has no keyword 'foo': known are inputs, prompt_name$"),
     ],
@@ -309,13 +309,17 @@ def test_a_refused_keyword_names_its_method(
         getattr(bert, method)(["fox"], **keywords)
 
 
+def test_keywords_that_encode_refuses_for_others(bert: Embedder) -> None:
+    for call in (bert.encode_query, bert.encode_document):
+        with pytest.raises(TypeError, match=r"^Embedder.encode has no keyword 'promt': did you"):
+            call(["fox"], promt="x")  # type: ignore[call-overload]
+
+
 @pytest.mark.parametrize(
     ("keyword", "remedy"),
     [
-        ("truncate_dim", "set the attribute of this name after loading"),
-        ("prompts", "set the attribute of this name after loading"),
-        ("model_kwargs", "give its entries as keywords"),
-        ("cache_folder", "give cache_dir"),
+        ("modules", "write them into modules.json"),
+        ("trancate_dim", "did you mean 'truncate_dim'"),
         ("max_length", "set max_seq_length after loading"),
         ("foo", "known are add_pooling_layer, backend"),
     ],

@@ -29,7 +29,7 @@ from nomicbert.user_warnings import VectorWarning, warn, warn_of_cuts
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from nomicbert.runtime.encode_types import AllEncodeKeywords
+    from nomicbert.runtime.encode_keywords import AllEncodeKeywords
 
 Path = str | os.PathLike[str]
 

@@ -26,7 +26,7 @@ from nomicbert.vectors import quantization
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from nomicbert.runtime.encode_types import AllEncodeKeywords
+    from nomicbert.runtime.encode_keywords import AllEncodeKeywords
 
 NOT_FOR_FILES = {"convert_to_numpy", "convert_to_tensor", "output_value", "show_progress_bar"}
 
@@ -117,7 +117,7 @@ class EmbedderEncoder:
                 truncate_dim=request.truncate_dim,
                 normalize_embeddings=request.finish.normalize,
             ),
-            "precision": request.precision,
+            "precision": request.form,
             "ranges": None if ranges is None else _digest(ranges.numpy()),
             "max_length": self._stream.task.max_length,
             "truncate": request.truncate,
@@ -146,7 +146,7 @@ class EmbedderEncoder:
 
     def _converted(self, rows: Tensor) -> npt.NDArray[Any]:
         array: npt.NDArray[Any] = (
-            quantization.convert(rows, self._request.precision, self._ranges).cpu().numpy()
+            quantization.convert(rows, self._request.form, self._ranges).cpu().numpy()
         )
         return array
 

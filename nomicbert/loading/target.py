@@ -5,7 +5,7 @@ do not know nomicbert's error classes: their BackendError is re-raised as ours, 
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -79,7 +79,10 @@ def check_target(
 
 
 def check_keywords(
-    given: Mapping[str, Any], called: Callable[..., Any], *loaders: Callable[..., Any]
+    given: Mapping[str, Any],
+    called: Callable[..., Any],
+    *loaders: Callable[..., Any],
+    more: Collection[str] = (),
 ) -> None:
     """Check a loader's keywords before a checkpoint is looked for.
 
@@ -87,6 +90,7 @@ def check_keywords(
         given: keywords that `called` passes on.
         called: named in the error message.
         loaders: the `from_pretrained` methods that accept them, dtype, device and backend included.
+        more: keywords that `called` has besides those in its signature, for the message.
 
     Raises: TypeError: unknown keyword. Also the errors of `check_target`.
     """
@@ -95,6 +99,6 @@ def check_keywords(
         for loader in loaders
         for name, default in (loader.__kwdefaults__ or {}).items()
     }
-    refuse_unknown(sorted(given.keys() - known), called, *loaders)
+    refuse_unknown(sorted(given.keys() - known), called, *loaders, more=more)
     names = ("dtype", "torch_dtype", "device", "device_map", "backend")
     check_target(**{name: given.get(name, known[name]) for name in names})

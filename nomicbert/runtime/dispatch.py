@@ -72,6 +72,7 @@ class Member:
         connection: our end of its pipe.
         ready: whether it has started and accepts chunks.
         given: chunks assigned to it, oldest first.
+        mark: of the model that a pool has sent to it.
     """
 
     name: str
@@ -79,6 +80,12 @@ class Member:
     connection: Connection
     ready: bool = False
     given: deque[Chunk] = field(default_factory=deque)
+    mark: bytes = b""
+
+    def send(self, message: Any) -> None:
+        """Send a message; nothing happens if the process has died: its pipe is found closed."""
+        with suppress(OSError):
+            self.connection.send(message)
 
 
 class Dispatcher:
@@ -139,24 +146,10 @@ class Dispatcher:
             self._stop()
 
     def _start(self, names: Sequence[str]) -> None:
-        spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        with ctrl_c_kept_away():
-            for name in names:
-                ours, theirs = spawn.Pipe()
-                arguments = (theirs, name, *self.arguments)
-                # a daemon ends with this process, even if the caller never closes the stream
-                process = spawn.Process(target=self.target, args=arguments, daemon=True)
-                process.start()
-                theirs.close()  # then the pipe closes when the process dies
-                self.members.append(Member(name, process, ours))
+        self.members += started(names, self.target, *self.arguments)
 
     def _stop(self) -> None:
-        # no process needs an orderly shutdown, and a suspended one reacts to SIGKILL only
-        for member in self.members:
-            member.process.kill()
-        for member in self.members:
-            member.process.join()
-            member.connection.close()
+        stop(self.members)
         self.members.clear()
 
     def _deal(self, fresh: Iterator[Chunk]) -> None:
@@ -187,8 +180,7 @@ class Dispatcher:
 
     def _give(self, member: Member, chunk: Chunk) -> None:
         member.given.append(chunk)
-        with suppress(OSError):  # the process has died: _listen finds its pipe closed
-            member.connection.send(chunk)
+        member.send(chunk)
 
     def _listen(self, timeout: float | None) -> None:
         """Receive one message from each process that has sent any."""
@@ -233,6 +225,30 @@ class Dispatcher:
             raise WorkerError(f"all processes have died: {', '.join(self.ends)}{why}")
         self.again = sorted([*self.again, *dead.given], key=lambda chunk: chunk.number)
         warn(f"the process on {end} has died: the others take over its texts", WorkerWarning)
+
+
+def started(names: Sequence[str], target: Callable[..., None], *arguments: Any) -> list[Member]:
+    """Start a process for each name, which runs target(connection, name, *arguments)."""
+    spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    members = []
+    with ctrl_c_kept_away():
+        for name in names:
+            ours, theirs = spawn.Pipe()
+            # a daemon ends with this process, even if the caller never closes the stream
+            process = spawn.Process(target=target, args=(theirs, name, *arguments), daemon=True)
+            process.start()
+            theirs.close()  # then the pipe closes when the process dies
+            members.append(Member(name, process, ours))
+    return members
+
+
+def stop(members: Sequence[Member]) -> None:
+    """End processes: none needs an orderly shutdown, and a suspended one reacts to SIGKILL only."""
+    for member in members:
+        member.process.kill()
+    for member in members:
+        member.process.join()
+        member.connection.close()
 
 
 def answer(connection: Connection, result: Any, content: np.ndarray) -> None:

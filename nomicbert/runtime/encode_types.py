@@ -7,7 +7,7 @@ the methods are the plain functions that `as_encode` and the others decorate.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, cast, overload
+from typing import TYPE_CHECKING, Literal, Protocol, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,50 +15,28 @@ import torch
 from torch import Tensor
 
 from nomicbert.arguments import checks_keywords
+from nomicbert.runtime.encode_keywords import Devices as Devices  # also CrossEncoder's
+from nomicbert.runtime.encode_keywords import Inputs, OutputValue
+from nomicbert.runtime.positions import takes_positions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from nomicbert.runtime.texts import Truncate
+    from nomicbert.runtime.encode_keywords import (
+        CallKeywords,
+        EncodeKeywords,
+        OneCallKeywords,
+        SentencesKeywords,
+    )
+    from nomicbert.runtime.features import TextOutputs
+    from nomicbert.runtime.pool import WorkerPool
     from nomicbert.vectors.quantization import Precision
 
-Inputs = str | Iterable[str]
-Devices = torch.device | str | Sequence[torch.device | str] | None
-OutputValue = Literal["sentence_embedding", "token_embeddings"]
+    # An argument of `encode` that is given by its position.
+    Positional = str | int | None | torch.device | Sequence[torch.device | str] | WorkerPool
+
 Float32 = npt.NDArray[np.float32]
 Vectors = Float32 | npt.NDArray[np.float16] | npt.NDArray[np.int8] | npt.NDArray[np.uint8]
-
-
-class EncodeKeywords(TypedDict, total=False):
-    """Keywords of `Embedder.encode` that do not decide on the type of its result."""
-
-    prompt_name: str | None
-    prompt: str | None
-    matryoshka_dim: int | None
-    truncate_dim: int | None
-    normalize_embeddings: bool
-    ranges: npt.NDArray[np.float32] | npt.NDArray[np.float64] | None
-    device: Devices
-    batch_size: int | None
-    batch_tokens: int | None
-    max_length: int | None
-    truncate: Truncate
-    show_progress_bar: bool | None
-
-
-class AllEncodeKeywords(EncodeKeywords, total=False):
-    """All of them, for methods that hand them on."""
-
-    precision: Precision
-    convert_to_numpy: bool
-    convert_to_tensor: bool
-    output_value: OutputValue
-
-
-class SentencesKeywords(EncodeKeywords, total=False):
-    """The same, and the old name of the texts."""
-
-    sentences: Inputs | None
 
 
 class Encode(Protocol):
@@ -69,7 +47,7 @@ class Encode(Protocol):
         self,
         inputs: Inputs | None = None,
         *,
-        precision: Literal["float32"] = ...,
+        precision: Literal["float32"] | None = ...,
         convert_to_numpy: Literal[True] = ...,
         convert_to_tensor: Literal[False] = ...,
         output_value: Literal["sentence_embedding"] = ...,
@@ -94,7 +72,7 @@ class Encode(Protocol):
         inputs: Inputs | None = None,
         *,
         convert_to_tensor: Literal[True],
-        precision: Precision = ...,
+        precision: Precision | None = ...,
         convert_to_numpy: bool = ...,
         output_value: Literal["sentence_embedding"] = ...,
         **keywords: Unpack[SentencesKeywords],
@@ -106,10 +84,10 @@ class Encode(Protocol):
         inputs: str,
         *,
         convert_to_numpy: Literal[False],
-        precision: Precision = ...,
+        precision: Precision | None = ...,
         convert_to_tensor: Literal[False] = ...,
         output_value: Literal["sentence_embedding"] = ...,
-        **keywords: Unpack[EncodeKeywords],
+        **keywords: Unpack[OneCallKeywords],
     ) -> Tensor: ...
 
     @overload
@@ -118,10 +96,10 @@ class Encode(Protocol):
         inputs: Iterable[str],
         *,
         convert_to_numpy: Literal[False],
-        precision: Precision = ...,
+        precision: Precision | None = ...,
         convert_to_tensor: Literal[False] = ...,
         output_value: Literal["sentence_embedding"] = ...,
-        **keywords: Unpack[EncodeKeywords],
+        **keywords: Unpack[OneCallKeywords],
     ) -> list[Tensor]: ...
 
     @overload
@@ -130,10 +108,10 @@ class Encode(Protocol):
         inputs: str,
         *,
         output_value: Literal["token_embeddings"],
-        precision: Literal["float32"] = ...,
+        precision: Literal["float32"] | None = ...,
         convert_to_numpy: bool = ...,
         convert_to_tensor: bool = ...,
-        **keywords: Unpack[EncodeKeywords],
+        **keywords: Unpack[OneCallKeywords],
     ) -> Tensor: ...
 
     @overload
@@ -142,23 +120,84 @@ class Encode(Protocol):
         inputs: Iterable[str],
         *,
         output_value: Literal["token_embeddings"],
-        precision: Literal["float32"] = ...,
+        precision: Literal["float32"] | None = ...,
         convert_to_numpy: bool = ...,
         convert_to_tensor: bool = ...,
-        **keywords: Unpack[EncodeKeywords],
+        **keywords: Unpack[OneCallKeywords],
     ) -> list[Tensor]: ...
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self,
+        inputs: str,
+        *,
+        output_value: None,
+        precision: Literal["float32"] | None = ...,
+        convert_to_numpy: bool = ...,
+        convert_to_tensor: bool = ...,
+        **keywords: Unpack[OneCallKeywords],
+    ) -> TextOutputs: ...
+
+    @overload
+    def __call__(
+        self,
+        inputs: Iterable[str],
+        *,
+        output_value: None,
+        precision: Literal["float32"] | None = ...,
+        convert_to_numpy: bool = ...,
+        convert_to_tensor: bool = ...,
+        **keywords: Unpack[OneCallKeywords],
+    ) -> list[TextOutputs]: ...
 
     @overload
     def __call__(
         self,
         inputs: Inputs | None = None,
         *,
-        precision: Precision = ...,
+        precision: Precision | None = ...,
         convert_to_numpy: bool = ...,
         convert_to_tensor: bool = ...,
         output_value: OutputValue = ...,
         **keywords: Unpack[SentencesKeywords],
     ) -> Vectors | Tensor | list[Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        inputs: Inputs | None = None,
+        *,
+        precision: Precision | None = ...,
+        convert_to_numpy: bool = ...,
+        convert_to_tensor: bool = ...,
+        output_value: OutputValue | None = ...,
+        **keywords: Unpack[SentencesKeywords],
+    ) -> Vectors | Tensor | list[Tensor] | TextOutputs | list[TextOutputs]: ...
+
+    # by position: what sentence-transformers has there, or had before 2.4 (a batch size)
+    @overload
+    def __call__(
+        self,
+        inputs: Inputs,
+        second: str | int | None,
+        /,
+        *,
+        precision: Literal["float32"] | None = ...,
+        convert_to_numpy: Literal[True] = ...,
+        convert_to_tensor: Literal[False] = ...,
+        output_value: Literal["sentence_embedding"] = ...,
+        **keywords: Unpack[OneCallKeywords],
+    ) -> Float32: ...
+
+    @overload
+    def __call__(
+        self,
+        inputs: Inputs,
+        second: str | int | None,
+        /,
+        *more: Positional,
+        **keywords: Unpack[CallKeywords],
+    ) -> Vectors | Tensor | list[Tensor] | TextOutputs | list[TextOutputs]: ...
 
 
 class EncodeIter(Protocol):
@@ -169,7 +208,7 @@ class EncodeIter(Protocol):
         self,
         inputs: Iterable[str],
         *,
-        precision: Literal["float32"] = ...,
+        precision: Literal["float32"] | None = ...,
         convert_to_numpy: Literal[True] = ...,
         convert_to_tensor: Literal[False] = ...,
         output_value: Literal["sentence_embedding"] = ...,
@@ -193,7 +232,7 @@ class EncodeIter(Protocol):
         self,
         inputs: Iterable[str],
         *,
-        precision: Precision = ...,
+        precision: Precision | None = ...,
         convert_to_numpy: bool = ...,
         convert_to_tensor: bool = ...,
         output_value: OutputValue = ...,
@@ -212,8 +251,8 @@ class TokenCount(Protocol):
 
 
 def as_encode(method: Callable[..., object]) -> Encode:
-    """Decorate a method that has the type of `Encode`; see `checks_keywords`."""
-    return cast("Encode", checks_keywords(method))
+    """Decorate a method that has the type of `Encode`; it takes arguments by position too."""
+    return cast("Encode", takes_positions(checks_keywords(method)))
 
 
 def as_encode_iter(method: Callable[..., object]) -> EncodeIter:

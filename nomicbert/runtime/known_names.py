@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from nomicbert.runtime.encode_types import AllEncodeKeywords
+from nomicbert.runtime.encode_keywords import CallKeywords
 from nomicbert.runtime.predict_types import AllPredictKeywords
 
 # Names of sentence-transformers -> what to use; {} is the facade, {model} its module.
 EQUIVALENTS = {
-    "SUPPORTED_SIMILARITY_FN_NAMES": "nomicbert.vectors.similarity.SIMILARITIES",
     "auto_model": "{}.model",
     "backend": "{}.model.backend, and {}.model.use(backend) to change it",
     "config": "{}.model.config",
     "default_activation_function": "{}.activation_fn",
     "dtype": "{}.model.dtype, and dtype when loading",
-    "encode_multi_process": "{}.encode(texts, device=[...])",
     "fit": "a loop of your own over {model}, which keeps gradients",
     "get_backend": "{}.model.backend",
     "get_default_activation_fn": "{}.activation_fn",
@@ -42,8 +40,6 @@ EQUIVALENTS = {
     "to": "device in a call",
     "training": "{model}.train() and {model}.eval()",
     "transformers_model": "{}.model",
-    "truncate_embeddings": "{}.truncate_dim, or truncate_dim in a call of encode",
-    "truncate_sentence_embeddings": "{}.truncate_dim, or truncate_dim in a call of encode",
 }
 # Names of sentence-transformers without an equivalent.
 WITHOUT = {
@@ -96,8 +92,18 @@ SETTINGS = (
 Own = tuple[str, Collection[str], Collection[str]]
 EMBEDDER: Own = (
     "encode",
-    AllEncodeKeywords.__annotations__,
-    ("embedding_model", "graphs", "pooling", "similarity_fn_name", "truncate_dim"),
+    CallKeywords.__annotations__,
+    (
+        "SUPPORTED_SIMILARITY_FN_NAMES",
+        "embedding_model",
+        "encode_multi_process",
+        "graphs",
+        "pooling",
+        "similarity_fn_name",
+        "truncate_dim",
+        "truncate_embeddings",
+        "truncate_sentence_embeddings",
+    ),
 )
 CROSS_ENCODER: Own = (
     "predict",

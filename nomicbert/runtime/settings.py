@@ -8,6 +8,9 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor
+
+from nomicbert.arguments import as_whole
 from nomicbert.config import EncoderConfig
 from nomicbert.loading.model_card import Card
 from nomicbert.loading.origin import Origin
@@ -19,12 +22,18 @@ from nomicbert.runtime.known_names import KnownNames
 from nomicbert.text.max_length import check_limit
 from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Tokenizer
+from nomicbert.user_warnings import ConfigWarning, warn
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.fingerprint import Fingerprint
 from nomicbert.vectors.pooling import Finish
 from nomicbert.vectors.saving import save_modules
 from nomicbert.vectors.scores import ModularReranker
-from nomicbert.vectors.similarity import similarity_name
+from nomicbert.vectors.similarity import (
+    VectorRows,
+    similarity,
+    similarity_name,
+    similarity_pairwise,
+)
 
 
 class FacadeSettings(KnownNames, Publishing):
@@ -119,6 +128,14 @@ class EmbedderSettings(FacadeSettings):
     def similarity_fn_name(self, value: str | None) -> None:
         self._similarity = similarity_name(value)
 
+    def similarity(self, embeddings1: VectorRows, embeddings2: VectorRows) -> Tensor:
+        """Similarity of all rows of one to all of the other, (n, m), by `similarity_fn_name`."""
+        return similarity(embeddings1, embeddings2, self.similarity_fn_name)
+
+    def similarity_pairwise(self, embeddings1: VectorRows, embeddings2: VectorRows) -> Tensor:
+        """Similarity of each row of one to the row of the other next to it, (n,)."""
+        return similarity_pairwise(embeddings1, embeddings2, self.similarity_fn_name)
+
     @property
     def truncate_dim(self) -> int | None:
         """Columns that `encode` keeps if a call gives no width; None for all."""
@@ -126,7 +143,15 @@ class EmbedderSettings(FacadeSettings):
 
     @truncate_dim.setter
     def truncate_dim(self, value: int | None) -> None:
-        self.embedding_model.pooling.check(Finish(truncate_dim=value))
+        pooling = self.embedding_model.pooling
+        if value is not None and as_whole("truncate_dim", value) > pooling.embedding_dimension:
+            full = pooling.embedding_dimension
+            warn(
+                f"truncate_dim = {value} is more than the {full} columns of a vector: all are kept",
+                ConfigWarning,
+            )
+            value = full
+        pooling.check(Finish(truncate_dim=value))
         self._truncate_dim = None if value is None else int(value)
 
     @property
@@ -159,10 +184,6 @@ class EmbedderSettings(FacadeSettings):
     def get_embedding_dimension(self) -> int:
         """Width of the vectors of `encode`, if a call gives none."""
         return self._truncate_dim or self.embedding_model.pooling.embedding_dimension
-
-    def get_sentence_embedding_dimension(self) -> int:
-        """Old name of `get_embedding_dimension`."""
-        return self.get_embedding_dimension()
 
     def fingerprint(
         self,

@@ -33,19 +33,21 @@ class Options:
         batch_size: limit of inputs per batch, or None.
         to_host: copy rows to the host's memory.
         show_progress_bar: None shows one on a terminal when the work takes long.
+        chunk_size: inputs that a process gets at a time; None decides by their characters.
     """
 
     batch_tokens: int | None = None
     batch_size: int | None = None
     to_host: bool = True
     show_progress_bar: bool | None = None
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         """Check the sizes.
 
         Raises: TypeError, ValueError: the message names the argument.
         """
-        for name in ("batch_tokens", "batch_size"):
+        for name in ("batch_tokens", "batch_size", "chunk_size"):
             if (size := getattr(self, name)) is not None and as_whole(name, size) < 1:
                 raise ValueError(f"{name} must be at least 1, not {size}")
 

@@ -10,6 +10,7 @@ import queue
 import traceback
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from threading import RLock, Thread
 from typing import Any, NamedTuple
@@ -57,24 +58,46 @@ class Answer(NamedTuple):
 class Worker:
     """Sends the chunks of one process through a Stream."""
 
-    def __init__(self, connection: Connection, stream: Stream, flowing: bool) -> None:
-        """`flowing`: chunks follow each other in one run of the Stream, so its stages overlap."""
+    stream: Stream
+    flowing: bool
+
+    def __init__(self, connection: Connection) -> None:
+        """`begin` gives it a Stream."""
         self.connection = connection
-        self.stream = stream
-        self.flowing = flowing
-        self.inbox: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.begun: deque[Chunk] = deque()
         self.finished = 0  # inputs
+        self._other: Any = None
 
-    def run(self) -> None:
-        """Process chunks until the process is killed."""
-        while True:
+    def listen(self) -> None:
+        """Receive messages as soon as they arrive, so that sending never blocks the caller."""
+        Thread(target=receive, args=(self.connection, self.inbox), daemon=True).start()
+
+    def wait(self) -> Any:
+        """The next message: a chunk, or a pool's call."""
+        return self.inbox.get()
+
+    def begin(self, stream: Stream, flowing: bool) -> None:
+        """Run the next chunks through a Stream.
+
+        Args:
+            stream: of this process.
+            flowing: chunks follow each other in one run of the Stream, so its stages overlap.
+        """
+        self.stream, self.flowing, self.finished = stream, flowing, 0
+        self.connection.send((READY,))
+
+    def run(self) -> Any:
+        """Process chunks until it is killed, or another message comes, which is returned."""
+        self._other = None
+        while self._other is None:
             at_hand: Window | None = None
             for window in self.stream.windows(self._inputs(), Progress(False)):
                 at_hand = window if at_hand is None else joined(at_hand, window)
                 while at_hand and self.begun and holds(at_hand, count := self._wanted()):
                     found, at_hand = parted(at_hand, count)
                     self._answer(found)
+        return self._other
 
     def place(self, error: TextError) -> TextError:
         """The same error with the input's index in the caller's stream."""
@@ -90,17 +113,22 @@ class Worker:
         return len(self.begun[0].inputs)
 
     def _inputs(self) -> Iterator[Any]:
-        chunk: Chunk | None = self.inbox.get()
+        chunk = self._next(None)
         while chunk is not None:
             self.begun.append(chunk)
             yield from chunk.inputs
-            chunk = self._next() if self.flowing else None
+            chunk = self._next(PATIENCE) if self.flowing else None
 
-    def _next(self) -> Chunk | None:
+    def _next(self, patience: float | None) -> Chunk | None:
+        """The next chunk, if one comes within so many seconds, and before another message."""
         try:
-            return self.inbox.get(timeout=PATIENCE)
+            found = self.inbox.get(timeout=patience)
         except queue.Empty:
             return None
+        if isinstance(found, Chunk):
+            return found
+        self._other = found
+        return None
 
     def _answer(self, window: Window) -> None:
         rows = window.rows
@@ -152,32 +180,48 @@ def work(
         options: of the stream; without batch_tokens the default for the device applies.
         flowing: whether chunks are whole windows, which may follow each other in one run.
     """
+    worker = Worker(connection)
+    with reporting(worker):
+        device = prepared(name, threads)
+        task = loaded(path, device)
+        worker.listen()
+        worker.begin(Stream(task, options), flowing)
+        worker.run()
+
+
+def prepared(name: str, threads: int) -> torch.device:
+    """Limit a new process to so many CPU threads; return its device."""
     torch.set_num_threads(threads)
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # threads of the tokenizer
     tqdm.set_lock(RLock())  # its default is a semaphore, which a killed process would leak
-    worker = None
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def loaded(path: str, device: torch.device) -> Any:
+    """What the caller's process has written by torch.save: trusted, and mapped by all processes."""
+    return torch.load(path, map_location=device, mmap=True, weights_only=False)
+
+
+@contextmanager
+def reporting(worker: Worker) -> Iterator[None]:
+    """Send an error to the caller, which raises it; the process then ends."""
     try:
-        device = torch.device(name)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        # trusted: written by the caller's process; mapped, so all processes share one copy
-        task = torch.load(path, map_location=device, mmap=True, weights_only=False)
-        worker = Worker(connection, Stream(task, options), flowing)
-        Thread(target=receive, args=(connection, worker.inbox), daemon=True).start()
-        connection.send((READY,))
-        worker.run()
+        yield
     except (BrokenPipeError, ConnectionResetError):
         os._exit(1)  # the caller has died: nobody is left to tell
     except torch.AcceleratorError:
         raise  # the device is lost: this process ends, the other ones take over
     except Exception as error:  # any error is sent to the caller, which raises it
-        if isinstance(error, TextError) and worker is not None:
+        if isinstance(error, TextError):
             error = worker.place(error)
-        connection.send((FAILED, portable(error), traceback.format_exc()))
+        worker.connection.send((FAILED, portable(error), traceback.format_exc()))
 
 
-def receive(connection: Connection, inbox: "queue.SimpleQueue[Chunk]") -> None:
-    """Receive chunks as soon as they arrive, so that sending never blocks the caller."""
+def receive(connection: Connection, inbox: "queue.SimpleQueue[Any]") -> None:
+    """Put messages into a queue until the caller dies."""
     try:
         while True:
             inbox.put(connection.recv())

@@ -3,7 +3,7 @@
 Source: config_sentence_transformers.json; the four task prefixes of nomic-embed-text-v1.5's card.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nomicbert.config import EncoderConfig
@@ -133,6 +133,19 @@ class Prompts:
             raise TypeError(f"the prompt {name!r} must be a str, not {found!r}")
         _check_unicode(found)  # a caller may have changed the dict
         return found
+
+    def update(self, by_name: Mapping[str, str], default: str | None) -> None:
+        """Put prompts in place of those of the same names, or add them; None keeps the default.
+
+        Raises: TypeError, ValueError: as `check`.
+        """
+        if by_name or default is not None:
+            self.replace({**self.by_name, **by_name}, default or self.default)
+
+    def fill(self) -> None:
+        """Add the names that stand for no prompt, as sentence-transformers does when it loads."""
+        blank = {name: "" for name in self.implied if self._stands_for_none(name)}
+        self.by_name = {**blank, **self.by_name}
 
     def _first_of(self, names: Sequence[str]) -> str | None:
         return next((name for name in names if name in self.by_name), None)

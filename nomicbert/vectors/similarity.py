@@ -40,8 +40,9 @@ def similarity_name(value: object) -> str:
     if name is None:
         return "cosine"
     if not isinstance(name, str) or name not in SIMILARITIES:
+        hint = ": it is for lists of token vectors (MultiVectorEncoder)" if name == "maxsim" else ""
         raise ValueError(
-            f"similarity_fn_name must be one of {', '.join(SIMILARITIES)}, not {name!r}"
+            f"similarity_fn_name must be one of {', '.join(SIMILARITIES)}, not {name!r}{hint}"
         )
     return name
 

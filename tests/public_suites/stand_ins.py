@@ -48,6 +48,10 @@ def fill(hub: FakeHub) -> None:
     ]
     for name, labels, stated in kinds:
         hub.repositories[name] = _repository(_reranker(labels, stated))
+    # of other architectures: any embedding model serves the tests that name them
+    minilm = _repository(_all_files(minilm_folder()))
+    for name in ("static-retrieval-mrl-en-v1", "paraphrase-distilroberta-base-v1"):
+        hub.repositories[f"sentence-transformers/{name}"] = minilm
     tokenizer = _files(minilm_folder(), ("tokenizer.json", "tokenizer_config.json", "vocab.txt"))
     hub.repositories["google-bert/bert-base-uncased"] = _repository(tokenizer)
 
@@ -142,3 +146,8 @@ def _saved(model: torch.nn.Module, *, pickled: bool = False) -> dict[str, bytes]
 
 def _files(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+
+
+def _all_files(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}

@@ -99,7 +99,6 @@ def test_a_default_prompt_without_text(folder: Path, embedder: Embedder) -> None
     ("name", "value", "error", "message"),
     [
         ("truncate_dim", 0, ValueError, "truncate_dim must be 1 to 112, not 0"),
-        ("truncate_dim", 113, ValueError, "truncate_dim must be 1 to 112, not 113"),
         ("truncate_dim", "8", TypeError, "truncate_dim must be an integer, not '8'"),
         ("truncate_dim", True, TypeError, "truncate_dim must be an integer, not True"),
         ("max_seq_length", 2, ValueError, "max_seq_length must be 3 to 512, not 2"),
@@ -113,7 +112,7 @@ def test_a_default_prompt_without_text(folder: Path, embedder: Embedder) -> None
             "default_prompt_name",
             "web",
             ValueError,
-            "'web' is not among its prompts, which are: none",
+            "'web' is not among its prompts, which are: 'query', 'document'",
         ),
         ("default_prompt_name", 3, ValueError, "3 is not among its prompts"),
         ("similarity_fn_name", "cos_sim", ValueError, "cosine, dot, .*, not 'cos_sim'"),
@@ -132,6 +131,15 @@ def test_an_invalid_value_is_refused_when_set(
     with pytest.raises(error, match=message):
         setattr(embedder, name, value)
     assert getattr(embedder, name) == before
+
+
+def test_more_columns_than_there_are(embedder: Embedder) -> None:
+    """As in sentence-transformers all are kept; here with a warning."""
+    wanted = embedder.encode(TEXTS)
+    with pytest.warns(ConfigWarning, match="truncate_dim = 113 is more than the 112 columns"):
+        embedder.truncate_dim = 113
+    assert embedder.truncate_dim == embedder.get_embedding_dimension() == 112
+    np.testing.assert_array_equal(embedder.encode(TEXTS), wanted)
 
 
 def test_none_is_the_default(embedder: Embedder) -> None:
@@ -172,7 +180,7 @@ def test_prompts_of_a_card(tmp_path: Path) -> None:
     embedder.prompts = {"query": "search_query: "}
     embedder.encode(TEXTS)  # its card's rule does not apply any more: no warning
     embedder.save_pretrained(tmp_path / "c")
-    assert Embedder(tmp_path / "c").prompts == {"query": "search_query: "}
+    assert Embedder(tmp_path / "c").prompts == {"document": "", "query": "search_query: "}
 
 
 @pytest.mark.parametrize("facade", ["embedder", "reranker"])
@@ -181,6 +189,7 @@ def test_prompts_that_cannot_be_saved(
 ) -> None:
     """They are a dict that a caller may change; nothing is written then."""
     model = request.getfixturevalue(facade)
+    model.prompts = {}
     model.prompts["query"] = 3
     call = model.encode if facade == "embedder" else model.predict
     with pytest.raises(TypeError, match="the prompt 'query' must be a str, not 3"):

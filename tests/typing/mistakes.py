@@ -16,7 +16,9 @@ reranker.rank("a query", ["a text"], top=3)  # MISTAKE
 reranker.predict([("a", "b")], promt="find: ")  # MISTAKE
 embedder.truncate_dim = "8"  # MISTAKE
 embedder.max_length = 128  # MISTAKE
-embedder.tokenize(["a text"])  # MISTAKE
+embedder.add_adapter("a/lora")  # MISTAKE
+embedder.encode(["a text"], output_value="vectors")  # MISTAKE
+Embedder("some/model", model_kwarg={})  # MISTAKE
 for vector in embedder.encode_iter(["a text"], show_progres_bar=True):  # MISTAKE
     vector.sum()
 embed.text("a lone text")  # MISTAKE

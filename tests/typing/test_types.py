@@ -136,7 +136,7 @@ def test_encode_shows_its_keywords() -> None:
     """Decorated methods keep the signature and the docstring that help() shows."""
     signature = inspect.signature(nomicbert.Embedder.encode)
     assert signature.parameters["precision"].default == "float32"
-    assert len(signature.parameters) == 19
+    assert len(signature.parameters) == 23
     assert "matryoshka_dim" in str(nomicbert.Embedder.encode.__doc__)
 
 

@@ -31,6 +31,11 @@ row: Tensor = embedder.encode("one text", convert_to_numpy=False)
 tokens: list[Tensor] = embedder.encode(texts, output_value="token_embeddings")
 token_rows: Tensor = embedder.encode("one text", output_value="token_embeddings")
 old_name: npt.NDArray[np.float32] = embedder.encode(sentences=texts, batch_size=32)
+by_position: npt.NDArray[np.float32] = embedder.encode(texts, 32)
+by_name: npt.NDArray[np.float32] = embedder.encode(texts, "search_query", normalize_embeddings=True)
+everything = embedder.encode(texts, output_value=None)
+of_tokens: Tensor = everything[0]["token_embeddings"]
+of_one: Tensor = embedder.encode("one text", output_value=None)["sentence_embedding"]
 packed = embedder.encode(texts, precision="binary")
 bits: tuple[int, ...] = packed.shape
 queries: npt.NDArray[np.float32] = embedder.encode_query(texts, matryoshka_dim=512)
@@ -45,6 +50,16 @@ embedder.max_seq_length, embedder.similarity_fn_name = 512, "dot"
 width: int = embedder.get_embedding_dimension()
 count: int = embedder.token_count("one text")
 counts: list[int] = embedder.token_count(texts, prompt_name="search_query")
+theirs = Embedder(
+    model_name_or_path="some/model",
+    prompts={"query": "find: "},
+    truncate_dim=256,
+    model_kwargs={"torch_dtype": torch.bfloat16},
+    tokenizer_kwargs={"model_max_length": 128},
+)
+ids_of_texts: Tensor = theirs.half().preprocess(texts, prompt="find: ")["input_ids"]
+with theirs.truncate_embeddings(64), theirs.start_multi_process_pool(["cpu"]) as pool:
+    theirs.encode(texts, pool=pool, chunk_size=8)
 with_gradients: Tensor = embedder.embedding_model.encode_ids([[101, 102]])
 
 

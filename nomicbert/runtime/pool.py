@@ -1,0 +1,211 @@
+"""Processes that stay between calls, one per device: the caller's side of `pool_worker`.
+
+Where in the flow: `workers` uses a pool in place of processes of its own. With each call the
+processes get its task; the model is sent only if it is not the one that they have.
+"""
+
+import io
+import pickle
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nomicbert.modeling.prepared_weights import stamp
+from nomicbert.runtime.dispatch import Dispatcher, Member, started, stop
+from nomicbert.runtime.graphs import Graphs
+from nomicbert.runtime.pool_worker import work_for_calls
+from nomicbert.runtime.shared_file import shared
+from nomicbert.runtime.stream import Options, Task
+from nomicbert.text.tokenizer import Tokenizer
+
+# What a task refers to that takes long to send.
+HEAVY = (nn.Module, Tokenizer, Graphs)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a process is told before the chunks of a call.
+
+    Attributes:
+        task: pickled, without its heavy parts.
+        parts: path of the heavy parts, written by torch.save; None for those of the last call.
+        options: of the stream.
+        flowing: as for `worker.work`.
+    """
+
+    task: bytes
+    parts: str | None
+    options: Options
+    flowing: bool
+
+
+class WorkerPool:
+    """Processes for any number of calls: `encode(texts, pool=pool)`.
+
+    Ended by `close`, at the end of a `with` block, or with this process.
+
+    Attributes:
+        devices: one for each process.
+    """
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        """Start the processes; they load the model with the first call."""
+        self.devices = tuple(devices)
+        self.threads = max(torch.get_num_threads() // len(devices), 1)
+        self._members = started(list(map(str, devices)), work_for_calls, self.threads)
+        self._closed = False
+        self._calling = threading.Lock()
+        self._file = ExitStack()
+        self._path = ""
+        # of the parts in the file; the tensors are held, so that no other one gets their address
+        self._mark = b""
+        self._tensors: list[Tensor] = []
+
+    def __repr__(self) -> str:
+        """The devices."""
+        names = ", ".join(map(str, self.devices))
+        return f"WorkerPool({names}{', closed' if self._closed else ''})"
+
+    def __enter__(self) -> "WorkerPool":
+        """Return the pool itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the processes."""
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; a second time has no effect."""
+        self._closed = True
+        stop(self._members)
+        self._members = []
+        self._file.close()
+        self._tensors = []
+
+    @contextmanager
+    def call(
+        self, task: Task, options: Options, flowing: bool, at_a_time: int
+    ) -> Iterator[Dispatcher]:
+        """The dispatcher of a call.
+
+        Raises: ValueError: the pool was closed, or another call uses it.
+        """
+        if self._closed:
+            raise ValueError("the pool is closed: start another one")
+        if not self._calling.acquire(blocking=False):
+            raise ValueError("the pool is in use by another call, which may be a stream: end it")
+        try:
+            outline = Outline.of(task)
+            if outline.mark != self._mark:
+                self._file.close()
+                self._path = self._file.enter_context(shared(outline.parts))
+                self._mark, self._tensors = outline.mark, outline.tensors
+            told = Call(outline.task, self._path, options, flowing)
+            yield PoolDispatcher(self, told, at_a_time)
+        finally:
+            self._calling.release()
+
+    def members(self, names: Sequence[str]) -> list[Member]:
+        """Processes of these names; those that have died are started anew."""
+        living = [one for one in self._members if one.process.is_alive()]
+        stop([one for one in self._members if one not in living])
+        found = []
+        for name in names:
+            same = [one for one in living if one.name == name and one not in found]
+            found += same[:1] or started([name], work_for_calls, self.threads)
+        self._members = found + [one for one in living if one not in found]
+        return found
+
+    def open(self, names: Sequence[str], told: Call) -> list[Member]:
+        """Begin a call in processes of these names; the model is sent to those that lack it."""
+        members = self.members(names)
+        for member in members:
+            own = replace(told, parts=None) if member.mark == self._mark else told
+            member.mark, member.ready = self._mark, False
+            member.send(own)
+        return members
+
+
+class PoolDispatcher(Dispatcher):
+    """The processes of one call, which are a pool's and stay."""
+
+    def __init__(self, pool: WorkerPool, told: Call, at_a_time: int) -> None:
+        """`told`: to every process before its first chunk."""
+        names = list(map(str, pool.devices))
+        super().__init__(names, work_for_calls, pool.threads, at_a_time=at_a_time)
+        self._pool = pool
+        self._told = told
+
+    def _start(self, names: Sequence[str]) -> None:
+        self.members = self._pool.open(names, self._told)
+
+    def _stop(self) -> None:
+        if self.again or any(member.given for member in self.members):
+            stop(self.members)  # the call was ended early, and they are still at work
+            return
+        while not all(member.ready for member in self.members):
+            self._listen(None)  # it may still read the model's file
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A task in two parts, one of which is the same for most calls.
+
+    Attributes:
+        task: pickled, with numbers in place of `parts`.
+        parts: what takes long to send.
+        mark: changes with any of the parts.
+        tensors: of the parts.
+    """
+
+    task: bytes
+    parts: list[Any]
+    mark: bytes
+    tensors: list[Tensor]
+
+    @classmethod
+    def of(cls, task: Task) -> "Outline":
+        """Take a task apart."""
+        heavy, tensors = Apart(HEAVY), Apart((Tensor,))
+        content = heavy.dumps(task)
+        # a tokenizer is known by its address: it is long, and held by the file's owner
+        modules = [part if isinstance(part, nn.Module) else id(part) for part in heavy.parts]
+        mark = tensors.dumps(modules) + repr(list(map(stamp, tensors.parts))).encode()
+        return cls(content, heavy.parts, mark, [*tensors.parts])
+
+
+class Apart:
+    """Pickles a value with numbers in place of the objects of some classes."""
+
+    def __init__(self, kinds: tuple[type, ...]) -> None:
+        """`parts`: the objects that were left out, each once."""
+        self.kinds = kinds
+        self.parts: list[Any] = []
+
+    def dumps(self, value: object) -> bytes:
+        """The bytes that `pool_worker.assembled` reads."""
+        file = io.BytesIO()
+        pickler = pickle.Pickler(file)
+        pickler.persistent_id = self._number  # type: ignore[method-assign]
+        pickler.dump(value)
+        return file.getvalue()
+
+    def _number(self, thing: Any) -> int | None:
+        if not isinstance(thing, self.kinds):
+            return None
+        for number, part in enumerate(self.parts):
+            if part is thing:
+                return number
+        self.parts.append(thing)
+        return len(self.parts) - 1

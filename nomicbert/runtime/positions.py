@@ -1,0 +1,53 @@
+"""Arguments of `encode` by their position -> keywords.
+
+Where in the flow: decorates the methods of `Embedder` that embed.
+Source: the order of `SentenceTransformer.encode` in sentence-transformers 2.4 to 6; releases before
+2.4 had the batch size second, and calls in that order are still common.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+ORDER = (
+    "prompt_name", "prompt", "batch_size", "show_progress_bar", "output_value", "precision",
+    "convert_to_numpy", "convert_to_tensor", "device", "normalize_embeddings", "truncate_dim",
+    "pool", "chunk_size",
+)  # fmt: skip
+# Where the second argument is a number.
+OLD_ORDER = (
+    "batch_size", "show_progress_bar", "output_value", "convert_to_numpy", "convert_to_tensor",
+    "device", "normalize_embeddings",
+)  # fmt: skip
+
+
+def takes_positions(method: Callable[..., object]) -> Callable[..., object]:
+    """Let a method with keywords take them by their position, after its first argument."""
+
+    @functools.wraps(method)
+    def call(self: object, *inputs: Any, **keywords: Any) -> object:
+        if len(inputs) > 1:
+            keywords = by_name(f"{type(self).__name__}.{method.__name__}", inputs[1:], keywords)
+        return method(self, *inputs[:1], **keywords)
+
+    return call
+
+
+def by_name(called: str, given: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keywords, with the arguments that follow the texts by position.
+
+    Raises: TypeError: too many, or an argument that is also a keyword.
+    """
+    old = isinstance(given[0], int | np.integer) and not isinstance(given[0], bool)
+    order = OLD_ORDER if old else ORDER
+    if len(given) > len(order):
+        raise TypeError(
+            f"{called} takes at most {len(order)} arguments by position after the texts, "
+            f"{', '.join(order)}, not {len(given)}: give the others as keywords"
+        )
+    named = dict(zip(order, given, strict=False))
+    if twice := sorted(named.keys() & keywords.keys()):
+        raise TypeError(f"{called} was given {twice[0]} twice, by its position and as a keyword")
+    return {**keywords, **named}
