@@ -82,6 +82,25 @@ class Publishing:
         """What it was loaded from."""
         raise NotImplementedError
 
+    def _note_for_card(
+        self,
+        model_name: str | None,
+        train_datasets: Sequence[str] | None,
+        safe_serialization: bool | None,
+    ) -> None:
+        """Add what a call that saves says of the model to `model_card_data`.
+
+        Raises: ValueError, TypeError: safe_serialization=False, or an invalid name.
+        """
+        if safe_serialization is False:
+            raise ValueError("safe_serialization=False is not supported: weights are safetensors")
+        data = self.model_card_data
+        if train_datasets is not None:
+            ModelCardData(train_datasets=[*train_datasets])  # type: ignore[list-item]  # names
+            data.train_datasets = [*data.train_datasets, *train_datasets]  # type: ignore[list-item]
+        if model_name is not None and not data.model_id and not os.path.exists(model_name):
+            data.set_model_id(model_name)
+
     @contextmanager
     def _carded(self, folder: str | os.PathLike[str]) -> Iterator[None]:
         """Write a card into a folder that has none, after the files that are written inside.
@@ -144,12 +163,8 @@ class Publishing:
             a request is made. Errors of `save_pretrained`.
         """
         refuse_unknown(unknown, self.push_to_hub)
-        if not safe_serialization:
-            raise ValueError("safe_serialization=False is not supported: weights are safetensors")
+        self._note_for_card(None, train_datasets, safe_serialization)
         kind, data = type(self).__name__, self.model_card_data
-        if train_datasets is not None:
-            ModelCardData(train_datasets=[*train_datasets])  # type: ignore[list-item]  # names
-            data.train_datasets = [*data.train_datasets, *train_datasets]  # type: ignore[list-item]
         if tags is not None:
             data.add_tags([*tags])
         target = hub_upload.Target(
