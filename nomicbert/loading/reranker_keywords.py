@@ -12,6 +12,7 @@ from typing import Any
 
 from nomicbert.loading.folder import CheckpointFolder
 from nomicbert.loading.pretrained import CrossEncoderKeywords, ModelKeywords
+from nomicbert.loading.purpose import is_embedder, is_modular
 from nomicbert.loading.sentence_keywords import SharedKeywords, Wanted, translate
 
 logger = logging.getLogger(__name__)
@@ -79,10 +80,17 @@ class WantedReranker:
     dropout: float | None
 
     def changed(self, checkpoint: CheckpointFolder) -> CheckpointFolder:
-        """The checkpoint's settings with those of the call."""
+        """The checkpoint's settings with those of the call.
+
+        Raises: TypeError: a dropout for a checkpoint that has modules in place of a classifier.
+        """
         found = self.common.truncating(checkpoint)
         if self.dropout is None:
             return found
+        if is_modular(found) and not is_embedder(found):
+            raise TypeError(
+                f"{DROPOUT} needs a classifier, but {found.folder} has modules: leave it out"
+            )
         config = found.config
         return replace(
             found, config=replace(config, source={**config.source, DROPOUT: self.dropout})

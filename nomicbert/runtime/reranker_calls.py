@@ -28,7 +28,8 @@ OLD_ORDER = (
 # Behind them the releases disagree.
 RANK_ORDER = ("top_k", "return_documents")
 CONSTRUCTOR_ORDER = ("num_labels", "max_length", "activation_fn", "device")
-RENAMED = {"sentences": "inputs", "activation_fct": "activation_fn"}
+RENAMED = {"activation_fct": "activation_fn"}
+RENAMED_INPUTS = {"sentences": "inputs", **RENAMED}
 THREADS = {"num_workers": "the tokenizer has threads of its own"}
 FLOATS = dict.fromkeys(("convert_to_numpy", "convert_to_tensor"), "scores are always float")
 
@@ -42,25 +43,25 @@ def takes_constructor_positions(method: Constructor) -> Constructor:
 def as_called(method: Callable[..., object]) -> Callable[..., object]:
     """Decorate `predict`."""
     known = checks_keywords(method)
-    return _with_old_names(takes_positions(known, ORDER, OLD_ORDER), THREADS)
+    return _with_old_names(takes_positions(known, ORDER, OLD_ORDER), RENAMED_INPUTS, THREADS)
 
 
 def as_ranked(method: Callable[..., object]) -> Callable[..., object]:
     """Decorate `rank`."""
     known = takes_positions(method, RANK_ORDER, RANK_ORDER, after=2)
-    return _with_old_names(known, {**THREADS, **FLOATS})
+    return _with_old_names(known, RENAMED, {**THREADS, **FLOATS})
 
 
 def _with_old_names(
-    method: Callable[..., object], without_effect: Mapping[str, str]
+    method: Callable[..., object], renamed: Mapping[str, str], without_effect: Mapping[str, str]
 ) -> Callable[..., object]:
     """Accept old names of keywords, and keywords that have no effect any more."""
 
     @functools.wraps(method)
     def call(self: object, *inputs: Any, **keywords: Any) -> object:
         called = f"{type(self).__name__}.{method.__name__}"
-        for old in RENAMED.keys() & keywords.keys():
-            new = RENAMED[old]
+        for old in renamed.keys() & keywords.keys():
+            new = renamed[old]
             if new in keywords or (new == "inputs" and inputs):
                 raise TypeError(f"{called} was given {new} and {old} (its old name): give {new}")
             keywords[new] = keywords.pop(old)

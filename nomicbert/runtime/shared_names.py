@@ -5,7 +5,7 @@ Source: the public names of BaseModel in sentence-transformers 6.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -15,6 +15,7 @@ from nomicbert.runtime.module_names import ModuleNames
 from nomicbert.runtime.pool import WorkerPool
 from nomicbert.text.tokenizer import Tokenizer
 
+Evaluator = Callable[["SharedNames", str | None], dict[str, float] | float]
 # Processes of a pool on a machine without a GPU.
 CPU_PROCESSES = 4
 
@@ -61,6 +62,21 @@ class SharedNames(ModuleNames):
     def get_max_seq_length(self) -> int:
         """`max_seq_length`."""
         return self.max_seq_length
+
+    def evaluate(
+        self, evaluator: Evaluator, output_path: str | os.PathLike[str] | None = None
+    ) -> dict[str, float] | float:
+        """Call an evaluator of sentence-transformers with this model.
+
+        Args:
+            evaluator: called as evaluator(model, output_path).
+            output_path: folder for its files, made if it does not exist; None: no files.
+
+        Returns: what it returns: values by name, or one value.
+        """
+        if output_path is not None:
+            os.makedirs(output_path, exist_ok=True)
+        return evaluator(self, None if output_path is None else os.fspath(output_path))
 
     def start_multi_process_pool(
         self, target_devices: Sequence[torch.device | str] | None = None
