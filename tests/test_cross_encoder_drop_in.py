@@ -231,6 +231,13 @@ def test_names_of_the_object(ours: CrossEncoder, theirs: Any, tmp_path: Path) ->
     assert not (tmp_path / "c").exists()
 
 
+def test_it_is_no_list(ours: CrossEncoder) -> None:
+    with pytest.raises(TypeError, match=r"model\[0\].model take reranker.model"):
+        ours[0]
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(ours)  # type: ignore[call-overload]
+
+
 def test_a_copy_has_parameters_of_its_own(ours: CrossEncoder) -> None:
     wanted = ours.predict(PAIRS)
     again = copy.deepcopy(ours)

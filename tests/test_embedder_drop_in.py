@@ -10,7 +10,7 @@ import pytest
 import sentence_transformers
 import torch
 
-from nomicbert import Embedder
+from nomicbert import Embedder, ModelCardData
 from nomicbert.user_warnings import PromptWarning, TruncationWarning
 from tests.support.checkpoints import build_checkpoint
 
@@ -259,6 +259,40 @@ def test_small_things(ours: Embedder, theirs: Any) -> None:
     for call in ("similarity", "similarity_pairwise"):
         given = {"embeddings1": a[:1], "embeddings2": b}
         close(getattr(ours, call)(**given), getattr(theirs, call)(**given))
+
+
+def test_modules_have_no_index(ours: Embedder) -> None:
+    for use in (lambda: ours[0].auto_model, lambda: ours[-1]):
+        with pytest.raises(TypeError, match="Embedder is no list of modules: in place of model"):
+            use()
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(ours)  # type: ignore[call-overload]
+    assert ours
+
+
+def test_save(ours: Embedder, tmp_path: Path) -> None:
+    ours.similarity_fn_name = "dot"
+    for folder, keywords in (("a", {}), ("b", {"create_model_card": False})):
+        ours.save(tmp_path / folder, **keywords)
+        assert (tmp_path / folder / "README.md").exists() is (folder == "a")
+        again = sentence_transformers.SentenceTransformer(str(tmp_path / folder), device="cpu")
+        close(again.encode(TEXTS), ours.encode(TEXTS))
+        assert again.similarity_fn_name == "dot"
+    ours.save(tmp_path / "c", model_name="me/mine", train_datasets=["you/texts"])
+    card = (tmp_path / "c/README.md").read_text("utf-8")
+    assert "me/mine" in card
+    assert "you/texts" in card
+    with pytest.raises(ValueError, match="safe_serialization must be True, not False"):
+        ours.save(tmp_path / "d", safe_serialization=False)
+    assert not (tmp_path / "d").exists()
+
+
+def test_data_of_a_card_when_loading(folder: Path, tmp_path: Path) -> None:
+    data = ModelCardData(model_id="me/mine", language="en")
+    ours = Embedder(folder, model_card_data=data)
+    assert ours.model_card_data is data
+    with pytest.raises(TypeError, match=r"must be a nomicbert.ModelCardData.*not builtins.dict"):
+        Embedder(folder, model_card_data={})  # type: ignore[arg-type]
 
 
 def test_methods_of_a_module(ours: Embedder, folder: Path) -> None:

@@ -22,7 +22,7 @@ CUTS = (True, "longest_first", "only_first")
 PAIR_CUTS = (True, "longest_first")
 
 
-class Features(TypedDict, total=False):
+class PaddedIds(TypedDict):
     """Token ids of B texts, padded on the right.
 
     Attributes:
@@ -30,17 +30,25 @@ class Features(TypedDict, total=False):
         token_type_ids: (B, S) int64, zeros.
         attention_mask: (B, S) int64, 0 where padded.
         modality: "text".
-        prompt_length: leading tokens of each text that are the prompt's; without a prompt, absent.
     """
 
     input_ids: Tensor
     token_type_ids: Tensor
     attention_mask: Tensor
     modality: str
+
+
+class Features(PaddedIds, total=False):
+    """The same, and what is there if a prompt was given.
+
+    Attributes:
+        prompt_length: leading tokens of each text that are the prompt's.
+    """
+
     prompt_length: int
 
 
-class TextOutputs(Features, total=False):
+class TextOutputs(Features):
     """All that `encode` computes of one text of S tokens: ids (S,) without padding, and outputs.
 
     Attributes:

@@ -63,9 +63,9 @@ class WorkerPool:
         self._calling = threading.Lock()
         self._file = ExitStack()
         self._path = ""
-        # of the parts in the file; the tensors are held, so that no other one gets their address
+        # of the parts in the file, which are kept so that nothing else gets their addresses
         self._mark = b""
-        self._tensors: list[Tensor] = []
+        self._kept: list[Any] = []
 
     def __repr__(self) -> str:
         """The devices."""
@@ -91,7 +91,7 @@ class WorkerPool:
         stop(self._members)
         self._members = []
         self._file.close()
-        self._tensors = []
+        self._kept = []
 
     @contextmanager
     def call(
@@ -110,7 +110,7 @@ class WorkerPool:
             if outline.mark != self._mark:
                 self._file.close()
                 self._path = self._file.enter_context(shared(outline.parts))
-                self._mark, self._tensors = outline.mark, outline.tensors
+                self._mark, self._kept = outline.mark, [*outline.parts, *outline.tensors]
             told = Call(outline.task, self._path, options, flowing)
             yield PoolDispatcher(self, told, at_a_time)
         finally:
@@ -179,8 +179,8 @@ class Outline:
         """Take a task apart."""
         heavy, tensors = Apart(HEAVY), Apart((Tensor,))
         content = heavy.dumps(task)
-        # a tokenizer is known by its address: it is long, and held by the file's owner
-        modules = [part if isinstance(part, nn.Module) else id(part) for part in heavy.parts]
+        # others are known by their addresses, which the pool keeps: a vocabulary takes long
+        modules = [part if isinstance(part, nn.Module) else _named(part) for part in heavy.parts]
         mark = tensors.dumps(modules) + repr(list(map(stamp, tensors.parts))).encode()
         return cls(content, heavy.parts, mark, [*tensors.parts])
 
@@ -209,3 +209,8 @@ class Apart:
                 return number
         self.parts.append(thing)
         return len(self.parts) - 1
+
+
+def _named(part: object) -> tuple[object, ...]:
+    """The object itself, and what of it may be set."""
+    return id(part), repr(part), getattr(part, "cuts_start", None)

@@ -6,6 +6,7 @@ Source: the public names of CrossEncoder in sentence-transformers 2 to 6.
 
 import warnings
 from collections.abc import Sequence
+from typing import ClassVar, NoReturn
 
 from nomicbert.runtime.activation import Activation
 from nomicbert.runtime.features import PAIR_CUTS, Features, Processing, padded, stated_length
@@ -19,6 +20,16 @@ from nomicbert.user_warnings import warn_of_cuts
 
 class RerankerNames(SharedNames, CrossEncoderSettings):
     """The names that are not needed for anything else."""
+
+    # indexing is refused with a hint below, and would make it iterable
+    __iter__: ClassVar[None] = None
+
+    def __getitem__(self, index: int) -> NoReturn:
+        """Refuse: the modules are not sentence-transformers'."""
+        raise TypeError(
+            f"{type(self).__name__} is no list of modules: in place of model[0].model take "
+            "reranker.model, and of model[0].tokenizer reranker.tokenizer"
+        )
 
     @property
     def max_length(self) -> int:

@@ -6,7 +6,7 @@ Source: the public names of SentenceTransformer in sentence-transformers 2 to 6.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from nomicbert.runtime import encode_types
 from nomicbert.runtime.encode_types import Vectors
@@ -34,6 +34,17 @@ class SentenceTransformersNames(TokenIds, SharedNames):
 
         def stream(self, request: Request) -> tuple[AnyStream, int]:
             """Of `Embedder`."""
+
+    # indexing is refused with a hint below, and would make it iterable
+    __iter__: ClassVar[None] = None
+
+    def __getitem__(self, index: int) -> NoReturn:
+        """Refuse: the modules are not sentence-transformers'."""
+        raise TypeError(
+            f"{type(self).__name__} is no list of modules: in place of model[0].auto_model take "
+            "embedder.model, of model[0].tokenizer embedder.tokenizer, and of model[1] and those "
+            "after it embedder.pooling"
+        )
 
     def is_singular_input(self, inputs: object) -> bool:
         """Whether `encode` returns one vector for these inputs, and not a list of them."""

@@ -195,11 +195,15 @@ def test_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_keywords_are_those_of_embedder_and_encode() -> None:
     """A new keyword of `encode` is taken too, or named here."""
     not_here = {
+        "chunk_size",  # of several processes
         "convert_to_numpy",
         "convert_to_tensor",
         "device",  # that of loading
         "output_value",
+        "pool",
+        "processing_kwargs",  # max_length is
         "show_progress_bar",
+        "task",
     }
     encode = set(Request.__dataclass_fields__) - not_here
     assert set(BatchKeywords.__annotations__) == encode | set(EmbedderKeywords.__annotations__)
