@@ -93,7 +93,9 @@ class Publishing:
         Raises: ValueError, TypeError: safe_serialization=False, or an invalid name.
         """
         if safe_serialization is False:
-            raise ValueError("safe_serialization=False is not supported: weights are safetensors")
+            raise ValueError(
+                "safe_serialization must be True, not False: weights are written as safetensors"
+            )
         data = self.model_card_data
         if train_datasets is not None:
             ModelCardData(train_datasets=[*train_datasets])  # type: ignore[list-item]  # names

@@ -123,9 +123,7 @@ def stated_length(processing: Processing | None, cuts: Collection[object] = CUTS
                 length = as_whole(where, value)
             elif name == "truncation":
                 if value not in cuts:
-                    raise ValueError(
-                        f"{where} must be True, not {value!r}: the longer texts are cut"
-                    )
+                    raise ValueError(f"{where} must be True, not {value!r}: texts are cut")
             elif name not in NEUTRAL:
                 raise TypeError(f"{where} is not supported: give max_length, or leave it out")
     return length

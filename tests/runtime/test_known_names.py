@@ -33,6 +33,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Facades:
     }
 
 
+@pytest.mark.filterwarnings("ignore:The `default_activation_function`:DeprecationWarning")
 @pytest.mark.parametrize("name", ["Embedder", "CrossEncoder"])
 def test_no_name_of_sentence_transformers_is_set_in_vain(name: str, both: Facades) -> None:
     """Those of the class, of its base torch.nn.Sequential, and of the object."""
