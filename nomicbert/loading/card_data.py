@@ -7,7 +7,7 @@ names.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 # Rows that `set_widget_examples` reads, and characters that it keeps of a text.
@@ -105,7 +105,7 @@ class ModelCardData:
         if self.base_model is not None and not isinstance(self.base_model, str):
             self.base_model = _names("base_model", self.base_model)
         for name in ("train_datasets", "eval_datasets"):
-            setattr(self, name, _datasets(name, getattr(self, name)))
+            setattr(self, name, as_datasets(name, getattr(self, name)))
         if self.model_id is not None and self.model_id.count("/") != 1:
             raise ValueError(
                 f"model_id must be 'organisation/name', as the hub has it, not {self.model_id!r}"
@@ -211,10 +211,11 @@ def _word(evaluator: object, name: str) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _names(name: str, given: str | Sequence[str] | None) -> list[str]:
+def _names(name: str, given: object) -> list[str]:
     """A name or names as a list."""
-    found = [given] if isinstance(given, str) else list(given or ())
-    if not all(isinstance(one, str) and one for one in found):
+    stated: list[object] = [*given] if isinstance(given, list | tuple) else [given]
+    found = [one for one in stated if isinstance(one, str) and one]
+    if len(found) != len(stated) and given is not None:
         raise TypeError(f"{name} must be a string or a list of strings, not {given!r:.80}")
     return found
 
@@ -224,8 +225,11 @@ def _check_text(name: str, given: object) -> None:
         raise TypeError(f"{name} must be a string that is not empty, or None, not {given!r:.80}")
 
 
-def _datasets(name: str, given: object) -> list[dict[str, str]]:
-    """Data sets as dicts; a lone name is the hub's id if it has the form of one."""
+def as_datasets(name: str, given: object) -> list[dict[str, str]]:
+    """Data sets as dicts; a lone name is the hub's id if it has the form of one.
+
+    Raises: TypeError: anything else, by the name of the argument.
+    """
     found = []
     for one in given if isinstance(given, list | tuple) else [given]:
         stated = {"id" if "/" in one else "name": one} if isinstance(one, str) else one

@@ -46,6 +46,30 @@ class Target:
     message: str
     description: str | None
 
+    def __post_init__(self) -> None:
+        """Refuse what no hub would take, before anything is saved or sent.
+
+        Raises: TypeError, ValueError, HubError: the message names the argument.
+        """
+        if not isinstance(self.repo_id, str):
+            raise TypeError(f"repo_id must be a string, not {self.repo_id!r:.80}")
+        check_token(self.token)
+        if self.create_pr and self.revision not in (None, "main"):
+            raise ValueError(
+                f"create_pr=True is for the branch main, not for revision={self.revision!r}: leave "
+                "one of the two out"
+            )
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise HubError(
+                f"repo_id {shown(self.repo_id)} is not the id of a repository: give "
+                "'organisation/name', of letters, digits, '-', '_' and '.'"
+            ) from error
+
 
 def upload(target: Target, fill: Callable[[str, bool], Path | str]) -> str:
     """Make the repository if there is none, and upload a folder in one commit.
@@ -56,12 +80,9 @@ def upload(target: Target, fill: Callable[[str, bool], Path | str]) -> str:
             already. It is called when the repository exists.
 
     Returns: URL of the commit, or of the pull request.
-    Raises: HubError: not reachable, not permitted, or a repository that exists. TypeError: a
-        repo_id that is no string. ValueError: `fill` gives no folder.
+    Raises: HubError: not reachable, not permitted, or a repository that exists. ValueError: `fill`
+        gives no folder.
     """
-    if not isinstance(target.repo_id, str):
-        raise TypeError(f"repo_id must be a string, not {target.repo_id!r:.80}")
-    check_token(target.token)
     with _explained(target):
         from huggingface_hub import HfApi
 
@@ -105,12 +126,13 @@ def _has_card(api: HfApi, repo_id: str, revision: str | None) -> bool:
 
 @contextmanager
 def _needing(folder: Path | str) -> Iterator[None]:
-    """Name a folder that is none, which huggingface_hub finds out before it reads files."""
+    """Explain what huggingface_hub refuses: a folder that is none, or metadata of its card."""
     try:
         yield
     except ValueError as error:
         if Path(folder).is_dir():
-            raise
+            raise HubError(f"the hub refuses the upload: {error}") from error
+        # not checked before the first request, as in sentence-transformers
         raise ValueError(
             f"local_model_path {str(folder)!r} is not a folder: nothing was uploaded. Give one "
             "that holds a model, or leave it out to upload this one."
@@ -121,18 +143,12 @@ def _needing(folder: Path | str) -> Iterator[None]:
 def _explained(target: Target) -> Iterator[None]:
     """Turn errors of huggingface_hub into ours."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     try:
         yield
-    except HubError:
+    except HubError:  # also an OSError, which a clause below would wrap again
         raise
-    except HFValidationError as error:
-        raise HubError(
-            f"repo_id {shown(target.repo_id)} is not the id of a repository: give "
-            "'organisation/name', of letters, digits, '-', '_' and '.'"
-        ) from error
     except httpx.TransportError as error:
         raise HubError(
             f"No connection to {constants.ENDPOINT} ({error}): {shown(target.repo_id)} was not "

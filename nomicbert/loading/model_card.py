@@ -103,16 +103,16 @@ def write(folder: Path, text: str) -> bool:
 
     Raises: OSError: the folder cannot be written.
     """
-    path = folder / NAME
+    path, content = folder / NAME, text.encode("utf-8")
     try:
-        file = path.open("x", encoding="utf-8", newline="\n")
+        file = path.open("xb")
     except FileExistsError:
         return False
     try:
         with file:
-            file.write(text)
+            file.write(content)
     except OSError:
-        path.unlink(missing_ok=True)  # half a card would be kept by the next call
+        path.unlink(missing_ok=True)  # the next call would keep half a card
         raise
     return True
 
@@ -137,7 +137,8 @@ def _metadata(card: Card, data: ModelCardData, origin: Origin, base: list[str], 
         "base_model": base[0] if len(base) == 1 else base or None,
         "datasets": list(dict.fromkeys(trained)) or None,
         "metrics": list(dict.fromkeys(metrics)) or None,
-        "widget": data.widget or None,
+        # of other tasks the hub shows no examples of this form
+        "widget": (data.widget or None) if card.pipeline_tag == "sentence-similarity" else None,
     }
     hub = HubData(**found)  # type: ignore[arg-type]  # one mapping for keywords of several types
     if results := [one for evaluation in data.evaluations for one in _eval_results(evaluation)]:

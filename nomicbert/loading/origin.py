@@ -4,6 +4,7 @@ Where in the flow: `pretrained.load` notes it on the model.
 Source: the folders of huggingface_hub's cache, models--ORGANISATION--NAME/snapshots/COMMIT.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from nomicbert.loading.license import read_front
 
 SNAPSHOTS, PREFIX = "snapshots", "models--"
 LICENSE_KEYS = ("license", "license_name", "license_link")
+# A value on one line, and the id of a repository; not YAML's forms of several lines, nor a path.
+PLAIN = re.compile(r"\w.*")
+REPO_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,10 @@ class Origin:
     def of(cls, folder: Path) -> "Origin":
         """Of a checkpoint's folder, which may be one of the cache."""
         front = read_front(folder)
-        stated = {key: front[key] for key in LICENSE_KEYS if key in front}
+        stated = {key: front[key] for key in LICENSE_KEYS if PLAIN.fullmatch(front.get(key, ""))}
         *_, name, place, commit = ("", "", "", *folder.parts)
         if place == SNAPSHOTS and name.startswith(PREFIX):
             repo_id = name.removeprefix(PREFIX).replace("--", "/")
             return cls(repo_id, commit, license=stated)
-        return cls(base_model=front.get("base_model", ""), license=stated)
+        base = front.get("base_model", "")
+        return cls(base_model=base if REPO_ID.fullmatch(base) else "", license=stated)

@@ -16,7 +16,7 @@ from torch import nn
 
 from nomicbert.arguments import refuse_unknown
 from nomicbert.loading import hub_upload, model_card
-from nomicbert.loading.card_data import ModelCardData
+from nomicbert.loading.card_data import ModelCardData, as_datasets
 from nomicbert.loading.model_card import Card
 from nomicbert.loading.origin import Origin
 
@@ -90,18 +90,25 @@ class Publishing:
     ) -> None:
         """Add what a call that saves says of the model to `model_card_data`.
 
+        Args:
+            model_name: repository, or a title.
+            train_datasets: ids or names; those that are there already are not added.
+            safe_serialization: must not be False.
+
         Raises: ValueError, TypeError: safe_serialization=False, or an invalid name.
         """
-        if safe_serialization is False:
+        if safe_serialization is not None and not safe_serialization:
             raise ValueError(
                 "safe_serialization must be True, not False: weights are written as safetensors"
             )
         data = self.model_card_data
-        if train_datasets is not None:
-            ModelCardData(train_datasets=[*train_datasets])  # type: ignore[list-item]  # names
-            data.train_datasets = [*data.train_datasets, *train_datasets]  # type: ignore[list-item]
-        if model_name is not None and not data.model_id and not os.path.exists(model_name):
+        for one in as_datasets("train_datasets", [*(train_datasets or ())]):
+            if one not in data.train_datasets:
+                data.train_datasets.append(one)
+        if model_name is not None and model_name.count("/") == 1:
             data.set_model_id(model_name)
+        elif model_name is not None:
+            data.model_name = model_name
 
     @contextmanager
     def _carded(self, folder: str | os.PathLike[str]) -> Iterator[None]:
@@ -236,11 +243,12 @@ class Publishing:
 
     def _invitation(self, repo_id: str) -> str:
         """The description of a pull request."""
-        code = self._card().snippets[0].code.strip().replace("MODEL", repr(repo_id))
+        model = f'"{repo_id}", revision="refs/pr/NUMBER"'
+        code = self._card().snippets[0].code.strip().replace("MODEL", model)
         return (
             f"This pull request adds a model that nomicbert's {type(self).__name__} has saved:\n\n"
-            f"```\n{self}\n```\n\nBefore it is merged, it can be loaded by the revision of this "
-            f'pull request, `revision="refs/pr/NUMBER"`:\n\n```python\n{code}\n```\n'
+            f"```\n{self}\n```\n\nIt can be loaded before it is merged, by the number of this pull "
+            f"request:\n\n```python\n{code}\n```\n"
         )
 
 

@@ -29,7 +29,7 @@ documents = model.encode_document(["TSNE shows data of many dimensions in two."]
 print(model.similarity(queries, documents))
 """
 # The names that sentence-transformers' encode_query and encode_document look for; others are given.
-THEIR_NAMES = {"query", "document", "passage", "corpus"}
+THEIR_NAMES = {"query", "document"}
 SCORE = """
 from LIBRARY import CLASS
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+from base64 import b64decode
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -31,12 +32,17 @@ class Repository:
 
 
 class FakeHub:
-    """Serves `repositories`; `requests` lists (method, path, Authorization header)."""
+    """Serves `repositories`; `requests` lists (method, path, Authorization header).
+
+    Uploads need the token "writes". `pushed` lists what each commit says of itself.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[tuple[str, str, str | None]] = []
         self.broken: set[str] = set()  # kinds of request that are answered with 500
+        self.pushed: list[dict[str, Any]] = []
+        self.valid_cards = True
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,6 +51,9 @@ class FakeHub:
 
             def do_HEAD(self) -> None:
                 hub.answer(self)
+
+            def do_POST(self) -> None:
+                hub.accept(self)
 
             def log_message(self, format: str, *args: Any) -> None:
                 return
@@ -114,6 +123,67 @@ class FakeHub:
         headers = {"ETag": f'"{_oid(files[name])}"', "X-Repo-Commit": sha}
         return _send(request, 200, headers, files[name])
 
+    def accept(self, request: BaseHTTPRequestHandler) -> None:
+        """Answer the requests of an upload, as the hub does."""
+        url = urlsplit(request.path)
+        path, body = unquote(url.path), _body(request)
+        self.requests.append(("POST", path, request.headers.get("Authorization")))
+        if request.headers.get("Authorization") != "Bearer writes":
+            return _send(request, 401, {"X-Error-Message": "Invalid username or password."})
+        parts = path.strip("/").split("/")
+        if path == "/api/validate-yaml":
+            errors = [] if self.valid_cards else [{"message": "license must be known"}]
+            return _send(request, 400 if errors else 200, body={"errors": errors, "warnings": []})
+        if path == "/api/repos/create":
+            wanted = json.loads(body)
+            repo_id = f"{wanted.get('organization') or 'someone'}/{wanted['name']}"
+            known = repo_id in self.repositories
+            if not known:
+                self.repositories[repo_id] = Repository()
+                self.repositories[repo_id].commit("main", {".gitattributes": b""})
+            answer = {"url": f"{self.endpoint}/{repo_id}", "private": wanted.get("private")}
+            return _send(request, 409 if known else 200, body=answer)
+        repo_id, kind, ref = "/".join(parts[2:4]), parts[4], "/".join(parts[5:])
+        repository = self.repositories[repo_id]
+        if kind in self.broken:
+            return _send(request, 500)
+        if kind == "branch":
+            known = ref in repository.refs
+            repository.refs.setdefault(ref, repository.refs["main"])
+            return _send(request, 409 if known else 200, body={})
+        if ref not in repository.refs:
+            return _send(request, 404, {"X-Error-Code": "RevisionNotFound"})
+        if kind == "preupload":
+            files = [
+                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for one in json.loads(body)["files"]
+            ]
+            return _send(request, 200, body={"files": files})
+        lines = [json.loads(line) for line in body.splitlines()]
+        (header,) = [line["value"] for line in lines if line["key"] == "header"]
+        new = [line["value"] for line in lines if line["key"] == "file"]
+        files = {one["path"]: b64decode(one["content"]) for one in new}
+        pull = "create_pr" in url.query
+        target = "refs/pr/1" if pull else ref
+        sha = repository.commit(target, repository.commits[repository.refs[ref]] | files)
+        self.pushed.append({**header, "repo_id": repo_id, "ref": target, "files": files})
+        answer = {"commitUrl": f"{self.endpoint}/{repo_id}/commit/{sha}", "commitOid": sha}
+        if pull:
+            answer["pullRequestUrl"] = f"{self.endpoint}/{repo_id}/discussions/1"
+        return _send(request, 200, body=answer)
+
+
+def _body(request: BaseHTTPRequestHandler) -> bytes:
+    """The body of a request, which may come in chunks."""
+    if request.headers.get("Transfer-Encoding") != "chunked":
+        return request.rfile.read(int(request.headers.get("Content-Length") or 0))
+    found = b""
+    while size := int(request.rfile.readline(), 16):
+        found += request.rfile.read(size)
+        request.rfile.readline()
+    request.rfile.readline()
+    return found
+
 
 def _oid(data: bytes) -> str:
     return hashlib.sha1(data).hexdigest()
@@ -130,5 +200,5 @@ def _send(
     for name, value in {**(headers or {}), "Content-Length": str(len(data))}.items():
         request.send_header(name, value)
     request.end_headers()
-    if request.command == "GET":
+    if request.command != "HEAD":
         request.wfile.write(data)
