@@ -282,7 +282,7 @@ def test_save(ours: Embedder, tmp_path: Path) -> None:
     card = (tmp_path / "c/README.md").read_text("utf-8")
     assert "me/mine" in card
     assert "you/texts" in card
-    with pytest.raises(ValueError, match="safe_serialization must be True, not False"):
+    with pytest.raises(ValueError, match="safe_serialization=False is not supported"):
         ours.save(tmp_path / "d", safe_serialization=False)
     assert not (tmp_path / "d").exists()
 

@@ -98,9 +98,7 @@ class Publishing:
         Raises: ValueError, TypeError: safe_serialization=False, or an invalid name.
         """
         if safe_serialization is not None and not safe_serialization:
-            raise ValueError(
-                "safe_serialization must be True, not False: weights are written as safetensors"
-            )
+            raise ValueError("safe_serialization=False is not supported: weights are safetensors")
         data = self.model_card_data
         for one in as_datasets("train_datasets", [*(train_datasets or ())]):
             if one not in data.train_datasets:
