@@ -138,6 +138,12 @@ class EncoderConfig:
         """Rows of the learned position table, which bound a text's length; None for rotary."""
         return None if self.rotary_dim else self.max_position_embeddings
 
+    @property
+    def classifier_dropout(self) -> float | None:
+        """Dropout before a classifier in training; None: that of the hidden states."""
+        found: float | None = self.source.get("classifier_dropout")
+        return found
+
     def is_moe_layer(self, index: int) -> bool:
         """Whether layer `index`, from 0, holds a mixture of experts: the odd ones do."""
         return self.num_experts > 0 and index % 2 == 1

@@ -5,8 +5,6 @@ Arguments that sentence-transformers has too carry its names and its meaning.
 
 import os
 from collections.abc import Iterable
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -15,40 +13,51 @@ from torch import Tensor
 
 from nomicbert.arguments import as_place, refuse_unknown
 from nomicbert.loading import hub
-from nomicbert.loading.folder import ACTIVATION_KEYS, read_folder
+from nomicbert.loading.folder import read_folder
 from nomicbert.loading.json_settings import naming
 from nomicbert.loading.purpose import is_embedder, is_modular, refuse_unless_reranker
+from nomicbert.loading.reranker_keywords import NAMES, wanted_reranker
 from nomicbert.loading.target import check_keywords
 from nomicbert.modeling.heads import NomicBertForSequenceClassification
 from nomicbert.modeling.model import NomicBert
 from nomicbert.runtime.activation import (
     Activation,
-    activation_name,
     check_activation,
+    function_of,
     stated_activation,
 )
 from nomicbert.runtime.encode_types import Devices
+from nomicbert.runtime.features import PAIR_CUTS, Processing, call_length
 from nomicbert.runtime.inputs import as_documents, as_pairs
 from nomicbert.runtime.pairs import Pairs
-from nomicbert.runtime.predict_types import Float32, PredictKeywords, RankedDocument, as_predict
-from nomicbert.runtime.settings import CrossEncoderSettings
+from nomicbert.runtime.pool import WorkerPool
+from nomicbert.runtime.predict_types import (
+    Float32,
+    PredictKeywords,
+    RankedDocument,
+    as_predict,
+    as_rank,
+)
+from nomicbert.runtime.reranker_calls import takes_constructor_positions
+from nomicbert.runtime.reranker_names import RerankerNames
 from nomicbert.runtime.stream import Options
 from nomicbert.runtime.workers import open_stream
-from nomicbert.text.max_length import check_limit, stated_limit
+from nomicbert.text.max_length import stated_limit, within_positions
 from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Pair, Tokenizer
-from nomicbert.user_warnings import ConfigWarning, warn
-from nomicbert.vectors.saving import save_reranker_settings
-from nomicbert.vectors.scores import ModularReranker, load_modular
+from nomicbert.vectors.scores import load_modular
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from nomicbert.loading.pretrained import CrossEncoderKeywords, ModelKeywords
+    from nomicbert.loading.reranker_keywords import (
+        RerankerConstructorKeywords,
+        RerankerFromPretrainedKeywords,
+    )
 
 
-class CrossEncoder(CrossEncoderSettings):
-    """Scores pairs of texts with one checkpoint, as a reranker does.
+class CrossEncoder(RerankerNames):
+    """Scores pairs of texts with one checkpoint, as sentence-transformers' CrossEncoder does.
 
     Attributes:
         model: encoder and head, or encoder and modules after it (`pooling`).
@@ -57,64 +66,79 @@ class CrossEncoder(CrossEncoderSettings):
         tokenizer, prompts, default_prompt_name, max_seq_length: the checkpoint's.
     """
 
+    @takes_constructor_positions
     def __init__(
         self,
-        path_or_repo_id: str | os.PathLike[str],
+        path_or_repo_id: str | os.PathLike[str] | None = None,
         *,
         num_labels: int | None = None,
         max_length: int | None = None,
+        activation_fn: Activation | str | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
-        **model_keywords: "Unpack[ModelKeywords]",
+        **keywords: "Unpack[RerankerConstructorKeywords]",
     ) -> None:
         """Load a checkpoint for sequence classification.
 
         Args:
-            path_or_repo_id: a local folder or a repository of the hub.
+            path_or_repo_id: a local folder or a repository of the hub. num_labels, max_length,
+                activation_fn and device may follow by position.
             num_labels: columns of the logits; adds a new head to a checkpoint without one.
             max_length: maximum tokens per pair, in place of the checkpoint's.
+            activation_fn: logits -> scores in place of the checkpoint's, or its name, such as
+                "torch.nn.Tanh".
             revision: branch, tag or commit of the repository.
             cache_dir: where downloads are kept, in place of Hugging Face's default.
             token: for private repositories.
             local_files_only: never reach for the network.
-            **model_keywords: dtype, device, backend and the others of
-                `NomicBertForSequenceClassification.from_pretrained`.
+            **keywords: of `NomicBertForSequenceClassification.from_pretrained`: dtype, device,
+                backend, ...; and those of sentence-transformers: model_name_or_path, prompts,
+                model_kwargs, config_kwargs, processor_kwargs, ... (`RerankerKeywords`).
 
         Raises: NomicBertError: checkpoint missing, damaged or unsupported; backend that cannot run.
-            ValueError, TypeError: invalid max_length.
+            TypeError, ValueError: an argument that is not known, cannot be honoured, or contradicts
+                the checkpoint; the message names it.
         """
-        head = NomicBertForSequenceClassification
-        check_keywords(model_keywords, type(self), head.from_pretrained, NomicBert.from_pretrained)
-        folder = hub.resolve(
-            path_or_repo_id,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-        )
-        checkpoint = read_folder(folder, model_keywords.pop("rotary_scaling_factor", None))
-        refuse_unless_reranker(checkpoint, num_labels)
+        location = {"path_or_repo_id": path_or_repo_id, "revision": revision, "token": token}
+        location |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        wanted = wanted_reranker(location, num_labels, activation_fn, keywords)
+        loading, head = wanted.common.model, NomicBertForSequenceClassification
+        loaders = (head.from_pretrained, NomicBert.from_pretrained)
+        check_keywords(loading, type(self), *loaders, more=NAMES)
+        chosen = None if wanted.activation is None else check_activation(wanted.activation)
+        folder = hub.resolve(**wanted.common.location)
+        checkpoint = read_folder(folder, loading.pop("rotary_scaling_factor", None))
+        checkpoint = wanted.changed(checkpoint)
+        refuse_unless_reranker(checkpoint, wanted.num_labels)
         # prompts and activation of an embedding model are not those of its new head
         old = is_embedder(checkpoint)
         self._prompts = Prompts(implied=()) if old else Prompts.of_reranker(checkpoint.prompts)
+        self._prompts.update(wanted.common.prompts, wanted.common.default_prompt_name)
         load = head.from_pretrained if old or not is_modular(checkpoint) else load_modular
-        self.model = load(checkpoint, num_labels=num_labels, **model_keywords)
+        self.model = load(checkpoint, num_labels=wanted.num_labels, **loading)
         config = checkpoint.config
         self._tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, config.vocab_size)
         self._max_seq_length = checkpoint.limit.tokens
+        settings = wanted.common.settings
         if max_length is not None:
             self.max_seq_length = max_length
+        elif (stated := settings.pop("max_seq_length", None)) is not None:
+            self.max_seq_length = within_positions(stated, config)
         else:
             stated_limit(checkpoint, self._tokenizer.rust.num_special_tokens_to_add(True) + 1)
-        stated = None if old else checkpoint.activation
         with naming(folder):
-            self._activation = stated_activation(stated, self.num_labels)
+            named = None if old else checkpoint.activation
+            self._activation = chosen or stated_activation(named, self.num_labels)
+        for name, value in settings.items():
+            setattr(self, name, value)
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo_id: str | os.PathLike[str], **keywords: "Unpack[CrossEncoderKeywords]"
+        cls,
+        path_or_repo_id: str | os.PathLike[str] | None = None,
+        **keywords: "Unpack[RerankerFromPretrainedKeywords]",
     ) -> "CrossEncoder":
         """The constructor, under the name that it has in transformers."""
         return cls(path_or_repo_id, **keywords)
@@ -127,11 +151,6 @@ class CrossEncoder(CrossEncoderSettings):
             f"labels {self.num_labels}, max_seq_length {self.max_seq_length}, "
             f"{model.dtype}, {model.device})"
         )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.model.device
 
     @property
     def num_labels(self) -> int:
@@ -153,6 +172,10 @@ class CrossEncoder(CrossEncoderSettings):
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         device: Devices = None,
+        pool: WorkerPool | None = None,
+        chunk_size: int | None = None,
+        max_length: int | None = None,
+        processing_kwargs: Processing | None = None,
     ) -> np.float32 | Float32 | Tensor | list[Tensor]:
         """Score pairs, in eval mode and without gradients.
 
@@ -160,7 +183,8 @@ class CrossEncoder(CrossEncoderSettings):
         (2,)
 
         Args:
-            inputs: one pair of texts or any number of pairs.
+            inputs: one pair of texts or any number of pairs. Arguments may follow by position in
+                the order of sentence-transformers, and have its old names: `reranker_calls`.
             prompt_name: the checkpoint's prompt to put before the first text of every pair; by
                 default `default_prompt_name`.
             prompt: your own text to put there; it wins over prompt_name, with a warning.
@@ -172,6 +196,10 @@ class CrossEncoder(CrossEncoderSettings):
             convert_to_numpy: False returns a list of tensors.
             convert_to_tensor: return one tensor on the model's device; on the CPU for several.
             device: move the model there first; or a list of devices, as in `Embedder.encode`.
+            pool: processes of `start_multi_process_pool`, in place of such a list.
+            chunk_size: pairs that one of several processes gets at a time.
+            max_length: maximum tokens per pair, in place of `max_seq_length`.
+            processing_kwargs: the same as {"text": {"max_length": ...}}.
 
         Returns: (n,) fp32 for one label, (n, num_labels) for several; without n for a single pair.
             Pairs that are too long lose tokens of the longer text, with one warning.
@@ -179,7 +207,7 @@ class CrossEncoder(CrossEncoderSettings):
             Unicode. ValueError: unknown prompt_name, or a size that is too small.
         """
         given = self.activation_fn if activation_fn is None else activation_fn
-        activation = check_activation(given)
+        activation = function_of(check_activation(given))
         chosen = self._prompts.choose(prompt_name, prompt)
         pairs, lone = as_pairs(inputs)  # all, before the first is scored
         place, devices = as_place(device)
@@ -191,10 +219,11 @@ class CrossEncoder(CrossEncoderSettings):
             batch_size=batch_size,
             to_host=False,
             show_progress_bar=show_progress_bar,
+            chunk_size=chunk_size,
         )
-        check_limit(self.max_seq_length, 1, self.model.config, "max_seq_length")
-        task = Pairs(self.model, self.tokenizer, chosen, self.max_seq_length)
-        windows = open_stream(task, options, devices).run(iter(pairs))
+        limit = self._limit(call_length(max_length, processing_kwargs, PAIR_CUTS))
+        task = Pairs(self.model, self.tokenizer, chosen, limit)
+        windows = open_stream(task, options, devices, pool).run(iter(pairs))
         rows = [cast("Tensor", window.rows) for window in windows]
         # a copy: what inference_mode makes, an activation may not change
         logits = torch.cat(rows or [torch.zeros(0, self.num_labels)])
@@ -204,7 +233,7 @@ class CrossEncoder(CrossEncoderSettings):
         scores = scores.squeeze(1) if self.num_labels == 1 and scores.dim() > 1 else scores
         if apply_softmax and scores.dim() > 1:
             scores = scores.softmax(1)
-        scores = scores.cpu() if devices else scores
+        scores = scores.cpu() if devices or pool else scores
         if convert_to_tensor:
             return scores[0] if lone else scores
         if convert_to_numpy:
@@ -212,6 +241,7 @@ class CrossEncoder(CrossEncoderSettings):
             return array[0] if lone else array
         return scores[0] if lone else list(scores)
 
+    @as_rank
     def rank(
         self,
         query: str,
@@ -235,7 +265,7 @@ class CrossEncoder(CrossEncoderSettings):
             `predict`.
         """
         known = PredictKeywords.__annotations__.keys()
-        refuse_unknown(sorted(keywords.keys() - known), type(self).rank, more=known)
+        refuse_unknown(sorted(keywords.keys() - known), CrossEncoder.rank, more=known)
         if self.num_labels != 1:
             raise ValueError(
                 f"rank needs one score a pair, but this checkpoint gives {self.num_labels}: "
@@ -249,34 +279,3 @@ class CrossEncoder(CrossEncoderSettings):
         for row in rows if return_documents else []:
             row["text"] = texts[row["corpus_id"]]
         return rows
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write model, tokenizer and settings, for this class or sentence-transformers.
-
-        A folder without a README.md gets a model card. An activation that torch.nn does not have is
-        not saved, with a ConfigWarning.
-
-        Raises: ValueError, TypeError: invalid prompts, before anything is written.
-        """
-        self._prompts.check()  # before anything is written
-        stated = activation_name(self.activation_fn)
-        if stated is None:
-            warn(
-                "activation_fn has no name in torch.nn and is not saved: set it again after "
-                "loading",
-                ConfigWarning,
-            )
-        config = self.model.config
-        source = {key: v for key, v in config.source.items() if key not in ACTIVATION_KEYS}
-        source |= {"sentence_transformers": {"activation_fn": stated}} if stated else {}
-        self.model.encoder.config = replace(config, source=source)
-        with self._carded(folder):
-            self.model.save_files(folder)
-            self.save_settings(folder)
-
-    def save_settings(self, folder: str | os.PathLike[str]) -> None:
-        """Write all that `save_pretrained` writes but the model, into a folder that exists."""
-        stated = activation_name(self.activation_fn)
-        modular = isinstance(self.model, ModularReranker)
-        settings = (self._prompts, self.max_seq_length, stated, modular)
-        save_reranker_settings(Path(folder), self.tokenizer, *settings)

@@ -4,8 +4,7 @@ Arguments that sentence-transformers has too carry its names and its meaning.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -135,31 +134,6 @@ class Embedder(SentenceTransformersNames):
             f"dimension {self.pooling.embedding_dimension}, pooling {self.pooling.mode}, "
             f"max_seq_length {self.max_seq_length}, {model.dtype}, {model.device})"
         )
-
-    def save_pretrained(
-        self,
-        folder: str | os.PathLike[str],
-        model_name: str | None = None,
-        create_model_card: bool = True,
-        train_datasets: Sequence[str] | None = None,
-        safe_serialization: bool = True,
-    ) -> None:
-        """Write the hub layout, for this class or sentence-transformers.
-
-        Args:
-            folder: made if it does not exist; it may be the one that was loaded.
-            model_name: repository of the model on the hub, for the card.
-            create_model_card: write a README.md into a folder that has none.
-            train_datasets: data sets that are added to `model_card_data`.
-            safe_serialization: True; weights are always written as safetensors.
-
-        Raises: TypeError, ValueError: invalid argument or setting, before anything is written.
-        """
-        self._prompts.check()
-        self._note_for_card(model_name, train_datasets, safe_serialization)
-        with self._carded(folder) if create_model_card else nullcontext():
-            self.model.save_files(folder)
-            self.save_settings(folder)
 
     @encode_types.as_encode
     def encode(

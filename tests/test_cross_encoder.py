@@ -365,7 +365,7 @@ def test_what_was_loaded_is_shown(tmp_path: Path) -> None:
     ("keywords", "message"),
     [
         ({"topk": 1}, "CrossEncoder.rank has no keyword 'topk': did you mean 'top_k'"),
-        ({"convert_to_numpy": False}, "CrossEncoder.rank has no keyword 'convert_to_numpy'"),
+        ({"texts": ["b"]}, "CrossEncoder.rank has no keyword 'texts': known are .*top_k"),
     ],
 )
 def test_keywords_that_rank_does_not_have(

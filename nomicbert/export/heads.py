@@ -4,9 +4,9 @@ Source: as in `modeling.heads`.
 """
 
 from nomicbert.errors import ExportError
+from nomicbert.export.activations import activation
 from nomicbert.export.graph import Graph
 from nomicbert.export.layers import WORDS, layer_norm, linear, matmul
-from nomicbert.export.mlp import activation
 from nomicbert.export.vectors import check_pooling, first_token, or_zeros, text_vectors
 from nomicbert.modeling.heads import (
     NomicBertForMaskedLM,

@@ -1,16 +1,14 @@
-"""The three kinds of MLP as nodes, and the activation functions.
+"""The three kinds of MLP as nodes.
 
 A mixture of experts gathers the tokens of each expert, so that a token costs two experts and not
 all of them. Routing is float32 in every precision.
 Source: as in `modeling.mlp`.
 """
 
-import math
-from collections.abc import Callable
-
 import numpy as np
 from torch import nn
 
+from nomicbert.export.activations import activation, silu
 from nomicbert.export.graph import Graph
 from nomicbert.export.layers import linear, matmul
 from nomicbert.modeling.mlp import GatedMLP, MixtureOfExperts, PlainMLP
@@ -64,69 +62,3 @@ def _experts(graph: Graph, name: str, module: MixtureOfExperts, x: str) -> str:
     with graph.in_float32():
         total = graph.add("Add", total, graph.weight(f"{name}.bias", module.bias))
     return graph.add("Reshape", graph.narrow(total), graph.add("Shape", x))
-
-
-def activation(graph: Graph, name: str, x: str) -> str:
-    """Apply the activation of `EncoderConfig.hidden_act`, or of a Dense module."""
-    return _FUNCTIONS[name](graph, x)
-
-
-def gelu(graph: Graph, x: str) -> str:
-    """Compute x / 2 * (1 + erf(x / sqrt 2)), in the form that onnxruntime fuses."""
-    inner = graph.add("Erf", graph.add("Div", x, graph.number(math.sqrt(2))))
-    half = graph.add("Mul", x, graph.number(0.5))
-    return graph.add("Mul", half, graph.add("Add", inner, graph.number(1.0)))
-
-
-def gelu_tanh(graph: Graph, x: str) -> str:
-    """Compute x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
-    scale = math.sqrt(2 / math.pi)
-    square = graph.add("Mul", graph.add("Mul", x, x), graph.number(0.044715 * scale))
-    inner = graph.add("Mul", graph.add("Add", square, graph.number(scale)), x)
-    half = graph.add("Mul", x, graph.number(0.5))
-    return graph.add("Mul", half, graph.add("Add", graph.add("Tanh", inner), graph.number(1.0)))
-
-
-def silu(graph: Graph, x: str) -> str:
-    """Compute x / (1 + exp(-x))."""
-    return graph.add("Mul", x, graph.add("Sigmoid", x))
-
-
-def quick_gelu(graph: Graph, x: str) -> str:
-    """Compute x / (1 + exp(-1.702 x))."""
-    return graph.add("Mul", x, graph.add("Sigmoid", graph.add("Mul", x, graph.number(1.702))))
-
-
-def relu(graph: Graph, x: str) -> str:
-    """The positive part."""
-    return graph.add("Relu", x)
-
-
-def tanh(graph: Graph, x: str) -> str:
-    """The hyperbolic tangent."""
-    return graph.add("Tanh", x)
-
-
-def sigmoid(graph: Graph, x: str) -> str:
-    """Compute 1 / (1 + exp(-x))."""
-    return graph.add("Sigmoid", x)
-
-
-def identity(graph: Graph, x: str) -> str:
-    """Add nothing."""
-    return x
-
-
-_FUNCTIONS: dict[str, Callable[[Graph, str], str]] = {
-    "gelu": gelu,
-    "GELU": gelu,
-    "gelu_pytorch_tanh": gelu_tanh,
-    "relu": relu,
-    "ReLU": relu,
-    "silu": silu,
-    "SiLU": silu,
-    "quick_gelu": quick_gelu,
-    "Tanh": tanh,
-    "Sigmoid": sigmoid,
-    "Identity": identity,
-}

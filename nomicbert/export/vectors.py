@@ -9,9 +9,9 @@ import numpy as np
 from torch import nn
 
 from nomicbert.errors import ExportError
+from nomicbert.export.activations import activation
 from nomicbert.export.graph import Graph
 from nomicbert.export.layers import layer_norm, linear
-from nomicbert.export.mlp import activation
 from nomicbert.vectors.pooling import Pooling
 from nomicbert.vectors.steps import Dense, Dropout, LayerNorm, Normalize
 from nomicbert_kernels import PoolMode

@@ -1,7 +1,7 @@
 """Keywords of sentence-transformers' constructor -> those of this package, and settings to set.
 
-Where in the flow: the first step of `Embedder`, before a checkpoint is looked for. What cannot be
-honoured is refused by name; entries that change no vector are accepted and have no effect.
+Where in the flow: the first step of `Embedder` and `CrossEncoder`, before a checkpoint is looked
+for. What cannot be honoured is refused by name; entries that change no vector have no effect.
 Source: the arguments of `SentenceTransformer` in sentence-transformers 2 to 6.
 """
 
@@ -60,8 +60,8 @@ OTHERWISE = {
 }
 
 
-class SentenceKeywords(TypedDict, total=False):
-    """The keywords that exist for sentence-transformers' sake.
+class SharedKeywords(TypedDict, total=False):
+    """The keywords that exist for sentence-transformers' sake, in both of its classes.
 
     Attributes:
         model_name_or_path: `path_or_repo_id`.
@@ -69,13 +69,11 @@ class SentenceKeywords(TypedDict, total=False):
         use_auth_token: old name of `token`.
         prompts: put in place of the checkpoint's prompts of the same names, or added to them.
         default_prompt_name: name of the prompt of calls that give none.
-        similarity_fn_name: the function of `similarity`, or its member of an enumeration.
-        truncate_dim: columns that `encode` keeps if a call gives no width.
+        model_card_data: what its author knows of the model, a `ModelCardData`.
         model_kwargs: entries that are keywords here (torch_dtype, device_map, ...).
         config_kwargs: the same; rotary_scaling_factor.
         processor_kwargs: model_max_length is `max_seq_length`; truncation_side.
         tokenizer_kwargs: old name of `processor_kwargs`.
-        model_card_data: what its author knows of the model.
     """
 
     model_name_or_path: str | os.PathLike[str] | None
@@ -83,13 +81,23 @@ class SentenceKeywords(TypedDict, total=False):
     use_auth_token: str | bool | None
     prompts: Mapping[str, str] | None
     default_prompt_name: str | None
-    similarity_fn_name: str | None
-    truncate_dim: int | None
+    model_card_data: ModelCardData | None
     model_kwargs: Mapping[str, object] | None
     config_kwargs: Mapping[str, object] | None
     processor_kwargs: Mapping[str, object] | None
     tokenizer_kwargs: Mapping[str, object] | None
-    model_card_data: ModelCardData | None
+
+
+class SentenceKeywords(SharedKeywords, total=False):
+    """Those of `Embedder`.
+
+    Attributes:
+        similarity_fn_name: the function of `similarity`, or its member of an enumeration.
+        truncate_dim: columns that `encode` keeps if a call gives no width.
+    """
+
+    similarity_fn_name: str | None
+    truncate_dim: int | None
 
 
 class ConstructorKeywords(ModelKeywords, SentenceKeywords, total=False):
@@ -132,12 +140,15 @@ class Wanted:
         return replace(checkpoint, tokenizer=tokenizer)
 
 
-def translate(location: Mapping[str, Any], keywords: Mapping[str, Any]) -> Wanted:
+def translate(
+    location: Mapping[str, Any], keywords: Mapping[str, Any], organisation: str = ORGANISATION
+) -> Wanted:
     """Sort the arguments of a call of the constructor.
 
     Args:
         location: the arguments of `hub.resolve`, as the call gives them.
         keywords: all others; those of `SentenceKeywords` are translated, the rest is kept.
+        organisation: of a known repository that is named without one.
 
     Raises: TypeError: an argument given under two names, or missing; an entry of a dictionary that
         cannot be honoured. ValueError: its value is invalid. The message names it.
@@ -150,7 +161,7 @@ def translate(location: Mapping[str, Any], keywords: Mapping[str, Any]) -> Wante
             _set(wanted.location, ours, given[theirs], f"{ours} and {theirs}")
     if wanted.location["cache_dir"] is None:
         wanted.location["cache_dir"] = os.environ.get(CACHE_VARIABLE) or None
-    wanted.location["path_or_repo_id"] = _source(wanted.location["path_or_repo_id"])
+    wanted.location["path_or_repo_id"] = _source(wanted.location["path_or_repo_id"], organisation)
     wanted.prompts = _mapping(given, "prompts")
     wanted.default_prompt_name = given.get("default_prompt_name")
     for name in ("similarity_fn_name", "truncate_dim", "model_card_data"):
@@ -168,14 +179,14 @@ def translate(location: Mapping[str, Any], keywords: Mapping[str, Any]) -> Wante
     return wanted
 
 
-def _source(name: Any) -> Any:
+def _source(name: Any, organisation: str) -> Any:
     """The folder or repository, with the organisation that sentence-transformers implies."""
     if name is None:
         raise TypeError("path_or_repo_id is missing: give a folder or a repository of the hub")
     if not isinstance(name, str) or "/" in name or os.path.isdir(name):
         return name
     full = full_id(name)
-    return full if full is not None and full.startswith(ORGANISATION) else name
+    return full if full is not None and full.startswith(organisation) else name
 
 
 def _take(wanted: Wanted, name: str, entry: str, value: Any) -> None:

@@ -4,7 +4,7 @@ Where in the flow: beside it. `Embedder.preprocess` and `encode(..., output_valu
 sentence-transformers hands from module to module; `encode` itself never pads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 import torch
@@ -19,6 +19,7 @@ TEXT = ("text", "common")
 NEUTRAL = ("padding", "pad_to_multiple_of", "return_tensors", "return_attention_mask")
 # What cuts a text; anything else for `truncation` is refused.
 CUTS = (True, "longest_first", "only_first")
+PAIR_CUTS = (True, "longest_first")
 
 
 class PaddedIds(TypedDict):
@@ -98,8 +99,12 @@ def _first(features: Features) -> Features:
     return cast("Features", first)
 
 
-def stated_length(processing: Processing | None) -> int | None:
+def stated_length(processing: Processing | None, cuts: Collection[object] = CUTS) -> int | None:
     """The maximum length that `processing_kwargs` asks for, or None.
+
+    Args:
+        processing: of the call.
+        cuts: values of "truncation" that mean what is done.
 
     Raises: TypeError, ValueError: an entry that cannot be honoured; the message names it.
     """
@@ -117,8 +122,21 @@ def stated_length(processing: Processing | None) -> int | None:
             if name == "max_length":
                 length = as_whole(where, value)
             elif name == "truncation":
-                if value not in CUTS:
+                if value not in cuts:
                     raise ValueError(f"{where} must be True, not {value!r}: texts are cut")
             elif name not in NEUTRAL:
                 raise TypeError(f"{where} is not supported: give max_length, or leave it out")
     return length
+
+
+def call_length(
+    max_length: int | None, processing: Processing | None, cuts: Collection[object] = CUTS
+) -> int | None:
+    """The maximum length of a call, which may be given as `max_length` or as in `stated_length`.
+
+    Raises: TypeError, ValueError: as there; a length that is given twice.
+    """
+    length = stated_length(processing, cuts)
+    if length is None or max_length in (None, length):
+        return max_length if length is None else length
+    raise ValueError("give max_length or processing_kwargs['text']['max_length'], not both")

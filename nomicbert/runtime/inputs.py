@@ -88,8 +88,13 @@ def as_pairs(inputs: Any) -> tuple[list[Pair], bool]:
     """
     if isinstance(inputs, str | bytes):
         raise TypeError("inputs must be pairs of str, not one text")
-    lone = isinstance(inputs, tuple | list | np.ndarray) and _is_pair(inputs)
+    lone = is_lone_pair(inputs)
     return list(checked_pairs([inputs] if lone else as_iterator(inputs, what="pairs of str"))), lone
+
+
+def is_lone_pair(inputs: object) -> bool:
+    """Whether these inputs are a single pair: a tuple, list or array of two texts."""
+    return isinstance(inputs, tuple | list | np.ndarray) and _is_pair(inputs)
 
 
 def as_documents(query: Any, documents: Any) -> list[str]:

@@ -18,27 +18,14 @@ from nomicbert.runtime.predict_types import AllPredictKeywords
 EQUIVALENTS = {
     "auto_model": "{}.model",
     "backend": "{}.model.backend, and {}.model.use(backend) to change it",
-    "config": "{}.model.config",
-    "default_activation_function": "{}.activation_fn",
-    "dtype": "{}.model.dtype, and dtype when loading",
     "fit": "a loop of your own over {model}, which keeps gradients",
     "get_backend": "{}.model.backend",
     "get_default_activation_fn": "{}.activation_fn",
-    "get_max_seq_length": "{}.max_seq_length",
     "get_sentence_features": "{}.batch(texts)",
-    "is_singular_input": "isinstance(inputs, str)",
     "load": "from_pretrained",
     "max_length": "{}.max_seq_length, or max_length in a call of encode",
-    "preprocess": "{}.tokenizer.encode(texts, max_length)",
-    "processor": "{}.tokenizer",
-    "save": "{}.save_pretrained",
     "set_keep_in_fp32_modules": "dtype=torch.float32 when loading",
     "set_pooling_include_prompt": "{model}.pooling.include_prompt",
-    "start_multi_process_pool": "device=[...] in a call",
-    "stop_multi_process_pool": "device=[...] in a call",
-    "tokenize": "{}.tokenizer.encode(texts, max_length)",
-    "to": "device in a call",
-    "training": "{model}.train() and {model}.eval()",
     "transformers_model": "{}.model",
 }
 # Names of sentence-transformers without an equivalent.
@@ -52,16 +39,13 @@ WITHOUT = {
     "delete_adapter",
     "disable_adapters",
     "enable_adapters",
-    "evaluate",
     "get_adapter_state_dict",
-    "get_model_kwargs",
     "gradient_checkpointing_enable",
     "has_peft_compatible_model",
     "is_hpu_graph_enabled",
     "keep_in_fp32_modules",
     "load_adapter",
     "merge",
-    "modalities",
     "model_card_data_class",
     "model_type",
     "module_kwargs",
@@ -69,7 +53,6 @@ WITHOUT = {
     "set_adapter",
     "smart_batching_collate",
     "smart_batching_collate_text_only",
-    "supports",
     "trust_remote_code",
 }
 READ_ONLY = {
@@ -108,7 +91,7 @@ EMBEDDER: Own = (
 CROSS_ENCODER: Own = (
     "predict",
     AllPredictKeywords.__annotations__,
-    ("activation_fn", "num_labels"),
+    ("activation_fn", "default_activation_function", "num_labels"),
 )
 
 

@@ -1,7 +1,7 @@
-"""Methods of a torch module that people call on a whole model, handed on to `embedding_model`.
+"""Methods of a torch module that people call on a whole model, handed on to the facade's module.
 
-Where in the flow: a base class of `Embedder`, which is not an nn.Module itself: in
-sentence-transformers the model is one.
+Where in the flow: a base class of `Embedder` and `CrossEncoder`, which are no nn.Module themselves:
+in sentence-transformers the model is one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,90 +11,78 @@ import torch
 from torch import Tensor, nn
 
 from nomicbert.arguments import as_device
-from nomicbert.modeling.model import NomicBert
-from nomicbert.runtime.settings import EmbedderSettings
-from nomicbert.vectors.pooling import Pooling
+from nomicbert.runtime.settings import FacadeSettings
 
 Self = TypeVar("Self", bound="ModuleNames")
 
 
-class ModuleNames(EmbedderSettings):
-    """What `embedder.embedding_model` has under the same name; its names of parameters count."""
-
-    @property
-    def model(self) -> NomicBert:
-        """The encoder."""
-        return self.embedding_model.encoder
-
-    @property
-    def pooling(self) -> Pooling:
-        """The modules after the encoder."""
-        return self.embedding_model.pooling
+class ModuleNames(FacadeSettings):
+    """What the module has under the same name; its names of parameters count."""
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.embedding_model.device
+        return self._encoder.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the parameters."""
-        return self.embedding_model.encoder.dtype
+        return self._encoder.dtype
 
     @property
     def training(self) -> bool:
-        """Whether the model is in training mode; `encode` ends it."""
-        return self.embedding_model.training
+        """Whether the model is in training mode; a call ends it."""
+        return self._module.training
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """All parameters."""
-        return self.embedding_model.parameters(recurse)
+        return self._module.parameters(recurse)
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
         """All parameters with their names."""
-        return self.embedding_model.named_parameters(prefix, recurse, remove_duplicate)
+        return self._module.named_parameters(prefix, recurse, remove_duplicate)
 
     def modules(self) -> Iterator[nn.Module]:
         """All modules."""
-        return self.embedding_model.modules()
+        return self._module.modules()
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """All modules with their names."""
-        yield from self.embedding_model.named_modules()
+        yield from self._module.named_modules()
 
     def children(self) -> Iterator[nn.Module]:
-        """The encoder and the pooling."""
-        return self.embedding_model.children()
+        """The parts: the encoder, and what follows it."""
+        return self._module.children()
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        """The encoder and the pooling with their names."""
-        return self.embedding_model.named_children()
+        """The parts with their names."""
+        return self._module.named_children()
 
     def state_dict(self) -> dict[str, Tensor]:
         """All parameters by name; names and layout are this package's."""
-        return self.embedding_model.state_dict()
+        return self._module.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> None:
         """Set the parameters to those of a `state_dict`.
 
         Raises: RuntimeError: other shapes, or with `strict` other names.
         """
-        self.embedding_model.load_state_dict(state_dict, strict=strict)
+        self._module.load_state_dict(state_dict, strict=strict)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of all parameters."""
-        self.embedding_model.zero_grad(set_to_none)
+        self._module.zero_grad(set_to_none)
 
     def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
         """Let all parameters have gradients, or none."""
-        self.embedding_model.requires_grad_(requires_grad)
+        self._module.requires_grad_(requires_grad)
         return self
 
     def train(self: Self, mode: bool = True) -> Self:
-        """Set training mode, for calls of `embedding_model`."""
-        self.embedding_model.train(mode)
+        """Set training mode, for calls of the module."""
+        self._module.train(mode)
         return self
 
     def eval(self: Self) -> Self:
@@ -102,11 +90,11 @@ class ModuleNames(EmbedderSettings):
         return self.train(False)
 
     def to(self: Self, device: torch.device | torch.dtype | str) -> Self:
-        """Move encoder and Dense layers, or cast them; ValueError: a device that cannot compute."""
+        """Move all parameters, or cast them; ValueError: a device that cannot compute."""
         if device is None:
             raise ValueError("device must be one device's name, not None")
         place = device if isinstance(device, torch.dtype) else as_device(device)
-        self.embedding_model.to(place)
+        self._module.to(place)
         return self
 
     def cpu(self: Self) -> Self:
@@ -131,5 +119,5 @@ class ModuleNames(EmbedderSettings):
 
     def apply(self: Self, fn: Callable[[nn.Module], None]) -> Self:
         """Call a function with every module."""
-        self.embedding_model.apply(fn)
+        self._module.apply(fn)
         return self

@@ -1,12 +1,12 @@
-"""Arguments of `encode` by their position -> keywords.
+"""Arguments of a call by their position -> keywords; the orders of `encode`.
 
-Where in the flow: decorates the methods of `Embedder` that embed.
+Where in the flow: decorates the methods of `Embedder` that embed; `reranker_calls` uses it too.
 Source: the order of `SentenceTransformer.encode` in sentence-transformers 2.4 to 6; releases before
 2.4 had the batch size second, and calls in that order are still common.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,28 +23,47 @@ OLD_ORDER = (
 )  # fmt: skip
 
 
-def takes_positions(method: Callable[..., object]) -> Callable[..., object]:
-    """Let a method with keywords take them by their position, after its first argument."""
+def takes_positions(
+    method: Callable[..., object],
+    order: Sequence[str] = ORDER,
+    old_order: Sequence[str] = OLD_ORDER,
+    after: int = 1,
+) -> Callable[..., object]:
+    """Let a method with keywords take them by their position.
+
+    Args:
+        method: to decorate.
+        order: of the keywords.
+        old_order: their order where the first of them is a number; may be the same.
+        after: arguments of the method before them.
+    """
 
     @functools.wraps(method)
     def call(self: object, *inputs: Any, **keywords: Any) -> object:
-        if len(inputs) > 1:
-            keywords = by_name(f"{type(self).__name__}.{method.__name__}", inputs[1:], keywords)
-        return method(self, *inputs[:1], **keywords)
+        if len(inputs) > after:
+            called = f"{type(self).__name__}.{method.__name__}"
+            keywords = by_name(called, inputs[after:], keywords, order, old_order)
+        return method(self, *inputs[:after], **keywords)
 
     return call
 
 
-def by_name(called: str, given: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
-    """The keywords, with the arguments that follow the texts by position.
+def by_name(
+    called: str,
+    given: tuple[Any, ...],
+    keywords: dict[str, Any],
+    new_order: Sequence[str] = ORDER,
+    old_order: Sequence[str] = OLD_ORDER,
+) -> dict[str, Any]:
+    """The keywords, with the arguments that follow the inputs by position.
 
     Raises: TypeError: too many, or an argument that is also a keyword.
     """
     old = isinstance(given[0], int | np.integer) and not isinstance(given[0], bool)
-    order = OLD_ORDER if old else ORDER
+    order = old_order if old else new_order
     if len(given) > len(order):
         raise TypeError(
-            f"{called} takes at most {len(order)} arguments by position after the texts, "
+            f"{called} takes at most {len(order)} arguments by position after the inputs, "
             f"{', '.join(order)}, not {len(given)}: give the others as keywords"
         )
     named = dict(zip(order, given, strict=False))

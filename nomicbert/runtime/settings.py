@@ -5,19 +5,20 @@ Where in the flow: base classes of the facades. A checkpoint's own settings are 
 """
 
 import os
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nomicbert.arguments import as_whole
 from nomicbert.config import EncoderConfig
 from nomicbert.loading.model_card import Card
 from nomicbert.loading.origin import Origin
 from nomicbert.loading.publishing import Publishing
-from nomicbert.modeling.heads import NomicBertForSequenceClassification
-from nomicbert.runtime.activation import Activation, check_activation
-from nomicbert.runtime.cards import embedder_card, reranker_card
+from nomicbert.modeling.model import NomicBert
+from nomicbert.runtime.cards import embedder_card
 from nomicbert.runtime.known_names import KnownNames
 from nomicbert.text.max_length import check_limit
 from nomicbert.text.prompts import Prompts
@@ -25,9 +26,8 @@ from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.user_warnings import ConfigWarning, warn
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.fingerprint import Fingerprint
-from nomicbert.vectors.pooling import Finish
+from nomicbert.vectors.pooling import Finish, Pooling
 from nomicbert.vectors.saving import save_modules
-from nomicbert.vectors.scores import ModularReranker
 from nomicbert.vectors.similarity import (
     VectorRows,
     similarity,
@@ -44,8 +44,17 @@ class FacadeSettings(KnownNames, Publishing):
     _max_seq_length: int
 
     @property
-    def _encoder_config(self) -> EncoderConfig:
+    def _module(self) -> nn.Module:
+        """Encoder and all that follows it."""
         raise NotImplementedError
+
+    @property
+    def _encoder(self) -> NomicBert:
+        raise NotImplementedError
+
+    @property
+    def _encoder_config(self) -> EncoderConfig:
+        return self._encoder.config
 
     @property
     def _least_length(self) -> int:
@@ -95,6 +104,36 @@ class FacadeSettings(KnownNames, Publishing):
     def default_prompt_name(self, value: str | None) -> None:
         self._prompts.replace(self._prompts.by_name, value)
 
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        model_name: str | None = None,
+        create_model_card: bool = True,
+        train_datasets: Sequence[str] | None = None,
+        safe_serialization: bool | None = True,
+    ) -> None:
+        """Write the hub layout, for this class or sentence-transformers.
+
+        A reranker's activation that torch.nn does not have is not saved, with a ConfigWarning.
+
+        Args:
+            folder: made if it does not exist.
+            model_name: id of the model for its card, as "organization/name".
+            create_model_card: write a card into a folder without a README.md.
+            train_datasets: data sets that are added to `model_card_data`.
+            safe_serialization: True; weights are always written as safetensors.
+
+        Raises: ValueError, TypeError: invalid argument or prompts, before anything is written.
+        """
+        self._prompts.check()
+        self._note_for_card(model_name, train_datasets, safe_serialization)
+        with self._carded(folder) if create_model_card else nullcontext():
+            self._save_all(folder)
+
+    def _save_all(self, folder: str | os.PathLike[str]) -> None:
+        """Write model, tokenizer and settings."""
+        raise NotImplementedError
+
 
 class EmbedderSettings(FacadeSettings):
     """Those of `Embedder`."""
@@ -105,8 +144,22 @@ class EmbedderSettings(FacadeSettings):
     _truncate_dim: int | None = None
 
     @property
-    def _encoder_config(self) -> EncoderConfig:
-        return self.embedding_model.encoder.config
+    def model(self) -> NomicBert:
+        """The encoder."""
+        return self.embedding_model.encoder
+
+    @property
+    def pooling(self) -> Pooling:
+        """The modules after the encoder."""
+        return self.embedding_model.pooling
+
+    @property
+    def _module(self) -> EmbeddingModel:
+        return self.embedding_model
+
+    @property
+    def _encoder(self) -> NomicBert:
+        return self.embedding_model.encoder
 
     @property
     def _least_length(self) -> int:
@@ -166,6 +219,10 @@ class EmbedderSettings(FacadeSettings):
         """
         return self._prompts.choose(name, None)
 
+    def _save_all(self, folder: str | os.PathLike[str]) -> None:
+        self.embedding_model.encoder.save_files(folder)
+        self.save_settings(folder)
+
     def save_settings(self, folder: str | os.PathLike[str]) -> None:
         """Write all that `save_pretrained` writes but the encoder, into a folder that exists.
 
@@ -210,44 +267,3 @@ class EmbedderSettings(FacadeSettings):
         self.embedding_model.pooling.check(finish)
         text = self._prompts.choose(prompt_name, prompt)
         return Fingerprint.of(self.embedding_model, self._tokenizer).of_call(finish, text)
-
-
-class CrossEncoderSettings(FacadeSettings):
-    """Those of `CrossEncoder`."""
-
-    model: NomicBertForSequenceClassification
-    _facade = "reranker"
-    _activation: Activation
-
-    @property
-    def _encoder_config(self) -> EncoderConfig:
-        return self.model.config
-
-    @property
-    def _least_length(self) -> int:
-        return 1
-
-    def _card(self) -> Card:
-        return reranker_card(self.model, self._prompts, self._max_seq_length, self._activation)
-
-    def _origin(self) -> Origin:
-        encoder = self.model.encoder.loaded_from
-        return encoder if isinstance(self.model, ModularReranker) else self.model.loaded_from
-
-    @property
-    def activation_fn(self) -> Activation:
-        """Logits -> scores; applied by `predict` and `rank`."""
-        return self._activation
-
-    @activation_fn.setter
-    def activation_fn(self, value: Activation) -> None:
-        self._activation = check_activation(value)
-
-    @property
-    def max_length(self) -> int:
-        """Old name of `max_seq_length`."""
-        return self.max_seq_length
-
-    @max_length.setter
-    def max_length(self, value: int) -> None:
-        self.max_seq_length = value

@@ -11,10 +11,11 @@ from nomicbert.runtime.features import Features, Processing, padded, stated_leng
 from nomicbert.runtime.inputs import as_texts
 from nomicbert.runtime.module_names import ModuleNames
 from nomicbert.runtime.prompt_tokens import prompt_tokens
+from nomicbert.runtime.settings import EmbedderSettings
 from nomicbert.user_warnings import warn_of_cuts
 
 
-class TokenIds(ModuleNames):
+class TokenIds(ModuleNames, EmbedderSettings):
     """What the tokenizer of an `Embedder` makes of texts."""
 
     @encode_types.as_token_count

@@ -4,6 +4,7 @@ from nomicbert.arguments import as_whole
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import ConfigError
 from nomicbert.loading.folder import CheckpointFolder
+from nomicbert.user_warnings import ConfigWarning, warn
 
 
 def stated_limit(checkpoint: CheckpointFolder, least: int) -> int:
@@ -46,3 +47,19 @@ def check_limit(
         wanted = f"at least {least}" if most is None else f"{least} to {most}"
         raise ValueError(f"{name} must be {wanted}, not {limit}")
     return limit
+
+
+def within_positions(limit: int, config: EncoderConfig) -> int:
+    """A tokenizer's own limit, no more than the learned positions, with a ConfigWarning if it is.
+
+    transformers' tokenizers take any `model_max_length`; its model then fails for long texts.
+    """
+    most = config.learned_positions
+    if most is None or limit <= most:
+        return limit
+    warn(
+        f"model_max_length = {limit} is more than the {most} positions of the encoder: {most} is "
+        "used",
+        ConfigWarning,
+    )
+    return most

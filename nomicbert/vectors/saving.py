@@ -11,14 +11,12 @@ from nomicbert.loading.json_settings import optional
 from nomicbert.loading.tensor_files import write
 from nomicbert.text.prompts import CARDS_PROMPTS, Prompts
 from nomicbert.text.tokenizer import Tokenizer
+from nomicbert.vectors.activations import path_of
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.modules import FLAGS
 from nomicbert.vectors.pooling import Pooling
 from nomicbert.vectors.step_files import VECTOR
 from nomicbert.vectors.steps import Dense, Dropout, LayerNorm, Step
-
-ACTIVATION_HOMES = {"Identity": "torch.nn.modules.linear"}
-OTHER_ACTIVATIONS = "torch.nn.modules.activation"
 
 
 def save_modules(
@@ -95,7 +93,7 @@ def _save_step(folder: Path, step: Step, output: str) -> None:
             "in_features": step.linear.in_features,
             "out_features": step.linear.out_features,
             "bias": step.linear.bias is not None,
-            "activation_function": activation_path(step.activation),
+            "activation_function": path_of(step.activation),
             **({"use_residual": True} if step.use_residual else {}),
             **({} if output == VECTOR else {"module_output_name": output}),
         }
@@ -147,11 +145,6 @@ def save_reranker_settings(
     path = folder / "tokenizer_config.json"
     stated = dict(optional(path).raw)
     _write(path, {**stated, "model_max_length": max_seq_length})
-
-
-def activation_path(name: str) -> str:
-    """The path of a torch.nn class as sentence-transformers writes it."""
-    return f"{ACTIVATION_HOMES.get(name, OTHER_ACTIVATIONS)}.{name}"
 
 
 def _write_modules(folder: Path, *kinds: str) -> None:

@@ -16,7 +16,8 @@ from nomicbert.loading.json_settings import Settings, optional, read_json
 from nomicbert.loading.nonfinite import not_finite, warn_not_finite
 from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert.loading.weights import Unfilled
-from nomicbert.vectors.steps import ACTIVATIONS, Dense, Dropout, LayerNorm, Normalize, Step
+from nomicbert.vectors.activations import ACTIVATIONS, name_in
+from nomicbert.vectors.steps import Dense, Dropout, LayerNorm, Normalize, Step
 
 # sentence-transformers' names for the value that modules hand on.
 VECTOR, SCORES = "sentence_embedding", "scores"
@@ -76,8 +77,8 @@ def _dense(folder: Path, width: int, dtype: torch.dtype) -> Read:
     _fits(s, "in_features", inputs, width)
     # sentence-transformers' default if the key is missing
     stated = str(s.get("activation_function", default="torch.nn.Tanh"))
-    activation = stated.rpartition(".")[2]
-    if activation not in ACTIVATIONS or not stated.startswith("torch.nn."):
+    activation = name_in(stated)
+    if activation is None:
         raise ConfigError(
             f"{s.path}: activation_function = {stated!r} is not supported; "
             f"supported are {', '.join(ACTIVATIONS)}"

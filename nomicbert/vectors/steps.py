@@ -4,7 +4,6 @@ Where in the flow: `step_files` reads them, `pooling` applies them in order. Eac
 and returns (B, N) fp32. Names of parameters are those of sentence-transformers.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -13,22 +12,8 @@ from torch import Tensor, nn
 
 from nomicbert.modeling.plain_layers import call, input_dtype, is_plain, is_plain_norm
 from nomicbert.modeling.prepared_weights import PreparedWeights
+from nomicbert.vectors.activations import ACTIVATIONS
 from nomicbert_kernels import Ops, Plan, Run, compute_dtype, values
-
-
-def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + exp(-x)) by tanh: torch.sigmoid rounds the last elements of a thread differently."""
-    return torch.tanh(x / 2) / 2 + 0.5
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "Identity": lambda x: x,
-    "Tanh": torch.tanh,
-    "ReLU": F.relu,
-    "GELU": F.gelu,
-    "Sigmoid": sigmoid,
-    "SiLU": lambda x: x * sigmoid(x),
-}
 
 
 class StepCall(Protocol):
@@ -66,7 +51,7 @@ class Dense(Step):
 
     Attributes:
         linear: the layer.
-        activation: a name of `ACTIVATIONS`.
+        activation: a name of `activations.ACTIVATIONS`.
         use_residual: whether x is added to the result.
         residual: a layer without bias that x goes through first, if the widths differ; else None.
     """
@@ -92,7 +77,7 @@ class Dense(Step):
 
     def forward(self, x: Tensor, ops: Ops, prepared: PreparedWeights) -> Tensor:
         """See Step."""
-        y = ACTIVATIONS[self.activation](_linear(x, self.linear, ops, prepared)).float()
+        y = ACTIVATIONS[self.activation](_linear(x, self.linear, ops, prepared).float())
         if not self.use_residual:
             return y
         return y + (x if self.residual is None else _linear(x, self.residual, ops, prepared))

@@ -13,18 +13,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nomicbert.loading.tensor_files import TensorFiles
 
+# Classes of torch.nn that a Dense module may name; rows are the last dimension.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "Identity": lambda x: x,
-    "Tanh": torch.tanh,
-    "ReLU": torch.relu,
-    "GELU": F.gelu,
-    "Sigmoid": torch.sigmoid,
-    "SiLU": F.silu,
-}
+    **{name: getattr(nn, name)(dim=-1) for name in ("Softmax", "LogSoftmax", "Softmin")},
+    **{
+        name: getattr(nn, name)()
+        for name in (
+            "CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh",
+            "Identity", "LeakyReLU", "LogSigmoid", "Mish", "ReLU", "ReLU6", "SELU", "Sigmoid",
+            "SiLU", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink",
+        )
+    },
+}  # fmt: skip
 # Columns of the old keys of several modes.
 ORDER = (
     "cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens",

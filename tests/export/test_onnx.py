@@ -25,9 +25,10 @@ from nomicbert.export import onnx as export
 from nomicbert.loading.activation_names import BERT_ACTS
 from nomicbert.text.corpus import read_passages
 from nomicbert.text.samples import TEXTS
+from nomicbert.vectors.activations import ACTIVATIONS
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.pooling import Pooling
-from nomicbert.vectors.steps import ACTIVATIONS, Dense, Dropout, LayerNorm, Normalize, Step
+from nomicbert.vectors.steps import Dense, Dropout, LayerNorm, Normalize, Step
 from nomicbert_kernels import PoolMode
 from tests.support.checkpoints import VARIANTS, build_checkpoint
 from tests.support.onnx_batches import (

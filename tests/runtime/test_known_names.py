@@ -33,6 +33,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Facades:
     }
 
 
+@pytest.mark.filterwarnings("ignore:The `default_activation_function`:DeprecationWarning")
 @pytest.mark.parametrize("name", ["Embedder", "CrossEncoder"])
 def test_no_name_of_sentence_transformers_is_set_in_vain(name: str, both: Facades) -> None:
     """Those of the class, of its base torch.nn.Sequential, and of the object."""
@@ -65,7 +66,8 @@ def test_no_name_of_sentence_transformers_is_set_in_vain(name: str, both: Facade
         ("CrossEncoder", "truncate_dim", "only Embedder has it"),
         ("CrossEncoder", "similarity_fn_name", "only Embedder has it"),
         ("CrossEncoder", "prompt_name", r"keyword of a call, as in predict\("),
-        ("CrossEncoder", "half", "it belongs to the module, reranker.model"),
+        ("CrossEncoder", "double", "it belongs to the module, reranker.model"),
+        ("Embedder", "default_activation_function", "only CrossEncoder has it"),
         ("CrossEncoder", "activation", r"did you mean 'activation_fn'\?"),
     ],
 )

@@ -235,7 +235,9 @@ def test_settings_of_a_reranker(tmp_path: Path) -> None:
     [
         ("activation_fn", torch.nn.Sigmoid, TypeError, r"a function: Sigmoid\(\), not the class"),
         ("activation_fn", None, TypeError, r"a function, such as torch.nn.Identity\(\), not None"),
-        ("activation_fn", "torch.nn.Tanh", TypeError, "a function, .* not 'torch.nn.Tanh'"),
+        ("activation_fn", 3, TypeError, "a function, .* not 3"),
+        ("activation_fn", "torch.nn.PReLU", ValueError, "'torch.nn.PReLU' cannot be found .* give"),
+        ("activation_fn", "mine.Tanh", ValueError, "'mine.Tanh' cannot be found by its path"),
         ("max_length", 97, ValueError, "max_seq_length must be 1 to 96, not 97"),
         ("max_seq_length", 0, ValueError, "max_seq_length must be 1 to 96, not 0"),
         ("default_prompt_name", "query", ValueError, "'query' is not among its prompts"),

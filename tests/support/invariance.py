@@ -24,7 +24,7 @@ from torch import Tensor
 from nomicbert import Embedder
 from nomicbert.errors import BackendError
 from nomicbert.modeling.activations import FUNCTIONS, activate
-from nomicbert.vectors.steps import ACTIVATIONS
+from nomicbert.vectors.activations import ACTIVATIONS
 from nomicbert.vectors.windows import mean_of_windows, token_mean
 from nomicbert.verify.checks import invariance_row
 from nomicbert.verify.invariance import computing_on
@@ -128,7 +128,9 @@ def pool_cases(ops: Ops, dtype: torch.dtype) -> Iterator[Case]:
             def apply(texts: list[Tensor], shift: int, activation=activation) -> list[Tensor]:
                 return list(activation(end_to_end(texts, shift)).split([*map(len, texts)]))
 
-            yield Case(f"Dense {name}", apply, [draw(n, 112, seed=n, dtype=dtype) for n in LENGTHS])
+            for width in (112, 53, 1):  # a reranker's logits may have one column
+                texts = [3 * draw(n, width, seed=n, dtype=dtype) for n in LENGTHS]
+                yield Case(f"Dense {name} {width}", apply, texts)
 
 
 def window_cases(ops: Ops, dtype: torch.dtype) -> Iterator[Case]:

@@ -14,6 +14,8 @@ reranker = CrossEncoder("some/model")
 reranker.predict(["no pair"])  # MISTAKE
 reranker.rank("a query", ["a text"], top=3)  # MISTAKE
 reranker.predict([("a", "b")], promt="find: ")  # MISTAKE
+reranker.predict([("a", "b")], chunk_size="8")  # MISTAKE
+CrossEncoder("some/model", truncate_dim=8)  # MISTAKE
 embedder.truncate_dim = "8"  # MISTAKE
 embedder.max_length = 128  # MISTAKE
 embedder.add_adapter("a/lora")  # MISTAKE

@@ -91,6 +91,21 @@ prompted: npt.NDArray[np.float32] = reranker.predict([("Who?", "Lee did.")], pro
 ranked = reranker.rank("Who wrote it?", texts, top_k=1, return_documents=True, batch_size=8)
 place: int = ranked[0]["corpus_id"]
 score: float = ranked[0]["score"]
+scores_by_position = reranker.predict([("Who?", "Lee did.")], 8)
+scores_by_old_name = reranker.predict(sentences=[("Who?", "Lee did.")], num_workers=2)
+best_two = reranker.rank("Who wrote it?", texts, 2, True, convert_to_tensor=True)
+with reranker.start_multi_process_pool(["cpu"]) as pair_processes:
+    pooled: npt.NDArray[np.float32] = reranker.predict(
+        [("Who?", "Lee did.")], pool=pair_processes, chunk_size=100, max_length=64
+    )
+reranker = CrossEncoder(
+    model_name_or_path="some/model",
+    activation_fn="torch.nn.Tanh",
+    prompts={"find": "find: "},
+    model_kwargs={"torch_dtype": "float32"},
+    config_kwargs={"classifier_dropout": 0.1},
+)
+reranker.bfloat16().eval().save("some/folder", create_model_card=False)
 
 task: str = "search_query"  # as in scripts that were written for nomic's client
 answer = embed.text(texts, model="nomic-embed-text-v1.5", task_type=task, dimensionality=256)
