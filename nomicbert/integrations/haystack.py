@@ -1,7 +1,4 @@
-"""Haystack: components that embed documents and queries, with the checkpoint's prompts.
-
-A pipeline that is dumped after `warm_up` holds the fingerprint: another model is refused.
-"""
+"""Haystack: components that embed documents and queries, with the checkpoint's prompts."""
 
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -17,7 +14,7 @@ except ImportError as error:
 
 @dataclass(eq=False)
 class _Embedder:
-    """`warm_up`, or the first run, loads the model; see `Sides` for arguments and errors."""
+    """Settings; `warm_up` or the first run loads the model. See `Sides` for them and its errors."""
 
     model: str
     model_kwargs: Keywords | None = None
@@ -74,6 +71,8 @@ class NomicBertDocumentEmbedder(_Embedder):
         return {"documents": [replace(d, embedding=rows[i]) for i, d in enumerate(documents)]}
 
     def _text(self, document: Document) -> str:
+        if not isinstance(document, Document):
+            raise TypeError(f"documents must be a list of Documents, but it has {document!r}")
         found = [document.meta.get(name) for name in self.meta_fields_to_embed]
         parts = [str(value) for value in found if value is not None]
         return self.embedding_separator.join([*parts, document.content or ""])

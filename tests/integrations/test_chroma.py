@@ -78,6 +78,11 @@ print(store.get_collection("texts").query(query_texts=[{QUERY!r}])["ids"])
     assert done.stdout.strip() == str(wanted["ids"]), done.stderr
 
 
+def test_other_precisions_are_refused(model: str) -> None:
+    with pytest.raises(ValueError, match="leave out precision='binary'"):
+        NomicBertEmbeddingFunction(model, encode_kwargs={"precision": "binary"})
+
+
 def test_the_distance_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     where = build_checkpoint(tmp_path, "minilm")
     (where / "config_sentence_transformers.json").write_text('{"similarity_fn_name": "dot"}')

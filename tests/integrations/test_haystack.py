@@ -74,6 +74,9 @@ def test_keywords(folder: str) -> None:
 def test_wrong_inputs(folder: str) -> None:
     with pytest.raises(TypeError, match="int"):
         NomicBertTextEmbedder(folder).run(3)
+    for wrong in ("text", ["text"]):
+        with pytest.raises(TypeError, match="documents must be a list of Documents, but it has 't"):
+            NomicBertDocumentEmbedder(folder).run(wrong)
     with pytest.raises(TypeError, match="encode_kwargs"):
         NomicBertTextEmbedder(folder, encode_kwargs={"prompt": object()})
 
