@@ -82,7 +82,8 @@ class Sides:
         Args:
             model: a local folder or a repository of the hub.
             model_kwargs: keywords of `Embedder`. A token in them would be stored: refused.
-            encode_kwargs: keywords of `encode_document`, and of `encode_query` but for prompts.
+            encode_kwargs: keywords of `encode_document`, and of `encode_query` but for prompts and
+                lists of devices.
             query_encode_kwargs: more keywords of `encode_query`.
             fingerprint: what `self.fingerprint()` must be; None compares nothing.
             queries_only: name the space alone in fingerprints, whatever prompt documents have.
@@ -99,9 +100,8 @@ class Sides:
                 "model_kwargs has a token, which would be stored in plain text: set the "
                 "environment variable HF_TOKEN, or run `hf auth login`"
             )
-        shared = {k: v for k, v in self.encode_kwargs.items() if k not in ("prompt", "prompt_name")}
         self._document = self.encode_kwargs
-        self._query = {**shared, **self.query_encode_kwargs}
+        self._query = {**_shared(self.encode_kwargs), **self.query_encode_kwargs}
         key = json.dumps([self.model, self.model_kwargs, _files(self.model)], sort_keys=True)
         self._loaded = _loaded.get(key, lambda: None, self._load)
         # calls without texts only check the keywords
@@ -242,6 +242,14 @@ def read_state(kind: type, state: object, names: Collection[str]) -> dict[str, A
         f"{', '.join(missing) or 'none'}; unknown fields: {', '.join(unknown) or 'none'}. It was "
         f"written by another version of nomicbert: make the object anew with its model"
     )
+
+
+def _shared(encode_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keywords for documents that queries get too; a query is not worth starting processes."""
+    own = {"prompt", "prompt_name"}
+    if isinstance(encode_kwargs.get("device"), list):
+        own.add("device")
+    return {name: value for name, value in encode_kwargs.items() if name not in own}
 
 
 def _plain(name: str, value: object) -> object:

@@ -60,6 +60,20 @@ def test_keywords_are_for_both_sides_and_prompts_for_one(folder: str, embedder: 
     )
 
 
+def test_processes_are_for_documents(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting some for one query takes seconds."""
+    several = Sides(folder, None, {"device": ["cpu", "cpu"], "max_length": 16})
+    found = []
+    for name in ("encode_document", "encode_query"):
+        monkeypatch.setattr(several.embedder, name, lambda _, **given: found.append(given))
+    several.documents(DOCUMENTS)
+    several.queries([QUERY])
+    same = {"max_length": 16, "show_progress_bar": False}
+    assert found == [{"device": ["cpu", "cpu"], **same}, same]
+    Sides(folder, None, {"device": "cpu"}).queries([QUERY])
+    assert found[-1] == {"device": "cpu", "show_progress_bar": False}
+
+
 @pytest.mark.parametrize(
     ("query", "named"),
     [
