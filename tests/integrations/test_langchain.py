@@ -76,6 +76,7 @@ def test_arguments_of_langchain_huggingface(folder: str, tmp_path: Path) -> None
         multi_process=False,
         show_progress=False,
     )
+    assert found._sides.model_kwargs["cache_dir"] == str(tmp_path)
     embedder = Embedder(folder)
     wanted = embedder.encode_document(DOCUMENTS, normalize_embeddings=True, batch_size=2)
     assert found.embed_documents(DOCUMENTS) == wanted.tolist()
