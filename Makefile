@@ -33,7 +33,8 @@ test-clients: $(VENV)/.installed-test $(MORE_CLIENTS)/.installed  ## test the se
 		$(RUN) -m pytest tests/clients -p no:benchmark $(ARGS)
 
 test-integrations: $(VENV)/.installed-test $(INTEGRATIONS)/.installed  ## test the wrappers for langchain, llama-index, ...
-	$(INTEGRATIONS)/bin/python -m pytest tests/integrations -p no:benchmark $(ARGS)
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations --ignore tests/integrations/test_mteb.py \
+		-p no:benchmark $(ARGS)
 
 test-js: $(VENV)/.installed-test $(JS_INSTALLED)  ## test exports with Transformers.js, in node and in Chromium
 	NOMICBERT_TEST_JS=1 $(RUN) -m pytest tests/js -p no:benchmark $(ARGS)
