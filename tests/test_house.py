@@ -130,7 +130,10 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     "pybase64": in_serve,
     "ray": lambda module: module == "nomicbert.bulk.ray_data",
     "safetensors": lambda module: module == "nomicbert.loading.tensor_files",
-    "sentence_transformers": lambda module: module.startswith("nomicbert.verify"),
+    "sentence_transformers": lambda module: (
+        module.startswith("nomicbert.verify")
+        or module == "nomicbert.integrations.sentence_transformers"
+    ),
     "starlette": in_serve,
     "tokenizers": lambda module: module.startswith("nomicbert.text"),
     "transformers": lambda module: module.startswith("nomicbert.verify"),
@@ -252,6 +255,14 @@ def test_libraries_are_imported_where_they_belong(module: str) -> None:
         assert not foreign, f"{module} imports {foreign}"
 
 
+def test_nothing_imports_a_module_for_another_library() -> None:
+    """It needs that library, which the package does without."""
+    ours = {f"nomicbert.integrations.{name}" for name in ("mteb", "sentence_transformers")}
+    assert ours <= set(MODULES)
+    for module in MODULES:
+        assert not ours & set(imports_of(module)), module
+
+
 def taken_from_kernels(module: str) -> set[str]:
     """Names that a module takes from `nomicbert_kernels` itself."""
     taken = set()
@@ -343,7 +354,14 @@ def test_files_are_short() -> None:
 
 
 # Modules whose names are public besides those of the package.
-PUBLIC_MODULES = {"nomicbert.bulk.ray_data": {"EmbedBatch", "embed_dataset"}}
+PUBLIC_MODULES = {
+    "nomicbert.bulk.ray_data": {"EmbedBatch", "embed_dataset"},
+    "nomicbert.integrations.sentence_transformers": {
+        "Transformer",
+        "as_sentence_transformer",
+        "save_portable",
+    },
+}
 
 
 def test_examples_import_public_names_only() -> None:
