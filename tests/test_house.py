@@ -139,7 +139,10 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     "pydantic": lambda module: module == "nomicbert.integrations.langchain",
     "ray": lambda module: module == "nomicbert.bulk.ray_data",
     "safetensors": lambda module: module == "nomicbert.loading.tensor_files",
-    "sentence_transformers": lambda module: module.startswith("nomicbert.verify"),
+    "sentence_transformers": lambda module: (
+        module.startswith("nomicbert.verify")
+        or module == "nomicbert.integrations.sentence_transformers"
+    ),
     "starlette": in_serve,
     "tokenizers": lambda module: module.startswith("nomicbert.text"),
     "transformers": lambda module: module.startswith("nomicbert.verify"),
@@ -277,6 +280,14 @@ def test_wrappers_are_short_and_do_not_know_each_other() -> None:
             assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) < WRAPPER
 
 
+def test_nothing_imports_a_module_for_another_library() -> None:
+    """It needs that library, which the package does without."""
+    ours = {f"nomicbert.integrations.{name}" for name in ("mteb", "sentence_transformers")}
+    assert ours <= set(MODULES)
+    for module in MODULES:
+        assert not ours & set(imports_of(module)), module
+
+
 def taken_from_kernels(module: str) -> set[str]:
     """Names that a module takes from `nomicbert_kernels` itself."""
     taken = set()
@@ -374,6 +385,11 @@ PUBLIC_MODULES = {
     "nomicbert.integrations.haystack": {"NomicBertDocumentEmbedder", "NomicBertTextEmbedder"},
     "nomicbert.integrations.langchain": {"NomicBertEmbeddings"},
     "nomicbert.integrations.llama_index": {"NomicBertEmbedding"},
+    "nomicbert.integrations.sentence_transformers": {
+        "Transformer",
+        "as_sentence_transformer",
+        "save_portable",
+    },
 }
 
 

@@ -21,6 +21,8 @@ from nomicbert.loading.sentence_settings import read_model_settings, read_transf
 
 # Keys of config.json for a reranker's output activation.
 ACTIVATION_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
+# Homes of the modules that modules.json may name.
+KNOWN_MODULES = ("sentence_transformers.", "nomicbert.integrations.sentence_transformers.")
 # Of both model types in transformers.
 DEFAULT_CLASS = "BertTokenizer"
 
@@ -179,7 +181,7 @@ def read_modules(folder: Path, custom: bool = False) -> tuple[Module, ...] | Non
     found = []
     for entry in read_json_list(path):
         kind = str(Settings(entry, path).get("type"))
-        if not (custom or kind.startswith("sentence_transformers.")):
+        if not (custom or kind.startswith(KNOWN_MODULES)):
             raise ConfigError(
                 f"{path} asks for {kind}, which is custom code: only modules of "
                 "sentence_transformers are supported"

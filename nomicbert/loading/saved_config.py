@@ -12,18 +12,6 @@ from nomicbert.loading.activation_names import BERT_ACTS
 from nomicbert.loading.hub_config import unlike_transformers
 
 
-def read_by_transformers(config: EncoderConfig) -> bool:
-    """Whether transformers' own class gives the same hidden states from a saved checkpoint.
-
-    Its NomicBertModel has a gated MLP, no biases and no experts.
-    """
-    if config.model_type == "bert":
-        return True
-    biased = config.qkv_bias or config.mlp_up_bias or config.mlp_down_bias
-    lacking = biased or config.num_experts or config.hidden_act != "swiglu"
-    return not (lacking or unlike_transformers(config))
-
-
 def saved_config(config: EncoderConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Make config.json for saving: the checkpoint's own keys, overridden by those of `config`.
 
@@ -90,3 +78,36 @@ def saved_config(config: EncoderConfig, dtype: torch.dtype) -> dict[str, Any]:
         "attn_pdrop": config.attention_probs_dropout_prob,
     }
     return {**kept, **native, **legacy}
+
+
+def beyond_transformers(config: EncoderConfig, max_length: int = 0) -> list[str]:
+    """What transformers' own class would compute otherwise, or not load, after `saved_config`.
+
+    Args:
+        config: of the encoder.
+        max_length: maximum tokens per text; dynamic NTK scaling applies above the trained length,
+            and depends there on the other texts of a batch, and of batches before it.
+
+    Returns: settings, as texts; none if transformers computes the same.
+    Source: NomicBertModel and NomicBertConfig of transformers 5.
+    """
+    if config.model_type == "bert":
+        return []
+    found = unlike_transformers(config)
+    if config.num_experts:
+        found.append(f"num_experts = {config.num_experts}")
+    if config.hidden_act != "swiglu":
+        found.append(f"activation_function = {config.hidden_act!r}")
+    biases = {
+        "qkv_proj_bias": config.qkv_bias,
+        "mlp_fc1_bias": config.mlp_up_bias,
+        "mlp_fc2_bias": config.mlp_down_bias,
+    }
+    found += [f"{name} = true" for name, has in biases.items() if has]
+    factor, trained = config.rotary_scaling_factor, config.max_trained_positions
+    if factor and max_length > trained:
+        found.append(
+            f"rotary_scaling_factor = {factor:g} with max_seq_length = {max_length} (above "
+            f"{trained}, its trained length)"
+        )
+    return found

@@ -6,7 +6,7 @@ cards of `Embedder` and `CrossEncoder` begin with `encoder_facts`.
 
 from nomicbert.config import EncoderConfig
 from nomicbert.loading.model_card import Card, Snippet
-from nomicbert.loading.saved_config import read_by_transformers
+from nomicbert.loading.saved_config import beyond_transformers
 
 NAMES = {"nomic_bert": "NomicBERT", "bert": "BERT"}
 # Task of a head -> tag of the hub, and what the model gives.
@@ -120,7 +120,7 @@ def _card(
 ) -> Card:
     # transformers has no QuestionAnswering for nomic_bert
     lacking = config.model_type == "nomic_bert" and theirs.endswith("QuestionAnswering")
-    known = read_by_transformers(config) and not lacking
+    known = not (lacking or beyond_transformers(config))
     snippets = [Snippet("nomicbert", OURS.replace("KIND", kind))]
     if known:
         snippets.append(Snippet("transformers", THEIRS.replace("KIND", theirs)))

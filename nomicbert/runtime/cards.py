@@ -11,7 +11,7 @@ from torch import nn
 
 from nomicbert.config import EncoderConfig
 from nomicbert.loading.model_card import Card, Snippet
-from nomicbert.loading.saved_config import read_by_transformers
+from nomicbert.loading.saved_config import beyond_transformers
 from nomicbert.modeling.cards import LISTED, UNREAD, encoder_facts
 from nomicbert.modeling.heads import NomicBertForSequenceClassification
 from nomicbert.runtime.activation import Activation, activation_name
@@ -70,7 +70,7 @@ def embedder_card(
         "Similarity": similarity,
         **_encoder(model, model.encoder.config, str(model.encoder.dtype)),
     }
-    known = read_by_transformers(model.encoder.config)
+    known = not beyond_transformers(model.encoder.config)
     return Card(
         kind="Embedder",
         summary=f"An embedding model that maps a text to a vector of {truncate_dim or width} "
@@ -109,7 +109,7 @@ def reranker_card(
     if isinstance(model, ModularReranker):
         facts["Pooling"] = model.pooling.mode
         facts["Modules after pooling"] = ", ".join(map(str, model.pooling.steps))
-    known = read_by_transformers(model.config)
+    known = not beyond_transformers(model.config)
     single = len(names) == 1
     return Card(
         kind="CrossEncoder",
