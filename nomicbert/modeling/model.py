@@ -5,17 +5,19 @@ Source: Nussbaum et al. 2024, arXiv:2402.01613; Devlin et al. 2018, arXiv:1810.0
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from nomicbert.arguments import refuse_unknown
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import pretrained
 from nomicbert.loading.folder import CheckpointFolder
-from nomicbert.modeling.call_types import EncoderCall, NoKeywords
+from nomicbert.loading.given_config import GivenConfig
+from nomicbert.loading.keywords import refuse_others
+from nomicbert.modeling.call_types import EncoderCall
 from nomicbert.modeling.hidden_states import PaddedStates
 from nomicbert.modeling.output import Defaults, EncoderOutput, Value
 from nomicbert.modeling.packed_encoder import PackedEncoder
@@ -26,6 +28,8 @@ from nomicbert_kernels import Backend
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from nomicbert.loading.keywords import EncoderOffKeywords
 
 
 class NomicBert(PackedEncoder):
@@ -73,33 +77,45 @@ class NomicBert(PackedEncoder):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo_id: str | os.PathLike[str] | CheckpointFolder,
+        path_or_repo_id: str | os.PathLike[str] | CheckpointFolder | None,
         *,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        subfolder: str = "",
+        force_download: bool = False,
         dtype: torch.dtype | str = torch.float32,
         device: torch.device | str | None = None,
         backend: Backend = "auto",
         rotary_scaling_factor: float | None = None,
         add_pooling_layer: bool = False,
         strict: bool = True,
+        config: GivenConfig | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        hidden_dropout_prob: float | None = None,
+        attention_probs_dropout_prob: float | None = None,
+        use_safetensors: bool | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device_map: torch.device | str | None = None,
+        attn_implementation: str | None = None,
+        low_cpu_mem_usage: bool | None = None,
+        weights_only: bool | None = None,
         trust_remote_code: bool | None = None,
         safe_serialization: bool | None = None,
-        **unknown: "Unpack[NoKeywords]",
+        **others: "Unpack[EncoderOffKeywords]",
     ) -> "NomicBert":
         """Load a checkpoint; the model comes back in eval mode.
 
         Args:
             path_or_repo_id: a local folder, what `read_folder` has read of one, or a repository of
-                the hub such as "nomic-ai/nomic-embed-text-v1.5".
+                the hub such as "nomic-ai/nomic-embed-text-v1.5"; None with config and state_dict.
             revision: branch, tag or commit of the repository.
             cache_dir: where downloads are kept, in place of Hugging Face's default.
             token: for private repositories; True takes the stored one.
             local_files_only: never reach for the network.
+            subfolder: folder of the checkpoint within the path or repository.
+            force_download: fetch the files of a repository again.
             dtype: of the parameters; "auto": the checkpoint's, "fastest": the device's fastest. A
                 CPU computes float16 in float32, and bfloat16 if it lacks the instructions.
             device: where the parameters go; default the CPU.
@@ -110,11 +126,23 @@ class NomicBert(PackedEncoder):
             rotary_scaling_factor: alpha of dynamic NTK scaling in place of the stored one; 0: off.
             add_pooling_layer: also load the tanh pooler and return `pooler_output`.
             strict: False lets tensors that no parameter wants pass; a missing one is an error.
+            config: in place of the folder's config.json: an EncoderConfig, a configuration of
+                transformers, a dict, or the path of a config.json or of its folder.
+            state_dict: tensors by name in place of the folder's weights, as on the hub or as
+                `state_dict()` of such a model; they are copied.
+            hidden_dropout_prob: in training, in place of the checkpoint's.
+            attention_probs_dropout_prob: the same of attention.
+            use_safetensors: True never reads a .bin, False nothing else; None: safetensors first.
             torch_dtype: old name of `dtype`.
             device_map: a device name, with the meaning of `device`; no other form is supported.
+            attn_implementation: one of transformers' names, accepted for existing call sites: the
+                backend computes attention.
+            low_cpu_mem_usage: accepted for existing call sites; no parameter is ever made twice.
+            weights_only: accepted if not False; nothing but tensors is ever unpickled.
             trust_remote_code: accepted for existing call sites; code of a checkpoint is never run.
             safe_serialization: accepted for existing call sites; safetensors come first anyway.
-            **unknown: none; an error names the nearest known keyword.
+            **others: keywords of transformers that are accepted if they switch nothing on, such as
+                `variant=None`; of any other an error names the nearest known one.
 
         Raises:
             HubError: folder or repository not found or not reachable.
@@ -122,7 +150,7 @@ class NomicBert(PackedEncoder):
             TypeError, ValueError: unknown keyword, dtype, device or backend.
             BackendError: the backend cannot run here.
         """
-        refuse_unknown(unknown, cls.from_pretrained)
+        refuse_others(others, cls.from_pretrained)
 
         def build(config: EncoderConfig, _: object) -> "tuple[NomicBert, tuple[str, ...]]":
             return cls(config, backend=backend, add_pooling_layer=add_pooling_layer), ()
@@ -134,13 +162,23 @@ class NomicBert(PackedEncoder):
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
+            subfolder=subfolder,
+            force_download=force_download,
             dtype=dtype,
             device=device,
             backend=backend,
             rotary_scaling_factor=rotary_scaling_factor,
             strict=strict,
+            config=config,
+            state_dict=state_dict,
+            hidden_dropout_prob=hidden_dropout_prob,
+            attention_probs_dropout_prob=attention_probs_dropout_prob,
+            use_safetensors=use_safetensors,
             torch_dtype=torch_dtype,
             device_map=device_map,
+            attn_implementation=attn_implementation,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            weights_only=weights_only,
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nomicbert.config import EncoderConfig
 from nomicbert.modeling.heads import losses
-from nomicbert.modeling.heads.head import LabelledHead
+from nomicbert.modeling.heads.labelled import LabelledHead
 from nomicbert.modeling.packing import PackedBatch, Padding, at_rows
 from nomicbert_kernels import Backend
 
@@ -17,6 +17,7 @@ class NomicBertForSequenceClassification(LabelledHead):
 
     task = "SequenceClassification"
     pooled = True
+    label_keywords = ("id2label", "label2id", "problem_type", "classifier_dropout")
 
     def __init__(
         self, config: EncoderConfig, *, num_labels: int | None = None, backend: Backend = "auto"
@@ -57,6 +58,7 @@ class NomicBertForTokenClassification(LabelledHead):
     """Classify each token, as for named entities."""
 
     task = "TokenClassification"
+    label_keywords = NomicBertForSequenceClassification.label_keywords
 
     def __init__(
         self, config: EncoderConfig, *, num_labels: int | None = None, backend: Backend = "auto"

@@ -1,33 +1,30 @@
 """Base class of the heads: the encoder, loading and saving, packed tokens in, logits out."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nomicbert.arguments import refuse_unknown
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import pretrained
 from nomicbert.loading.folder import CheckpointFolder
+from nomicbert.loading.keywords import refuse_others
 from nomicbert.loading.tensor_files import TensorFiles
-from nomicbert.modeling.call_types import LabelledCall
-from nomicbert.modeling.heads import losses
-from nomicbert.modeling.heads.labels import Labels
+from nomicbert.modeling.heads.labels import Labels, asked_names, stated_count
 from nomicbert.modeling.heads.stored import new_parameters
 from nomicbert.modeling.hidden_states import PaddedStates
 from nomicbert.modeling.model import NomicBert
-from nomicbert.modeling.output import Defaults, LogitsOutput, Value
+from nomicbert.modeling.output import Defaults
 from nomicbert.modeling.packing import PackedBatch, Padding, tokens_of, unpad
-from nomicbert.modeling.tracing import refuse_tracing
 from nomicbert_kernels import Backend
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from nomicbert.loading.pretrained import LoadKeywords
+    from nomicbert.loading.pretrained import HeadKeywords
 
 Self = TypeVar("Self", bound="Head")
 
@@ -38,10 +35,12 @@ class Head(nn.Module):
     Attributes:
         encoder: the model under the head.
         labels: meaning of the columns of the logits.
+        label_keywords: those of `from_pretrained` about labels that have an effect.
     """
 
     task: str
     pooled = False
+    label_keywords: tuple[str, ...] = ()
 
     def __init__(
         self, config: EncoderConfig, *, num_labels: int | None = None, backend: Backend = "auto"
@@ -65,41 +64,63 @@ class Head(nn.Module):
     @classmethod
     def from_pretrained(
         cls: type[Self],
-        path_or_repo_id: str | os.PathLike[str] | CheckpointFolder,
+        path_or_repo_id: str | os.PathLike[str] | CheckpointFolder | None,
         *,
         num_labels: int | None = None,
+        id2label: Mapping[int, str] | None = None,
+        label2id: Mapping[str, int] | None = None,
         problem_type: str | None = None,
+        classifier_dropout: float | None = None,
         ignore_mismatched_sizes: bool = False,
-        **keywords: "Unpack[LoadKeywords]",
+        **keywords: "Unpack[HeadKeywords]",
     ) -> Self:
         """Load a checkpoint with its head; the model comes back in eval mode.
 
         Args:
-            path_or_repo_id: a local folder, what `read_folder` has read of one, or a repository of
-                the hub.
+            path_or_repo_id: as for `NomicBert.from_pretrained`.
             num_labels: columns of the logits. If given, a checkpoint without such a head gets a
-                new, untrained one; otherwise it is refused.
+                new, untrained one; otherwise it is refused. The names of the labels say it too, and
+                so does `config`.
+            id2label: names of the labels, {0: name, ...}, in place of the checkpoint's.
+            label2id: the same, {name: 0, ...}.
             problem_type: "regression", "single_label_classification" or
                 "multi_label_classification" in place of the checkpoint's own.
+            classifier_dropout: before the classifier, in place of the checkpoint's.
             ignore_mismatched_sizes: replace a head with another `num_labels` by a new one.
             **keywords: those of `NomicBert.from_pretrained` but add_pooling_layer.
 
         Raises:
             CheckpointError: no such head (the error lists those that exist), or as
                 `NomicBert.from_pretrained`.
-            TypeError: unknown keyword. ValueError, ConfigError: invalid labels.
+            TypeError: unknown keyword. ValueError, ConfigError: invalid labels, or labels of a head
+                that has none.
         """
-        defaults = dict(NomicBert.from_pretrained.__kwdefaults__ or {})
-        del defaults["add_pooling_layer"]
-        unknown = [name for name in keywords if name not in defaults]
-        refuse_unknown(unknown, cls.from_pretrained, NomicBert.from_pretrained)
+        known = dict(NomicBert.from_pretrained.__kwdefaults__ or {})
+        del known["add_pooling_layer"]
+        others = {name: value for name, value in keywords.items() if name not in known}
+        refuse_others(others, cls.from_pretrained, NomicBert.from_pretrained)
+        asked = {
+            "id2label": id2label,
+            "label2id": label2id,
+            "problem_type": problem_type,
+            "classifier_dropout": classifier_dropout,
+        }
+        for name, value in asked.items():
+            if value is not None and name not in cls.label_keywords:
+                raise ValueError(f"{name} has no effect on {cls.__name__}: leave it out")
+        names = asked_names(num_labels, id2label, label2id)
+        count = num_labels if names is None else len(names)
+        given = keywords.get("config")
 
         def build(config: EncoderConfig, files: TensorFiles) -> tuple[Self, Collection[str]]:
-            model = cls._empty(config, files, num_labels, keywords.get("backend", "auto"))
-            if problem_type is not None:
-                model.labels = model.labels.meant_as(problem_type)
+            wanted = count
+            if wanted is None and given is not None and "id2label" in cls.label_keywords:
+                wanted = stated_count(config.source)
+            model = cls._empty(config, files, wanted, keywords.get("backend", "auto"))
+            labels = model.labels.named(names).dropping(classifier_dropout)
+            model.labels = labels if problem_type is None else labels.meant_as(problem_type)
             return model, new_parameters(
-                model, cls.task, files, config, num_labels, ignore_mismatched_sizes
+                model, cls.task, files, config, wanted, ignore_mismatched_sizes
             )
 
         return pretrained.load(build, path_or_repo_id, **keywords)
@@ -199,59 +220,3 @@ class Head(nn.Module):
         states = PaddedStates(padding, self.dtype) if wanted.output_hidden_states else None
         logits = self.packed_logits(batch, states).to(self.encoder.result_dtype)
         return logits, batch, padding, None if states is None else tuple(states)
-
-
-class LabelledHead(Head):
-    """A head with labels as targets."""
-
-    if TYPE_CHECKING:
-        __call__: LabelledCall
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> LogitsOutput | tuple[Value, ...]:
-        """Logits of a padded batch, and the loss if labels are given.
-
-        Args:
-            input_ids: (batch, seq_len) int, padded on either side.
-            attention_mask: (batch, seq_len), 1 keeps a token, 0 drops it; None keeps all.
-            token_type_ids: (batch, seq_len) int; None means type 0.
-            position_ids: (batch, seq_len) int in place of the column numbers.
-            inputs_embeds: (batch, seq_len, hidden_size) in place of input_ids.
-            labels: per token: (batch, seq_len) int, -100 to ignore, also where attention_mask is 0.
-                Per text: (batch,) int, or float depending on the problem type.
-            output_attentions: not supported; None or False.
-            output_hidden_states: also return the embeddings' output and each layer's; None takes
-                config.json's value, or False.
-            return_dict: False returns a plain tuple; None takes config.json's value, or True.
-
-        Returns: logits in the model's dtype, or in autocast's if that is on; the loss in fp32.
-        Raises: ValueError: labels of a wrong shape or out of range, a label for a text without
-            tokens; errors of `NomicBert.forward`.
-        """
-        refuse_tracing(input_ids, attention_mask, inputs_embeds, position_ids)
-        wanted = self.encoder.defaults.asked(output_attentions, output_hidden_states, return_dict)
-        logits, batch, padding, hidden = self._run(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, wanted
-        )
-        loss = None if labels is None else self.loss(logits, labels, batch, padding)
-        output = LogitsOutput(loss, self.placed(logits, padding), hidden)
-        return output if wanted.return_dict else output.to_tuple()
-
-    def loss(self, logits: Tensor, labels: Tensor, batch: PackedBatch, padding: Padding) -> Tensor:
-        """() fp32, from packed logits and the labels of `forward`."""
-        return losses.tokens(logits, labels, padding)
-
-    def placed(self, logits: Tensor, padding: Padding) -> Tensor:
-        """Packed logits in the layout that `forward` returns."""
-        return padding.pad(logits)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nomicbert.config import EncoderConfig
 from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert.modeling.activations import activate
-from nomicbert.modeling.heads.head import LabelledHead
+from nomicbert.modeling.heads.labelled import LabelledHead
 from nomicbert.modeling.heads.stored import is_tied, lacks_biases
 from nomicbert.modeling.packing import PackedBatch
 from nomicbert.modeling.vocabulary import resized
