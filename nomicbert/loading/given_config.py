@@ -10,7 +10,8 @@ from typing import Protocol, runtime_checkable
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import ConfigError
 from nomicbert.loading.hub_config import read_config
-from nomicbert.loading.json_settings import read_json
+from nomicbert.loading.json_settings import present, read_json
+from nomicbert.loading.tensor_files import SAFE
 
 
 @runtime_checkable
@@ -40,6 +41,12 @@ def chosen_config(
     """
     if given is None:
         assert folder is not None, "the caller has refused that"
+        if present(folder / SAFE) and not present(folder / "config.json"):
+            raise ConfigError(
+                f"{folder / 'config.json'} is missing, though weights are there. transformers' "
+                "Trainer saves only those of a model like this one: give config, the folder or "
+                "the configuration of the model that was trained"
+            )
         return read_config(folder, rotary_scaling_factor)
     if isinstance(given, EncoderConfig):
         return _scaled(given, rotary_scaling_factor)

@@ -4,6 +4,7 @@ Existing call sites pass them. Each one has one meaning, or is refused by its na
 Source: PreTrainedModel.from_pretrained of transformers 5, and the older names that it dropped.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypedDict
 
@@ -60,6 +61,16 @@ OFF: dict[str, tuple[tuple[Any, ...], str]] = {
         "an encoder is never replaced by a random one; for a head give num_labels",
     ),
 }
+
+
+class SaveKeywords(TypedDict, total=False):
+    """Keywords of transformers' `save_pretrained` that do not decide what is written."""
+
+    safe_serialization: Literal[True]
+    push_to_hub: Literal[False]
+    max_shard_size: int | str
+    variant: None
+
 
 # Further keywords -> what to do.
 ADVICE = {
@@ -127,3 +138,39 @@ def check_accepted(
             raise TypeError(f"{name} must be True, False or None, not {value!r:.80}")
     if weights_only is False:
         raise ValueError("weights_only=False is not supported: only plain tensors are unpickled")
+
+
+def check_saving(keywords: Mapping[str, object], size: int, called: Callable[..., Any]) -> None:
+    """Check the keywords of `save_pretrained` that do not decide what is written.
+
+    Args:
+        keywords: those of `SaveKeywords`.
+        size: bytes of the parameters.
+        called: named in the error message.
+
+    Raises: TypeError: unknown keyword. ValueError: a value that would ask for something else.
+    """
+    for name, value in keywords.items():
+        if name == "safe_serialization" and value is not True:
+            raise ValueError(f"{name}={value!r:.80} is not supported: safetensors are written")
+        if name == "push_to_hub" and value is not False:
+            raise ValueError(f"{name}={value!r:.80} is not supported: save, then upload the folder")
+        if name == "variant" and value not in (None, ""):
+            raise ValueError(f"{name}={value!r:.80} is not supported: give a folder of its own")
+        if name == "max_shard_size" and _bytes(value) < size:
+            raise ValueError(
+                f"max_shard_size={value!r:.80} is not supported: the model has {size:,} bytes, and "
+                "one file is written"
+            )
+        if name not in SaveKeywords.__annotations__:
+            refuse_unknown([name], called, more=SaveKeywords.__annotations__, instead={})
+
+
+def _bytes(size: object) -> int:
+    """A size as transformers has it: a number of bytes, or "5GB", "200MB", "1GiB"."""
+    found = re.fullmatch(r"(\d+) ?([KMGT]?)(i?)B?", str(size), re.IGNORECASE)
+    if found is None or isinstance(size, bool):
+        raise ValueError(f"max_shard_size must be a size as '5GB', not {size!r:.80}")
+    number, unit, binary = found.groups()
+    power = " KMGT".index(unit.upper() or " ")
+    return int(number) * int((1024 if binary else 1000) ** power)

@@ -13,7 +13,7 @@ from nomicbert.errors import CheckpointError
 from nomicbert.loading import hub, weights
 from nomicbert.loading.folder import CheckpointFolder, find_encoder
 from nomicbert.loading.given_config import GivenConfig, chosen_config, with_dropout
-from nomicbert.loading.given_tensors import GivenTensors
+from nomicbert.loading.given_tensors import GivenTensors, has_own_names, own_tensors
 from nomicbert.loading.hub_config import unlike_transformers
 from nomicbert.loading.json_settings import naming, present
 from nomicbert.loading.keywords import OffKeywords, check_accepted
@@ -21,6 +21,9 @@ from nomicbert.loading.target import check_target, select_ops
 from nomicbert.loading.tensor_files import TensorFiles
 from nomicbert.user_warnings import ConfigWarning, warn
 from nomicbert_kernels import Backend, PoolMode, compute_dtype
+
+# Maximum number of names that an error message lists.
+LISTED = weights.LISTED
 
 Model = TypeVar("Model", bound=nn.Module)
 # Builds an empty model and lists its new parameters, which are not in the files.
@@ -152,17 +155,22 @@ def load(
         files: TensorFiles = GivenTensors(state_dict, chosen)
     else:
         assert folder is not None, "refused above"
-        files = _files_of(folder, use_safetensors)
+        files = _files_of(folder, chosen, use_safetensors)
     return _filled(build, chosen, files, wanted, target, backend, strict)
 
 
-def _files_of(folder: Path, use_safetensors: bool | None) -> TensorFiles:
+def _files_of(folder: Path, config: EncoderConfig, use_safetensors: bool | None) -> TensorFiles:
+    """The weights of a folder, also a state dict under the names of our parameters."""
     if present(folder / "adapter_config.json"):
         raise CheckpointError(
             f"{folder} holds an adapter next to the weights (adapter_config.json): load both with "
             "peft, call merge_and_unload, and save the result; or remove that file"
         )
-    return TensorFiles(folder, use_safetensors)
+    files = TensorFiles(folder, use_safetensors)
+    if has_own_names(files.names()):
+        state = {name: files.read(name) for name in files.names()}
+        return GivenTensors(state, config, folder)
+    return files
 
 
 def _filled(
@@ -207,6 +215,9 @@ def save(
     config: EncoderConfig,
     model: nn.Module,
     extra: Mapping[str, object] | None = None,
+    *,
+    state_dict: Mapping[str, Tensor] | None = None,
+    more: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write config.json and model.safetensors as the hub has them.
 
@@ -215,8 +226,19 @@ def save(
         config: of the encoder.
         model: its parameters are written.
         extra: additional keys of config.json, from a head.
+        state_dict: tensors in place of the parameters, under the model's names or as on the hub.
+        more: tensors that no parameter has, under their names on the hub.
+
+    Raises: ValueError: a parameter that `state_dict` lacks. CheckpointError: as for loading.
     """
-    weights.save(Path(folder), config, model.state_dict(), extra or {})
+    state: Mapping[str, Tensor] = model.state_dict()
+    if state_dict is not None:
+        dtype = next(iter(state.values())).dtype
+        given = own_tensors(state_dict, config, model, dtype)
+        if lacking := sorted(state.keys() - given.keys()):
+            raise ValueError(f"state_dict lacks {', '.join(lacking[:LISTED])}")
+        state = {name: given[name] for name in state}
+    weights.save(Path(folder), config, state, extra or {}, more or {})
     if found := unlike_transformers(config):
         warn(
             f"the config.json saved in {os.fspath(folder)} says {' and '.join(found)}, which "

@@ -214,7 +214,11 @@ def hub_tensors(config: EncoderConfig, state: Mapping[str, Tensor]) -> dict[str,
 
 
 def save(
-    folder: Path, config: EncoderConfig, state: Mapping[str, Tensor], extra: Mapping[str, Any]
+    folder: Path,
+    config: EncoderConfig,
+    state: Mapping[str, Tensor],
+    extra: Mapping[str, Any],
+    more: Mapping[str, Tensor],
 ) -> None:
     """Write config.json and model.safetensors in the hub layout.
 
@@ -223,9 +227,11 @@ def save(
         config: of the encoder.
         state: our names -> parameters.
         extra: keys that a head adds to config.json.
+        more: further tensors, under their names on the hub; written in the dtype of the others.
     """
     tensors = hub_tensors(config, state)
     dtype = next(iter(tensors.values())).dtype
+    tensors |= {name: tensor.to("cpu", dtype) for name, tensor in more.items()}
     for name in WEIGHT_FILES[1:]:
         if (folder / name).exists():
             logger.warning(

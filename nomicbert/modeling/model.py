@@ -6,7 +6,6 @@ Source: Nussbaum et al. 2024, arXiv:2402.01613; Devlin et al. 2018, arXiv:1810.0
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,23 +15,24 @@ from nomicbert.config import EncoderConfig
 from nomicbert.loading import pretrained
 from nomicbert.loading.folder import CheckpointFolder
 from nomicbert.loading.given_config import GivenConfig
-from nomicbert.loading.keywords import refuse_others
+from nomicbert.loading.keywords import check_saving, refuse_others
 from nomicbert.modeling.call_types import EncoderCall
 from nomicbert.modeling.hidden_states import PaddedStates
+from nomicbert.modeling.model_config import ModelConfig
 from nomicbert.modeling.output import Defaults, EncoderOutput, Value
 from nomicbert.modeling.packed_encoder import PackedEncoder
 from nomicbert.modeling.packing import PackedBatch, at_rows, tokens_of, unpad
 from nomicbert.modeling.tracing import refuse_tracing
-from nomicbert.modeling.vocabulary import new_size, resized
+from nomicbert.modeling.training_tools import TrainedModule
 from nomicbert_kernels import Backend
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from nomicbert.loading.keywords import EncoderOffKeywords
+    from nomicbert.loading.keywords import EncoderOffKeywords, SaveKeywords
 
 
-class NomicBert(PackedEncoder):
+class NomicBert(PackedEncoder, TrainedModule):
     """An encoder for NomicBERT and BERT checkpoints.
 
     The ops read the parameters of plain nn.Linear, nn.Embedding and nn.LayerNorm modules. One that
@@ -62,8 +62,22 @@ class NomicBert(PackedEncoder):
         super().__init__(config, backend)
         width = config.hidden_size
         self.pooler = nn.Linear(width, width) if add_pooling_layer else None
-        self.defaults = Defaults.read(config.source)
+        self._defaults = (self.config.source, Defaults.read(config.source))
         self._initialise()
+
+    @property
+    def defaults(self) -> Defaults:
+        """What a call returns if it does not say; as the configuration says now."""
+        source = self.config.source
+        if self._defaults[0] is not source:
+            self._defaults = (source, Defaults.read(source))
+        return self._defaults[1]
+
+    def _config(self) -> ModelConfig:
+        return self.config
+
+    def _checkpoint(self, every: int) -> None:
+        self.gradient_checkpointing, self.checkpoint_every = every > 0, max(every, 1)
 
     def _initialise(self) -> None:
         """The distribution that BERT and NomicBERT are trained from."""
@@ -181,59 +195,35 @@ class NomicBert(PackedEncoder):
             weights_only=weights_only,
         )
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        **others: "Unpack[SaveKeywords]",
+    ) -> None:
         """Write config.json and model.safetensors as the hub has them, for any loader of such.
 
-        The folder may be the one that the model was loaded from.
-        """
-        pretrained.save(folder, self.config, self)
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The word embedding table."""
-        return self.embeddings.word
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the word embedding table; the vocabulary may have another size."""
-        if value.embedding_dim != self.config.hidden_size:
-            raise ValueError(
-                f"the table must be {self.config.hidden_size} wide, not {value.embedding_dim}"
-            )
-        self.embeddings.word = value
-        self.config = replace(self.config, vocab_size=value.num_embeddings)
-
-    def resize_token_embeddings(
-        self,
-        new_num_tokens: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        mean_resizing: bool = True,
-    ) -> nn.Embedding:
-        """Cut the word embedding table to `new_num_tokens` rows, or add rows to be trained.
-
         Args:
-            new_num_tokens: rows of the table, at least 1; None keeps the number of rows.
-            pad_to_multiple_of: round the number of rows up to a multiple of this.
-            mean_resizing: draw new rows from a normal distribution with the mean of the old ones
-                and 1e-9 times their covariance; False: with mean 0 and `initializer_range`.
+            folder: may be the one that the model was loaded from.
+            state_dict: tensors in place of the parameters, under the model's names or as on the
+                hub.
+            is_main_process: False writes nothing: of several processes one does.
+            **others: `safe_serialization`, `push_to_hub`, `max_shard_size` and `variant` for
+                existing call sites: one file is written, as safetensors, in that folder only.
 
-        Returns: the table, the same module as before, (rows, hidden_size). A padding row that was
-            cut off is no longer one.
-        Raises: TypeError, ValueError: sizes that are not whole numbers of at least 1; a table that
-            was replaced by another kind of module.
+        Raises: TypeError: unknown keyword. ValueError: one that asks for something else.
         """
-        table = self.embeddings.word
-        if not isinstance(table, nn.Embedding):
-            raise TypeError(f"only an nn.Embedding can be resized, not a {type(table).__name__}")
-        old = table.weight
-        count = new_size(len(old), new_num_tokens, pad_to_multiple_of)
-        if count != len(old):
-            table.weight = resized(old, count, self.config.initializer_range, mean_resizing)
-            table.num_embeddings = count
-            if table.padding_idx is not None and table.padding_idx >= count:
-                table.padding_idx = None
-                source = {**self.config.source, "pad_token_id": None}
-                self.config = replace(self.config, source=source)
-        self.set_input_embeddings(table)
-        return table
+        check_saving(others, self.get_memory_footprint(), self.save_pretrained)
+        if is_main_process:
+            self.save_files(folder, state_dict)
+
+    def save_files(
+        self, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """What `save_pretrained` writes."""
+        pretrained.save(folder, self.config, self, state_dict=state_dict)
 
     def forward(
         self,

@@ -42,12 +42,19 @@ class NomicBertForSequenceClassification(LabelledHead):
             return logits
         return at_rows(logits, kept, len(batch.lengths))
 
-    def loss(self, logits: Tensor, labels: Tensor, batch: PackedBatch, padding: Padding) -> Tensor:
-        """() fp32, from logits and the labels passed to `forward`."""
+    def loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        batch: PackedBatch,
+        padding: Padding,
+        items: losses.Items = None,
+    ) -> Tensor:
+        """() fp32, from logits and the labels passed to `forward`; `items` as in `losses`."""
         if 0 in batch.lengths:
             row = batch.lengths.index(0)
             raise ValueError(f"row {row} of attention_mask keeps no token, but it has a label")
-        return losses.texts(logits, labels, self.labels.problem_type)
+        return losses.texts(logits, labels, self.labels.problem_type, items)
 
     def placed(self, logits: Tensor, padding: Padding) -> Tensor:
         """Unchanged: there is one row per text, not per token."""

@@ -11,36 +11,40 @@ from torch import Tensor, nn
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import pretrained
 from nomicbert.loading.folder import CheckpointFolder
-from nomicbert.loading.keywords import refuse_others
+from nomicbert.loading.keywords import check_saving, refuse_others
 from nomicbert.loading.tensor_files import TensorFiles
-from nomicbert.modeling.heads.labels import Labels, asked_names, stated_count
 from nomicbert.modeling.heads.stored import new_parameters
 from nomicbert.modeling.hidden_states import PaddedStates
+from nomicbert.modeling.labels import Labels, asked_names, stated_count
 from nomicbert.modeling.model import NomicBert
+from nomicbert.modeling.model_config import ModelConfig
 from nomicbert.modeling.output import Defaults
 from nomicbert.modeling.packing import PackedBatch, Padding, tokens_of, unpad
+from nomicbert.modeling.training_tools import TrainedModule
 from nomicbert_kernels import Backend
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from nomicbert.loading.keywords import SaveKeywords
     from nomicbert.loading.pretrained import HeadKeywords
 
 Self = TypeVar("Self", bound="Head")
 
 
-class Head(nn.Module):
+class Head(TrainedModule):
     """Base class of the heads: an encoder, and how both are loaded, saved and called.
 
     Attributes:
         encoder: the model under the head.
-        labels: meaning of the columns of the logits.
         label_keywords: those of `from_pretrained` about labels that have an effect.
     """
 
+    base_model_prefix = "encoder"
     task: str
     pooled = False
     label_keywords: tuple[str, ...] = ()
+    _labels: tuple[Mapping[str, object], Labels] | None = None
 
     def __init__(
         self, config: EncoderConfig, *, num_labels: int | None = None, backend: Backend = "auto"
@@ -135,9 +139,32 @@ class Head(nn.Module):
     ) -> Self:
         return cls(config, num_labels=count, backend=backend)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors as transformers has them for this head."""
-        pretrained.save(folder, self.config, self, self.settings())
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        **others: "Unpack[SaveKeywords]",
+    ) -> None:
+        """Write config.json and model.safetensors as transformers has them for this head.
+
+        Arguments and errors are those of `NomicBert.save_pretrained`.
+        """
+        check_saving(others, self.get_memory_footprint(), self.save_pretrained)
+        if is_main_process:
+            self.save_files(folder, state_dict)
+
+    def save_files(
+        self, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """What `save_pretrained` writes."""
+        settings, more = self.settings(), self._further_tensors()
+        pretrained.save(folder, self.config, self, settings, state_dict=state_dict, more=more)
+
+    def _further_tensors(self) -> dict[str, Tensor]:
+        """Tensors to be saved that no parameter has, under their names on the hub."""
+        return {}
 
     def settings(self) -> dict[str, object]:
         """Keys of config.json for this head."""
@@ -145,9 +172,24 @@ class Head(nn.Module):
         return {"architectures": [f"{family}For{self.task}"], **self.labels.as_config()}
 
     @property
-    def config(self) -> EncoderConfig:
+    def config(self) -> ModelConfig:
         """Of the encoder."""
         return self.encoder.config
+
+    def _config(self) -> ModelConfig:
+        return self.config
+
+    @property
+    def labels(self) -> Labels:
+        """Meaning of the columns of the logits, as the configuration says now."""
+        source = self.config.source
+        if self._labels is None or self._labels[0] is not source:
+            self._labels = (source, self.config.labels)
+        return self._labels[1]
+
+    @labels.setter
+    def labels(self, labels: Labels) -> None:
+        self.config.write(**labels.as_config())
 
     @property
     def device(self) -> torch.device:
@@ -184,13 +226,8 @@ class Head(nn.Module):
     def _follow(self, count: int, mean_resizing: bool) -> None:
         """Give the head's own parameters a row for each of `count` words, if they have such."""
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: object = None) -> None:
-        """As `NomicBert.gradient_checkpointing_enable`."""
-        self.encoder.gradient_checkpointing_enable()
-
-    def gradient_checkpointing_disable(self) -> None:
-        """As `NomicBert.gradient_checkpointing_disable`."""
-        self.encoder.gradient_checkpointing_disable()
+    def _checkpoint(self, every: int) -> None:
+        self.encoder._checkpoint(every)
 
     def packed_logits(self, batch: PackedBatch, states: list[Tensor] | None = None) -> Tensor:
         """Logits of packed texts: (B, N) if the head is per text, (T, N) if it is per token.

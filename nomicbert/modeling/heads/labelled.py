@@ -15,6 +15,8 @@ from nomicbert.modeling.tracing import refuse_tracing
 class LabelledHead(Head):
     """A head with labels as targets."""
 
+    accepts_loss_kwargs = True
+
     if TYPE_CHECKING:
         __call__: LabelledCall
 
@@ -27,6 +29,7 @@ class LabelledHead(Head):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -41,6 +44,8 @@ class LabelledHead(Head):
             inputs_embeds: (batch, seq_len, hidden_size) in place of input_ids.
             labels: per token: (batch, seq_len) int, -100 to ignore, also where attention_mask is 0.
                 Per text: (batch,) int, or float depending on the problem type.
+            num_items_in_batch: divide the sum over all labels by this number, in place of their
+                own: that of several batches whose gradients are added up.
             output_attentions: not supported; None or False.
             output_hidden_states: also return the embeddings' output and each layer's; None takes
                 config.json's value, or False.
@@ -55,13 +60,24 @@ class LabelledHead(Head):
         logits, batch, padding, hidden = self._run(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, wanted
         )
-        loss = None if labels is None else self.loss(logits, labels, batch, padding)
+        loss = (
+            None
+            if labels is None
+            else self.loss(logits, labels, batch, padding, num_items_in_batch)
+        )
         output = LogitsOutput(loss, self.placed(logits, padding), hidden)
         return output if wanted.return_dict else output.to_tuple()
 
-    def loss(self, logits: Tensor, labels: Tensor, batch: PackedBatch, padding: Padding) -> Tensor:
-        """() fp32, from packed logits and the labels of `forward`."""
-        return losses.tokens(logits, labels, padding)
+    def loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        batch: PackedBatch,
+        padding: Padding,
+        items: losses.Items = None,
+    ) -> Tensor:
+        """() fp32, from packed logits and the labels of `forward`; `items` as in `losses`."""
+        return losses.tokens(logits, labels, padding, items)
 
     def placed(self, logits: Tensor, padding: Padding) -> Tensor:
         """Packed logits in the layout that `forward` returns."""
