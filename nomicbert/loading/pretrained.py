@@ -127,8 +127,9 @@ def load(
         raise TypeError(f"use_safetensors must be True, False or None, not {use_safetensors!r:.80}")
     folder = None
     if isinstance(source, CheckpointFolder):
-        if subfolder:
-            raise ValueError("subfolder is for a path or a repository, not for a folder once read")
+        for name, value in (("subfolder", subfolder), ("force_download", force_download)):
+            if value:
+                raise ValueError(f"{name} is for a path or a repository, not a folder once read")
         folder = source.encoder
         if config is None and rotary_scaling_factor is None:
             config = source.config

@@ -4,7 +4,7 @@ Base class of `NomicBert` and of the heads. Names and meanings are those of PreT
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -165,7 +165,7 @@ class TrainedModule(nn.Module):
 
     def load_state_dict(
         self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
-    ) -> object:
+    ) -> Any:
         """As in torch, also from tensors in a layout of the hub, as `save_pretrained` writes them.
 
         Raises: CheckpointError: tensors in such a layout that do not fit, whatever `strict`.

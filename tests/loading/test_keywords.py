@@ -207,6 +207,8 @@ def test_subfolder(folder: Path, tmp_path: Path) -> None:
         NomicBert.from_pretrained(tmp_path, subfolder=3)
     with pytest.raises(ValueError, match="subfolder is for a path or a repository"):
         Embedder(folder, subfolder="x")
+    with pytest.raises(ValueError, match="force_download is for a path or a repository"):
+        Embedder(folder, force_download=True)
 
 
 def test_use_safetensors(folder: Path) -> None:
