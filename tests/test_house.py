@@ -145,7 +145,9 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     ),
     "starlette": in_serve,
     "tokenizers": lambda module: module.startswith("nomicbert.text"),
-    "transformers": lambda module: module.startswith("nomicbert.verify"),
+    "transformers": lambda module: (
+        module.startswith("nomicbert.verify") or module == "nomicbert.integrations.transformers"
+    ),
     "triton": lambda module: (
         (module.startswith("nomicbert_kernels.") and module.endswith("_triton"))
         or module.startswith("nomicbert_kernels.tuning")

@@ -186,7 +186,7 @@ class Sides:
     def _document_prompt(self) -> str:
         embedder = self.embedder
         name = embedder._prompts.document_name
-        keywords = prompted(cast("Any", self._document), name, embedder.encode_document)
+        keywords = prompted(cast("Any", self._document), name, "document", None)
         return embedder._prompts.choose(keywords.get("prompt_name"), keywords.get("prompt"))
 
     def _check_comparable(self) -> None:

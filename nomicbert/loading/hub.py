@@ -15,19 +15,23 @@ import re
 import stat
 from glob import escape
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from nomicbert.errors import HubError
 from nomicbert.loading.hub_files import MODULES, choose_files, lacks, read_layout
+from nomicbert.loading.hub_names import as_name, as_revision, as_subfolder, check_token, shown
 from nomicbert.loading.known_ids import advice
 
 _log = logging.getLogger(__name__)
 
 _FOLDER_LOOK: Final = re.compile(r"^[./~]|^[A-Za-z]:|\\|/$")
-# What git allows in the name of a branch, tag or commit.
-_REVISION: Final = re.compile(r"(?!/)(?!.*\.\.)[^\0-\x20\x7f~^:?*\[\\\ud800-\udfff]+")
-# Longest name of a file, in bytes, on common file systems.
-_LONGEST: Final = 255
+
+
+class Part(NamedTuple):
+    """What is wanted of a repository: the encoder's folder ("": stated there), and the format."""
+
+    subfolder: str
+    safetensors: bool | None
 
 
 def resolve(
@@ -37,6 +41,9 @@ def resolve(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
+    subfolder: str = "",
+    force_download: bool = False,
+    use_safetensors: bool | None = None,
 ) -> Path:
     """Find the local folder that holds a checkpoint, fetching it first where that is needed.
 
@@ -48,17 +55,24 @@ def resolve(
         cache_dir: where fetched files are kept; None is the cache of huggingface_hub.
         token: access token; None is the stored login, False sends no token.
         local_files_only: use only files in the cache and make no request (as HF_HUB_OFFLINE=1).
+        subfolder: the folder of the encoder within the folder or repository, which needs no
+            modules.json then; "" takes the top, or what modules.json says.
+        force_download: fetch the files of a repository again. Ignored for a folder.
+        use_safetensors: True fetches no .bin, False no safetensors; None prefers safetensors.
     Returns: the folder. From a repository, it is checked to hold config.json and weights.
     Raises: HubError: the folder, repository or revision does not exist or cannot be reached.
         ConfigError: the repository's modules.json is damaged. TypeError: not a name.
     """
-    name = _as_name("path_or_repo_id", path_or_repo_id)
+    name = as_name("path_or_repo_id", path_or_repo_id)
+    part = Part(as_subfolder(subfolder), use_safetensors)
     folder = _local_folder(name, isinstance(path_or_repo_id, str))
     if folder is not None:
-        return folder
-    repo_id, revision = name, _as_revision(revision)
+        if part.subfolder and not (folder / part.subfolder).is_dir():
+            raise HubError(f"The folder {name!r} holds no folder {subfolder!r}: check subfolder.")
+        return folder / part.subfolder
+    repo_id, revision = name, as_revision(revision)
     check_token(token)
-    cache = None if cache_dir is None else _as_cache(_as_name("cache_dir", cache_dir))
+    cache = None if cache_dir is None else _as_cache(as_name("cache_dir", cache_dir))
 
     # huggingface_hub offers its HTTP client here, under one name for httpx and httpx2, untyped.
     from huggingface_hub import constants
@@ -73,7 +87,12 @@ def resolve(
             "folder, or an id such as 'nomic-ai/nomic-embed-text-v1.5'."
         ) from error
     if local_files_only or constants.HF_HUB_OFFLINE:
-        folder = _cached(repo_id, revision, cache)
+        if force_download:
+            raise HubError(
+                "force_download needs a request, which local_files_only or HF_HUB_OFFLINE forbids: "
+                "leave one of them out."
+            )
+        folder = _cached(repo_id, revision, cache, part)
         if folder is None:
             raise HubError(
                 f"{repo_id!r} at revision {revision!r} is not in the cache, and local_files_only "
@@ -82,11 +101,11 @@ def resolve(
             )
         return folder
     try:
-        return _fetch(repo_id, revision, cache, token)
+        return _fetch(repo_id, revision, cache, token, part, force_download)
     except HubError:  # also an OSError, which a clause below would wrap again
         raise
     except httpx.TransportError as error:
-        folder = _cached(repo_id, revision, cache)
+        folder = None if force_download else _cached(repo_id, revision, cache, part)
         if folder is None:
             raise HubError(
                 f"No connection to {constants.ENDPOINT} ({error}), and {repo_id!r} at revision "
@@ -97,19 +116,6 @@ def resolve(
         return folder
     except (httpx.HTTPError, OSError) as error:
         raise HubError(_explain(error, repo_id, revision)) from error
-
-
-def _as_name(argument: str, given: object) -> str:
-    """Convert a path or an id to a string."""
-    name = os.fspath(given) if isinstance(given, os.PathLike) else given
-    if not isinstance(name, str):
-        raise TypeError(f"{argument} must be a string or a path, not {given!r:.80}")
-    return name
-
-
-def shown(name: str) -> str:
-    """The name as it is quoted in an error."""
-    return repr(name) if len(name) <= 120 else f"{name[:100]!r}... ({len(name)} characters)"
 
 
 def _stat(what: str, name: str) -> tuple[Path, os.stat_result | None]:
@@ -143,46 +149,34 @@ def _local_folder(name: str, may_be_id: bool) -> Path | None:
     return None
 
 
-def _as_revision(revision: object) -> str:
-    """Check a revision by git's rules for names; none is "main"."""
-    if not isinstance(revision, str | None):
-        raise TypeError(f"revision must be a string, not {revision!r:.80}")
-    if not revision:
-        return "main"
-    if not _REVISION.fullmatch(revision) or len(os.fsencode(revision)) > _LONGEST:
-        raise HubError(f"revision {shown(revision)} cannot be the name of a branch, tag or commit.")
-    return revision
-
-
 def _as_cache(name: str) -> Path:
     """The folder of the cache, which need not exist yet."""
     return _stat("cache_dir", name)[0]
 
 
-def check_token(token: object) -> None:
-    """Refuse what cannot be sent, without showing it."""
-    if not isinstance(token, str | bool | None):
-        raise TypeError(f"token must be a string, True, False or None, not {type(token).__name__}")
-    if isinstance(token, str) and not re.fullmatch(r"[!-~]*", token):
-        raise HubError(
-            "token has spaces, line breaks or characters that no token has: copy it again."
-        )
-
-
-def _fetch(repo_id: str, revision: str, cache: Path | None, token: str | bool | None) -> Path:
+def _fetch(
+    repo_id: str,
+    revision: str,
+    cache: Path | None,
+    token: str | bool | None,
+    part: Part,
+    force: bool,
+) -> Path:
     """List the repository's files, fetch those that loading reads, return the snapshot folder."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     info = HfApi(token=token).model_info(repo_id, revision=revision)
     names = [sibling.rfilename for sibling in info.siblings or ()]
-    encoder, modules = "", list[str]()
-    if MODULES in names:
+    encoder, modules = part.subfolder, list[str]()
+    if MODULES in names and not encoder:
         # by commit: once it is in the cache, huggingface_hub makes no request for it
         commit = info.sha or revision
-        stated = hf_hub_download(repo_id, MODULES, revision=commit, cache_dir=cache, token=token)
+        stated = hf_hub_download(
+            repo_id, MODULES, revision=commit, cache_dir=cache, token=token, force_download=force
+        )
         encoder, modules = read_layout(Path(stated).parent)
-    files = choose_files(names, encoder, modules)
-    _require(repo_id, revision, files, encoder)
+    files = choose_files(names, encoder, modules, part.safetensors)
+    _require(repo_id, revision, files, encoder, part)
     # by name, not by info.sha: huggingface_hub then stores name -> commit, for later offline use
     folder = Path(
         snapshot_download(
@@ -190,13 +184,14 @@ def _fetch(repo_id: str, revision: str, cache: Path | None, token: str | bool | 
             revision=revision,
             cache_dir=cache,
             token=token,
+            force_download=force,
             allow_patterns=[escape(name) for name in files],
         )
     )
     # where the repository cannot be listed, it returns what an earlier call has left there
     if not all((folder / name).is_file() for name in files):
         raise HubError(_broke(repo_id))
-    return folder
+    return folder / part.subfolder
 
 
 def _broke(repo_id: str) -> str:
@@ -205,29 +200,32 @@ def _broke(repo_id: str) -> str:
     return f"The connection to {constants.ENDPOINT} broke while {repo_id!r} was fetched: try again."
 
 
-def _cached(repo_id: str, revision: str, cache: Path | None) -> Path | None:
+def _cached(repo_id: str, revision: str, cache: Path | None, part: Part) -> Path | None:
     """Return the folder of a cached snapshot, or None; makes no request."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in (MODULES, "config.json"):
+    at = f"{part.subfolder}/" if part.subfolder else ""
+    for name in (f"{at}config.json",) if at else (MODULES, "config.json"):
         found = try_to_load_from_cache(repo_id, name, cache_dir=cache, revision=revision)
         if isinstance(found, str):
             break
     else:
         return None
-    folder = Path(found).parent
-    encoder, modules = read_layout(folder)
+    folder = Path(found).parents[name.count("/")]
+    encoder, modules = (part.subfolder, list[str]()) if at else read_layout(folder)
     if not (folder / encoder / "config.json").is_file():
         return None  # the download was broken off
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    files = choose_files(names, encoder, modules)
-    _require(f"{repo_id} in the cache", revision, files, encoder)
-    return folder
+    files = choose_files(names, encoder, modules, part.safetensors)
+    _require(f"{repo_id} in the cache", revision, files, encoder, part)
+    return folder / part.subfolder
 
 
-def _require(repo_id: str, revision: str, files: list[str], encoder: str) -> None:
+def _require(repo_id: str, revision: str, files: list[str], encoder: str, part: Part) -> None:
     """Refuse a repository whose encoder lacks config.json or weights."""
-    if missing := lacks(files, encoder):
+    if missing := lacks(files, encoder, bool(part.subfolder)):
+        if part.safetensors is not None:
+            missing += f", and use_safetensors is {part.safetensors}"
         raise HubError(
             f"{repo_id!r} at revision {revision!r} has no {missing}: it is not a checkpoint that "
             "this package can load; choose a repository or a revision with PyTorch weights."

@@ -54,18 +54,21 @@ BERT_NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read_config(folder: Path, rotary_scaling_factor: float | None = None) -> EncoderConfig:
+def read_config(
+    folder: Path, rotary_scaling_factor: float | None = None, raw: dict[str, Any] | None = None
+) -> EncoderConfig:
     """Read config.json of a checkpoint folder.
 
     Args:
         folder: holds config.json.
         rotary_scaling_factor: alpha of dynamic NTK scaling in place of the checkpoint's own;
             0 switches scaling off; None keeps the checkpoint's.
+        raw: settings in place of those in the file.
 
     Raises: ConfigError: missing, not JSON, contradicting itself, or unsupported.
     """
     path = folder / "config.json"
-    raw = read_json(path)
+    raw = read_json(path) if raw is None else raw
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in READERS:
         raise ConfigError(

@@ -52,7 +52,12 @@ def read_layout(folder: Path) -> tuple[str, list[str]]:
     return encoder, others
 
 
-def choose_files(names: Iterable[str], encoder: str = "", modules: Iterable[str] = ()) -> list[str]:
+def choose_files(
+    names: Iterable[str],
+    encoder: str = "",
+    modules: Iterable[str] = (),
+    safetensors: bool | None = None,
+) -> list[str]:
     """Choose the files of a repository that loading reads.
 
     Weights come from safetensors, whole or in shards; `pytorch_model.bin` is the last resort.
@@ -61,6 +66,7 @@ def choose_files(names: Iterable[str], encoder: str = "", modules: Iterable[str]
         names: every file of the repository, as paths relative to its top.
         encoder: the folder of the encoder; "" is the top.
         modules: the folders of the modules.
+        safetensors: True chooses no .bin, False no safetensors.
     Returns: the chosen paths, sorted; without any weights among them if the repository has none.
     """
     present: dict[str, set[str]] = {}
@@ -72,15 +78,22 @@ def choose_files(names: Iterable[str], encoder: str = "", modules: Iterable[str]
         chosen |= {f"{p}/config.json" for p, files in present.items() if _lost(p, files)}
     for place in {encoder, *modules}:
         files = present.get(place, set())
-        found = (files & _SETTINGS) | _weights(files)
+        found = (files & _SETTINGS) | _weights(files, safetensors)
         chosen |= {f"{place}/{file}" if place else file for file in found}
     return sorted(chosen)
 
 
-def lacks(files: Iterable[str], encoder: str) -> str:
-    """What the encoder's folder lacks, as a part of a sentence; "" if it can be loaded."""
+def lacks(files: Iterable[str], encoder: str, asked: bool = False) -> str:
+    """What the encoder's folder lacks, as a part of a sentence; "" if it can be loaded.
+
+    Args:
+        files: the chosen paths.
+        encoder: the folder of the encoder.
+        asked: whether the caller named it; else modules.json did.
+    """
     at = f"{encoder}/" if encoder else ""
-    where = f"in {encoder!r}, where its modules.json has the encoder" if encoder else ""
+    why = "" if asked else ", where its modules.json has the encoder"
+    where = f"in {encoder!r}{why}" if encoder else ""
     found = {name.removeprefix(at) for name in files if name.startswith(at)}
     if "config.json" not in found:
         return f"config.json {where}".rstrip()
@@ -93,12 +106,14 @@ def _lost(place: str, files: set[str]) -> bool:
     return place.endswith("_Pooling") and "config.json" in files
 
 
-def _weights(files: set[str]) -> set[str]:
+def _weights(files: set[str], safetensors: bool | None) -> set[str]:
     """The weight files of one folder, in one format."""
     for whole, index, shard in (
         (WEIGHTS, _INDEX, _SHARD),
         (OLD_WEIGHTS, _OLD_INDEX, _OLD_SHARD),
     ):
+        if safetensors not in (None, whole == WEIGHTS):
+            continue
         if whole in files:
             return {whole}
         if index in files:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nomicbert.errors import HubError
-from nomicbert.loading.hub import check_token, shown
+from nomicbert.loading.hub_names import check_token, shown
 from nomicbert.loading.model_card import NAME
 
 if TYPE_CHECKING:

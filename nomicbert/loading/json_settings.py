@@ -135,12 +135,12 @@ def inside(folder: Path, name: Any, stated_in: Path) -> Path:
     """
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ConfigError(f"{stated_in} names the path {name!r:.80}, which leaves its folder")
-    if not _nameable(name):
+    if not nameable(name):
         raise ConfigError(f"{stated_in} names the path {name!r:.80}, which no file can have")
     return folder / name
 
 
-def _nameable(name: str) -> bool:
+def nameable(name: str) -> bool:
     """Whether a file can have this name: no NUL, no lone surrogate, not too long."""
     try:
         encoded = os.fsencode(name)

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 
 import nomicbert_kernels
-from nomicbert.arguments import as_device, as_dtype, refuse_unknown
+from nomicbert.arguments import as_device, as_dtype
 from nomicbert.errors import BackendError
+from nomicbert.loading.keywords import refuse_others
 from nomicbert_kernels import Backend, Ops, compute_dtype, fastest_dtype
 
 Chosen = TypeVar("Chosen")
@@ -92,13 +93,14 @@ def check_keywords(
         loaders: the `from_pretrained` methods that accept them, dtype, device and backend included.
         more: keywords that `called` has besides those in its signature, for the message.
 
-    Raises: TypeError: unknown keyword. Also the errors of `check_target`.
+    Raises: TypeError: unknown keyword. Also the errors of `refuse_others` and `check_target`.
     """
     known = {
         name: default
         for loader in loaders
         for name, default in (loader.__kwdefaults__ or {}).items()
     }
-    refuse_unknown(sorted(given.keys() - known), called, *loaders, more=more)
+    others = {name: given[name] for name in sorted(given.keys() - known)}
+    refuse_others(others, called, *loaders, more=more)
     names = ("dtype", "torch_dtype", "device", "device_map", "backend")
     check_target(**{name: given.get(name, known[name]) for name in names})

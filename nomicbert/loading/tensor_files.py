@@ -30,6 +30,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+SAFE = "model.safetensors"
 # Compressed weights are hardly smaller. Beyond this ratio of sizes, reading a few bytes would fill
 # memory; the allowance is for tiny models.
 MOST_COMPRESSED, ALLOWANCE = 20, 2**20
@@ -40,25 +41,31 @@ ZIP = b"PK\x03\x04"
 class TensorFiles:
     """The tensors of a folder by name, read from disk one at a time on request."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, safetensors: bool | None = None) -> None:
         """Open the folder's weights.
+
+        Args:
+            folder: holds them.
+            safetensors: True reads no .bin, False nothing else; None prefers safetensors.
 
         Raises: CheckpointError: no weights, a damaged file, a shard outside the folder.
         """
         self.folder = folder
         self._open: dict[str, Any] = {}
-        for file in self._files():
+        for file in self._files(safetensors):
             tensors = _open_safetensors(file) if file.suffix == ".safetensors" else _open_bin(file)
             for name in tensors.keys():
                 if name in self._open:
                     raise CheckpointError(f"{folder} holds the tensor {name} in two shards")
                 self._open[name] = tensors
 
-    def _files(self) -> list[Path]:
-        chosen = next((self.folder / n for n in WEIGHT_FILES if present(self.folder / n)), None)
+    def _files(self, safetensors: bool | None) -> list[Path]:
+        names = [n for n in WEIGHT_FILES if safetensors in (None, n.startswith(SAFE))]
+        chosen = next((self.folder / n for n in names if present(self.folder / n)), None)
         if chosen is None:
+            said = "" if safetensors is None else f", and use_safetensors is {safetensors}"
             raise CheckpointError(
-                f"{self.folder} holds no weights: none of {', '.join(WEIGHT_FILES)} is there"
+                f"{self.folder} holds no weights: none of {', '.join(names)} is there{said}"
             )
         if chosen.suffix != ".json":
             return [chosen]

@@ -189,16 +189,14 @@ def _report(
         logger.info("%s: not needed and left unread: %s", files.folder, ", ".join(left))
 
 
-def save(
-    folder: Path, config: EncoderConfig, state: Mapping[str, Tensor], extra: Mapping[str, Any]
-) -> None:
-    """Write config.json and model.safetensors in the hub layout.
+def hub_tensors(config: EncoderConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU, under their names on the hub.
 
     Args:
-        folder: created if it does not exist.
         config: of the encoder.
         state: our names -> parameters.
-        extra: keys that a head adds to config.json.
+
+    Raises: CheckpointError: a parameter that no layer of this package has.
     """
     tensors = {}
     for recipe in recipes(config, list(state)):
@@ -212,7 +210,28 @@ def save(
             tensors[prefix + part] = tensor.clone() if len(recipe.parts) > 1 else tensor
     if DECODER_WEIGHT in tensors and DECODER_BIAS in tensors:
         tensors[UNTIED_BIAS] = tensors[DECODER_BIAS].clone()
+    return tensors
+
+
+def save(
+    folder: Path,
+    config: EncoderConfig,
+    state: Mapping[str, Tensor],
+    extra: Mapping[str, Any],
+    more: Mapping[str, Tensor],
+) -> None:
+    """Write config.json and model.safetensors in the hub layout.
+
+    Args:
+        folder: created if it does not exist.
+        config: of the encoder.
+        state: our names -> parameters.
+        extra: keys that a head adds to config.json.
+        more: further tensors, under their names on the hub; written in the dtype of the others.
+    """
+    tensors = hub_tensors(config, state)
     dtype = next(iter(tensors.values())).dtype
+    tensors |= {name: tensor.to("cpu", dtype) for name, tensor in more.items()}
     for name in WEIGHT_FILES[1:]:
         if (folder / name).exists():
             logger.warning(

@@ -29,6 +29,7 @@ class LabelledInputs(ModelInputs, total=False):
     """The same for a head that takes labels."""
 
     labels: Tensor | None
+    num_items_in_batch: Tensor | int | None
 
 
 class SpanInputs(ModelInputs, total=False):

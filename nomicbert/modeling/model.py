@@ -5,33 +5,37 @@ Source: Nussbaum et al. 2024, arXiv:2402.01613; Devlin et al. 2018, arXiv:1810.0
 """
 
 import os
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from nomicbert.arguments import refuse_unknown
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import pretrained
 from nomicbert.loading.folder import CheckpointFolder
+from nomicbert.loading.given_config import GivenConfig
+from nomicbert.loading.keywords import check_saving, refuse_others
 from nomicbert.loading.model_card import Card
 from nomicbert.loading.publishing import PublishedModule
-from nomicbert.modeling.call_types import EncoderCall, NoKeywords
+from nomicbert.modeling.call_types import EncoderCall
 from nomicbert.modeling.cards import encoder_card
 from nomicbert.modeling.hidden_states import PaddedStates
+from nomicbert.modeling.model_config import ModelConfig
 from nomicbert.modeling.output import Defaults, EncoderOutput, Value
 from nomicbert.modeling.packed_encoder import PackedEncoder
 from nomicbert.modeling.packing import PackedBatch, at_rows, tokens_of, unpad
 from nomicbert.modeling.tracing import refuse_tracing
-from nomicbert.modeling.vocabulary import new_size, resized
+from nomicbert.modeling.training_tools import TrainedModule
 from nomicbert_kernels import Backend
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from nomicbert.loading.keywords import EncoderOffKeywords, SaveKeywords
 
-class NomicBert(PackedEncoder, PublishedModule):
+
+class NomicBert(PackedEncoder, TrainedModule, PublishedModule):
     """An encoder for NomicBERT and BERT checkpoints.
 
     The ops read the parameters of plain nn.Linear, nn.Embedding and nn.LayerNorm modules. One that
@@ -61,8 +65,22 @@ class NomicBert(PackedEncoder, PublishedModule):
         super().__init__(config, backend)
         width = config.hidden_size
         self.pooler = nn.Linear(width, width) if add_pooling_layer else None
-        self.defaults = Defaults.read(config.source)
+        self._defaults = (self.config.source, Defaults.read(config.source))
         self._initialise()
+
+    @property
+    def defaults(self) -> Defaults:
+        """What a call returns if it does not say; as the configuration says now."""
+        source = self.config.source
+        if self._defaults[0] is not source:
+            self._defaults = (source, Defaults.read(source))
+        return self._defaults[1]
+
+    def _config(self) -> ModelConfig:
+        return self.config
+
+    def _checkpoint(self, every: int) -> None:
+        self.gradient_checkpointing, self.checkpoint_every = every > 0, max(every, 1)
 
     def _initialise(self) -> None:
         """The distribution that BERT and NomicBERT are trained from."""
@@ -76,33 +94,45 @@ class NomicBert(PackedEncoder, PublishedModule):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo_id: str | os.PathLike[str] | CheckpointFolder,
+        path_or_repo_id: str | os.PathLike[str] | CheckpointFolder | None,
         *,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        subfolder: str = "",
+        force_download: bool = False,
         dtype: torch.dtype | str = torch.float32,
         device: torch.device | str | None = None,
         backend: Backend = "auto",
         rotary_scaling_factor: float | None = None,
         add_pooling_layer: bool = False,
         strict: bool = True,
+        config: GivenConfig | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        hidden_dropout_prob: float | None = None,
+        attention_probs_dropout_prob: float | None = None,
+        use_safetensors: bool | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device_map: torch.device | str | None = None,
+        attn_implementation: str | None = None,
+        low_cpu_mem_usage: bool | None = None,
+        weights_only: bool | None = None,
         trust_remote_code: bool | None = None,
         safe_serialization: bool | None = None,
-        **unknown: "Unpack[NoKeywords]",
+        **others: "Unpack[EncoderOffKeywords]",
     ) -> "NomicBert":
         """Load a checkpoint; the model comes back in eval mode.
 
         Args:
             path_or_repo_id: a local folder, what `read_folder` has read of one, or a repository of
-                the hub such as "nomic-ai/nomic-embed-text-v1.5".
+                the hub such as "nomic-ai/nomic-embed-text-v1.5"; None with config and state_dict.
             revision: branch, tag or commit of the repository.
             cache_dir: where downloads are kept, in place of Hugging Face's default.
             token: for private repositories; True takes the stored one.
             local_files_only: never reach for the network.
+            subfolder: folder of the checkpoint within the path or repository.
+            force_download: fetch the files of a repository again.
             dtype: of the parameters; "auto": the checkpoint's, "fastest": the device's fastest. A
                 CPU computes float16 in float32, and bfloat16 if it lacks the instructions.
             device: where the parameters go; default the CPU.
@@ -113,11 +143,23 @@ class NomicBert(PackedEncoder, PublishedModule):
             rotary_scaling_factor: alpha of dynamic NTK scaling in place of the stored one; 0: off.
             add_pooling_layer: also load the tanh pooler and return `pooler_output`.
             strict: False lets tensors that no parameter wants pass; a missing one is an error.
+            config: in place of the folder's config.json: an EncoderConfig, a configuration of
+                transformers, a dict, or the path of a config.json or of its folder.
+            state_dict: tensors by name in place of the folder's weights, as on the hub or as
+                `state_dict()` of such a model; they are copied.
+            hidden_dropout_prob: in training, in place of the checkpoint's.
+            attention_probs_dropout_prob: the same of attention.
+            use_safetensors: True never reads a .bin, False nothing else; None: safetensors first.
             torch_dtype: old name of `dtype`.
             device_map: a device name, with the meaning of `device`; no other form is supported.
+            attn_implementation: one of transformers' names, accepted for existing call sites: the
+                backend computes attention.
+            low_cpu_mem_usage: accepted for existing call sites; no parameter is ever made twice.
+            weights_only: accepted if not False; nothing but tensors is ever unpickled.
             trust_remote_code: accepted for existing call sites; code of a checkpoint is never run.
             safe_serialization: accepted for existing call sites; safetensors come first anyway.
-            **unknown: none; an error names the nearest known keyword.
+            **others: keywords of transformers that are accepted if they switch nothing on, such as
+                `variant=None`; of any other an error names the nearest known one.
 
         Raises:
             HubError: folder or repository not found or not reachable.
@@ -125,7 +167,7 @@ class NomicBert(PackedEncoder, PublishedModule):
             TypeError, ValueError: unknown keyword, dtype, device or backend.
             BackendError: the backend cannot run here.
         """
-        refuse_unknown(unknown, cls.from_pretrained)
+        refuse_others(others, cls.from_pretrained)
 
         def build(config: EncoderConfig, _: object) -> "tuple[NomicBert, tuple[str, ...]]":
             return cls(config, backend=backend, add_pooling_layer=add_pooling_layer), ()
@@ -137,78 +179,59 @@ class NomicBert(PackedEncoder, PublishedModule):
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
+            subfolder=subfolder,
+            force_download=force_download,
             dtype=dtype,
             device=device,
             backend=backend,
             rotary_scaling_factor=rotary_scaling_factor,
             strict=strict,
+            config=config,
+            state_dict=state_dict,
+            hidden_dropout_prob=hidden_dropout_prob,
+            attention_probs_dropout_prob=attention_probs_dropout_prob,
+            use_safetensors=use_safetensors,
             torch_dtype=torch_dtype,
             device_map=device_map,
+            attn_implementation=attn_implementation,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            weights_only=weights_only,
         )
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        **others: "Unpack[SaveKeywords]",
+    ) -> None:
         """Write config.json and model.safetensors as the hub has them, for any loader of such.
 
-        The folder may be the one that the model was loaded from. Without a README.md, it gets a
-        model card.
-        """
-        with self._carded(folder):
-            self.save_files(folder)
+        Args:
+            folder: may be the one that the model was loaded from.
+            state_dict: tensors in place of the parameters, under the model's names or as on the
+                hub.
+            is_main_process: False writes nothing: of several processes one does.
+            **others: `safe_serialization`, `push_to_hub`, `max_shard_size` and `variant` for
+                existing call sites: one file is written, as safetensors, in that folder only.
 
-    def save_files(self, folder: str | os.PathLike[str]) -> None:
+        Raises: TypeError: unknown keyword. ValueError: one that asks for something else.
+        """
+        check_saving(others, self.get_memory_footprint(), self.save_pretrained)
+        if is_main_process:
+            with self._carded(folder):
+                self.save_files(folder, state_dict)
+
+    def save_files(
+        self, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None
+    ) -> None:
         """All that `save_pretrained` writes but the card."""
-        pretrained.save(folder, self.config, self)
+        pretrained.save(folder, self.config, self, state_dict=state_dict)
 
     def _card(self) -> Card:
         count = sum(parameter.numel() for parameter in self.parameters())
         return encoder_card(self.config, count, str(self.dtype))
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The word embedding table."""
-        return self.embeddings.word
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the word embedding table; the vocabulary may have another size."""
-        if value.embedding_dim != self.config.hidden_size:
-            raise ValueError(
-                f"the table must be {self.config.hidden_size} wide, not {value.embedding_dim}"
-            )
-        self.embeddings.word = value
-        self.config = replace(self.config, vocab_size=value.num_embeddings)
-
-    def resize_token_embeddings(
-        self,
-        new_num_tokens: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        mean_resizing: bool = True,
-    ) -> nn.Embedding:
-        """Cut the word embedding table to `new_num_tokens` rows, or add rows to be trained.
-
-        Args:
-            new_num_tokens: rows of the table, at least 1; None keeps the number of rows.
-            pad_to_multiple_of: round the number of rows up to a multiple of this.
-            mean_resizing: draw new rows from a normal distribution with the mean of the old ones
-                and 1e-9 times their covariance; False: with mean 0 and `initializer_range`.
-
-        Returns: the table, the same module as before, (rows, hidden_size). A padding row that was
-            cut off is no longer one.
-        Raises: TypeError, ValueError: sizes that are not whole numbers of at least 1; a table that
-            was replaced by another kind of module.
-        """
-        table = self.embeddings.word
-        if not isinstance(table, nn.Embedding):
-            raise TypeError(f"only an nn.Embedding can be resized, not a {type(table).__name__}")
-        old = table.weight
-        count = new_size(len(old), new_num_tokens, pad_to_multiple_of)
-        if count != len(old):
-            table.weight = resized(old, count, self.config.initializer_range, mean_resizing)
-            table.num_embeddings = count
-            if table.padding_idx is not None and table.padding_idx >= count:
-                table.padding_idx = None
-                source = {**self.config.source, "pad_token_id": None}
-                self.config = replace(self.config, source=source)
-        self.set_input_embeddings(table)
-        return table
 
     def forward(
         self,

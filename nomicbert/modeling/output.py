@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, overload
+from typing import Any, Literal, NoReturn, overload
 
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from nomicbert.errors import ConfigError
 
@@ -57,20 +58,43 @@ class Defaults:
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
-class Output(Mapping[str, Value]):
-    """A dataclass of tensors. The mapping leaves out fields that are None (not requested)."""
+class Output(dict[str, Value]):
+    """A dataclass of tensors, and a dict of those fields that are not None (not requested).
+
+    A dict as in transformers: Trainer and accelerate ask. It cannot be changed.
+    """
+
+    def __init_subclass__(cls) -> None:
+        """Let torch's tree functions see the tensors, as DistributedDataParallel does."""
+        register_pytree_node(
+            cls,
+            lambda output: (list(output.values()), list(output)),
+            lambda values, names: cls(**dict(zip(names or (), values, strict=True))),
+            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+        )
 
     def __post_init__(self) -> None:
-        """Take the fields from a mapping in place of the first, as of what accelerate rebuilds."""
+        """Fill the dict.
+
+        accelerate and DataParallel rebuild an output from one mapping, or from pairs of names and
+        values, which come as the first field.
+        """
         names = [field.name for field in fields(self)]  # type: ignore[arg-type]
         given: object = getattr(self, names[0])
-        if isinstance(given, Mapping):
+        if isinstance(given, Mapping | Iterator):
+            pairs = dict(given)
+            if unknown := pairs.keys() - set(names):
+                raise TypeError(f"{type(self).__name__} has no field {min(map(str, unknown))!r}")
             for name in names:
-                object.__setattr__(self, name, given.get(name))
+                object.__setattr__(self, name, pairs.get(name))
+        for name in names:
+            value = getattr(self, name)
+            if value is not None:
+                super().__setitem__(name, value)
 
     def to_tuple(self) -> tuple[Value, ...]:
         """The fields that are not None, in the order of the attributes."""
-        return tuple(self[name] for name in self)
+        return tuple(self.values())
 
     @overload
     def __getitem__(self, key: Literal[0]) -> Tensor: ...
@@ -84,20 +108,22 @@ class Output(Mapping[str, Value]):
     def __getitem__(self, key: str | int | slice) -> Value | tuple[Value, ...]:
         """By name, or by index among the fields that are not None."""
         if isinstance(key, str):
-            if key not in list(self):
-                raise KeyError(key)
-            found: Value = getattr(self, key)
-            return found
+            return super().__getitem__(key)
         return self.to_tuple()[key]
 
-    def __iter__(self) -> Iterator[str]:
-        """Names of the fields that are not None."""
-        names = (field.name for field in fields(self))  # type: ignore[arg-type]
-        return (name for name in names if getattr(self, name) is not None)
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle and copy the fields; the dict is made of them."""
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
 
-    def __len__(self) -> int:
-        """Number of fields that are not None."""
-        return sum(1 for _ in self)
+    def _fixed(self, *arguments: object, **keywords: object) -> NoReturn:
+        """Refuse a change, which would leave attribute and key in disagreement."""
+        raise TypeError(
+            f"a {type(self).__name__} cannot be changed: make another one with "
+            "dataclasses.replace(output, name=value)"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _fixed
+    pop = popitem = clear = update = setdefault = _fixed
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ Source: Nussbaum et al. 2024, arXiv:2402.01613; Devlin et al. 2018, arXiv:1810.0
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,12 @@ from nomicbert.modeling.context import ForwardContext, Hidden
 from nomicbert.modeling.embeddings import Embeddings
 from nomicbert.modeling.hidden_states import noted
 from nomicbert.modeling.layer import Layer
+from nomicbert.modeling.model_config import ModelConfig
 from nomicbert.modeling.packing import PackedBatch
 from nomicbert.modeling.plain_layers import refuse_hooks
 from nomicbert.modeling.rope import RotaryTables
 from nomicbert.modeling.tracing import refuse_jit, refuse_reference
+from nomicbert.modeling.vocabulary import resize
 from nomicbert_kernels import Backend, Plan, Rope, values
 
 
@@ -32,27 +35,62 @@ class PackedEncoder(BackendModule):
         embeddings: token ids -> the first hidden states.
         layers: of attention and MLP.
         rotary: angles, or None for learned positions.
+        gradient_checkpointing: whether layers are computed again going back, in training; of
+            `checkpoint_every` layers the first one.
     """
 
     def __init__(self, config: EncoderConfig, backend: Backend) -> None:
         """Create the modules; their values are set by the model."""
         super().__init__(backend)
-        self.config = config
+        self.config = ModelConfig.of(config)
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.rotary = RotaryTables(config) if config.rotary_dim else None
         self.gradient_checkpointing = False
+        self.checkpoint_every = 1
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: object = None) -> None:
-        """In training, keep each layer's input only and compute the layer again going back.
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embedding table."""
+        return self.embeddings.word
 
-        The keyword is accepted for existing call sites: here torch's newer form always runs.
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the word embedding table; the vocabulary may have another size."""
+        if value.embedding_dim != self.config.hidden_size:
+            raise ValueError(
+                f"the table must be {self.config.hidden_size} wide, not {value.embedding_dim}"
+            )
+        self.embeddings.word = value
+        self.config = replace(self.config, vocab_size=value.num_embeddings)
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """Cut the word embedding table to `new_num_tokens` rows, or add rows to be trained.
+
+        Args:
+            new_num_tokens: rows of the table, at least 1; None keeps the number of rows.
+            pad_to_multiple_of: round the number of rows up to a multiple of this.
+            mean_resizing: draw new rows from a normal distribution with the mean of the old ones
+                and 1e-9 times their covariance; False: with mean 0 and `initializer_range`.
+
+        Returns: the table, the same module as before, (rows, hidden_size). A padding row that was
+            cut off is no longer one.
+        Raises: TypeError, ValueError: sizes that are not whole numbers of at least 1; a table that
+            was replaced by another kind of module.
         """
-        self.gradient_checkpointing = True
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep all that going back needs, which is faster."""
-        self.gradient_checkpointing = False
+        table, config = self.embeddings.word, self.config
+        padded = table.padding_idx
+        changed = resize(
+            table, new_num_tokens, pad_to_multiple_of, config.initializer_range, mean_resizing
+        )
+        if changed:
+            if padded is not None and table.padding_idx is None:
+                config.write(pad_token_id=None)
+            self.set_input_embeddings(table)
+        return table
 
     def encode_packed(
         self, batch: PackedBatch, *, rows: Tensor | None = None, states: list[Tensor] | None = None
@@ -83,7 +121,7 @@ class PackedEncoder(BackendModule):
             only = rows if index == len(self.layers) else None
             x = (
                 checkpoint(layer, x, ctx, only, use_reentrant=False)
-                if again
+                if again and (index - 1) % self.checkpoint_every == 0
                 else layer(x, ctx, only)
             )
         if states is not None:

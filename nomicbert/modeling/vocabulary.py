@@ -27,6 +27,34 @@ def new_size(old: int, asked: int | None, multiple: int | None) -> int:
     return count if multiple is None else -(-count // multiple) * multiple
 
 
+def resize(
+    table: nn.Embedding, asked: int | None, multiple: int | None, std: float, mean_resizing: bool
+) -> bool:
+    """Cut or grow a table in place; a padding row that was cut off is no longer one.
+
+    Args:
+        table: (rows, H).
+        asked: as for `new_size`.
+        multiple: as for `new_size`.
+        std: as for `resized`.
+        mean_resizing: as for `resized`.
+
+    Returns: whether its size changed.
+    Raises: TypeError: another kind of module. Also the errors of `new_size`.
+    """
+    if not isinstance(table, nn.Embedding):
+        raise TypeError(f"only an nn.Embedding can be resized, not a {type(table).__name__}")
+    old = table.weight
+    count = new_size(len(old), asked, multiple)
+    if count == len(old):
+        return False
+    table.weight = resized(old, count, std, mean_resizing)
+    table.num_embeddings = count
+    if table.padding_idx is not None and table.padding_idx >= count:
+        table.padding_idx = None
+    return True
+
+
 @torch.inference_mode(False)  # what is made under a caller's inference_mode could not be trained
 @torch.no_grad()
 def resized(old: Tensor, count: int, std: float, mean_resizing: bool) -> nn.Parameter:

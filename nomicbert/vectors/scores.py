@@ -4,6 +4,7 @@ Source: what CrossEncoder of sentence-transformers 6 loads and saves.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from nomicbert.errors import ConfigError
 from nomicbert.loading.folder import CheckpointFolder
 from nomicbert.loading.json_settings import naming
 from nomicbert.modeling.heads import NomicBertForSequenceClassification
-from nomicbert.modeling.heads.labels import Labels
+from nomicbert.modeling.labels import Labels
 from nomicbert.modeling.model import NomicBert
 from nomicbert.modeling.packing import PackedBatch, at_rows
 from nomicbert.vectors.modules import read_pooling
@@ -50,11 +51,15 @@ class ModularReranker(NomicBertForSequenceClassification):
         logits: Tensor = self.pooling(hidden, ctx, rows, Finish())
         return logits if filled is batch else at_rows(logits, kept, len(batch.lengths))
 
-    def save_files(self, folder: str | os.PathLike[str]) -> None:
+    def save_files(
+        self, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Write the encoder as the hub has it, and the modules as sentence-transformers has them.
 
-        The names of the labels are not saved: sentence-transformers has no place for them.
+        Raises: ValueError: a state dict, whose modules have no names on the hub.
         """
+        if state_dict is not None:
+            raise ValueError("state_dict is not supported for a reranker of modules: load it first")
         self.encoder.save_files(folder)
         save_pooling(Path(folder), self.pooling, self.config.hidden_size, SCORES)
 

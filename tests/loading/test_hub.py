@@ -286,6 +286,56 @@ def test_moved_branch_is_followed(hub: FakeHub) -> None:
     assert resolve(REPO, local_files_only=True) == after
 
 
+def in_subfolder(hub: FakeHub, **more: bytes) -> None:
+    files = {"config.json": CONFIG, "model.safetensors": b"inner", "vocab.txt": b"a"}
+    inner = {f"parts/encoder/{name}": content for name, content in files.items()}
+    hub.repositories[REPO].commit("main", small_files() | inner | more)
+
+
+def test_subfolder_is_fetched_alone(hub: FakeHub) -> None:
+    """Without modules.json, which speaks of the top; later calls find it in the cache."""
+    in_subfolder(hub)
+    folder = resolve(REPO, subfolder="parts/encoder/")
+    assert folder.parts[-2:] == ("parts", "encoder")
+    assert names_in(folder) == {"config.json", "model.safetensors", "vocab.txt"}
+    assert (folder / "model.safetensors").read_bytes() == b"inner"
+    fetched = hub.fetched()
+    assert "model.safetensors" not in fetched
+    assert not {name for name in fetched if name.startswith("1_Pooling")}
+    assert resolve(REPO, subfolder="parts/encoder", local_files_only=True) == folder
+    with pytest.raises(HubError, match="is not in the cache"):
+        resolve(REPO, subfolder="parts", local_files_only=True)
+    with pytest.raises(HubError, match=r"has no config.json in 'parts': it is not a checkpoint"):
+        resolve(REPO, subfolder="parts")
+
+
+def test_force_download_fetches_again(hub: FakeHub) -> None:
+    """A file of the cache that is damaged stays so without."""
+    folder = resolve(REPO)
+    (folder / "model.safetensors").resolve().write_bytes(b"damaged")
+    assert (resolve(REPO) / "model.safetensors").read_bytes() == b"damaged"
+    assert resolve(REPO, force_download=True) == folder
+    assert (folder / "model.safetensors").read_bytes() == b"weights of main"
+    with pytest.raises(HubError, match="force_download needs a request"):
+        resolve(REPO, force_download=True, local_files_only=True)
+    hub.stop()
+    with pytest.raises(HubError, match="No connection"):
+        resolve(REPO, force_download=True)
+    assert resolve(REPO) == folder
+
+
+def test_use_safetensors_chooses_the_files(hub: FakeHub) -> None:
+    assert names_in(resolve(REPO, use_safetensors=True)) == SMALL_WANTED
+    wanted = SMALL_WANTED - {"model.safetensors"} | {"pytorch_model.bin"}
+    resolve(REPO, use_safetensors=False)
+    assert hub.fetched() == SMALL_WANTED | wanted
+    files = {name: b for name, b in small_files().items() if name != "model.safetensors"}
+    hub.repositories[REPO].commit("main", files)
+    with pytest.raises(HubError, match="at its top level, and use_safetensors is True"):
+        resolve(REPO, use_safetensors=True)
+    assert "pytorch_model.bin" in names_in(resolve(REPO, use_safetensors=False))
+
+
 def test_token_is_sent_with_every_request(hub: FakeHub) -> None:
     hub.repositories[REPO].token = "hf_secret"
     resolve(REPO, token="hf_secret")

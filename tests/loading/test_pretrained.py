@@ -75,7 +75,7 @@ def test_keywords_of_existing_call_sites(folder: Path) -> None:
         ("dtypes", "did you mean 'dtype'?"),
         ("add_pooling", "did you mean 'add_pooling_layer'?"),
         ("local_file_only", "did you mean 'local_files_only'?"),
-        ("xxxx", "known are add_pooling_layer, backend, cache_dir"),
+        ("xxxx", "known are add_pooling_layer, attention_probs_dropout_prob, attn_implementation"),
     ],
 )
 def test_an_unknown_keyword_names_the_nearest(facade: Any, keyword: str, message: str) -> None:

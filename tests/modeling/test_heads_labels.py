@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from nomicbert import (
@@ -182,6 +184,95 @@ def test_settings_of_labels(folders: Folders, tmp_path: Path) -> None:
         assert torch.equal(out.loss, losses.texts(out.logits, labels, other.labels.problem_type))
     with pytest.raises(ConfigError, match=r"problem_type must be one of .*, not 'single'"):
         task.from_pretrained(folder, problem_type="single")
+
+
+NAMES = {0: "O", 1: "B-ort", 2: "I-ort"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"id2label": NAMES},
+        {"id2label": {str(i): name for i, name in NAMES.items()}},
+        {"label2id": {name: i for i, name in NAMES.items()}, "num_labels": 3},
+        {"id2label": NAMES, "label2id": {"I-ort": 2, "O": 0, "B-ort": 1}},
+    ],
+)
+def test_names_of_labels(said: dict[str, Any], folders: Folders, tmp_path: Path) -> None:
+    """Of a stored head, and of the new one that they ask for."""
+    folder = folders["Bert", "TokenClassification"]
+    plain = NomicBertForTokenClassification.from_pretrained(folder)
+    model = NomicBertForTokenClassification.from_pretrained(folder, **said)
+    assert same_bits(model, plain)
+    assert model.labels.names == ("O", "B-ort", "I-ort")
+    model.save_pretrained(tmp_path / "saved")
+    assert theirs(tmp_path / "saved").config.id2label == NAMES
+    new = NomicBertForTokenClassification.from_pretrained(folders["Bert", "MaskedLM"], **said)
+    assert (new.labels.names, len(new.classifier.weight)) == (model.labels.names, 3)
+
+
+def test_config_asks_for_labels(folders: Folders) -> None:
+    config = transformers.BertConfig.from_pretrained(
+        folders["Bert", "MaskedLM"], id2label=NAMES, problem_type="multi_label_classification"
+    )
+    cls = OURS["SequenceClassification"]
+    model = cls.from_pretrained(folders["Bert", "MaskedLM"], config=config)
+    assert model.labels.names == ("O", "B-ort", "I-ort")
+    assert model.labels.problem_type == "multi_label_classification"
+    with pytest.raises(CheckpointError, match="has a head of 3 labels, not 2"):
+        cls.from_pretrained(
+            folders["Bert", "SequenceClassification"], config=transformers.BertConfig()
+        )
+    # which states two labels, as every configuration of transformers does
+    masked = NomicBertForMaskedLM.from_pretrained(folders["Bert", "MaskedLM"], config=config)
+    assert same_bits(masked, NomicBertForMaskedLM.from_pretrained(folders["Bert", "MaskedLM"]))
+
+
+def test_classifier_dropout(folders: Folders, tmp_path: Path) -> None:
+    folder = folders["Bert", "SequenceClassification"]
+    cls = OURS["SequenceClassification"]
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    still = cls.from_pretrained(folder, classifier_dropout=0, **off).train()
+    assert torch.equal(scores(still), scores(still))
+    noisy = cls.from_pretrained(folder, classifier_dropout=0.5, **off).train()
+    assert not torch.equal(scores(noisy), scores(noisy))
+    noisy.save_pretrained(tmp_path / "saved")
+    assert read_config(tmp_path / "saved")["classifier_dropout"] == 0.5
+    assert cls.from_pretrained(tmp_path / "saved").labels.dropout_p == 0.5
+    with pytest.raises(ValueError, match=r"classifier_dropout must be from 0 to 1, not 1\.5"):
+        cls.from_pretrained(folder, classifier_dropout=1.5)
+    with pytest.raises(TypeError, match="classifier_dropout must be a number from 0 to 1, not '0"):
+        cls.from_pretrained(folder, classifier_dropout="0.1")
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({"id2label": {1: "a", 2: "b"}}, r"id2label must be \{0: name, ...\}, counted from 0"),
+        ({"id2label": {0: "a", 1: 2}}, "id2label must be"),
+        ({"id2label": {}}, "id2label must be"),
+        ({"label2id": {"a": 0, "b": 0}}, "label2id must be"),
+        ({"id2label": {0: "a"}, "label2id": {"b": 0}}, "id2label and label2id differ"),
+        ({"id2label": {0: "a"}, "num_labels": 2}, "num_labels is 2, but there are 1 names"),
+    ],
+)
+def test_wrong_names_are_refused(said: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        NomicBertForTokenClassification.from_pretrained("./nowhere", **said)
+    with pytest.raises(TypeError, match="id2label must be a dict as"):
+        NomicBertForTokenClassification.from_pretrained("./nowhere", id2label=["a", "b"])
+
+
+@pytest.mark.parametrize("task", ["MaskedLM", "QuestionAnswering"])
+def test_labels_of_heads_without_any_are_refused(task: str) -> None:
+    for name, value in {
+        "id2label": NAMES,
+        "label2id": {"a": 0},
+        "problem_type": "regression",
+        "classifier_dropout": 0.1,
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name} has no effect on {OURS[task].__name__}: "):
+            OURS[task].from_pretrained("./nowhere", **{name: value})
 
 
 def grown(name: str, tensor: Tensor) -> Tensor:

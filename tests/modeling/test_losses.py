@@ -16,7 +16,7 @@ from transformers.loss.loss_utils import (
 )
 
 from nomicbert.modeling.heads import losses
-from nomicbert.modeling.heads.labels import PROBLEMS
+from nomicbert.modeling.labels import PROBLEMS
 from nomicbert.modeling.packing import Padding, unpad
 
 EXACT = 1e-6

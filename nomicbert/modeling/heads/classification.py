@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nomicbert.config import EncoderConfig
 from nomicbert.modeling.heads import losses
-from nomicbert.modeling.heads.head import LabelledHead
+from nomicbert.modeling.heads.labelled import LabelledHead
 from nomicbert.modeling.packing import PackedBatch, Padding, at_rows
 from nomicbert_kernels import Backend
 
@@ -17,6 +17,7 @@ class NomicBertForSequenceClassification(LabelledHead):
 
     task = "SequenceClassification"
     pooled = True
+    label_keywords = ("id2label", "label2id", "problem_type", "classifier_dropout")
 
     def __init__(
         self, config: EncoderConfig, *, num_labels: int | None = None, backend: Backend = "auto"
@@ -41,12 +42,19 @@ class NomicBertForSequenceClassification(LabelledHead):
             return logits
         return at_rows(logits, kept, len(batch.lengths))
 
-    def loss(self, logits: Tensor, labels: Tensor, batch: PackedBatch, padding: Padding) -> Tensor:
-        """() fp32, from logits and the labels passed to `forward`."""
+    def loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        batch: PackedBatch,
+        padding: Padding,
+        items: losses.Items = None,
+    ) -> Tensor:
+        """() fp32, from logits and the labels passed to `forward`; `items` as in `losses`."""
         if 0 in batch.lengths:
             row = batch.lengths.index(0)
             raise ValueError(f"row {row} of attention_mask keeps no token, but it has a label")
-        return losses.texts(logits, labels, self.labels.problem_type)
+        return losses.texts(logits, labels, self.labels.problem_type, items)
 
     def placed(self, logits: Tensor, padding: Padding) -> Tensor:
         """Unchanged: there is one row per text, not per token."""
@@ -57,6 +65,7 @@ class NomicBertForTokenClassification(LabelledHead):
     """Classify each token, as for named entities."""
 
     task = "TokenClassification"
+    label_keywords = NomicBertForSequenceClassification.label_keywords
 
     def __init__(
         self, config: EncoderConfig, *, num_labels: int | None = None, backend: Backend = "auto"

@@ -1,50 +1,53 @@
 """Base class of the heads: the encoder, loading and saving, packed tokens in, logits out."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nomicbert.arguments import refuse_unknown
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import pretrained
 from nomicbert.loading.folder import CheckpointFolder
+from nomicbert.loading.keywords import check_saving, refuse_others
 from nomicbert.loading.model_card import Card
 from nomicbert.loading.publishing import PublishedModule
 from nomicbert.loading.tensor_files import TensorFiles
-from nomicbert.modeling.call_types import LabelledCall
 from nomicbert.modeling.cards import head_card
-from nomicbert.modeling.heads import losses
-from nomicbert.modeling.heads.labels import Labels
 from nomicbert.modeling.heads.stored import new_parameters
 from nomicbert.modeling.hidden_states import PaddedStates
+from nomicbert.modeling.labels import Labels, asked_names, stated_count
 from nomicbert.modeling.model import NomicBert
-from nomicbert.modeling.output import Defaults, LogitsOutput, Value
+from nomicbert.modeling.model_config import ModelConfig
+from nomicbert.modeling.output import Defaults
 from nomicbert.modeling.packing import PackedBatch, Padding, tokens_of, unpad
-from nomicbert.modeling.tracing import refuse_tracing
+from nomicbert.modeling.training_tools import TrainedModule
 from nomicbert_kernels import Backend
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from nomicbert.loading.pretrained import LoadKeywords
+    from nomicbert.loading.keywords import SaveKeywords
+    from nomicbert.loading.pretrained import HeadKeywords
 
 Self = TypeVar("Self", bound="Head")
 
 
-class Head(PublishedModule):
+class Head(TrainedModule, PublishedModule):
     """Base class of the heads: an encoder, and how both are loaded, saved and called.
 
     Attributes:
         encoder: the model under the head.
-        labels: meaning of the columns of the logits.
+        label_keywords: those of `from_pretrained` about labels that have an effect.
     """
 
+    base_model_prefix = "encoder"
     task: str
     pooled = False
+    label_keywords: tuple[str, ...] = ()
+    _labels: tuple[Mapping[str, object], Labels] | None = None
 
     def __init__(
         self, config: EncoderConfig, *, num_labels: int | None = None, backend: Backend = "auto"
@@ -68,41 +71,63 @@ class Head(PublishedModule):
     @classmethod
     def from_pretrained(
         cls: type[Self],
-        path_or_repo_id: str | os.PathLike[str] | CheckpointFolder,
+        path_or_repo_id: str | os.PathLike[str] | CheckpointFolder | None,
         *,
         num_labels: int | None = None,
+        id2label: Mapping[int, str] | None = None,
+        label2id: Mapping[str, int] | None = None,
         problem_type: str | None = None,
+        classifier_dropout: float | None = None,
         ignore_mismatched_sizes: bool = False,
-        **keywords: "Unpack[LoadKeywords]",
+        **keywords: "Unpack[HeadKeywords]",
     ) -> Self:
         """Load a checkpoint with its head; the model comes back in eval mode.
 
         Args:
-            path_or_repo_id: a local folder, what `read_folder` has read of one, or a repository of
-                the hub.
+            path_or_repo_id: as for `NomicBert.from_pretrained`.
             num_labels: columns of the logits. If given, a checkpoint without such a head gets a
-                new, untrained one; otherwise it is refused.
+                new, untrained one; otherwise it is refused. The names of the labels say it too, and
+                so does `config`.
+            id2label: names of the labels, {0: name, ...}, in place of the checkpoint's.
+            label2id: the same, {name: 0, ...}.
             problem_type: "regression", "single_label_classification" or
                 "multi_label_classification" in place of the checkpoint's own.
+            classifier_dropout: before the classifier, in place of the checkpoint's.
             ignore_mismatched_sizes: replace a head with another `num_labels` by a new one.
             **keywords: those of `NomicBert.from_pretrained` but add_pooling_layer.
 
         Raises:
             CheckpointError: no such head (the error lists those that exist), or as
                 `NomicBert.from_pretrained`.
-            TypeError: unknown keyword. ValueError, ConfigError: invalid labels.
+            TypeError: unknown keyword. ValueError, ConfigError: invalid labels, or labels of a head
+                that has none.
         """
-        defaults = dict(NomicBert.from_pretrained.__kwdefaults__ or {})
-        del defaults["add_pooling_layer"]
-        unknown = [name for name in keywords if name not in defaults]
-        refuse_unknown(unknown, cls.from_pretrained, NomicBert.from_pretrained)
+        known = dict(NomicBert.from_pretrained.__kwdefaults__ or {})
+        del known["add_pooling_layer"]
+        others = {name: value for name, value in keywords.items() if name not in known}
+        refuse_others(others, cls.from_pretrained, NomicBert.from_pretrained)
+        asked = {
+            "id2label": id2label,
+            "label2id": label2id,
+            "problem_type": problem_type,
+            "classifier_dropout": classifier_dropout,
+        }
+        for name, value in asked.items():
+            if value is not None and name not in cls.label_keywords:
+                raise ValueError(f"{name} has no effect on {cls.__name__}: leave it out")
+        names = asked_names(num_labels, id2label, label2id)
+        count = num_labels if names is None else len(names)
+        given = keywords.get("config")
 
         def build(config: EncoderConfig, files: TensorFiles) -> tuple[Self, Collection[str]]:
-            model = cls._empty(config, files, num_labels, keywords.get("backend", "auto"))
-            if problem_type is not None:
-                model.labels = model.labels.meant_as(problem_type)
+            wanted = count
+            if wanted is None and given is not None and "id2label" in cls.label_keywords:
+                wanted = stated_count(config.source)
+            model = cls._empty(config, files, wanted, keywords.get("backend", "auto"))
+            labels = model.labels.named(names).dropping(classifier_dropout)
+            model.labels = labels if problem_type is None else labels.meant_as(problem_type)
             return model, new_parameters(
-                model, cls.task, files, config, num_labels, ignore_mismatched_sizes
+                model, cls.task, files, config, wanted, ignore_mismatched_sizes
             )
 
         return pretrained.load(build, path_or_repo_id, **keywords)
@@ -117,17 +142,33 @@ class Head(PublishedModule):
     ) -> Self:
         return cls(config, num_labels=count, backend=backend)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        **others: "Unpack[SaveKeywords]",
+    ) -> None:
         """Write config.json and model.safetensors as transformers has them for this head.
 
-        A folder without a README.md gets a model card.
+        Arguments and errors are those of `NomicBert.save_pretrained`.
         """
-        with self._carded(folder):
-            self.save_files(folder)
+        check_saving(others, self.get_memory_footprint(), self.save_pretrained)
+        if is_main_process:
+            with self._carded(folder):
+                self.save_files(folder, state_dict)
 
-    def save_files(self, folder: str | os.PathLike[str]) -> None:
+    def save_files(
+        self, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None
+    ) -> None:
         """All that `save_pretrained` writes but the card."""
-        pretrained.save(folder, self.config, self, self.settings())
+        settings, more = self.settings(), self._further_tensors()
+        pretrained.save(folder, self.config, self, settings, state_dict=state_dict, more=more)
+
+    def _further_tensors(self) -> dict[str, Tensor]:
+        """Tensors to be saved that no parameter has, under their names on the hub."""
+        return {}
 
     def _card(self) -> Card:
         count = sum(parameter.numel() for parameter in self.parameters())
@@ -141,9 +182,24 @@ class Head(PublishedModule):
         return {"architectures": [f"{family}For{self.task}"], **self.labels.as_config()}
 
     @property
-    def config(self) -> EncoderConfig:
+    def config(self) -> ModelConfig:
         """Of the encoder."""
         return self.encoder.config
+
+    def _config(self) -> ModelConfig:
+        return self.config
+
+    @property
+    def labels(self) -> Labels:
+        """Meaning of the columns of the logits, as the configuration says now."""
+        source = self.config.source
+        if self._labels is None or self._labels[0] is not source:
+            self._labels = (source, self.config.labels)
+        return self._labels[1]
+
+    @labels.setter
+    def labels(self, labels: Labels) -> None:
+        self.config.write(**labels.as_config())
 
     @property
     def device(self) -> torch.device:
@@ -180,13 +236,8 @@ class Head(PublishedModule):
     def _follow(self, count: int, mean_resizing: bool) -> None:
         """Give the head's own parameters a row for each of `count` words, if they have such."""
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: object = None) -> None:
-        """As `NomicBert.gradient_checkpointing_enable`."""
-        self.encoder.gradient_checkpointing_enable()
-
-    def gradient_checkpointing_disable(self) -> None:
-        """As `NomicBert.gradient_checkpointing_disable`."""
-        self.encoder.gradient_checkpointing_disable()
+    def _checkpoint(self, every: int) -> None:
+        self.encoder._checkpoint(every)
 
     def packed_logits(self, batch: PackedBatch, states: list[Tensor] | None = None) -> Tensor:
         """Logits of packed texts: (B, N) if the head is per text, (T, N) if it is per token.
@@ -216,59 +267,3 @@ class Head(PublishedModule):
         states = PaddedStates(padding, self.dtype) if wanted.output_hidden_states else None
         logits = self.packed_logits(batch, states).to(self.encoder.result_dtype)
         return logits, batch, padding, None if states is None else tuple(states)
-
-
-class LabelledHead(Head):
-    """A head with labels as targets."""
-
-    if TYPE_CHECKING:
-        __call__: LabelledCall
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> LogitsOutput | tuple[Value, ...]:
-        """Logits of a padded batch, and the loss if labels are given.
-
-        Args:
-            input_ids: (batch, seq_len) int, padded on either side.
-            attention_mask: (batch, seq_len), 1 keeps a token, 0 drops it; None keeps all.
-            token_type_ids: (batch, seq_len) int; None means type 0.
-            position_ids: (batch, seq_len) int in place of the column numbers.
-            inputs_embeds: (batch, seq_len, hidden_size) in place of input_ids.
-            labels: per token: (batch, seq_len) int, -100 to ignore, also where attention_mask is 0.
-                Per text: (batch,) int, or float depending on the problem type.
-            output_attentions: not supported; None or False.
-            output_hidden_states: also return the embeddings' output and each layer's; None takes
-                config.json's value, or False.
-            return_dict: False returns a plain tuple; None takes config.json's value, or True.
-
-        Returns: logits in the model's dtype, or in autocast's if that is on; the loss in fp32.
-        Raises: ValueError: labels of a wrong shape or out of range, a label for a text without
-            tokens; errors of `NomicBert.forward`.
-        """
-        refuse_tracing(input_ids, attention_mask, inputs_embeds, position_ids)
-        wanted = self.encoder.defaults.asked(output_attentions, output_hidden_states, return_dict)
-        logits, batch, padding, hidden = self._run(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, wanted
-        )
-        loss = None if labels is None else self.loss(logits, labels, batch, padding)
-        output = LogitsOutput(loss, self.placed(logits, padding), hidden)
-        return output if wanted.return_dict else output.to_tuple()
-
-    def loss(self, logits: Tensor, labels: Tensor, batch: PackedBatch, padding: Padding) -> Tensor:
-        """() fp32, from packed logits and the labels of `forward`."""
-        return losses.tokens(logits, labels, padding)
-
-    def placed(self, logits: Tensor, padding: Padding) -> Tensor:
-        """Packed logits in the layout that `forward` returns."""
-        return padding.pad(logits)

@@ -1,24 +1,40 @@
 """Losses of the heads, in fp32, and the checks of their labels.
 
-Labels count from 0; IGNORED marks a token without one. Source: the heads of transformers.
+Labels count from 0; IGNORED marks a token without one. Each loss is a mean over the labels of its
+batch, or with `items` the sum divided by that number: of all batches whose gradients are added up.
+Source: the heads of transformers.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nomicbert.modeling.heads.labels import Problem
+from nomicbert.modeling.labels import Problem
 from nomicbert.modeling.packing import Padding
 
 IGNORED = -100
+Items = Tensor | int | None
 
 
-def classes(logits: Tensor, labels: Tensor) -> Tensor:
+def reduction(items: Items) -> str:
+    """How torch reduces a loss that `divided` finishes."""
+    return "mean" if items is None else "sum"
+
+
+def divided(loss: Tensor, items: Items) -> Tensor:
+    """The sum over the labels of a batch as a part of the mean over all."""
+    if items is None:
+        return loss
+    return loss / (items.to(loss.device) if isinstance(items, Tensor) else items)
+
+
+def classes(logits: Tensor, labels: Tensor, items: Items = None) -> Tensor:
     """Mean cross entropy over the rows that have a label.
 
     Args:
         logits: (N, classes).
         labels: (N,) int, 0 to classes - 1, or -100.
+        items: see above.
 
     Raises: ValueError: a label out of range.
     """
@@ -31,16 +47,19 @@ def classes(logits: Tensor, labels: Tensor) -> Tensor:
             f"labels must be 0 to {logits.shape[1] - 1}, or {IGNORED} where there is none, not "
             f"{int(wrong[0])}"
         )
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED)
+    how = reduction(items)
+    loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction=how)
+    return divided(loss, items)
 
 
-def tokens(logits: Tensor, labels: Tensor, padding: Padding) -> Tensor:
+def tokens(logits: Tensor, labels: Tensor, padding: Padding, items: Items = None) -> Tensor:
     """Mean cross entropy over the tokens that have a label.
 
     Args:
         logits: (T, classes) of the packed tokens.
         labels: (batch, seq_len) int, -100 wherever attention_mask is 0.
         padding: positions of the tokens.
+        items: see above.
 
     Raises: ValueError: wrong shape, a label out of range or on padding.
     """
@@ -53,10 +72,12 @@ def tokens(logits: Tensor, labels: Tensor, padding: Padding) -> Tensor:
         raise ValueError(
             f"labels must be {IGNORED} where attention_mask is 0: those tokens are not computed"
         )
-    return classes(logits, kept)
+    return classes(logits, kept, items)
 
 
-def texts(logits: Tensor, labels: Tensor, problem_type: Problem | None) -> Tensor:
+def texts(
+    logits: Tensor, labels: Tensor, problem_type: Problem | None, items: Items = None
+) -> Tensor:
     """The loss for one label (or one row of labels) per text.
 
     Args:
@@ -65,6 +86,7 @@ def texts(logits: Tensor, labels: Tensor, problem_type: Problem | None) -> Tenso
             multi_label_classification; (batch,) or (batch, num_labels) float for regression.
         problem_type: None means regression for one column; otherwise integer labels mean
             single_label_classification and float labels multi_label_classification.
+        items: see above.
 
     Raises: ValueError: labels of the wrong shape, or out of range.
     """
@@ -82,11 +104,10 @@ def texts(logits: Tensor, labels: Tensor, problem_type: Problem | None) -> Tenso
     if tuple(labels.shape) != shape:
         raise ValueError(f"labels of {problem_type} must be {shape}, not {tuple(labels.shape)}")
     if problem_type == "single_label_classification":
-        return classes(logits, labels)
+        return classes(logits, labels, items)
     wanted, found = labels.view_as(logits).float(), logits.float()
-    if problem_type == "regression":
-        return F.mse_loss(found, wanted)
-    return F.binary_cross_entropy_with_logits(found, wanted)
+    of_all = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
+    return divided(of_all(found, wanted, reduction=reduction(items)), items)
 
 
 def spans(starts: Tensor, ends: Tensor, first: Tensor, last: Tensor, padding: Padding) -> Tensor:

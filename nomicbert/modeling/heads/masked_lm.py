@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from nomicbert.config import EncoderConfig
 from nomicbert.loading.tensor_files import TensorFiles
+from nomicbert.loading.tensor_names import is_untied
 from nomicbert.modeling.activations import activate
-from nomicbert.modeling.heads.head import LabelledHead
-from nomicbert.modeling.heads.stored import is_tied, lacks_biases
+from nomicbert.modeling.heads.labelled import LabelledHead
+from nomicbert.modeling.heads.stored import is_tied, lacks_biases, next_sentence
 from nomicbert.modeling.packing import PackedBatch
 from nomicbert.modeling.vocabulary import resized
 from nomicbert_kernels import Backend
@@ -22,9 +23,13 @@ class NomicBertForMaskedLM(LabelledHead):
     Attributes:
         decoder: (vocab_size, hidden_size), or None if it is tied to the word embedding table.
         decoder_bias: (vocab_size,), or None as in the original code of NomicBERT.
+        kept: pooler and next-sentence head of a BertForPreTraining checkpoint, under their names on
+            the hub. They are neither computed nor trained, and are saved again as they were.
     """
 
     task = "MaskedLM"
+    decoder: nn.Parameter | None
+    decoder_bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -46,8 +51,11 @@ class NomicBertForMaskedLM(LabelledHead):
         width, words = config.hidden_size, config.vocab_size
         self.transform = nn.Linear(width, width, bias=bias)
         self.transform_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.decoder = None if tied else nn.Parameter(torch.empty(words, width))
-        self.decoder_bias = nn.Parameter(torch.empty(words)) if bias else None
+        self.register_parameter(
+            "decoder", None if tied else nn.Parameter(torch.empty(words, width))
+        )
+        self.register_parameter("decoder_bias", nn.Parameter(torch.empty(words)) if bias else None)
+        self.kept: dict[str, Tensor] = {}
         self._initialise()
 
     @classmethod
@@ -57,12 +65,50 @@ class NomicBertForMaskedLM(LabelledHead):
         if count is not None:
             raise ValueError("num_labels is for classes: here every word of the vocabulary is one")
         bias, tied = not lacks_biases(config, files), is_tied(config, files)
-        return cls(config, backend=backend, bias=bias, tied=tied)
+        model = cls(config, backend=backend, bias=bias, tied=tied)
+        model.kept = next_sentence(config, files)
+        return model
 
     def settings(self) -> dict[str, object]:
         """Keys of config.json for this head."""
         settings = {**super().settings(), "tie_word_embeddings": self.decoder is None}
+        if self.kept:
+            settings["architectures"] = ["BertForPreTraining"]
         return {**settings, "activation_function": "gelu_new"} if self._is_tanh() else settings
+
+    def _further_tensors(self) -> dict[str, Tensor]:
+        return self.kept
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The decoder as a layer, (vocab_size, hidden_size), that shares the parameters."""
+        table = self.encoder.embeddings.word.weight if self.decoder is None else self.decoder
+        layer = nn.Linear(table.shape[1], table.shape[0], bias=False, device="meta")
+        layer.weight = table
+        layer.register_parameter("bias", self.decoder_bias)
+        return layer
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Compute with this decoder; one with the words' own table is tied to it.
+
+        Raises: TypeError: not an nn.Linear. ValueError: another size, or with a bias and without.
+        """
+        if not isinstance(value, nn.Linear) or not isinstance(value.weight, nn.Parameter):
+            raise TypeError(f"the decoder must be an nn.Linear, not a {type(value).__name__}")
+        words = self.encoder.embeddings.word.weight
+        if value.weight.shape != words.shape or (value.bias is None) != (self.decoder_bias is None):
+            has = "without" if self.decoder_bias is None else "with"
+            raise ValueError(
+                f"the decoder must be {tuple(words.shape)} {has} a bias, not "
+                f"{tuple(value.weight.shape)} {'without' if value.bias is None else 'with'} one; "
+                "resize_token_embeddings changes the vocabulary"
+            )
+        self.register_parameter("decoder", None if value.weight is words else value.weight)
+        self.register_parameter("decoder_bias", value.bias)
+
+    def tie_weights(self) -> None:
+        """Let the decoder be the words' own table, unless config.json says that it is not."""
+        if not is_untied(self.config):
+            self.decoder = None
 
     @property
     def activation(self) -> str:

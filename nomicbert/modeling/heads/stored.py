@@ -4,17 +4,24 @@ import logging
 from collections.abc import Collection
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import CheckpointError
 from nomicbert.loading.tensor_files import TensorFiles
-from nomicbert.loading.tensor_names import DECODER_BIAS, DECODER_WEIGHT, WORDS, is_untied
+from nomicbert.loading.tensor_names import (
+    DECODER_BIAS,
+    DECODER_WEIGHT,
+    ENCODER_PREFIX,
+    WORDS,
+    is_untied,
+)
 from nomicbert.loading.weights import by_canonical_name
 
 logger = logging.getLogger(__name__)
 
 TRANSFORM = "cls.predictions.transform.dense"
+NEXT_SENTENCE, POOLER = "cls.seq_relationship", "pooler.dense"
 CLASSIFIERS = ("SequenceClassification", "TokenClassification", "MultipleChoice")
 
 
@@ -96,3 +103,20 @@ def lacks_biases(config: EncoderConfig, files: TensorFiles) -> bool:
     names = by_canonical_name(files)
     allowed = config.model_type == "nomic_bert" and config.source.get("mlp_fc1_bias") is False
     return allowed and f"{TRANSFORM}.bias" not in names and DECODER_BIAS not in names
+
+
+def next_sentence(config: EncoderConfig, files: TensorFiles) -> dict[str, Tensor]:
+    """The tensors of a BertForPreTraining checkpoint that a masked LM head has no use for.
+
+    Returns: name on the hub -> a copy; empty for a checkpoint without a next-sentence head.
+    """
+    names = by_canonical_name(files)
+    if config.model_type != "bert" or f"{NEXT_SENTENCE}.weight" not in names:
+        return {}
+    wanted = {NEXT_SENTENCE: NEXT_SENTENCE, POOLER: f"{ENCODER_PREFIX['bert']}{POOLER}"}
+    return {
+        f"{saved}.{kind}": files.read(names[f"{stem}.{kind}"]).clone()
+        for stem, saved in wanted.items()
+        for kind in ("weight", "bias")
+        if f"{stem}.{kind}" in names
+    }

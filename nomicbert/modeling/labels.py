@@ -66,6 +66,24 @@ class Labels:
             raise ConfigError(f"classifier_dropout must be from 0 to 1, not {dropout!r:.80}")
         return replace(labels, dropout_p=dropout).meant_as(source.get("problem_type"))
 
+    def named(self, names: tuple[str, ...] | None) -> "Labels":
+        """Set the names of the labels; None changes nothing."""
+        return self if names is None else replace(self, names=names)
+
+    def dropping(self, classifier_dropout: float | None) -> "Labels":
+        """Set the dropout before the classifier; None changes nothing.
+
+        Raises: TypeError: not a number. ValueError: not from 0 to 1.
+        """
+        p = classifier_dropout
+        if p is None:
+            return self
+        if isinstance(p, bool) or not isinstance(p, int | float):
+            raise TypeError(f"classifier_dropout must be a number from 0 to 1, not {p!r:.80}")
+        if not 0 <= p <= 1:
+            raise ValueError(f"classifier_dropout must be from 0 to 1, not {p}")
+        return replace(self, dropout_p=float(p))
+
     def meant_as(self, problem_type: str | None) -> "Labels":
         """Set the problem type.
 
@@ -87,4 +105,52 @@ class Labels:
         }
         if self.problem_type is not None:
             keys["problem_type"] = self.problem_type
+        if self.dropout_p is not None:
+            keys["classifier_dropout"] = self.dropout_p
         return keys
+
+
+def stated_count(source: Mapping[str, Any]) -> int | None:
+    """The number of labels that a configuration states; None if it states none."""
+    stated = source.get("id2label") is not None or source.get("num_labels") is not None
+    return len(Labels.read(source).names) if stated else None
+
+
+def asked_names(
+    num_labels: int | None,
+    id2label: Mapping[int, str] | None,
+    label2id: Mapping[str, int] | None,
+) -> tuple[str, ...] | None:
+    """The names that a caller gives to the labels; None for none.
+
+    Args:
+        num_labels: their number, or None.
+        id2label: number from 0 -> name, or None.
+        label2id: the inverse, or None.
+
+    Raises: TypeError, ValueError: not such a mapping, or they contradict each other.
+    """
+    found: list[tuple[str, ...]] = []
+    for given, inverse in ((id2label, False), (label2id, True)):
+        if given is None:
+            continue
+        what, wanted = ("label2id", "{name: 0, ...}") if inverse else ("id2label", "{0: name, ...}")
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{what} must be a dict as {wanted}, not {given!r:.80}")
+        names: dict[str, Any] = (
+            {str(i): name for name, i in given.items()}
+            if inverse
+            else {str(i): name for i, name in given.items()}
+        )
+        places = [str(i) for i in range(len(given))]
+        strings = all(isinstance(name, str) for name in names.values())
+        if not places or not strings or set(names) != set(places):
+            raise ValueError(
+                f"{what} must be {wanted}, counted from 0 without gaps, not {dict(given)!r:.80}"
+            )
+        found.append(tuple(names[place] for place in places))
+    if len(set(found)) > 1:
+        raise ValueError(f"id2label and label2id differ: {id2label!r:.80} and {label2id!r:.80}")
+    if found and num_labels not in (None, len(found[0])):
+        raise ValueError(f"num_labels is {num_labels}, but there are {len(found[0])} names")
+    return found[0] if found else None
