@@ -149,7 +149,9 @@ def test_ten_steps(family: str, task: str, tokenizer: Any, tmp_path: Path) -> No
         pytest.skip("transformers has no such head")
     found = []
     for name, model in zip(("ours", "theirs"), both(folder, task), strict=True):
-        said = {"eval_strategy": "steps", "eval_steps": 5}
+        said: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 5}
+        if task == "QuestionAnswering":  # whose loss is soon near 0, where rounding counts
+            said["learning_rate"] = RATE / 4
         trainer = trainer_of(model, tmp_path / name, tokenizer, task, **said)
         trainer.train()
         found.append((losses(trainer), losses(trainer, "eval_loss")))
