@@ -25,7 +25,7 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer import losses
 from torch import Tensor, nn
 
-from nomicbert import ConfigError, Embedder, NomicBert
+from nomicbert import ConfigError, Embedder
 from nomicbert.integrations import sentence_transformers as integration
 from nomicbert.integrations.sentence_transformers import (
     Transformer,
@@ -178,10 +178,6 @@ def test_training_tracks_transformers(
     assert float((train(broken, kind, tmp_path) - truth).abs().max()) > FAULT * LOSS
 
 
-@pytest.mark.skipif(
-    not hasattr(NomicBert, "activation_checkpointing_enable"),
-    reason="transformers' Trainer passes keywords that the encoder does not take yet",
-)
 # transformers 5 asks sentence-transformers to rename its method
 @pytest.mark.filterwarnings("ignore:`SentenceTransformer` only defines:FutureWarning")
 def test_gradient_checkpointing_is_the_encoders(
