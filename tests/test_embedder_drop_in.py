@@ -133,7 +133,7 @@ def test_all_outputs(
 
 
 def test_mistakes_with_all_outputs(ours: Embedder) -> None:
-    with pytest.raises(ValueError, match="precision is for vectors: with output_value None"):
+    with pytest.raises(ValueError, match="precision is for vectors: output_value None"):
         ours.encode(TEXTS, output_value=None, precision="int8")
     with pytest.raises(ValueError, match="truncate='mean' gives one vector, not token_embeddings"):
         ours.encode(TEXTS, output_value=None, truncate="mean")
