@@ -65,7 +65,7 @@ def test_names_and_paths(name: str) -> None:
         nn.Hardtanh(-2.0, 1.0),
         nn.PReLU(),
         nn.Linear(2, 2),
-        torch.exp,
+        pytest.param(torch.exp, id="exp"),
     ],
     ids=str,
 )
