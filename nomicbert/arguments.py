@@ -17,13 +17,18 @@ DTYPES = ("float32", "float16", "bfloat16")
 # Keywords of sentence-transformers that no function here has -> what to do.
 INSTEAD = {
     **dict.fromkeys(
-        ("activation_fn", "default_prompt_name", "prompts", "similarity_fn_name", "truncate_dim"),
-        "set the attribute of this name after loading",
+        ("default_prompt_name", "prompts"),
+        "give it to Embedder or CrossEncoder when loading, or set their attribute of this name",
     ),
+    **dict.fromkeys(
+        ("similarity_fn_name", "truncate_dim"),
+        "give it to Embedder when loading, or set its attribute of this name",
+    ),
+    "activation_fn": "give it to CrossEncoder when loading, or set its attribute of this name",
     "cache_folder": "give cache_dir",
     "chunk_size": "give batch_size",
-    "config_kwargs": "change config.json",
-    "max_length": "set max_seq_length after loading",
+    "config_kwargs": "give its entries as keywords, or change config.json",
+    "max_length": "set max_seq_length of an Embedder or CrossEncoder",
     "model_kwargs": "give its entries as keywords",
     "max_shard_size": "leave it out: weights are written to one file",
     "modules": "write them into modules.json",

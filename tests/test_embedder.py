@@ -320,7 +320,7 @@ def test_keywords_that_encode_refuses_for_others(bert: Embedder) -> None:
     [
         ("modules", "write them into modules.json"),
         ("trancate_dim", "did you mean 'truncate_dim'"),
-        ("max_length", "set max_seq_length after loading"),
+        ("max_length", "set max_seq_length of an Embedder"),
         ("foo", "known are add_pooling_layer, attention_probs_dropout_prob"),
     ],
 )

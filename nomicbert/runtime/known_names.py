@@ -24,8 +24,9 @@ EQUIVALENTS = {
     "get_sentence_features": "{}.batch(texts)",
     "load": "from_pretrained",
     "max_length": "{}.max_seq_length, or max_length in a call of encode",
+    "gradient_checkpointing_enable": "{}.model.gradient_checkpointing_enable()",
     "set_keep_in_fp32_modules": "dtype=torch.float32 when loading",
-    "set_pooling_include_prompt": "{model}.pooling.include_prompt",
+    "set_pooling_include_prompt": "{model}.pooling.include_prompt; a classifier has no pooling",
     "transformers_model": "{}.model",
 }
 # Names of sentence-transformers without an equivalent.
@@ -40,7 +41,6 @@ WITHOUT = {
     "disable_adapters",
     "enable_adapters",
     "get_adapter_state_dict",
-    "gradient_checkpointing_enable",
     "has_peft_compatible_model",
     "is_hpu_graph_enabled",
     "keep_in_fp32_modules",

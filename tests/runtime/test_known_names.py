@@ -62,7 +62,12 @@ def test_no_name_of_sentence_transformers_is_set_in_vain(name: str, both: Facade
         ("Embedder", "num_labels", "only CrossEncoder has it"),
         ("Embedder", "auto_model", "use embedder.model"),
         ("CrossEncoder", "truncate_embeddings", "only Embedder has it"),
-        ("CrossEncoder", "set_pooling_include_prompt", "use reranker.model.pooling.include_prompt"),
+        (
+            "CrossEncoder",
+            "set_pooling_include_prompt",
+            "include_prompt; a classifier has no pooling",
+        ),
+        ("Embedder", "gradient_checkpointing_enable", "use embedder.model.gradient_checkpointing_"),
         ("CrossEncoder", "truncate_dim", "only Embedder has it"),
         ("CrossEncoder", "similarity_fn_name", "only Embedder has it"),
         ("CrossEncoder", "prompt_name", r"keyword of a call, as in predict\("),
@@ -79,6 +84,11 @@ def test_other_names_that_would_be_set_in_vain(
     ):
         setattr(both[name][0], attribute, 3)
     assert not hasattr(both[name][0], attribute)
+
+
+def test_what_is_advised_exists(both: Facades) -> None:
+    for ours, _ in both.values():
+        assert callable(ours.model.gradient_checkpointing_enable)
 
 
 def test_keywords_of_a_call_are_no_attributes(both: Facades) -> None:
