@@ -94,8 +94,8 @@ class CrossEncoder(RerankerNames):
             token: for private repositories.
             local_files_only: never reach for the network.
             **keywords: of `NomicBertForSequenceClassification.from_pretrained`: dtype, device,
-                backend, ...; and those of sentence-transformers: model_name_or_path, prompts,
-                model_kwargs, config_kwargs, processor_kwargs, ... (`RerankerKeywords`).
+                backend, ..., but config; and those of sentence-transformers: model_name_or_path,
+                prompts, model_kwargs, config_kwargs, processor_kwargs, ... (`RerankerKeywords`).
 
         Raises: NomicBertError: checkpoint missing, damaged or unsupported; backend that cannot run.
             TypeError, ValueError: an argument that is not known, cannot be honoured, or contradicts
@@ -103,7 +103,7 @@ class CrossEncoder(RerankerNames):
         """
         location = {"path_or_repo_id": path_or_repo_id, "revision": revision, "token": token}
         location |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
-        wanted = wanted_reranker(location, num_labels, activation_fn, keywords)
+        wanted = wanted_reranker(location, num_labels, max_length, activation_fn, keywords)
         loading, head = wanted.common.model, NomicBertForSequenceClassification
         loaders = (head.from_pretrained, NomicBert.from_pretrained)
         check_keywords(loading, type(self), *loaders, more=NAMES)
@@ -114,24 +114,23 @@ class CrossEncoder(RerankerNames):
         refuse_unless_reranker(checkpoint, wanted.num_labels)
         # prompts and activation of an embedding model are not those of its new head
         old = is_embedder(checkpoint)
-        self._prompts = Prompts(implied=()) if old else Prompts.of_reranker(checkpoint.prompts)
-        self._prompts.update(wanted.common.prompts, wanted.common.default_prompt_name)
+        prompts = Prompts(implied=()) if old else Prompts.of_reranker(checkpoint.prompts)
+        self._prompts = prompts.updated(wanted.common.prompts, wanted.common.default_prompt_name)
         load = head.from_pretrained if old or not is_modular(checkpoint) else load_modular
         self.model = load(checkpoint, num_labels=wanted.num_labels, **loading)
         config = checkpoint.config
         self._tokenizer = Tokenizer.from_settings(checkpoint.tokenizer, config.vocab_size)
         self._max_seq_length = checkpoint.limit.tokens
-        settings = wanted.common.settings
         if max_length is not None:
             self.max_seq_length = max_length
-        elif (stated := settings.pop("max_seq_length", None)) is not None:
-            self.max_seq_length = within_positions(stated, config)
+        elif wanted.common.tokenizer_limit is not None:
+            self.max_seq_length = within_positions(wanted.common.tokenizer_limit, config)
         else:
             stated_limit(checkpoint, self._tokenizer.rust.num_special_tokens_to_add(True) + 1)
         with naming(folder):
             named = None if old else checkpoint.activation
             self._activation = chosen or stated_activation(named, self.num_labels)
-        for name, value in settings.items():
+        for name, value in wanted.common.settings.items():
             setattr(self, name, value)
 
     @classmethod

@@ -34,7 +34,7 @@ from nomicbert.runtime.request import Request, prompted
 from nomicbert.runtime.sentence_transformers_names import SentenceTransformersNames
 from nomicbert.runtime.texts import Texts, Truncate
 from nomicbert.runtime.workers import AnyStream, open_stream
-from nomicbert.text.max_length import stated_limit
+from nomicbert.text.max_length import stated_limit, within_positions
 from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.vectors.embedding_model import EmbeddingModel
@@ -84,8 +84,8 @@ class Embedder(SentenceTransformersNames):
             pooling: "mean", "cls" or another mode for a checkpoint without modules.json, which is
                 otherwise pooled by "mean" with a PoolingWarning.
             **keywords: of `NomicBert.from_pretrained`: device (default: the CPU; "auto": a GPU if
-                there is one), dtype (default float32; "auto", "fastest"), backend, ...; and those
-                of sentence-transformers: model_name_or_path, prompts, default_prompt_name,
+                there is one), dtype (default float32; "auto", "fastest"), ..., but config; and
+                those of sentence-transformers: model_name_or_path, prompts, default_prompt_name,
                 truncate_dim, similarity_fn_name, model_kwargs, ... (`SentenceKeywords`).
 
         Raises: NomicBertError: checkpoint missing, damaged or unsupported; backend that cannot run.
@@ -101,9 +101,8 @@ class Embedder(SentenceTransformersNames):
         checkpoint = wanted.truncating(checkpoint)
         refuse_unless_embedder(checkpoint)
         check_chosen(checkpoint, pooling)
-        self._prompts = Prompts.of(checkpoint.prompts, checkpoint.config)
-        self._prompts.fill()
-        self._prompts.update(wanted.prompts, wanted.default_prompt_name)
+        prompts = Prompts.of(checkpoint.prompts, checkpoint.config)
+        self._prompts = prompts.updated(wanted.prompts, wanted.default_prompt_name)
         self._similarity = stated_similarity(checkpoint)
         encoder = NomicBert.from_pretrained(checkpoint, **wanted.model)
         modules = read_pooling(checkpoint, encoder.dtype, pooling).to(encoder.device)
@@ -112,6 +111,8 @@ class Embedder(SentenceTransformersNames):
         self._max_seq_length = stated_limit(checkpoint, self._tokenizer.shortest)
         self.graphs = Graphs()
         accept(encoder, self.encode_document, modules.embedding_dimension)
+        if wanted.tokenizer_limit is not None:
+            self.max_seq_length = within_positions(wanted.tokenizer_limit, encoder.config)
         self._truncate_dim = stated_truncate_dim(checkpoint, modules)
         for name, value in wanted.settings.items():
             setattr(self, name, value)

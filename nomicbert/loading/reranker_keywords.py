@@ -100,6 +100,7 @@ class WantedReranker:
 def wanted_reranker(
     location: Mapping[str, Any],
     num_labels: int | None,
+    max_length: int | None,
     activation_fn: Any,
     keywords: Mapping[str, Any],
 ) -> WantedReranker:
@@ -108,10 +109,12 @@ def wanted_reranker(
     Args:
         location: the arguments of `hub.resolve`, as the call gives them.
         num_labels: of the call.
+        max_length: of the call.
         activation_fn: of the call.
         keywords: all others.
 
-    Raises: TypeError, ValueError: as `translate`; also a keyword of `Embedder`.
+    Raises: TypeError, ValueError: as `translate`; also a keyword of `Embedder`, or
+        two limits.
     """
     for name in EMBEDDERS:
         if name in keywords:
@@ -140,7 +143,13 @@ def wanted_reranker(
             given.get(DROPOUT),
         )
     head = [given.pop(name, None) for name in ("num_labels", "activation_fn", DROPOUT)]
-    return WantedReranker(translate(location, given, ORGANISATION), *head)
+    common = translate(location, given, ORGANISATION)
+    if max_length is not None and common.tokenizer_limit not in (None, max_length):
+        raise TypeError(
+            f"max_length = {max_length!r:.80} and model_max_length = {common.tokenizer_limit} are "
+            "given, with different values: give one of them"
+        )
+    return WantedReranker(common, *head)
 
 
 _HEAD = {"num_labels", DROPOUT}

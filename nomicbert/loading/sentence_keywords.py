@@ -31,14 +31,16 @@ RENAMED = {
 }
 # Dictionaries that they hand on to transformers -> entries that are keywords here.
 OURS: dict[str, tuple[str, ...]] = {
-    "model_kwargs": ("add_pooling_layer", "device_map", "dtype", "rotary_scaling_factor",
-                     "torch_dtype", "trust_remote_code"),
-    "config_kwargs": ("rotary_scaling_factor", "trust_remote_code"),
+    "model_kwargs": ("add_pooling_layer", "attn_implementation", "device_map", "dtype",
+                     "low_cpu_mem_usage", "rotary_scaling_factor", "torch_dtype",
+                     "trust_remote_code", "use_safetensors", "weights_only"),
+    "config_kwargs": ("attention_probs_dropout_prob", "hidden_dropout_prob",
+                      "rotary_scaling_factor", "trust_remote_code"),
     "processor_kwargs": ("model_max_length", "truncation_side", "trust_remote_code"),
 }  # fmt: skip
-# Entries that change no vector: texts are not padded, and attention is this package's.
+# Entries that change no vector: no code is run, and texts are not padded.
 NEUTRAL: dict[str, set[str]] = {
-    "model_kwargs": {*PASSED_ON["model"], "code_revision"},
+    "model_kwargs": {"code_revision"},
     "config_kwargs": {*PASSED_ON["config"], "code_revision"},
     "processor_kwargs": {*PASSED_ON["processor"], "clean_up_tokenization_spaces", "padding_side"},
 }
@@ -71,7 +73,7 @@ class SharedKeywords(TypedDict, total=False):
         default_prompt_name: name of the prompt of calls that give none.
         model_card_data: what its author knows of the model, a `ModelCardData`.
         model_kwargs: entries that are keywords here (torch_dtype, device_map, ...).
-        config_kwargs: the same; rotary_scaling_factor.
+        config_kwargs: the same; rotary_scaling_factor, hidden_dropout_prob, ...
         processor_kwargs: model_max_length is `max_seq_length`; truncation_side.
         tokenizer_kwargs: old name of `processor_kwargs`.
     """
@@ -121,6 +123,7 @@ class Wanted:
         prompts: changes of the checkpoint's prompts.
         settings: attributes of the embedder to set once it is loaded.
         truncation_side: "left" or "right", in place of the checkpoint's; None keeps that.
+        tokenizer_limit: model_max_length of the tokenizer; None keeps the checkpoint's limit.
     """
 
     location: dict[str, Any]
@@ -129,6 +132,7 @@ class Wanted:
     default_prompt_name: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     truncation_side: str | None = None
+    tokenizer_limit: int | None = None
 
     def truncating(self, checkpoint: CheckpointFolder) -> CheckpointFolder:
         """The checkpoint's settings, with this truncation side."""
@@ -174,6 +178,22 @@ def translate(
             _take(wanted, name, entry, value)
     if given.get("device") is not None and "device_map" in given.get("model_kwargs", {}):
         raise TypeError("give device or model_kwargs['device_map'], not both")
+    dtypes = (rest.get(name) for name in ("dtype", "torch_dtype"))
+    names = {str(one).removeprefix("torch.") for one in dtypes if one is not None}
+    if len(names) > 1:
+        raise TypeError(f"give dtype or torch_dtype (its old name), not both: {sorted(names)}")
+    if rest.get("config") is not None:
+        raise ValueError(
+            "config is for a model alone, as of NomicBert.from_pretrained, because prompts and "
+            "limits follow from the folder's: change config.json there"
+        )
+    if subfolder := rest.pop("subfolder", ""):
+        raise ValueError(
+            f"subfolder={subfolder!r:.80} is not supported, because tokenizer and modules are "
+            "sought beside the encoder: give the path of that folder"
+        )
+    wanted.location["use_safetensors"] = rest.get("use_safetensors")
+    wanted.location["force_download"] = rest.pop("force_download", False)
     if rest.get("backend") in ("onnx", "openvino"):
         raise ValueError(f"backend {rest['backend']!r} is not one of this package: {EXPORT}")
     return wanted
@@ -193,13 +213,14 @@ def _take(wanted: Wanted, name: str, entry: str, value: Any) -> None:
     """Put one entry of a dictionary where it belongs."""
     kind = "processor_kwargs" if name == "tokenizer_kwargs" else name
     if entry == "model_max_length":
-        wanted.settings["max_seq_length"] = as_whole(f"{name}['model_max_length']", value)
+        wanted.tokenizer_limit = as_whole(f"{name}['model_max_length']", value)
     elif entry == "truncation_side":
         if value not in ("left", "right"):
             raise ValueError(f"{name}[{entry!r}] must be 'left' or 'right', not {value!r}")
         wanted.truncation_side = value
     elif entry in OURS[kind]:
-        _set(wanted.model, entry, value, f"{entry} and {name}[{entry!r}]")
+        if value is not None:  # their default
+            _set(wanted.model, entry, value, f"{entry} and {name}[{entry!r}]")
     elif entry not in NEUTRAL[kind]:
         use = INSTEAD[kind].get(entry, OTHERWISE[kind])
         raise TypeError(f"{name} has {entry!r}, which is not supported: {use}")

@@ -93,7 +93,7 @@ class FacadeSettings(KnownNames, Publishing):
 
     @prompts.setter
     def prompts(self, value: dict[str, str]) -> None:
-        self._prompts.replace(value, self._prompts.default)
+        self._prompts = self._prompts.replaced(value, self._prompts.default)
 
     @property
     def default_prompt_name(self) -> str | None:
@@ -102,7 +102,7 @@ class FacadeSettings(KnownNames, Publishing):
 
     @default_prompt_name.setter
     def default_prompt_name(self, value: str | None) -> None:
-        self._prompts.replace(self._prompts.by_name, value)
+        self._prompts = self._prompts.replaced(self._prompts.by_name, value)
 
     def save_pretrained(
         self,

@@ -4,7 +4,7 @@ Source: config_sentence_transformers.json; the four task prefixes of nomic-embed
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import ConfigError
@@ -16,6 +16,8 @@ CARDS_PROMPTS = {task: f"{task}: " for task in NOMIC_TASKS}
 # in order of preference: sentence-transformers' own names, then the card's
 QUERY_NAMES = ("query", "search_query")
 DOCUMENT_NAMES = ("document", "passage", "corpus", "search_document")
+# name that may stand for no prompt -> other names of the same purpose
+OTHERS = {names[0]: names[1:] for names in (QUERY_NAMES, DOCUMENT_NAMES)}
 
 
 @dataclass
@@ -56,14 +58,16 @@ class Prompts:
         """The prompts of a reranker: those that it ships; raises as `of`."""
         return _read(cls({}, implied=()), stated)
 
-    def replace(self, by_name: dict[str, str], default: str | None) -> None:
-        """Use other prompts.
+    def replaced(self, by_name: dict[str, str], default: str | None) -> "Prompts":
+        """Other prompts; required while the card's are among them.
 
         Raises: TypeError, ValueError: as `check`.
         """
-        Prompts(by_name, default, implied=self.implied, cards=self.cards).check()
-        self.by_name, self.default = dict(by_name), default
-        self.required = self.required and by_name == CARDS_PROMPTS
+        found = replace(self, by_name=by_name, default=default)
+        found.check()
+        found.by_name = dict(by_name)
+        found.required = self.required and CARDS_PROMPTS.items() <= by_name.items()
+        return found
 
     def check(self) -> None:
         """Refuse prompts that could not be saved and loaded; a caller may have changed the dict.
@@ -134,25 +138,27 @@ class Prompts:
         _check_unicode(found)  # a caller may have changed the dict
         return found
 
-    def update(self, by_name: Mapping[str, str], default: str | None) -> None:
-        """Put prompts in place of those of the same names, or add them; None keeps the default.
+    def updated(self, by_name: Mapping[str, str], default: str | None) -> "Prompts":
+        """With these in place of those of the same names, or added; None keeps the default.
+
+        Names that stand for no prompt are added, as sentence-transformers does when it loads. One
+        without a text is dropped where it would hide a given one, as "document" would "passage".
 
         Raises: TypeError, ValueError: as `check`.
         """
-        if by_name or default is not None:
-            self.replace({**self.by_name, **by_name}, default or self.default)
-
-    def fill(self) -> None:
-        """Add the names that stand for no prompt, as sentence-transformers does when it loads."""
         blank = {name: "" for name in self.implied if self._stands_for_none(name)}
-        self.by_name = {**blank, **self.by_name}
+        known = {**blank, **self.by_name}
+        for name in self.implied:
+            if not known.get(name) and by_name.keys() & set(OTHERS[name]):
+                known.pop(name, None)
+        return self.replaced({**known, **by_name}, default or self.default)
 
     def _first_of(self, names: Sequence[str]) -> str | None:
         return next((name for name in names if name in self.by_name), None)
 
     def watch(self, prompt: str, texts: Iterable[str]) -> Iterator[str]:
         """Yield the texts unchanged; warn once if a text lacks a required prompt."""
-        known = tuple(self.by_name.values())
+        known = tuple(text for text in self.by_name.values() if text)
         for text in texts:
             if self.required and not (prompt or self._warned or text.startswith(known)):
                 self._warned = True

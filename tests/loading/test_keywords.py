@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from nomicbert import CrossEncoder, Embedder, NomicBert, NomicBertForTokenClassification
 from nomicbert.errors import CheckpointError, ConfigError, HubError
+from nomicbert.loading import hub
 from nomicbert.loading.keywords import ATTENTION, OFF
 from tests.support.checkpoints import build_checkpoint, edit_config, read_config, read_tensors
 from tests.support.heads import build_head
@@ -86,6 +87,11 @@ def test_heads_accept_and_refuse_the_same(tmp_path: Path) -> None:
         ("gguf_file", "only safetensors"),
         ("use_auth_token", "give token"),
         ("use_cache", "no cache of keys"),
+        ("prompts", "give it to Embedder or CrossEncoder when loading"),
+        ("truncate_dim", "give it to Embedder when loading"),
+        ("activation_fn", "give it to CrossEncoder when loading"),
+        ("max_length", "set max_seq_length of an Embedder or CrossEncoder"),
+        ("config_kwargs", "give its entries as keywords"),
         ("atn_implementation", "did you mean 'attn_implementation'"),
     ],
 )
@@ -205,10 +211,38 @@ def test_subfolder(folder: Path, tmp_path: Path) -> None:
             NomicBert.from_pretrained(tmp_path, subfolder=outside)
     with pytest.raises(TypeError, match="subfolder must be a string, not 3"):
         NomicBert.from_pretrained(tmp_path, subfolder=3)
-    with pytest.raises(ValueError, match="subfolder is for a path or a repository"):
-        Embedder(folder, subfolder="x")
-    with pytest.raises(ValueError, match="force_download is for a path or a repository"):
-        Embedder(folder, force_download=True)
+    for load in (Embedder, CrossEncoder):
+        with pytest.raises(
+            ValueError, match=r"^subfolder='model' is not supported, .* give the path"
+        ):
+            load(tmp_path, subfolder="model")
+    assert same(Embedder(folder, subfolder="").model, wanted)
+
+
+@pytest.mark.parametrize("load", [Embedder, CrossEncoder])
+def test_a_facade_hands_on_how_to_fetch(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of a repository are chosen and fetched before the model is built."""
+    said: list[dict[str, Any]] = []
+
+    def resolve(_: object = None, **keywords: Any) -> Path:
+        said.append(keywords)
+        raise HubError("no network here")
+
+    monkeypatch.setattr(hub, "resolve", resolve)
+    for given in (
+        {"use_safetensors": False, "force_download": True},
+        {"model_kwargs": {"use_safetensors": False}, "force_download": True},
+        {},
+    ):
+        with pytest.raises(HubError, match="no network here"):
+            load("some/model", **given)
+    found = [(one["use_safetensors"], one["force_download"]) for one in said]
+    assert found == [(False, True), (False, True), (None, False)]
+
+
+def test_force_download_of_a_folder_is_ignored(folder: Path) -> None:
+    """As `hub.resolve` says."""
+    assert same(Embedder(folder, force_download=True).model, NomicBert.from_pretrained(folder))
 
 
 def test_use_safetensors(folder: Path) -> None:

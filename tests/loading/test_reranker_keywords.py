@@ -130,6 +130,11 @@ def test_a_tokenizers_limit_above_the_positions(folder: Path) -> None:
     assert model.max_seq_length == 96
 
 
+def test_one_limit_given_twice(folder: Path) -> None:
+    model = CrossEncoder(folder, max_length=64, processor_kwargs={"model_max_length": 64})
+    assert model.max_seq_length == 64
+
+
 @pytest.mark.parametrize(
     ("keywords", "error", "message"),
     [
@@ -139,6 +144,10 @@ def test_a_tokenizers_limit_above_the_positions(folder: Path) -> None:
         ({"num_labels": 1, "config_kwargs": {"num_labels": 2}}, TypeError, "num_labels and config"),
         ({"classifier_dropout": 0.1, "config_args": {"classifier_dropout": 0.2}}, TypeError,
          "classifier_dropout and config_kwargs"),
+        ({"max_length": 64, "processor_kwargs": {"model_max_length": 80}}, TypeError,
+         "max_length = 64 and model_max_length = 80 are given, with different values: give one"),
+        ({"config": {}, "classifier_dropout": 0.4}, ValueError, "config is for a model alone"),
+        ({"subfolder": "x"}, ValueError, "subfolder='x' is not supported, .* path of that folder"),
         ({"model_kwargs": {}, "automodel_args": {"a": 1}}, TypeError, "model_kwargs and automodel"),
         ({"config_kwargs": 3}, TypeError, "config_kwargs must be a dict with names"),
         ({"config_kwargs": {"hidden_size": 3}}, TypeError, "'hidden_size', which is not supported"),
@@ -165,5 +174,5 @@ def test_a_reranker_of_modules_has_no_classifier(tmp_path: Path) -> None:
 
 def test_known_repositories_need_no_organisation() -> None:
     location = {**LOCATION, "path_or_repo_id": "ms-marco-MiniLM-L6-v2"}
-    found = wanted_reranker(location, None, None, {})
+    found = wanted_reranker(location, None, None, None, {})
     assert found.common.location["path_or_repo_id"] == "cross-encoder/ms-marco-MiniLM-L6-v2"

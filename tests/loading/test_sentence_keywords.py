@@ -11,8 +11,9 @@ import sentence_transformers
 import torch
 
 from nomicbert import Embedder
+from nomicbert.errors import CheckpointError
 from nomicbert.loading.sentence_keywords import translate
-from nomicbert.user_warnings import TruncationWarning
+from nomicbert.user_warnings import ConfigWarning, PromptWarning, TruncationWarning
 from tests.support.checkpoints import build_checkpoint
 
 TEXTS = ["what is deep learning", "the river is long and the fox is in deep learning " * 3 + "fox"]
@@ -95,6 +96,53 @@ def test_entries_that_are_keywords_here(folder: Path, tmp_path: Path) -> None:
         assert scaled.config != Embedder(tmp_path).config
 
 
+def test_one_dtype_under_two_names(folder: Path) -> None:
+    half = Embedder(folder, dtype=torch.bfloat16, model_kwargs={"torch_dtype": "bfloat16"})
+    assert half.dtype == torch.bfloat16
+    for entry in ("dtype", "torch_dtype"):
+        assert Embedder(folder, dtype="bfloat16", model_kwargs={entry: None}).dtype == half.dtype
+        assert Embedder(folder, model_kwargs={entry: None}).dtype == torch.float32
+
+
+def test_dropout_among_the_settings_of_the_model(folder: Path) -> None:
+    given = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.25}
+    config = Embedder(folder, config_kwargs=given).model.config
+    assert {name: getattr(config, name) for name in given} == given
+
+
+def test_a_tokenizers_limit_above_the_positions(folder: Path) -> None:
+    """As of a CrossEncoder."""
+    with pytest.warns(
+        ConfigWarning, match="model_max_length = 8192 is more than the 512 positions"
+    ):
+        model = Embedder(folder, processor_kwargs={"model_max_length": 8192})
+    assert model.max_seq_length == 512
+
+
+@pytest.mark.parametrize("name", ["passage", "corpus", "search_document"])
+def test_a_given_prompt_for_documents_is_used(name: str, folder: Path, tmp_path: Path) -> None:
+    """Also where the checkpoint was saved with an empty one under sentence-transformers' name."""
+    given = {"query": "query: ", name: "passage: "}
+    Embedder(folder).save_pretrained(tmp_path)
+    for source in (folder, tmp_path):
+        ours = Embedder(source, prompts=given)
+        assert ours.prompts == given
+        for found, prompt in (
+            (ours.encode_document(TEXTS[0]), "passage: "),
+            (ours.encode_query(TEXTS[0]), "query: "),
+        ):
+            assert np.array_equal(found, ours.encode(TEXTS[0], prompt=prompt))
+    own = Embedder(folder, prompts={"document": "", **given})
+    assert np.array_equal(own.encode_document(TEXTS[0]), own.encode(TEXTS[0], prompt=""))
+
+
+def test_a_further_prompt_does_not_replace_the_cards(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path, "nomic-v1.5", num_hidden_layers=1)
+    ours = Embedder(tmp_path, prompts={"extra": "x: ", "none": ""})
+    with pytest.warns(PromptWarning, match="trained with a task prefix"):
+        ours.encode("fox")
+
+
 def test_a_truncation_side_is_saved(folder: Path, tmp_path: Path) -> None:
     ours = Embedder(folder, tokenizer_kwargs={"truncation_side": "left"})
     ours.save_pretrained(tmp_path)
@@ -131,6 +179,16 @@ def test_a_truncation_side_is_saved(folder: Path, tmp_path: Path) -> None:
         ({"modules": []}, TypeError, "no keyword 'modules': write them into modules.json"),
         ({"model_name_or_path": "other/model"}, TypeError, "path_or_repo_id and model_name_or"),
         ({"cache_folder": "a", "cache_dir": "b"}, TypeError, "cache_dir and cache_folder are"),
+        ({"dtype": torch.float32, "model_kwargs": {"torch_dtype": torch.bfloat16}}, TypeError,
+         r"not both: \['bfloat16', 'float32'\]"),
+        ({"torch_dtype": "bfloat16", "model_kwargs": {"dtype": "auto"}}, TypeError,
+         "dtype or torch_dtype"),
+        ({"model_kwargs": {"attn_implementation": "paged"}}, ValueError, "be one of 'eager', "),
+        ({"model_kwargs": {"low_cpu_mem_usage": "yes"}}, TypeError, "be True, False or None, not"),
+        ({"model_kwargs": {"weights_only": False}}, ValueError, "weights_only=False is not supp"),
+        ({"model_kwargs": {"use_safetensors": False}}, CheckpointError, "use_safetensors is False"),
+        ({"config": {"model_type": "bert"}}, ValueError, "config is for a model alone, .* change"),
+        ({"activation_fn": 1}, TypeError, "'activation_fn': give it to CrossEncoder when loading"),
         ({"device": "cpu", "model_kwargs": {"device_map": "cpu"}}, TypeError, "device or model_"),
     ],
     ids=str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,17 @@ def test_prompts_of_a_card(tmp_path: Path) -> None:
     embedder.encode(TEXTS)  # its card's rule does not apply any more: no warning
     embedder.save_pretrained(tmp_path / "c")
     assert Embedder(tmp_path / "c").prompts == {"document": "", "query": "search_query: "}
+
+
+@pytest.mark.parametrize("facade", ["embedder", "reranker"])
+def test_prompts_of_a_copy(facade: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(facade)
+    before = dict(model.prompts)
+    other = copy.copy(model)
+    other.prompts = {"topic": "about: "}
+    other.default_prompt_name = "topic"
+    assert (model.prompts, model.default_prompt_name) == (before, None)
+    assert (other.prompts, other.default_prompt_name) == ({"topic": "about: "}, "topic")
 
 
 @pytest.mark.parametrize("facade", ["embedder", "reranker"])

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from nomicbert import Embedder
 from nomicbert.errors import ConfigError
-from nomicbert.text.prompts import Prompts
+from nomicbert.text.prompts import CARDS_PROMPTS, Prompts
 from nomicbert.user_warnings import PromptWarning
 from tests.support.checkpoints import build_checkpoint
 from tests.support.variants import RETRIEVAL
@@ -243,3 +243,24 @@ def test_a_prompt_that_was_changed_in_place() -> None:
     for name in ("query", None):
         with pytest.raises(ValueError, match="is not valid Unicode: it has a lone surrogate"):
             prompts.choose(name, None)
+
+
+def test_others_are_a_new_object() -> None:
+    old = Prompts(dict(CARDS_PROMPTS), required=True, cards=True)
+    more = old.updated({"extra": "x: "}, "extra")
+    assert (old.by_name, old.default) == (CARDS_PROMPTS, None)
+    assert (more.by_name, more.default) == ({**CARDS_PROMPTS, "extra": "x: "}, "extra")
+    assert more.required
+    for fewer in ({"extra": "x: "}, {**CARDS_PROMPTS, "clustering": "c: "}):
+        assert not old.replaced(fewer, None).required
+
+
+def test_names_that_stand_for_no_prompt_are_added_once() -> None:
+    bare = Prompts()
+    assert bare.updated({}, None).by_name == {"query": "", "document": ""}
+    assert bare.updated({"query": "q: "}, None).by_name == {"query": "q: ", "document": ""}
+    assert bare.updated({"passage": "p: "}, None).by_name == {"query": "", "passage": "p: "}
+    given = {"document": "", "passage": "p: "}
+    assert bare.updated(given, None).by_name == {"query": "", **given}
+    shipped = Prompts({"document": "d: "}).updated({"passage": "p: "}, None)
+    assert shipped.by_name == {"query": "", "document": "d: ", "passage": "p: "}
