@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nomicbert.modeling.prepared_weights import stamp
+from nomicbert.modeling.prepared_weights import elements, stamp
 from nomicbert.runtime.dispatch import Dispatcher, Member, started, stop
 from nomicbert.runtime.graphs import Graphs
 from nomicbert.runtime.pool_worker import work_for_calls
@@ -48,7 +48,9 @@ class Call:
 class WorkerPool:
     """Processes for any number of calls: `encode(texts, pool=pool)`.
 
-    Ended by `close`, at the end of a `with` block, or with this process.
+    Ended by `close`, at the end of a `with` block, or with this process. A call that fails or is
+    ended early ends the processes that are still at work; the next call starts them anew, and they
+    load the model again.
 
     Attributes:
         devices: one for each process.
@@ -61,6 +63,7 @@ class WorkerPool:
         self._members = started(list(map(str, devices)), work_for_calls, self.threads)
         self._closed = False
         self._calling = threading.Lock()
+        self._changing = threading.Lock()  # of the processes and the file
         self._file = ExitStack()
         self._path = ""
         # of the parts in the file, which are kept so that nothing else gets their addresses
@@ -86,12 +89,20 @@ class WorkerPool:
         self.close()
 
     def close(self) -> None:
-        """End the processes; a second time has no effect."""
-        self._closed = True
-        stop(self._members)
-        self._members = []
-        self._file.close()
-        self._kept = []
+        """End the processes; a second time has no effect. A call that is running then fails."""
+        with self._changing:
+            self._closed = True
+            for member in self._members:
+                member.process.kill()
+            for member in self._members:
+                member.process.join()
+            self._members = []  # their pipes are closed when no call refers to them any more
+            self._forget()
+
+    def refuse_if_closed(self) -> None:
+        """Raise a ValueError if `close` was called."""
+        if self._closed:
+            raise ValueError("the pool is closed: start another one")
 
     @contextmanager
     def call(
@@ -99,33 +110,55 @@ class WorkerPool:
     ) -> Iterator[Dispatcher]:
         """The dispatcher of a call.
 
-        Raises: ValueError: the pool was closed, or another call uses it.
+        Raises: ValueError: the pool is closed, or another call uses it.
         """
-        if self._closed:
-            raise ValueError("the pool is closed: start another one")
+        self.refuse_if_closed()
         if not self._calling.acquire(blocking=False):
             raise ValueError("the pool is in use by another call, which may be a stream: end it")
         try:
-            outline = Outline.of(task)
-            if outline.mark != self._mark:
-                self._file.close()
-                self._path = self._file.enter_context(shared(outline.parts))
-                self._mark, self._kept = outline.mark, [*outline.parts, *outline.tensors]
-            told = Call(outline.task, self._path, options, flowing)
-            yield PoolDispatcher(self, told, at_a_time)
+            dispatcher = PoolDispatcher(self, self._told(task, options, flowing), at_a_time)
+            try:
+                yield dispatcher
+                dispatcher.settle()
+            except BaseException:
+                dispatcher.abandon()
+                raise
         finally:
             self._calling.release()
 
+    def _told(self, task: Task, options: Options, flowing: bool) -> Call:
+        """The message that begins a call; the model's file is written if it has changed."""
+        outline = Outline.of(task)
+        with self._changing:
+            self.refuse_if_closed()
+            if outline.mark != self._mark:
+                self._forget()
+                self._path = self._file.enter_context(shared(outline.parts))
+                self._mark, self._kept = outline.mark, [*outline.parts, *outline.tensors]
+            return Call(outline.task, self._path, options, flowing)
+
+    def _forget(self) -> None:
+        """Drop the model: its addresses may be used again, so its mark means nothing any more."""
+        self._file.close()
+        self._path, self._mark, self._kept = "", b"", []
+        for member in self._members:
+            member.mark = b""
+
     def members(self, names: Sequence[str]) -> list[Member]:
-        """Processes of these names; those that have died are started anew."""
-        living = [one for one in self._members if one.process.is_alive()]
-        stop([one for one in self._members if one not in living])
-        found = []
-        for name in names:
-            same = [one for one in living if one.name == name and one not in found]
-            found += same[:1] or started([name], work_for_calls, self.threads)
-        self._members = found + [one for one in living if one not in found]
-        return found
+        """Processes of these names; those that have died are started anew.
+
+        Raises: ValueError: the pool is closed.
+        """
+        with self._changing:
+            self.refuse_if_closed()
+            living = [one for one in self._members if one.process.is_alive()]
+            stop([one for one in self._members if one not in living])
+            found = []
+            for name in names:
+                same = [one for one in living if one.name == name and one not in found]
+                found += same[:1] or started([name], work_for_calls, self.threads)
+            self._members = found + [one for one in living if one not in found]
+            return found
 
     def open(self, names: Sequence[str], told: Call) -> list[Member]:
         """Begin a call in processes of these names; the model is sent to those that lack it."""
@@ -151,11 +184,20 @@ class PoolDispatcher(Dispatcher):
         self.members = self._pool.open(names, self._told)
 
     def _stop(self) -> None:
-        if self.again or any(member.given for member in self.members):
-            stop(self.members)  # the call was ended early, and they are still at work
-            return
+        """The processes stay: `settle` or `abandon` comes next."""
+
+    def _bury(self, dead: Member) -> None:
+        self._pool.refuse_if_closed()
+        super()._bury(dead)
+
+    def settle(self) -> None:
+        """After all results: wait for processes that may still read the model's file."""
         while not all(member.ready for member in self.members):
-            self._listen(None)  # it may still read the model's file
+            self._listen(None)
+
+    def abandon(self) -> None:
+        """After an error or an early end: stop the processes that are still at work."""
+        stop([member for member in self.members if member.given or not member.ready])
 
 
 @dataclass(frozen=True)
@@ -165,7 +207,8 @@ class Outline:
     Attributes:
         task: pickled, with numbers in place of `parts`.
         parts: what takes long to send.
-        mark: changes with any of the parts.
+        mark: changes with any of the parts. A change through `parameter.data` to a small part of a
+            parameter is missed, as in `prepared_weights`.
         tensors: of the parts.
     """
 
@@ -181,8 +224,9 @@ class Outline:
         content = heavy.dumps(task)
         # others are known by their addresses, which the pool keeps: a vocabulary takes long
         modules = [part if isinstance(part, nn.Module) else _named(part) for part in heavy.parts]
-        mark = tensors.dumps(modules) + repr(list(map(stamp, tensors.parts))).encode()
-        return cls(content, heavy.parts, mark, [*tensors.parts])
+        content_of = tensors.dumps(modules)
+        stamps = [(stamp(tensor), _values(tensor)) for tensor in tensors.parts]
+        return cls(content, heavy.parts, content_of + repr(stamps).encode(), [*tensors.parts])
 
 
 class Apart:
@@ -209,6 +253,11 @@ class Apart:
                 return number
         self.parts.append(thing)
         return len(self.parts) - 1
+
+
+def _values(tensor: Tensor) -> bytes:
+    """A few elements: a change through `tensor.data` does not change the stamp."""
+    return elements(tensor).cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _named(part: object) -> tuple[object, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nomicbert.runtime.encode_keywords import CallKeywords, Devices, OutputValue, TaskName
 from nomicbert.runtime.encode_types import Vectors
-from nomicbert.runtime.features import Processing, stated_length
+from nomicbert.runtime.features import Processing, call_length
 from nomicbert.runtime.pool import WorkerPool
 from nomicbert.runtime.stream import Options, Window
 from nomicbert.runtime.texts import OVERLAPS, Job, Truncate
@@ -29,7 +29,14 @@ def prompted(keywords: CallKeywords, name: str | None, task: TaskName, inputs: A
         name: of the checkpoint's prompt for this task, or None.
         task: of the call.
         inputs: its texts, if they were not given as `sentences`, the old name.
+
+    Raises: ValueError: the call has another task among its keywords.
     """
+    if keywords.get("task") not in (None, task):
+        raise ValueError(
+            f"encode_{task} is for task={task!r}, not {keywords['task']!r}: leave task out, or "
+            "call encode"
+        )
     given: Any = {"inputs": inputs, **keywords, "task": task}
     if inputs is None and "sentences" in given:
         given["inputs"] = given.pop("sentences")
@@ -71,13 +78,8 @@ class Request:
 
         Raises: TypeError, ValueError: an entry of processing_kwargs; a length given twice.
         """
-        if self.processing_kwargs is None:
-            return
-        length = stated_length(self.processing_kwargs)
-        if length is not None and self.max_length not in (None, length):
-            raise ValueError("give max_length or processing_kwargs['text']['max_length'], not both")
-        if length is not None:
-            object.__setattr__(self, "max_length", length)
+        length = call_length(self.max_length, self.processing_kwargs)
+        object.__setattr__(self, "max_length", length)
 
     @classmethod
     def among(cls, given: Mapping[str, Any]) -> "Request":

@@ -6,12 +6,15 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from nomicbert import Embedder, TextError, WorkerWarning
+from nomicbert.runtime import pool as module
+from nomicbert.runtime.dispatch import Member
 from nomicbert.runtime.pool import WorkerPool
 from tests.support.checkpoints import build_checkpoint
 from tests.support.sameness import same
@@ -86,12 +89,67 @@ def test_a_model_that_has_changed(embedder: Embedder, pool: WorkerPool, folder: 
         assert same(other.encode(TEXTS, pool=pool), found)
 
 
-def test_nothing_is_sent_twice(embedder: Embedder, pool: WorkerPool) -> None:
+def test_a_change_through_data(embedder: Embedder, pool: WorkerPool) -> None:
+    """It changes neither the address nor the version of a parameter."""
+    before = embedder.encode(TEXTS, pool=pool)
+    for parameter in embedder.model.layers.parameters():
+        parameter.data.mul_(0.5)
+    found = embedder.encode(TEXTS, pool=pool)
+    wanted = embedder.encode(TEXTS)
+    assert np.abs(wanted - before).max() > 1e-3
+    assert same(found, wanted)
+
+
+def test_nothing_is_sent_twice(
+    embedder: Embedder, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     embedder.encode(TEXTS, pool=pool, chunk_size=4)
-    path = pool._path
+    path, sent, send = pool._path, [], Member.send
+
+    def noted(member: Member, message: Any) -> None:
+        sent.append(message)
+        send(member, message)
+
+    monkeypatch.setattr(Member, "send", noted)
     embedder.encode(TEXTS, pool=pool, chunk_size=4, prompt="find: ")
     assert pool._path == path
     assert all(member.mark == pool._mark for member in pool._members)
+    # the path of a file that is written again may be the same
+    assert [call.parts for call in sent if isinstance(call, module.Call)] == [None, None]
+
+
+def test_a_model_that_cannot_be_written(
+    embedder: Embedder, pool: WorkerPool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before it is then written again."""
+    wanted = embedder.encode(TEXTS, pool=pool)
+
+    def full(content: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "shared", full)
+        with pytest.raises(OSError, match="no space left"):
+            Embedder(folder).encode(TEXTS, pool=pool)
+    pool._members[0].mark = b""  # as of a process that has started anew
+    assert same(embedder.encode(TEXTS, pool=pool, chunk_size=4), wanted)
+
+
+class Unloadable:
+    """Can be pickled; int("a") raises when it is read."""
+
+    def __reduce__(self) -> tuple[type[int], tuple[str]]:
+        return int, ("a",)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_error_before_the_first_text(embedder: Embedder, pool: WorkerPool) -> None:
+    """It is what the caller sees, not the end of the process that follows from it."""
+    embedder.model.note = Unloadable()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="invalid literal for int"):
+        embedder.encode(TEXTS[:1], pool=pool)
+    del embedder.model.note
+    assert same(embedder.encode(TEXTS, pool=pool), embedder.encode(TEXTS))
 
 
 def test_a_call_that_fails_or_ends_early(embedder: Embedder, pool: WorkerPool) -> None:
@@ -150,3 +208,32 @@ def test_mistakes(embedder: Embedder, pool: WorkerPool) -> None:
     with pytest.raises(ValueError, match="the pool is closed: start another one"):
         embedder.encode(TEXTS, pool=short)
     assert repr(short) == "WorkerPool(cpu, closed)"
+
+
+def test_closed_during_a_stream(embedder: Embedder) -> None:
+    with embedder.start_multi_process_pool(["cpu"]) as pool:
+        stream = embedder.encode_iter(TEXTS, pool=pool, chunk_size=1)
+        next(stream)
+        members = [*pool._members]
+    assert not any(member.process.is_alive() for member in members)
+    with pytest.raises(ValueError, match="the pool is closed: start another one"):
+        list(stream)
+    assert all(member.connection.closed for member in members)
+
+
+def test_closed_before_the_processes_get_their_call(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another thread: none is started in a closed pool, where nothing would stop it."""
+    pool = embedder.start_multi_process_pool(["cpu"])
+    told = pool._told
+
+    def told_and_closed(*arguments: Any) -> module.Call:
+        call = told(*arguments)
+        pool.close()
+        return call
+
+    monkeypatch.setattr(pool, "_told", told_and_closed)
+    with pytest.raises(ValueError, match="the pool is closed: start another one"):
+        embedder.encode(TEXTS, pool=pool)
+    assert pool._members == []
