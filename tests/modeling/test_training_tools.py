@@ -323,7 +323,8 @@ def test_keywords_of_saving(tmp_path: Path) -> None:
         assert accepted.keys() | {"max_shard_size"} == SaveKeywords.__annotations__.keys()
         for limit in ("5GB", "50 GB", "1GiB", "200MB", "900kb", size, str(size)):
             model.save_pretrained(to, max_shard_size=limit, **accepted)
-            assert {p.name for p in to.iterdir()} == {"config.json", "model.safetensors"}
+            written = {"README.md", "config.json", "model.safetensors"}
+            assert {p.name for p in to.iterdir()} == written
         for name, value, problem in (
             ("safe_serialization", False, "safetensors are written"),
             ("push_to_hub", True, "save, then upload the folder"),
