@@ -27,7 +27,6 @@ from nomicbert.modeling.packing import unpad
 from nomicbert.runtime.inputs import as_texts
 from nomicbert.runtime.prompt_tokens import prompt_tokens
 from nomicbert.text.max_length import check_limit, stated_limit
-from nomicbert.text.prompts import DOCUMENT_NAMES, QUERY_NAMES
 from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.vectors.saving import save_pooling
 
@@ -114,7 +113,7 @@ class Transformer(InputModule):  # type: ignore[misc]
         """Write encoder, tokenizer and limit in the hub's layout; safetensors only."""
         if not safe_serialization:
             raise ValueError("safe_serialization must be True: weights are saved as safetensors")
-        self.model.save_pretrained(output_path)
+        self.model.save_files(output_path)
         self.tokenizer.save(Path(output_path))
         self.save_config(output_path)
 
@@ -184,10 +183,10 @@ def as_sentence_transformer(
     Raises: NomicBertError, TypeError, ValueError: as `Embedder`.
     """
     embedder = Embedder(path_or_repo_id, **keywords)
-    prompts = dict(embedder.prompts)
-    for name, names in (("query", QUERY_NAMES), ("document", DOCUMENT_NAMES)):
-        if first := next((other for other in names if other in prompts), None):
-            prompts[name] = prompts[first]
+    prompts, own = dict(embedder.prompts), embedder._prompts
+    for name, chosen in (("query", own.query_name), ("document", own.document_name)):
+        if chosen is not None:
+            prompts[name] = prompts[chosen]
     with TemporaryDirectory() as folder:
         save_pooling(Path(folder), embedder.pooling, embedder.model.config.hidden_size)
         entries = json.loads(Path(folder, "modules.json").read_text("utf-8"))[1:]

@@ -168,8 +168,8 @@ def _report(
         if part not in on_disk:
             continue
         found = files.shape(on_disk[part])
-        may_pad = part in PADDED and unpadded is not None
-        if found != shape and not (may_pad and found == (unpadded, *shape[1:])):
+        padded_here = part in PADDED and found == (unpadded, *shape[1:]) and found < shape
+        if found != shape and not padded_here:
             wrong.append(f"{on_disk[part]} is {found}, wanted {shape}")
     left = [name for plain, name in on_disk.items() if plain not in parts]
     unexpected = [name for name in left if not IGNORED.fullmatch(canonical(name))]

@@ -97,17 +97,14 @@ class Labels:
         return replace(self, problem_type=known)
 
     def as_config(self) -> dict[str, Any]:
-        """The keys of config.json."""
-        keys: dict[str, Any] = {
+        """The keys of config.json, null included: it replaces an older value."""
+        return {
             "id2label": {str(i): name for i, name in enumerate(self.names)},
             "label2id": {name: i for i, name in enumerate(self.names)},
             "num_labels": len(self.names),
+            "problem_type": self.problem_type,
+            "classifier_dropout": self.dropout_p,
         }
-        if self.problem_type is not None:
-            keys["problem_type"] = self.problem_type
-        if self.dropout_p is not None:
-            keys["classifier_dropout"] = self.dropout_p
-        return keys
 
 
 def stated_count(source: Mapping[str, Any]) -> int | None:

@@ -36,7 +36,8 @@ class ModelConfig(EncoderConfig):
 
     Attributes: those of `EncoderConfig`; those of `Labels` under transformers' names; keys of
     config.json. May be written: ids of special tokens, flags of the output, and labels, whose
-    number stays.
+    number stays. Without a padding row, pad_token_id = None, inputs are padded with 0: that is the
+    attribute then, while config.json has null.
     """
 
     # of the output, as in transformers: no encoder here returns it
@@ -74,8 +75,8 @@ class ModelConfig(EncoderConfig):
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ValueError(f"{name} must be 0 to {self.vocab_size - 1}, not {value}")
             self.write(**{name: value})
-            if name == "pad_token_id" and value is not None:
-                object.__setattr__(self, name, value)
+            if name == "pad_token_id":  # what pads: as read from a config.json with null, 0
+                object.__setattr__(self, name, value or EncoderConfig.pad_token_id)
         else:
             raise FrozenInstanceError(
                 f"the configuration of a model is fixed, {name} with it: give it to "
@@ -166,7 +167,7 @@ def _with_labels(old: Labels, count: int | None, name: str, value: object) -> di
     if name == "problem_type":
         if not isinstance(value, str | None):
             raise TypeError(f"problem_type must be a string or None, not {value!r:.80}")
-        return {**old.meant_as(value).as_config(), "problem_type": value}
+        return old.meant_as(value).as_config()
     if name == "num_labels":
         new = old.counting(value if isinstance(value, int) else -1)
     else:

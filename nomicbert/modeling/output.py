@@ -1,8 +1,8 @@
 """Outputs of the models, readable by attribute, key and index, as in transformers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, NoReturn, overload
+from typing import Any, Literal, NoReturn, TypeVar, overload
 
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
@@ -10,6 +10,7 @@ from torch.utils._pytree import register_pytree_node
 from nomicbert.errors import ConfigError
 
 Value = Tensor | tuple[Tensor, ...]
+Self = TypeVar("Self", bound="Output")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Output(dict[str, Value]):
         register_pytree_node(
             cls,
             lambda output: (list(output.values()), list(output)),
-            lambda values, names: cls(**dict(zip(names or (), values, strict=True))),
+            lambda values, names: cls._rebuilt(names or (), values),
             serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
         )
 
@@ -92,6 +93,16 @@ class Output(dict[str, Value]):
             if value is not None:
                 super().__setitem__(name, value)
 
+    @classmethod
+    def _rebuilt(cls: type[Self], names: Iterable[str], values: Iterable[Any]) -> Self:
+        """An output with these keys, whatever their values: trees may hold shapes or None."""
+        output, given = cls.__new__(cls), dict(zip(names, values, strict=True))
+        for field in fields(cls):  # type: ignore[arg-type]
+            object.__setattr__(output, field.name, given.get(field.name))
+        for name, value in given.items():
+            dict.__setitem__(output, name, value)
+        return output
+
     def to_tuple(self) -> tuple[Value, ...]:
         """The fields that are not None, in the order of the attributes."""
         return tuple(self.values())
@@ -112,8 +123,8 @@ class Output(dict[str, Value]):
         return self.to_tuple()[key]
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle and copy the fields; the dict is made of them."""
-        return type(self), tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        """Pickle and copy keys and values."""
+        return self._rebuilt, (list(self), list(self.values()))
 
     def _fixed(self, *arguments: object, **keywords: object) -> NoReturn:
         """Refuse a change, which would leave attribute and key in disagreement."""

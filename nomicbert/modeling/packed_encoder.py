@@ -7,6 +7,7 @@ Source: Nussbaum et al. 2024, arXiv:2402.01613; Devlin et al. 2018, arXiv:1810.0
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,11 @@ class PackedEncoder(BackendModule):
         self.gradient_checkpointing = False
         self.checkpoint_every = 1
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over the state of another model, as copy.copy does, with a configuration apart."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.config = ModelConfig.of(self.config)
+
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embedding table."""
         return self.embeddings.word
@@ -60,7 +66,10 @@ class PackedEncoder(BackendModule):
                 f"the table must be {self.config.hidden_size} wide, not {value.embedding_dim}"
             )
         self.embeddings.word = value
-        self.config = replace(self.config, vocab_size=value.num_embeddings)
+        rows = value.num_embeddings
+        # in `source` too: tensors with its number of rows would pass as an unpadded table
+        source = {**self.config.source, "vocab_size": rows}
+        self.config = replace(self.config, vocab_size=rows, source=source)
 
     def resize_token_embeddings(
         self,
@@ -88,7 +97,7 @@ class PackedEncoder(BackendModule):
         )
         if changed:
             if padded is not None and table.padding_idx is None:
-                config.write(pad_token_id=None)
+                config.pad_token_id = None  # type: ignore[assignment, misc]
             self.set_input_embeddings(table)
         return table
 

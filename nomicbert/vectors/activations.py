@@ -29,8 +29,9 @@ OTHER_HOME = "torch.nn.modules.activation"
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + exp(-x))."""
-    return torch.tanh(x / 2) / 2 + 0.5
+    """1 / (1 + exp(-x)), as exp(x) / (1 + exp(x)) for x below 0: no overflow, and a tail."""
+    e = torch.exp(torch.where(x < 0, x, -x))  # of -|x|, but with a gradient at 0
+    return torch.where(x < 0, e, 1) / (1 + e)
 
 
 def gelu(x: Tensor) -> Tensor:

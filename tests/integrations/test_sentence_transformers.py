@@ -415,6 +415,7 @@ def test_what_transformers_would_compute_otherwise_is_refused(reason: str, tmp_p
         save_portable(model, tmp_path / "b")
     assert not (tmp_path / "b").exists()
     model.save_pretrained(str(tmp_path / "c"), create_model_card=False)
+    assert not (tmp_path / "c" / "README.md").exists()
     assert furthest(vectors(Embedder(tmp_path / "c"), prompt=""), vectors(model)) <= EMBEDDING
 
 

@@ -1,5 +1,6 @@
 """Weight files: truncated, forged or mismatched ones raise a CheckpointError that says why."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 
 from nomicbert import NomicBert
 from nomicbert.errors import CheckpointError, NomicBertError
+from nomicbert.loading.hub_config import read_config
 from nomicbert.loading.pickle_depth import check_depth
 from nomicbert.loading.tensor_files import TensorFiles
 from tests.support.checkpoints import build_checkpoint, edit_config, read_tensors
@@ -65,6 +67,14 @@ def test_one_error_lists_missing_extra_and_wrong_tensors(folder: Path) -> None:
     text = refused(folder, "2 missing", strict=False)
     assert "1 of another shape" in text
     assert "left over" not in text
+
+
+def test_a_table_with_more_rows_than_the_vocabulary(folder: Path) -> None:
+    """Rows are added to pad the vocabulary, never cut."""
+    config = read_config(folder)
+    assert config.source["vocab_size"] > 100
+    fewer = dataclasses.replace(config, vocab_size=100)
+    refused(folder, r"word_embeddings\.weight is \(\d+, 64\), wanted \(100, 64\)", config=fewer)
 
 
 def test_strict_false_ignores_unexpected_tensors(folder: Path) -> None:

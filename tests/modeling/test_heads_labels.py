@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,21 @@ def test_config_asks_for_labels(folders: Folders) -> None:
     # which states two labels, as every configuration of transformers does
     masked = NomicBertForMaskedLM.from_pretrained(folders["Bert", "MaskedLM"], config=config)
     assert same_bits(masked, NomicBertForMaskedLM.from_pretrained(folders["Bert", "MaskedLM"]))
+
+
+def test_labels_lose_a_meaning_and_a_dropout(folders: Folders, tmp_path: Path) -> None:
+    model = OURS["SequenceClassification"].from_pretrained(
+        folders["Bert", "SequenceClassification"],
+        problem_type="single_label_classification",
+        classifier_dropout=0.5,
+    )
+    model.labels = dataclasses.replace(model.labels.meant_as(None), dropout_p=None)
+    assert (model.labels.problem_type, model.labels.dropout_p) == (None, None)
+    model.save_pretrained(tmp_path)
+    saved = read_config(tmp_path)
+    assert (saved["problem_type"], saved["classifier_dropout"]) == (None, None)
+    again = OURS["SequenceClassification"].from_pretrained(tmp_path)
+    assert again.labels == model.labels
 
 
 def test_classifier_dropout(folders: Folders, tmp_path: Path) -> None:

@@ -90,6 +90,16 @@ def test_copies_are_independent(variant: str, folders: Mapping[str, Path]) -> No
     assert torch.equal(encode(model), at_first)
 
 
+def test_a_shallow_copy_has_a_configuration_of_its_own(model: NomicBert) -> None:
+    other = copy.copy(model)
+    assert other.embeddings is model.embeddings
+    assert other.config == model.config
+    other.config.return_dict = False
+    assert isinstance(other(IDS, MASK), tuple)
+    assert model.config.return_dict
+    assert not isinstance(model(IDS, MASK), tuple)
+
+
 def test_input_embeddings(model: NomicBert) -> None:
     table = model.get_input_embeddings()
     assert table is model.embeddings.word

@@ -152,6 +152,20 @@ def test_what_the_model_was_built_from_is_fixed(
     assert model.config == before
 
 
+def test_the_id_that_pads_is_that_of_the_saved_model(tmp_path: Path) -> None:
+    """Without a padding row it is 0, as read from null, and not a row that may be gone."""
+    config = EncoderConfig("bert", 100, 32, 1, 4, 64, 2, 512, 1e-12, pad_token_id=99)
+    cut, told = NomicBert(config), NomicBert(config)
+    assert cut.config.pad_token_id == 99
+    cut.resize_token_embeddings(90)
+    told.config.pad_token_id = None  # type: ignore[assignment, misc]
+    for model in (cut, told):
+        assert model.config.pad_token_id == 0
+        model.save_pretrained(tmp_path)
+        assert read_config(tmp_path)["pad_token_id"] is None
+        assert NomicBert.from_pretrained(tmp_path).config.pad_token_id == 0
+
+
 def test_a_model_has_its_own(folder: Path, tmp_path: Path) -> None:
     config = EncoderConfig("bert", 100, 32, 1, 4, 64, 2, 512, 1e-12, source={"a": 1})
     one, two = NomicBert(config), NomicBert(config)

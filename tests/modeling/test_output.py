@@ -110,6 +110,26 @@ def test_trees(label: str) -> None:
 
 
 @each
+@pytest.mark.parametrize("leaf", [None, {"shape": (1, 2)}, iter(())], ids=["None", "dict", "iter"])
+def test_trees_of_other_values(leaf: Any, label: str) -> None:
+    """Names are kept: a mapping is a value here, not the fields of an output."""
+    output = OUTPUTS[label]
+    leaves, spec = tree_flatten(output)
+    found = tree_unflatten([leaf] * len(leaves), spec)
+    assert type(found) is type(output)
+    assert list(found) == list(output)
+    for name, value in output.items():
+        assert found[name] is getattr(found, name)
+        assert found[name] == ((leaf,) * len(value) if isinstance(value, tuple) else leaf)
+    for field in dataclasses.fields(output):
+        assert hasattr(found, field.name)
+    back = tree_unflatten(leaves, tree_flatten(found)[1] if leaf is None else spec)
+    agree(back, output)
+    again = copy.copy(found)
+    assert list(again.items()) == list(found.items())
+
+
+@each
 def test_changes_are_refused(label: str) -> None:
     """They would leave the attribute and the key in disagreement."""
     output = copy.copy(OUTPUTS[label])

@@ -15,7 +15,7 @@ from nomicbert.errors import CheckpointError
 from nomicbert.loading.keywords import SaveKeywords
 from nomicbert.modeling import packed_encoder
 from tests.parity.bounds import HIDDEN
-from tests.support.checkpoints import build_checkpoint, read_tensors
+from tests.support.checkpoints import build_checkpoint, edit_config, read_tensors
 from tests.support.heads import NATIVE, OURS, build_head, change_tensors, theirs
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 3]])
@@ -72,10 +72,12 @@ def test_output_embeddings(family: str, tmp_path: Path) -> None:
     with torch.no_grad():
         assert (model(IDS).logits - judge(IDS).logits).abs().max() <= HIDDEN * 10
     model.tie_weights()
-    assert model.decoder is None
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model.decoder is other.weight
+    assert model.config.tie_word_embeddings is False
     model.set_output_embeddings(found)  # which has the table of the words
     assert model.decoder is None
+    assert model.config.tie_word_embeddings is True
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert model.decoder_bias is found.bias
     with pytest.raises(ValueError, match=r"must be \(120, 64\) with a bias, not \(121, 64\) with"):
         model.set_output_embeddings(nn.Linear(64, 121))
@@ -93,6 +95,25 @@ def test_an_untied_decoder_stays_untied(tmp_path: Path) -> None:
     model.tie_weights()
     assert model.decoder is own is not None
     assert model.get_output_embeddings().weight is own
+
+
+@pytest.mark.parametrize("said", [True, None])
+@pytest.mark.parametrize("family", ["Bert", "NomicBert"])
+def test_a_decoder_that_was_loaded_is_not_dropped(
+    family: str, said: bool | None, tmp_path: Path
+) -> None:
+    """Also where config.json is silent or says that it is tied: Trainer calls `tie_weights`."""
+    folder = build_head(tmp_path, family, "MaskedLM")
+    edit_config(folder, tie_word_embeddings=... if said is None else said)
+    change_tensors(folder, lambda t: t | {"cls.predictions.decoder.weight": torch.randn(120, 64)})
+    model = NomicBertForMaskedLM.from_pretrained(folder)
+    logits, own = model(IDS).logits, model.decoder
+    model.tie_weights()
+    assert model.decoder is own is not None
+    assert torch.equal(model(IDS).logits, logits)
+    model.config.write(tie_word_embeddings=True)
+    model.tie_weights()
+    assert model.decoder is None
 
 
 def test_heads_without_words_have_no_output_embeddings(tmp_path: Path) -> None:
@@ -259,6 +280,19 @@ def test_an_encoder_loads_the_layout_of_the_hub_too(tmp_path: Path) -> None:
         assert torch.equal(model(IDS)[0], before)
 
 
+@pytest.mark.parametrize("rows", [131, 100])
+@pytest.mark.parametrize("family", ["Bert", "NomicBert"])
+def test_a_vocabulary_of_another_size_is_refused(family: str, rows: int, tmp_path: Path) -> None:
+    """The old size is not that of a table which lacks rows of padding."""
+    folder = build_head(tmp_path, family, "MaskedLM")
+    model = NomicBertForMaskedLM.from_pretrained(folder)
+    model.resize_token_embeddings(rows)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=rf"is \(120, 64\), wanted \({rows}, 64\)"):
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("names", ["ours", "the hub's"])
 def test_saving_a_state_dict(names: str, tmp_path: Path) -> None:
     folder = build_head(tmp_path / "a", "NomicBert", "TokenClassification")
@@ -289,7 +323,8 @@ def test_keywords_of_saving(tmp_path: Path) -> None:
         assert accepted.keys() | {"max_shard_size"} == SaveKeywords.__annotations__.keys()
         for limit in ("5GB", "50 GB", "1GiB", "200MB", "900kb", size, str(size)):
             model.save_pretrained(to, max_shard_size=limit, **accepted)
-            assert {p.name for p in to.iterdir()} == {"config.json", "model.safetensors"}
+            written = {"README.md", "config.json", "model.safetensors"}
+            assert {p.name for p in to.iterdir()} == written
         for name, value, problem in (
             ("safe_serialization", False, "safetensors are written"),
             ("push_to_hub", True, "save, then upload the folder"),

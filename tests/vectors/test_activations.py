@@ -43,6 +43,29 @@ def test_values_and_gradients_are_torchs(name: str) -> None:
     torch.testing.assert_close(ours.grad, theirs.grad, atol=2e-6, rtol=1e-6)
 
 
+def test_the_tail_of_sigmoid() -> None:
+    """Low scores keep their order; relative to float64, as near as torch's own."""
+    x = torch.linspace(-85, 20, 1051)
+    found, wanted = ACTIVATIONS["Sigmoid"](x), torch.sigmoid(x.double())
+    assert ((found - wanted).abs() / wanted).max() <= 4e-7
+    assert (found[:900].diff() > 0).all()
+    for dtype in (torch.float16, torch.bfloat16):
+        y = torch.linspace(-15, 15, 301).to(dtype)
+        found, wanted = ACTIVATIONS["Sigmoid"](y), torch.sigmoid(y.double())
+        assert found.dtype == dtype
+        # a few roundings, and the least number of float16
+        eps = torch.finfo(dtype).eps
+        assert ((found - wanted).abs() <= 2 * eps * wanted + 2**-24).all()
+
+
+def test_the_gradient_of_sigmoid_at_zero() -> None:
+    """Where its two forms meet."""
+    x = torch.zeros(3, requires_grad=True)
+    ACTIVATIONS["Sigmoid"](x).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.full((3,), 0.25))
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_names_and_paths(name: str) -> None:
     """Paths are those that sentence-transformers writes, and read back."""

@@ -56,6 +56,7 @@ class NomicBertForMaskedLM(LabelledHead):
         )
         self.register_parameter("decoder_bias", nn.Parameter(torch.empty(words)) if bias else None)
         self.kept: dict[str, Tensor] = {}
+        self._say_tied()
         self._initialise()
 
     @classmethod
@@ -90,6 +91,8 @@ class NomicBertForMaskedLM(LabelledHead):
     def set_output_embeddings(self, value: nn.Linear) -> None:
         """Compute with this decoder; one with the words' own table is tied to it.
 
+        The configuration's tie_word_embeddings says so too: `tie_weights` keeps this decoder.
+
         Raises: TypeError: not an nn.Linear. ValueError: another size, or with a bias and without.
         """
         if not isinstance(value, nn.Linear) or not isinstance(value.weight, nn.Parameter):
@@ -104,9 +107,16 @@ class NomicBertForMaskedLM(LabelledHead):
             )
         self.register_parameter("decoder", None if value.weight is words else value.weight)
         self.register_parameter("decoder_bias", value.bias)
+        self._say_tied()
+
+    def _say_tied(self) -> None:
+        self.config.write(tie_word_embeddings=self.decoder is None)
 
     def tie_weights(self) -> None:
-        """Let the decoder be the words' own table, unless config.json says that it is not."""
+        """Let the decoder be the words' own table, unless the configuration says that it is not.
+
+        Of a decoder that was loaded or set apart it says so, whatever config.json said.
+        """
         if not is_untied(self.config):
             self.decoder = None
 
