@@ -11,16 +11,10 @@ try:
 except ImportError as error:
     raise ImportError('the embedders need haystack: pip install "nomicbert[haystack]"') from error
 
-# Settings that loading the model reads.
-FIXED = ("model", "model_kwargs", "encode_kwargs", "fingerprint")
-
 
 @dataclass(eq=False)
 class _Embedder:
-    """Settings; `warm_up` or the first run loads the model. See `Sides` for them and its errors.
-
-    Once the model is loaded, they cannot be set: an AttributeError.
-    """
+    """Settings; `warm_up` or the first run loads the model. See `Sides` for them and its errors."""
 
     model: str
     model_kwargs: Keywords | None = None
@@ -32,11 +26,6 @@ class _Embedder:
     def __post_init__(self) -> None:
         self.model_kwargs = plain_keywords("model_kwargs", self.model_kwargs)
         self.encode_kwargs = plain_keywords("encode_kwargs", self.encode_kwargs, TAKEN)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name in FIXED and "_sides" in vars(self):
-            raise AttributeError(f"{name} has no effect once the model is loaded: make a new one")
-        super().__setattr__(name, value)
 
     def warm_up(self) -> None:
         """Load the model. ConfigError: its fingerprint is another one."""
@@ -51,9 +40,8 @@ class _Embedder:
 
     @cached_property
     def _sides(self) -> Sides:
-        encode_kwargs = self.encode_kwargs or {}
-        prompts = {name: encode_kwargs[name] for name in PROMPTS if name in encode_kwargs}
-        keywords = (self.model_kwargs, encode_kwargs, prompts, self.fingerprint)
+        prompts = {k: v for k, v in (self.encode_kwargs or {}).items() if k in PROMPTS}
+        keywords = (self.model_kwargs, self.encode_kwargs, prompts, self.fingerprint)
         return Sides(self.model, *keywords, queries_only=self._queries_only)
 
 

@@ -4,8 +4,7 @@ Documents are embedded by `Embedder.encode_document`, queries by `Embedder.encod
 are those of langchain-huggingface's HuggingFaceEmbeddings.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nomicbert.integrations.sides import FORMAT, Keywords, Sides, read_state
 
@@ -15,9 +14,6 @@ try:
 except ImportError as error:
     raise ImportError('langchain_core is missing: pip install "nomicbert[langchain]"') from error
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 
 class NomicBertEmbeddings(BaseModel, Embeddings):
     """Embeddings of LangChain with one checkpoint; the asynchronous calls run in a thread.
@@ -25,9 +21,7 @@ class NomicBertEmbeddings(BaseModel, Embeddings):
     LangChain's vector stores keep no settings: store `compute_fingerprint()` next to yours, and
     give it as `fingerprint` when you open it again.
 
-    All but `show_progress` are frozen: `model_copy(update=...)` makes another object.
-
-    Attributes:
+    Attributes: all but show_progress are frozen.
         model_name: a local folder or a repository of the hub; `model=` sets it too.
         cache_folder: where downloads are kept; `cache_dir` of `Embedder`.
         model_kwargs: keywords of `Embedder`.
@@ -71,9 +65,7 @@ class NomicBertEmbeddings(BaseModel, Embeddings):
         """The name of the documents' vector space; see `Sides.fingerprint`."""
         return self._sides.fingerprint()
 
-    def model_copy(
-        self, *, update: Mapping[str, object] | None = None, deep: bool = False
-    ) -> "Self":
+    def model_copy(self, *, update: Keywords | None = None, deep: bool = False) -> Any:
         """A copy, with the model of the updated settings; see `Sides` for the errors."""
         if not update:
             return super().model_copy(deep=deep)

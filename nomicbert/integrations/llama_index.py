@@ -1,11 +1,7 @@
-"""LlamaIndex: an embedding model that runs in this process, with the checkpoint's prompts.
-
-Texts of nodes are embedded by `Embedder.encode_document`, queries by `Embedder.encode_query`.
-"""
+"""LlamaIndex: an embedding model that runs in this process, with the checkpoint's prompts."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nomicbert.integrations.sides import FORMAT, Keywords, Sides, read_state
 
@@ -15,9 +11,6 @@ try:
 except ImportError as error:
     raise ImportError('llama_index is missing: pip install "nomicbert[llama-index]"') from error
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 SIDES = ("model_name", "model_kwargs", "encode_kwargs", "query_encode_kwargs", "fingerprint")
 PICKLED = (*SIDES, "embed_batch_size", "num_workers")
 
@@ -26,7 +19,7 @@ class NomicBertEmbedding(BaseEmbedding):
     """Embedding model of LlamaIndex with one checkpoint; asynchronous calls run in a thread.
 
     Store `to_dict()` next to an index: `from_dict` refuses a model whose vectors are others.
-    The model and its keywords are frozen: `model_copy(update=...)` makes another object.
+    The model and its keywords are frozen: make a new object for others.
 
     Attributes:
         model_name: a local folder or a repository of the hub.
@@ -55,15 +48,6 @@ class NomicBertEmbedding(BaseEmbedding):
     def class_name(cls) -> str:
         """The name under which LlamaIndex stores it."""
         return "NomicBertEmbedding"
-
-    def model_copy(
-        self, *, update: Mapping[str, object] | None = None, deep: bool = False
-    ) -> "Self":
-        """A copy, with the model of the updated settings; see `Sides` for the errors."""
-        if not update:
-            return super().model_copy(deep=deep)
-        fields = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self)(**{**fields, **update})
 
     def to_dict(self, **kwargs: object) -> dict[str, Any]:
         """The settings as plain values, with the fingerprint: about a second per 2 GB."""

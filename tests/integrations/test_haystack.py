@@ -101,15 +101,6 @@ def test_processes_are_for_documents(folder: str, monkeypatch: pytest.MonkeyPatc
     assert found == [{"prompt": "x: ", "show_progress_bar": False}]
 
 
-def test_settings_of_a_loaded_model_cannot_be_set(folder: str) -> None:
-    embedder = NomicBertTextEmbedder(folder)
-    embedder.encode_kwargs = {"matryoshka_dim": 32}
-    assert len(embedder.run(QUERY)["embedding"]) == 32
-    with pytest.raises(AttributeError, match="encode_kwargs has no effect"):
-        embedder.encode_kwargs = {"matryoshka_dim": 16}
-    embedder.progress_bar = False
-
-
 def test_search_in_a_pipeline(folder: str) -> None:
     """Indexing, dumping, loading and searching; the same vectors in the asynchronous run."""
     store = InMemoryDocumentStore()

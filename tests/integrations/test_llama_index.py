@@ -78,17 +78,13 @@ def test_refused(folder: str) -> None:
 
 
 def test_settings_are_frozen(folder: str) -> None:
-    """Assigned ones would have no effect; a copy with others has its own model."""
+    """Assigned ones would have no effect."""
     first = NomicBertEmbedding(folder, embed_batch_size=3)
     names = ("model_name", "model_kwargs", "encode_kwargs", "query_encode_kwargs", "fingerprint")
     for name in names:
         with pytest.raises(ValueError, match="Field is frozen"):
             setattr(first, name, getattr(first, name))
-    copied = first.model_copy(update={"encode_kwargs": {"matryoshka_dim": 32}})
-    assert len(copied.get_query_embedding(QUERY)) == 32
-    assert copied.embed_batch_size == 3
-    assert copied.callback_manager is first.callback_manager
-    assert len(pickle.loads(pickle.dumps(copied)).get_query_embedding(QUERY)) == 32
+    first.embed_batch_size = 4
 
 
 def test_an_index_is_stored_and_loaded(folder: str, tmp_path: Path) -> None:
