@@ -34,7 +34,7 @@ class NomicBertEmbeddingFunction(EmbeddingFunction[Documents]):
     ) -> None:
         """Load the model and compute its fingerprint: about a second per 2 GB."""
         self._sides = Sides(model_name, model_kwargs, encode_kwargs, query_encode_kwargs)
-        if (precision := self._sides.encode_kwargs.get("precision", "float32")) != "float32":
+        if (precision := self._sides.encode_kwargs.get("precision")) not in (None, "float32"):
             raise ValueError(f"Chroma stores float32 only: leave out precision={precision!r}")
         self._sides.fingerprint()  # an error in get_config would only be a warning of Chroma
 

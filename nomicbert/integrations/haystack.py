@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from nomicbert.integrations.sides import Keywords, Sides, plain_keywords
+from nomicbert.integrations.sides import PROMPTS, TAKEN, Keywords, Sides, plain_keywords
 
 try:
     from haystack import Document, component, default_to_dict
@@ -25,7 +25,7 @@ class _Embedder:
 
     def __post_init__(self) -> None:
         self.model_kwargs = plain_keywords("model_kwargs", self.model_kwargs)
-        self.encode_kwargs = plain_keywords("encode_kwargs", self.encode_kwargs)
+        self.encode_kwargs = plain_keywords("encode_kwargs", self.encode_kwargs, TAKEN)
 
     def warm_up(self) -> None:
         """Load the model. ConfigError: its fingerprint is another one."""
@@ -40,7 +40,8 @@ class _Embedder:
 
     @cached_property
     def _sides(self) -> Sides:
-        keywords = (self.model_kwargs, self.encode_kwargs, self.encode_kwargs, self.fingerprint)
+        prompts = {k: v for k, v in (self.encode_kwargs or {}).items() if k in PROMPTS}
+        keywords = (self.model_kwargs, self.encode_kwargs, prompts, self.fingerprint)
         return Sides(self.model, *keywords, queries_only=self._queries_only)
 
 

@@ -21,7 +21,7 @@ class NomicBertEmbeddings(BaseModel, Embeddings):
     LangChain's vector stores keep no settings: store `compute_fingerprint()` next to yours, and
     give it as `fingerprint` when you open it again.
 
-    Attributes:
+    Attributes: all but show_progress are frozen.
         model_name: a local folder or a repository of the hub; `model=` sets it too.
         cache_folder: where downloads are kept; `cache_dir` of `Embedder`.
         model_kwargs: keywords of `Embedder`.
@@ -34,14 +34,14 @@ class NomicBertEmbeddings(BaseModel, Embeddings):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), populate_by_name=True)
 
-    model_name: str = Field(alias="model")
-    cache_folder: str | None = None
-    model_kwargs: Keywords = Field(default_factory=dict)
-    encode_kwargs: Keywords = Field(default_factory=dict)
-    query_encode_kwargs: Keywords = Field(default_factory=dict)
-    multi_process: bool = False
+    model_name: str = Field(alias="model", frozen=True)
+    cache_folder: str | None = Field(default=None, frozen=True)
+    model_kwargs: Keywords = Field(default_factory=dict, frozen=True)
+    encode_kwargs: Keywords = Field(default_factory=dict, frozen=True)
+    query_encode_kwargs: Keywords = Field(default_factory=dict, frozen=True)
+    multi_process: bool = Field(default=False, frozen=True)
     show_progress: bool = False
-    fingerprint: str | None = None
+    fingerprint: str | None = Field(default=None, frozen=True)
     _sides: Sides = PrivateAttr()
 
     def __init__(self, **fields: object) -> None:
@@ -64,6 +64,12 @@ class NomicBertEmbeddings(BaseModel, Embeddings):
     def compute_fingerprint(self) -> str:
         """The name of the documents' vector space; see `Sides.fingerprint`."""
         return self._sides.fingerprint()
+
+    def model_copy(self, *, update: Keywords | None = None, deep: bool = False) -> Any:
+        """A copy, with the model of the updated settings; see `Sides` for the errors."""
+        if not update:
+            return super().model_copy(deep=deep)
+        return type(self)(**{**self.model_dump(), **update})
 
     def __getstate__(self) -> dict[Any, Any]:
         return {"format": FORMAT, **self.model_dump()}

@@ -1,7 +1,4 @@
-"""LlamaIndex: an embedding model that runs in this process, with the checkpoint's prompts.
-
-Texts of nodes are embedded by `Embedder.encode_document`, queries by `Embedder.encode_query`.
-"""
+"""LlamaIndex: an embedding model that runs in this process, with the checkpoint's prompts."""
 
 import asyncio
 from typing import Any
@@ -22,6 +19,7 @@ class NomicBertEmbedding(BaseEmbedding):
     """Embedding model of LlamaIndex with one checkpoint; asynchronous calls run in a thread.
 
     Store `to_dict()` next to an index: `from_dict` refuses a model whose vectors are others.
+    The model and its keywords are frozen: make a new object for others.
 
     Attributes:
         model_name: a local folder or a repository of the hub.
@@ -33,11 +31,12 @@ class NomicBertEmbedding(BaseEmbedding):
     """
 
     model_config = ConfigDict(extra="forbid")
+    model_name: str = Field(frozen=True)
     embed_batch_size: int = Field(default=512, gt=0, le=2048)
-    model_kwargs: Keywords = Field(default_factory=dict)
-    encode_kwargs: Keywords = Field(default_factory=dict)
-    query_encode_kwargs: Keywords = Field(default_factory=dict)
-    fingerprint: str | None = None
+    model_kwargs: Keywords = Field(default_factory=dict, frozen=True)
+    encode_kwargs: Keywords = Field(default_factory=dict, frozen=True)
+    query_encode_kwargs: Keywords = Field(default_factory=dict, frozen=True)
+    fingerprint: str | None = Field(default=None, frozen=True)
     _sides: Sides = PrivateAttr()
 
     def __init__(self, model_name: str, **fields: object) -> None:

@@ -32,6 +32,10 @@ Keywords: TypeAlias = Mapping[str, object]
 KEPT = 4
 # Of the state that wrappers are pickled as; raised when a field gets another meaning.
 FORMAT = 1
+# Keywords that hold an access token, which would be stored.
+TOKENS = ("token", "use_auth_token")
+# Keywords of `encode` that are for one side only.
+PROMPTS = ("prompt", "prompt_name")
 # Keywords of `encode` that the wrappers decide themselves.
 TAKEN = (
     "convert_to_numpy",
@@ -95,11 +99,6 @@ class Sides:
         self.model_kwargs = plain_keywords("model_kwargs", model_kwargs)
         self.encode_kwargs = plain_keywords("encode_kwargs", encode_kwargs, TAKEN)
         self.query_encode_kwargs = plain_keywords("query_encode_kwargs", query_encode_kwargs, TAKEN)
-        if isinstance(self.model_kwargs.get("token"), str):
-            raise ValueError(
-                "model_kwargs has a token, which would be stored in plain text: set the "
-                "environment variable HF_TOKEN, or run `hf auth login`"
-            )
         self._document = self.encode_kwargs
         self._query = {**_shared(self.encode_kwargs), **self.query_encode_kwargs}
         key = json.dumps([self.model, self.model_kwargs, _files(self.model)], sort_keys=True)
@@ -192,7 +191,9 @@ class Sides:
     def _check_comparable(self) -> None:
         document, query = Request(**self._document), Request(**self._query)
         for name in COMPARED:
-            ours, theirs = getattr(document, name), getattr(query, name)
+            # form is the precision, of which None is another name for float32
+            attribute = "form" if name == "precision" else name
+            ours, theirs = getattr(document, attribute), getattr(query, attribute)
             if ours != theirs:
                 raise ValueError(
                     f"documents are embedded with {name}={ours!r}, queries with {theirs!r}: their "
@@ -208,13 +209,14 @@ def plain_keywords(
 
     Args:
         name: of the argument, for errors.
-        given: str -> plain values, torch dtypes and devices, paths, arrays.
+        given: str -> plain values, torch dtypes and devices, paths, arrays, and dicts of them.
         refused: keywords that it may not have.
 
-    Raises: TypeError: another value, or a refused keyword.
+    Raises: TypeError: another value, or a refused keyword. ValueError: an access token.
     """
     if given is not None and not isinstance(given, Mapping):
         raise TypeError(f"{name} must be a dict of keywords, not {given!r}")
+    _refuse_tokens(name, given or {})
     found = {key: _plain(f"{name}[{key!r}]", value) for key, value in (given or {}).items()}
     for key in refused:
         if key in found:
@@ -246,10 +248,21 @@ def read_state(kind: type, state: object, names: Collection[str]) -> dict[str, A
 
 def _shared(encode_kwargs: dict[str, Any]) -> dict[str, Any]:
     """The keywords for documents that queries get too; a query is not worth starting processes."""
-    own = {"prompt", "prompt_name"}
+    own = {*PROMPTS}
     if isinstance(encode_kwargs.get("device"), list):
         own.add("device")
     return {name: value for name, value in encode_kwargs.items() if name not in own}
+
+
+def _refuse_tokens(name: str, given: Keywords) -> None:
+    for key, value in given.items():
+        if key in TOKENS and isinstance(value, str):
+            raise ValueError(
+                f"{name} has a token ({key}), which would be stored in plain text: set the "
+                "environment variable HF_TOKEN, or run `hf auth login`"
+            )
+        if isinstance(value, Mapping):
+            _refuse_tokens(f"{name}[{key!r}]", value)
 
 
 def _plain(name: str, value: object) -> object:
@@ -263,11 +276,13 @@ def _plain(name: str, value: object) -> object:
         return value.tolist()
     if isinstance(value, list | tuple):
         return [_plain(name, each) for each in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(f"{name}[{key!r}]", each) for key, each in value.items()}
     if value is None or isinstance(value, str | int | float):
         return value
     raise TypeError(
-        f"{name} must be a plain value that can be stored (str, int, float, bool, None or a list), "
-        f"a dtype, a device or a path, not {value!r}"
+        f"{name} must be a plain value that can be stored (str, int, float, bool, None, a list or "
+        f"a dict with str keys), a dtype, a device or a path, not {value!r}"
     )
 
 

@@ -52,7 +52,8 @@ class ModelCardData:
         language: of the texts, such as "en" or ["en", "de"].
         license: of the weights, such as "apache-2.0"; "other" with `license_name`. By default that
             of the checkpoint that was loaded, if its card states one.
-        license_name, license_link: of a licence that the hub has no identifier for.
+        license_name: of a licence that the hub has no identifier for.
+        license_link: to the text of the licence; needs one of the two.
         model_name: title of the card.
         model_id: repository of the model on the hub; `push_to_hub` sets it.
         train_datasets, eval_datasets: a dict per data set, with "name", or the hub's "id", or both.
@@ -62,7 +63,7 @@ class ModelCardData:
         generate_widget_examples: whether `set_widget_examples` keeps examples.
         base_model: repository, or repositories, that the model was made from; by default the one
             that it was loaded from.
-        base_model_revision: of the base model.
+        base_model_revision: of `base_model`, which it needs.
         widget: examples for the hub's page of the model.
         evaluations: results in the order in which the evaluators ran first.
 
@@ -102,6 +103,16 @@ class ModelCardData:
             "base_model_revision",
         ):  # fmt: skip
             _check_text(name, getattr(self, name))
+        if self.license_link and not (self.license or self.license_name):
+            raise ValueError(
+                f"license_link {self.license_link!r} needs license or license_name: it would "
+                "otherwise be taken for the licence of another checkpoint"
+            )
+        if self.base_model_revision and not self.base_model:
+            raise ValueError(
+                f"base_model_revision {self.base_model_revision!r} needs base_model, whose "
+                "revision it is"
+            )
         if self.base_model is not None and not isinstance(self.base_model, str):
             self.base_model = _names("base_model", self.base_model)
         for name in ("train_datasets", "eval_datasets"):

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Of errors after a repository was made.
+MADE = " (The repository was made and is empty: pass exist_ok=True to upload to it.)"
+
 
 @dataclass(frozen=True)
 class Target:
@@ -35,6 +38,7 @@ class Target:
         create_pr: open a pull request instead.
         message: of the commit.
         description: of the commit.
+        replace_card: whether to upload a card where the repository has one.
     """
 
     repo_id: str
@@ -45,6 +49,7 @@ class Target:
     create_pr: bool
     message: str
     description: str | None
+    replace_card: bool
 
     def __post_init__(self) -> None:
         """Refuse what no hub would take, before anything is saved or sent.
@@ -71,30 +76,31 @@ class Target:
             ) from error
 
 
-def upload(target: Target, fill: Callable[[str, bool], Path | str]) -> str:
+def upload(target: Target, fill: Callable[[str], Path | str]) -> str:
     """Make the repository if there is none, and upload a folder in one commit.
 
     Args:
         target: where to.
-        fill: gives the folder, from the full id of the repository and whether a card is there
-            already. It is called when the repository exists.
+        fill: gives the folder, from the full id of the repository, when that exists.
 
     Returns: URL of the commit, or of the pull request.
     Raises: HubError: not reachable, not permitted, or a repository that exists. ValueError: `fill`
-        gives no folder.
+        gives no folder. The message says if an empty repository was made.
     """
-    with _explained(target):
-        from huggingface_hub import HfApi
+    from huggingface_hub import HfApi
 
+    with _explained(target):
         api = HfApi(token=target.token)
         may_exist = target.exist_ok or target.create_pr
         made = api.create_repo(repo_id=target.repo_id, private=target.private, exist_ok=may_exist)
-        repo_id = made.repo_id
+    repo_id = made.repo_id
+    left = "" if may_exist else MADE
+    with _explained(target, left):
         if target.revision is not None and not target.revision.startswith("refs/"):
             api.create_branch(repo_id=repo_id, branch=target.revision, exist_ok=True)
-        carded = may_exist and _has_card(api, repo_id, target.revision)
-    folder = fill(repo_id, carded)
-    with _explained(target), _needing(folder):
+        carded = may_exist and not target.replace_card and _has_card(api, repo_id, target.revision)
+    folder = fill(repo_id)
+    with _explained(target, left), _needing(folder, left):
         done = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -102,6 +108,7 @@ def upload(target: Target, fill: Callable[[str, bool], Path | str]) -> str:
             commit_description=target.description,
             create_pr=target.create_pr,
             revision=target.revision,
+            ignore_patterns=NAME if carded else None,
         )
     url = done.pr_url if target.create_pr else done.commit_url
     return str(url)
@@ -125,23 +132,23 @@ def _has_card(api: HfApi, repo_id: str, revision: str | None) -> bool:
 
 
 @contextmanager
-def _needing(folder: Path | str) -> Iterator[None]:
+def _needing(folder: Path | str, left: str) -> Iterator[None]:
     """Explain what huggingface_hub refuses: a folder that is none, or metadata of its card."""
     try:
         yield
     except ValueError as error:
         if Path(folder).is_dir():
-            raise HubError(f"the hub refuses the upload: {error}") from error
+            raise HubError(f"the hub refuses the upload: {error}{left}") from error
         # not checked before the first request, as in sentence-transformers
         raise ValueError(
             f"local_model_path {str(folder)!r} is not a folder: nothing was uploaded. Give one "
-            "that holds a model, or leave it out to upload this one."
+            f"that holds a model, or leave it out to upload this one.{left}"
         ) from error
 
 
 @contextmanager
-def _explained(target: Target) -> Iterator[None]:
-    """Turn errors of huggingface_hub into ours."""
+def _explained(target: Target, left: str = "") -> Iterator[None]:
+    """Turn errors of huggingface_hub into ours, and say what they leave."""
     from huggingface_hub import constants
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
@@ -152,10 +159,10 @@ def _explained(target: Target) -> Iterator[None]:
     except httpx.TransportError as error:
         raise HubError(
             f"No connection to {constants.ENDPOINT} ({error}): {shown(target.repo_id)} was not "
-            "uploaded. Check the network, or save with save_pretrained and upload later."
+            f"uploaded. Check the network, or save with save_pretrained and upload later.{left}"
         ) from None  # the traceback would be pages of HTTP client internals
     except (httpx.HTTPError, OSError) as error:
-        raise HubError(_explain(error, target)) from error
+        raise HubError(_explain(error, target) + left) from error
 
 
 def _explain(error: Exception, target: Target) -> str:

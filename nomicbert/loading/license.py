@@ -1,7 +1,7 @@
 """Read licence and base model from a checkpoint's model card (README.md).
 
 Source: the front matter of model cards, which Hugging Face documents: YAML between two lines of
-three dashes. Only its top-level scalars are read, so no YAML library is needed.
+three dashes. Only top-level scalars and lists of them are read, so no YAML library is needed.
 """
 
 import re
@@ -12,9 +12,13 @@ from pathlib import Path
 FRONT = 2**20
 # "nc" as in Creative Commons, or "non-commercial" in the name of a custom licence.
 NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
-# In linear time: spaces before a comment are part of the value, and are removed later.
-SCALAR = re.compile(r"(license|license_name|license_link|base_model): *([^\s#][^#]*)(#.*)?")
-ENTRY = re.compile(r" *- +([^\s#][^#]*)(#.*)?")
+KEY = re.compile(r"(license|license_name|license_link|base_model):(.*)")
+ENTRY = re.compile(r" *-\s(.*)")
+# Quoted values; the quote itself is doubled or escaped in them.
+SINGLE = re.compile(r"'((?:[^']|'')*)'")
+DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"')
+COMMENT = re.compile(r"\s#")
+NOTHING = {"", "~", "null", "Null", "NULL"}
 
 
 @dataclass(frozen=True)
@@ -33,16 +37,17 @@ class License:
 def read_license(folder: Path) -> License | None:
     """The licence that the card of a checkpoint folder states; None also if it cannot be read."""
     found = read_front(folder)
+    name = ", ".join(found.get("license", []))
     # with "other", the licence is stated in license_name
-    name = found.get("license_name") if found.get("license") in (None, "other") else None
-    name = name or found.get("license")
+    if name in ("", "other"):
+        name = ", ".join(found.get("license_name", [])) or name
     return License(name, bool(NON_COMMERCIAL.search(name))) if name else None
 
 
-def read_front(folder: Path) -> dict[str, str]:
-    """Keys of a card about licence and base model -> value; {} for no card, or a damaged one.
+def read_front(folder: Path) -> dict[str, list[str]]:
+    """Keys of a card about licence and base model -> values; {} for no card, or a damaged one.
 
-    Of a list, the first entry counts.
+    A scalar is a list of one; a key without a value, or with null, is left out.
     """
     path = folder / "README.md"
     if not path.is_file():
@@ -55,18 +60,30 @@ def read_front(folder: Path) -> dict[str, str]:
     ends = list(map(str.rstrip, lines))
     if first.strip() != "---" or "---" not in ends:
         return {}
-    found = dict[str, str]()
-    for line, before in zip(lines[: ends.index("---")], ["", *ends], strict=False):
-        key, value = _entry(line, before)
-        if key and value:
-            found[key] = value
-    return found
+    found, key = dict[str, list[str]](), ""
+    for line in lines[: ends.index("---")]:
+        if match := KEY.fullmatch(line):
+            key, text = match[1], match[2]
+            found[key] = []
+        elif key and (match := ENTRY.fullmatch(line)):
+            text = match[1]
+        elif not line.strip():
+            continue
+        else:
+            key = ""
+            continue
+        if value := _value(text.strip()):
+            found[key].append(value)
+    return {key: values for key, values in found.items() if values}
 
 
-def _entry(line: str, before: str) -> tuple[str, str]:
-    """Key and value of a line, which may be the first entry of a list under the line before."""
-    if match := SCALAR.fullmatch(line):
-        return match[1], match[2].rstrip(" ").strip("\"'")
-    if before == "base_model:" and (match := ENTRY.fullmatch(line)):
-        return "base_model", match[1].rstrip(" ").strip("\"'")
-    return "", ""
+def _value(text: str) -> str:
+    """A scalar without quotes and comment; "" for null, or for a quote that is not closed."""
+    if text.startswith("'"):
+        match = SINGLE.match(text)
+        return match[1].replace("''", "'") if match else ""
+    if text.startswith('"'):
+        match = DOUBLE.match(text)
+        return re.sub(r"\\(.)", r"\1", match[1]) if match else ""
+    plain = "" if text.startswith("#") else COMMENT.split(text, maxsplit=1)[0].rstrip()
+    return "" if plain in NOTHING else plain

@@ -31,7 +31,7 @@ class Snippet:
 
     Attributes:
         library: its name.
-        code: with `MODEL` where the name of the model stands.
+        code: with `MODEL` where the name of the model stands; prompts may come after it.
     """
 
     library: str
@@ -177,15 +177,17 @@ def _license(data: ModelCardData, origin: Origin) -> Mapping[str, str]:
 
 
 def _base(data: ModelCardData, origin: Origin) -> list[str]:
+    """Repositories that the model was made from, without its own."""
     own = [data.base_model] if isinstance(data.base_model, str) else data.base_model
-    return list(own or filter(None, [origin.repo_id or origin.base_model]))
+    found = own or ([origin.repo_id] if origin.repo_id else origin.base_models)
+    return [base for base in found if base != data.model_id]
 
 
 def _usage(card: Card, model_id: str) -> Iterable[str]:
     yield "## Usage"
     for snippet in card.snippets:
         yield f"With {snippet.library}:"
-        code = snippet.code.replace("MODEL", json.dumps(model_id, ensure_ascii=False))
+        code = snippet.code.replace("MODEL", json.dumps(model_id, ensure_ascii=False), 1)
         yield f"```python\n{code.strip()}\n```"
 
 
@@ -213,7 +215,7 @@ def _results(evaluations: Iterable[Evaluation]) -> Iterable[str]:
 
 def _origin(data: ModelCardData, origin: Origin, base: list[str]) -> Iterable[str]:
     commit = origin.commit
-    if data.base_model:
+    if data.base_model and base:
         named = ", ".join(map(_link, base))
         at = f" at revision `{_line(data.base_model_revision)}`" if data.base_model_revision else ""
         yield f"Base model: {named}{at}."
@@ -223,7 +225,8 @@ def _origin(data: ModelCardData, origin: Origin, base: list[str]) -> Iterable[st
             "further is not recorded."
         )
     elif base:
-        yield f"Base model: {_link(base[0])}, by the card of the folder it was loaded from."
+        named = ", ".join(map(_link, base))
+        yield f"Base model: {named}, by the card of the folder it was loaded from."
     else:
         yield "The base model is not recorded."
     stated = _license(data, origin)

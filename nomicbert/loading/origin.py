@@ -5,6 +5,7 @@ Source: the folders of huggingface_hub's cache, models--ORGANISATION--NAME/snaps
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,23 +25,30 @@ class Origin:
     Attributes:
         repo_id: of its repository, or "".
         commit: of the repository, or "".
-        base_model: that the card of a local folder names, or "".
-        license: license, license_name and license_link of its card, those that it states.
+        base_models: that the card of a local folder names.
+        license: license, license_name and license_link of its card, those that it states; of a
+            list of several, none.
     """
 
     repo_id: str = ""
     commit: str = ""
-    base_model: str = ""
+    base_models: tuple[str, ...] = ()
     license: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path) -> "Origin":
-        """Of a checkpoint's folder, which may be one of the cache."""
+        """Of a checkpoint's folder, which may be one of the cache, or below one."""
+        for place in (folder, *folder.parents):
+            name = place.parent.parent.name
+            if place.parent.name == SNAPSHOTS and name.startswith(PREFIX):
+                repo_id = name.removeprefix(PREFIX).replace("--", "/")
+                stated = _license(read_front(folder)) or _license(read_front(place))
+                return cls(repo_id, place.name, license=stated)
         front = read_front(folder)
-        stated = {key: front[key] for key in LICENSE_KEYS if PLAIN.fullmatch(front.get(key, ""))}
-        *_, name, place, commit = ("", "", "", *folder.parts)
-        if place == SNAPSHOTS and name.startswith(PREFIX):
-            repo_id = name.removeprefix(PREFIX).replace("--", "/")
-            return cls(repo_id, commit, license=stated)
-        base = front.get("base_model", "")
-        return cls(base_model=base if REPO_ID.fullmatch(base) else "", license=stated)
+        bases = tuple(base for base in front.get("base_model", []) if REPO_ID.fullmatch(base))
+        return cls(base_models=bases, license=_license(front))
+
+
+def _license(front: Mapping[str, list[str]]) -> dict[str, str]:
+    stated = {key: front[key][0] for key in LICENSE_KEYS if len(front.get(key, [])) == 1}
+    return {key: value for key, value in stated.items() if PLAIN.fullmatch(value)}

@@ -100,7 +100,7 @@ class Publishing:
         if safe_serialization is not None and not safe_serialization:
             raise ValueError("safe_serialization=False is not supported: weights are safetensors")
         data = self.model_card_data
-        for one in as_datasets("train_datasets", [*(train_datasets or ())]):
+        for one in as_datasets("train_datasets", _unspread(train_datasets)):
             if one not in data.train_datasets:
                 data.train_datasets.append(one)
         if model_name is not None and model_name.count("/") == 1:
@@ -157,7 +157,7 @@ class Publishing:
             local_model_path: upload this folder in place of the model; it is not changed.
             exist_ok: whether the repository may exist. None: as in the library that has the class:
                 False for Embedder and CrossEncoder, True for NomicBert and the heads.
-            replace_model_card: also upload the new card where the repository has one.
+            replace_model_card: also upload README.md where the repository has one.
             train_datasets: data sets that are added to `model_card_data`.
             revision: branch to upload to, made if there is none.
             create_pr: open a pull request; the repository may then exist.
@@ -170,10 +170,7 @@ class Publishing:
             a request is made. Errors of `save_pretrained`.
         """
         refuse_unknown(unknown, self.push_to_hub)
-        self._note_for_card(None, train_datasets, safe_serialization)
         kind, data = type(self).__name__, self.model_card_data
-        if tags is not None:
-            data.add_tags([*tags])
         target = hub_upload.Target(
             repo_id,
             token,
@@ -183,19 +180,21 @@ class Publishing:
             create_pr,
             commit_message or f"Add new {kind} model",
             commit_description or (self._invitation(repo_id) if create_pr else None),
+            replace_model_card,
         )
+        self._note_for_card(None, train_datasets, safe_serialization)
+        data.add_tags(_unspread(tags))
         if local_model_path is not None:
             local = os.fspath(local_model_path)
-            return hub_upload.upload(target, lambda *_: local)
+            return hub_upload.upload(target, lambda _: local)
         with tempfile.TemporaryDirectory(prefix="nomicbert-push-") as made:
             folder = Path(made)
             self.save_pretrained(folder)
 
-            def fill(full_id: str, carded: bool) -> Path:
+            def fill(full_id: str) -> Path:
                 data.set_model_id(full_id)
                 (folder / model_card.NAME).unlink(missing_ok=True)  # it lacks the full id
-                if replace_model_card or not carded:
-                    model_card.write(folder, self._rendered())
+                model_card.write(folder, self._rendered())
                 return folder
 
             return hub_upload.upload(target, fill)
@@ -242,12 +241,17 @@ class Publishing:
     def _invitation(self, repo_id: str) -> str:
         """The description of a pull request."""
         model = f'"{repo_id}", revision="refs/pr/NUMBER"'
-        code = self._card().snippets[0].code.strip().replace("MODEL", model)
+        code = self._card().snippets[0].code.strip().replace("MODEL", model, 1)
         return (
             f"This pull request adds a model that nomicbert's {type(self).__name__} has saved:\n\n"
             f"```\n{self}\n```\n\nIt can be loaded before it is merged, by the number of this pull "
             f"request:\n\n```python\n{code}\n```\n"
         )
+
+
+def _unspread(names: Sequence[str] | None) -> list[str]:
+    """A list of names; a lone one is not a sequence of letters."""
+    return [names] if isinstance(names, str) else [*(names or ())]
 
 
 class PublishedModule(Publishing, nn.Module):

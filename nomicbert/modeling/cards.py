@@ -19,8 +19,8 @@ TASKS = {
 # Labels that a card lists.
 LISTED = 20
 NO_TOKENIZER = (
-    "This folder holds config.json and the weights. The tokenizer, that of the base model, is not "
-    "part of it."
+    "`save_pretrained` writes config.json and the weights, but no tokenizer: it is that of the "
+    "base model."
 )
 UNREAD = (
     "transformers' own class for this model type gives other results or refuses the checkpoint: "
@@ -110,6 +110,19 @@ def head_card(
     return _card(config, kind, f"AutoModelFor{task}", summary, tag, facts)
 
 
+def transformers_agrees(config: EncoderConfig, max_length: int, task: str = "") -> bool:
+    """Whether transformers' own class loads what is saved, and computes the same.
+
+    Args:
+        config: of the encoder.
+        max_length: maximum tokens per text.
+        task: of a head.
+    """
+    # transformers has no QuestionAnswering for nomic_bert
+    lacking = config.model_type == "nomic_bert" and task == "QuestionAnswering"
+    return not (lacking or beyond_transformers(config, max_length))
+
+
 def _card(
     config: EncoderConfig,
     kind: str,
@@ -118,9 +131,8 @@ def _card(
     tag: str,
     facts: dict[str, str],
 ) -> Card:
-    # transformers has no QuestionAnswering for nomic_bert
-    lacking = config.model_type == "nomic_bert" and theirs.endswith("QuestionAnswering")
-    known = not (lacking or beyond_transformers(config))
+    task = theirs.removeprefix("AutoModelFor")
+    known = transformers_agrees(config, config.max_position_embeddings, task)
     snippets = [Snippet("nomicbert", OURS.replace("KIND", kind))]
     if known:
         snippets.append(Snippet("transformers", THEIRS.replace("KIND", theirs)))

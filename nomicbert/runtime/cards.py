@@ -11,8 +11,7 @@ from torch import nn
 
 from nomicbert.config import EncoderConfig
 from nomicbert.loading.model_card import Card, Snippet
-from nomicbert.loading.saved_config import beyond_transformers
-from nomicbert.modeling.cards import LISTED, UNREAD, encoder_facts
+from nomicbert.modeling.cards import LISTED, UNREAD, encoder_facts, transformers_agrees
 from nomicbert.modeling.heads import NomicBertForSequenceClassification
 from nomicbert.runtime.activation import Activation, activation_name
 from nomicbert.text.prompts import Prompts
@@ -70,7 +69,7 @@ def embedder_card(
         "Similarity": similarity,
         **_encoder(model, model.encoder.config, str(model.encoder.dtype)),
     }
-    known = not beyond_transformers(model.encoder.config)
+    known = transformers_agrees(model.encoder.config, max_seq_length)
     return Card(
         kind="Embedder",
         summary=f"An embedding model that maps a text to a vector of {truncate_dim or width} "
@@ -79,7 +78,7 @@ def embedder_card(
         pipeline_tag="sentence-similarity",
         tags=_tags(known, "sentence-similarity", "feature-extraction"),
         facts=facts,
-        snippets=_snippets(EMBED, "Embedder", _their_embed(prompts), "SentenceTransformer", known),
+        snippets=_snippets(EMBED, "Embedder", "SentenceTransformer", known, prompts),
         prompts=_shown(prompts),
         notes=(*((REQUIRED,) if prompts.required else ()), *(() if known else (UNREAD,))),
     )
@@ -109,7 +108,7 @@ def reranker_card(
     if isinstance(model, ModularReranker):
         facts["Pooling"] = model.pooling.mode
         facts["Modules after pooling"] = ", ".join(map(str, model.pooling.steps))
-    known = not beyond_transformers(model.config)
+    known = transformers_agrees(model.config, max_seq_length)
     single = len(names) == 1
     return Card(
         kind="CrossEncoder",
@@ -119,7 +118,7 @@ def reranker_card(
         pipeline_tag="text-ranking" if single else "text-classification",
         tags=_tags(known, "cross-encoder", *(("reranker",) if single else ())),
         facts={**facts, **_encoder(model, model.config, str(model.dtype))},
-        snippets=_snippets(SCORE, "CrossEncoder", SCORE, "CrossEncoder", known),
+        snippets=_snippets(SCORE, "CrossEncoder", "CrossEncoder", known),
         prompts=_shown(prompts),
         notes=() if known else (UNREAD,),
     )
@@ -134,26 +133,30 @@ def _tags(known: bool, *tags: str) -> tuple[str, ...]:
     return (*((LIBRARY,) if known else ()), *tags)
 
 
-def _their_embed(prompts: Prompts) -> str:
+def _with_prompts(code: str, prompts: Prompts) -> str:
     """The calls of sentence-transformers that put the same prompts before the inputs."""
-    code = EMBED
-    for call, name in (("query", prompts.query_name), ("document", prompts.document_name)):
+    # from the last call to the first: a prompt may hold the text of the next call
+    for call, name in (("document", prompts.document_name), ("query", prompts.query_name)):
         if name is not None and name not in THEIR_NAMES:
             text = json.dumps(prompts.by_name[name], ensure_ascii=False)
             old = re.search(rf"encode_{call}\((.*)\)", code)
             assert old is not None
-            code = code.replace(old[0], f"encode({old[1]}, prompt={text})")
+            code = code.replace(old[0], f"encode({old[1]}, prompt={text})", 1)
     return code
 
 
-def _snippets(our: str, ours: str, their: str, theirs: str, known: bool) -> tuple[Snippet, ...]:
-    libraries = [("nomicbert", our, "nomicbert", ours)]
+def _snippets(
+    code: str, ours: str, theirs: str, known: bool, prompts: Prompts | None = None
+) -> tuple[Snippet, ...]:
+    def of(package: str, kind: str) -> str:
+        return code.replace("LIBRARY", package).replace("CLASS", kind)
+
+    found = [Snippet("nomicbert", of("nomicbert", ours))]
     if known:
-        libraries.append((LIBRARY, their, "sentence_transformers", theirs))
-    return tuple(
-        Snippet(name, code.replace("LIBRARY", package).replace("CLASS", kind))
-        for name, code, package, kind in libraries
-    )
+        their = of("sentence_transformers", theirs)
+        # last: nothing is replaced in the texts of prompts
+        found.append(Snippet(LIBRARY, _with_prompts(their, prompts) if prompts else their))
+    return tuple(found)
 
 
 def _shown(prompts: Prompts) -> Mapping[str, str]:

@@ -83,6 +83,11 @@ def test_other_precisions_are_refused(model: str) -> None:
         NomicBertEmbeddingFunction(model, encode_kwargs={"precision": "binary"})
 
 
+def test_no_precision_is_float32(model: str) -> None:
+    function = NomicBertEmbeddingFunction(model, encode_kwargs={"precision": None})
+    assert function(["a"])[0].dtype == np.float32
+
+
 def test_the_distance_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     where = build_checkpoint(tmp_path, "minilm")
     (where / "config_sentence_transformers.json").write_text('{"similarity_fn_name": "dot"}')

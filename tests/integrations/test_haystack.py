@@ -81,6 +81,26 @@ def test_wrong_inputs(folder: str) -> None:
         NomicBertTextEmbedder(folder, encode_kwargs={"prompt": object()})
 
 
+def test_refused_before_it_can_be_stored(folder: str) -> None:
+    for name in ("token", "use_auth_token"):
+        with pytest.raises(ValueError, match="has a token") as caught:
+            NomicBertTextEmbedder("m", model_kwargs={name: "hf_secret"})
+        assert "hf_secret" not in str(caught.value)
+    with pytest.raises(TypeError, match="encode_kwargs cannot have 'convert_to_tensor'"):
+        NomicBertDocumentEmbedder("m", encode_kwargs={"convert_to_tensor": True})
+
+
+def test_processes_are_for_documents(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    several = NomicBertTextEmbedder(folder, None, {"device": ["cpu", "cpu"], "prompt": "x: "})
+    found: list[Any] = []
+    real = several._sides.embedder.encode_query
+    monkeypatch.setattr(
+        several._sides.embedder, "encode_query", lambda _, **given: found.append(given) or real("a")
+    )
+    several.run(QUERY)
+    assert found == [{"prompt": "x: ", "show_progress_bar": False}]
+
+
 def test_search_in_a_pipeline(folder: str) -> None:
     """Indexing, dumping, loading and searching; the same vectors in the asynchronous run."""
     store = InMemoryDocumentStore()

@@ -102,6 +102,19 @@ def test_refused(folder: str, tmp_path: Path) -> None:
         NomicBertEmbeddings(model=folder, fingerprint=32 * "0")
 
 
+def test_settings_are_frozen(folder: str, tmp_path: Path) -> None:
+    """Assigned ones would have no effect; a copy with others has its own model."""
+    first = NomicBertEmbeddings(model=folder, cache_folder=str(tmp_path))
+    for name in type(first).model_fields.keys() - {"show_progress"}:
+        with pytest.raises(ValueError, match="Field is frozen"):
+            setattr(first, name, getattr(first, name))
+    first.show_progress = False
+    copied = first.model_copy(update={"encode_kwargs": {"matryoshka_dim": 32}})
+    assert len(copied.embed_query(QUERY)) == 32
+    assert copied.cache_folder == str(tmp_path)
+    assert len(pickle.loads(pickle.dumps(copied)).embed_query(QUERY)) == 32
+
+
 def test_a_vector_store(folder: str) -> None:
     embeddings = NomicBertEmbeddings(model=folder)
     store = InMemoryVectorStore.from_texts(DOCUMENTS, embeddings)

@@ -77,6 +77,16 @@ def test_refused(folder: str) -> None:
         NomicBertEmbedding(folder, embed_batch_size=4096)
 
 
+def test_settings_are_frozen(folder: str) -> None:
+    """Assigned ones would have no effect."""
+    first = NomicBertEmbedding(folder, embed_batch_size=3)
+    names = ("model_name", "model_kwargs", "encode_kwargs", "query_encode_kwargs", "fingerprint")
+    for name in names:
+        with pytest.raises(ValueError, match="Field is frozen"):
+            setattr(first, name, getattr(first, name))
+    first.embed_batch_size = 4
+
+
 def test_an_index_is_stored_and_loaded(folder: str, tmp_path: Path) -> None:
     first = NomicBertEmbedding(folder)
     index = VectorStoreIndex(NODES, embed_model=first)

@@ -102,6 +102,13 @@ def test_precision_with_ranges(folder: str, embedder: Embedder) -> None:
     ("arguments", "error", "named"),
     [
         ({"model_kwargs": {"token": "hf_secret"}}, ValueError, "HF_TOKEN"),
+        ({"model_kwargs": {"use_auth_token": "hf_secret"}}, ValueError, "HF_TOKEN"),
+        ({"model_kwargs": {"model_kwargs": {"token": "hf_secret"}}}, ValueError, "HF_TOKEN"),
+        (
+            {"model_kwargs": {"prompts": {1: "x"}}},
+            TypeError,
+            r"\['prompts'\] must be a plain value",
+        ),
         ({"encode_kwargs": {"convert_to_tensor": True}}, TypeError, "convert_to_tensor"),
         ({"query_encode_kwargs": {"inputs": "x"}}, TypeError, "query_encode_kwargs cannot have"),
         ({"encode_kwargs": {"promt": "x"}}, TypeError, "did you mean 'prompt'"),
@@ -125,6 +132,7 @@ def test_plain_values() -> None:
         "count": np.int64(3),
         "flag": True,
         "none": None,
+        "prompts": {"query": "q: ", "sizes": (np.int64(3),)},
     }
     assert plain_keywords("x", given) == {
         "dtype": "bfloat16",
@@ -134,7 +142,18 @@ def test_plain_values() -> None:
         "count": 3,
         "flag": True,
         "none": None,
+        "prompts": {"query": "q: ", "sizes": [3]},
     }
+
+
+def test_prompts_reach_the_model(folder: str, embedder: Embedder) -> None:
+    own = Sides(folder, {"prompts": {"query": "q: "}})
+    np.testing.assert_array_equal(own.queries([QUERY]), embedder.encode([QUERY], prompt="q: "))
+
+
+def test_no_precision_is_float32(folder: str, embedder: Embedder) -> None:
+    both = Sides(folder, None, {"precision": None}, {"precision": "float32"})
+    np.testing.assert_array_equal(both.queries([QUERY]), embedder.encode_query([QUERY]))
 
 
 def test_a_dtype_reaches_the_model(folder: str) -> None:

@@ -115,3 +115,16 @@ def test_examples_of_a_data_set() -> None:
     assert silent.widget == []
     data.set_widget_examples([{"only": "one"}])
     assert data.widget == []
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"license_link": "https://x.org"}, "license_link 'https://x.org' needs license or"),
+        ({"base_model_revision": "v2"}, "base_model_revision 'v2' needs base_model"),
+    ],
+)
+def test_what_says_nothing_alone(given: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        ModelCardData(**given)
+    ModelCardData(**given, license="other", base_model="org/base")

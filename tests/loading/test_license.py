@@ -15,6 +15,17 @@ CARDS = {
         "acme-non-commercial", True
     ),
     "---\nlicense: other\n---": License("other", False),
+    "---\nlicense: null\n---": None,
+    "---\nlicense: ~ # none\n---": None,
+    "---\nlicense: 'null'\n---": License("null", False),
+    "---\nlicense:\n- apache-2.0\n---": License("apache-2.0", False),
+    "---\nlicense:\n- mit\n\n  - cc-by-nc-4.0 # data\ntags:\n- x\n---": License(
+        "mit, cc-by-nc-4.0", True
+    ),
+    "---\nlicense: a#b\n---": License("a#b", False),
+    "---\nlicense: 'it''s # mine' # not mine\n---": License("it's # mine", False),
+    '---\nlicense: "the \\"free\\" # one"\n---': License('the "free" # one', False),
+    "---\nlicense: 'not closed\n---": None,
     "---\nbase:\n  license: mit\n---": None,
     "---\ntags: [a]\n---\nlicense: mit": None,
     "---\nlicense: mit": None,

@@ -134,7 +134,7 @@ def origins() -> Iterator[tuple[Origin, ModelCardData, Any, str, str]]:
     """Origin, data, base model in the metadata, license there, and a sentence."""
     stated = {"license": "cc-by-nc-4.0"}
     cached = Origin("org/base", "c0ffee", license=stated)
-    local = Origin(base_model="org/older", license=stated)
+    local = Origin(base_models=("org/older",), license=stated)
     yield cached, ModelCardData(), "org/base", "cc-by-nc-4.0", "commit `c0ffee`. Whether it was"
     yield local, ModelCardData(), "org/older", "cc-by-nc-4.0", "by the card of the folder"
     own = ModelCardData(base_model="org/mine", base_model_revision="v2", license="mit")
@@ -151,6 +151,28 @@ def test_where_it_comes_from(
     assert (found["base_model"], found["license"]) == (base, license)
     assert sentence in text
     assert f"# Embedder based on {base}\n" in text
+
+
+def test_a_model_is_not_its_own_base(tmp_path: Path) -> None:
+    own = ModelCardData(model_id="org/base")
+    found, text = saved(tmp_path, own, Origin("org/base", "c0ffee"))
+    assert "base_model" not in found
+    assert "commit `c0ffee`" in text
+    own = ModelCardData(model_id="org/base", base_model="org/base")
+    found, text = saved(tmp_path, own)
+    assert "base_model" not in found
+    assert "The base model is not recorded." in text
+
+
+def test_all_base_models_of_a_folder(tmp_path: Path) -> None:
+    found, text = saved(tmp_path, ModelCardData(), Origin(base_models=("a/b", "c/d")))
+    assert found["base_model"] == ["a/b", "c/d"]
+    assert "(https://huggingface.co/a/b), [c/d](https://huggingface.co/c/d), by the card" in text
+
+
+def test_only_the_name_of_the_model_is_put_in(tmp_path: Path) -> None:
+    _, text = saved(tmp_path, ModelCardData(), snippets=(Snippet("x", "f(MODEL, 'MODEL ')"),))
+    assert """f("path/to/this/folder", 'MODEL ')""" in text
 
 
 def test_a_licence_is_not_mixed_with_another(tmp_path: Path) -> None:

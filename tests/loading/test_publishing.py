@@ -153,6 +153,18 @@ def test_a_card_on_the_hub_stays_unless_it_is_to_be_replaced(hub: FakeHub, model
     assert "README.md" not in hub.pushed[-1]["files"]
 
 
+def test_a_card_of_a_local_folder(hub: FakeHub, model: Embedder, tmp_path: Path) -> None:
+    """It replaces one of the repository as little as that of a model does."""
+    (tmp_path / "mine").mkdir()
+    for name in ("README.md", "notes.txt"):
+        (tmp_path / "mine" / name).write_text(name)
+    given: Any = {"token": "writes", "local_model_path": tmp_path / "mine", "exist_ok": True}
+    both = {"README.md", "notes.txt"}
+    for more, names in (({}, both), ({}, {"notes.txt"}), ({"replace_model_card": True}, both)):
+        model.push_to_hub(REPO, **given, **more)
+        assert set(hub.pushed[-1]["files"]) == names
+
+
 def test_a_pull_request(hub: FakeHub, model: Embedder) -> None:
     url = model.push_to_hub(REPO, token="writes", create_pr=True)
     assert url == f"{hub.endpoint}/{REPO}/discussions/1"
@@ -191,6 +203,19 @@ def test_data_sets_and_tags(hub: FakeHub, model: Embedder) -> None:
     card = ModelCard(hub.pushed[-1]["files"]["README.md"].decode())
     assert card.data.datasets == ["org/a", "org/b"]
     assert card.data.tags[-2:] == ["old", "new"]
+
+
+def test_a_lone_name_is_one_name(hub: FakeHub, model: Embedder) -> None:
+    model.push_to_hub(REPO, token="writes", train_datasets="org/a", tags="recipes")
+    card = ModelCard(hub.pushed[-1]["files"]["README.md"].decode())
+    assert card.data.datasets == ["org/a"]
+    assert card.data.tags[-1] == "recipes"
+
+
+def test_a_refused_call_adds_nothing(model: Embedder) -> None:
+    with pytest.raises(HubError, match="is not the id"):
+        model.push_to_hub("a/b/c", train_datasets=["org/a"], tags=["new"])
+    assert model.model_card_data == ModelCardData()
 
 
 def test_a_call_that_saves_may_name_the_model(model: Embedder) -> None:
@@ -275,8 +300,11 @@ def test_a_token_that_may_not_write(hub: FakeHub, model: Embedder) -> None:
 
 def test_a_hub_that_breaks(hub: FakeHub, model: Embedder) -> None:
     hub.broken.add("commit")
-    with pytest.raises(HubError, match=f"answered 500 to the upload of '{REPO}'"):
+    with pytest.raises(HubError, match=f"(?s)answered 500 to .*'{REPO}'.*was made and is empty"):
         model.push_to_hub(REPO, token="writes")
+    with pytest.raises(HubError, match=f"answered 500 to the upload of '{REPO}'") as caught:
+        model.push_to_hub(REPO, token="writes", exist_ok=True)
+    assert "was made" not in str(caught.value)
     hub.broken.clear()
     hub.valid_cards = False
     with pytest.raises(HubError, match=r"(?s)refuses the upload: .*license must be known"):

@@ -46,7 +46,7 @@ def test_the_card_of_an_encoder(variant: str, tmp_path: Path) -> None:
     count = sum(p.numel() for p in model.parameters())
     assert f"| Parameters | {count:,}, float32 |" in card.text
     assert ("| Experts |" in card.text) == bool(model.config.num_experts)
-    assert "tokenizer, that of the base model, is not part of it" in card.text
+    assert "`save_pretrained` writes config.json and the weights, but no tokenizer" in card.text
     codes = snippets(card.text)
     assert card.data.library_name == ("transformers" if "transformers" in codes else "nomicbert")
     assert ("transformers" in codes) == ("load it with nomicbert" not in card.text)
@@ -66,6 +66,15 @@ def test_a_checkpoint_of_their_own_class_is_theirs(tmp_path: Path) -> None:
     build_checkpoint(tmp_path / "a", "nomic-v1.5")
     NomicBert.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
     assert set(snippets(card_of(tmp_path / "b").text)) == {"nomicbert", "transformers"}
+
+
+def test_texts_beyond_the_trained_length_are_ours(tmp_path: Path) -> None:
+    """Dynamic NTK scaling, which transformers computes otherwise above that length."""
+    for positions, libraries in ((48, {"nomicbert", "transformers"}), (64, {"nomicbert"})):
+        folder = tmp_path / str(positions)
+        build_checkpoint(folder, "nomic-v1", n_positions=positions, max_trained_positions=48)
+        NomicBert.from_pretrained(folder).save_pretrained(folder)
+        assert set(snippets(card_of(folder).text)) == libraries
 
 
 @pytest.mark.parametrize(("family", "task"), ALL)

@@ -35,8 +35,8 @@ SUITES = {
 Outcomes = dict[str, str]
 
 
-def main() -> int:
-    """Run the suites, print a table and the failures; return 1 if a --least count is not met."""
+def main() -> None:
+    """Run the suites, print a table and the failures."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("--source", type=Path, required=True, help="checkout of that library")
     parser.add_argument("--suite", choices=SUITES, action="append", help="default: all")
@@ -60,7 +60,6 @@ def main() -> int:
         hub.stop()
     if given.out:
         given.out.write_text(json.dumps(kept, indent=1), "utf-8")
-    return 0
 
 
 def _run(
@@ -110,4 +109,4 @@ def put(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

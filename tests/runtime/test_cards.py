@@ -51,7 +51,9 @@ def test_the_card_of_an_embedder(variant: str, tmp_path: Path) -> None:
     embedder = Embedder(tmp_path / "a", pooling="mean" if bare else None)
     embedder.save_pretrained(tmp_path / "b")
     card = card_of(tmp_path / "b")
-    known = variant not in OURS_ONLY
+    config = embedder.model.config
+    beyond = embedder.max_seq_length > config.max_trained_positions
+    known = not (variant in OURS_ONLY or (config.rotary_scaling_factor and beyond))
     library = "sentence-transformers" if known else "nomicbert"
     assert card.data.library_name == library
     assert card.data.pipeline_tag == "sentence-similarity"
@@ -104,6 +106,33 @@ def test_a_prompt_that_they_do_not_look_for_is_written_out(tmp_path: Path) -> No
     ours, theirs = (run(code, tmp_path / "b") for code in codes.values())
     for name in ("queries", "documents"):
         assert np.abs(theirs[name] - ours[name]).max() <= 1e-5
+
+
+def test_prompts_are_not_changed(tmp_path: Path) -> None:
+    build_checkpoint(tmp_path / "a", "minilm")
+    embedder = Embedder(tmp_path / "a")
+    prompts = {"search_query": "CLASSIFY by MODEL encode_document(x): ", "search_document": "d: "}
+    embedder.prompts = prompts
+    embedder.save_pretrained(tmp_path / "b")
+    ours, theirs = (
+        run(code, tmp_path / "b") for code in snippets(card_of(tmp_path / "b").text).values()
+    )
+    for name in ("queries", "documents"):
+        assert np.abs(theirs[name] - ours[name]).max() <= 1e-5
+
+
+def test_texts_beyond_the_trained_length_are_ours(tmp_path: Path) -> None:
+    """Where save_portable refuses, the card claims nothing."""
+    build_checkpoint(tmp_path / "a", "nomic-v1")
+    embedder = Embedder(tmp_path / "a")
+    trained = embedder.model.config.max_trained_positions
+    for length, libraries in (
+        (trained, {"nomicbert", "sentence-transformers"}),
+        (trained + 1, {"nomicbert"}),
+    ):
+        embedder.max_seq_length = length
+        embedder.save_pretrained(tmp_path / str(length))
+        assert set(snippets(card_of(tmp_path / str(length)).text)) == libraries
 
 
 @pytest.mark.parametrize("labels", [1, 3])
