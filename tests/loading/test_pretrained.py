@@ -200,8 +200,8 @@ def test_dense(tmp_path: Path) -> None:
     assert torch.equal(pooling.steps[0].linear.bias, held["linear.bias"].bfloat16())
     assert (pooling.steps[0].activation, pooling.embedding_dimension) == ("Identity", 112)
     assert dense(activation_function=...).steps[0].activation == "Tanh"
-    with pytest.raises(ConfigError, match=r"= 'torch.nn.Mish' is not supported; supported are Id"):
-        dense(activation_function="torch.nn.Mish")
+    with pytest.raises(ConfigError, match=r"= 'torch.nn.PReLU' is not supported; supported are Id"):
+        dense(activation_function="torch.nn.PReLU")
     with pytest.raises(ConfigError, match=r"in_features = 65, but .* gives 64 columns"):
         dense(in_features=65)
     with pytest.raises(
