@@ -28,7 +28,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (None, "device must be one device's name, not None"),
         (3.5, "must be one device's name, not 3.5"),
         (["cpu"], r"must be one device's name, not \['cpu'\]"),
-        (torch.float16, "must be one device's name, not torch.float16"),
         ("gpu", "unknown device 'gpu'"),
         ("", "unknown device ''"),
         ("cpu:-1", "unknown device 'cpu:-1'"),
