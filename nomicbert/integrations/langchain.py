@@ -75,4 +75,5 @@ class NomicBertEmbeddings(BaseModel, Embeddings):
         return {"format": FORMAT, **self.model_dump()}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
+        # a pickle holds arguments: checked, and the model loaded, as when it was made
         self.__init__(**read_state(type(self), state, type(self).model_fields))  # type: ignore[misc]

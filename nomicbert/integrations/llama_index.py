@@ -75,4 +75,5 @@ class NomicBertEmbedding(BaseEmbedding):
         return {"format": FORMAT, **{name: getattr(self, name) for name in PICKLED}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # a pickle holds arguments: checked, and the model loaded, as when it was made
         self.__init__(**read_state(type(self), state, PICKLED))  # type: ignore[misc]

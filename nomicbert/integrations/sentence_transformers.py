@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from nomicbert.loading.pretrained import EmbedderKeywords, ModelKeywords
 
 
-class Transformer(InputModule):  # type: ignore[misc]
+class Transformer(InputModule):  # type: ignore[misc]  # that library has no types here
     """Texts -> hidden states of their tokens, in place of sentence-transformers' Transformer.
 
     Attributes:

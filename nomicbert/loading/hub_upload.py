@@ -65,6 +65,8 @@ class Target:
                 "one of the two out"
             )
         from huggingface_hub.errors import HFValidationError
+
+        # as in `hub`: names that huggingface_hub.utils offers, but does not declare
         from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
         try:

@@ -250,7 +250,7 @@ class Publishing:
 
 
 def _unspread(names: Sequence[str] | None) -> list[str]:
-    """A list of names; a lone one is not a sequence of letters."""
+    """A list of names; a lone one is not a sequence of characters."""
     return [names] if isinstance(names, str) else [*(names or ())]
 
 

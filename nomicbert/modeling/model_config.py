@@ -54,6 +54,7 @@ class ModelConfig(EncoderConfig):
             return NotImplemented
         return all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self))
 
+    # it can be written; a frozen dataclass, its base, can be hashed
     __hash__ = None  # type: ignore[assignment]
 
     def __setattr__(self, name: str, value: object) -> None:

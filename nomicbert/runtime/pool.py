@@ -30,7 +30,7 @@ HEAVY = (nn.Module, Tokenizer, Graphs)
 
 @dataclass(frozen=True)
 class Call:
-    """What a process is told before the chunks of a call.
+    """The message to a process before the chunks of a call.
 
     Attributes:
         task: pickled, without its heavy parts.
@@ -116,7 +116,7 @@ class WorkerPool:
         if not self._calling.acquire(blocking=False):
             raise ValueError("the pool is in use by another call, which may be a stream: end it")
         try:
-            dispatcher = PoolDispatcher(self, self._told(task, options, flowing), at_a_time)
+            dispatcher = PoolDispatcher(self, self._message(task, options, flowing), at_a_time)
             try:
                 yield dispatcher
                 dispatcher.settle()
@@ -126,16 +126,16 @@ class WorkerPool:
         finally:
             self._calling.release()
 
-    def _told(self, task: Task, options: Options, flowing: bool) -> Call:
+    def _message(self, task: Task, options: Options, flowing: bool) -> Call:
         """The message that begins a call; the model's file is written if it has changed."""
-        outline = Outline.of(task)
+        split = SplitTask.of(task)
         with self._changing:
             self.refuse_if_closed()
-            if outline.mark != self._mark:
+            if split.mark != self._mark:
                 self._forget()
-                self._path = self._file.enter_context(shared(outline.parts))
-                self._mark, self._kept = outline.mark, [*outline.parts, *outline.tensors]
-            return Call(outline.task, self._path, options, flowing)
+                self._path = self._file.enter_context(shared(split.parts))
+                self._mark, self._kept = split.mark, [*split.parts, *split.tensors]
+            return Call(split.task, self._path, options, flowing)
 
     def _forget(self) -> None:
         """Drop the model: its addresses may be used again, so its mark means nothing any more."""
@@ -160,11 +160,11 @@ class WorkerPool:
             self._members = found + [one for one in living if one not in found]
             return found
 
-    def open(self, names: Sequence[str], told: Call) -> list[Member]:
+    def open(self, names: Sequence[str], call: Call) -> list[Member]:
         """Begin a call in processes of these names; the model is sent to those that lack it."""
         members = self.members(names)
         for member in members:
-            own = replace(told, parts=None) if member.mark == self._mark else told
+            own = replace(call, parts=None) if member.mark == self._mark else call
             member.mark, member.ready = self._mark, False
             member.send(own)
         return members
@@ -173,15 +173,15 @@ class WorkerPool:
 class PoolDispatcher(Dispatcher):
     """The processes of one call, which are a pool's and stay."""
 
-    def __init__(self, pool: WorkerPool, told: Call, at_a_time: int) -> None:
-        """`told`: to every process before its first chunk."""
+    def __init__(self, pool: WorkerPool, call: Call, at_a_time: int) -> None:
+        """`call`: sent to every process before its first chunk."""
         names = list(map(str, pool.devices))
         super().__init__(names, work_for_calls, pool.threads, at_a_time=at_a_time)
         self._pool = pool
-        self._told = told
+        self._call = call
 
     def _start(self, names: Sequence[str]) -> None:
-        self.members = self._pool.open(names, self._told)
+        self.members = self._pool.open(names, self._call)
 
     def _stop(self) -> None:
         """The processes stay: `settle` or `abandon` comes next."""
@@ -201,7 +201,7 @@ class PoolDispatcher(Dispatcher):
 
 
 @dataclass(frozen=True)
-class Outline:
+class SplitTask:
     """A task in two parts, one of which is the same for most calls.
 
     Attributes:
@@ -218,9 +218,9 @@ class Outline:
     tensors: list[Tensor]
 
     @classmethod
-    def of(cls, task: Task) -> "Outline":
+    def of(cls, task: Task) -> "SplitTask":
         """Take a task apart."""
-        heavy, tensors = Apart(HEAVY), Apart((Tensor,))
+        heavy, tensors = PartPickler(HEAVY), PartPickler((Tensor,))
         content = heavy.dumps(task)
         # others are known by their addresses, which the pool keeps: a vocabulary takes long
         modules = [part if isinstance(part, nn.Module) else _named(part) for part in heavy.parts]
@@ -229,7 +229,7 @@ class Outline:
         return cls(content, heavy.parts, content_of + repr(stamps).encode(), [*tensors.parts])
 
 
-class Apart:
+class PartPickler:
     """Pickles a value with numbers in place of the objects of some classes."""
 
     def __init__(self, kinds: tuple[type, ...]) -> None:

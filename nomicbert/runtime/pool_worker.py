@@ -29,7 +29,7 @@ def work_for_calls(connection: Connection, name: str, threads: int) -> None:
 
 
 def assembled(task: bytes, parts: Sequence[Any]) -> Task:
-    """The task that `pool.Apart` took apart."""
+    """The task that `pool.PartPickler` took apart."""
     reader = pickle.Unpickler(io.BytesIO(task))
     reader.persistent_load = parts.__getitem__  # type: ignore[method-assign]
     found: Task = reader.load()

@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from nomicbert.runtime import encode_types
 from nomicbert.runtime.encode_types import Vectors
-from nomicbert.runtime.features import (
-    TextOutputs,
-    all_outputs,
-)
+from nomicbert.runtime.features import TextOutputs, all_outputs
 from nomicbert.runtime.pool import WorkerPool
 from nomicbert.runtime.progress import Progress
 from nomicbert.runtime.request import Request

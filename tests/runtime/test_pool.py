@@ -226,14 +226,14 @@ def test_closed_before_the_processes_get_their_call(
 ) -> None:
     """As by another thread: none is started in a closed pool, where nothing would stop it."""
     pool = embedder.start_multi_process_pool(["cpu"])
-    told = pool._told
+    message = pool._message
 
-    def told_and_closed(*arguments: Any) -> module.Call:
-        call = told(*arguments)
+    def made_and_closed(*arguments: Any) -> module.Call:
+        call = message(*arguments)
         pool.close()
         return call
 
-    monkeypatch.setattr(pool, "_told", told_and_closed)
+    monkeypatch.setattr(pool, "_message", made_and_closed)
     with pytest.raises(ValueError, match="the pool is closed: start another one"):
         embedder.encode(TEXTS, pool=pool)
     assert pool._members == []
