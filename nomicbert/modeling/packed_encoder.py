@@ -91,7 +91,7 @@ class PackedEncoder(BackendModule):
             was replaced by another kind of module.
         """
         table, config = self.embeddings.word, self.config
-        padded = table.padding_idx
+        padded = getattr(table, "padding_idx", None)
         changed = resize(
             table, new_num_tokens, pad_to_multiple_of, config.initializer_range, mean_resizing
         )

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nomicbert import Embedder, ExportError
-from nomicbert.export import check, encoder, layers, mlp, run, source, vectors
+from nomicbert.export import activations, check, encoder, layers, mlp, run, source, vectors
 from nomicbert.export import onnx as export
 from nomicbert.export.check import Difference, cases_of
 from nomicbert.export.graph import Graph, Precision
@@ -223,7 +223,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "bias dropped": ("bge-en", each_layer(drop_bias)),
     "GELU by tanh": (
         "bge-en",
-        lambda patch: patch.setitem(mlp._FUNCTIONS, "gelu", mlp.gelu_tanh),
+        lambda patch: patch.setitem(activations._FUNCTIONS, "gelu", activations.gelu_tanh),
     ),
     "wrong expert": ("nomic-v2-moe", each_layer(wrong_expert)),
     "one expert, not two": ("nomic-v2-moe", each_layer(wrong_router)),

@@ -123,7 +123,7 @@ def test_dense_that_does_not_fit(tmp_path: Path) -> None:
     for change, error, message in (
         ({"in_features": 63}, ConfigError, "in_features = 63, but .* gives 64 columns"),
         ({"out_features": 113}, CheckpointError, "113"),
-        ({"activation_function": "torch.nn.modules.Softmax"}, ConfigError, "not supported"),
+        ({"activation_function": "torch.nn.modules.GLU"}, ConfigError, "not supported"),
     ):
         path.write_text(json.dumps(fine | change), "utf-8")
         with pytest.raises(error, match=message):

@@ -241,7 +241,7 @@ def test_few_vectors_are_logged(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("precision", ["int4", "float64", "bfloat16", None, "INT8"])
+@pytest.mark.parametrize("precision", ["int4", "float64", "bfloat16", 8, "INT8"])
 def test_unknown_precision(precision: Any, embedder: Embedder) -> None:
     named = "precision must be one of float32, float16, int8, uint8, binary, ubinary, not "
     for encode in (embedder.encode, embedder.encode_iter):
