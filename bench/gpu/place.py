@@ -44,6 +44,14 @@ DRY_MODELS = (
 )
 
 
+def patch_interpreter() -> None:
+    """Let Triton's interpreter round to e4m3 as a GPU does, and be three times as fast."""
+    from tests.interpreter import fp8, speed
+
+    fp8.install()
+    speed.install()
+
+
 @dataclass(frozen=True)
 class Place:
     """A device and how to measure on it.
@@ -78,6 +86,7 @@ class Place:
                 "(--dry shows on a CPU that everything runs)"
             )
         if interprets():
+            patch_interpreter()
             return cls(torch.device("cpu"), torch.float16, "triton", dry, on_host)
         return cls(torch.device("cpu"), torch.float32, "torch", dry, on_host)
 

@@ -151,8 +151,9 @@ def test_forms_in_the_interpreter() -> None:
     """Real kernels, tiles and launch tables: each form gives correct results."""
     code = """
 import json, torch
-from tests.interpreter import fp8
+from tests.interpreter import fp8, speed
 fp8.install()
+speed.install()
 from bench.gpu import attention, ops
 from bench.gpu.place import Place
 here = Place(torch.device("cpu"), torch.float32, "triton", True, lambda work: (work(), 0.5)[1])

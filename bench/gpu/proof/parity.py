@@ -175,16 +175,7 @@ def fp8_cases(stage: str, options: Facts) -> Sequence[Case]:
     if place.is_gpu:
         models = models_of(place, options, of_ours(place, ("ours", FP8)))
         return [*matched(found, options), *races(place, models, TUNED_CASES, options)]
-    round_as_a_gpu(place)
     return matched(found, options)
-
-
-def round_as_a_gpu(place: Place) -> None:
-    """Patch Triton's interpreter, which rounds to e4m3 differently from a GPU."""
-    if not place.is_gpu:
-        from tests.interpreter import fp8
-
-        fp8.install()
 
 
 def fp8_op(place: Place, name: str) -> Facts:

@@ -24,7 +24,7 @@ from bench.gpu import ops
 from bench.gpu.forms import FP8, ROUNDED, Asked
 from bench.gpu.place import Place
 from bench.gpu.proof.cases import case, matched
-from bench.gpu.proof.parity import of_specification, round_as_a_gpu
+from bench.gpu.proof.parity import of_specification
 from bench.gpu.proof.winners import FEW, plain, write_table
 from bench.gpu.race import Task, contest, facts_of
 from bench.gpu.runner.child import Case, Facts
@@ -77,7 +77,6 @@ def contests() -> list[Contest]:
 def cases(stage: str, options: Facts) -> Sequence[Case]:
     """A case per contest and size."""
     place = Place.here(options["dry"])
-    round_as_a_gpu(place)
     out, ledger = Path(options["out"]), Ledger(Path(options["ledger"]))
     found = [
         case(
