@@ -35,9 +35,8 @@ def round_rows(x: Tensor) -> Activation:
     rows, width = x.shape
     out = Activation(*narrow_like(x))
     if x.numel():
-        keywords = layer_norm_triton.tiling(width, x.dtype)
-        layer_norm_triton.narrow_kernel[(triton.cdiv(rows, keywords["ROWS"]),)](
-            x, out.data, out.scale, rows, x.stride(0), **keywords
+        layer_norm_triton.narrow_kernel[(rows,)](
+            x, out.data, out.scale, x.stride(0), **layer_norm_triton.tiling(width)
         )
     return out
 

@@ -2,8 +2,8 @@
 
 A contest is an op of a model in several sizes with named variants. A variant changes the shipped
 launch row ("BLOCK_N": 256, "library": true) or a constant of a kernel module ("module":
-{"layer_norm_triton.WARPS": 1}). Each variant is compared with fp64, then timed round-robin with the
-shipped form. `winners` decides which rows are taken.
+{"layer_norm_triton.WARP_COLUMNS": 512}). Each variant is compared with fp64, then timed round-robin
+with the shipped form. `winners` decides which rows are taken.
 """
 
 import contextlib
