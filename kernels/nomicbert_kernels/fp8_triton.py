@@ -94,6 +94,11 @@ def linear(
     return linear_triton.launch_linear(s, data, packed, weight.bias, added, kind, scales)
 
 
+def adds_residual(x: Tensor | Activation, weight: Weight) -> bool:
+    """See `linear_triton.adds_residual`; the kernel on e4m3 adds it."""
+    return usable(x, weight) or linear_triton.adds_residual(x, weight)
+
+
 def qkv_rotary(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_heads: int) -> Tensor:
     """See `nomicbert_kernels.qkv_rotary`."""
     if not usable(x, weight):

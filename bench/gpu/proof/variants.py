@@ -103,7 +103,7 @@ def run_contest(place: Place, one: Contest, size: int | str, ledger: Ledger, out
     }
     entrants = {name: Peer(call, values) for name, call in calls.items()}
     if one.op == "linear, layer_norm":
-        entrants |= {"ours, residual in LayerNorm": Peer(residual_in_norm(place))}
+        entrants |= {"ours, residual in linear": Peer(residual_in_linear(place))}
     task = Task(
         "variants", model.name, f"{one.name}, {size}", "variants", problem.tokens, problem.flops,
         problem.bytes,
@@ -253,16 +253,15 @@ def ops_of(place: Place, one: Contest) -> Any:
     return place.ops if one.bytes == 2 else select_ops(place.device, place.dtype, "fp8")
 
 
-def residual_in_norm(place: Place) -> Any:
-    """A linear layer without residual, followed by LayerNorm with it."""
+def residual_in_linear(place: Place) -> Any:
+    """A linear layer with residual, followed by LayerNorm without it."""
 
     def call(t: Tensors) -> Call:
         weight = place.ops.prepare(t["weight"], t.get("bias"), "linear")
 
         def run() -> Tensor:
-            product = place.ops.linear(t["x"], weight)
-            norm = t["norm"], t["shift"], problems.EPS
-            return values(place.ops.layer_norm(product, *norm, t["residual"]))
+            y = place.ops.linear(t["x"], weight, t["residual"])
+            return values(place.ops.layer_norm(y, t["norm"], t["shift"], problems.EPS))
 
         return run
 
