@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from bench import problems
 from bench.aot_cases import Model
@@ -81,8 +82,13 @@ def sublayer_end(model: Model, draw: Draw, tokens: int) -> Made:
     }
 
     def bind(ops: Ops, t: Tensors) -> Call:
-        project = plain.bind(ops, t)
-        return lambda: values(ops.layer_norm(project(), t["norm"], t["shift"], problems.EPS, None))
+        weight = ops.prepare(t["weight"], t.get("bias"), "linear")
+
+        def run() -> Tensor:
+            y, residual = ops.project(t["x"], weight, t["residual"])
+            return values(ops.layer_norm(y, t["norm"], t["shift"], problems.EPS, residual))
+
+        return run
 
     def normed(product: Callable[[Tensors], Call]) -> Callable[[Tensors], Call]:
         def call(t: Tensors) -> Call:

@@ -61,6 +61,11 @@ class BackendError(RuntimeError):
     """The requested backend cannot run on this device or in this dtype."""
 
 
+def always(x: Tensor | Activation, weight: Weight) -> bool:
+    """For backends whose `linear` adds a residual before it rounds."""
+    return True
+
+
 @dataclass(frozen=True)
 class Ops:
     """The functions of one backend; each is documented in the module of its name.
@@ -69,6 +74,8 @@ class Ops:
         name: of the backend.
         prepare: (weight, bias or None, kind) -> Weight, packed or quantised for this backend.
         plan: (lengths, num_heads, head_dim, dtype) -> Plan, made once per batch.
+        adds_residual: (x, weight) -> whether `linear` adds a residual without another pass over
+            memory.
     """
 
     name: str
@@ -83,6 +90,23 @@ class Ops:
     gelu: Callable[..., Tensor | Activation]
     moe: Callable[..., Tensor]
     pool: Callable[..., Tensor]
+    adds_residual: Callable[[Tensor | Activation, Weight], bool] = always
+
+    def project(
+        self, x: Tensor | Activation, weight: Weight, residual: Tensor | Activation
+    ) -> tuple[Tensor, Tensor | Activation | None]:
+        """Apply a linear layer whose result and residual are the input of `layer_norm`.
+
+        Args:
+            x: (T, K).
+            weight: (N, K).
+            residual: (T, N).
+
+        Returns: (T, N), and the residual if `layer_norm` has to add it, else None.
+        """
+        if self.adds_residual(x, weight):
+            return self.linear(x, weight, residual), None
+        return self.linear(x, weight), residual
 
 
 def plan_runs(lengths: Sequence[int], num_heads: int, head_dim: int, dtype: torch.dtype) -> Plan:
@@ -216,6 +240,7 @@ def triton_ops(device: torch.device) -> Ops:
         gelu=gelu_triton.gelu,
         moe=moe_triton.moe,
         pool=pool_triton.pool,
+        adds_residual=linear_triton.adds_residual,
     )
 
 
@@ -234,6 +259,7 @@ def fp8_ops(device: torch.device) -> Ops:
         layer_norm=fp8_triton.layer_norm,
         swiglu=fp8_triton.swiglu,
         gelu=fp8_triton.gelu,
+        adds_residual=fp8_triton.adds_residual,
     )
 
 
@@ -242,7 +268,7 @@ def invariant_ops(device: torch.device) -> Ops:
     """`triton_ops` with batch-independent launch settings; raises the same errors."""
     ops = triton_ops(device)
     # the other ops already work row by row or text by text
-    names = ("plan", "linear", "qkv_rotary", "attention", "swiglu", "gelu", "moe")
+    names = ("plan", "linear", "adds_residual", "qkv_rotary", "attention", "swiglu", "gelu", "moe")
     return replace(
         ops, name="invariant", **{name: within_invariant(getattr(ops, name)) for name in names}
     )

@@ -1,14 +1,13 @@
 """The first hidden states in one kernel: three gathers, their sum and its LayerNorm, in fp32.
 
-Tiles are those of `layer_norm_triton`. The backward pass gathers again instead of saving the sum.
-The gradient of a table is summed per table row: tokens are stably sorted by id, so the tokens of a
-row are contiguous and in order, and no two programs write to the same address.
+A program takes one token, as in `layer_norm_triton`. The backward pass gathers again instead of
+saving the sum. The gradient of a table is summed per table row: tokens are stably sorted by id, so
+the tokens of a row are contiguous and in order, and no two programs write to the same address.
 
 An id outside its table fails a device assertion, as in torch, which the next synchronising call
 raises. On a CPU it is a ValueError.
 
-Pointers of the kernels (rows = T; float is fp32, fp16 or bf16; contiguous unless a row stride is
-passed):
+Pointers of the kernels (float is fp32, fp16 or bf16; contiguous unless a row stride is passed):
     ids, types, positions  (T,) int32 or int64, or None
     word, type_table, position_table  (words, type_rows, position_rows; WIDTH) float, or None; row
                            strides stride_w, stride_t, stride_p
@@ -34,15 +33,13 @@ from nomicbert_kernels.gemm_triton import by_rows
 from nomicbert_kernels.layer_norm_triton import (
     affine,
     input_gradient,
-    load_rows,
+    load_row,
     partial_sums,
     refuse_double,
     result_dtype,
     second_sum,
     shares,
     standardise,
-    store_sum,
-    tile_columns,
     tiling,
 )
 from nomicbert_kernels.tensors import EmbeddingTables
@@ -57,9 +54,9 @@ MOST_PARTS = 128
 
 
 @triton.jit
-def load_ids(ids, r, valid, table_rows):
-    """Load the ids of the tokens r; one outside the table fails a device assertion."""
-    row = tl.load(ids + r, mask=valid, other=0)
+def load_id(ids, r, table_rows):
+    """Load the id of token r, int64; one outside the table fails a device assertion."""
+    row = tl.load(ids + r)
     tl.device_assert((row >= 0) & (row < table_rows), "an id is outside its table")
     return row.to(tl.int64)
 
@@ -81,28 +78,25 @@ def gather(
     stride_p,
     stride_e,
     r,
-    valid,
     c,
     mask,
 ):
-    """The sum of the embedding rows of the tokens r, fp32."""
+    """The sum of the embedding rows of token r, fp32."""
     if embeds is None:
-        z = load_rows(word, load_ids(ids, r, valid, words), stride_w, c, mask)
+        z = load_row(word + load_id(ids, r, words) * stride_w + c, mask)
     else:
-        z = load_rows(embeds, r, stride_e, c, mask)
+        z = load_row(embeds + r * stride_e + c, mask)
     if type_table is not None:
-        if types is None:
-            row = r * 0
-        else:
-            row = load_ids(types, r, valid, type_rows)
-        z += load_rows(type_table, row, stride_t, c, mask)
+        # without types every token has type 0
+        if types is not None:
+            type_table += load_id(types, r, type_rows) * stride_t
+        z += load_row(type_table + c, mask)
     if position_table is not None:
-        row = load_ids(positions, r, valid, position_rows)
-        z += load_rows(position_table, row, stride_p, c, mask)
+        z += load_row(position_table + load_id(positions, r, position_rows) * stride_p + c, mask)
     return z
 
 
-@triton.jit(debug=True, do_not_specialize=["rows"])
+@triton.jit(debug=True)
 def embed_kernel(
     ids,
     types,
@@ -121,18 +115,14 @@ def embed_kernel(
     weight,
     bias,
     y,
-    rows,
     eps,
     WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """y = LayerNorm of the gathered sum; a program takes ROWS tokens."""
-    c = tile_columns(CHUNKS, LANES)
-    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    valid = r < rows
-    mask = valid[None, :, None] & (c < WIDTH)
+    """y = LayerNorm of the gathered sum, for one token."""
+    r = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, COLUMNS)
+    mask = c < WIDTH
     z = gather(
         ids,
         types,
@@ -149,13 +139,12 @@ def embed_kernel(
         stride_p,
         stride_e,
         r,
-        valid,
         c,
         mask,
     )
     standard, _ = standardise(z, mask, eps, WIDTH)
-    h = affine(standard, weight, bias, r, c, mask)
-    tl.store(y + r[None, :, None] * WIDTH + c, h.to(y.dtype.element_ty), mask=mask)
+    h = affine(standard, weight, bias, c, mask)
+    tl.store(y + r * WIDTH + c, h.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows", "share"])
@@ -184,20 +173,15 @@ def embed_backward_kernel(
     share,
     eps,
     WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """Write dz, and one row of dweight and dbias per program, which takes `share` tokens."""
-    c = tile_columns(CHUNKS, LANES)
-    first = tl.program_id(0).to(tl.int64) * share
-    last = tl.minimum(first + share, rows)
-    along = tl.zeros((CHUNKS, ROWS, LANES), tl.float32)
-    total = tl.zeros((CHUNKS, ROWS, LANES), tl.float32)
-    for row in range(first, last, ROWS):
-        r = row + tl.arange(0, ROWS)
-        valid = r < last
-        mask = valid[None, :, None] & (c < WIDTH)
+    program = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, COLUMNS)
+    mask = c < WIDTH
+    along = tl.zeros((COLUMNS,), tl.float32)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for r in range(program * share, tl.minimum(program * share + share, rows)):
         z = gather(
             ids,
             types,
@@ -214,22 +198,21 @@ def embed_backward_kernel(
             stride_p,
             stride_e,
             r,
-            valid,
             c,
             mask,
         )
-        g = load_rows(dy, r, stride_dy, c, mask)
+        g = load_row(dy + r * stride_dy + c, mask)
         standard, factor = standardise(z, mask, eps, WIDTH)
         if dweight is not None:
-            along += tl.where(mask, g * standard, 0.0)
+            along += g * standard
         if dbias is not None:
             total += g
-        d = input_gradient(g, weight, standard, factor, r, c, mask, WIDTH)
-        tl.store(dz + r[None, :, None] * WIDTH + c, d.to(dz.dtype.element_ty), mask=mask)
+        d = input_gradient(g, weight, standard, factor, c, mask, WIDTH)
+        tl.store(dz + r * WIDTH + c, d.to(dz.dtype.element_ty), mask=mask)
     if dweight is not None:
-        store_sum(dweight, along, WIDTH, CHUNKS, LANES)
+        tl.store(dweight + program * WIDTH + c, along, mask=mask)
     if dbias is not None:
-        store_sum(dbias, total, WIDTH, CHUNKS, LANES)
+        tl.store(dbias + program * WIDTH + c, total, mask=mask)
 
 
 @triton.jit
@@ -302,15 +285,13 @@ def forward(
     y = word.new_empty(rows, word.shape[1], dtype=dtype)
     if y.numel():
         gathered = operands(ids, types, positions, word, type_table, position_table, embeds)
-        keywords = tiling(word.shape[1], word.dtype)
-        embed_kernel[(triton.cdiv(rows, keywords["ROWS"]),)](
+        embed_kernel[(rows,)](
             *gathered,
             weight.contiguous(),
             bias.contiguous(),
             y,
-            rows,
             eps,
-            **keywords,
+            **tiling(word.shape[1]),
             sanitize_overflow=False,  # debug=True is for the assertion only
         )
     return y
@@ -380,8 +361,7 @@ def embed_backward_op(
     dy = by_rows(dy)
     rows, width = dy.shape
     dz = dy.new_empty(rows, width)
-    keywords = tiling(width, word.dtype)
-    programs, share = shares(rows, keywords["ROWS"]) if dz.numel() else (0, 0)
+    programs, share = shares(rows) if dz.numel() else (0, 0)
     dweight = partial_sums(programs, weight, wanted[0])
     dbias = partial_sums(programs, bias, wanted[1])
     if programs:
@@ -396,7 +376,7 @@ def embed_backward_op(
             rows,
             share,
             eps,
-            **keywords,
+            **tiling(width),
         )
     return dz, second_sum(dweight, weight, dy), second_sum(dbias, bias, dy)
 

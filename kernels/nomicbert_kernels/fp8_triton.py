@@ -35,9 +35,8 @@ def round_rows(x: Tensor) -> Activation:
     rows, width = x.shape
     out = Activation(*narrow_like(x))
     if x.numel():
-        keywords = layer_norm_triton.tiling(width, x.dtype)
-        layer_norm_triton.narrow_kernel[(triton.cdiv(rows, keywords["ROWS"]),)](
-            x, out.data, out.scale, rows, x.stride(0), **keywords
+        layer_norm_triton.narrow_kernel[(rows,)](
+            x, out.data, out.scale, x.stride(0), **layer_norm_triton.tiling(width)
         )
     return out
 
@@ -93,6 +92,11 @@ def linear(
     s = settings("linear", data, packed, packed.shape[0])
     kind = "none" if added is None else "add"
     return linear_triton.launch_linear(s, data, packed, weight.bias, added, kind, scales)
+
+
+def adds_residual(x: Tensor | Activation, weight: Weight) -> bool:
+    """See `linear_triton.adds_residual`; the kernel on e4m3 adds it."""
+    return usable(x, weight) or linear_triton.adds_residual(x, weight)
 
 
 def qkv_rotary(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_heads: int) -> Tensor:

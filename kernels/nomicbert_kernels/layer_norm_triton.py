@@ -1,9 +1,9 @@
-"""LayerNorm of x + residual in one kernel: one warp per row, held in registers, fp32 statistics.
+"""LayerNorm of x + residual in one kernel: one row per program, in registers, fp32 statistics.
 
-A tile of rows has the shape (CHUNKS, ROWS, LANES), with columns in the first and last dimension.
-Triton assigns lanes from the last dimension on, and then warps. So each warp owns whole rows and
-reads 16 bytes per lane. Rows too wide for the registers of one warp are split among the warps of a
-program.
+A row of up to WARP_COLUMNS columns belongs to one warp, which reads 16 bytes per lane and exchanges
+sums by shuffles: no shared memory, and no warp waits for another. With several rows per program
+that would depend on how a version of Triton distributes them over the warps; 3.6 lets warps share
+rows. Wider rows are split among the warps of a program.
 
 The backward pass recomputes the statistics, because it reads the rows anyway. Gradients of weight
 and bias are summed in two steps of fixed order, so they are bit-identical in every run.
@@ -30,80 +30,51 @@ from nomicbert_kernels.custom_ops import on_its_device, watched
 from nomicbert_kernels.gemm_triton import by_rows, e4m3_scale
 from nomicbert_kernels.tensors import Activation
 
-# Columns that one warp holds, 32 values per lane, and the warps of a program for such rows.
+# Columns that one warp holds, 32 values per lane.
 WARP_COLUMNS = 1024
-WARPS = 4
 # Columns of the widest row, which takes eight warps.
 MOST_COLUMNS = 8192
-# Bytes that a warp reads at once: 16 per lane.
-WARP_BYTES = 512
-# Maximum programs of the backward pass, each with one partial sum.
-PROGRAMS = 512
+# Bits that a lane reads at once.
+LANE_BITS = tl.constexpr(128)
+# Maximum programs of the backward pass, each with one partial sum: eight warps for each
+# multiprocessor of the largest GPUs, which is as many as their registers hold.
+PROGRAMS = 1024
 
 
 @triton.jit
-def tile_columns(CHUNKS: tl.constexpr, LANES: tl.constexpr):
-    """The columns of a tile, (CHUNKS, 1, LANES)."""
-    chunk = tl.arange(0, CHUNKS)[:, None, None]
-    return chunk * LANES + tl.arange(0, LANES)[None, None, :]
-
-
-@triton.jit
-def load_rows(matrix, r, stride, c, mask):
-    """Load the rows r (int64) of a matrix as a tile, in fp32; zeros where masked."""
-    pointers = matrix + r[None, :, None] * stride + c
-    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def load_vector(vector, r, c, mask):
-    """Load one value per column, once per row of the tile, so that no warp waits for another."""
-    pointers = vector + (r * 0)[None, :, None] + c
-    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def row_mean(tile, WIDTH: tl.constexpr):
-    """The mean of each row, (1, ROWS, 1); the tile must be zero beyond its columns."""
-    return (tl.sum(tl.sum(tile, 0), 1) / WIDTH)[None, :, None]
+def load_row(places, mask):
+    """Load one value per column, in fp32; zeros where masked."""
+    return tl.load(places, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def standardise(z, mask, eps, WIDTH: tl.constexpr):
-    """(z - mean) / sqrt(var + eps), and the factor 1 / sqrt(var + eps)."""
-    centred = tl.where(mask, z - row_mean(z, WIDTH), 0.0)
-    factor = tl.rsqrt(row_mean(centred * centred, WIDTH) + eps)
+    """(z - mean) / sqrt(var + eps), and the factor 1 / sqrt(var + eps); z is zero where masked."""
+    centred = tl.where(mask, z - tl.sum(z, 0) / WIDTH, 0.0)
+    factor = tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
     return centred * factor, factor
 
 
 @triton.jit
-def affine(z, weight, bias, r, c, mask):
+def affine(z, weight, bias, c, mask):
     """z * weight + bias, either of which may be None."""
     if weight is not None:
-        z *= load_vector(weight, r, c, mask)
+        z *= load_row(weight + c, mask)
     if bias is not None:
-        z += load_vector(bias, r, c, mask)
+        z += load_row(bias + c, mask)
     return z
 
 
 @triton.jit
-def input_gradient(dy, weight, standard, factor, r, c, mask, WIDTH: tl.constexpr):
+def input_gradient(dy, weight, standard, factor, c, mask, WIDTH: tl.constexpr):
     """Gradient of z from dy, the gradient of the result, and the output of `standardise`."""
     if weight is not None:
-        dy *= load_vector(weight, r, c, mask)
-    along = row_mean(dy * standard, WIDTH)
-    return (dy - row_mean(dy, WIDTH) - standard * along) * factor
+        dy *= load_row(weight + c, mask)
+    along = tl.sum(dy * standard, 0) / WIDTH
+    return (dy - tl.sum(dy, 0) / WIDTH - standard * along) * factor
 
 
 @triton.jit
-def store_sum(partial, tile, WIDTH: tl.constexpr, CHUNKS: tl.constexpr, LANES: tl.constexpr):
-    """Store the sum over the rows of a tile as this program's row of partial (programs, WIDTH)."""
-    c = tl.arange(0, CHUNKS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
-    place = partial + tl.program_id(0).to(tl.int64) * WIDTH + c
-    tl.store(place, tl.sum(tile, 1), mask=c < WIDTH)
-
-
-@triton.jit(do_not_specialize=["rows"])
 def layer_norm_kernel(
     x,
     residual,
@@ -112,55 +83,46 @@ def layer_norm_kernel(
     y,
     narrow,
     scale,
-    rows,
     stride_x,
     stride_r,
     eps,
     WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """y = LayerNorm(x + residual); unless narrow is None, also in e4m3 with one scale per row."""
-    c = tile_columns(CHUNKS, LANES)
-    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    mask = (r < rows)[None, :, None] & (c < WIDTH)
-    z = load_rows(x, r, stride_x, c, mask)
+    r = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, COLUMNS)
+    mask = c < WIDTH
+    z = load_row(x + r * stride_x + c, mask)
     if residual is not None:
-        z += load_rows(residual, r, stride_r, c, mask)
+        z += load_row(residual + r * stride_r + c, mask)
     standard, _ = standardise(z, mask, eps, WIDTH)
-    h = affine(standard, weight, bias, r, c, mask)
-    tl.store(y + r[None, :, None] * WIDTH + c, h.to(y.dtype.element_ty), mask=mask)
+    h = affine(standard, weight, bias, c, mask)
+    tl.store(y + r * WIDTH + c, h.to(y.dtype.element_ty), mask=mask)
     if narrow is not None:
-        store_narrow(narrow, scale, h, r, c, mask, rows, WIDTH)
+        held: tl.constexpr = LANE_BITS // x.dtype.element_ty.primitive_bitwidth
+        store_narrow(narrow, scale, h, r, c, mask, WIDTH, held)
 
 
 @triton.jit
-def store_narrow(narrow, scale, tile, r, c, mask, rows, WIDTH: tl.constexpr):
-    """Store a tile of whole rows, zero beyond their columns, in e4m3 with one scale per row."""
-    factor, inverse = e4m3_scale(tl.max(tl.max(tl.abs(tile), 0), 1))
-    tl.store(scale + r, factor, mask=r < rows)
-    q = (tile * inverse[None, :, None]).to(narrow.dtype.element_ty)
-    tl.store(narrow + r[None, :, None] * WIDTH + c, q, mask=mask)
+def store_narrow(narrow, scale, row, r, c, mask, WIDTH: tl.constexpr, HELD: tl.constexpr):
+    """Store row r, zero where masked, in e4m3 with one scale; a lane holds HELD adjacent values."""
+    factor, inverse = e4m3_scale(tl.max(tl.abs(row), 0))
+    tl.store(scale + r, factor)
+    # Triton would store 16 bytes per lane, for which lanes had to exchange values
+    places = tl.max_contiguous(narrow + r * WIDTH + c, HELD)
+    tl.store(places, (row * inverse).to(narrow.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows"])
-def narrow_kernel(
-    x,
-    narrow,
-    scale,
-    rows,
-    stride_x,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    LANES: tl.constexpr,
-):
+@triton.jit
+def narrow_kernel(x, narrow, scale, stride_x, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
     """Quantise x to e4m3 (narrow), with one scale per row."""
-    c = tile_columns(CHUNKS, LANES)
-    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    mask = (r < rows)[None, :, None] & (c < WIDTH)
-    store_narrow(narrow, scale, load_rows(x, r, stride_x, c, mask), r, c, mask, rows, WIDTH)
+    r = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, COLUMNS)
+    mask = c < WIDTH
+    held: tl.constexpr = LANE_BITS // x.dtype.element_ty.primitive_bitwidth
+    row = load_row(x + r * stride_x + c, mask)
+    store_narrow(narrow, scale, row, r, c, mask, WIDTH, held)
 
 
 @triton.jit(do_not_specialize=["rows", "share"])
@@ -179,34 +141,30 @@ def layer_norm_backward_kernel(
     stride_r,
     eps,
     WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """Write dz, and one row of dweight and dbias per program, which takes `share` rows."""
-    c = tile_columns(CHUNKS, LANES)
-    first = tl.program_id(0).to(tl.int64) * share
-    last = tl.minimum(first + share, rows)
-    along = tl.zeros((CHUNKS, ROWS, LANES), tl.float32)
-    total = tl.zeros((CHUNKS, ROWS, LANES), tl.float32)
-    for row in range(first, last, ROWS):
-        r = row + tl.arange(0, ROWS)
-        mask = (r < last)[None, :, None] & (c < WIDTH)
-        z = load_rows(x, r, stride_x, c, mask)
+    program = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, COLUMNS)
+    mask = c < WIDTH
+    along = tl.zeros((COLUMNS,), tl.float32)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for r in range(program * share, tl.minimum(program * share + share, rows)):
+        z = load_row(x + r * stride_x + c, mask)
         if residual is not None:
-            z += load_rows(residual, r, stride_r, c, mask)
-        g = load_rows(dy, r, stride_dy, c, mask)
+            z += load_row(residual + r * stride_r + c, mask)
+        g = load_row(dy + r * stride_dy + c, mask)
         standard, factor = standardise(z, mask, eps, WIDTH)
         if dweight is not None:
-            along += tl.where(mask, g * standard, 0.0)
+            along += g * standard
         if dbias is not None:
             total += g
-        d = input_gradient(g, weight, standard, factor, r, c, mask, WIDTH)
-        tl.store(dz + r[None, :, None] * WIDTH + c, d.to(dz.dtype.element_ty), mask=mask)
+        d = input_gradient(g, weight, standard, factor, c, mask, WIDTH)
+        tl.store(dz + r * WIDTH + c, d.to(dz.dtype.element_ty), mask=mask)
     if dweight is not None:
-        store_sum(dweight, along, WIDTH, CHUNKS, LANES)
+        tl.store(dweight + program * WIDTH + c, along, mask=mask)
     if dbias is not None:
-        store_sum(dbias, total, WIDTH, CHUNKS, LANES)
+        tl.store(dbias + program * WIDTH + c, total, mask=mask)
 
 
 def refuse_double(name: str, x: Tensor) -> None:
@@ -227,21 +185,17 @@ def refuse_wide(width: int) -> None:
         )
 
 
-def tiling(width: int, dtype: torch.dtype) -> dict[str, int]:
+def tiling(width: int) -> dict[str, int]:
     """Launch keywords for rows of this width."""
     refuse_wide(width)
-    lanes = WARP_BYTES // dtype.itemsize
-    chunks = triton.next_power_of_2(triton.cdiv(width, lanes))
-    warps = chunks * lanes // WARP_COLUMNS
-    keywords = {"WIDTH": width, "CHUNKS": chunks, "LANES": lanes, **launch.COMMON}
-    if warps <= 1:
-        return keywords | {"ROWS": WARPS, "num_warps": WARPS}
-    return keywords | {"ROWS": 1, "num_warps": warps}
+    columns = triton.next_power_of_2(width)
+    warps = max(1, columns // WARP_COLUMNS)
+    return {"WIDTH": width, "COLUMNS": columns, "num_warps": warps, **launch.COMMON}
 
 
-def shares(rows: int, tile: int) -> tuple[int, int]:
-    """Return the number of programs of a backward pass, and the rows of each, in whole tiles."""
-    share = triton.cdiv(triton.cdiv(rows, PROGRAMS), tile) * tile
+def shares(rows: int) -> tuple[int, int]:
+    """Return the number of programs of a backward pass, and the rows of each."""
+    share = triton.cdiv(rows, PROGRAMS)
     return triton.cdiv(rows, share), share
 
 
@@ -277,19 +231,17 @@ def forward(
     rows, width = x.shape
     y = x.new_empty(rows, width, dtype=dtype)
     if y.numel():
-        keywords = tiling(width, x.dtype)
-        layer_norm_kernel[(triton.cdiv(rows, keywords["ROWS"]),)](
+        layer_norm_kernel[(rows,)](
             x,
             residual,
             weight if weight is None else weight.contiguous(),
             bias if bias is None else bias.contiguous(),
             y,
             *(narrow or (None, None)),
-            rows,
             x.stride(0),
             0 if residual is None else residual.stride(0),
             eps,
-            **keywords,
+            **tiling(width),
         )
     return y
 
@@ -339,8 +291,7 @@ def layer_norm_backward_op(
     dy, x, residual = by_rows(dy), by_rows(x), residual if residual is None else by_rows(residual)
     rows, width = x.shape
     dz = x.new_empty(rows, width, dtype=sum_dtype(x, residual))
-    keywords = tiling(width, x.dtype)
-    programs, share = shares(rows, keywords["ROWS"]) if dz.numel() else (0, 0)
+    programs, share = shares(rows) if dz.numel() else (0, 0)
     dweight, dbias = (
         partial_sums(programs, parameter, want)
         for parameter, want in zip((weight, bias), wanted, strict=True)
@@ -360,7 +311,7 @@ def layer_norm_backward_op(
             x.stride(0),
             0 if residual is None else residual.stride(0),
             eps,
-            **keywords,
+            **tiling(width),
         )
     return dz, second_sum(dweight, weight, x), second_sum(dbias, bias, x)
 

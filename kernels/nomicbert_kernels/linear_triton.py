@@ -1,8 +1,10 @@
 """Linear layer in one kernel: GEMM, bias, and an epilogue while the result is in registers.
 
 The epilogue adds the residual, or for `gelu_triton` applies the activation or its derivative. Where
-the launch tables prefer the vendor's GEMM, it adds the residual itself (beta = 1). With a bias, it
-adds the bias, and a second pass adds the residual, so the result is rounded twice.
+the launch tables prefer the vendor's GEMM, its epilogue adds the bias, but a residual takes another
+pass over memory: torch copies it into the result first (beta = 1), or adds it afterwards if there
+is a bias, which rounds the result twice. So a block leaves the residual to LayerNorm there, which
+adds it in fp32; see `adds_residual`.
 """
 
 from typing import Any
@@ -162,10 +164,29 @@ def launch_linear(
     return y
 
 
+def settings(x: Tensor, weight: Tensor, dtype: torch.dtype) -> launch.Settings:
+    """Launch settings for x (T, K) and weight (N, K), computed in `dtype`."""
+    sizes = {"rows": x.shape[0], "n": weight.shape[0], "k": weight.shape[1]}
+    return launch.settings("linear", x.device, dtype, **sizes)
+
+
+def adds_residual(x: Tensor | Activation, weight: Weight) -> bool:
+    """Whether the kernel of `linear` adds a residual, and not another pass over memory.
+
+    In a compiled graph the answer is always True: it would tie the graph to a number of rows.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    data = x if isinstance(x, Tensor) else x.data
+    kind, dtype = data.device.type, weight.dtype
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    return not settings(data, weight.source, dtype).library
+
+
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     """x (T, K), weight (N, K), bias (N,) or None, residual (T, N) or None -> (T, N)."""
-    sizes = {"rows": x.shape[0], "n": weight.shape[0], "k": weight.shape[1]}
-    s = launch.settings("linear", x.device, x.dtype, **sizes)
+    s = settings(x, weight, x.dtype)
     if not s.library:
         kind = "none" if residual is None else "add"
         return launch_linear(s, x, weight, bias, residual, kind)

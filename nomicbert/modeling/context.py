@@ -62,11 +62,14 @@ class ForwardContext:
     ) -> tuple[Tensor, Hidden | None]:
         """Apply a sublayer's output projection; return the residual too if it is not added yet.
 
-        The GEMM adds the residual itself, unless dropout has to be applied in between.
+        The GEMM adds the residual if the backend's can, unless dropout has to be applied in
+        between. LayerNorm, which follows, adds it otherwise.
         """
-        if dropout_p == 0.0:
-            return self.linear(x, layer, residual), None
-        return F.dropout(self.linear(x, layer), dropout_p), residual
+        if dropout_p:
+            return F.dropout(self.linear(x, layer), dropout_p), residual
+        if is_plain(layer):
+            return self.ops.project(x, self.weight(layer), residual)
+        return self.linear(x, layer, residual), None
 
     def qkv(self, x: Hidden, layer: nn.Linear, num_heads: int) -> Tensor:
         """Project to queries, keys and values, and rotate: (T, H) -> (T, 3, h, d)."""

@@ -2,8 +2,8 @@
 
 A contest is an op of a model in several sizes with named variants. A variant changes the shipped
 launch row ("BLOCK_N": 256, "library": true) or a constant of a kernel module ("module":
-{"layer_norm_triton.WARPS": 1}). Each variant is compared with fp64, then timed round-robin with the
-shipped form. `winners` decides which rows are taken.
+{"layer_norm_triton.WARP_COLUMNS": 512}). Each variant is compared with fp64, then timed round-robin
+with the shipped form. `winners` decides which rows are taken.
 """
 
 import contextlib
@@ -102,7 +102,7 @@ def run_contest(place: Place, one: Contest, size: int | str, ledger: Ledger, out
     }
     entrants = {name: Peer(call, values) for name, call in calls.items()}
     if one.op == "linear, layer_norm":
-        entrants |= {"ours, residual in LayerNorm": Peer(residual_in_norm(place))}
+        entrants |= {"ours, residual in linear": Peer(residual_in_linear(place))}
     task = Task(
         "variants", model.name, f"{one.name}, {size}", "variants", problem.tokens, problem.flops,
         problem.bytes,
@@ -252,16 +252,15 @@ def ops_of(place: Place, one: Contest) -> Any:
     return place.ops if one.bytes == 2 else select_ops(place.device, place.dtype, "fp8")
 
 
-def residual_in_norm(place: Place) -> Any:
-    """A linear layer without residual, followed by LayerNorm with it."""
+def residual_in_linear(place: Place) -> Any:
+    """A linear layer with residual, followed by LayerNorm without it."""
 
     def call(t: Tensors) -> Call:
         weight = place.ops.prepare(t["weight"], t.get("bias"), "linear")
 
         def run() -> Tensor:
-            product = place.ops.linear(t["x"], weight)
-            norm = t["norm"], t["shift"], problems.EPS
-            return values(place.ops.layer_norm(product, *norm, t["residual"]))
+            y = place.ops.linear(t["x"], weight, t["residual"])
+            return values(place.ops.layer_norm(y, t["norm"], t["shift"], problems.EPS))
 
         return run
 
