@@ -54,8 +54,9 @@ fuzz: $(VENV)/.installed-test  ## load 100,000 damaged checkpoints; ARGS="--seed
 bench: $(VENV)/.installed-test  ## time each op against its peers; ARGS="--quick" checks that they run
 	$(RUN) -m pytest bench -o python_files='bench_*.py' $(ARGS)
 
+# With another version of triton: pip install --no-deps --target FOLDER triton==3.6.0, then TRITON=FOLDER
 aot: $(VENV)/.installed-test  ## compile all Triton kernels for all architectures, without a GPU; ARGS="--arch sm_90"
-	PYTHONPATH=.:kernels $(RUN) -m bench.aot $(or $(ARGS),--out bench/results/aot.json)
+	PYTHONPATH=$(TRITON:%=%:).:kernels $(RUN) -m bench.aot $(or $(ARGS),--out bench/results/aot.json)
 
 # These targets install nothing: they use the GPU machine's Python, torch, triton, transformers and
 # pytest. Results go to OUT; compiled kernels stay in build/.

@@ -2,9 +2,10 @@
 
     python -m bench.aot --arch sm_90 --dtype bf16 --kernel swiglu
 
-Triton's wheel contains the compilers, so no CUDA or ROCm toolkit is needed. Compiled kernels stay
-in Triton's cache, so a second run is quick. The exit code is 1 if a rule is broken. On gfx942,
-which has never been run on hardware, a broken rule is only a warning.
+Triton's wheel contains the compilers, so no CUDA or ROCm toolkit is needed; another version is used
+where its folder is first in PYTHONPATH. Compiled kernels stay in Triton's cache, so a second run is
+quick. The exit code is 1 if a rule is broken. On gfx942, which has never been run on hardware, a
+broken rule is only a warning.
 
 The JSON of --out has one record per kernel and launch settings. The Markdown next to it, which is
 also printed, has one line per architecture, dtype and kernel.
@@ -13,6 +14,7 @@ also printed, has one line per architecture, dtype and kernel.
 import argparse
 import concurrent.futures
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -24,17 +26,18 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.aot_cases import CALLS, Task
+from bench.aot_limits import TENSOR_MEMORY, ctas
 from bench.aot_report import report, sort_key, summed_up
 from nomicbert_kernels import launch
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # Rows for unknown architectures have to fit the smallest shared memory: that of sm_75 and gfx9.
 SAFE_SHARED = 64 * 1024
-# Columns of the accumulator memory of sm_100's tensor cores. Source: PTX ISA, "Tensor Memory".
-TENSOR_MEMORY = 512
 # wgmma computes 64 rows at a time. Source: PTX ISA, "wgmma.mma_async".
 WGMMA_ROWS = 64
 BEST_EFFORT = ("gfx942",)
+# Kernels in which one warp holds a row of up to this width, so no warp waits for another.
+ROW_KERNELS, ROW_WIDTH = ("embed_kernel", "layer_norm_kernel", "narrow_kernel"), 1024
 
 
 def rules(record: dict[str, Any]) -> Iterator[str]:
@@ -48,6 +51,17 @@ def rules(record: dict[str, Any]) -> Iterator[str]:
         yield f"{record['shared']} bytes of shared memory, more than the limit of {limit}"
     if record["tensor_memory"] > TENSOR_MEMORY:
         yield f"{record['tensor_memory']} columns of tensor memory, more than {TENSOR_MEMORY}"
+    if record["remarks"]:
+        yield f"wgmma is serialised (ptxas remarks {', '.join(record['remarks'])})"
+    if record["ctas"] < record["ctas_stated"]:
+        yield (
+            f"{record['ctas']} CTAs a multiprocessor, fewer than the {record['ctas_stated']} that "
+            f"the row states: {record['registers']} registers, {record['shared']} bytes of shared "
+            f"memory, {record['warps']} warps"
+        )
+    narrow = settings.get("WIDTH", math.inf) <= ROW_WIDTH
+    if record["kernel"] in ROW_KERNELS and narrow and record["barriers"]:
+        yield f"{record['barriers']} barriers in a kernel whose warps own their rows"
     full, rows = record["dtype"] == "fp32", record["dot_rows"]
     precision = settings.get("PRECISION", "ieee")
     if record["tf32"] != (full and rows > 0 and precision != "ieee"):
@@ -98,6 +112,19 @@ def has_fp8(table: str, tables: Path) -> bool:
     return path.is_file() and any(row.bytes == 1 for row in launch.read_table(path))
 
 
+def unreadable(names: list[str], tables: Path) -> dict[str, str]:
+    """Tables with a row that cannot be launched, or that are none: name -> message."""
+    found = {}
+    for name in names:
+        path = tables / f"{name}.json"
+        try:
+            if path.is_file():
+                launch.read_table(path)
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
 def compile_all(todo: list[Task], processes: int) -> list[dict[str, Any]]:
     """Compile all tasks in worker processes and return their results."""
     # must be unset before triton is imported: the interpreter would replace the compiler
@@ -121,6 +148,9 @@ def compile_all(todo: list[Task], processes: int) -> list[dict[str, Any]]:
                 record["shared_limit"] = SAFE_SHARED if safe else launch.SHARED_MEMORY[task.arch]
                 record["dtype"] = next(k for k, v in DTYPES.items() if v == record["dtype"])
                 record["triton"] = result["triton"]
+                if not record["error"]:
+                    needs = ("registers", "shared", "warps", "tensor_memory")
+                    record["ctas"] = ctas(task.arch, **{name: record[name] for name in needs})
                 record["broken"] = list(rules(record))
             results.append({"task": task, **result})
     return results
@@ -154,12 +184,14 @@ def write(path: Path, records: list[dict[str, Any]], text: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Compile, print and write; return 1 if a rule is broken."""
     options = read_options(arguments)
+    refused = unreadable(options.arch, options.tables)
+    options.arch = [name for name in options.arch if name not in refused]
     with tempfile.TemporaryDirectory() as empty:
         # ignore settings tuned on this machine: only the shipped tables are checked
         os.environ["NOMICBERT_LAUNCH"] = empty
         results = compile_all(tasks(options), options.processes)
     records = sorted((r for result in results for r in result["records"]), key=sort_key)
-    broken, warned = [], []
+    broken, warned = [*refused.values()], []
     for record in records:
         where = f"{sort_key(record).replace(' | ', ' ')} ({record['case']})"
         target = warned if record["arch"] in BEST_EFFORT else broken

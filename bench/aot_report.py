@@ -4,21 +4,27 @@ import json
 from typing import Any
 
 from nomicbert_kernels import launch
+from nomicbert_kernels.launch.limits import KEYS
 
-NUMBERS = ("registers", "spills", "shared", "tensor_memory", "dot_rows")
+NUMBERS = (
+    "registers", "spills", "shared", "tensor_memory", "dot_rows", "instructions", "barriers",
+    "warps",
+)  # fmt: skip
 USES = ("wgmma", "tensor_cores", "tma", "cp_async", "tf32")
 # Matrix instructions, best first; "tensor_cores" is any of mma, tcgen05 and AMD's mfma.
 MATRIX = ("wgmma", "tensor_cores", "none")
 ABOUT = """Each row is the worst case over a kernel's variants (launch settings and shapes).
 `shared` is in bytes, followed by the limit of the architecture (64 KiB for the safe table).
+`CTAs` is the number of programs that a multiprocessor holds at once, `instructions` the number in
+the machine code; both are for NVIDIA only. `serialised` counts the variants whose wgmma ptxas has
+made serial, with the codes of its remarks.
 `matrix instruction` is the one in the compiled code, with variant counts where they differ."""
 SHORT = {"num_warps": "w", "num_stages": "s", "BLOCK_M": "M", "BLOCK_N": "N", "BLOCK_K": "K"}
 
 
 def is_launch(name: str) -> bool:
     """Whether a setting is a launch setting rather than a property of the shape."""
-    known = (*launch.OPTIONS, "GROUP", "DESCRIPTORS", "FLATTEN", "PRECISION")
-    return name in known or name.startswith("BLOCK_")
+    return name in KEYS or name.startswith("BLOCK_")
 
 
 def summed_up(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -44,6 +50,10 @@ def summed_up(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "broken": sorted({text for record in group for text in record["broken"]}),
                 **{name: max((r[name] for r in found), default=0) for name in NUMBERS},
                 **{name: bool(found) and all(r[name] for r in found) for name in USES},
+                "ctas": min((r["ctas"] for r in found), default=0),
+                "ctas_stated": max(r["ctas_stated"] for r in group),
+                "remarks": sorted({code for r in found for code in r["remarks"]}),
+                "serialised": sum(bool(r["remarks"]) for r in found),
             }
         )
     return summary
@@ -78,8 +88,11 @@ def by_kernel(summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "matrix": {name: count for name, count in matrix.items() if count},
                 **{
                     name: max((record[name] for record in found), default=0)
-                    for name in ("registers", "spills", "shared")
+                    for name in ("registers", "spills", "shared", "instructions")
                 },
+                "ctas": min((record["ctas"] for record in found), default=0),
+                "remarks": sorted({code for record in found for code in record["remarks"]}),
+                "serialised": sum(record["serialised"] for record in found),
             }
         )
     return merged
@@ -113,8 +126,19 @@ def line(record: dict[str, Any]) -> str:
     kinds = [name if len(matrix) == 1 else f"{name} {count}" for name, count in matrix.items()]
     if record["refused"]:
         kinds.append(f"{record['refused']} settings do not compile")
-    shared = f"{record['shared']:,} / {record['shared_limit']:,}"
-    cells = [record["variants"], record["registers"], record["spills"], shared, ", ".join(kinds)]
+    serialised = "no" if "wgmma" in matrix else "-"
+    if record["remarks"]:
+        serialised = f"{record['serialised']} ({', '.join(record['remarks'])})"
+    cells = [
+        record["variants"],
+        record["registers"],
+        record["spills"],
+        f"{record['shared']:,} / {record['shared_limit']:,}",
+        record["ctas"] or "-",
+        f"{record['instructions']:,}" if record["instructions"] else "-",
+        serialised,
+        ", ".join(kinds),
+    ]
     return f"| {label(record)} | {' | '.join(map(str, cells))} |"
 
 
@@ -128,10 +152,10 @@ def report(summary: list[dict[str, Any]], broken: list[str]) -> str:
     versions = ", ".join(sorted({record["triton"] for record in summary}))
     count = sum(record["shapes"] for record in summary)
     verdict = "\n".join(f"- {text}" for text in broken) or "No rule is broken."
-    names = "architecture dtype kernel variants registers spills shared".split()
+    names = "architecture dtype kernel variants registers spills shared CTAs instructions".split()
     rows = [
-        f"| {' | '.join(names)} | matrix instruction |",
-        "|---|---|---|---:|---:|---:|---:|---|",
+        f"| {' | '.join(names)} | serialised | matrix instruction |",
+        f"|---|---|---|{'---:|' * 6}---|---|",
     ]
     rows += map(line, by_kernel(summary))
     paragraphs = [

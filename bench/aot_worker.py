@@ -8,15 +8,10 @@ driver that only knows the name of the target. The results stay zero and are not
 import contextlib
 import functools
 import importlib
-import json
-import re
-import subprocess
-import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -24,20 +19,16 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.runtime.cache import get_cache_manager
 from triton.runtime.jit import JITFunction
 
 from bench.aot_cases import Task, cases
+from bench.aot_machine import examine
 from nomicbert_kernels import launch
 from nomicbert_kernels.tensors import Activation
 
 # Errors of a compiler that rejects a kernel: errors of the language, a failed pass, a failed
 # internal check, an option that a backend does not know.
 REFUSALS = (triton.TritonError, RuntimeError, AssertionError, ValueError, KeyError)
-# A load or store of local memory. In the disassembly the opcode follows the address and an optional
-# predicate.
-SPILL = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(?:STL|LDL)\b", re.MULTILINE)
-REPORT = "nomicbert-aot.json"
 
 
 class Driver:
@@ -63,67 +54,6 @@ def target_of(arch: str) -> GPUTarget:
     return GPUTarget("hip", arch, 64)
 
 
-def cuda_report(kernel: Any) -> dict[str, Any]:
-    """Registers, spills and instruction kinds of a cubin."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-
-        def dump(option: str) -> str:
-            command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-        usage = re.search(r"REG:(\d+) STACK:(\d+)", dump("-res-usage"))
-        if usage is None:
-            raise RuntimeError("cuobjdump's output is not in the form known here")
-        # without a stack nothing can spill: skip the disassembly, which is as slow as compiling
-        spills = SPILL.findall(dump("-sass")) if int(usage[2]) else []
-    ptx = kernel.asm["ptx"]
-    return {
-        "registers": int(usage[1]),
-        "spills": len(spills),
-        "wgmma": "wgmma.mma_async" in ptx,
-        "tensor_cores": bool(re.search(r"wgmma\.mma_async|\bmma\.sync|tcgen05\.mma", ptx)),
-        "tma": "cp.async.bulk.tensor" in ptx,
-        "cp_async": bool(re.search(r"cp\.async\.c[ag]\.", ptx)),
-        "tf32": "tf32" in ptx,
-    }
-
-
-def hip_report(kernel: Any) -> dict[str, Any]:
-    """The same report for AMD's assembly."""
-    text = kernel.asm["amdgcn"]
-
-    def most(name: str) -> int:
-        return max(map(int, re.findall(rf"\.{name}:\s+(\d+)", text)), default=0)
-
-    return {
-        "registers": most("vgpr_count"),
-        "spills": most("vgpr_spill_count") + most("sgpr_spill_count"),
-        "wgmma": False,
-        "tensor_cores": "v_mfma" in text,
-        "tma": False,
-        "cp_async": False,
-        "tf32": "xf32" in text,
-    }
-
-
-def examine(kernel: Any) -> dict[str, Any]:
-    """The report of a compiled kernel, kept in Triton's cache next to the kernel."""
-    cache = get_cache_manager(kernel.hash)
-    known = cache.get_file(REPORT)
-    if known:
-        return dict(json.loads(Path(known).read_text(encoding="utf-8")))
-    report = hip_report(kernel) if "amdgcn" in kernel.asm else cuda_report(kernel)
-    report["shared"] = kernel.metadata.shared
-    report["tensor_memory"] = getattr(kernel.metadata, "tmem_size", None) or 0
-    rows = re.findall(r"tt\.dot\b.*-> tensor<(\d+)x", kernel.asm["ttir"])
-    # rows of the largest matmul, 0 if there is none
-    report["dot_rows"] = max(map(int, rows), default=0)
-    cache.put(json.dumps(report), REPORT, binary=False)
-    return report
-
-
 class Recorder:
     """Replaces kernel launches and the look-up of their settings, and records both.
 
@@ -138,7 +68,7 @@ class Recorder:
         self.asked: set[tuple[str, int]] = set()
         self.rows: set[tuple[str, int, int]] = set()
         self.library = False
-        self.looked_up: dict[tuple[str, int, int], dict[str, Any]] = {}
+        self.looked_up: dict[tuple[str, int, int], launch.Row] = {}
         self.case = ""
         self.look_up = launch.settings
         self.run = JITFunction.run
@@ -151,7 +81,9 @@ class Recorder:
         rows = launch.table(self.task.table)[kernel, dtype.itemsize]
         index = next(i for i, row in enumerate(rows) if row.settings is found)
         self.asked.add((kernel, dtype.itemsize))
-        self.looked_up[kernel, dtype.itemsize, index] = found.keywords
+        # the latest last: see `launch`
+        self.looked_up.pop((kernel, dtype.itemsize, index), None)
+        self.looked_up[kernel, dtype.itemsize, index] = rows[index]
         return replace(found, library=self.library and found.library)
 
     def launch(self, function: JITFunction, *args: Any, grid: Any, **keywords: Any) -> None:
@@ -165,7 +97,11 @@ class Recorder:
             error = f"{type(refusal).__name__}: {refusal}".strip()
         seconds = time.perf_counter() - start
         # plan and launch may read different rows with the same settings: count both as reached
-        served = [row for row, given in self.looked_up.items() if given.items() <= keywords.items()]
+        served = {
+            key: row
+            for key, row in self.looked_up.items()
+            if row.settings.keywords.items() <= keywords.items()
+        }
         self.rows.update(served)
         bound = dict(zip(function.arg_names, args, strict=False)) | keywords
         settings = {
@@ -174,12 +110,17 @@ class Recorder:
             if name in launch.OPTIONS or (name.isupper() and isinstance(value, (bool, int, str)))
         }
         key = kernel.hash if kernel is not None else repr((function.__name__, settings, error))
+        # what is launched is from the row looked up last
+        stated = [*served.values()][-1].ctas if served else 0
         if key in self.records:
+            known = self.records[key]
+            known["ctas_stated"] = max(known["ctas_stated"], stated)
             return
         self.records[key] = {
             "kernel": function.__name__,
             "op": self.task.op,
-            "rows": served,
+            "rows": [*served],
+            "ctas_stated": stated,
             "table": self.task.table,
             "arch": self.task.arch,
             "dtype": self.task.dtype,

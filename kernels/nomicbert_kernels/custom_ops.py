@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from nomicbert_kernels.launch import explain
 from nomicbert_kernels.tensors import Weight, unstrided
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -22,15 +23,22 @@ Result = TypeVar("Result")
 
 
 def on_its_device(launch: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Make the GPU of the first tensor current during a launch: Triton uses the current one."""
+    """Make the GPU of the first tensor current during a launch: Triton uses the current one.
+
+    If the device has less than the kernel needs, the error names the launch row.
+    """
 
     @functools.wraps(launch)
     def run(*args: Arguments.args, **keywords: Arguments.kwargs) -> Result:
         device = next(a.device for a in args if isinstance(a, Tensor))
-        if device.type != "cuda" or device.index == torch.cuda.current_device():
-            return launch(*args, **keywords)
-        with torch.cuda.device(device):
-            return launch(*args, **keywords)
+        try:
+            if device.type != "cuda" or device.index == torch.cuda.current_device():
+                return launch(*args, **keywords)
+            with torch.cuda.device(device):
+                return launch(*args, **keywords)
+        except Exception as error:
+            explain(error)
+            raise
 
     return run
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from bench.gpu import digests
 from nomicbert_kernels import launch
+from nomicbert_kernels.custom_ops import on_its_device
 from nomicbert_kernels.tensors import GROUP
 
 CPU = torch.device("cpu")
@@ -21,7 +23,7 @@ SHIPPED = sorted(path.stem for path in launch.TABLES.glob("*.json"))
 HUGE = 10**9
 # Sizes of a GEMM lookup that passes them as **sizes.
 PRODUCT = {"rows", "n", "k"}
-KNOWN = {"kernel", "bytes", "up_to", "exactly", "library", *launch.OPTIONS}
+KNOWN = {"kernel", "bytes", "up_to", "exactly", "library", "ctas", *launch.OPTIONS}
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +78,129 @@ def test_a_row_is_read_into_constants_and_options() -> None:
     }
     assert (read.kernel, read.bytes, read.up_to, read.exactly) == ("swiglu", 4, {"rows": 64}, {})
     assert not launch.read_row(row()).settings.library
+
+
+def test_programs_per_multiprocessor_are_no_launch_setting() -> None:
+    stated, plain = launch.read_row(row(ctas=2)), launch.read_row(row())
+    assert (stated.ctas, plain.ctas) == (2, 0)
+    assert stated.settings == plain.settings
+
+
+def stored(folder: Path, arch: str, *rows: dict[str, Any]) -> Path:
+    """A table of these rows."""
+    path = folder / f"{arch}.json"
+    path.write_text(json.dumps({"rows": [*rows]}), encoding="utf-8")
+    return path
+
+
+LIMITS: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "sm_90",
+        {"num_warps": 64},
+        "num_warps 64 is 2,048 threads, more than the 1,024 that sm_90 has for a program",
+    ),
+    (
+        "gfx942",
+        {"num_warps": 32},
+        "num_warps 32 is 2,048 threads, more than the 1,024 that gfx942 has for a program",
+    ),
+    (
+        "sm_90",
+        {"maxnreg": 256},
+        "maxnreg is 256, more than the 255 registers that sm_90 has for a thread",
+    ),
+    (
+        "safe",
+        {"maxnreg": 136, "num_warps": 16},
+        "maxnreg 136 with num_warps 16 is 69,632 registers, more than the 65,536 that safe has",
+    ),
+    ("gfx942", {"maxnreg": 64}, "maxnreg exists on NVIDIA's architectures only, not on gfx942"),
+    ("gfx942", {"ctas": 2}, "ctas exists on NVIDIA's architectures only, not on gfx942"),
+    ("sm_80", {"BLOCK_M": 48}, "BLOCK_M is 48, not a power of two"),
+    ("sm_80", {"num_warps": 6}, "num_warps is 6, not a power of two"),
+    ("sm_80", {"num_stages": 0}, "num_stages is 0, not a positive whole number"),
+    ("sm_80", {"BLOCK_K": "64"}, "BLOCK_K is '64', not a positive whole number"),
+    ("sm_80", {"GROUP": True}, "GROUP is True, not a positive whole number"),
+    ("sm_80", {"ctas": 1.5}, "ctas is 1.5, not a positive whole number"),
+    ("sm_80", {"FLATTEN": 1}, "FLATTEN is 1, not true or false"),
+    ("sm_80", {"library": "no"}, "library is 'no', not true or false"),
+    ("sm_80", {"PRECISION": "tf33"}, "PRECISION is 'tf33', not one of ieee, tf32"),
+    ("sm_80", {"bytes": 3}, "bytes is 3, not 1, 2 or 4"),
+    ("sm_80", {"num_warp": 4, "BLOCKM": 16}, "unknown keys BLOCKM, num_warp: the known ones are"),
+    ("sm_80", {"up_to": {"tokens": 64}}, "up_to has unknown sizes tokens: the known ones are head"),
+    ("sm_80", {"exactly": {"d": 64}}, "exactly has unknown sizes d: the known ones are head_dim"),
+]
+
+
+@pytest.mark.parametrize(("arch", "changes", "message"), LIMITS)
+def test_a_row_that_cannot_be_launched_is_refused(
+    tmp_path: Path, arch: str, changes: dict[str, Any], message: str
+) -> None:
+    path = stored(tmp_path, arch, row(64), row() | changes, row() | changes)
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        launch.read_table(path)
+    size = changes.get("bytes", 4)
+    assert str(raised.value).startswith(
+        f"rows[1] of {path} (swiglu, {size} bytes) cannot be launched: "
+    )
+    assert str(raised.value).endswith(": correct the row or delete it")
+
+
+def test_a_row_may_ask_for_all_there_is(tmp_path: Path) -> None:
+    most = [row(num_warps=32), row(num_warps=8, maxnreg=255), row(num_warps=16, maxnreg=128)]
+    assert len(launch.read_table(stored(tmp_path, "sm_90", *most))) == 3
+    assert len(launch.read_table(stored(tmp_path, "gfx942", row(num_warps=16)))) == 1
+
+
+def test_a_tuned_row_that_cannot_be_launched_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tuned = {"sm_90": [row() | {"num_warps": 64}]}
+    use(monkeypatch, tmp_path, shipped={"sm_90": [row()]}, tuned=tuned)
+    with pytest.raises(ValueError, match=r"rows\[0\] of .*tuned/sm_90\.json \(swiglu, 4 bytes\)"):
+        tile(1)
+
+
+class OutOfResources(Exception):
+    """Triton's, without importing triton."""
+
+    def __init__(self, required: int, limit: int, name: str) -> None:
+        self.required, self.limit, self.name = required, limit, name
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("shared memory", "bytes of shared memory"),
+        ("tensor memory", "columns of tensor memory"),
+        ("threads", "threads"),
+    ],
+)
+def test_a_launch_without_enough_memory_names_its_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, unit: str
+) -> None:
+    tuned = {"sm_90": [row(8, 32), row(64, 256)]}
+    use(monkeypatch, tmp_path, shipped={"sm_90": [row()]}, tuned=tuned)
+
+    def run(x: torch.Tensor) -> None:
+        tile(64)
+        raise OutOfResources(300_000, 232_448, name)
+
+    with pytest.raises(RuntimeError) as raised:
+        on_its_device(run)(torch.empty(1))
+    assert str(raised.value) == (
+        f"a kernel needs 300,000 {unit}, and this device has 232,448: use smaller blocks or fewer "
+        f"stages in the launch row of swiglu, rows[1] of {tmp_path}/tuned/sm_90.json"
+    )
+    assert isinstance(raised.value.__cause__, OutOfResources)
+
+
+def test_the_error_that_names_the_row_is_of_triton() -> None:
+    """Its attributes are Triton's, and other errors of a launch are left alone."""
+    errors = pytest.importorskip("triton.runtime.errors")
+    with pytest.raises(RuntimeError, match=r"needs 9 bytes of shared memory, and .* has 8"):
+        launch.explain(errors.OutOfResources(9, 8, "shared memory"))
+    launch.explain(ValueError("something else"))
 
 
 def test_the_first_row_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

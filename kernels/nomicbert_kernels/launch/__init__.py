@@ -9,8 +9,10 @@ element size. The first row that fits is used, so specific rows precede general 
 
 "up_to" and "exactly" are compared with the sizes that the caller passes. Keys in capitals are
 constants of the kernel; num_warps, num_stages and maxnreg are launch options. "library": true
-replaces the fused kernel by the vendor's GEMM (cuBLAS, hipBLAS) and a small kernel. Rows measured
-by `nomicbert tune` on this machine precede the shipped ones.
+replaces the fused kernel by the vendor's GEMM (cuBLAS, hipBLAS) and a small kernel. "ctas": 2 says
+that a multiprocessor has to hold two programs at once; no launch reads it, `make aot` checks it.
+Rows measured by `nomicbert tune` on this machine precede the shipped ones. A row with unknown keys,
+or that asks for more than the architecture has, is refused when its table is read; see `limits`.
 
 Rows for different numbers of tokens sum in different orders, so a text's last bits depend on the
 other texts in its batch. Within `invariant` they do not.
@@ -28,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from nomicbert_kernels.launch.limits import faults
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +58,11 @@ OPTIONS = ("num_warps", "num_stages", "maxnreg")
 COMMON = {"enable_fp_fusion": True}
 # Number of rows used to look up settings within `invariant`.
 ANY_ROWS = 10**9
+# What Triton's OutOfResources calls a resource, with its unit.
+UNITS = {
+    "shared memory": "bytes of shared memory",
+    "tensor memory": "columns of tensor memory",
+}
 
 _invariant: ContextVar[bool] = ContextVar("invariant", default=False)
 
@@ -84,19 +93,30 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: settings, and the kernel, element size and sizes they apply to."""
+    """A row of a table: settings, and the kernel, element size and sizes they apply to.
+
+    Attributes:
+        ctas: programs that a multiprocessor has to hold at once, 0 if the row does not state it.
+        place: where the row is stored, for messages.
+    """
 
     kernel: str
     bytes: int
     up_to: Mapping[str, int]
     exactly: Mapping[str, int]
     settings: Settings
+    ctas: int = 0
+    place: str = field(default="", compare=False)
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
         """Whether the row applies to these sizes."""
         return all(sizes[name] <= most for name, most in self.up_to.items()) and all(
             sizes[name] == wanted for name, wanted in self.exactly.items()
         )
+
+
+# The row looked up last, for the message of a launch that fails.
+_latest: ContextVar[Row | None] = ContextVar("latest", default=None)
 
 
 @functools.cache
@@ -119,8 +139,8 @@ def tuned_folder() -> Path:
     return Path(cache) / "nomicbert" / "launch"
 
 
-def read_row(row: Mapping[str, Any]) -> Row:
-    """Parse one row of a table."""
+def read_row(row: Mapping[str, Any], place: str = "") -> Row:
+    """Parse one row of a table, which is stored at `place`."""
     return Row(
         kernel=row["kernel"],
         bytes=row["bytes"],
@@ -131,15 +151,30 @@ def read_row(row: Mapping[str, Any]) -> Row:
             options={name: row[name] for name in OPTIONS if name in row},
             library=row.get("library", False),
         ),
+        ctas=row.get("ctas", 0),
+        place=place,
     )
 
 
 def read_table(path: Path) -> list[Row]:
-    """Read the rows of a table in order; a ValueError names a file that is not a table."""
+    """Read the rows of a table in order.
+
+    Raises: ValueError: the file is not a table, or the architecture it is named after cannot launch
+        one of its rows. The message names the file, the row, what it asks for and what there is.
+    """
     try:
-        return [read_row(row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+        stored = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        rows = [read_row(row, f"rows[{number}] of {path}") for number, row in enumerate(stored)]
+        found = [faults(row, path.stem) for row in stored]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a launch table ({error!r}): delete it") from error
+    for row, problems in zip(rows, found, strict=True):
+        if problems:
+            raise ValueError(
+                f"{row.place} ({row.kernel}, {row.bytes} bytes) cannot be launched: "
+                f"{'; '.join(problems)}: correct the row or delete it"
+            )
+    return rows
 
 
 def shipped(arch: str) -> Path:
@@ -200,5 +235,29 @@ def settings(kernel: str, device: torch.device, dtype: torch.dtype, **sizes: int
         sizes["rows"] = ANY_ROWS
     for row in table(arch).get((kernel, dtype.itemsize), []):
         if row.fits(sizes):
+            _latest.set(row)
             return replace(row.settings, library=False) if invariant else row.settings
     raise LookupError(f"no launch settings for {kernel} in {dtype} with {sizes} on {arch}")
+
+
+def explain(error: Exception) -> None:
+    """Name the launch row if a kernel needs more than the device has; other errors pass.
+
+    Only a launch can find this, because shared memory depends on what the compiler does with a row.
+    Triton's own message names neither the kernel nor the row.
+
+    Args:
+        error: of a launch whose settings were the latest that were looked up.
+
+    Raises: RuntimeError: the error is Triton's OutOfResources. That class is compared by name,
+        because this module is also used where triton is not installed.
+    """
+    if type(error).__name__ != "OutOfResources":
+        return
+    row = _latest.get()
+    needed, limit, name = (getattr(error, part) for part in ("required", "limit", "name"))
+    where = "" if row is None else f" of {row.kernel}, {row.place or 'which is being tried'}"
+    raise RuntimeError(
+        f"a kernel needs {needed:,} {UNITS.get(name, name)}, and this device has {limit:,}: use "
+        f"smaller blocks or fewer stages in the launch row{where}"
+    ) from error

@@ -37,16 +37,13 @@ def path_of(arch: str) -> Path:
 def read_tuned(arch: str, triton: str) -> list[RawRow]:
     """Read the rows written by earlier runs, as stored; empty without a table.
 
-    Raises: ValueError: the file exists but is not a table.
+    Raises: ValueError: the file exists but is not a table, or has a row that cannot be launched.
     """
     path = path_of(arch)
     if not path.is_file():
         return []
-    try:
-        rows: list[RawRow] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        launch.read_table(path)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a launch table ({error!r}): delete it") from error
+    launch.read_table(path)  # refuses what is not a table
+    rows: list[RawRow] = json.loads(path.read_text(encoding="utf-8"))["rows"]
     others = sorted({str(row.get("triton", "?")) for row in rows} - {triton})
     if others:
         logger.warning(
