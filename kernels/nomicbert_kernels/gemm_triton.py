@@ -204,10 +204,10 @@ def grid(settings: Settings, rows: int, columns: int, device: torch.device) -> t
 
 
 def describable(t: Tensor) -> bool:
-    """Whether a descriptor can address a matrix: 16-byte aligned rows that do not overlap."""
+    """Whether a descriptor can address matrices: 16-byte aligned rows that do not overlap."""
     size = t.element_size()
-    aligned = t.data_ptr() % 16 == 0 and t.stride(0) * size % 16 == 0
-    return aligned and t.stride(1) == 1 and t.stride(0) >= t.shape[1] > 0
+    aligned = t.data_ptr() % 16 == 0 and t.stride(-2) * size % 16 == 0
+    return aligned and t.stride(-1) == 1 and t.stride(-2) >= t.shape[-1] > 0
 
 
 def operands(
@@ -215,7 +215,8 @@ def operands(
 ) -> tuple[Any, Any, Any, dict[str, Any]]:
     """Return input, weight and result as kernel arguments, and the launch keywords.
 
-    They are descriptors if the settings ask for them and all three tensors allow it.
+    They are descriptors if the settings ask for them and all three tensors allow it. The weight is
+    (N, K); or (parts, N, K), whose blocks then have BLOCK_N rows of every part.
     """
     keywords = settings.keywords
     blocks = keywords["BLOCK_M"], keywords["BLOCK_N"], keywords["BLOCK_K"]
@@ -224,7 +225,7 @@ def operands(
     m, n, k = blocks
     return (
         TensorDescriptor.from_tensor(x, [m, k]),
-        TensorDescriptor.from_tensor(weight, [n, k]),
+        TensorDescriptor.from_tensor(weight, [*weight.shape[:-2], n, k]),
         TensorDescriptor.from_tensor(y, [m, n]),
         keywords,
     )

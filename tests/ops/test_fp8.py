@@ -17,7 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nomicbert_kernels import Activation, BackendError, Rope, Weight, choose_ops, fp8, values
+from nomicbert_kernels import (
+    Activation,
+    BackendError,
+    Rope,
+    Weight,
+    choose_ops,
+    fp8,
+    launch,
+    values,
+)
 from nomicbert_kernels import backend as backends
 from tests.ops.cases import INTERPRETS, SEEDS, assert_within, draw, ops_of, spread
 
@@ -211,6 +220,26 @@ def test_activated(
         up, gate = size.chunk(2, 1)
         error = 16 * EPS * up * gate
     assert_codes(got, truth, error + 8 * EPS * truth.abs(), 128)
+
+
+@pytest.mark.skipif("triton" not in FORMS, reason="triton is not interpreted here")
+@pytest.mark.parametrize("flatten", [True, False])
+def test_stacked_swiglu(flatten: bool, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One accumulator for up and gate gives the same codes as two, which the table's row has."""
+    x, w, b = inputs(40, 64, 400, seed, torch.float16, True)
+    table, shipped = ops("triton"), launch.settings
+
+    def stacked(*args: Any, **sizes: int) -> launch.Settings:
+        row = shipped(*args, **sizes)
+        more = {"STACKED": True, "DESCRIPTORS": True, "FLATTEN": flatten}
+        return dataclasses.replace(row, constants={**row.constants, **more})
+
+    with torch.no_grad():
+        wanted = table.swiglu(x, table.prepare(w, b, "gated"))
+        monkeypatch.setattr(launch, "settings", stacked)
+        got = table.swiglu(x, table.prepare(w, b, "gated"))
+    assert torch.equal(got.data.view(torch.uint8), wanted.data.view(torch.uint8))
+    assert torch.equal(got.scale, wanted.scale)
 
 
 def turned(y: Tensor, rope: Rope) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -136,6 +137,111 @@ def test_every_way_to_launch(
     assert_within(form(x), truth, truth.to(dtype), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("flatten", [True, False], ids=["persistent", "not persistent"])
+@pytest.mark.parametrize(
+    ("stacked", "tanh"), [(True, True), (True, False), (False, True), (False, False)]
+)
+def test_forms_of_swiglu(
+    dtype: torch.dtype, flatten: bool, stacked: bool, tanh: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One accumulator or two, both formulas; inner 72 is no multiple of a tile's columns."""
+    constants = {"STACKED": stacked, "TANH": tanh, "FLATTEN": flatten, "DESCRIPTORS": True}
+    launched(monkeypatch, **constants, BLOCK_N=32)
+    form, reference = OPS["swiglu"]
+    x = draw(40, WIDTH, seed=3, dtype=dtype)
+    truth = reference(x)
+    assert_within(form(x), truth, truth.to(dtype), dtype)
+    # rows of the weight apart, for descriptors with strides and for pointers
+    plain = weight(144, 1, dtype)
+    for apart in (8, 3):
+        wide = torch.full((144, WIDTH + apart), float("nan"), dtype=dtype)
+        strided = wide[:, :WIDTH].copy_(plain.source)
+        got = swiglu_triton.swiglu(x, Weight(strided, plain.bias))
+        assert_within(got, truth, truth.to(dtype), dtype)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("apart", [0, 8, 3])
+def test_how_swiglu_is_launched(stacked: bool, apart: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weight's descriptor has two parts if STACKED; TANH is for bf16 and e4m3 only."""
+    found = []
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+            return lambda *args, **keywords: found.append((args[1], keywords))
+
+    monkeypatch.setattr(swiglu_triton, "swiglu_kernel", Kernel())
+    launched(monkeypatch, STACKED=stacked, TANH=True, DESCRIPTORS=True, BLOCK_N=32, BLOCK_K=16)
+    for dtype, tanh in ((torch.float32, False), (torch.float16, False), (torch.bfloat16, True)):
+        w = torch.zeros(144, WIDTH + apart, dtype=dtype)[:, :WIDTH]
+        swiglu_triton.swiglu(torch.zeros(5, WIDTH, dtype=dtype), Weight(w))
+        given, keywords = found.pop()
+        assert keywords["TANH"] is tanh
+        assert keywords["DESCRIPTORS"] is (apart != 3)
+        if apart == 3:
+            assert given.data_ptr() == w.data_ptr()
+        elif stacked:
+            assert (list(given.shape), given.block_shape) == ([2, 72, WIDTH], [2, 32, 16])
+        else:
+            assert (list(given.shape), given.block_shape) == ([144, WIDTH], [32, 16])
+
+
+# numpy warns where the kernel multiplies infinity by zero
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("tanh", [False, True])
+@pytest.mark.parametrize("library", [False, True])
+def test_gates_of_any_size(tanh: bool, library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(monkeypatch, library, TANH=tanh)
+    gate = torch.tensor([-1e30, -1e4, -90.0, -20.0, 0.0, 20.0, 1e4, 1e30, float("nan")])
+    up_and_gate = torch.cat([torch.ones(9), gate])[:, None].bfloat16()
+    got = swiglu_triton.swiglu(torch.ones(1, 1).bfloat16(), Weight(up_and_gate))[0]
+    wanted = F.silu(gate.bfloat16().double()).bfloat16()
+    torch.testing.assert_close(got, wanted, rtol=0.01, atol=1e-6, equal_nan=True)
+
+
+@triton.jit
+def tail_kernel(a, q, BLOCK: tl.constexpr):
+    """q = upper_tail(a), BLOCK values per program."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(q + i, linear_triton.upper_tail(tl.load(a + i)))
+
+
+def test_the_tail_of_the_normal_distribution() -> None:
+    """The bounds in the docstring of `upper_tail`, against math.erfc in fp64."""
+    a = torch.linspace(0, 16, 1 << 17)
+    q = torch.empty_like(a)
+    tail_kernel[(16,)](a, q, 1 << 13)
+    truth = torch.tensor([math.erfc(v / math.sqrt(2)) / 2 for v in a.tolist()], dtype=torch.float64)
+    error, inside = (q.double() - truth).abs(), a <= 6
+    assert error[inside].max() <= 2.5e-7
+    assert (a * error)[inside].max() <= 2e-7
+    assert (error / truth)[inside].max() <= 7e-5
+    assert (a * q)[~inside].max() <= 6e-9
+    assert (q[1:] <= q[:-1])[~inside[1:]].all()
+    assert q[-1] == 0
+
+
+# numpy warns where the kernel subtracts infinity from itself
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_gelu_of_any_size() -> None:
+    """Also infinite and undefined values; fp32, with the error of torch's own form at most."""
+    z = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([1e30, -1e30, math.inf, math.nan])])
+    # a width of 1 gives z itself
+    with torch.no_grad():
+        got = gelu_triton.gelu(torch.ones(1, 1), Weight(z[:, None]))[0]
+    truth = z.double() * torch.special.ndtr(z.double())
+    torch.testing.assert_close(
+        got[-4:], torch.tensor([1e30, 0.0, math.inf, math.nan]), equal_nan=True
+    )
+    off = (got.double() - truth)[:-4].abs()
+    assert off.max() <= 5e-7
+    assert off.max() <= 1.05 * (F.gelu(z).double() - truth)[:-4].abs().max()
+    # below -5, 1 + erf has no correct digit
+    low = (z > -6) & (z < -4)
+    assert (off / truth[:-4].abs())[low[:-4]].max() <= 1e-4
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_a_row_has_the_same_bits_in_any_batch(op: str) -> None:
     form, _ = OPS[op]
@@ -159,6 +265,10 @@ def test_operands_that_are_not_describable() -> None:
     assert s["DESCRIPTORS"]
     even, odd = torch.empty(8, 8), torch.empty(8, 9)
     assert gemm_triton.operands(s, even, even, even)[3]["DESCRIPTORS"]
+    # both parts of a weight at once
+    parts = torch.empty(2, 8, 8)
+    described = gemm_triton.operands(s, even, parts, even)[1]
+    assert described.block_shape == [2, s["BLOCK_N"], s["BLOCK_K"]]
     for x in (odd, odd[:, 1:], odd[:, :8]):  # rows of 36 bytes are not 16-byte aligned
         *same, keywords = gemm_triton.operands(s, even, x, even)
         assert not keywords["DESCRIPTORS"]
