@@ -21,7 +21,7 @@ SHIPPED = sorted(path.stem for path in launch.TABLES.glob("*.json"))
 HUGE = 10**9
 # Sizes of a GEMM lookup that passes them as **sizes.
 PRODUCT = {"rows", "n", "k"}
-KNOWN = {"kernel", "bytes", "up_to", "exactly", "library", *launch.OPTIONS}
+KNOWN = {"kernel", "bytes", "up_to", "exactly", "library", "programs", *launch.OPTIONS}
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,25 @@ def test_a_row_is_read_into_constants_and_options() -> None:
         "enable_fp_fusion": True,
     }
     assert (read.kernel, read.bytes, read.up_to, read.exactly) == ("swiglu", 4, {"rows": 64}, {})
+    assert read.settings.fields == {
+        "library": True,
+        "BLOCK_M": 32,
+        "PRECISION": "ieee",
+        "num_warps": 4,
+        "num_stages": 3,
+        "maxnreg": 128,
+    }
     assert not launch.read_row(row()).settings.library
+
+
+def test_programs_per_multiprocessor() -> None:
+    """They belong to the grid: the kernel does not get them."""
+    read = launch.read_row(row(64, 32, FLATTEN=True, programs=2)).settings
+    assert read.programs == 2
+    assert "programs" not in read.keywords
+    assert read.fields["programs"] == 2
+    assert launch.read_row({**row(64, 32), **read.fields}).settings == read
+    assert launch.read_row(row()).settings.programs == 1
 
 
 def test_the_first_row_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

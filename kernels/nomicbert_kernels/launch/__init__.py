@@ -9,8 +9,9 @@ element size. The first row that fits is used, so specific rows precede general 
 
 "up_to" and "exactly" are compared with the sizes that the caller passes. Keys in capitals are
 constants of the kernel; num_warps, num_stages and maxnreg are launch options. "library": true
-replaces the fused kernel by the vendor's GEMM (cuBLAS, hipBLAS) and a small kernel. Rows measured
-by `nomicbert tune` on this machine precede the shipped ones.
+replaces the fused kernel by the vendor's GEMM (cuBLAS, hipBLAS) and a small kernel. "programs": 2
+launches a persistent kernel, one with FLATTEN, twice per multiprocessor. Rows measured by
+`nomicbert tune` on this machine precede the shipped ones.
 
 Rows for different numbers of tokens sum in different orders, so a text's last bits depend on the
 other texts in its batch. Within `invariant` they do not.
@@ -66,11 +67,13 @@ class Settings:
         constants: compile-time arguments of the kernel, by their names in capitals.
         options: num_warps, num_stages, and maxnreg where it is set.
         library: use the vendor's GEMM and a small kernel instead.
+        programs: of a persistent kernel, per multiprocessor.
     """
 
     constants: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, int] = field(default_factory=dict)
     library: bool = False
+    programs: int = 1
 
     def __getitem__(self, name: str) -> Any:
         """One constant."""
@@ -80,6 +83,13 @@ class Settings:
     def keywords(self) -> dict[str, Any]:
         """All keyword arguments of the launch."""
         return {**self.constants, **self.options, **COMMON}
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The settings as they stand in a table's row."""
+        library = {"library": True} if self.library else {}
+        programs = {"programs": self.programs} if self.programs > 1 else {}
+        return {**library, **self.constants, **self.options, **programs}
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,7 @@ def read_row(row: Mapping[str, Any]) -> Row:
             constants={name: value for name, value in row.items() if name.isupper()},
             options={name: row[name] for name in OPTIONS if name in row},
             library=row.get("library", False),
+            programs=row.get("programs", 1),
         ),
     )
 
