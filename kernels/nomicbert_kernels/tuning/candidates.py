@@ -104,7 +104,9 @@ def products(problem: Problem, template: Settings, device: Device, size: int) ->
         sums = m * n * weights // shape.threads
         if sums > SUMS[size]:
             continue
-        room = REGISTERS // (2 * shape.threads) - sums
+        # with scales, and in fp32, a thread holds more than its accumulators
+        others = LEAST_OTHERS if size == 2 else 2 * LEAST_OTHERS
+        roomy = sums + others <= REGISTERS // (2 * shape.threads)
         ways = device.descriptors(template)
         for descriptors in ways:
             step = (m + weights * n) * shape.k * size
@@ -118,16 +120,25 @@ def products(problem: Problem, template: Settings, device: Device, size: int) ->
                     options = {"num_warps": warps, "num_stages": s}
                     yield {**blocks, "FLATTEN": False}, options, 1
                 continue
-            depths = depths_of(memory, device, room >= LEAST_OTHERS)
-            for s in depths if descriptors == ways[0] else depths[:1]:
-                options = {"num_warps": warps, "num_stages": s}
-                pair = room >= LEAST_OTHERS and device.holds(memory[s], 2)
-                if pair and size == 2 and device.is_cuda:
-                    cap = cap_of(shape, sums, memory[s], device)
-                    options |= {"maxnreg": cap} if cap else {}
-                yield {**blocks, "FLATTEN": False}, options, 1
-                if "FLATTEN" in template.constants and (pair or s == depths[0]):
-                    yield {**blocks, "FLATTEN": True}, options, 2 if pair else 1
+            ways_to_run = [False, True] if "FLATTEN" in template.constants else [False]
+            for flat in ways_to_run:
+                # the next tile is loaded meanwhile, so the epilogue cannot reuse the pipeline
+                more = scratch_of(problem.kernel, shape) if flat else 0
+                used = {s: bytes_ + more for s, bytes_ in memory.items()}
+                depths = depths_of(used, device, roomy)
+                for s in depths if descriptors == ways[0] else depths[:1]:
+                    options = {"num_warps": warps, "num_stages": s}
+                    pair = roomy and device.holds(used[s], 2)
+                    if pair and (cap := cap_of(shape, sums, used[s], device, size)):
+                        options["maxnreg"] = cap
+                    if not flat or pair or s == depths[0]:
+                        yield {**blocks, "FLATTEN": flat}, options, 2 if flat and pair else 1
+
+
+def scratch_of(kernel: str, shape: Shape) -> int:
+    """Bytes that a persistent kernel's epilogue needs, as seen in compiled kernels for sm_90."""
+    # linear reads the residual through shared memory; qkv_rotary moves a head's pairs together
+    return {"linear": 2 * shape.m * shape.n, "qkv_rotary": 128 * shape.m}.get(kernel, 0)
 
 
 def block_of(k: int, size: int) -> int:
@@ -144,7 +155,7 @@ def attention(problem: Problem, template: Settings, device: Device, size: int) -
         sums = m * (n + head) // shape.threads
         if sums > SUMS[size]:
             continue
-        memory = {s: (m + 2 * s * n) * head * size for s in ATTENTION_STAGES}
+        memory = {s: (m + 2 * s * n) * head * size + BARRIER * s for s in ATTENTION_STAGES}
         depths = depths_of(memory, device, pairs=True, shipped=template.options.get("num_stages"))
         ways = device.descriptors(template)
         for descriptors in ways:
@@ -152,8 +163,7 @@ def attention(problem: Problem, template: Settings, device: Device, size: int) -
             for s in depths if descriptors == ways[0] else depths[:1]:
                 options = {"num_warps": warps, "num_stages": s}
                 yield blocks, options, 1
-                cap = cap_of(shape, sums, memory[s], device)
-                if cap and size == 2 and device.is_cuda:
+                if cap := cap_of(shape, sums, memory[s], device, size):
                     yield blocks, {**options, "maxnreg": cap}, 1
 
 

@@ -85,8 +85,19 @@ def depths_of(
     return [depth for depth in reversed(fitting) if depth in chosen]
 
 
-def cap_of(shape: Shape, sums: int, memory: int, device: Device) -> int | None:
-    """A cap on registers that may let one more program fit a multiprocessor, or None."""
+def cap_of(shape: Shape, sums: int, memory: int, device: Device, size: int) -> int | None:
+    """A cap on registers that may let one more program fit a multiprocessor, or None.
+
+    Args:
+        shape: of a program.
+        sums: accumulators of a thread.
+        memory: bytes of shared memory of a program.
+        device: where it runs.
+        size: bytes per element. Only 16-bit kernels get a cap: in fp32, and with scales that change
+            every group, a thread holds more than its accumulators.
+    """
+    if not device.is_cuda or size != 2:
+        return None
     for programs in (4, 3, 2):
         # ptxas rounds registers to a multiple of 8
         cap = REGISTERS // (programs * shape.threads) // 8 * 8
