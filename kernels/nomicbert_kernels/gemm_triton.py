@@ -191,16 +191,20 @@ def store_rounded(
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """Number of multiprocessors: how many persistent programs run concurrently on a device."""
+    """Number of multiprocessors of a device."""
     if device.type != "cuda":
         return INTERPRETED_PROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def grid(settings: Settings, rows: int, columns: int, device: torch.device) -> tuple[int]:
-    """Number of programs for a (rows, columns) result: persistent if FLATTEN, else one per tile."""
+    """Number of programs for a (rows, columns) result: persistent if FLATTEN, else one per tile.
+
+    Persistent programs all run at once: `settings.programs` on each multiprocessor.
+    """
     tiles = triton.cdiv(rows, settings["BLOCK_M"]) * triton.cdiv(columns, settings["BLOCK_N"])
-    return (min(tiles, processors(device)) if settings["FLATTEN"] else tiles,)
+    at_once = settings.programs * processors(device)
+    return (min(tiles, at_once) if settings["FLATTEN"] else tiles,)
 
 
 def describable(t: Tensor) -> bool:

@@ -71,6 +71,9 @@ def tune(
         list[KernelName] | None,
         typer.Option(help="Only this kernel. Can be repeated.", show_default=False),
     ] = None,
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help='The kernels of backend "fp8", on e4m3 elements.')
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Few candidates: one per tile.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be measured, and stop.")
@@ -90,23 +93,26 @@ def tune(
     from nomicbert.arguments import as_device
     from nomicbert_kernels import launch
     from nomicbert_kernels.tuning import tables
-    from nomicbert_kernels.tuning.problems import KERNELS, LEADING, problems
+    from nomicbert_kernels.tuning.problems import KERNELS, LEADING, NARROW_KERNELS, problems
 
     place = as_device(device)
     wanted = getattr(torch, dtype.value)
     if not dry_run:
-        _need_gpu(place, wanted)
+        _need_gpu(place, wanted, fp8)
     models = [_read_model(model, revision, local_files_only)] if model else list(LEADING)
     arch = launch.architecture(place) if _measurable(place) else launch.SAFE
-    shipped = tables.shipped_rows(arch, wanted.itemsize)
-    kernels = [name.value for name in kernel] if kernel else KERNELS
+    size = 1 if fp8 else wanted.itemsize
+    shipped = tables.shipped_rows(arch, size)
+    asked = [name.value for name in kernel] if kernel else KERNELS
+    kernels = [name for name in asked if not fp8 or name in NARROW_KERNELS]
     found = problems(models, kernels, shipped)
     if not found:
-        raise ValueError(f"{model} has none of these kernels: {', '.join(kernels)}")
+        where = f"backend 'fp8' of {model}" if fp8 else model
+        raise ValueError(f"{where} has none of these kernels: {', '.join(asked)}")
     if dry_run:
-        _plan(found, shipped, arch, wanted.itemsize, quick, as_json)
+        _plan(found, shipped, arch, size, quick, as_json)
     else:
-        _measure(found, shipped, place, wanted, quick, as_json)
+        _measure(found, shipped, place, wanted, size, quick, as_json)
 
 
 def _measurable(device: "torch.device") -> bool:
@@ -114,7 +120,7 @@ def _measurable(device: "torch.device") -> bool:
     return device.type == "cuda"
 
 
-def _need_gpu(device: "torch.device", dtype: "torch.dtype") -> None:
+def _need_gpu(device: "torch.device", dtype: "torch.dtype", fp8: bool) -> None:
     """Check that the kernels run on this device.
 
     Raises: BackendError: they do not.
@@ -127,7 +133,7 @@ def _need_gpu(device: "torch.device", dtype: "torch.dtype") -> None:
             f"tuning measures the kernels of backend 'triton', which needs a CUDA device, not "
             f"{device.type}: --dry-run prints what it would measure"
         )
-    choose_ops(device, dtype, "triton")
+    choose_ops(device, dtype, "fp8" if fp8 else "triton")
 
 
 def _read_model(model: str, revision: str | None, local_files_only: bool) -> "Model":
@@ -180,6 +186,7 @@ def _measure(
     shipped: "Sequence[Row]",
     device: "torch.device",
     dtype: "torch.dtype",
+    size: int,
     quick: bool,
     as_json: bool,
 ) -> None:
@@ -196,7 +203,7 @@ def _measure(
     arch, triton = launch.architecture(device), triton_version()
     earlier = tables.read_tuned(arch, triton)
     tables.check_writable(arch)
-    ops = select_ops(device, dtype, "triton")
+    ops = select_ops(device, dtype, "fp8" if size == 1 else "triton")
     with tqdm(desc="Tuning", unit=" candidates", disable=None, delay=DELAY) as bar:
         search = Search(ops, device, dtype, shipped, gpu_timer(device), bar.update)
         results = _search(found, search, quick, bar)
@@ -208,10 +215,11 @@ def _measure(
         "torch": torch.__version__,
         "triton": triton,
     }
-    rows = tables.merge(results, earlier, dtype.itemsize, triton)
+    rows = tables.merge(results, earlier, size, triton)
     path = tables.write(arch, rows, about)
     if as_json:
         where = {"architecture": arch, "dtype": str(dtype).removeprefix("torch.")}
+        where["backend"] = ops.name
         tuned.put_document(results, {**about, **where, "path": str(path)})
     else:
         tuned.put_results(results)

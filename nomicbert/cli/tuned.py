@@ -90,7 +90,7 @@ def put_document(results: "Sequence[Result]", about: Mapping[str, str]) -> None:
             "shipped_us": result.shipped_us,
             "best_us": result.best_us,
             "spread_us": result.spread_us,
-            "taken": result.chosen and {**result.chosen.keywords, "library": result.chosen.library},
+            "taken": result.chosen and {"library": False, **result.chosen.fields},
             "candidates": result.tried,
             "skipped": result.skipped,
             "wrong": len(result.wrong),

@@ -74,8 +74,11 @@ class BatchLoop:
 
     def rows(self, lengths: Sequence[int], encode: Encode) -> Tensor:
         """`each` as one tensor with a row per input, in input order; under inference_mode."""
-        rows = torch.empty(0)
+        rows, all_in_order = torch.empty(0), list(range(len(lengths)))
         for indices, found in self.each(lengths, encode):
+            if indices == all_in_order:
+                rows = found.contiguous()  # as for a single text: nothing has to be moved
+                continue
             if not rows.numel():
                 rows = found.new_empty(len(lengths), found.shape[1])
             rows.index_copy_(0, to_device(np.array(indices), found.device), found)

@@ -193,7 +193,7 @@ SOUND: list[dict[str, Any]] = [
     {"ctas": 3},
     {"spills": 3, "dtype": "fp32", "tensor_cores": False, "wgmma": False},
     {"wgmma": False, "arch": "sm_89"},
-    {"ctas": 0, "ctas_stated": 0},
+    {"ctas": 0, "ctas_stated": 1},
     row_kernel("layer_norm_kernel", settings={"WIDTH": 1025}),
     row_kernel("layer_norm_backward_kernel"),
 ]
@@ -271,7 +271,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "sm_86": ({"BLOCK_K": 8}, "CompilationError"),
     "sm_89": ({"BLOCK_M": 128, "BLOCK_N": 128, "num_warps": 4}, "spills"),
-    "sm_90": ({"ctas": 9}, "CTAs a multiprocessor, fewer than the 9 that the row states"),
+    "sm_90": ({"programs": 9}, "CTAs a multiprocessor, fewer than the 9 that the row states"),
     "sm_100": ({"BLOCK_M": 48}, "BLOCK_M is 48, not a power of two"),
     "sm_120": ({"up_to": {"rows": 64}}, "no launch settings for swiglu"),
 }

@@ -112,8 +112,8 @@ def test_variants_dry(tmp_path: Path) -> None:
     right = {line["peer"] for line in raced["lines"] if line["status"] == "measured"}
     assert {"ours", "128x128x64 w8 s4", "128x256x64 w8 s2"} <= right
     assert raced["rows"]["128x256x64 w8 s2"]["exactly"] == {"n": 64, "k": 96}
-    few = found["variants", "qkv_rotary, few rows, 32"]["rows"]["64x64x64 w4 s6"]
-    assert (few["up_to"], few["BLOCK_N"], few["num_stages"]) == ({"rows": 64}, 64, 6)
+    few = found["variants", "qkv_rotary, few rows, 32"]["rows"]["64x128x64 w4 s4"]
+    assert (few["up_to"], few["BLOCK_N"], few["num_stages"]) == ({"rows": 64}, 128, 4)
     written = tmp_path / "launch/interpreter.json"
     assert launch.read_table(written)[-1].settings["BLOCK_N"] == 256
     assert dry(tmp_path, "--stage", "variants", "--match", "fp8") == 0

@@ -15,7 +15,7 @@ from nomicbert import NomicBert
 from nomicbert.cli import tune
 from nomicbert_kernels import launch
 from nomicbert_kernels.tuning import problems as measured
-from nomicbert_kernels.tuning import tables, timing
+from nomicbert_kernels.tuning import search, tables, timing
 from nomicbert_kernels.tuning.problems import KERNELS, problems
 from tests.support.checkpoints import build_checkpoint, edit_config
 from tests.support.command_line import ROOT, one_line, run_cli
@@ -158,7 +158,7 @@ def test_a_table_is_written_and_read_first(checkpoint: str, folder: Path, device
     sizes = first["exactly"]
     for rows, row in ((4, first), (5, last)):
         found = launch.settings("swiglu", CPU, torch.float32, rows=rows, **sizes)
-        assert {name: row[name] for name in found.keywords} == found.keywords
+        assert {name: row[name] for name in found.fields} == found.fields
     model = NomicBert.from_pretrained(checkpoint, backend="triton")
     plain = NomicBert.from_pretrained(checkpoint, backend="reference")
     ids = torch.arange(3, 9)[None]
@@ -250,6 +250,26 @@ def test_an_interrupted_run_keeps_the_old_table(
     assert run_cli("tune", checkpoint, *SWIGLU)[0] == 130
     assert (folder / "interpreter.json").read_bytes() == old
     assert len([*folder.iterdir()]) == 1
+
+
+def test_rows_of_e4m3(
+    checkpoint: str, folder: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those of backend "fp8", apart from those of the hidden states."""
+    code, out, _ = run_cli("tune", checkpoint, "--fp8", "--dry-run", "--json")
+    assert code == 0
+    kernels = {problem["kernel"] for problem in json.loads(out)["problems"]}
+    assert kernels == {"qkv_rotary", "swiglu", "linear"}
+    monkeypatch.setattr(search, "NARROW_STEPS", 0.5)  # the interpreter's rounding is rough
+    code, out, err = run_cli("tune", checkpoint, "--fp8", "--json", *SWIGLU)
+    assert code == 0, err
+    document = json.loads(out)
+    assert (document["backend"], document["dtype"]) == ("fp8", "float32")
+    rows = json.loads((folder / "interpreter.json").read_text())["rows"]
+    assert {(row["kernel"], row["bytes"]) for row in rows} == {("swiglu", 1)}
+    code, _, err = run_cli("tune", checkpoint, "--fp8", "--kernel", "attention", "--dry-run")
+    assert code == 2
+    assert "backend 'fp8'" in one_line(err)
 
 
 def test_a_model_without_the_kernel(checkpoint: str) -> None:

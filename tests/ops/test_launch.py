@@ -23,7 +23,7 @@ SHIPPED = sorted(path.stem for path in launch.TABLES.glob("*.json"))
 HUGE = 10**9
 # Sizes of a GEMM lookup that passes them as **sizes.
 PRODUCT = {"rows", "n", "k"}
-KNOWN = {"kernel", "bytes", "up_to", "exactly", "library", "ctas", *launch.OPTIONS}
+KNOWN = {"kernel", "bytes", "up_to", "exactly", "library", "programs", *launch.OPTIONS}
 
 
 @pytest.fixture(autouse=True)
@@ -77,13 +77,15 @@ def test_a_row_is_read_into_constants_and_options() -> None:
         "enable_fp_fusion": True,
     }
     assert (read.kernel, read.bytes, read.up_to, read.exactly) == ("swiglu", 4, {"rows": 64}, {})
+    assert read.settings.fields == {
+        "library": True,
+        "BLOCK_M": 32,
+        "PRECISION": "ieee",
+        "num_warps": 4,
+        "num_stages": 3,
+        "maxnreg": 128,
+    }
     assert not launch.read_row(row()).settings.library
-
-
-def test_programs_per_multiprocessor_are_no_launch_setting() -> None:
-    stated, plain = launch.read_row(row(ctas=2)), launch.read_row(row())
-    assert (stated.ctas, plain.ctas) == (2, 0)
-    assert stated.settings == plain.settings
 
 
 def stored(folder: Path, arch: str, *rows: dict[str, Any]) -> Path:
@@ -115,13 +117,12 @@ LIMITS: list[tuple[str, dict[str, Any], str]] = [
         "maxnreg 136 with num_warps 16 is 69,632 registers, more than the 65,536 that safe has",
     ),
     ("gfx942", {"maxnreg": 64}, "maxnreg exists on NVIDIA's architectures only, not on gfx942"),
-    ("gfx942", {"ctas": 2}, "ctas exists on NVIDIA's architectures only, not on gfx942"),
     ("sm_80", {"BLOCK_M": 48}, "BLOCK_M is 48, not a power of two"),
     ("sm_80", {"num_warps": 6}, "num_warps is 6, not a power of two"),
     ("sm_80", {"num_stages": 0}, "num_stages is 0, not a positive whole number"),
     ("sm_80", {"BLOCK_K": "64"}, "BLOCK_K is '64', not a positive whole number"),
     ("sm_80", {"GROUP": True}, "GROUP is True, not a positive whole number"),
-    ("sm_80", {"ctas": 1.5}, "ctas is 1.5, not a positive whole number"),
+    ("sm_80", {"programs": 1.5}, "programs is 1.5, not a positive whole number"),
     ("sm_80", {"FLATTEN": 1}, "FLATTEN is 1, not true or false"),
     ("sm_80", {"library": "no"}, "library is 'no', not true or false"),
     ("sm_80", {"PRECISION": "tf33"}, "PRECISION is 'tf33', not one of ieee, tf32"),
@@ -201,6 +202,16 @@ def test_the_error_that_names_the_row_is_of_triton() -> None:
     with pytest.raises(RuntimeError, match=r"needs 9 bytes of shared memory, and .* has 8"):
         launch.explain(errors.OutOfResources(9, 8, "shared memory"))
     launch.explain(ValueError("something else"))
+
+
+def test_programs_per_multiprocessor() -> None:
+    """They belong to the grid: the kernel does not get them."""
+    read = launch.read_row(row(64, 32, FLATTEN=True, programs=2)).settings
+    assert read.programs == 2
+    assert "programs" not in read.keywords
+    assert read.fields["programs"] == 2
+    assert launch.read_row({**row(64, 32), **read.fields}).settings == read
+    assert launch.read_row(row()).settings.programs == 1
 
 
 def test_the_first_row_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -101,15 +101,31 @@ OPS: dict[str, tuple[Op, Op]] = {
 }
 
 
-def launched(monkeypatch: pytest.MonkeyPatch, library: bool = False, **constants: Any) -> None:
+def launched(
+    monkeypatch: pytest.MonkeyPatch, library: bool = False, programs: int = 1, **constants: Any
+) -> None:
     """Override these settings in every lookup; the others stay those of the row."""
     chosen = launch.settings
 
     def settings(*args: Any, **sizes: int) -> launch.Settings:
         row = chosen(*args, **sizes)
-        return dataclasses.replace(row, constants={**row.constants, **constants}, library=library)
+        found = {**row.constants, **constants}
+        return dataclasses.replace(row, constants=found, library=library, programs=programs)
 
     monkeypatch.setattr(launch, "settings", settings)
+
+
+@pytest.mark.parametrize(
+    ("flatten", "programs", "rows", "wanted"),
+    [(True, 1, 700, 2), (True, 2, 700, 4), (True, 2, 64, 3), (False, 2, 700, 33)],
+)
+def test_persistent_programs_per_multiprocessor(
+    flatten: bool, programs: int, rows: int, wanted: int
+) -> None:
+    """At most one per tile: 3 tiles of columns, on two multiprocessors."""
+    blocks = {"BLOCK_M": 64, "BLOCK_N": 16, "FLATTEN": flatten}
+    settings = launch.Settings(blocks, programs=programs)
+    assert gemm_triton.grid(settings, rows, 40, torch.device("cpu")) == (wanted,)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -118,6 +134,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, library: bool = False, **constants
     "settings",
     [
         {"DESCRIPTORS": True, "FLATTEN": True},
+        {"DESCRIPTORS": True, "FLATTEN": True, "programs": 2},
         {"DESCRIPTORS": False, "FLATTEN": True},
         {"DESCRIPTORS": True, "FLATTEN": False},
         {"BLOCK_M": 16, "BLOCK_N": 128, "BLOCK_K": 16, "GROUP": 1},

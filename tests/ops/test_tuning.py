@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nomicbert_kernels import BackendError, Ops, launch, select_ops
+from nomicbert_kernels import Activation, BackendError, Ops, launch, select_ops, values
 from nomicbert_kernels.launch import Row, Settings
 from nomicbert_kernels.tuning import tables, timing
+from nomicbert_kernels.tuning.candidates import template_of
 from nomicbert_kernels.tuning.problems import Draw, problems
 from nomicbert_kernels.tuning.search import Search, Truth
 from tests.ops.tuning_cases import ARCH, CPU, GATED, MIXED, PLAIN, only, small, varied  # noqa: F401
@@ -180,6 +181,42 @@ def spoil(ops: Ops, wrong: Callable[[Tensor], Tensor]) -> Ops:
         return wrong(y) if s["GROUP"] == 1 else y
 
     return replace(ops, swiglu=swiglu)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "swiglu", "gelu", "qkv_rotary"])
+def test_rows_of_e4m3(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On backend "fp8": input rounded beforehand, rows of 1 byte, errors by the specification."""
+    from tests.interpreter import fp8 as rounded
+
+    rounded.install()
+    ops = select_ops("cpu", torch.float16, "fp8")
+    shipped = tables.shipped_rows(ARCH, 1)
+    model = PLAIN if kernel == "gelu" else GATED
+    found = problems([model], [kernel], shipped)
+    # of linear the last one: the second half of the MLP
+    problem = [p for p in found if p.rows == 20][-1]
+    tried = [
+        replace(s, constants={**s.constants, "GROUP": group})
+        for s in [template_of(problem, shipped)]
+        for group in (1, 3, 4)
+    ]
+    clock = Clock(monkeypatch, kernel, lambda s: float(s["GROUP"]))
+    right = getattr(ops, kernel)
+    seen: list[torch.dtype] = []
+
+    def wrong_at_one(x: Activation, *args: Any) -> Tensor | Activation:
+        seen.append(x.data.dtype)
+        y = right(x, *args)
+        spoilt = launch.table(ARCH)[kernel, 1][0].settings["GROUP"] == 1
+        return (values(y, torch.float16) * 1.1).half() if spoilt else y
+
+    search = Search(replace(ops, **{kernel: wrong_at_one}), CPU, torch.float16, shipped, clock)
+    result = search.solve(problem, tried)
+    assert [s["GROUP"] for s in result.wrong] == [1]
+    assert (result.shipped_us, result.chosen) == (2.0, None)
+    assert set(seen) == {torch.float8_e4m3fn}
+    (row,) = tables.merge([replace(result, chosen=tried[1])], [], 1, "3.9")
+    assert row["bytes"] == 1
 
 
 def nan_in_one(y: Tensor) -> Tensor:

@@ -189,6 +189,7 @@ def changed(shipped: Settings, changes: Mapping[str, Any]) -> Settings:
         {**shipped.constants, **constants},
         {**shipped.options, **options},
         changes.get("library", shipped.library),
+        changes.get("programs", shipped.programs),
     )
 
 

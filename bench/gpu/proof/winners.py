@@ -30,9 +30,7 @@ def plain(row: Row) -> dict[str, Any]:
         found["up_to"] = dict(row.up_to)
     if row.exactly:
         found["exactly"] = dict(row.exactly)
-    if row.settings.library:
-        found["library"] = True
-    return {**found, **row.settings.constants, **row.settings.options}
+    return {**found, **row.settings.fields}
 
 
 def means(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple[float, bool]]]:

@@ -9,10 +9,11 @@ element size. The first row that fits is used, so specific rows precede general 
 
 "up_to" and "exactly" are compared with the sizes that the caller passes. Keys in capitals are
 constants of the kernel; num_warps, num_stages and maxnreg are launch options. "library": true
-replaces the fused kernel by the vendor's GEMM (cuBLAS, hipBLAS) and a small kernel. "ctas": 2 says
-that a multiprocessor has to hold two programs at once; no launch reads it, `make aot` checks it.
-Rows measured by `nomicbert tune` on this machine precede the shipped ones. A row with unknown keys,
-or that asks for more than the architecture has, is refused when its table is read; see `limits`.
+replaces the fused kernel by the vendor's GEMM (cuBLAS, hipBLAS) and a small kernel. "programs": 2
+says that a multiprocessor holds two programs at once: `make aot` checks it, and a persistent
+kernel, one with FLATTEN, is launched with that many. Rows measured by `nomicbert tune` on this
+machine precede the shipped ones. A row with unknown keys, or that asks for more than the
+architecture has, is refused when its table is read; see `limits`.
 
 Rows for different numbers of tokens sum in different orders, so a text's last bits depend on the
 other texts in its batch. Within `invariant` they do not.
@@ -75,11 +76,13 @@ class Settings:
         constants: compile-time arguments of the kernel, by their names in capitals.
         options: num_warps, num_stages, and maxnreg where it is set.
         library: use the vendor's GEMM and a small kernel instead.
+        programs: that a multiprocessor holds at once; of persistent kernels, those that it gets.
     """
 
     constants: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, int] = field(default_factory=dict)
     library: bool = False
+    programs: int = 1
 
     def __getitem__(self, name: str) -> Any:
         """One constant."""
@@ -90,13 +93,19 @@ class Settings:
         """All keyword arguments of the launch."""
         return {**self.constants, **self.options, **COMMON}
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The settings as they stand in a table's row."""
+        library = {"library": True} if self.library else {}
+        programs = {"programs": self.programs} if self.programs > 1 else {}
+        return {**library, **self.constants, **self.options, **programs}
+
 
 @dataclass(frozen=True)
 class Row:
     """A row of a table: settings, and the kernel, element size and sizes they apply to.
 
     Attributes:
-        ctas: programs that a multiprocessor has to hold at once, 0 if the row does not state it.
         place: where the row is stored, for messages.
     """
 
@@ -105,7 +114,6 @@ class Row:
     up_to: Mapping[str, int]
     exactly: Mapping[str, int]
     settings: Settings
-    ctas: int = 0
     place: str = field(default="", compare=False)
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
@@ -150,8 +158,8 @@ def read_row(row: Mapping[str, Any], place: str = "") -> Row:
             constants={name: value for name, value in row.items() if name.isupper()},
             options={name: row[name] for name in OPTIONS if name in row},
             library=row.get("library", False),
+            programs=row.get("programs", 1),
         ),
-        ctas=row.get("ctas", 0),
         place=place,
     )
 

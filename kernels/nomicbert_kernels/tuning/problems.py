@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from nomicbert_kernels.backend import Ops
+from nomicbert_kernels.fp8 import round_groups, round_rows
 from nomicbert_kernels.launch import Row
-from nomicbert_kernels.tensors import Rope, Weight
+from nomicbert_kernels.tensors import Activation, Rope, Weight
 
 KERNELS = ("qkv_rotary", "swiglu", "gelu", "linear", "attention", "experts")
+# Those that backend "fp8" launches on e4m3, with rows of their own for elements of 1 byte.
+NARROW_KERNELS = ("qkv_rotary", "swiglu", "gelu", "linear")
 # Row counts where the best settings change: few rows are bound by reading the weight, many by the
 # tensor cores. The limits of the shipped rows are added.
 LIMITS = (64, 512)
@@ -32,7 +35,7 @@ POSITIONS = 512
 CLEAR = 1e-3
 SEED = 0
 
-Call = Callable[[], Tensor]
+Call = Callable[[], Tensor | Activation]
 Prepare = Callable[[Ops, torch.dtype], Call]
 
 
@@ -125,8 +128,20 @@ class Problem:
         return " x ".join(map(str, self.exactly.values()))
 
 
-def linear(n: int, k: int, bias: bool, residual: bool, rows: int, draw: Draw) -> Prepare:
-    """linear, with the residual add of the output projections if `residual`."""
+def given(ops: Ops, x: Tensor, grouped: bool = False) -> Tensor | Activation:
+    """The input of a GEMM: for backend "fp8" rounded, as the op before it does in a model."""
+    if ops.name != "fp8":
+        return x
+    return round_groups(x) if grouped else round_rows(x)
+
+
+def linear(
+    n: int, k: int, bias: bool, residual: bool, grouped: bool, rows: int, draw: Draw
+) -> Prepare:
+    """linear, with the residual add of the output projections if `residual`.
+
+    grouped: the input is that of an MLP's second half, with a scale per group in e4m3.
+    """
     x, source = draw(rows, k), draw.weight(n, k)
     added = draw(rows, n) if residual else None
     b = draw(n) if bias else None
@@ -134,7 +149,7 @@ def linear(n: int, k: int, bias: bool, residual: bool, rows: int, draw: Draw) ->
     def prepare(ops: Ops, dtype: torch.dtype) -> Call:
         weight = ops.prepare(source.to(dtype), None if b is None else b.to(dtype), "linear")
         after = None if added is None else added.to(dtype)
-        return functools.partial(ops.linear, x.to(dtype), weight, after)
+        return functools.partial(ops.linear, given(ops, x.to(dtype), grouped), weight, after)
 
     return prepare
 
@@ -147,7 +162,7 @@ def mlp(kernel: str, n: int, k: int, bias: bool, rows: int, draw: Draw) -> Prepa
     def prepare(ops: Ops, dtype: torch.dtype) -> Call:
         kind: Literal["gated", "linear"] = "gated" if kernel == "swiglu" else "linear"
         weight = ops.prepare(source.to(dtype), None if b is None else b.to(dtype), kind)
-        return functools.partial(getattr(ops, kernel), x.to(dtype), weight)
+        return functools.partial(getattr(ops, kernel), given(ops, x.to(dtype)), weight)
 
     return prepare
 
@@ -162,7 +177,8 @@ def qkv_rotary(model: Model, rows: int, draw: Draw) -> Prepare:
 
     def prepare(ops: Ops, dtype: torch.dtype) -> Call:
         weight = ops.prepare(source.to(dtype), None if b is None else b.to(dtype), "linear")
-        return functools.partial(ops.qkv_rotary, x.to(dtype), weight, rope, model.heads)
+        x8 = given(ops, x.to(dtype))
+        return functools.partial(ops.qkv_rotary, x8, weight, rope, model.heads)
 
     return prepare
 
@@ -216,9 +232,9 @@ def gemms(model: Model) -> Iterator[tuple[str, int, int, Callable[..., Prepare]]
     if model.fused_rotary:
         yield "qkv_rotary", 3 * h, h, functools.partial(qkv_rotary, model)
     elif not model.rotary:
-        yield "linear", 3 * h, h, functools.partial(linear, 3 * h, h, bias, False)
-    for k in (h, inner):
-        yield "linear", h, k, functools.partial(linear, h, k, bias, True)
+        yield "linear", 3 * h, h, functools.partial(linear, 3 * h, h, bias, False, False)
+    for k, grouped in ((h, False), (inner, True)):
+        yield "linear", h, k, functools.partial(linear, h, k, bias, True, grouped)
     yield model.mlp, inner, h, functools.partial(mlp, model.mlp, inner, h, bias)
     if model.experts:
         for n, k in ((inner, h), (h, inner)):

@@ -113,9 +113,7 @@ def raw_row(result: Result, size: int, settings: Settings, us: float | None, tri
     row: RawRow = {"kernel": problem.kernel, "bytes": size, "exactly": dict(problem.exactly)}
     if problem.up_to is not None:
         row["up_to"] = {"rows": problem.up_to}
-    if settings.library:
-        row["library"] = True
-    return {**row, **settings.keywords, "us": us, "shipped_us": result.shipped_us, "triton": triton}
+    return {**row, **settings.fields, "us": us, "shipped_us": result.shipped_us, "triton": triton}
 
 
 def group_of(kernel: str, size: int, exactly: Mapping[str, int]) -> tuple[object, ...]:
