@@ -19,9 +19,9 @@ from nomicbert_kernels.tensors import GROUP, Activation, EmbeddingTables, Rope, 
 
 Call = Callable[[], Tensor | Activation]
 E4M3 = torch.float8_e4m3fn
-# Below and above every "up_to" of rows in the tables, and the limit of attention's short texts. Not
-# multiples of 16, as in most batches.
-ROWS = (33, 301)
+# Below, between and above the "up_to" of rows in the tables, and on both sides of the limit of
+# attention's short texts. Not multiples of 16, as in most batches.
+ROWS = (33, 301, 1025)
 VOCABULARY = 64
 
 

@@ -1,10 +1,12 @@
 """Attention over packed texts, tile by tile, forward and backward.
 
 A program holds the queries of one tile and loops over the keys of the tile's texts with an online
-softmax, so the matrix of attention weights is never stored. Full blocks of keys of a single text
-need no mask. The remainder, and every block of a tile shared by several texts, is masked by the
-text of each token. Non-finite values are replaced by zeros in masked blocks, because 0 * NaN would
-carry them from one text to its neighbour. A text keeps its own NaN.
+softmax, so the matrix of attention weights is never stored. A text with tiles of its own is read in
+full blocks. The last block ends with the text: it repeats keys of the block before, and masks them.
+So all blocks are loaded ahead, without masks, and contain no other text. Tiles of several texts, or
+of one text shorter than a block, are masked by the text of each token. There, non-finite values are
+replaced by zeros, because 0 * NaN would carry them from one text to its neighbour. A text keeps its
+own NaN. The backward kernels mask the remainder of a text as they mask shared tiles.
 
 Exponentials are base 2; log2 e is part of the scale. The backward pass keeps only the logarithm of
 each query's sum of exponentials (lse), and recomputes the weights P from it:
@@ -164,14 +166,12 @@ def attention_kernel(
     first, count, text_0, text_1 = tile_of(table, rows is not None, PARTS, BLOCK_M)
     if count > 0:
         start, stop = tl.load(cu_seqlens + text_0), tl.load(cu_seqlens + text_1)
-        whole = unmasked_end(start, stop, text_1 - text_0, BLOCK_N)
         m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
         # rows beyond the end repeat the last one, so that loads need no mask; they are not stored
         query = first + tl.minimum(m, count - 1)
         token = query
         if rows is not None:
             token = tl.load(rows + query)
-        text_q = tl.load(text + token)
         q_part = qkv + head.to(tl.int64) * stride_h
         k_part = q_part + stride_3
         v_part = k_part + stride_3
@@ -180,26 +180,36 @@ def attention_kernel(
         largest = tl.full((BLOCK_M,), -3.4028234663852886e38, tl.float32)
         weight = tl.zeros((BLOCK_M,), tl.float32)
         total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-        for key in range(start, whole, BLOCK_N):
-            if DESCRIPTORS:
-                k = described.load([key, (heads + head) * D])
-                v = described.load([key, (2 * heads + head) * D])
-            else:
-                k = load_rows(k_part, key + n, stride_t, None, D, BLOCK_D, False)
-                v = load_rows(v_part, key + n, stride_t, None, D, BLOCK_D, False)
-            s = tl.dot(q, k.T, input_precision=PRECISION)
-            largest, weight, total = update_softmax(s, v, largest, weight, total, scale, PRECISION)
-        for key in tl.range(whole, stop, BLOCK_N, num_stages=1):
-            inside = key + n < stop
-            k = load_rows(k_part, key + n, stride_t, inside, D, BLOCK_D, True)
-            v = load_rows(v_part, key + n, stride_t, inside, D, BLOCK_D, True)
-            text_k = tl.load(text + key + n, mask=inside, other=-1)
-            # a non-finite v is zeroed below; NaN in its key reaches only queries of its own text
-            s = tl.dot(q, mark_nonfinite(k, v).T, input_precision=PRECISION)
-            s = tl.where(text_q[:, None] == text_k[None, :], s, float("-inf"))
-            largest, weight, total = update_softmax(
-                s, zero_nonfinite(v), largest, weight, total, scale, PRECISION
-            )
+        # two branches, so that neither loop holds registers of the other
+        if (text_1 - text_0 == 1) & (stop - start >= BLOCK_N):
+            for key in range(start, stop, BLOCK_N):
+                # the last block ends with the text and masks the keys that it repeats
+                at = tl.minimum(key, stop - BLOCK_N)
+                if DESCRIPTORS:
+                    k = described.load([at, (heads + head) * D])
+                    v = described.load([at, (2 * heads + head) * D])
+                else:
+                    k = load_rows(k_part, at + n, stride_t, None, D, BLOCK_D, False)
+                    v = load_rows(v_part, at + n, stride_t, None, D, BLOCK_D, False)
+                s = tl.dot(q, k.T, input_precision=PRECISION)
+                if at < key:
+                    s = tl.where((at + n >= key)[None, :], s, float("-inf"))
+                largest, weight, total = update_softmax(
+                    s, v, largest, weight, total, scale, PRECISION
+                )
+        else:
+            text_q = tl.load(text + token)
+            for key in tl.range(start, stop, BLOCK_N, num_stages=1):
+                inside = key + n < stop
+                k = load_rows(k_part, key + n, stride_t, inside, D, BLOCK_D, True)
+                v = load_rows(v_part, key + n, stride_t, inside, D, BLOCK_D, True)
+                text_k = tl.load(text + key + n, mask=inside, other=-1)
+                # a non-finite v is zeroed below; NaN in its key reaches only its own text's queries
+                s = tl.dot(q, mark_nonfinite(k, v).T, input_precision=PRECISION)
+                s = tl.where(text_q[:, None] == text_k[None, :], s, float("-inf"))
+                largest, weight, total = update_softmax(
+                    s, zero_nonfinite(v), largest, weight, total, scale, PRECISION
+                )
         o_part = out + head * D
         store_rows(o_part, query, heads * D, total / weight[:, None], m < count, D, BLOCK_D)
         if lse is not None:

@@ -31,6 +31,9 @@ from nomicbert_kernels.gemm_triton import (
 from nomicbert_kernels.linear_triton import launch_linear, linear
 from nomicbert_kernels.tensors import Activation, Rope, Weight, plain_linear
 
+# Widest head in a tile of 256 columns: wider angles, on their way from the loads' layout to that of
+# the accumulator, do not fit into shared memory next to three stages of operands (sm_90).
+WIDEST_IN_256 = 64
 # Tokens per program of rotate_kernel.
 BLOCK_TOKENS = 32
 
@@ -49,19 +52,28 @@ def rotate_tile(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Rotate the queries and keys in a tile of whole heads; values stay unchanged."""
+    """Rotate the queries and keys in a tile of whole heads; values stay unchanged.
+
+    A tile of values only is turned by angle 0, without loads. Not by a branch around the rotation:
+    in a flattened loop ptxas would then wait for each wgmma.
+    """
     half: tl.constexpr = D // 2
     heads: tl.constexpr = BLOCK_N // D
     a, b = tile.reshape(BLOCK_M, heads, 2, half).permute(0, 1, 3, 2).split()
-    r = m + tl.arange(0, BLOCK_M)
-    at = tl.load(row + r, mask=r < rows, other=0).to(tl.int64)
-    places = at[:, None] * half + tl.arange(0, half)[None, :]
-    c = tl.load(cos + places)[:, None, :]
-    s = tl.load(sin + places)[:, None, :]
-    # a tile may hold both keys and values: angle 0 leaves values unchanged
-    turns = (n // D + tl.arange(0, heads) < 2 * HEADS)[None, :, None]
-    c = tl.where(turns, c, 1.0)
-    s = tl.where(turns, s, 0.0)
+    c = tl.full((BLOCK_M, half), 1.0, tl.float32)
+    s = tl.zeros((BLOCK_M, half), tl.float32)
+    if n < 2 * HEADS * D:
+        r = m + tl.arange(0, BLOCK_M)
+        at = tl.load(row + r, mask=r < rows, other=0).to(tl.int64)
+        places = at[:, None] * half + tl.arange(0, half)[None, :]
+        c = tl.load(cos + places)
+        s = tl.load(sin + places)
+    c, s = c[:, None, :], s[:, None, :]
+    if 2 * HEADS * D % BLOCK_N != 0:
+        # one tile holds both keys and values
+        turns = (n // D + tl.arange(0, heads) < 2 * HEADS)[None, :, None]
+        c = tl.where(turns, c, 1.0)
+        s = tl.where(turns, s, 0.0)
     turned = tl.join(a * c - b * s, b * c + a * s)
     return turned.permute(0, 1, 3, 2).reshape(BLOCK_M, BLOCK_N)
 
@@ -217,7 +229,7 @@ def forward(
     # the epilogue needs half-split rotation of whole heads whose size is a power of two
     common = 2 * cos.shape[1] == size and not interleaved and (size & (size - 1)) == 0
     shape = (tokens, 3, num_heads, size)
-    apart = not common or s["BLOCK_N"] % size
+    apart = not common or s["BLOCK_N"] % size or (s["BLOCK_N"] > 128 and size > WIDEST_IN_256)
     if apart and (scales is not UNSCALED or launch.is_invariant()):
         z = launch_linear(s, x, weight, bias, None, "none", scales)
         return rotate_(z.view(shape), cos, sin, row, interleaved)

@@ -149,7 +149,9 @@ def test_gradient_of_a_sum_has_no_strides(seed: int) -> None:
 # numpy warns about a maximum of only NaN
 @pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
 @pytest.mark.parametrize("part", [0, 1, 2], ids="qkv")
-@pytest.mark.parametrize("lengths", [[5, 4, 3], [20, 33, 17]], ids=["shared", "apart"])
+@pytest.mark.parametrize(
+    "lengths", [[5, 4, 3], [20, 33, 17], [33, 40, 70]], ids=["shared", "apart", "several blocks"]
+)
 def test_nan_stays_in_its_text(part: int, lengths: list[int], seed: int) -> None:
     first, second = lengths[0], lengths[0] + lengths[1]
     clean = draw_qkv(lengths, 16, seed)

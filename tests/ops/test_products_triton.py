@@ -306,6 +306,37 @@ def test_the_common_head_is_rotated_in_the_epilogue(monkeypatch: pytest.MonkeyPa
         qkv_rotary_triton.qkv_rotary(x, weight(120, 2), rope(5, 20), HEADS)
 
 
+def test_wide_heads_are_rotated_apart_in_wide_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their angles do not fit into shared memory next to a tile of 256 columns."""
+    launched(monkeypatch, BLOCK_N=256)
+    rotated = []
+    rotate = qkv_rotary_triton.rotate_
+    monkeypatch.setattr(
+        qkv_rotary_triton, "rotate_", lambda qkv, *rest: rotated.append(1) or rotate(qkv, *rest)
+    )
+    for size, apart in ((32, []), (64, []), (128, [1])):
+        x, w, angles = draw(5, WIDTH, seed=1), weight(3 * size, 2), rope(5, size)
+        truth = qkv_reference.qkv_rotary(x.double(), exact(w), angles, 1)
+        got = qkv_rotary_triton.qkv_rotary(x, w, angles, 1)
+        assert_within(got, truth, truth.float(), torch.float32)
+        assert rotated == apart
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+def test_values_are_not_rotated(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of values only, and tiles that hold keys as well: of 144 columns the last 48."""
+    launched(monkeypatch, BLOCK_N=block)
+    x, w, angles = draw(40, WIDTH, seed=1), weight(3 * 3 * SIZE, 2), rope(40)
+    wanted = qkv_rotary_triton.qkv_rotary(x, w, angles, 3)
+    nan = torch.full_like(angles.cos, float("nan"))
+    broken = dataclasses.replace(angles, cos=nan, sin=nan)
+    got = qkv_rotary_triton.qkv_rotary(x, w, broken, 3)
+    assert got[:, :2].isnan().all()
+    assert torch.equal(got[:, 2], wanted[:, 2])
+    truth = qkv_reference.qkv_rotary(x.double(), exact(w), angles, 3)
+    assert_within(wanted, truth, truth.float(), torch.float32)
+
+
 @triton.jit
 def tiles_kernel(seen, tiles_m, tiles_n, GROUP: tl.constexpr):
     """Write tile row and column of each tile index."""

@@ -15,7 +15,16 @@ THREADS = 1024
 THREAD_REGISTERS = 255
 REGISTERS = 65_536
 
-NUMBERS = ("num_warps", "num_stages", "maxnreg", "programs", "GROUP", "BLOCK_M", "BLOCK_N", "BLOCK_K")
+NUMBERS = (
+    "num_warps",
+    "num_stages",
+    "maxnreg",
+    "programs",
+    "GROUP",
+    "BLOCK_M",
+    "BLOCK_N",
+    "BLOCK_K",
+)
 POWERS = ("num_warps", "BLOCK_M", "BLOCK_N", "BLOCK_K")
 FLAGS = ("library", "DESCRIPTORS", "FLATTEN")
 # Source: `input_precision` of triton.language.dot.
