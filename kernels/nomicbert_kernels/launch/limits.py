@@ -26,7 +26,7 @@ NUMBERS = (
     "BLOCK_K",
 )
 POWERS = ("num_warps", "BLOCK_M", "BLOCK_N", "BLOCK_K")
-FLAGS = ("library", "DESCRIPTORS", "FLATTEN")
+FLAGS = ("library", "DESCRIPTORS", "FLATTEN", "STACKED", "TANH")
 # Source: `input_precision` of triton.language.dot.
 PRECISIONS = ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6")
 CONDITIONS = ("up_to", "exactly")

@@ -233,12 +233,15 @@ def candidates(
             continue
         own = {name: value for name, value in constants.items() if name in template.constants}
         settings = Settings({**template.constants, **own}, options, programs=programs)
-        if settings != template and settings not in found:
+        # what a row states of a kernel that is not persistent changes no launch
+        persistent = settings.constants.get("FLATTEN", False)
+        stated = settings if persistent else replace(settings, programs=template.programs)
+        if stated != template and settings not in found:
             found.append(settings)
     if quick:
         found = one_each(found, template)
     if problem.kernel in WITH_LIBRARY and size > 1 and not template.library:
-        found.insert(0, replace(template, library=True))
+        found.insert(0, replace(template, library=True, programs=1))
     return found
 
 
