@@ -53,7 +53,7 @@ def rules(record: dict[str, Any]) -> Iterator[str]:
         yield f"{record['tensor_memory']} columns of tensor memory, more than {TENSOR_MEMORY}"
     if record["remarks"]:
         yield f"wgmma is serialised (ptxas remarks {', '.join(record['remarks'])})"
-    if record["ctas"] < record["ctas_stated"] > 1:
+    if 0 < record["ctas"] < record["ctas_stated"]:  # 0: not known
         yield (
             f"{record['ctas']} CTAs a multiprocessor, fewer than the {record['ctas_stated']} that "
             f"the row states: {record['registers']} registers, {record['shared']} bytes of shared "

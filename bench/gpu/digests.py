@@ -10,7 +10,14 @@ from nomicbert_kernels import launch
 
 FOLDER = Path(launch.__file__).parents[1]
 # The sources that a kernel's result depends on; launch rows are compared one by one.
-PATTERNS = ("*_triton.py", "tiling.py", "tensors.py", "fp8.py", "custom_ops.py", "launch/*.py")
+PATTERNS = (
+    "*_triton.py",
+    "tiling.py",
+    "tensors.py",
+    "fp8.py",
+    "custom_ops.py",
+    "launch/__init__.py",
+)
 
 
 def sources() -> str:

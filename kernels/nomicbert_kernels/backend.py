@@ -15,7 +15,7 @@ reports why a backend cannot run.
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -61,8 +61,8 @@ class BackendError(RuntimeError):
     """The requested backend cannot run on this device or in this dtype."""
 
 
-def always(x: Tensor | Activation, weight: Weight) -> bool:
-    """For backends whose `linear` adds a residual before it rounds."""
+def fuses_residual(x: Tensor | Activation, weight: Weight) -> bool:
+    """`Ops.adds_residual` of backends whose `linear` always does."""
     return True
 
 
@@ -90,7 +90,13 @@ class Ops:
     gelu: Callable[..., Tensor | Activation]
     moe: Callable[..., Tensor]
     pool: Callable[..., Tensor]
-    adds_residual: Callable[[Tensor | Activation, Weight], bool] = always
+    adds_residual: Callable[[Tensor | Activation, Weight], bool] = fuses_residual
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of the ops: the fields that compute a part of the model."""
+        beside = ("name", "prepare", "plan", "adds_residual")
+        return [field.name for field in fields(cls) if field.name not in beside]
 
     def project(
         self, x: Tensor | Activation, weight: Weight, residual: Tensor | Activation

@@ -36,9 +36,11 @@ WARP_COLUMNS = 1024
 MOST_COLUMNS = 8192
 # Bits that a lane reads at once.
 LANE_BITS = tl.constexpr(128)
-# Maximum programs of the backward pass, each with one partial sum: eight warps for each
-# multiprocessor of the largest GPUs, which is as many as their registers hold.
+# Maximum programs of the backward pass, each with one partial sum: for rows of one warp, eight for
+# each multiprocessor of the largest GPUs. And the least rows of a program: its partial sum, in
+# fp32, is written and read again.
 PROGRAMS = 1024
+LEAST_SHARE = 4
 
 
 @triton.jit
@@ -195,7 +197,7 @@ def tiling(width: int) -> dict[str, int]:
 
 def shares(rows: int) -> tuple[int, int]:
     """Return the number of programs of a backward pass, and the rows of each."""
-    share = triton.cdiv(rows, PROGRAMS)
+    share = max(LEAST_SHARE, triton.cdiv(rows, PROGRAMS))
     return triton.cdiv(rows, share), share
 
 

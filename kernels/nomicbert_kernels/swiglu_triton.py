@@ -35,7 +35,7 @@ from nomicbert_kernels.tensors import Activation, Weight, plain_linear
 
 # Columns per program of gate_kernel.
 BLOCK = 1024
-# Result dtypes whose rounding hides the error of TANH.
+# Result dtypes that may have TANH.
 ROUGH = (torch.bfloat16, torch.float8_e4m3fn)
 # The interpreter has no inline assembly.
 ASSEMBLY = tl.constexpr(not INTERPRETED)
@@ -49,8 +49,9 @@ def gated(up, gate, TANH: tl.constexpr):
     division, and correct to a few ulp.
 
     With TANH, silu(z) = z / 2 (1 + tanh(z / 2)), with half as many instructions of the special
-    function units. Its relative error of up to 2^-11 becomes up to 2.5e-4 of up * gate, so it is
-    for results in dtypes of 8 significant bits or fewer. Source: PTX ISA, "tanh".
+    function units. Its relative error of up to 2^-11 becomes up to 2.5e-4 of |up * gate|: less
+    than bf16 rounds off where the gate is positive, and more than the result itself from gates
+    below -8 on. Source: PTX ISA, "tanh".
     """
     if TANH:
         half = 0.5 * gate

@@ -7,7 +7,7 @@ times the candidates, and `tuned` prints the results. docs/tune.md explains how 
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -103,11 +103,14 @@ def tune(
     arch = launch.architecture(place) if _measurable(place) else launch.SAFE
     size = 1 if fp8 else wanted.itemsize
     shipped = tables.shipped_rows(arch, size)
+    if not shipped:
+        raise ValueError(f"the launch table of {arch} has no rows for elements of {size} bytes")
     asked = [name.value for name in kernel] if kernel else KERNELS
     kernels = [name for name in asked if not fp8 or name in NARROW_KERNELS]
     found = problems(models, kernels, shipped)
     if not found:
-        where = f"backend 'fp8' of {model}" if fp8 else model
+        where = model or "the leading models"
+        where = f"backend 'fp8' of {where}" if fp8 else where
         raise ValueError(f"{where} has none of these kernels: {', '.join(asked)}")
     if dry_run:
         _plan(found, shipped, arch, size, quick, as_json)
@@ -128,12 +131,13 @@ def _need_gpu(device: "torch.device", dtype: "torch.dtype", fp8: bool) -> None:
     from nomicbert.errors import BackendError
     from nomicbert.loading.target import choose_ops
 
+    backend: Literal["fp8", "triton"] = "fp8" if fp8 else "triton"
     if not _measurable(device):
         raise BackendError(
-            f"tuning measures the kernels of backend 'triton', which needs a CUDA device, not "
+            f"tuning measures the kernels of backend {backend!r}, which needs a CUDA device, not "
             f"{device.type}: --dry-run prints what it would measure"
         )
-    choose_ops(device, dtype, "fp8" if fp8 else "triton")
+    choose_ops(device, dtype, backend)
 
 
 def _read_model(model: str, revision: str | None, local_files_only: bool) -> "Model":

@@ -77,7 +77,7 @@ class BatchLoop:
         rows, all_in_order = torch.empty(0), list(range(len(lengths)))
         for indices, found in self.each(lengths, encode):
             if indices == all_in_order:
-                rows = found.contiguous()  # as for a single text: nothing has to be moved
+                rows = found.contiguous()  # one batch, in input order
                 continue
             if not rows.numel():
                 rows = found.new_empty(len(lengths), found.shape[1])

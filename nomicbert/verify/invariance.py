@@ -27,8 +27,6 @@ MOST_THREADS = 12
 SHORT = ("a", "a b", "a b c")
 # Elements by which inputs are moved: not a multiple of 16 bytes in any dtype.
 SHIFT = 3
-UNWATCHED = ("name", "prepare", "plan")
-OPS = [field.name for field in dataclasses.fields(Ops) if field.name not in UNWATCHED]
 
 Encode = Callable[[Sequence[str]], Tensor]
 # The results of the ops in the order of their calls: name, rows.
@@ -137,7 +135,7 @@ def watched(model: BackendModule, trace: Trace | None = None, shift: int = 0) ->
     """Replace a model's ops by ones that record their results and read shifted inputs."""
     ops = model.ops
     replaced: dict[str, Any] = {
-        name: _watched(name, getattr(ops, name), trace, shift) for name in OPS
+        name: _watched(name, getattr(ops, name), trace, shift) for name in Ops.names()
     }
     model._ops = dataclasses.replace(ops, **replaced)
     try:

@@ -193,7 +193,7 @@ SOUND: list[dict[str, Any]] = [
     {"ctas": 3},
     {"spills": 3, "dtype": "fp32", "tensor_cores": False, "wgmma": False},
     {"wgmma": False, "arch": "sm_89"},
-    {"ctas": 0, "ctas_stated": 1},
+    {"ctas": 0, "ctas_stated": 2},
     row_kernel("layer_norm_kernel", settings={"WIDTH": 1025}),
     row_kernel("layer_norm_backward_kernel"),
 ]

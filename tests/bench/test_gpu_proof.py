@@ -106,9 +106,9 @@ def test_kernels_dry(tmp_path: Path) -> None:
 def test_variants_dry(tmp_path: Path) -> None:
     """In the interpreter larger tiles win clearly: the table is written, and raced again."""
     assert dry(tmp_path, "--stage", "variants", "--match", "qkv_rotary, few") == 0
-    assert dry(tmp_path, "--stage", "variants", "--match", "linear down, 16896") == 0
+    assert dry(tmp_path, "--stage", "variants", "--match", "linear, layer_norm") == 0
     found = done(tmp_path)
-    raced = found["variants", "linear down, 16896"]
+    raced = found["variants", "linear, layer_norm, 16896"]
     right = {line["peer"] for line in raced["lines"] if line["status"] == "measured"}
     assert {"ours", "128x128x64 w8 s4", "128x256x64 w8 s2"} <= right
     assert raced["rows"]["128x256x64 w8 s2"]["exactly"] == {"n": 64, "k": 96}

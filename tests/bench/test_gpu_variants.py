@@ -53,6 +53,18 @@ def test_winners(entries: list[dict[str, Any]], wanted: str | None) -> None:
     assert found.get("swiglu", (None,))[0] == wanted
 
 
+def test_every_shipped_row_below_a_winner_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
+    place = Place(CPU, torch.bfloat16, "torch", False, lambda work: 0.0)
+    exactly = {"n": 2304, "k": 768}
+    won = {"kernel": "qkv_rotary", "bytes": 2, "exactly": exactly}
+    found = [launch.read_row(row) for row in table.shipped_below(place, won, 5632)]
+    assert [row.up_to["rows"] for row in found] == [64, 896, 5631]
+    for row, tokens in zip(found, (5, 500, 5000), strict=True):
+        shipped = launch.settings("qkv_rotary", CPU, torch.bfloat16, rows=tokens, **exactly)
+        assert row.settings == shipped
+
+
 def test_rows_for_many_tokens_leave_few_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

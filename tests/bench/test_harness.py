@@ -28,8 +28,7 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 MODEL = Model("tiny", 32, 2, 48, "swiglu", True)
 TEXTS = [3, 17, 1, 8]
-OPS = [field.name for field in dataclasses.fields(Ops)]
-OPS = [name for name in OPS if name not in ("name", "prepare", "plan", "adds_residual")]
+OPS = Ops.names()
 
 
 class Benchmark:

@@ -15,8 +15,9 @@ from nomicbert import NomicBert
 from nomicbert.cli import tune
 from nomicbert_kernels import launch
 from nomicbert_kernels.tuning import problems as measured
-from nomicbert_kernels.tuning import search, tables, timing
+from nomicbert_kernels.tuning import tables, timing
 from nomicbert_kernels.tuning.problems import KERNELS, problems
+from tests.interpreter import fp8
 from tests.support.checkpoints import build_checkpoint, edit_config
 from tests.support.command_line import ROOT, one_line, run_cli
 
@@ -260,7 +261,7 @@ def test_rows_of_e4m3(
     assert code == 0
     kernels = {problem["kernel"] for problem in json.loads(out)["problems"]}
     assert kernels == {"qkv_rotary", "swiglu", "linear"}
-    monkeypatch.setattr(search, "NARROW_STEPS", 0.5)  # the interpreter's rounding is rough
+    fp8.install()
     code, out, err = run_cli("tune", checkpoint, "--fp8", "--json", *SWIGLU)
     assert code == 0, err
     document = json.loads(out)
@@ -270,6 +271,14 @@ def test_rows_of_e4m3(
     code, _, err = run_cli("tune", checkpoint, "--fp8", "--kernel", "attention", "--dry-run")
     assert code == 2
     assert "backend 'fp8'" in one_line(err)
+
+
+def test_e4m3_without_rows(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "_measurable", lambda device: True)
+    monkeypatch.setattr(launch, "architecture", lambda device: "gfx942")
+    code, _, err = run_cli("tune", checkpoint, "--fp8", "--dry-run")
+    assert code == 2
+    assert "the launch table of gfx942 has no rows for elements of 1 bytes" in one_line(err)
 
 
 def test_a_model_without_the_kernel(checkpoint: str) -> None:

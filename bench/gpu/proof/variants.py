@@ -185,11 +185,14 @@ def changed(shipped: Settings, changes: Mapping[str, Any]) -> Settings:
     unknown = set(constants) - set(shipped.constants)
     if unknown:
         raise ValueError(f"the shipped row has no {', '.join(sorted(unknown))}")
+    constants = {**shipped.constants, **constants}
+    # what the shipped row states of a kernel that is not persistent may not hold for another tile
+    programs = shipped.programs if constants.get("FLATTEN") else 1
     return Settings(
-        {**shipped.constants, **constants},
+        constants,
         {**shipped.options, **options},
         changes.get("library", shipped.library),
-        changes.get("programs", shipped.programs),
+        changes.get("programs", programs),
     )
 
 

@@ -118,9 +118,11 @@ def write_table(place: Place, entries: Sequence[Mapping[str, Any]], out: Path) -
 def shipped_below(place: Place, row: Mapping[str, Any], least: int) -> list[dict[str, Any]]:
     """The shipped rows for fewer tokens than a winner was raced at."""
     dtype = torch.float8_e4m3fn if row["bytes"] == 1 else place.dtype
+    kernel, exactly = row["kernel"], row["exactly"]
+    shipped = launch.table(launch.architecture(place.device))[kernel, dtype.itemsize]
+    limits = {one.up_to["rows"] for one in shipped if one.up_to.get("rows", least) < least}
     found = []
-    for most, tokens in ((FEW, 1), (least - 1, least - 1)):
-        kept = launch.settings(row["kernel"], place.device, dtype, rows=tokens, **row["exactly"])
-        limits = {"rows": most}
-        found.append(plain(Row(row["kernel"], row["bytes"], limits, row["exactly"], kept)))
+    for most in sorted({*limits, least - 1}):
+        kept = launch.settings(kernel, place.device, dtype, rows=most, **exactly)
+        found.append(plain(Row(kernel, row["bytes"], {"rows": most}, exactly, kept)))
     return found

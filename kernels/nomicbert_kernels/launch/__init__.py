@@ -76,7 +76,7 @@ class Settings:
         constants: compile-time arguments of the kernel, by their names in capitals.
         options: num_warps, num_stages, and maxnreg where it is set.
         library: use the vendor's GEMM and a small kernel instead.
-        programs: that a multiprocessor holds at once; of persistent kernels, those that it gets.
+        programs: per multiprocessor: checked by `make aot`; also the grid of persistent kernels.
     """
 
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -255,7 +255,8 @@ def explain(error: Exception) -> None:
     Triton's own message names neither the kernel nor the row.
 
     Args:
-        error: of a launch whose settings were the latest that were looked up.
+        error: of a launch. The row looked up last is taken for its own: kernels without a row need
+            no more than 16 KB.
 
     Raises: RuntimeError: the error is Triton's OutOfResources. That class is compared by name,
         because this module is also used where triton is not installed.

@@ -67,7 +67,7 @@ def ill_formed(row: Mapping[str, Any]) -> Iterator[str]:
 def too_large(row: Mapping[str, Any], arch: str) -> Iterator[str]:
     """One message for each limit of the architecture that a well-formed row exceeds."""
     amd = arch.startswith("gfx")
-    lanes = 64 if amd else 32
+    lanes = 64 if arch.startswith("gfx9") else 32
     threads = row.get("num_warps", 1) * lanes
     if threads > THREADS:
         yield (

@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 from nomicbert_kernels.launch import Row, Settings
+from nomicbert_kernels.launch.limits import REGISTERS
 from nomicbert_kernels.tensors import GROUP
 from nomicbert_kernels.tuning.occupancy import (
     BARRIER,
     LEAST_OTHERS,
-    REGISTERS,
     Device,
     Shape,
     cap_of,

@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 from nomicbert_kernels import launch
 from nomicbert_kernels.launch import Settings
+from nomicbert_kernels.launch.limits import REGISTERS
 
 # Shared memory in bytes assumed for an architecture whose limit is unknown.
 LEAST_SHARED = 49_152
 # Bytes of shared memory that CUDA takes per program, and those of a barrier per pipeline stage.
 RESERVED, BARRIER = 1024, 8
 THREADS_OF_WARP = 32
-# Registers of a multiprocessor, and those that a thread needs besides its accumulators: a kernel
-# without a cap takes up to MOST_OTHERS of them, and spills with fewer than LEAST_OTHERS.
-REGISTERS = 65_536
+# Registers that a thread needs besides its accumulators: a kernel without a cap takes up to
+# MOST_OTHERS of them, and spills with fewer than LEAST_OTHERS.
 LEAST_OTHERS, MOST_OTHERS = 56, 88
 
 
