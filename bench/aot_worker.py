@@ -111,7 +111,7 @@ class Recorder:
         }
         key = kernel.hash if kernel is not None else repr((function.__name__, settings, error))
         # what is launched is from the row looked up last
-        stated = [*served.values()][-1].settings.programs if served else 1
+        stated = [*served.values()][-1].programs if served else 1
         if key in self.records:
             known = self.records[key]
             known["ctas_stated"] = max(known["ctas_stated"], stated)

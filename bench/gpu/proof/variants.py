@@ -186,7 +186,6 @@ def changed(shipped: Settings, changes: Mapping[str, Any]) -> Settings:
     if unknown:
         raise ValueError(f"the shipped row has no {', '.join(sorted(unknown))}")
     constants = {**shipped.constants, **constants}
-    # what the shipped row states of a kernel that is not persistent may not hold for another tile
     programs = shipped.programs if constants.get("FLATTEN") else 1
     return Settings(
         constants,

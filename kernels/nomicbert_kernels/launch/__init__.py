@@ -76,7 +76,7 @@ class Settings:
         constants: compile-time arguments of the kernel, by their names in capitals.
         options: num_warps, num_stages, and maxnreg where it is set.
         library: use the vendor's GEMM and a small kernel instead.
-        programs: per multiprocessor: checked by `make aot`; also the grid of persistent kernels.
+        programs: of a persistent kernel, per multiprocessor; 1 for other kernels.
     """
 
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -106,6 +106,7 @@ class Row:
     """A row of a table: settings, and the kernel, element size and sizes they apply to.
 
     Attributes:
+        programs: that a multiprocessor has to hold at once.
         place: where the row is stored, for messages.
     """
 
@@ -114,6 +115,7 @@ class Row:
     up_to: Mapping[str, int]
     exactly: Mapping[str, int]
     settings: Settings
+    programs: int = field(default=1, compare=False)
     place: str = field(default="", compare=False)
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
@@ -158,8 +160,9 @@ def read_row(row: Mapping[str, Any], place: str = "") -> Row:
             constants={name: value for name, value in row.items() if name.isupper()},
             options={name: row[name] for name in OPTIONS if name in row},
             library=row.get("library", False),
-            programs=row.get("programs", 1),
+            programs=row.get("programs", 1) if row.get("FLATTEN") else 1,
         ),
+        programs=row.get("programs", 1),
         place=place,
     )
 

@@ -233,10 +233,7 @@ def candidates(
             continue
         own = {name: value for name, value in constants.items() if name in template.constants}
         settings = Settings({**template.constants, **own}, options, programs=programs)
-        # what a row states of a kernel that is not persistent changes no launch
-        persistent = settings.constants.get("FLATTEN", False)
-        stated = settings if persistent else replace(settings, programs=template.programs)
-        if stated != template and settings not in found:
+        if settings != template and settings not in found:
             found.append(settings)
     if quick:
         found = one_each(found, template)
