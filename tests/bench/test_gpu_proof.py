@@ -116,7 +116,7 @@ def test_variants_dry(tmp_path: Path) -> None:
     assert (few["up_to"], few["BLOCK_N"], few["num_stages"]) == ({"rows": 64}, 128, 4)
     written = tmp_path / "launch/interpreter.json"
     assert launch.read_table(written)[-1].settings["BLOCK_N"] == 256
-    assert dry(tmp_path, "--stage", "variants", "--match", "fp8") == 0
+    assert dry(tmp_path, "--stage", "variants", "--match", "swiglu, fp8") == 0
     narrow = done(tmp_path)["variants", "swiglu, fp8, 16896"]
     assert {line["peer"] for line in narrow["lines"]} >= {"ours-fp8", "not flat"}
     assert narrow["ours"] == "ours-fp8"
