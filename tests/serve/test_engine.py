@@ -463,7 +463,7 @@ def request(rng: np.random.Generator, model: Any, texts: list[str]) -> tuple[Wan
 @exact
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 18], ids=["no cache", "cache"])
 @pytest.mark.filterwarnings("ignore:.*were longer than")
-def test_1000_requests_64_at_once(
+def test_2000_requests_64_at_once(
     folder: Path, loaded: Loaded, cache_bytes: int, seed: int
 ) -> None:
     rng = np.random.default_rng([seed, cache_bytes])
@@ -472,7 +472,7 @@ def test_1000_requests_64_at_once(
         *SENTENCES, "",
         *(" ".join(rng.choice(WORDS, int(length))) for length in rng.integers(1, 70, 33)),
     ]  # fmt: skip
-    requests = [request(rng, model, texts) for _ in range(1000)]
+    requests = [request(rng, model, texts) for _ in range(2000)]
     found: list[Any] = [None] * len(requests)
 
     async def scenario(engine: Engine) -> None:
