@@ -13,7 +13,7 @@ from nomicbert_kernels import launch
 from nomicbert_kernels.launch import Settings
 from nomicbert_kernels.launch.limits import REGISTERS
 
-# Shared memory in bytes assumed for an architecture whose limit is unknown.
+# Bytes of shared memory per program, where an architecture's limit is unknown.
 LEAST_SHARED = 49_152
 # Bytes of shared memory that CUDA takes per program, and those of a barrier per pipeline stage.
 RESERVED, BARRIER = 1024, 8
