@@ -21,6 +21,7 @@ from tests.support.documents import (
     SETTING_UP,
     blocks,
     commands,
+    environment,
     long_lines,
     printed,
     run,
@@ -28,11 +29,13 @@ from tests.support.documents import (
 )
 from tests.support.environment import documented, found_in_tests, read_by
 from tests.support.fake_hub import FakeHub
+from tests.support.warm_python import WarmPython
 
 PACKAGES = ("nomicbert", "kernels/nomicbert_kernels")
 WITH_SNIPPETS = [document for document in DOCUMENTS if blocks(document, "python")]
 LINK = re.compile(r"\]\(([^)#]*)(#[^)]*)?\)")
 README_LINES = 150
+STRICT = "import warnings; warnings.simplefilter('error', UserWarning)"
 # all Markdown that is read as prose, beyond the documents that run
 WRAPPED = [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md"]
 
@@ -44,6 +47,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def python(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython]:
+    process = WarmPython(environment(hub, tmp_path_factory.mktemp("python")))
+    yield process
+    process.stop()
 
 
 def _names(documents: list[Path]) -> list[str]:
@@ -76,10 +86,11 @@ def test_commands(document: Path, hub: FakeHub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("document", WITH_SNIPPETS, ids=_names(WITH_SNIPPETS))
-def test_snippets(document: Path, hub: FakeHub, tmp_path: Path) -> None:
+def test_snippets(document: Path, python: WarmPython, hub: FakeHub, tmp_path: Path) -> None:
     """All snippets of a document run as one program."""
     snippets = blocks(document, "python")
-    done = run(hub, tmp_path, "python", "-W", "error::UserWarning", "-c", "\n".join(snippets))
+    code = "\n".join([STRICT, *snippets])
+    done = python.run(code, cwd=tmp_path, environment=environment(hub, tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == printed(snippets)
 
@@ -204,8 +215,11 @@ sys.exit(tested.failed)
 
 
 @pytest.mark.parametrize("module", _with_examples())
-def test_examples_of_docstrings(module: str, hub: FakeHub, tmp_path: Path) -> None:
-    done = run(hub, tmp_path, "python", "-c", RUN_EXAMPLES, module)
+def test_examples_of_docstrings(
+    module: str, python: WarmPython, hub: FakeHub, tmp_path: Path
+) -> None:
+    surroundings = environment(hub, tmp_path)
+    done = python.run(RUN_EXAMPLES, module, cwd=tmp_path, environment=surroundings)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.split()[-1]) > 0
 

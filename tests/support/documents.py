@@ -85,15 +85,15 @@ def serve(hub: FakeHub, folder: Path) -> None:
         hub.repositories[repo_id] = repository
 
 
-def run(hub: FakeHub, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in `folder`, where `nomicbert` is the code of this checkout."""
+def environment(hub: FakeHub, folder: Path) -> dict[str, str]:
+    """The environment in which `nomicbert` and `python` have the code of this checkout."""
     tools = folder / ".tools"
     tools.mkdir(parents=True, exist_ok=True)
     for name, arguments in (("python", ""), ("nomicbert", "-m nomicbert ")):
         script = tools / name
         script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments}"$@"\n')
         script.chmod(0o755)
-    environment = {
+    return {
         **os.environ,
         "PATH": os.pathsep.join([str(tools), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
@@ -103,10 +103,14 @@ def run(hub: FakeHub, folder: Path, *command: str) -> subprocess.CompletedProces
         # tests run in parallel: more threads would wait for each other
         "OMP_NUM_THREADS": "1",
     }
+
+
+def run(hub: FakeHub, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in `folder`."""
     return subprocess.run(
         command,
         cwd=folder,
-        env=environment,
+        env=environment(hub, folder),
         capture_output=True,
         text=True,
         check=False,
