@@ -4,6 +4,7 @@ The environment is set first: huggingface_hub and triton read it when they are i
 """
 
 import atexit
+import gc
 import ipaddress
 import os
 import shutil
@@ -159,6 +160,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"needs {NETWORK}=1"))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Leave out of later collections what importing the tests has made: millions of objects."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """At exit all is freed again: extension modules complain of what is left."""
+    gc.unfreeze()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -201,6 +214,16 @@ def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> to
     if found is not None:
         pretend(monkeypatch, found)
     return kind
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[Any]:
+    """A `tests.support.warm_python.WarmPython`, for programs that a test runs as processes."""
+    from tests.support.warm_python import WarmPython
+
+    process = WarmPython()
+    yield process
+    process.stop()
 
 
 @pytest.fixture

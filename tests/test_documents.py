@@ -49,13 +49,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
     server.stop()
 
 
-@pytest.fixture(scope="module")
-def python(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython]:
-    process = WarmPython(environment(hub, tmp_path_factory.mktemp("python")))
-    yield process
-    process.stop()
-
-
 def _names(documents: list[Path]) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in documents]
 
@@ -86,11 +79,11 @@ def test_commands(document: Path, hub: FakeHub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("document", WITH_SNIPPETS, ids=_names(WITH_SNIPPETS))
-def test_snippets(document: Path, python: WarmPython, hub: FakeHub, tmp_path: Path) -> None:
+def test_snippets(document: Path, warm_python: WarmPython, hub: FakeHub, tmp_path: Path) -> None:
     """All snippets of a document run as one program."""
     snippets = blocks(document, "python")
     code = "\n".join([STRICT, *snippets])
-    done = python.run(code, cwd=tmp_path, environment=environment(hub, tmp_path))
+    done = warm_python.run(code, cwd=tmp_path, env=environment(hub, tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == printed(snippets)
 
@@ -216,10 +209,10 @@ sys.exit(tested.failed)
 
 @pytest.mark.parametrize("module", _with_examples())
 def test_examples_of_docstrings(
-    module: str, python: WarmPython, hub: FakeHub, tmp_path: Path
+    module: str, warm_python: WarmPython, hub: FakeHub, tmp_path: Path
 ) -> None:
     surroundings = environment(hub, tmp_path)
-    done = python.run(RUN_EXAMPLES, module, cwd=tmp_path, environment=surroundings)
+    done = warm_python.run(RUN_EXAMPLES, module, cwd=tmp_path, env=surroundings)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.split()[-1]) > 0
 

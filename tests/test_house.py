@@ -1,6 +1,7 @@
 """Rules of the code base: import order, public names, file locations and lengths."""
 
 import ast
+import functools
 import graphlib
 import os
 import re
@@ -190,10 +191,20 @@ def modules_of(package: str) -> dict[str, Path]:
 MODULES = {name: path for package in PACKAGES for name, path in modules_of(package).items()}
 
 
-def imports_of(module: str, *, at_import: bool = False) -> Iterator[str]:
+@functools.cache
+def tree_of(module: str) -> ast.Module:
+    """The syntax tree of a module."""
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imports_of(module: str, *, at_import: bool = False) -> tuple[str, ...]:
     """Imports of a module; with `at_import`, without those in functions."""
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    pending: list[ast.AST] = [tree]
+    return tuple(_imports_of(module, at_import))
+
+
+def _imports_of(module: str, at_import: bool) -> Iterator[str]:
+    pending: list[ast.AST] = [tree_of(module)]
     while pending:
         node = pending.pop()
         if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -293,7 +304,7 @@ def test_nothing_imports_a_module_for_another_library() -> None:
 def taken_from_kernels(module: str) -> set[str]:
     """Names that a module takes from `nomicbert_kernels` itself."""
     taken = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.ImportFrom) and node.module == "nomicbert_kernels":
             taken |= {alias.name for alias in node.names}
         elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "nomicbert_kernels":

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from bench.gpu.place import Place
 from bench.gpu.runner.ledger import Ledger, ends
 from nomicbert.errors import HubError
 from tests.bench.gpu_cases import here, line_of  # noqa: F401
+from tests.support import stages_here
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +50,7 @@ def cases(path: Path) -> dict[str, str]:
 def test_it_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "kernels")]))
+    stages_here.install(monkeypatch)
     path = tmp_path / "new" / "lines.jsonl"
     words = ("--part", "gemm", "--match", "nomic")
     assert dry(path, *words) == 0

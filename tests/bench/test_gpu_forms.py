@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from bench.aot_cases import Model
-from bench.gpu import forms, ops, race
+from bench.gpu import attention, forms, ops, race
 from bench.gpu.place import DRY_MODELS, Place
 from bench.harness import Peer
 from bench.problem import Call, Problem, Tensors
 from nomicbert_kernels import launch
 from nomicbert_kernels.backend import TORCH, Ops
+from tests.ops.cases import INTERPRETS
 
-ROOT = Path(__file__).parents[2]
+if INTERPRETS:
+    from tests.interpreter import fp8
+
 CPU = torch.device("cpu")
 NAMED = {model.name: model for model in DRY_MODELS}
 
@@ -150,44 +148,29 @@ def test_a_wrong_form_is_not_ranked(here: Place) -> None:
     assert dtypes["ours-fp8"] == "float8_e4m3fn"
 
 
-def test_forms_in_the_interpreter() -> None:
+WIDE, NARROW = ("qkv_rotary", "swiglu", "linear down"), ("gelu", "linear out", "layer_norm")
+
+
+@pytest.mark.skipif(not INTERPRETS, reason="triton is not interpreted here")
+def test_forms_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real kernels, tiles and launch tables: each form gives correct results."""
-    code = """
-import json, torch
-from tests.interpreter import fp8, speed
-fp8.install()
-speed.install()
-from bench.gpu import attention, ops
-from bench.gpu.place import Place
-here = Place(torch.device("cpu"), torch.float32, "triton", True, lambda work: (work(), 0.5)[1])
-lines = []
-attention.DRY_TOKENS = 40
-cases = [(ops, "nomic", f"{op}, 70") for op in ("qkv_rotary", "swiglu", "linear down")]
-cases += [(ops, "minilm", f"{op}, 70") for op in ("gelu", "linear out", "layer_norm",
-                                                   "linear, layer_norm")]
-cases += [(ops, "bert-large", "qkv_rotary, 70")]
-for module, model, case in [*cases, (attention, "minilm", "mixture")]:
-    task = next(t for t in module.tasks(here) if (t.model, t.case) == (model, case))
-    lines += module.measure(here, task)
-facts = ("peer", "status", "reason")
-found = [(x["model"] + " " + x["case"].removesuffix(", 70"), *(x[f] for f in facts)) for x in lines]
-print(json.dumps(found))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env=os.environ
-        | {"PYTHONPATH": f".{os.pathsep}kernels", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    ours = [line for line in json.loads(done.stdout) if line[1].startswith("ours")]
-    assert [line for line in ours if line[2] != "measured"] == []
+    fp8.install()
+    monkeypatch.setattr(attention, "DRY_TOKENS", 40)
+    here = Place(CPU, torch.float32, "triton", True, half_a_second)
+    cases: list[tuple[Any, str, str]] = [(ops, "nomic", f"{op}, 70") for op in WIDE]
+    cases += [(ops, "minilm", f"{op}, 70") for op in (*NARROW, "linear, layer_norm")]
+    cases += [(ops, "bert-large", "qkv_rotary, 70"), (attention, "minilm", "mixture")]
+    lines: list[dict[str, Any]] = []
+    for module, model, case in cases:
+        task = next(t for t in module.tasks(here) if (t.model, t.case) == (model, case))
+        lines += module.measure(here, task)
+    ours = [line for line in lines if line["peer"].startswith("ours")]
+    assert [line for line in ours if line["status"] != "measured"] == []
     found: dict[str, list[str]] = {}
-    for case, peer, *_ in ours:
-        found.setdefault(case, []).append(peer.removeprefix("ours").removeprefix(", "))
+    for line in ours:
+        case = f"{line['model']} {line['case'].removesuffix(', 70')}"
+        peer = line["peer"].removeprefix("ours").removeprefix(", ")
+        found.setdefault(case, []).append(peer)
     assert found == {
         "nomic qkv_rotary": ["", "128x256x64 w8 s3", "library", "-fp8"],
         "nomic swiglu": ["", "64x128x64 w4 s2", "library", "-fp8"],

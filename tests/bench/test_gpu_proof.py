@@ -30,6 +30,8 @@ from nomicbert.benchmark.workloads import Case as Texts
 from nomicbert_kernels import launch
 from nomicbert_kernels.backend import TORCH
 from tests.gpu import conftest as gpu_conftest
+from tests.ops.cases import INTERPRETS
+from tests.support import stages_here
 from tests.support.bench_lines import OURS, entry, measured
 
 ROOT = Path(__file__).parents[2]
@@ -59,10 +61,18 @@ def dry(folder: Path, *more: str) -> int:
             os.environ["TRITON_INTERPRET"] = interpreted
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`test_kernels_dry` and the tests of the runner start children."""
+    if INTERPRETS:
+        stages_here.install(monkeypatch)
+
+
 def done(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return ends(Ledger(folder / "proof.jsonl").lines())
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_whole_models_dry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         dry(tmp_path, "--stage", "baseline", "inductor", "parity", "headline", "profile", "peers")
@@ -103,6 +113,7 @@ def test_kernels_dry(tmp_path: Path) -> None:
     assert len([case for stage, case in found if stage == "fp8"]) == 5
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_variants_dry(tmp_path: Path) -> None:
     """In the interpreter larger tiles win clearly: the table is written, and raced again."""
     assert dry(tmp_path, "--stage", "variants", "--match", "qkv_rotary, few") == 0

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from bench.harness import OURS, Bench, Peer, WrongValues
 from bench.problem import Draw, Problem
 from nomicbert_kernels import Ops
 from nomicbert_kernels.backend import TORCH
+from tests.support.warm_python import MODULE, WarmPython
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -213,31 +213,28 @@ def test_every_op_has_its_benchmark() -> None:
 
 
 def run_bench(
-    folder: Path, *arguments: str, what: tuple[str, ...] = ("bench/bench_gelu.py", "-k", "minilm")
+    python: WarmPython,
+    *arguments: str,
+    what: tuple[str, ...] = ("bench/bench_gelu.py", "-k", "minilm"),
+    first: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([".", "kernels", str(folder)])
+    """Run a benchmark, after the code `first`."""
     # what this suite runs on does not hold for that one: its interpreter, its other processes
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
-    environment |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment.pop("TRITON_INTERPRET", None)
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-o", "python_files=bench_*.py"),
-            *("-p", "no:cacheprovider", "-p", "no:xdist"),
-            *what,
-            *("--device", "cpu", "--backend", "torch", "--quick"),
-            *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
+    return python.run(
+        first + MODULE,
+        *("pytest", "-q", "-o", "python_files=bench_*.py"),
+        *("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:hypothesispytest"),
+        *what,
+        *("--device", "cpu", "--backend", "torch", "--quick"),
+        *arguments,
         env=environment,
     )
 
 
-def test_end_to_end(tmp_path: Path) -> None:
-    done = run_bench(tmp_path, f"--benchmark-json={tmp_path / 'out.json'}")
+def test_end_to_end(tmp_path: Path, warm_python: WarmPython) -> None:
+    done = run_bench(warm_python, f"--benchmark-json={tmp_path / 'out.json'}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ours, and peers in multiples of its time" in done.stdout
     assert "linear, gelu" in done.stdout
@@ -254,25 +251,27 @@ def test_end_to_end(tmp_path: Path) -> None:
         assert peer["ratio"] == pytest.approx(peer["seconds"] / info["seconds"])
 
 
-def test_tokenizers_against_a_saved_run(tmp_path: Path) -> None:
+def test_tokenizers_against_a_saved_run(tmp_path: Path, warm_python: WarmPython) -> None:
     what = ("bench/bench_tokenizer.py", f"--benchmark-storage={tmp_path}")
-    saved = run_bench(tmp_path, "--benchmark-save=before", what=what)
+    saved = run_bench(warm_python, "--benchmark-save=before", what=what)
     assert saved.returncode == 0, saved.stdout + saved.stderr
-    compared = run_bench(tmp_path, "--benchmark-compare=0001", what=what)
+    compared = run_bench(warm_python, "--benchmark-compare=0001", what=what)
     assert compared.returncode == 0, compared.stdout + compared.stderr
     for name in ("ours", "tokenizers", "transformers"):
         assert f"test_tokenizer[{name}] (NOW)" in compared.stdout
         assert f"test_tokenizer[{name}] (0001_before)" in compared.stdout
 
 
-def test_end_to_end_with_a_broken_op(tmp_path: Path) -> None:
-    (tmp_path / "sabotage.py").write_text(
-        "import dataclasses\n"
-        "from nomicbert_kernels import backend\n"
-        "right = backend.TORCH.gelu\n"
-        "wrong = lambda *a: right(*a) * 1.001\n"
-        "backend.TORCH = dataclasses.replace(backend.TORCH, gelu=wrong)\n"
-    )
-    done = run_bench(tmp_path, "-p", "sabotage")
+SABOTAGE = """
+import dataclasses
+from nomicbert_kernels import backend
+right = backend.TORCH.gelu
+wrong = lambda *a: right(*a) * 1.001
+backend.TORCH = dataclasses.replace(backend.TORCH, gelu=wrong)
+"""
+
+
+def test_end_to_end_with_a_broken_op(warm_python: WarmPython) -> None:
+    done = run_bench(warm_python, first=SABOTAGE)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "WrongValues: ours is off by" in done.stdout

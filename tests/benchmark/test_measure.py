@@ -121,7 +121,7 @@ def test_peak_excludes_the_parent() -> None:
     code = "from nomicbert.benchmark.memory import peak; print(peak())"
     alone = int(subprocess.check_output([sys.executable, "-c", code], env=environment()))
     fat = (
-        "import subprocess, sys; ballast = bytearray(2 << 30); "
+        "import subprocess, sys; ballast = bytearray(1 << 30); "
         f"print(subprocess.check_output([sys.executable, '-c', {code!r}]).decode())"
     )
     below = int(subprocess.check_output([sys.executable, "-c", fat], env=environment()))

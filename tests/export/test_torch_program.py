@@ -36,17 +36,22 @@ from tests.parity.bounds import FAULT, HIDDEN
 from tests.support.checkpoints import VARIANTS, build_checkpoint, read_config, read_tensors
 from tests.support.heads import build_head
 from tests.support.oracle import oracle_forward
+from tests.support.variants import VARIANT_TABLE
 
 SIZES = ((1, 9), (4, 2), (3, 40))
-# of a checkpoint with dynamic NTK: the trained length, the first one beyond it, and a longer one
-SCALED = ((1, 2048), (1, 2049), (1, 2400))
+# Of a checkpoint with dynamic NTK: its length, shorter than nomic's 2048, which takes as long in
+# fp64; then that length, the first one beyond it, and a longer one.
+TRAINED = 128
+SCALED = ((1, TRAINED), (1, TRAINED + 1), (1, TRAINED + 30))
 ODD_ROTARY = {"rotary_emb_interleaved": True, "rotary_emb_fraction": 0.5}
 
 
 def load(folder: Path, variant: str, kind: Any = NomicBert, **settings: Any) -> Any:
     """A small model of one layer, or two where the second has experts."""
-    layers = 2 if variant == "nomic-v2-moe" else 1
-    build_checkpoint(folder, variant, num_hidden_layers=layers, **settings)
+    settings["num_hidden_layers"] = 2 if variant == "nomic-v2-moe" else 1
+    if VARIANT_TABLE[variant].settings.get("rotary_scaling_factor"):
+        settings["max_trained_positions"] = TRAINED
+    build_checkpoint(folder, variant, **settings)
     more = (
         {"pooling": "mean"} if kind is Embedder and not (folder / "modules.json").exists() else {}
     )
@@ -138,7 +143,7 @@ def test_saved_and_loaded(tmp_path: Path, seed: int) -> None:
     model = load(tmp_path / "model", "nomic-v1")
     made = export.program(model)
     torch.export.save(made, tmp_path / "program.pt2")
-    wanted = {sizes: made.module()(draw(sizes, 90, seed)) for sizes in ((2, 30), (1, 2100))}
+    wanted = {sizes: made.module()(draw(sizes, 90, seed)) for sizes in ((2, 30), (1, TRAINED + 20))}
     for parameter in model.parameters():
         parameter.fill_(torch.nan)
     loaded = torch.export.load(tmp_path / "program.pt2").module()

@@ -19,8 +19,11 @@ from triton.runtime import interpreter
 from tests.interpreter import speed
 
 speed.install()
-SCALARS = (tl.int1, tl.int8, tl.uint16, tl.int32, tl.int64, tl.bfloat16, tl.float16, tl.float32,
-           tl.float64, tl.float8e4nv, tl.pointer_type(tl.float32), tl.pointer_type(tl.bfloat16))  # fmt: skip
+SCALARS = (
+    *(tl.int1, tl.int8, tl.uint16, tl.int32, tl.int64),
+    *(tl.bfloat16, tl.float16, tl.float32, tl.float64, tl.float8e4nv),
+    *(tl.pointer_type(tl.float32), tl.pointer_type(tl.bfloat16)),
+)
 SHAPES = ((4,), (8,), (4, 8), (8, 4), (1, 1), (1,))
 
 

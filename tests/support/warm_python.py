@@ -11,46 +11,76 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Mapping
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+# `python -m MODULE`, as a program: the module's name is the first argument.
+MODULE = """
+import runpy, sys
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
 
 class WarmPython:
-    """The process; one program at a time.
+    """The process; one program at a time."""
 
-    Args:
-        environment: of the process, with the import path of the package.
-    """
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=dict(environment),
+            env=environment(),
             text=True,
         )
 
     def run(
-        self, code: str, *arguments: str, cwd: Path, environment: Mapping[str, str]
+        self,
+        code: str,
+        *arguments: str,
+        cwd: Path = ROOT,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end."""
+        """Run a program to its end.
+
+        Args:
+            code: of the program; MODULE runs a module.
+            arguments: of the program.
+            cwd: folder in which it runs.
+            env: its environment, except for PYTHONPATH and what torch reads when it is imported;
+                default: that of the tests.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        out, err = cwd / ".stdout", cwd / ".stderr"
-        order = {"code": code, "arguments": arguments, "cwd": str(cwd), "out": str(out),
-                 "err": str(err), "environment": dict(environment)}  # fmt: skip
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        returncode = int(self._process.stdout.readline())
-        return subprocess.CompletedProcess(
-            arguments, returncode, out.read_text("utf-8"), err.read_text("utf-8")
-        )
+        with tempfile.TemporaryDirectory(prefix="warm-") as folder:
+            out, err = Path(folder, "out"), Path(folder, "err")
+            order = {
+                "code": code,
+                "arguments": arguments,
+                "cwd": str(cwd),
+                "out": str(out),
+                "err": str(err),
+                "env": dict(environment() if env is None else env),
+            }
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            returncode = int(self._process.stdout.readline())
+            return subprocess.CompletedProcess(
+                arguments, returncode, out.read_text("utf-8"), err.read_text("utf-8")
+            )
 
     def stop(self) -> None:
         """End the process."""
         self._process.communicate(timeout=60)
+
+
+def environment() -> dict[str, str]:
+    """Where the code of this checkout is imported, on one thread: tests run in parallel."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
 
 def _serve() -> None:
@@ -62,7 +92,8 @@ def _serve() -> None:
         if not child:
             return _become(order)
         _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
 
 
 def _become(order: dict[str, object]) -> None:
@@ -72,10 +103,10 @@ def _become(order: dict[str, object]) -> None:
     for place, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(str(order[name]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), place)
     os.environ.clear()
-    os.environ.update(order["environment"])  # type: ignore[call-overload]
+    os.environ.update(order["env"])  # type: ignore[call-overload]
     os.chdir(str(order["cwd"]))
     sys.argv = ["-c", *order["arguments"]]  # type: ignore[misc]
-    sys.path[0] = ""
+    sys.path[0] = ""  # was the folder of this file
     sys.modules["__main__"] = main = types.ModuleType("__main__")
     exec(compile(str(order["code"]), "<string>", "exec"), main.__dict__)
 
