@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.warm_python import MODULE, WarmPython
+
 PUBLIC = {
     "nomicbert": [
         "AccuracyError",
@@ -326,36 +328,49 @@ def test_triton_forms_are_imported_in_functions_only(module: str) -> None:
     assert not eager, f"{module} imports {eager} at import: do it where it is used"
 
 
-def run_python(code: str, **environment: str) -> str:
-    """Run code in a fresh interpreter at the repository's root, with both source roots."""
+IMPORTING = """
+import sys
+
+def loaded():
+    print(*sorted({name.split(".")[0] for name in sys.modules}))
+
+import nomicbert, nomicbert.errors
+loaded()
+from nomicbert import *
+loaded()
+import nomicbert_kernels
+for package in (nomicbert, nomicbert_kernels):
+    print(*package.__all__)
+    [getattr(package, name) for name in package.__all__]
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> list[list[str]]:
+    """Lines that a fresh interpreter prints at the repository's root, with both source roots."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", IMPORTING],
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([".", "kernels"]), **environment},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([".", "kernels"])},
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return [line.split() for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_public_names_are_pinned(package: str) -> None:
-    names = run_python(
-        f"import {package} as p; print(*sorted(p.__all__)); [getattr(p, n) for n in p.__all__]"
-    )
-    assert names.split() == sorted(PUBLIC[package])
+def test_public_names_are_pinned(imported: list[list[str]]) -> None:
+    for package, names in zip(PACKAGES, imported[2:], strict=True):
+        assert sorted(names) == sorted(PUBLIC[package])
 
 
-def test_import_is_light() -> None:
+def test_import_is_light(imported: list[list[str]]) -> None:
     """Importing the package loads almost nothing; its names load only required libraries."""
-    loaded = "print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    package = set(run_python(f"import sys, nomicbert, nomicbert.errors; {loaded}").split())
+    package, names = map(set, imported[:2])
     assert "nomicbert" in package
     assert "nomicbert_kernels" not in package  # it needs torch
     assert not package & (NOT_AT_IMPORT | SLOW)
-    names = set(run_python(f"import sys; from nomicbert import *; {loaded}").split())
     assert {"nomicbert", "torch"} <= names
     assert not names & NOT_AT_IMPORT
 
@@ -368,7 +383,7 @@ def test_kernels_folder_is_only_a_source_root() -> None:
     assert not (ROOT / "tests/__init__.py").exists()
 
 
-def test_transformers_works_from_the_repository_root() -> None:
+def test_transformers_works_from_the_repository_root(warm_python: WarmPython) -> None:
     code = """
 from transformers import BertConfig, BertModel
 import torch
@@ -376,7 +391,8 @@ config = BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attent
                     intermediate_size=8)
 print(tuple(BertModel(config)(torch.tensor([[1, 2, 3]])).last_hidden_state.shape))
 """
-    assert run_python(code) == "(1, 3, 8)"
+    done = warm_python.run(code)
+    assert done.stdout.strip() == "(1, 3, 8)", done.stderr
 
 
 def test_files_are_short() -> None:
@@ -513,26 +529,16 @@ def test_home():
 
 
 def run_guarded(
-    folder: Path, seed: str, examples: str, *options: str
+    python: WarmPython, folder: Path, seed: str, examples: str, *options: str
 ) -> tuple[dict[str, str], str]:
     """Run GUARDED under this suite's conftest; return how each test ended, and the report."""
     shutil.copy(ROOT / "tests/conftest.py", folder)
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "test_guarded.py").write_text(GUARDED)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-rA",
-            "-p",
-            "no:cacheprovider",
-            "test_guarded.py",
-            *options,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+    done = python.run(
+        MODULE,
+        *("pytest", "-rA", "-p", "no:cacheprovider", "test_guarded.py"),
+        *options,
         cwd=folder,
         env={
             **os.environ,
@@ -550,8 +556,8 @@ def run_guarded(
     )
 
 
-def test_the_suite_guards_network_seed_and_home(tmp_path: Path) -> None:
-    ends, report = run_guarded(tmp_path, "77", "first")
+def test_the_suite_guards_network_seed_and_home(tmp_path: Path, warm_python: WarmPython) -> None:
+    ends, report = run_guarded(warm_python, tmp_path, "77", "first")
     assert ends == {
         "test_swallowed_connection": "ERROR",
         "test_swallowed_lookup": "ERROR",
@@ -565,8 +571,8 @@ def test_the_suite_guards_network_seed_and_home(tmp_path: Path) -> None:
     assert "the test tried to use the network: connection to '192.0.2.1'" in report
     assert "the test tried to use the network: look-up to 'example.org'" in report
     assert report.count("NOMICBERT_SEED=77") == 2  # in the header and at the failure
-    run_guarded(tmp_path, "77", "again", "-k", "examples")
-    run_guarded(tmp_path, "78", "other", "-k", "examples")
+    run_guarded(warm_python, tmp_path, "77", "again", "-k", "examples")
+    run_guarded(warm_python, tmp_path, "78", "other", "-k", "examples")
     first, again, other = [(tmp_path / name).read_text() for name in ("first", "again", "other")]
     assert first == again
     assert first != other

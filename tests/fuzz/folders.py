@@ -36,20 +36,26 @@ class Sound:
     keywords: Mapping[str, Any] = field(default_factory=dict)
 
 
+# One layer is enough, and quick; of two, "bge" and "shards" have names that count them, and every
+# second one of nomic-moe has experts.
+ONE = {"num_hidden_layers": 1}
+TWO = {"num_hidden_layers": 2}
+
+
 def _variant(name: str, **settings: object) -> Callable[[Path], object]:
-    return lambda folder: build_checkpoint(folder, name, **settings)
+    return lambda folder: build_checkpoint(folder, name, **{**ONE, **settings})
 
 
 def _old_bin(folder: Path) -> None:
     """torch.save's format before 1.6: pickles one after the other, without a zip file around."""
-    build_checkpoint(folder, "bge-en")
+    build_checkpoint(folder, "bge-en", **ONE)
     tensors = read_tensors(folder)
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
 
 
 def _sharded_bin(folder: Path) -> None:
-    build_checkpoint(folder, "e5", weights="sharded")
+    build_checkpoint(folder, "e5", weights="sharded", **TWO)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     for shard in sorted(set(index["weight_map"].values())):
         old = shard.replace("model", "pytorch_model", 1).replace(".safetensors", ".bin")
@@ -61,13 +67,13 @@ def _sharded_bin(folder: Path) -> None:
 
 
 def _only_vocabulary(folder: Path) -> None:
-    build_checkpoint(folder, "bge-en", vocab_size=400)
+    build_checkpoint(folder, "bge-en", vocab_size=400, **ONE)
     (folder / "tokenizer.json").unlink()
     (folder / "added_tokens.json").write_text(json.dumps({"[Q]": 3, "<doc>": 4}))
 
 
 def _dense_bin(folder: Path) -> None:
-    build_checkpoint(folder, "conan-v1")
+    build_checkpoint(folder, "conan-v1", **ONE)
     dense = folder / "2_Dense" / "model.safetensors"
     torch.save(load_file(dense), dense.with_name("pytorch_model.bin"))
     dense.unlink()
@@ -88,7 +94,7 @@ def _nested(folder: Path) -> None:
 
 
 def _other_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    build_checkpoint(folder, "bge-en")
+    build_checkpoint(folder, "bge-en", **ONE)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "vocab.txt").unlink()
     (folder / "special_tokens_map.json").unlink()
@@ -191,13 +197,13 @@ def _entities(folder: Path) -> None:
 SOUND: dict[str, Sound] = {
     "nomic-v1.5": Sound(_variant("nomic-v1.5")),
     "nomic-native": Sound(_variant("nomic-v1.5", dialect="native"), keywords={"dtype": "auto"}),
-    "nomic-moe": Sound(_variant("nomic-v2-moe"), alike=False),
+    "nomic-moe": Sound(_variant("nomic-v2-moe", **TWO), alike=False),
     "nomic-bin": Sound(_variant("nomic-v1-unsupervised"), alike=False),
-    "bge": Sound(_variant("bge-en")),
+    "bge": Sound(_variant("bge-en", **TWO)),
     "gte-half": Sound(_variant("gte"), keywords={"dtype": "auto"}),
     "conan": Sound(_variant("conan-v1")),
     "conan-bin": Sound(_dense_bin),
-    "shards": Sound(_variant("e5", weights="sharded")),
+    "shards": Sound(_variant("e5", weights="sharded", **TWO)),
     "shards-bin": Sound(_sharded_bin),
     "old-bin": Sound(_old_bin),
     "nested": Sound(_nested),

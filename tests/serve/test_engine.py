@@ -33,7 +33,7 @@ exact = pytest.mark.skipif(not HAS_ONEDNN, reason="without oneDNN bits depend on
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_checkpoint(tmp_path_factory.mktemp("nomic"), "nomic-v1.5")
+    return build_checkpoint(tmp_path_factory.mktemp("nomic"), "nomic-v1.5", num_hidden_layers=1)
 
 
 @pytest.fixture(scope="module")
