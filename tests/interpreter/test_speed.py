@@ -64,8 +64,9 @@ def broadcasting_kernel(x, y, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     rows, columns = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
     places = rows * COLUMNS + columns
     found = tl.load(x + places) + rows + columns * 3 + 7
-    ones = tl.full(places.shape, 1, tl.int32)
-    tl.store(y + places, found + tl.sum(found + ones, 1)[:, None])
+    # as many as there are columns, by the type of the places: numpy would broadcast their values
+    count = tl.sum(tl.full(places.shape, 1, tl.int32), 1)
+    tl.store(y + places, found + (tl.sum(found, 1) + count)[:, None])
 
 
 @pytest.mark.parametrize("sizes", [(4, 8), (8, 4), (4, 4), (1, 4)], ids=str)
@@ -76,7 +77,7 @@ def test_broadcasting(sizes: tuple[int, int]) -> None:
     y = torch.full_like(x, -1)
     broadcasting_kernel[(1,)](x, y, *sizes)
     wanted = x + rows + columns * 3 + 7
-    assert torch.equal(y, (wanted + (wanted + 1).sum(1, keepdim=True)).int())
+    assert torch.equal(y, (wanted + wanted.sum(1, keepdim=True) + sizes[1]).int())
 
 
 @triton.jit

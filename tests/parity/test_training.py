@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(_SPEC is None, reason="the real weights are not installed"),
 ]
 
-STEPS, PAIRS, TOKENS = 20, 4, 16
+STEPS, PAIRS, TOKENS = 12, 4, 16
 RATE = 1e-4  # the loss falls by half, so an optimizer without effect would be detected
 LOSS = 1e-3  # of each step, relative
 WIDTHS = (384, 192, 96)
