@@ -15,6 +15,7 @@ Descriptors use the same masked loads and stores: their boxes may extend beyond 
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -365,4 +366,5 @@ def sanitized() -> Iterator[Sanitizer]:
         patch_interpreter(sanitizer, patch)
         patch_torch(sanitizer, patch)
         yield sanitizer
+    gc.collect()  # what only a cycle refers to is not live
     sanitizer.check_written()
