@@ -30,8 +30,6 @@ Examples:
 """
 CASES = ("fixed-128", "fixed-512", "mixture", "latency-16")
 QUICK_TOKENS, QUICK_ROUNDS = 256, 1
-# Seconds until the progress bar appears.
-DELAY = 2.0
 
 
 def bench(
@@ -178,9 +176,7 @@ def _measure(work: "Work", file: Path | None, tables: bool) -> bool:
 
 def _with_bar(work: "Work") -> "Iterator[list[Line]]":
     """Run the work under a progress bar that shows the current step."""
-    from tqdm import tqdm
-
-    with tqdm(desc="Measuring", unit=" steps", disable=None, delay=DELAY) as bar:
+    with console.open_bar("Measuring", " steps") as bar:
 
         def step(what: str) -> None:
             bar.set_postfix_str(what, refresh=True)

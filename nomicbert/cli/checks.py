@@ -5,10 +5,7 @@ that names the option to change.
 """
 
 import os
-import re
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +14,6 @@ from nomicbert.bulk.inputs.streams import STDIN
 from nomicbert.bulk.job.separate import is_inside
 from nomicbert.bulk.output import STDOUT, is_stdout, is_stream, label
 from nomicbert.bulk.places import LocalPlace, is_url
-from nomicbert.errors import NomicBertError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,12 +23,6 @@ if TYPE_CHECKING:
 
     from nomicbert.bulk.inputs.sources import Source
 
-# Arguments of the library that are options here. Quoted words and parts of paths are others.
-ARGUMENTS = re.compile(
-    r"(?<![\w'\"/.-])"
-    r"(^ranges|matryoshka_dim|truncate_dim|max_length|prompt_name|part_rows|part_seconds)"
-    r"(?![\w'\"/.-])"
-)
 RANGES_ADVICE = (
     "the minimum and maximum of each column; make it from the vectors of a float32 run: "
     "python -c \"import numpy as np; v = np.load('vectors.npy'); "
@@ -103,18 +93,6 @@ def refuse_with_check(inputs: list[str] | None, given: list[str]) -> None:
             f"--{name.replace('_', '-')} does not go with --check, which reads a folder back: "
             "nomicbert embed --check FOLDER"
         )
-
-
-@contextmanager
-def naming_options() -> Iterator[None]:
-    """Name options in errors of the library, which name arguments, as the command does."""
-    try:
-        yield
-    except (NomicBertError, ValueError) as error:
-        if error.args and isinstance(error.args[0], str):
-            message = ARGUMENTS.sub(lambda at: f"--{at[0].replace('_', '-')}", error.args[0])
-            error.args = (message, *error.args[1:])
-        raise
 
 
 def refuse_json_on_stdout(output: str, json: bool) -> None:

@@ -23,7 +23,6 @@ Examples:
 """
 
 
-@checks.naming_options()
 def embed(
     context: typer.Context,
     inputs: own.Inputs = None,

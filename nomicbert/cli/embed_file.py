@@ -225,7 +225,7 @@ def _report(request: Request, outputs: Outputs, written: "Written", seconds: flo
             f"{written.first_broken}"
         )
     say_left_out(written.skipped, written.rejected, written.truncated, outputs.rejects or "")
-    console.say(
+    console.tell(
         f"{counted(written.vectors, 'vector')} of {written.width:,} {written.dtype} values in "
         f"{seconds:.1f} s: {' and '.join(map(label, outputs.names))}"
     )

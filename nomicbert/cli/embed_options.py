@@ -4,31 +4,12 @@ from enum import Enum
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.output import OutputFormat
 
 INPUT, OUTPUT, FOLDER = "Input", "Output", "Output to a folder"
-VECTORS, LONG, COMPUTATION = "Vectors", "Long texts", "Model and computation"
-
-
-class Grouped(TyperCommand):
-    """A command whose help lists its options by group, `rich_help_panel`, as plain text."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write a section per group, in the order of the options.
-
-        Options that several commands share have no group: they are about the model.
-        """
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            if (record := parameter.get_help_record(ctx)) is not None:
-                group = getattr(parameter, "rich_help_panel", None) or COMPUTATION
-                groups.setdefault(group, []).append(record)
-        for group, records in groups.items():
-            with formatter.section(group):
-                formatter.write_dl(records)
+VECTORS, LONG = "Vectors", "Long texts"
 
 
 class OnErrorName(str, Enum):

@@ -58,9 +58,10 @@ class Request:
         """The progress, shown as requested; `total` and `left` as in BulkProgress."""
         from nomicbert.bulk.progress import BulkProgress
 
-        forms: dict[bool | None, Form | None] = {None: None, True: "bar", False: "none"}
-        form: Form | None = "json" if self.json else forms[self.progress]
-        return BulkProgress(form, total, left, console.put if self.json else console.say)
+        quiet: Form | None = "none" if console.is_quiet() else None
+        forms: dict[bool | None, Form | None] = {None: quiet, True: "bar", False: "none"}
+        form = "json" if self.json else forms[self.progress]
+        return BulkProgress(form, total, left, console.put if self.json else console.tell)
 
     def report(self, event: str, **found: Any) -> None:
         """Write what was done as a JSON line, if requested."""
@@ -81,7 +82,7 @@ def say_recognised(sources: Sequence[Source]) -> None:
             continue
         name = NAMES.get(form, form.value)
         others = f" and {counted(len(names) - 1, 'other input')}" if names[1:] else ""
-        console.say(
+        console.tell(
             f"{names[0]}{others} look{'' if others else 's'} like {name}: read as {name}"
             + (" (--input-format text reads the lines as texts)" if form not in OF_ARROW else "")
         )

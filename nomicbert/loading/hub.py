@@ -17,10 +17,10 @@ from glob import escape
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from nomicbert.errors import HubError
+from nomicbert.errors import ConfigError, HubError
 from nomicbert.loading.hub_files import MODULES, choose_files, lacks, read_layout
 from nomicbert.loading.hub_names import as_name, as_revision, as_subfolder, check_token, shown
-from nomicbert.loading.known_ids import advice
+from nomicbert.loading.known_ids import advice, folder_advice
 
 _log = logging.getLogger(__name__)
 
@@ -144,9 +144,23 @@ def _local_folder(name: str, may_be_id: bool) -> Path | None:
     if _FOLDER_LOOK.search(name) or name.count("/") > 1 or not may_be_id:
         raise HubError(
             f"The folder {shown(name)} does not exist: check the path, or give a repository id "
-            "such as 'nomic-ai/nomic-embed-text-v1.5'."
+            f"such as 'nomic-ai/nomic-embed-text-v1.5'.{folder_advice(name)}"
         )
     return None
+
+
+def refuse_other_folder(name: str) -> None:
+    """Refuse a folder that holds no checkpoint, before anything slow is imported.
+
+    Args:
+        name: a folder, or the id of a repository, which is not looked for.
+
+    Raises: HubError: a path that is none. ConfigError: the folder has no config.json.
+    """
+    folder = _local_folder(name, may_be_id=True)
+    stated = ("config.json", MODULES)
+    if folder is not None and not any((folder / file).exists() for file in stated):
+        raise ConfigError(f"{folder}/config.json is missing: is {folder} a checkpoint folder?")
 
 
 def _as_cache(name: str) -> Path:
