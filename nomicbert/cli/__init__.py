@@ -12,13 +12,14 @@ from typing import Annotated
 import typer
 
 from nomicbert import __version__
-from nomicbert.cli import bench, console, demo, embed, export, info, serve, tune, verify
+from nomicbert.cli import bench, console, demo, embed, export, info, manual, serve, tune, verify
 from nomicbert.cli.commands import Command, Commands, Grouped, Quiet, Verbose, full_name
 
 app = typer.Typer(
     name="nomicbert",
     cls=Commands,
-    epilog="Set NOMICBERT_TRACEBACK=1 to see the whole traceback of an error.",
+    epilog="The manual of a command: nomicbert help COMMAND. NOMICBERT_TRACEBACK=1 shows the whole "
+    "traceback of an error.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "verify": (verify.verify, verify.EXAMPLES),
     "serve": (serve.serve, serve.EXAMPLES),
     "export": (export.export, export.EXAMPLES),
+    "help": (manual.manual, manual.EXAMPLES),
 }
 # Each option of `serve` can be set by a variable, as servers in containers are.
 CONTEXT = {"serve": {"auto_envvar_prefix": "NOMICBERT"}}

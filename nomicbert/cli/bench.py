@@ -14,6 +14,7 @@ import typer
 
 from nomicbert.bulk.output import STDOUT, refuse_folder
 from nomicbert.cli import console, options
+from nomicbert.cli.commands import full_name
 
 if TYPE_CHECKING:
     from nomicbert.benchmark.group import Step
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   nomicbert bench nomic-ai/nomic-embed-text-v1.5 --quick
-  nomicbert bench ./my-checkpoint --case mixture --case latency-16 --dtype float32
-  nomicbert bench ./my-checkpoint --peer transformers --peer onnxruntime --threads 4
-  nomicbert bench ./my-checkpoint --tokens 8192 --rounds 9 --cache ./exports --json lines.jsonl
+  nomicbert bench ./my-checkpoint --case mixture --dtype float32
+  nomicbert bench ./my-checkpoint --peer transformers --threads 4
+  nomicbert bench ./my-checkpoint --rounds 9 --json lines.jsonl
 """
 CASES = ("fixed-128", "fixed-512", "mixture", "latency-16")
 QUICK_TOKENS, QUICK_ROUNDS = 256, 1
@@ -114,7 +115,7 @@ def bench(
     place = as_device(device)
     wanted = Options(
         cases=list(dict.fromkeys(case or CASES)),
-        dtypes=list(dict.fromkeys(dtype or dtypes_of(place))),
+        dtypes=list(dict.fromkeys(map(full_name, dtype or dtypes_of(place)))),
         families=list(dict.fromkeys(peer)) if peer else None,
         tokens=tokens or (QUICK_TOKENS if quick else 2048),
         rounds=rounds or (QUICK_ROUNDS if quick else 5),

@@ -38,9 +38,9 @@ QUESTIONS = (
 EXAMPLES = """\b
 Examples:
   nomicbert demo
-  nomicbert demo "How do I compress a file?" "Which class is a first-in first-out queue?"
+  nomicbert demo "How do I compress a file?" "Which class is a queue?"
   nomicbert demo --module email --top-k 3 "Add an attachment to a message"
-  nomicbert demo --json "How do I copy a folder?" | jq -r ".answers[].results[].name"
+  nomicbert demo --json "How do I copy a file?" | jq -r ".answers[].results"
 """
 
 

@@ -16,10 +16,10 @@ from nomicbert.cli.options import BackendName, DtypeName
 EXAMPLES = """\b
 Examples:
   nomicbert embed texts.txt -m ./my-checkpoint -o vectors.npy
-  nomicbert embed docs/ 'more/*.jsonl.gz' --field body -m ./my-checkpoint -o vectors/
-  nomicbert embed docs.csv --columns id,title -m ./my-checkpoint -o docs.parquet
+  nomicbert embed docs/ '*.jsonl.gz' --field body -m ./my-checkpoint -o out/
+  nomicbert embed docs.csv --columns id -m ./my-checkpoint -o docs.parquet
   nomicbert embed queries.txt -m ./my-checkpoint -o - | jq -c .embedding
-  nomicbert embed --check vectors/
+  nomicbert embed --check out/
 """
 
 

@@ -22,8 +22,8 @@ EXAMPLES = """\b
 Examples:
   nomicbert info nomic-ai/nomic-embed-text-v1.5
   nomicbert info ./my-checkpoint --local-files-only
-  nomicbert info nomic-ai/nomic-embed-text-v1.5 --rotary-scaling-factor 2 --dtype bfloat16
-  nomicbert info nomic-ai/nomic-embed-text-v1.5 --json | jq .embedding_dimension
+  nomicbert info ./my-checkpoint --rotary-scaling-factor 2 --dtype bf16
+  nomicbert info ./my-checkpoint --json | jq .embedding_dimension
 """
 WIDTH = 80
 LABEL = 13

@@ -25,7 +25,7 @@ EXAMPLES = """\b
 Examples:
   nomicbert tune
   nomicbert tune nomic-ai/nomic-embed-text-v1.5 --quick
-  nomicbert tune ./my-checkpoint --kernel swiglu --kernel attention --dtype float16
+  nomicbert tune ./my-checkpoint --kernel swiglu --dtype float16
   nomicbert tune --dry-run
 """
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   nomicbert verify nomic-ai/nomic-embed-text-v1.5
-  nomicbert verify ./my-checkpoint --dtype float32 --backend torch --local-files-only
+  nomicbert verify ./my-checkpoint --dtype float32 --backend torch
   nomicbert verify ./saved-again --against ./my-checkpoint
   nomicbert verify ./my-checkpoint --json report.json
 """
