@@ -69,6 +69,8 @@ def refuse_other_kind(output: str, to_folder: bool, given: dict[str, object]) ->
         option = f"--{name.replace('_', '-')}"
         if name == "overwrite":
             advice = f"to begin {output} anew, pass --restart"
+        elif name == "chunks":
+            advice = f"end {output} in .jsonl or .parquet instead of /"
         elif name == "restart":
             advice = f"to replace {output}, pass --overwrite"
         elif to_folder:
@@ -102,6 +104,20 @@ def refuse_json_on_stdout(output: str, json: bool) -> None:
             "--json and the vectors would both be written to standard output: name a file with "
             "--output, or drop --json"
         )
+
+
+def refuse_without_chunks(
+    chunks: int | None, overlap: int | None, truncate: str, devices: list[str]
+) -> None:
+    """Refuse options that go with --chunks only, or not with it."""
+    if chunks is None and overlap is not None:
+        raise ValueError("--chunk-overlap is of the chunks that --chunks asks for: give both")
+    if chunks is None:
+        return
+    if truncate != "end":
+        raise ValueError(f"--truncate {truncate} is for a vector per text: drop it or --chunks")
+    if len(devices) > 1:
+        raise ValueError("--chunks runs on one device: give --device once")
 
 
 def column_names(columns: str) -> tuple[str, ...] | None:

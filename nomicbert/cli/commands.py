@@ -32,6 +32,8 @@ CHOICE = re.compile(r"'(?P<given>[^']*)' is not one of (?P<known>'.*')\.?")
 INSTEAD = {
     r", or call encode_query and encode_document": "",
     r"(?<![\w-])ranges (?=must|apply)": "--ranges ",
+    r"^chunk_tokens must": "--chunks must",
+    r"^overlap must": "--chunk-overlap must",
 }
 # The group of options that have none.
 OTHERS = "Model and computation"

@@ -169,6 +169,19 @@ Ranges = Annotated[
         help="(2, dim): minimum and maximum of each column, for int8 and uint8.",
     ),
 ]
+Chunks = Annotated[
+    int | None,
+    _option(
+        LONG,
+        min=1,
+        metavar="N",
+        help="A row and a vector for each chunk of at most N tokens, with its characters.",
+    ),
+]
+ChunkOverlap = Annotated[
+    int | None,
+    _option(LONG, min=0, metavar="N", help="Tokens that a chunk shares with the one before."),
+]
 MaxLength = Annotated[
     int | None,
     _option(LONG, min=1, metavar="N", help="Tokens per text. Default: the checkpoint's limit."),

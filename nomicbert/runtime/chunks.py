@@ -120,21 +120,35 @@ class ChunkEncoder:
         width = self.request.width(task.model.pooling)
         vectors: list[Tensor] = []
         places: list[tuple[int, int, int]] = []
+        count = 0
         with Remarks(task) as remarks, Progress(show, task.doing) as bar:
-            loop = BatchLoop(task.device, Budget(self.batch_tokens), bar)
-            index = 0
-            for window in text_windows(task.read(bar.watch(iter(texts)))):
-                found = chunked(task.tokenizer, window, task.job.prompt, self.tokens, self.overlap)
-                bar.read([len(text.ids) for text in found])
-                rows = self._vectors(found, loop)
-                remarks.add(rows, len(window), 0)
+            for rows, found in self.windows(bar.watch(iter(texts)), bar):
+                remarks.add(rows, len(found), 0)
                 vectors.append(rows.cpu())
-                for text in found:
-                    places += [(index, start, end) for start, end in text.characters]
-                    index += 1
+                for index, text in enumerate(found, count):
+                    places += [(index, *place) for place in text.characters]
+                count += len(found)
         table = np.array(places, np.int64).reshape(-1, 3)
         joined = torch.cat([torch.empty(0, width), *vectors])
         return Chunks(joined.numpy(), *(np.ascontiguousarray(column) for column in table.T))
+
+    def windows(
+        self, texts: Iterator[str], progress: Progress
+    ) -> Iterator[tuple[Tensor, list[Chunked]]]:
+        """Encode texts window by window.
+
+        Args:
+            texts: any number.
+            progress: receives the tokens read and done.
+
+        Yields: (n, dim) fp32 for the n chunks of consecutive texts, and these texts.
+        """
+        task = self.task
+        loop = BatchLoop(task.device, Budget(self.batch_tokens), progress)
+        for window in text_windows(task.read(texts)):
+            found = chunked(task.tokenizer, window, task.job.prompt, self.tokens, self.overlap)
+            progress.read([len(text.ids) for text in found])
+            yield self._vectors(found, loop), found
 
     @torch.inference_mode()
     def _vectors(self, texts: list[Chunked], loop: BatchLoop) -> Tensor:
