@@ -57,8 +57,8 @@ def info(
 ) -> None:
     """Show what a checkpoint contains and how it would run here.
 
-    Reads the checkpoint's settings and the headers of its weight files, not the weights. A
-    repository that is not in the cache yet is downloaded first.
+    Reads the checkpoint's settings and the headers of its weight files, not the weights: of a
+    repository that is not in the cache a few MB, unless its weights are in .bin files.
     """
     # A slow import, so it follows the checks of the arguments.
     from nomicbert.describe import describe
@@ -87,7 +87,7 @@ def as_document(model: str, d: "Description") -> dict[str, Any]:
     rotary = config.rotary_dim > 0
     return {
         "model": model,
-        "folder": str(d.folder.absolute()),
+        "folder": None if d.folder is None else str(d.folder.absolute()),
         "license": d.license and d.license.name,
         "non_commercial": bool(d.license and d.license.non_commercial),
         "model_type": config.model_type,
@@ -171,7 +171,9 @@ def as_text(model: str, d: "Description") -> str:
 def _rows(model: str, d: "Description") -> Iterator[tuple[str, str]]:
     config, files, pooling, target = d.config, d.files, d.pooling, d.target
     yield "checkpoint", model
-    if d.folder != Path(model):
+    if d.folder is None:
+        yield "folder", "not fetched: only its settings and the headers of its weights were read"
+    elif d.folder != Path(model):
         yield "folder", str(d.folder)
     yield "licence", d.license.name if d.license else "not stated in its card"
     yield "model", f"{config.model_type}, {files.parameters:,} parameters"

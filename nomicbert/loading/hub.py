@@ -163,6 +163,22 @@ def refuse_other_folder(name: str) -> None:
         raise ConfigError(f"{folder}/config.json is missing: is {folder} a checkpoint folder?")
 
 
+def is_folder(name: str | os.PathLike[str]) -> bool:
+    """Whether this names a folder here, or can only be the name of one that is not there."""
+    try:
+        return _local_folder(as_name("name", name), isinstance(name, str)) is not None
+    except HubError:
+        return True  # `resolve` explains it
+
+
+def in_cache(repo_id: str, commit: str) -> bool:
+    """Whether this commit of a repository has been fetched."""
+    try:
+        return _cached(repo_id, commit, None, Part("", None)) is not None
+    except HubError:  # without weights
+        return False
+
+
 def _as_cache(name: str) -> Path:
     """The folder of the cache, which need not exist yet."""
     return _stat("cache_dir", name)[0]
