@@ -17,6 +17,9 @@ from typer.core import TyperCommand, TyperGroup
 from nomicbert.cli import console
 from nomicbert.loading.hub import refuse_other_folder
 
+# The class of all errors about the command line, which typer gets from click or brings itself.
+UsageError: Any = typer.BadParameter.__base__
+ERROR = "Error: "  # what is printed before them
 DTYPES = {
     "fp32": "float32",
     "float": "float32",
@@ -125,9 +128,11 @@ class Commands(TyperGroup):
         """Run a command."""
         try:
             return super().invoke(ctx)
-        except typer.BadParameter as error:
-            error.message = plain(error.message)
-            raise
+        except UsageError as error:
+            if isinstance(error, typer.BadParameter):
+                error.message = plain(error.message)
+            message = console.filled(f"{ERROR}{error.format_message()}").removeprefix(ERROR)
+            raise UsageError(message, error.ctx) from error
 
 
 def plain(message: str) -> str:

@@ -93,15 +93,20 @@ def say(text: str) -> None:
     if sys.stderr is None:  # closed by whoever started the command
         return
     words = " ".join(filter(None, map(str.strip, text.splitlines())))
-    line = f"nomicbert: {_style.reword(words)}"
-    if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns
-        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    line = filled(f"nomicbert: {_style.reword(words)}")
     bars: Any = sys.modules.get("tqdm")
     if bars is None:
         typer.echo(line, err=True)
     else:
         bars.tqdm.write(line, file=sys.stderr)
+
+
+def filled(line: str) -> str:
+    """A line for stderr, which a terminal gets broken between words."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return line
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def tell(text: str) -> None:

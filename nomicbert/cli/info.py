@@ -5,6 +5,8 @@ document, whose fields docs/info.md lists.
 """
 
 import json
+import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,13 +155,14 @@ def as_document(model: str, d: "Description") -> dict[str, Any]:
 
 
 def as_text(model: str, d: "Description") -> str:
-    """The facts as text, wrapped at 80 columns except within names and paths."""
+    """The facts as text, wrapped at 80 columns or the terminal's, except within names and paths."""
+    width = min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
     lines = []
     for label, text in _rows(model, d):
         hanging = " " * LABEL
         lines += textwrap.wrap(
             text,
-            WIDTH,
+            width,
             initial_indent=label.ljust(LABEL),
             subsequent_indent=hanging,
             break_long_words=False,

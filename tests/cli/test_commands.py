@@ -199,3 +199,19 @@ def test_the_manual(monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = run_cli("help", "embd")
     assert code == 2
     assert one_line(err) == "nomicbert: the manual has no page 'embd': did you mean 'embed'?\n"
+
+
+def test_a_terminal_gets_lines_of_its_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["nomicbert", "embed", "t.txt", "--dtype", "float61"])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    console.say("a message of more than forty characters is broken between its words")
+    lines = capsys.readouterr().err.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("Error: "))
+    assert max(map(len, lines[start:])) <= 40
+    joined = " ".join(lines[start:])
+    assert "did you mean 'float16'? nomicbert: a message of more than forty" in joined
