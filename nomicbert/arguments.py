@@ -12,7 +12,9 @@ import torch
 from nomicbert_kernels import fastest_dtype
 
 DTYPES = ("float32", "float16", "bfloat16")
-
+# Devices that people have, of those that torch knows.
+DEVICES = ("cpu", "cuda", "mps", "xpu", "auto")
+NEAR_DEVICES = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps"}
 
 # Keywords of sentence-transformers that no function here has -> what to do.
 INSTEAD = {
@@ -133,7 +135,10 @@ def as_device(device: torch.device | str | None) -> torch.device:
     try:
         found = torch.device("cpu" if device is None else device)
     except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from error
+        name = str(device).lower()
+        near = NEAR_DEVICES.get(name) or next(iter(difflib.get_close_matches(name, DEVICES)), None)
+        hint = f"did you mean {near!r}?" if near else f"known are {', '.join(DEVICES)} and cuda:N"
+        raise ValueError(f"unknown device {device!r}: {hint}") from error
     try:
         usable = torch.empty(0, device=found).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:

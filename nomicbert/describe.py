@@ -8,14 +8,16 @@ with the same error.
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from nomicbert.config import EncoderConfig
 from nomicbert.loading import hub, weights
 from nomicbert.loading.folder import Limit, read_folder
+from nomicbert.loading.hub_preview import preview
 from nomicbert.loading.json_settings import naming, read_json
 from nomicbert.loading.license import License, read_license
 from nomicbert.loading.purpose import refuse_unless_embedder
@@ -84,14 +86,16 @@ class Description:
     """Facts about a checkpoint that are known before its weights are read.
 
     Attributes:
-        folder: of the checkpoint.
+        folder: of the checkpoint; None if it has not been fetched and only its settings and the
+            headers of its weights were looked at.
         license: of the weights; None if the card does not state it.
         vocabulary: number of tokens of the tokenizer; the embedding may have more rows.
         similarity: name of the similarity function that the checkpoint states.
         truncate_dim: columns that `encode` keeps by default, or None for all.
+        states_modules: whether there is a modules.json.
     """
 
-    folder: Path
+    folder: Path | None
     license: License | None
     config: EncoderConfig
     files: Files
@@ -101,6 +105,7 @@ class Description:
     similarity: str
     truncate_dim: int | None
     vocabulary: int
+    states_modules: bool
     target: Target
 
     @property
@@ -151,7 +156,8 @@ def describe(
     """Describe a checkpoint as `Embedder` would load it.
 
     Args:
-        path_or_repo_id: a local folder, or a repository of the hub, which is fetched first.
+        path_or_repo_id: a local folder, or a repository of the hub. Of one that is not in the cache
+            only the settings and the headers of the weights are fetched, if they are safetensors.
         revision: branch, tag or commit of the repository.
         local_files_only: make no request to the hub.
         dtype: as for `NomicBert.from_pretrained`, like all following arguments.
@@ -161,10 +167,26 @@ def describe(
 
     Raises: NomicBertError, ValueError: as loading would.
     """
-    wanted, place = check_target(
+    target = check_target(
         dtype=dtype, torch_dtype=None, device=device, device_map=None, backend=backend
     )
+    with TemporaryDirectory(prefix="nomicbert-", ignore_cleanup_errors=True) as place:
+        seen = None if local_files_only else preview(path_or_repo_id, revision, Path(place))
+        if seen is not None:
+            found = _describe(seen, rotary_scaling_factor, *target, backend)
+            return replace(found, folder=None)
     folder = hub.resolve(path_or_repo_id, revision=revision, local_files_only=local_files_only)
+    return _describe(folder, rotary_scaling_factor, *target, backend)
+
+
+def _describe(
+    folder: Path,
+    rotary_scaling_factor: float | None,
+    wanted: torch.dtype | None,
+    place: torch.device,
+    backend: Backend,
+) -> Description:
+    """Describe the checkpoint in a folder; the device and dtype are checked."""
     checkpoint = read_folder(folder, rotary_scaling_factor)
     refuse_unless_embedder(checkpoint)
     config = checkpoint.config
@@ -191,6 +213,7 @@ def describe(
         similarity=stated_similarity(checkpoint),
         truncate_dim=stated_truncate_dim(checkpoint, pooling),
         vocabulary=tokenizer.rust.get_vocab_size(),
+        states_modules=(folder / "modules.json").is_file(),
         target=Target(ops.name, str(place), stored_in, computed_in, reason),
     )
 
@@ -255,7 +278,7 @@ def _notes(d: Description) -> Iterator[str]:
         yield f"encode keeps {d.truncate_dim} of {width} columns by default (truncate_dim)"
     if not d.pooling.include_prompt:
         yield "the tokens of a prompt are left out of pooling (include_prompt)"
-    if not (d.folder / "modules.json").is_file():
+    if not d.states_modules:
         yield "there is no modules.json: texts are pooled by mean"
     dtype = config.source.get("dtype") or config.source.get("torch_dtype")
     if isinstance(dtype, str) and [dtype] != files.dtypes:

@@ -18,6 +18,7 @@ from nomicbert.loading.sentence_keywords import NAMES, translate
 from nomicbert.loading.target import check_keywords
 from nomicbert.modeling.model import NomicBert
 from nomicbert.runtime import encode_types
+from nomicbert.runtime.chunks import CHUNK_KEYWORDS, ChunkEncoder, Chunks
 from nomicbert.runtime.encode_keywords import (
     AllEncodeKeywords,
     CallKeywords,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from nomicbert.loading.sentence_keywords import ConstructorKeywords, FromPretrainedKeywords
+    from nomicbert.runtime.encode_keywords import ChunkKeywords
 
 
 class Embedder(SentenceTransformersNames):
@@ -253,17 +255,46 @@ class Embedder(SentenceTransformersNames):
         """`encode`, with its keywords and the checkpoint's prompt for documents, if any."""
         return self.encode(**prompted(keywords, self._prompts.document_name, "document", inputs))
 
+    def encode_chunks(
+        self,
+        inputs: str | Iterable[str],
+        *,
+        chunk_tokens: int | None = None,
+        overlap: int = 0,
+        late: bool | None = None,
+        **keywords: "Unpack[ChunkKeywords]",
+    ) -> Chunks:
+        """Embed long texts chunk by chunk: a vector for each, and where it is in its text.
+
+        Args:
+            inputs: one text or any number of them, of any length.
+            chunk_tokens: limit without special tokens and prompt; None: 256, if they fit.
+            overlap: tokens at most that a chunk shares with the one before.
+            late: encode up to `max_length` tokens of a text at once, and pool over the tokens of
+                each chunk; False: each chunk alone. None: late where pooling is by mean.
+            **keywords: of `encode`: `ChunkKeywords`.
+
+        Returns: all chunks, in the order of the texts. Raises: as `encode`.
+        """
+        unknown = sorted(keywords.keys() - CHUNK_KEYWORDS)
+        refuse_unknown(unknown, self.encode_chunks, more=CHUNK_KEYWORDS)
+        texts, request = as_texts(inputs)[0], Request(**keywords).with_default(self.truncate_dim)
+        return ChunkEncoder(self.task(request), request, chunk_tokens, overlap, late).encode(texts)
+
     def stream(self, request: Request) -> tuple[AnyStream, int]:
         """Check a request and make the model ready; return the stream and the vectors' width."""
+        texts, options = self.task(request), request.options()
+        device, devices = as_place(request.device)
+        if device is not None and device != self.device:
+            self.to(device)
+        return open_stream(texts, options, devices, request.pool), request.width(self.pooling)
+
+    def task(self, request: Request) -> Texts:
+        """Check a request and make the model ready."""
         model = self.embedding_model
         request.check(model.pooling)
         prompt = self._prompts.choose(request.prompt_name, request.prompt)
         job = request.job(prompt, self._limit(request.max_length))
-        options = request.options()
         if self.model.training or model.pooling.training:
             model.eval()  # as sentence-transformers does: no vector is drawn with dropout
-        device, devices = as_place(request.device)
-        if device is not None and device != self.device:
-            self.to(device)
-        texts = Texts(model, self.tokenizer, self._prompts, job, self.graphs)
-        return open_stream(texts, options, devices, request.pool), request.width(model.pooling)
+        return Texts(model, self.tokenizer, self._prompts, job, self.graphs)

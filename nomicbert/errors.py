@@ -11,8 +11,27 @@
     ├── TextError        one of the texts cannot be embedded as asked
     └── WorkerError      all worker processes have died, or one chunk of inputs kills them
 
-A wrong argument of a call is a plain ValueError or TypeError, as anywhere in Python.
+A wrong argument of a call is a plain ValueError or TypeError, as anywhere in Python. A library that
+is not installed is an ImportError, whose message ends in the command of `to_install`.
 """
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+
+def to_install(extra: str) -> str:
+    """The command that installs the packages of an extra: from this clone, or else by their names.
+
+    An installed package does not know where it came from, so the name of the extra would not do.
+    """
+    clone = Path(__file__).parents[1]
+    if (clone / "pyproject.toml").is_file():
+        return f'pip install "{clone}[{extra}]"'
+    stated = [line.partition(";") for line in metadata.requires("nomicbert") or ()]
+    wanted = re.compile(rf"""extra == ["']{re.escape(extra)}["']""")
+    packages = [name.strip() for name, _, condition in stated if wanted.search(condition)]
+    return " ".join(["pip install", *(f'"{name}"' for name in packages)])
 
 
 class NomicBertError(Exception):

@@ -139,7 +139,7 @@ def test_rank_needs_one_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
-        ("just a text", TypeError, "inputs must be pairs of str, not one text"),
+        ("just a text", TypeError, r"not one text: give \(query, text\)"),
         ([("a", "b"), ("c",)], TypeError, r"input 1 must be a pair of str, not \('c',\)"),
         ([("a", "b"), "cd"], TypeError, "input 1 must be a pair of str, not 'cd'"),
         ([("a", 3)], TypeError, "input 0 must be a pair of str"),

@@ -46,13 +46,14 @@ def _content(wheel: Path) -> dict[str, str]:
         return {n: hashlib.sha256(archive.read(n)).hexdigest() for n in archive.namelist()}
 
 
-def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_the_two_packages_and_the_manual(wheel: Path) -> None:
     wanted = {
         str(path.relative_to(package.parent))
         for package in PACKAGES
         for path in package.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    wanted |= {f"nomicbert/docs/{path.name}" for path in (ROOT / "docs").iterdir()}
     found = {name for name in _content(wheel) if ".dist-info/" not in name}
     assert found == wanted
     assert {"nomicbert/py.typed", "nomicbert/cli/embed.py"} <= found
@@ -96,6 +97,10 @@ def test_the_wheel_runs_without_the_source_tree(wheel: Path, tmp_path: Path) -> 
     where = "import nomicbert, nomicbert_kernels as k; print(nomicbert.__file__, k.__file__)"
     assert all(path.startswith(str(installed)) for path in run("-c", where).split())
     run("-m", "nomicbert", "embed", "texts.txt", "-m", str(checkpoint), "-o", "vectors.npy")
+    assert run("-m", "nomicbert", "help", "bits").startswith("# The same bits in any batch\n")
+    advice = "from nomicbert.errors import to_install as i; print(i('parquet'), i('onnx'))"
+    advised = 'pip install "pyarrow>=17" pip install "onnx>=1.17" "onnxruntime>=1.20"'
+    assert run("-c", advice).strip() == advised
     wanted = Embedder(checkpoint).encode(SENTENCES)
     assert len(np.load(work / "vectors.npy")) == len(wanted)
     assert all(map(same, np.load(work / "vectors.npy"), wanted))

@@ -223,7 +223,7 @@ def triton_ops(device: torch.device) -> Ops:
         )
     except ImportError as error:
         raise BackendError(
-            f"backend 'triton' needs triton 3.6 or later ({error}): pip install 'nomicbert[gpu]'"
+            f"backend 'triton' needs triton 3.6 or later ({error}): pip install triton"
         ) from error
     if device.type == "cpu" and not gemm_triton.INTERPRETED:
         raise BackendError(

@@ -24,7 +24,7 @@ def interprets() -> bool:
 def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why the Triton kernels cannot run here, or None if they can."""
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install 'nomicbert[gpu]'"
+        return "triton is not installed: pip install triton"
     if device.type == "cpu" and interprets():
         if dtype == torch.bfloat16:
             return "triton's interpreter computes bfloat16 wrongly: use float32 or float16"

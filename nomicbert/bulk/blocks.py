@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from nomicbert.bulk.chunks import in_chunks
 from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.inputs.rows import NUMBER, SOURCE, Misfit, OnError, Reject, Row, RowError, Taken
 from nomicbert.bulk.progress import BulkProgress
@@ -173,6 +174,8 @@ def _taken(
         output.tokens += tokens
         output.truncated += len(window.cut)
         progress.passed(len(taken), sum(one.row.size for one in taken), tokens)
+        if window.chunks is not None:
+            taken = in_chunks(taken, window.chunks, feed.field)
         yield taken, window.vectors
 
 

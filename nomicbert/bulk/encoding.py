@@ -38,11 +38,13 @@ class Window(NamedTuple):
         vectors: (n, width), of the precision that was asked for.
         lengths: tokens of each text.
         cut: indices of the texts that were too long, ascending.
+        chunks: None; or (start, end) of each text's chunks, each of which has a vector.
     """
 
     vectors: npt.NDArray[Any]
     lengths: list[int]
     cut: list[int]
+    chunks: list[list[tuple[int, int]]] | None = None
 
 
 class Encoder(Protocol):

@@ -2,6 +2,8 @@
 
 import importlib.util
 
+from nomicbert.errors import to_install
+
 
 def need_pyarrow(what: str) -> None:
     """Refuse to go on without pyarrow.
@@ -12,4 +14,4 @@ def need_pyarrow(what: str) -> None:
     Raises: ImportError: it is not installed.
     """
     if importlib.util.find_spec("pyarrow") is None:
-        raise ImportError(f'{what} needs pyarrow: pip install "nomicbert[parquet]"')
+        raise ImportError(f"{what} needs pyarrow: {to_install('parquet')}")

@@ -118,7 +118,8 @@ def open_output(path: str) -> Iterator[BinaryIO]:
                 file.close()  # may raise again, because it retries the failed write
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that cannot be written to has no such file either
+                temporary.unlink()
 
 
 def _open_raw(path: str, temporary: Path | None) -> io.RawIOBase:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from nomicbert.bulk.inputs.columns import carried_schema
 from nomicbert.bulk.inputs.conversion import ADVICE, MISFITS
-from nomicbert.bulk.inputs.rows import EMBEDDING, NUMBER, SOURCE, OnError, Row
+from nomicbert.bulk.inputs.rows import CHUNK, EMBEDDING, NUMBER, SOURCE, OnError, Row
 from nomicbert.bulk.inputs.sources import Source
 from nomicbert.bulk.inputs.tables import infer, table_of
 from nomicbert.bulk.writing import Vectors, Write, refuse_reserved
@@ -99,6 +99,12 @@ def schema_of(
     own = [column for column in own if column.name not in carried.names]
     # a column of the input called `embedding` is refused with its first row
     return pa.schema([*own, *(column for column in carried if column.name != EMBEDDING)])
+
+
+def with_chunk_columns(schema: Any) -> Any:
+    """The columns of a file, pa.Schema, and those that tell what a row is a chunk of."""
+    own = [pa.field(name, pa.int64()) for name in CHUNK]
+    return pa.schema([*(column for column in schema if column.name not in CHUNK), *own])
 
 
 @contextmanager

@@ -6,14 +6,11 @@ whose vectors have come. On a terminal that is a bar, elsewhere a line from time
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable
 from typing import Literal
 
-from tqdm import tqdm
-
-from nomicbert.runtime.progress import DELAY, Progress
+from nomicbert.runtime.progress import DELAY, Progress, is_watched, new_bar
 
 # Seconds between two lines.
 PERIOD = 30.0
@@ -47,8 +44,7 @@ class BulkProgress(Progress):
             say: receives each line.
         """
         super().__init__(False)
-        on_terminal = bool(getattr(sys.stderr, "isatty", bool)())
-        self.form: Form = form or ("bar" if on_terminal else "lines")
+        self.form: Form = form or ("bar" if is_watched() else "lines")
         self.tokens = self.rows = 0
         self._say = say
         self._total = total
@@ -57,7 +53,7 @@ class BulkProgress(Progress):
         self._started = self._said = time.monotonic()
         if self.form == "bar":
             delay = DELAY if form is None else 0
-            self._bar = tqdm(desc=self._title(), unit=" tokens", unit_scale=True, delay=delay)
+            self._bar = new_bar(desc=self._title(), unit=" tokens", unit_scale=True, delay=delay)
 
     def read(self, lengths: list[int]) -> None:
         """See Progress. The total comes from bytes, not from the number of inputs."""

@@ -20,6 +20,7 @@ from nomicbert.bulk.embed_batch import (
     known_policy,
 )
 from nomicbert.bulk.ray_checkpoint import check_ids, open_checkpoint
+from nomicbert.errors import to_install
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -147,7 +148,7 @@ def _resumable(
 
 def _need_ray() -> Any:
     """Ray's module, with Ray Data."""
-    advice = 'pip install "nomicbert[ray]"'
+    advice = to_install("ray")
     try:
         import ray
         import ray.data

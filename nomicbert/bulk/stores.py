@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from nomicbert.bulk.place import HIDDEN, Kind, Place, has_wildcard, join
 from nomicbert.bulk.store_errors import hide_password, reason_of, store_errors
+from nomicbert.errors import to_install
 
 # Schemes of pyarrow's own file systems.
 _ARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
@@ -250,5 +251,5 @@ def _pyarrow_fs(name: str) -> Any:
     try:
         import pyarrow.fs as fs
     except ImportError as error:
-        raise ImportError(f'{name} needs pyarrow: pip install "nomicbert[parquet]"') from error
+        raise ImportError(f"{name} needs pyarrow: {to_install('parquet')}") from error
     return fs

@@ -12,17 +12,21 @@ from typing import Annotated
 import typer
 
 from nomicbert import __version__
-from nomicbert.cli import bench, console, demo, embed, export, info, serve, tune, verify
-from nomicbert.cli.embed_options import Grouped
+from nomicbert.cli import bench, console, demo, embed, export, info, manual, serve, tune, verify
+from nomicbert.cli.commands import Command, Commands, Grouped, Quiet, Verbose, full_name
 
 app = typer.Typer(
     name="nomicbert",
-    help="Text embeddings with NomicBERT and BERT checkpoints.",
-    epilog="Set NOMICBERT_TRACEBACK=1 to see the whole traceback of an error.",
+    cls=Commands,
+    epilog="The manual of a command: nomicbert help COMMAND. NOMICBERT_TRACEBACK=1 shows the whole "
+    "traceback of an error.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": full_name,
+    },
 )
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
@@ -34,13 +38,14 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "verify": (verify.verify, verify.EXAMPLES),
     "serve": (serve.serve, serve.EXAMPLES),
     "export": (export.export, export.EXAMPLES),
+    "help": (manual.manual, manual.EXAMPLES),
 }
 # Each option of `serve` can be set by a variable, as servers in containers are.
 CONTEXT = {"serve": {"auto_envvar_prefix": "NOMICBERT"}}
 # `embed` has options enough for groups.
 CLASSES = {"embed": Grouped}
 for _name, (_command, _examples) in COMMANDS.items():
-    _class, _context = CLASSES.get(_name), CONTEXT.get(_name)
+    _class, _context = CLASSES.get(_name, Command), CONTEXT.get(_name)
     app.command(_name, cls=_class, epilog=_examples, context_settings=_context)(_command)
 
 
@@ -59,15 +64,10 @@ def _options(
             "--version", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
-    verbose: Annotated[
-        bool,
-        typer.Option(
-            "--verbose", help="Log the library's decisions (backend, dtype, batch size) to stderr."
-        ),
-    ] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
-    if verbose:
-        console.be_verbose()
+    """Text embeddings with NomicBERT and BERT checkpoints."""
 
 
 def main() -> None:

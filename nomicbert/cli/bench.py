@@ -14,6 +14,7 @@ import typer
 
 from nomicbert.bulk.output import STDOUT, refuse_folder
 from nomicbert.cli import console, options
+from nomicbert.cli.commands import full_name
 
 if TYPE_CHECKING:
     from nomicbert.benchmark.group import Step
@@ -24,14 +25,12 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   nomicbert bench nomic-ai/nomic-embed-text-v1.5 --quick
-  nomicbert bench ./my-checkpoint --case mixture --case latency-16 --dtype float32
-  nomicbert bench ./my-checkpoint --peer transformers --peer onnxruntime --threads 4
-  nomicbert bench ./my-checkpoint --tokens 8192 --rounds 9 --cache ./exports --json lines.jsonl
+  nomicbert bench ./my-checkpoint --case mixture --dtype float32
+  nomicbert bench ./my-checkpoint --peer transformers --threads 4
+  nomicbert bench ./my-checkpoint --rounds 9 --json lines.jsonl
 """
 CASES = ("fixed-128", "fixed-512", "mixture", "latency-16")
 QUICK_TOKENS, QUICK_ROUNDS = 256, 1
-# Seconds until the progress bar appears.
-DELAY = 2.0
 
 
 def bench(
@@ -116,7 +115,7 @@ def bench(
     place = as_device(device)
     wanted = Options(
         cases=list(dict.fromkeys(case or CASES)),
-        dtypes=list(dict.fromkeys(dtype or dtypes_of(place))),
+        dtypes=list(dict.fromkeys(map(full_name, dtype or dtypes_of(place)))),
         families=list(dict.fromkeys(peer)) if peer else None,
         tokens=tokens or (QUICK_TOKENS if quick else 2048),
         rounds=rounds or (QUICK_ROUNDS if quick else 5),
@@ -178,9 +177,7 @@ def _measure(work: "Work", file: Path | None, tables: bool) -> bool:
 
 def _with_bar(work: "Work") -> "Iterator[list[Line]]":
     """Run the work under a progress bar that shows the current step."""
-    from tqdm import tqdm
-
-    with tqdm(desc="Measuring", unit=" steps", disable=None, delay=DELAY) as bar:
+    with console.open_bar("Measuring", " steps") as bar:
 
         def step(what: str) -> None:
             bar.set_postfix_str(what, refresh=True)

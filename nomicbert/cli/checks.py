@@ -5,10 +5,7 @@ that names the option to change.
 """
 
 import os
-import re
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +14,6 @@ from nomicbert.bulk.inputs.streams import STDIN
 from nomicbert.bulk.job.separate import is_inside
 from nomicbert.bulk.output import STDOUT, is_stdout, is_stream, label
 from nomicbert.bulk.places import LocalPlace, is_url
-from nomicbert.errors import NomicBertError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,12 +23,6 @@ if TYPE_CHECKING:
 
     from nomicbert.bulk.inputs.sources import Source
 
-# Arguments of the library that are options here. Quoted words and parts of paths are others.
-ARGUMENTS = re.compile(
-    r"(?<![\w'\"/.-])"
-    r"(^ranges|matryoshka_dim|truncate_dim|max_length|prompt_name|part_rows|part_seconds)"
-    r"(?![\w'\"/.-])"
-)
 RANGES_ADVICE = (
     "the minimum and maximum of each column; make it from the vectors of a float32 run: "
     "python -c \"import numpy as np; v = np.load('vectors.npy'); "
@@ -79,6 +69,8 @@ def refuse_other_kind(output: str, to_folder: bool, given: dict[str, object]) ->
         option = f"--{name.replace('_', '-')}"
         if name == "overwrite":
             advice = f"to begin {output} anew, pass --restart"
+        elif name == "chunks":
+            advice = f"end {output} in .jsonl or .parquet instead of /"
         elif name == "restart":
             advice = f"to replace {output}, pass --overwrite"
         elif to_folder:
@@ -105,18 +97,6 @@ def refuse_with_check(inputs: list[str] | None, given: list[str]) -> None:
         )
 
 
-@contextmanager
-def naming_options() -> Iterator[None]:
-    """Name options in errors of the library, which name arguments, as the command does."""
-    try:
-        yield
-    except (NomicBertError, ValueError) as error:
-        if error.args and isinstance(error.args[0], str):
-            message = ARGUMENTS.sub(lambda at: f"--{at[0].replace('_', '-')}", error.args[0])
-            error.args = (message, *error.args[1:])
-        raise
-
-
 def refuse_json_on_stdout(output: str, json: bool) -> None:
     """Refuse two outputs in one stream."""
     if json and is_stdout(output):
@@ -124,6 +104,20 @@ def refuse_json_on_stdout(output: str, json: bool) -> None:
             "--json and the vectors would both be written to standard output: name a file with "
             "--output, or drop --json"
         )
+
+
+def refuse_without_chunks(
+    chunks: int | None, overlap: int | None, truncate: str, devices: list[str]
+) -> None:
+    """Refuse options that go with --chunks only, or not with it."""
+    if chunks is None and overlap is not None:
+        raise ValueError("--chunk-overlap is of the chunks that --chunks asks for: give both")
+    if chunks is None:
+        return
+    if truncate != "end":
+        raise ValueError(f"--truncate {truncate} is for a vector per text: drop it or --chunks")
+    if len(devices) > 1:
+        raise ValueError("--chunks runs on one device: give --device once")
 
 
 def column_names(columns: str) -> tuple[str, ...] | None:

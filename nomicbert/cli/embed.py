@@ -16,14 +16,13 @@ from nomicbert.cli.options import BackendName, DtypeName
 EXAMPLES = """\b
 Examples:
   nomicbert embed texts.txt -m ./my-checkpoint -o vectors.npy
-  nomicbert embed docs/ 'more/*.jsonl.gz' --field body -m ./my-checkpoint -o vectors/
-  nomicbert embed docs.csv --columns id,title -m ./my-checkpoint -o docs.parquet
+  nomicbert embed docs/ '*.jsonl.gz' --field body -m ./my-checkpoint -o out/
+  nomicbert embed docs.csv --columns id -m ./my-checkpoint -o docs.parquet
   nomicbert embed queries.txt -m ./my-checkpoint -o - | jq -c .embedding
-  nomicbert embed --check vectors/
+  nomicbert embed --check out/
 """
 
 
-@checks.naming_options()
 def embed(
     context: typer.Context,
     inputs: own.Inputs = None,
@@ -59,6 +58,8 @@ def embed(
     ranges: own.Ranges = None,
     max_length: own.MaxLength = None,
     truncate: own.Truncation = Truncate.end,
+    chunks: own.Chunks = None,
+    chunk_overlap: own.ChunkOverlap = None,
 ) -> None:
     """Embed texts: one vector per row of the inputs, in their order.
 
@@ -74,7 +75,11 @@ def embed(
         "task": task,
         "restart": restart or None,
     }
-    of_files: dict[str, object] = {"output_format": output_format, "overwrite": overwrite or None}
+    of_files: dict[str, object] = {
+        "output_format": output_format,
+        "overwrite": overwrite or None,
+        "chunks": chunks,
+    }
     if check:
         sources = {name: context.get_parameter_source(name) for name in context.params}
         given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
@@ -88,6 +93,8 @@ def embed(
     checks.refuse_both(prompt_name=prompt_name, prompt=prompt)
     checks.refuse_both(matryoshka_dim=matryoshka_dim, truncate_dim=truncate_dim)
     checks.refuse_json_on_stdout(output, json)
+    checks.refuse_without_chunks(chunks, chunk_overlap, truncate.value, device)
+    chunking = {"chunk_tokens": chunks, "overlap": chunk_overlap or 0} if chunks else None
     request = Request(
         inputs=inputs or [STDIN],
         output=output,
@@ -120,6 +127,7 @@ def embed(
             "max_length": max_length,
             "truncate": truncate.value,
         },
+        chunking=chunking,
         progress=progress,
         json=json,
     )

@@ -137,6 +137,7 @@ def _outputs(request: Request, form: OutputFormat, sources: Sequence[Source]) ->
         numbered = frozenset()
     # lone texts have no field but the row's number
     has_fields = columns != () and (len(sources) > len(plain) or len(numbered) > 1)
+    has_fields = has_fields or request.chunking is not None
     if skips and is_stream(request.output):
         raise ValueError(
             f"--on-error skip writes the rows that it leaves out next to the output, and "
@@ -172,9 +173,11 @@ def _schema(
     reading = {"field": request.field, "on_error": request.reading["on_error"]}
     schema = None
     if form is OutputFormat.parquet:
-        from nomicbert.bulk.parquet import schema_of
+        from nomicbert.bulk.parquet import schema_of, with_chunk_columns
 
         schema = schema_of(sources, columns=columns, numbered=numbered, **reading)
+        if request.chunking is not None and schema is not None:
+            schema = with_chunk_columns(schema)
     missing = [] if schema is not None else look_at_names(sources, columns=columns, **reading)
     return schema, missing
 
@@ -225,7 +228,7 @@ def _report(request: Request, outputs: Outputs, written: "Written", seconds: flo
             f"{written.first_broken}"
         )
     say_left_out(written.skipped, written.rejected, written.truncated, outputs.rejects or "")
-    console.say(
+    console.tell(
         f"{counted(written.vectors, 'vector')} of {written.width:,} {written.dtype} values in "
         f"{seconds:.1f} s: {' and '.join(map(label, outputs.names))}"
     )

@@ -65,7 +65,7 @@ def embed_folder(
         _say_renamed(job)
         kept = sum(footer.rows for footer in job.progressed.footers)
         if kept and not job.complete:
-            console.say(
+            console.tell(
                 f"{job.folder.name} holds {counted(kept, 'vector')}: going on with the rest"
             )
         from nomicbert.bulk.job.run import run_job
@@ -119,7 +119,7 @@ def _say_renamed(job: "Job") -> None:
 
     for name, new in zip(job.carried.names, renamed(job.carried).names, strict=True):
         if name != new:
-            console.say(f"the input's column {name!r} is carried along as {new!r}")
+            console.tell(f"the input's column {name!r} is carried along as {new!r}")
 
 
 def _say_done(report: "BulkReport") -> None:
@@ -134,10 +134,10 @@ def _say_done(report: "BulkReport") -> None:
         f"{counted(report.parts, 'part')}"
     )
     if report.kept and not report.made:
-        console.say(f"complete already: {found}: {report.folder}")
+        console.tell(f"complete already: {found}: {report.folder}")
         return
     before = f", {report.kept:,} of them by earlier runs" if report.kept else ""
-    console.say(f"{found}{before}, in {report.seconds:.1f} s: {report.folder}")
+    console.tell(f"{found}{before}, in {report.seconds:.1f} s: {report.folder}")
 
 
 def _say_checked(report: "CheckReport") -> None:
@@ -156,7 +156,7 @@ def _say_checked(report: "CheckReport") -> None:
     if report.problem_count:
         verdict = counted(report.problem_count, "problem")
     rest = "" if report.complete else "; rows are still to come: the same command goes on"
-    console.say(f"{report.folder}: {found}: {verdict}{rest}")
+    console.tell(f"{report.folder}: {found}: {verdict}{rest}")
 
 
 def _rejects(folder: str) -> str:

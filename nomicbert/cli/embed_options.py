@@ -4,31 +4,12 @@ from enum import Enum
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.output import OutputFormat
 
 INPUT, OUTPUT, FOLDER = "Input", "Output", "Output to a folder"
-VECTORS, LONG, COMPUTATION = "Vectors", "Long texts", "Model and computation"
-
-
-class Grouped(TyperCommand):
-    """A command whose help lists its options by group, `rich_help_panel`, as plain text."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write a section per group, in the order of the options.
-
-        Options that several commands share have no group: they are about the model.
-        """
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            if (record := parameter.get_help_record(ctx)) is not None:
-                group = getattr(parameter, "rich_help_panel", None) or COMPUTATION
-                groups.setdefault(group, []).append(record)
-        for group, records in groups.items():
-            with formatter.section(group):
-                formatter.write_dl(records)
+VECTORS, LONG = "Vectors", "Long texts"
 
 
 class OnErrorName(str, Enum):
@@ -187,6 +168,19 @@ Ranges = Annotated[
         metavar="FILE.npy",
         help="(2, dim): minimum and maximum of each column, for int8 and uint8.",
     ),
+]
+Chunks = Annotated[
+    int | None,
+    _option(
+        LONG,
+        min=1,
+        metavar="N",
+        help="A row and a vector for each chunk of at most N tokens, with its characters.",
+    ),
+]
+ChunkOverlap = Annotated[
+    int | None,
+    _option(LONG, min=0, metavar="N", help="Tokens that a chunk shares with the one before."),
 ]
 MaxLength = Annotated[
     int | None,

@@ -14,7 +14,7 @@ from nomicbert.bulk.inputs.sources import Source
 from nomicbert.cli import console
 
 if TYPE_CHECKING:
-    from nomicbert.bulk.encoding import EmbedderEncoder
+    from nomicbert.bulk.encoding import Encoder
     from nomicbert.bulk.progress import BulkProgress, Form
 
 NAMES = {InputFormat.jsonl: "JSONL", InputFormat.arrow: "Arrow", InputFormat.parquet: "Parquet"}
@@ -30,6 +30,7 @@ class Request:
         reading: input_format, columns, on_error, on_null, and field or None.
         loading: arguments of Embedder.
         encoding: keywords of `Embedder.encode`.
+        chunking: of `ChunkedEncoder`; None for a vector per text.
         progress: whether to show a bar; None for the default.
         json: report as JSON lines on standard output.
     """
@@ -39,6 +40,7 @@ class Request:
     reading: dict[str, Any]
     loading: dict[str, Any]
     encoding: dict[str, Any]
+    chunking: dict[str, Any] | None
     progress: bool | None
     json: bool
 
@@ -47,20 +49,26 @@ class Request:
         """Name of the field that holds the text."""
         return "text" if self.reading["field"] is None else self.reading["field"]
 
-    def load(self) -> "EmbedderEncoder":
+    def load(self) -> "Encoder":
         """Load the model: slow imports, so it follows all other checks."""
         from nomicbert.bulk.encoding import EmbedderEncoder
         from nomicbert.embedder import Embedder
 
-        return EmbedderEncoder(Embedder(**self.loading), **self.encoding)
+        embedder = Embedder(**self.loading)
+        if self.chunking is None:
+            return EmbedderEncoder(embedder, **self.encoding)
+        from nomicbert.bulk.chunks import ChunkedEncoder
+
+        return ChunkedEncoder(embedder, **self.chunking, **self.encoding)
 
     def open_progress(self, total: int, left: int | None = None) -> "BulkProgress":
         """The progress, shown as requested; `total` and `left` as in BulkProgress."""
         from nomicbert.bulk.progress import BulkProgress
 
-        forms: dict[bool | None, Form | None] = {None: None, True: "bar", False: "none"}
-        form: Form | None = "json" if self.json else forms[self.progress]
-        return BulkProgress(form, total, left, console.put if self.json else console.say)
+        quiet: Form | None = "none" if console.is_quiet() else None
+        forms: dict[bool | None, Form | None] = {None: quiet, True: "bar", False: "none"}
+        form = "json" if self.json else forms[self.progress]
+        return BulkProgress(form, total, left, console.put if self.json else console.tell)
 
     def report(self, event: str, **found: Any) -> None:
         """Write what was done as a JSON line, if requested."""
@@ -81,7 +89,7 @@ def say_recognised(sources: Sequence[Source]) -> None:
             continue
         name = NAMES.get(form, form.value)
         others = f" and {counted(len(names) - 1, 'other input')}" if names[1:] else ""
-        console.say(
+        console.tell(
             f"{names[0]}{others} look{'' if others else 's'} like {name}: read as {name}"
             + (" (--input-format text reads the lines as texts)" if form not in OF_ARROW else "")
         )

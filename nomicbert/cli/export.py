@@ -23,8 +23,6 @@ Examples:
   nomicbert export ./my-checkpoint -o my-onnx --dtype fp32,fp16,q8 --overwrite
   nomicbert export ./my-reranker -o reranker-onnx --dtype q8
 """
-# Seconds until the progress bar appears.
-DELAY = 1.0
 
 
 class TaskName(str, Enum):
@@ -84,17 +82,14 @@ def export(
     names = (name.strip() for name in dtype.split(","))
     dtypes: Any = [*dict.fromkeys(filter(None, names))]
     # Slow imports, so they follow the checks of the arguments.
-    from tqdm import tqdm
-
     from nomicbert.export import onnx
 
-    bar = tqdm(total=2 + 2 * len(dtypes), disable=None, leave=False, delay=DELAY, unit="step")
+    with console.open_bar("Exporting", " steps", 2 + 2 * len(dtypes)) as bar:
 
-    def step(doing: str) -> None:
-        bar.set_description(doing.capitalize(), refresh=False)
-        bar.update()
+        def step(doing: str) -> None:
+            bar.set_description(doing.capitalize(), refresh=False)
+            bar.update()
 
-    with bar:
         made = onnx(
             model,
             output,

@@ -5,6 +5,8 @@ document, whose fields docs/info.md lists.
 """
 
 import json
+import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +24,8 @@ EXAMPLES = """\b
 Examples:
   nomicbert info nomic-ai/nomic-embed-text-v1.5
   nomicbert info ./my-checkpoint --local-files-only
-  nomicbert info nomic-ai/nomic-embed-text-v1.5 --rotary-scaling-factor 2 --dtype bfloat16
-  nomicbert info nomic-ai/nomic-embed-text-v1.5 --json | jq .embedding_dimension
+  nomicbert info ./my-checkpoint --rotary-scaling-factor 2 --dtype bf16
+  nomicbert info ./my-checkpoint --json | jq .embedding_dimension
 """
 WIDTH = 80
 LABEL = 13
@@ -57,8 +59,8 @@ def info(
 ) -> None:
     """Show what a checkpoint contains and how it would run here.
 
-    Reads the checkpoint's settings and the headers of its weight files, not the weights. A
-    repository that is not in the cache yet is downloaded first.
+    Reads the checkpoint's settings and the headers of its weight files, not the weights: of a
+    repository that is not in the cache a few MB, unless its weights are in .bin files.
     """
     # A slow import, so it follows the checks of the arguments.
     from nomicbert.describe import describe
@@ -87,7 +89,7 @@ def as_document(model: str, d: "Description") -> dict[str, Any]:
     rotary = config.rotary_dim > 0
     return {
         "model": model,
-        "folder": str(d.folder.absolute()),
+        "folder": None if d.folder is None else str(d.folder.absolute()),
         "license": d.license and d.license.name,
         "non_commercial": bool(d.license and d.license.non_commercial),
         "model_type": config.model_type,
@@ -153,13 +155,14 @@ def as_document(model: str, d: "Description") -> dict[str, Any]:
 
 
 def as_text(model: str, d: "Description") -> str:
-    """The facts as text, wrapped at 80 columns except within names and paths."""
+    """The facts as text, wrapped at 80 columns or the terminal's, except within names and paths."""
+    width = min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
     lines = []
     for label, text in _rows(model, d):
         hanging = " " * LABEL
         lines += textwrap.wrap(
             text,
-            WIDTH,
+            width,
             initial_indent=label.ljust(LABEL),
             subsequent_indent=hanging,
             break_long_words=False,
@@ -171,7 +174,9 @@ def as_text(model: str, d: "Description") -> str:
 def _rows(model: str, d: "Description") -> Iterator[tuple[str, str]]:
     config, files, pooling, target = d.config, d.files, d.pooling, d.target
     yield "checkpoint", model
-    if d.folder != Path(model):
+    if d.folder is None:
+        yield "folder", "not fetched: only its settings and the headers of its weights were read"
+    elif d.folder != Path(model):
         yield "folder", str(d.folder)
     yield "licence", d.license.name if d.license else "not stated in its card"
     yield "model", f"{config.model_type}, {files.parameters:,} parameters"

@@ -10,6 +10,7 @@ import typer
 
 from nomicbert.cli import console, options
 from nomicbert.cli.serve_environment import from_tei_environment
+from nomicbert.errors import to_install
 
 EXAMPLES = """Examples:
 
@@ -209,7 +210,7 @@ def need_serve() -> None:
         "prometheus_client",
     ):
         if importlib.util.find_spec(name) is None:
-            raise ImportError(f'the server needs {name}: pip install "nomicbert[serve]"')
+            raise ImportError(f"the server needs {name}: {to_install('serve')}")
 
 
 PLURALS = {

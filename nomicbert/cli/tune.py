@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from nomicbert import __version__
-from nomicbert.cli import options, tuned
+from nomicbert.cli import console, options, tuned
 
 if TYPE_CHECKING:
     import torch
@@ -25,11 +25,9 @@ EXAMPLES = """\b
 Examples:
   nomicbert tune
   nomicbert tune nomic-ai/nomic-embed-text-v1.5 --quick
-  nomicbert tune ./my-checkpoint --kernel swiglu --kernel attention --dtype float16
+  nomicbert tune ./my-checkpoint --kernel swiglu --dtype float16
   nomicbert tune --dry-run
 """
-# Seconds until the progress bar appears.
-DELAY = 2.0
 
 
 class KernelName(str, Enum):
@@ -196,7 +194,6 @@ def _measure(
 ) -> None:
     """Measure, write the table, and print the results."""
     import torch
-    from tqdm import tqdm
 
     from nomicbert.loading.target import select_ops
     from nomicbert_kernels import launch
@@ -208,7 +205,7 @@ def _measure(
     earlier = tables.read_tuned(arch, triton)
     tables.check_writable(arch)
     ops = select_ops(device, dtype, "fp8" if size == 1 else "triton")
-    with tqdm(desc="Tuning", unit=" candidates", disable=None, delay=DELAY) as bar:
+    with console.open_bar("Tuning", " candidates") as bar:
         search = Search(ops, device, dtype, shipped, gpu_timer(device), bar.update)
         results = _search(found, search, quick, bar)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -45,9 +45,9 @@ def put_plan(
         shown = "?" if count is None else count
         console.put(PLANNED.format(problem.kernel, problem.shape, rows_of(problem), shown))
     if path is None:
-        console.say("no GPU here: the number of candidates depends on its shared memory")
+        console.tell("no GPU here: the number of candidates depends on its shared memory")
     else:
-        console.say(f"settings that are faster on {arch} would be written to {path}")
+        console.tell(f"settings that are faster on {arch} would be written to {path}")
 
 
 def put_plan_document(
@@ -110,7 +110,7 @@ def say_what_happened(results: "Sequence[Result]", path: Path) -> None:
             console.say(f"wrong values, rejected: {where} with {describe(settings)}")
     taken = sum(result.chosen is not None for result in results)
     skipped, tried = sum(r.skipped for r in results), sum(r.tried for r in results)
-    console.say(
+    console.tell(
         f"{taken} of {len(results)} settings are replaced; {skipped} of {tried} candidates do not "
         f"run on this GPU; table: {path}"
     )

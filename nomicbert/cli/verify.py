@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   nomicbert verify nomic-ai/nomic-embed-text-v1.5
-  nomicbert verify ./my-checkpoint --dtype float32 --backend torch --local-files-only
+  nomicbert verify ./my-checkpoint --dtype float32 --backend torch
   nomicbert verify ./saved-again --against ./my-checkpoint
   nomicbert verify ./my-checkpoint --json report.json
 """
@@ -33,8 +33,6 @@ WIDTH = 80
 COLUMNS = (11, 15, 24, 10, 11, 9)
 LABEL = COLUMNS[0]
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-# Seconds until the progress bar appears.
-DELAY = 2.0
 
 
 class VerifiedDtype(str, Enum):
@@ -132,9 +130,7 @@ def verify(
 
 def _with_bar(steps: int, work: Any) -> "Report":
     """Run the work under a progress bar of its steps."""
-    from tqdm import tqdm
-
-    with tqdm(total=steps, desc="Verifying", unit=" steps", disable=None, delay=DELAY) as bar:
+    with console.open_bar("Verifying", " steps", steps) as bar:
 
         def step(what: str) -> None:
             bar.set_postfix_str(what, refresh=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, get_args
 
 from nomicbert import __version__
+from nomicbert.errors import to_install
 from nomicbert.export.check import Case, Difference, cases_of, differences
 from nomicbert.export.encoder import hidden_states, mask_of
 from nomicbert.export.folder import record, refuse_to_replace, shown_whole, written_to
@@ -142,10 +143,7 @@ def need_packages() -> None:
     """
     missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
     if missing:
-        raise ImportError(
-            f"exporting needs {' and '.join(missing)}: pip install "
-            f'{" ".join(missing)}, or nomicbert with its extra: pip install "nomicbert[onnx]"'
-        )
+        raise ImportError(f"exporting needs {' and '.join(missing)}: {to_install('onnx')}")
 
 
 def _written(

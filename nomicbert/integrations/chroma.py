@@ -6,13 +6,14 @@ builds a stored function anew for every query: its model stays loaded (`KEPT` in
 
 from typing import Any
 
+from nomicbert.errors import to_install
 from nomicbert.integrations.sides import Keywords, Sides
 
 try:
     from chromadb import Collection, Documents, EmbeddingFunction, Embeddings
     from chromadb.utils.embedding_functions import register_embedding_function
 except ImportError as error:
-    raise ImportError('the function needs chromadb: pip install "nomicbert[chroma]"') from error
+    raise ImportError(f"the function needs chromadb: {to_install('chroma')}") from error
 
 SPACES = {"cosine": "cosine", "dot": "ip", "euclidean": "l2"}
 

@@ -4,12 +4,13 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+from nomicbert.errors import to_install
 from nomicbert.integrations.sides import PROMPTS, TAKEN, Keywords, Sides, plain_keywords
 
 try:
     from haystack import Document, component, default_to_dict
 except ImportError as error:
-    raise ImportError('the embedders need haystack: pip install "nomicbert[haystack]"') from error
+    raise ImportError(f"the embedders need haystack: {to_install('haystack')}") from error
 
 
 @dataclass(eq=False)

@@ -6,13 +6,14 @@ are those of langchain-huggingface's HuggingFaceEmbeddings.
 
 from typing import Any
 
+from nomicbert.errors import to_install
 from nomicbert.integrations.sides import FORMAT, Keywords, Sides, read_state
 
 try:
     from langchain_core.embeddings import Embeddings
     from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 except ImportError as error:
-    raise ImportError('langchain_core is missing: pip install "nomicbert[langchain]"') from error
+    raise ImportError(f"langchain_core is missing: {to_install('langchain')}") from error
 
 
 class NomicBertEmbeddings(BaseModel, Embeddings):

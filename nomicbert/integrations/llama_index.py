@@ -3,13 +3,14 @@
 import asyncio
 from typing import Any
 
+from nomicbert.errors import to_install
 from nomicbert.integrations.sides import FORMAT, Keywords, Sides, read_state
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 except ImportError as error:
-    raise ImportError('llama_index is missing: pip install "nomicbert[llama-index]"') from error
+    raise ImportError(f"llama_index is missing: {to_install('llama-index')}") from error
 
 SIDES = ("model_name", "model_kwargs", "encode_kwargs", "query_encode_kwargs", "fingerprint")
 PICKLED = (*SIDES, "embed_batch_size", "num_workers")

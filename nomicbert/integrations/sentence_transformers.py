@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nomicbert.embedder import Embedder
-from nomicbert.errors import ConfigError
+from nomicbert.errors import ConfigError, to_install
 from nomicbert.loading import hub
 from nomicbert.loading.folder import read_folder
 from nomicbert.loading.saved_config import beyond_transformers
@@ -37,7 +37,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "nomicbert.integrations.sentence_transformers needs sentence-transformers 6 or later: "
-        'pip install "nomicbert[sentence-transformers]"'
+        f"{to_install('sentence-transformers')}"
     ) from error
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from glob import escape
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from nomicbert.errors import HubError
+from nomicbert.errors import ConfigError, HubError
 from nomicbert.loading.hub_files import MODULES, choose_files, lacks, read_layout
 from nomicbert.loading.hub_names import as_name, as_revision, as_subfolder, check_token, shown
-from nomicbert.loading.known_ids import advice
+from nomicbert.loading.known_ids import advice, folder_advice
 
 _log = logging.getLogger(__name__)
 
@@ -144,9 +144,39 @@ def _local_folder(name: str, may_be_id: bool) -> Path | None:
     if _FOLDER_LOOK.search(name) or name.count("/") > 1 or not may_be_id:
         raise HubError(
             f"The folder {shown(name)} does not exist: check the path, or give a repository id "
-            "such as 'nomic-ai/nomic-embed-text-v1.5'."
+            f"such as 'nomic-ai/nomic-embed-text-v1.5'.{folder_advice(name)}"
         )
     return None
+
+
+def refuse_other_folder(name: str) -> None:
+    """Refuse a folder that holds no checkpoint, before anything slow is imported.
+
+    Args:
+        name: a folder, or the id of a repository, which is not looked for.
+
+    Raises: HubError: a path that is none. ConfigError: the folder has no config.json.
+    """
+    folder = _local_folder(name, may_be_id=True)
+    stated = ("config.json", MODULES)
+    if folder is not None and not any((folder / file).exists() for file in stated):
+        raise ConfigError(f"{folder}/config.json is missing: is {folder} a checkpoint folder?")
+
+
+def is_folder(name: str | os.PathLike[str]) -> bool:
+    """Whether this names a folder here, or can only be the name of one that is not there."""
+    try:
+        return _local_folder(as_name("name", name), isinstance(name, str)) is not None
+    except HubError:
+        return True  # `resolve` explains it
+
+
+def in_cache(repo_id: str, commit: str) -> bool:
+    """Whether this commit of a repository has been fetched."""
+    try:
+        return _cached(repo_id, commit, None, Part("", None)) is not None
+    except HubError:  # without weights
+        return False
 
 
 def _as_cache(name: str) -> Path:

@@ -41,6 +41,19 @@ class EncodeKeywords(TypedDict, total=False):
     processing_kwargs: Processing | None
 
 
+class ChunkKeywords(TypedDict, total=False):
+    """Those of `Embedder.encode_chunks`."""
+
+    prompt_name: str | None
+    prompt: str | None
+    matryoshka_dim: int | None
+    truncate_dim: int | None
+    normalize_embeddings: bool
+    max_length: int | None
+    batch_tokens: int | None
+    show_progress_bar: bool | None
+
+
 class AllEncodeKeywords(EncodeKeywords, total=False):
     """All of them, for methods that hand them on."""
 

@@ -87,7 +87,7 @@ def as_pairs(inputs: Any) -> tuple[list[Pair], bool]:
     Raises: TypeError: not pairs of str. TextError: not valid Unicode.
     """
     if isinstance(inputs, str | bytes):
-        raise TypeError("inputs must be pairs of str, not one text")
+        raise TypeError("inputs must be pairs of str, not one text: give (query, text)")
     lone = is_lone_pair(inputs)
     return list(checked_pairs([inputs] if lone else as_iterator(inputs, what="pairs of str"))), lone
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from operator import length_hint
 from types import TracebackType
 from typing import Any
@@ -10,6 +11,26 @@ from tqdm import tqdm
 
 # Seconds before a bar appears that was not requested.
 DELAY = 2.0
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a Jupyter notebook."""
+    return "ipykernel" in sys.modules
+
+
+def is_watched() -> bool:
+    """Whether somebody sees a bar: on a terminal and in a notebook."""
+    # stderr is None in programs without a console (pythonw)
+    return in_notebook() or bool(getattr(sys.stderr, "isatty", bool)())
+
+
+def new_bar(**settings: Any) -> Any:
+    """A tqdm bar; in a notebook that has ipywidgets, the one that is drawn there."""
+    if in_notebook() and find_spec("ipywidgets") is not None:
+        from tqdm.notebook import tqdm as notebook_bar
+
+        return notebook_bar(**settings)
+    return tqdm(**settings)
 
 
 class Progress:
@@ -22,16 +43,14 @@ class Progress:
     """
 
     def __init__(self, show: bool | None, doing: str = "Embedding") -> None:
-        """`show`: None shows the bar on a terminal, after DELAY seconds."""
+        """`show`: None shows the bar where somebody sees it, after DELAY seconds."""
         self._inputs = Unread(iter(()))
         self._read = self._tokens = 0
         # no hidden bar: creating one would take a good part of a query's time
         self._bar: Any = None
-        # stderr is None in programs without a console (pythonw)
-        on_terminal = getattr(sys.stderr, "isatty", bool)
-        if on_terminal() if show is None else show:
+        if is_watched() if show is None else show:
             delay = DELAY if show is None else 0
-            self._bar = tqdm(desc=doing, unit=" tokens", unit_scale=True, delay=delay)
+            self._bar = new_bar(desc=doing, unit=" tokens", unit_scale=True, delay=delay)
 
     def watch(self, inputs: Iterator[Any]) -> Iterator[Any]:
         """Return an iterator over these inputs that counts them as they are read."""

@@ -17,7 +17,7 @@ from nomicbert.runtime.batch_loop import BatchLoop
 from nomicbert.runtime.batches import text_windows
 from nomicbert.runtime.graphs import Encode, Graphs
 from nomicbert.runtime.inputs import checked
-from nomicbert.runtime.prompt_tokens import prompt_tokens
+from nomicbert.runtime.prompt_tokens import prompt_tokens as count_prompt_tokens
 from nomicbert.runtime.stream import Rows, Tokenised
 from nomicbert.text.prompts import Prompts
 from nomicbert.text.tokenizer import CHARACTERS_PER_TOKEN, Tokenizer
@@ -136,27 +136,27 @@ class Texts:
             return self._averaged(window.ids, loop)
         if job.token_embeddings:
             return self._hidden(window.ids, loop)
-        return self._vectors(window.ids, loop)
+        return self.vectors(window.ids, loop)
 
     @cached_property
     def _encode(self) -> Encode:
         """The model's encode function, on a GPU with graphs; chosen once per stream."""
-        if not self._prompt_tokens:
+        if not self.prompt_tokens:
             return self.graphs.around(self.model)
         # a graph has no place for the tokens that are left out
         return lambda texts, finish: self.model(self._pack(texts), finish)
 
     @cached_property
-    def _prompt_tokens(self) -> int:
+    def prompt_tokens(self) -> int:
         """Leading tokens of each text that pooling leaves out."""
         if self.model.pooling.include_prompt:
             return 0
-        return prompt_tokens(self.tokenizer, self.job.prompt, self.job.max_length)
+        return count_prompt_tokens(self.tokenizer, self.job.prompt, self.job.max_length)
 
     def _pack(self, texts: Sequence[Sequence[int]]) -> PackedBatch:
-        return pack(texts, self.model.device, self._prompt_tokens)
+        return pack(texts, self.model.device, self.prompt_tokens)
 
-    def _vectors(self, texts: list[list[int]], loop: BatchLoop) -> Tensor:
+    def vectors(self, texts: list[list[int]], loop: BatchLoop) -> Tensor:
         """One vector for each list of token ids, in order."""
         encode, finish = self._encode, self.job.finish
         return loop.rows(
@@ -172,7 +172,7 @@ class Texts:
             lengths, lambda indices: model.pooled(self._pack([windows[i] for i in indices]))
         )
         # the tokens that were pooled: a prompt that is left out stands in every window
-        pooled_tokens = np.maximum(np.array(lengths) - self._prompt_tokens, 0)
+        pooled_tokens = np.maximum(np.array(lengths) - self.prompt_tokens, 0)
         pooled = token_mean(means, pooled_tokens, list(map(len, parts)))
         vectors = model.finish(pooled, self.job.finish)
         for row, part in zip(vectors, parts, strict=True):
@@ -182,7 +182,7 @@ class Texts:
 
     def _averaged(self, parts: list[list[list[int]]], loop: BatchLoop) -> Tensor:
         """The vectors of each text's windows, then their mean and L2."""
-        vectors = self._vectors([ids for part in parts for ids in part], loop)
+        vectors = self.vectors([ids for part in parts for ids in part], loop)
         return mean_of_windows(vectors, list(map(len, parts)))
 
     def _hidden(self, texts: list[list[int]], loop: BatchLoop) -> list[Tensor]:

@@ -6,15 +6,18 @@ neither texts nor files.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nomicbert.modeling.context import ForwardContext
 from nomicbert.modeling.model import NomicBert
-from nomicbert.modeling.packing import PackedBatch, at_rows, pack
+from nomicbert.modeling.packing import PackedBatch, at_rows, offsets, pack
 from nomicbert.modeling.plain_layers import refuse_hooks
 from nomicbert.vectors.pooling import Finish, Pooling
 from nomicbert_kernels import Weight
+from nomicbert_kernels.backend import plan_runs
+from nomicbert_kernels.tensors import to_device
 
 AS_IT_IS = Finish()
 
@@ -74,6 +77,26 @@ class EmbeddingModel(nn.Module):
         ctx = self.encoder.context(batch)
         rows = self.pooling.rows(batch)
         return self.pooling.pool(self.encoder.core(ctx, rows), ctx, rows)
+
+    def pooled_spans(self, batch: PackedBatch, spans: Sequence[Sequence[range]]) -> Tensor:
+        """Means over spans of tokens, before Dense and other steps: (n, hidden_size) fp32.
+
+        Args:
+            batch: B packed texts; those of empty ones are zeros.
+            spans: for each text, ranges of its tokens; n in all.
+
+        Raises: ValueError: a hook, as in `pooled`.
+        """
+        self._refuse_hooks()
+        encoder, filled = self.encoder, batch.without_empty()[0]
+        hidden = encoder.core(encoder.context(filled), None)
+        starts = np.cumsum(batch.lengths) - batch.lengths
+        flat = [(start, span) for start, own in zip(starts, spans, strict=True) for span in own]
+        places = [np.arange(start + span.start, start + span.stop) for start, span in flat]
+        counts = [len(span) for _, span in flat]
+        rows = hidden.index_select(0, to_device(np.concatenate(places), hidden.device))
+        plan = plan_runs(counts, 1, 1, hidden.dtype)
+        return encoder.ops.pool(rows, offsets(counts, hidden.device), plan, "mean")
 
     def finish(self, pooled: Tensor, finish: Finish) -> Tensor:
         """Apply the steps after pooling: what `pooled` returns -> (B, dim) fp32."""

@@ -3,6 +3,7 @@
 Source: the four functions of sentence-transformers' `similarity` and `similarity_pairwise`.
 """
 
+import reprlib
 from collections.abc import Callable, Sequence
 from enum import Enum
 
@@ -97,6 +98,15 @@ def _both(a: VectorRows, b: VectorRows) -> tuple[Tensor, Tensor]:
     return left, right
 
 
+def _instead(x: object) -> str:
+    """What was given instead of vectors, and what to do."""
+    if isinstance(x, str) or (isinstance(x, list | tuple) and any(isinstance(y, str) for y in x)):
+        return "not texts: give it embedder.encode(texts)"
+    if hasattr(x, "__next__"):
+        return "not a stream of them: give a list"
+    return f"(n, dim) or a list of them, not {reprlib.repr(x)}"
+
+
 def _rows(x: VectorRows) -> Tensor:
     try:
         if isinstance(x, list | tuple) and len(x) and isinstance(x[0], Tensor | np.ndarray):
@@ -104,11 +114,5 @@ def _rows(x: VectorRows) -> Tensor:
         else:
             rows = torch.as_tensor(x).float()
     except (TypeError, ValueError, RuntimeError) as error:
-        if hasattr(x, "__next__"):
-            raise TypeError(
-                "similarity takes vectors, not a stream of them: give a list"
-            ) from error
-        raise TypeError(
-            f"similarity takes vectors, not texts: encode them first ({error})"
-        ) from error
+        raise TypeError(f"similarity takes vectors, {_instead(x)}") from error
     return rows.reshape(min(len(rows), 1), len(rows)) if rows.dim() == 1 else rows

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nomicbert.errors import to_install
 from nomicbert.loading.json_settings import read_json
 from nomicbert.loading.tensor_names import IGNORED, canonical
 from nomicbert.verify.oracle import Meaning, oracle, read_meaning
@@ -64,7 +65,7 @@ def need_transformers() -> None:
     Raises: ImportError: it is not; the message says what to install.
     """
     if find_spec("transformers") is None:
-        raise ImportError('verify compares with transformers: pip install "nomicbert[verify]"')
+        raise ImportError(f"verify compares with transformers: {to_install('verify')}")
 
 
 def choose(folder: Path, device: torch.device) -> Encoder:

@@ -11,7 +11,7 @@ import torch
 
 from nomicbert.arguments import as_device
 from nomicbert.embedder import Embedder
-from nomicbert.errors import BackendError
+from nomicbert.errors import BackendError, to_install
 from nomicbert.loading import hub
 from nomicbert.loading.folder import find_encoder
 from nomicbert.loading.target import choose_ops
@@ -161,8 +161,8 @@ def _remarks(truth: Truth, device: torch.device, dtypes: Sequence[torch.dtype]) 
     if truth.lacks_library:
         remarks.append(
             "sentence-transformers is not installed: vectors are compared with transformers' "
-            'hidden states, pooled by formula (pip install "nomicbert[verify]" to compare the '
-            "tokenizer and pooling too)"
+            f"hidden states, pooled by formula ({to_install('verify')} to compare the tokenizer "
+            "and pooling too)"
         )
     widened = [_name(dtype) for dtype in dtypes if compute_dtype(device, dtype) != dtype]
     if widened:

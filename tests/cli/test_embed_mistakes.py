@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.main import get_command
 
-from nomicbert.cli.checks import naming_options
+from nomicbert import cli
+from nomicbert.cli.commands import naming_options
+from nomicbert.errors import to_install
 from tests.cli.embed_cases import checkpoint, docs, no_model, small_blocks, texts  # noqa: F401
 from tests.support.command_line import one_line, run_cli
 
@@ -228,7 +232,7 @@ def test_parquet_without_pyarrow(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     code, out, err = run_cli("embed", str(texts), "-m", "m", "-o", str(tmp_path / "v.parquet"))
     assert (code, out) == (2, "")
-    assert 'v.parquet needs pyarrow: pip install "nomicbert[parquet]"' in one_line(err)
+    assert f"v.parquet needs pyarrow: {to_install('parquet')}" in one_line(err)
 
 
 @pytest.mark.parametrize(
@@ -293,10 +297,13 @@ def test_errors_of_the_model_leave_no_file(
 
 def test_names_of_arguments_are_those_of_options() -> None:
     """But not the names of fields and files."""
+    named = partial(naming_options, parameters=get_command(cli.app).commands["embed"].params)
     other = "max_length/a.txt, line 1: no field 'prompt_name' among 'max_length'; ranges"
-    with pytest.raises(ValueError, match=r"^--max-length=3 ") as found, naming_options():
-        raise ValueError(f"max_length=3 {other}")
-    assert str(found.value) == f"--max-length=3 {other}"
+    assert named(f"max_length=3 {other}") == f"--max-length=3 {other}"
+    assert named("prompt_name, or call encode_query and encode_document") == "--prompt-name"
+    assert named("ranges must be finite") == "--ranges must be finite"
+    for known in ("--ranges must be finite", "model_name is no argument", "model must be"):
+        assert named(known) == known
 
 
 def test_a_late_invalid_line_leaves_no_file(docs: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from nomicbert import Embedder
+from nomicbert.errors import to_install
 from nomicbert.export import check, encoder, graph, run
 from tests.support.checkpoints import build_checkpoint
 from tests.support.command_line import environment, one_line, run_cli, run_python
@@ -174,7 +175,7 @@ def test_missing_packages(model: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(run, "find_spec", lambda name: None)
     code, out, err = run_cli("export", str(model), "-o", str(tmp_path / "onnx"))
     assert (code, out) == (2, "")
-    assert 'pip install "nomicbert[onnx]"' in one_line(err)
+    assert to_install("onnx") in one_line(err)
 
 
 def test_a_full_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

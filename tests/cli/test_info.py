@@ -300,16 +300,17 @@ def hub() -> Iterator[FakeHub]:
     server.stop()
 
 
+def _files(place: Path) -> dict[str, bytes]:
+    found = (path for path in place.rglob("*") if path.is_file())
+    return {path.relative_to(place).as_posix(): path.read_bytes() for path in found}
+
+
 def test_a_repository_of_the_hub(hub: FakeHub, tmp_path: Path) -> None:
     repository = hub.repositories["acme/tiny"] = Repository()
     for revision, layers in (("main", 1), ("v2", 2)):
         place = build_checkpoint(tmp_path / revision, "minilm", num_hidden_layers=layers)
-        files = {
-            path.relative_to(place).as_posix(): path.read_bytes()
-            for path in place.rglob("*")
-            if path.is_file()
-        }
-        repository.commit(revision, files | {"README.md": b"---\nlicense: mit\n---\n"})
+        card = {"README.md": b"---\nlicense: mit\n---\n"}
+        repository.commit(revision, _files(place) | card)
     code, _, err = run_cli("info", "acme/tiny", "--local-files-only")
     assert code == 2
     assert "'acme/tiny' at revision 'main' is not in the cache" in one_line(err)
@@ -319,7 +320,60 @@ def test_a_repository_of_the_hub(hub: FakeHub, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["model"], facts["num_hidden_layers"], facts["license"]) == ("acme/tiny", 2, "mit")
-    assert Path(facts["folder"]).is_relative_to(tmp_path / "cache")
+    assert facts["folder"] is None
+    assert not list((tmp_path / "cache").rglob("*.json"))  # nothing that looks like a checkpoint
+    fetched = run_python(
+        "-c",
+        "from nomicbert.loading import hub; print(hub.resolve('acme/tiny', revision='v2'))",
+        env=settings,
+    ).stdout.strip()
+    again = json.loads(run_python(*line, "--revision", "v2", env=settings).stdout)
+    assert again == facts | {"folder": fetched}
+    assert Path(fetched).is_relative_to(tmp_path / "cache")
+
+
+# Prints what is described, or the error, of the repositories that are named.
+DESCRIBING = """
+import sys
+from nomicbert.cli.info import as_document
+from nomicbert.describe import describe
+from nomicbert.loading import hub_preview
+hub_preview.FIRST = 64
+for name in sys.argv[1:]:
+    try:
+        found = as_document("m", describe(name))
+        print(found["folder"], found["parameters"], found["files"]["bytes"])
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_only_headers_are_fetched(hub: FakeHub, tmp_path: Path) -> None:
+    """Whole or sharded, next to a Dense layer; and from a server that sends whole files only."""
+    for name, variant in (("whole", "conan-v1"), ("sharded", "e5"), ("bin", "e5")):
+        form = "safetensors" if name == "whole" else name
+        place = build_checkpoint(tmp_path / name, variant, num_hidden_layers=1, weights=form)
+        hub.repositories[f"acme/{name}"] = Repository()
+        hub.repositories[f"acme/{name}"].commit("main", _files(place))
+    broken = _files(tmp_path / "whole") | {"model.safetensors": b"\xff" * 4096}
+    hub.repositories["acme/broken"] = Repository()
+    hub.repositories["acme/broken"].commit("main", broken)
+    settings = environment(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "cache"))
+    lines = run_python("-c", DESCRIBING, "acme/whole", "acme/sharded", env=settings).stdout
+    sent, hub.ranges = hub.sent, False
+    names = [f"acme/{name}" for name in ("whole", "bin", "broken", "missing")]
+    done = run_python("-c", DESCRIBING, *names, env=settings)
+    again, by_bin, damaged, missing = done.stdout.splitlines()
+    wanted = [describe(tmp_path / name).files for name in ("whole", "sharded")]
+    assert lines.splitlines() == [f"None {each.parameters} {each.bytes}" for each in wanted]
+    files = [path for name in ("whole", "sharded") for path in (tmp_path / name).rglob("*")]
+    sizes = {path: path.stat().st_size for path in files if path.is_file()}
+    weights = sum(size for path, size in sizes.items() if re.match(r"model.*\.s", path.name))
+    assert again == lines.splitlines()[0]
+    assert sent < sum(sizes.values()) - 0.8 * weights
+    assert by_bin.startswith(str(tmp_path / "cache"))
+    assert "is not a valid safetensors file" in damaged
+    assert missing.startswith("HubError No readable repository 'acme/missing'")
 
 
 def paths(document: Facts, before: str = "") -> Iterator[str]:

@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_is_one_line(damage: Any, tmp_path: Path) -> None:
         (["--backend", "triton", "--device", "cpu"], "it needs a CUDA device, not cpu"),
         (["--backend", "int8", "--dtype", "bfloat16"], "its hidden states are float32"),
         (["--device", "abacus"], "unknown device 'abacus'"),
-        (["--rotary-scaling-factor", "2"], "a bert checkpoint has no rotary_scaling_factor"),
+        (["--rotary-scaling-factor", "2"], "a bert checkpoint has no --rotary-scaling-factor"),
     ],
 )
 def test_options_that_loading_refuses(

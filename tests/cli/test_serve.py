@@ -11,6 +11,7 @@ import pytest
 
 from nomicbert.cli import serve as command
 from nomicbert.cli.serve_environment import TEI
+from nomicbert.errors import to_install
 from nomicbert.serve import server
 from nomicbert.serve.settings import MIB, ServeSettings
 from tests.support.command_line import one_line, run_cli
@@ -252,4 +253,4 @@ def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     code, _, err = run_cli("serve", "-m", "model")
     assert code == 2
-    assert 'pip install "nomicbert[serve]"' in one_line(err)
+    assert to_install("serve") in one_line(err)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nomicbert import Embedder
+from nomicbert.errors import to_install
 from nomicbert.user_warnings import WeightWarning
 from nomicbert.verify import references, speed
 from nomicbert_kernels import backend as kernels
@@ -293,7 +294,7 @@ def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(references, "find_spec", lambda name: None)
     code, out, err = run_cli("verify", str(tmp_path))
     assert (code, out) == (2, "")
-    assert one_line(err).endswith('transformers: pip install "nomicbert[verify]"\n')
+    assert one_line(err).endswith(f"transformers: {to_install('verify')}\n")
 
 
 @pytest.mark.parametrize(

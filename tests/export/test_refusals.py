@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from nomicbert import Embedder, ExportError
+from nomicbert.errors import to_install
 from nomicbert.export import check, folder, graph, run
 from nomicbert.export import onnx as export
 from nomicbert.export.source import Source
@@ -314,7 +315,7 @@ def test_missing_packages(
         export(model, tmp_path / "onnx")
     named = re.findall(r"\bonnx\w*", str(caught.value).split(":")[0])
     assert tuple(named) == missing
-    assert 'pip install "nomicbert[onnx]"' in str(caught.value)
+    assert to_install("onnx") in str(caught.value)
 
 
 def test_weights_beyond_two_gigabytes(

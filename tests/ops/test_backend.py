@@ -94,7 +94,7 @@ WITHOUT = {
         "it needs a CUDA device, not cpu; to interpret its kernels",
     ),
     "another device": ({}, "meta", "it needs a CUDA device, not meta"),
-    "no triton": ({"spec": None}, "cpu", "triton is not installed: pip install 'nomicbert[gpu]'"),
+    "no triton": ({"spec": None}, "cpu", "triton is not installed: pip install triton"),
     "an old device": ({"capability": (7, 5)}, "cuda", "compute capability 7.5 is below 8.0"),
     "bf16": ({}, "cpu", "triton's interpreter computes bfloat16 wrongly"),
 }

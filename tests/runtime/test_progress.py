@@ -7,6 +7,7 @@ import io
 import re
 import sys
 import time
+import types
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 from typing import Any
@@ -197,3 +198,25 @@ def test_without_a_terminal(
     monkeypatch.setattr(sys, "stderr", stream)
     assert len(bert.encode(TEXTS)) == len(TEXTS)
     assert bars == []
+
+
+class NotebookBar(Bar):
+    """Stands for tqdm.notebook.tqdm."""
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_in_a_notebook(
+    widgets: bool, bert: Embedder, bars: list[Bar], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shown without being asked, and drawn by widgets if there are some."""
+    drawn = types.ModuleType("tqdm.notebook")
+    made: list[NotebookBar] = []
+    drawn.tqdm = lambda **settings: made.append(NotebookBar(**settings)) or made[-1]  # type: ignore[attr-defined, func-returns-value]
+    monkeypatch.setitem(sys.modules, "tqdm.notebook", drawn)
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.setattr(progress, "find_spec", lambda name: object() if widgets else None)
+    bert.encode(TEXTS)
+    assert (len(made), len(bars)) == ((1, 0) if widgets else (0, 1))
+    (bar,) = made or bars
+    assert bar.seen[-1] == (sum(TOKENS), sum(TOKENS))
+    assert bar.closed

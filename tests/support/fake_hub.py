@@ -43,6 +43,8 @@ class FakeHub:
         self.broken: set[str] = set()  # kinds of request that are answered with 500
         self.pushed: list[dict[str, Any]] = []
         self.valid_cards = True
+        self.ranges = True  # whether a part of a file can be asked for
+        self.sent = 0  # bytes of files
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -121,7 +123,15 @@ class FakeHub:
         if name not in files:
             return _send(request, 404, {"X-Error-Code": "EntryNotFound"})
         headers = {"ETag": f'"{_oid(files[name])}"', "X-Repo-Commit": sha}
-        return _send(request, 200, headers, files[name])
+        content, wanted = files[name], request.headers.get("Range")
+        if wanted and self.ranges:
+            first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+            part = content[first : last + 1]
+            headers["Content-Range"] = f"bytes {first}-{first + len(part) - 1}/{len(content)}"
+            self.sent += len(part)
+            return _send(request, 206, headers, part)
+        self.sent += len(content) if request.command == "GET" else 0
+        return _send(request, 200, headers, content)
 
     def accept(self, request: BaseHTTPRequestHandler) -> None:
         """Answer the requests of an upload, as the hub does."""

@@ -106,8 +106,11 @@ def test_pairs_need_two_sides() -> None:
 
 
 def test_what_is_no_vector() -> None:
-    with pytest.raises(TypeError, match="similarity takes vectors, not texts: encode them first"):
-        similarity(["a text"], np.ones(3))  # type: ignore[arg-type]
+    for texts in (["a text"], "a text"):
+        with pytest.raises(
+            TypeError, match=r"vectors, not texts: give it embedder\.encode\(texts\)"
+        ):
+            similarity(texts, np.ones(3))  # type: ignore[arg-type]
     for function in (similarity, similarity_pairwise):
         with pytest.raises(ValueError, match=r"the same width, not \(2, 3\) and \(2, 4\)"):
             function(np.ones((2, 3)), np.ones((2, 4)))
@@ -150,7 +153,8 @@ def test_lists_of_vectors(tmp_path: Path) -> None:
             "similarity takes vectors, not a stream of them: give a list",
         ),
         ([np.ones(3), np.ones(4)], TypeError, "similarity takes vectors"),
-        ([["a"]], TypeError, "similarity takes vectors, not texts: encode them first"),
+        ([["a"]], TypeError, r"vectors, \(n, dim\) or a list of them, not \[\['a'\]\]"),
+        (None, TypeError, r"vectors, \(n, dim\) or a list of them, not None"),
         (np.ones((1, 2, 3)), ValueError, "vectors must have the same width"),
         (np.ones((0, 4)), ValueError, r"the same width, not \(0, 4\) and \(1, 3\)"),
     ],

@@ -37,6 +37,7 @@ class Feed:
     """Iterator over the texts of spans, in order; `take` returns their rows in the same order.
 
     Attributes:
+        field: name of the field that holds the text.
         finished: whether all spans were read to their end and every row has been taken.
     """
 
@@ -62,6 +63,7 @@ class Feed:
             on_null: what a text that is null means.
             start: where in the spans to begin: the position behind the last row that is done.
         """
+        self.field = field
         self._sources, self._spans = sources, spans
         self._selection = Selection(field, None if columns is None else tuple(columns), on_null)
         self._on_error, self._start = on_error, start
