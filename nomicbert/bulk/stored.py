@@ -121,13 +121,22 @@ class StoredVectors:
             such row. OSError: reading failed.
         """
         wanted = list(self.columns if columns is None else columns)
-        if unknown := [name for name in wanted if name not in self.columns]:
-            known = ", ".join(map(repr, self.columns)) or "none"
-            raise ValueError(f"{self.name} has no column {unknown[0]!r}: there are {known}")
+        self.refuse_unknown(wanted)
         if not wanted or not len(rows):
             return [{} for _ in rows]
         found: list[dict[str, object]] = self._table(rows, wanted).to_pylist()
         return found
+
+    def table(self, rows: Sequence[int], columns: Sequence[str]) -> Any:
+        """As `take`, for a row and a column at least: a pa.Table, whose columns keep their types."""
+        self.refuse_unknown(columns)
+        return self._table(rows, list(columns))
+
+    def refuse_unknown(self, columns: Sequence[str]) -> None:
+        """Raise a ValueError if there is no such column, which lists those that there are."""
+        if unknown := [name for name in columns if name not in self.columns]:
+            known = ", ".join(map(repr, self.columns)) or "none"
+            raise ValueError(f"{self.name} has no column {unknown[0]!r}: there are {known}")
 
     def where(self, row: int) -> str:
         """Source and line or row (from 1) of a row, for messages."""

@@ -13,6 +13,7 @@ import typer
 
 from nomicbert import __version__
 from nomicbert.cli import bench, console, demo, embed, export, info, serve, tune, verify
+from nomicbert.cli import map as map_command
 from nomicbert.cli.embed_options import Grouped
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "embed": (embed.embed, embed.EXAMPLES),
+    "map": (map_command.draw, map_command.EXAMPLES),
     "info": (info.info, info.EXAMPLES),
     "demo": (demo.demo, demo.EXAMPLES),
     "bench": (bench.bench, bench.EXAMPLES),
