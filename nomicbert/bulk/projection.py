@@ -101,7 +101,9 @@ def refuse_not_finite(vectors: npt.NDArray[Any]) -> None:
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         more = f" ({len(broken):,} such vectors)" if len(broken) > 1 else ""
-        raise ValueError(f"the vector of row {broken[0]} holds NaN or infinity{more}: embed it again")
+        raise ValueError(
+            f"the vector of row {broken[0]} holds NaN or infinity{more}: embed it again"
+        )
 
 
 def _installed(name: str) -> bool:

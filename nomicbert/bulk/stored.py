@@ -128,7 +128,7 @@ class StoredVectors:
         return found
 
     def table(self, rows: Sequence[int], columns: Sequence[str]) -> Any:
-        """As `take`, for a row and a column at least: a pa.Table, whose columns keep their types."""
+        """As `take`, for at least one row and column: a pa.Table, which keeps the types."""
         self.refuse_unknown(columns)
         return self._table(rows, list(columns))
 

@@ -5,7 +5,7 @@
     write_map("vectors/", "map.html", color="module")
 
 Where in the flow: `stored` reads the folder, `projection` places the points, `map/` colours, names
-and draws them. `nomicbert map` calls this. Needs pyarrow, scikit-learn, and for a picture matplotlib.
+and draws them. `nomicbert map` calls this. Needs pyarrow and scikit-learn; a picture, matplotlib.
 """
 
 import importlib.util
@@ -91,6 +91,7 @@ def write_map(
         step: called with what is done, the steps done and their total, now and then.
 
     Returns: what was drawn.
+
     Raises:
         ValueError: an option is wrong, the vectors cannot be used, or a file exists.
         ImportError: a package is missing; the message names the extra.

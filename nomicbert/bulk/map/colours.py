@@ -4,8 +4,8 @@ Where in the flow: `write_map` colours the points with this; `page` and `picture
 same hues, shapes and stops. Importing this module needs pyarrow.
 
 Source: the hues are those of Okabe and Ito 2008, "Color Universal Design", which are told apart
-with any colour vision; six are too few for 19 groups, so shapes tell more. The stops are matplotlib's
-viridis.
+with any colour vision; six are too few for 19 groups, so shapes tell more. The stops are those of
+matplotlib's viridis.
 """
 
 from collections.abc import Sequence
@@ -150,7 +150,5 @@ def _groups(name: str, column: Any) -> Groups:
         return all_groups
     largest, others = all_groups.groups[:MOST_GROUPS], all_groups.groups[MOST_GROUPS:]
     rest = Group(f"other ({len(others):,} values)", sum(one.count for one in others), rest=True)
-    note = (
-        f"The {MOST_GROUPS} most frequent of {len(names):,} values have a colour of their own."
-    )
+    note = f"The {MOST_GROUPS} most frequent of {len(names):,} values have a colour of their own."
     return Groups(name, (*largest, rest), np.minimum(all_groups.codes, MOST_GROUPS), note)

@@ -45,7 +45,9 @@ def labels_of(places: Floats, groups: Groups) -> list[Label]:
     for index, group in enumerate(groups.groups):
         if not group.rest and group.count and group.name:
             x, y = np.median(places[groups.codes == index], axis=0)
-            short = group.name[: MOST_LABEL - 1] + "…" if len(group.name) > MOST_LABEL else group.name
+            short = (
+                group.name[: MOST_LABEL - 1] + "…" if len(group.name) > MOST_LABEL else group.name
+            )
             found.append(Label(float(x), float(y), short, index))
     return found
 

@@ -30,6 +30,8 @@ const styleAt = isScale
   ? color.values.map((v) => (v === null ? BINS : Math.round(v * (BINS - 1))))
   : color.codes;
 const hidden = new Array(styles.length).fill(false);
+const isRest = styles.map((style) => style.fill === look.rest);
+order.sort((i, j) => isRest[styleAt[j]] - isRest[styleAt[i]]); // below the others
 
 function styleOf(group) {
   if (color.groups[group].rest) return { fill: look.rest, shape: 'circle' };
@@ -80,18 +82,33 @@ function sprite(style, r, dpr) {
   return canvas;
 }
 
+/** The pixels of a sprite that are not empty: points are copied faster than drawImage draws them. */
+function stamp(style, r) {
+  const drawn = sprite(style, r, dpr);
+  const side = drawn.width;
+  const { data: all } = drawn.getContext('2d').getImageData(0, 0, side, side);
+  const inked = [...Array(side * side).keys()].filter((at) => all[4 * at + 3]);
+  return {
+    half: side / 2,
+    dx: Int16Array.from(inked, (at) => at % side),
+    dy: Int16Array.from(inked, (at) => Math.floor(at / side)),
+    rgba: Float32Array.from(inked.flatMap((at) => [...all.slice(4 * at, 4 * at + 4)])),
+  };
+}
+
 const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
 // ---- the view: pixels = place * scale + shift, with y upwards ----
 
 const canvas = $('map');
-const pen = canvas.getContext('2d');
+const pen = canvas.getContext('2d', { alpha: false });
 const view = { scale: 1, dx: 0, dy: 0, whole: 1 };
 let [width, height, dpr, waiting] = [0, 0, 1, false];
 let matches = null; // 1 for each point that the search has found
 let hovered = -1;
 let kept = false;
-let sprites = { key: '' };
+let stamps = { key: '' }; // as drawn at this zoom, in this theme
+let image = null; // the pixels of the canvas
 
 const px = (i) => x[i] * view.scale + view.dx;
 const py = (i) => view.dy - y[i] * view.scale;
@@ -138,6 +155,7 @@ function resize() {
   const [cx, cy] = [box.width - width, box.height - height];
   [width, height, dpr] = [box.width, box.height, window.devicePixelRatio || 1];
   [canvas.width, canvas.height] = [Math.round(width * dpr), Math.round(height * dpr)];
+  image = canvas.width && canvas.height ? pen.createImageData(canvas.width, canvas.height) : null;
   if (first) fitAll();
   else pan(cx / 2, cy / 2);
 }
@@ -156,24 +174,24 @@ function radius() {
 
 function draw() {
   waiting = false;
+  if (!image) return;
   const r = Math.round(radius() * 4) / 4;
   const key = `${r} ${dpr} ${root.dataset.theme}`;
-  if (sprites.key !== key) sprites = { key, all: styles.map((style) => sprite(style, r, dpr)) };
-  pen.setTransform(1, 0, 0, 1, 0, 0);
-  pen.clearRect(0, 0, canvas.width, canvas.height);
+  if (stamps.key !== key) stamps = { key, all: styles.map((style) => stamp(style, r)) };
+  const ground = parseInt(css('--ground').slice(1), 16);
+  const [red, green, blue] = [ground >> 16, (ground >> 8) & 255, ground & 255];
+  new Uint32Array(image.data.buffer).fill(((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0);
   let drawn = 0;
   for (const found of matches ? [0, 1] : [1]) {
-    pen.globalAlpha = found ? 0.85 : 0.08;
     for (const i of order) {
       if (!shown(i) || (matches && matches[i] !== found)) continue;
       const [cx, cy] = [px(i), py(i)];
       if (cx < -r || cy < -r || cx > width + r || cy > height + r) continue;
-      const image = sprites.all[styleAt[i]];
-      pen.drawImage(image, cx * dpr - image.width / 2, cy * dpr - image.height / 2);
+      press(stamps.all[styleAt[i]], cx * dpr, cy * dpr, found ? 0.85 : 0.08);
       drawn += found;
     }
   }
-  pen.globalAlpha = 1;
+  pen.putImageData(image, 0, 0);
   pen.setTransform(dpr, 0, 0, dpr, 0, 0);
   if ($('names').ariaPressed === 'true') drawLabels();
   if (hovered >= 0) {
@@ -185,6 +203,21 @@ function draw() {
     placeTip();
   }
   root.dataset.drawn = drawn;
+}
+
+/** Blend a stamp into the image, around a pixel. */
+function press({ half, dx, dy, rgba }, cx, cy, opacity) {
+  const { width: across, height: down, data: pixels } = image;
+  const [left, top] = [Math.round(cx) - half, Math.round(cy) - half];
+  for (let k = 0; k < dx.length; k++) {
+    const [u, v] = [left + dx[k], top + dy[k]];
+    if (u < 0 || v < 0 || u >= across || v >= down) continue;
+    const at = (v * across + u) * 4;
+    const part = (rgba[4 * k + 3] / 255) * opacity;
+    pixels[at] += (rgba[4 * k] - pixels[at]) * part;
+    pixels[at + 1] += (rgba[4 * k + 1] - pixels[at + 1]) * part;
+    pixels[at + 2] += (rgba[4 * k + 2] - pixels[at + 2]) * part;
+  }
 }
 
 /** Labels of the larger groups first; one that would cover another is left out. */

@@ -41,7 +41,7 @@ def draw(
         texts = _groups(axes, places, colours, look)
     else:
         texts = _scale(figure, axes, places, colours, look)
-    halo = [patheffects.withStroke(linewidth=3, foreground="white")]
+    halo: list[Any] = [patheffects.withStroke(linewidth=3, foreground="white")]
     names = [
         axes.text(one.x, one.y, one.text, ha="center", va="center", weight="bold", size=9)
         for one in labels
