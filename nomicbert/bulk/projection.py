@@ -38,10 +38,11 @@ SEED = 0
 
 
 def project(vectors: npt.NDArray[Any], method: Method = "auto", step: Step | None = None) -> Floats:
-    """Place vectors in the plane. The same vectors get the same places in every call.
+    """Place vectors in the plane, with similar ones close to each other.
 
-    Up to three vectors are placed at their true distances. Equal vectors, if there are no others,
-    share one place.
+    Up to three vectors are placed at their true distances. If all vectors are equal, they share one
+    place. The start is fixed: the same vectors look alike in every call, though several threads may
+    add up in another order and change details.
 
     Args:
         vectors: (n, width), floats or integers, n >= 1. Their lengths do not matter.

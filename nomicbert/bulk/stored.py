@@ -98,7 +98,7 @@ class StoredVectors:
         """
         self._refuse_integers()
         if rows is not None:
-            block = as_array(self.name, self._table(rows, [EMBEDDING])[EMBEDDING], self.width)
+            block = as_array(self.name, self.table(rows, [EMBEDDING])[EMBEDDING], self.width)
             self._refuse_broken(block, 0, rows)
             return block
         found, at = np.empty((self.rows, self.width), np.float32), 0
@@ -121,32 +121,23 @@ class StoredVectors:
             such row. OSError: reading failed.
         """
         wanted = list(self.columns if columns is None else columns)
-        self.refuse_unknown(wanted)
-        if not wanted or not len(rows):
-            return [{} for _ in rows]
-        found: list[dict[str, object]] = self._table(rows, wanted).to_pylist()
-        return found
-
-    def table(self, rows: Sequence[int], columns: Sequence[str]) -> Any:
-        """As `take`, for at least one row and column: a pa.Table, which keeps the types."""
-        self.refuse_unknown(columns)
-        return self._table(rows, list(columns))
-
-    def refuse_unknown(self, columns: Sequence[str]) -> None:
-        """Raise a ValueError if there is no such column, which lists those that there are."""
-        if unknown := [name for name in columns if name not in self.columns]:
+        if unknown := [name for name in wanted if name not in self.columns]:
             known = ", ".join(map(repr, self.columns)) or "none"
             raise ValueError(f"{self.name} has no column {unknown[0]!r}: there are {known}")
+        if not wanted or not len(rows):
+            return [{} for _ in rows]
+        found: list[dict[str, object]] = self.table(rows, wanted).to_pylist()
+        return found
 
     def where(self, row: int) -> str:
         """Source and line or row (from 1) of a row, for messages."""
         if SOURCE not in self.columns or ROW not in self.columns:
             return f"{self.name}, row {row + 1:,}"
-        found = self._table([row], [SOURCE, ROW]).to_pylist()[0]
+        found = self.table([row], [SOURCE, ROW]).to_pylist()[0]
         return f"{found[SOURCE]}, row {found[ROW] + 1:,}"
 
-    def _table(self, rows: Sequence[int], columns: list[str]) -> Any:
-        """A pa.Table of some rows, in their order."""
+    def table(self, rows: Sequence[int], columns: list[str]) -> Any:
+        """As `take`, for at least one row and known columns: a pa.Table, which keeps types."""
         import pyarrow as pa
 
         numbers = np.asarray(rows, np.int64)

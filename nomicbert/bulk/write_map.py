@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
+from nomicbert.bulk.inputs.rows import ROW
+from nomicbert.bulk.job.separate import is_inside
 from nomicbert.bulk.optional import need_pyarrow
 from nomicbert.bulk.output import is_stream, open_output
 from nomicbert.bulk.projection import SEED, Method, choose_method, project
@@ -103,21 +105,22 @@ def write_map(
     _refuse_existing(files, overwrite)
     if sample is not None and sample < 1:
         raise ValueError(f"sample must be at least 1, not {sample}")
+    _keep_apart(name, files)
     need_pyarrow(f"a map of {name}")
     if picture is not None and importlib.util.find_spec("matplotlib") is None:
         raise ImportError('a picture needs matplotlib: pip install "nomicbert[map]"')
     from nomicbert.bulk.stored import open_vectors
 
     stored = open_vectors(name)
-    stored.refuse_unknown([column for column in (text, color) if column is not None])
+    stored.take([], [name for name in (text, color) if name is not None])  # refuses unknown ones
     rows = _rows(stored.rows, sample)
     chosen = choose_method(len(rows), method)
     with _opened(files) as opened:
         say = step or (lambda doing, done, total: None)
         say("reading", 0, 1)
         read = stored.vectors(None if len(rows) == stored.rows else rows)
-        doing = "placing points"
-        places = project(read, method, None if step is None else lambda d, t: say(doing, d, t))
+        each = None if step is None else lambda done, total: say("placing points", done, total)
+        places = project(read, method, each)
         del read
         say("drawing", 0, 1)
         heading = {
@@ -149,12 +152,17 @@ def _draw(
     opened: Sequence[BinaryIO],
 ) -> "Colours":
     """Fill the opened files: the page, the table, and the picture if there is a third one."""
+    import pyarrow as pa
+
     from nomicbert.bulk.map.colours import Groups, colours_of
     from nomicbert.bulk.map.labels import labels_of, regions
     from nomicbert.bulk.map.page import page
     from nomicbert.bulk.map.table import write_table
 
-    table = stored.table(rows, stored.columns)
+    if stored.columns:
+        table = stored.table(rows, [*stored.columns])
+    else:  # the number of the row is all that is known
+        table = pa.table({ROW: rows})
     if color is None:
         texts = None if text is None else table[text].cast("string").to_pylist()
         colours: Colours = regions(places, texts)
@@ -186,6 +194,15 @@ def _refuse_existing(files: Sequence[str], overwrite: bool) -> None:
             raise ValueError(
                 f"the output {file} exists: pass overwrite=True (--overwrite) to replace it"
             )
+
+
+def _keep_apart(vectors: str, files: Sequence[str]) -> None:
+    """Refuse to write into the vectors."""
+    for file in files:
+        if os.path.isdir(vectors) and is_inside(file, vectors):
+            raise ValueError(f"the output {file} is inside {vectors}: choose a place elsewhere")
+        if os.path.exists(file) and os.path.exists(vectors) and os.path.samefile(file, vectors):
+            raise ValueError(f"the output {file} would overwrite the vectors: choose another name")
 
 
 def _rows(count: int, sample: int | None) -> Sequence[int]:
