@@ -101,7 +101,7 @@ const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 // ---- the view: pixels = place * scale + shift, with y upwards ----
 
 const canvas = $('map');
-const pen = canvas.getContext('2d', { alpha: false });
+const pen = canvas.getContext('2d', { alpha: false, willReadFrequently: true }); // on the CPU
 const view = { scale: 1, dx: 0, dy: 0, whole: 1 };
 let [width, height, dpr, waiting] = [0, 0, 1, false];
 let matches = null; // 1 for each point that the search has found
