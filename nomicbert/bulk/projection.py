@@ -1,9 +1,9 @@
 """Vectors -> places in the plane where neighbours stay neighbours.
 
-Where in the flow: `write_map` draws these places. All distances are those of the vectors scaled to
-unit length, |u - v|^2 = 2 (1 - cos), so only cosines matter. t-SNE keeps most neighbours, in a time
-that grows fast; PaCMAP is for more points. Neither keeps distances: how far apart two groups lie in
-a map means little.
+Where in the flow: `write_map` draws these places. Only cosines matter: t-SNE takes 1 - cos as the
+distance, which keeps a few more neighbours than |u - v|^2 = 2 (1 - cos) of unit vectors, which the
+others take. t-SNE keeps most neighbours, in a time that grows fast; PaCMAP is for more points.
+Neither keeps distances: how far apart two groups lie on a map means little.
 
 Source: van der Maaten and Hinton 2008, "Visualizing data using t-SNE", JMLR 9, with scikit-learn's
 tree (arXiv:1301.3342); Wang et al. 2021, arXiv:2012.04456 (PaCMAP).
@@ -132,6 +132,7 @@ def _tsne(points: Floats, plane: Floats, step: Step | None) -> Floats:
         perplexity=min(PERPLEXITY, (count - 1) / 3),
         # scikit-learn's own start has NaN where all points lie on a line
         init=plane / plane[:, 0].std() * 1e-4,
+        metric="cosine",
         max_iter=TSNE_STEPS,
         random_state=SEED,
         verbose=2 if step else 0,

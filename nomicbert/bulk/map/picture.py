@@ -36,7 +36,7 @@ def draw(
     axes.set_aspect("equal", "datalim")
     axes.margins(0.03)
     size = float(np.clip(60 / np.sqrt(len(places)), 1.7, 4.5)) ** 2 * 2
-    look = {"s": size, "alpha": 0.85, "edgecolors": (0, 0, 0, 0.4), "linewidths": 0.3}
+    look = {"s": size, "alpha": 0.85, "edgecolors": (0, 0, 0, 0.4), "linewidths": 0.2}
     if isinstance(colours, Groups):
         texts = _groups(axes, places, colours, look)
     else:
