@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Doing: TypeAlias = Callable[[str, int, int], None]
 
 PAGES = (".html", ".htm")
-NAMES = {"plane": "their true distances", "tsne": "t-SNE", "pacmap": "PaCMAP"}
+HOW = {"plane": "at their true distances", "tsne": "by t-SNE", "pacmap": "by PaCMAP"}
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def _summary(stored: "StoredVectors", points: int, method: str) -> str:
     of = f"{points:,} points"
     if points < stored.rows:
         of = f"A random sample of {points:,} of {stored.rows:,} vectors"
-    return f"{of}, {stored.width} values each, placed by {NAMES[method]}"
+    return f"{of}, {stored.width} values each, placed {HOW[method]}"
 
 
 @contextmanager

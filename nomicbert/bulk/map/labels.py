@@ -100,12 +100,17 @@ def _names(texts: Sequence[str | None], codes: Any, count: int) -> list[str]:
     return names
 
 
+def _alike(a: str, b: str) -> bool:
+    """Whether two words begin alike, as forms of one word do."""
+    return a[:4] == b[:4] or a.startswith(b) or b.startswith(a)
+
+
 def _best(words: Any, weight: Any) -> list[str]:
     """The words of most weight, without those that begin alike ("file", "files")."""
     chosen: list[str] = []
     for at in np.argsort(-weight, kind="stable")[: 5 * WORDS]:
         word = str(words[at])
-        if weight[at] > 0 and not any(word[:4] == other[:4] for other in chosen):
+        if weight[at] > 0 and not any(_alike(word, other) for other in chosen):
             chosen.append(word)
         if len(chosen) == WORDS:
             break

@@ -35,8 +35,8 @@ def test_regions_without_words_are_numbered(seed: int) -> None:
 
 
 def test_words_that_begin_alike_are_one_name(seed: int) -> None:
-    found = regions(three_places(12, seed), ["file files filename"] * 12 + ["tree"] * 24)
-    assert sorted(one.name for one in found.groups)[0] == "file"
+    found = regions(three_places(12, seed), ["file files filename abc abcs"] * 12 + ["tree"] * 24)
+    assert sorted(one.name for one in found.groups)[0] == "abc, file"
 
 
 def test_equal_names_are_numbered(seed: int) -> None:
