@@ -154,8 +154,9 @@ def _draw(
     """Fill the opened files: the page, the table, and the picture if there is a third one."""
     import pyarrow as pa
 
+    from nomicbert.bulk.map.cells import as_strings
     from nomicbert.bulk.map.colours import Groups, colours_of
-    from nomicbert.bulk.map.labels import labels_of, regions
+    from nomicbert.bulk.map.labels import MOST_TEXT, labels_of, regions
     from nomicbert.bulk.map.page import page
     from nomicbert.bulk.map.table import write_table
 
@@ -164,7 +165,7 @@ def _draw(
     else:  # the number of the row is all that is known
         table = pa.table({ROW: rows})
     if color is None:
-        texts = None if text is None else table[text].cast("string").to_pylist()
+        texts = None if text is None else as_strings(table[text], most=MOST_TEXT).to_pylist()
         colours: Colours = regions(places, texts)
     else:
         colours = colours_of(color, table[color])

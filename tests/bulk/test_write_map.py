@@ -107,6 +107,12 @@ def test_vectors_alone() -> None:
     assert [one["name"] for one in data["color"]["groups"]] == ["region 1"]
 
 
+def test_a_text_that_is_no_string() -> None:
+    save("w.parquet", {"tags": [["tree"], ["boat", "sea"], None]}, vectors_of(3))
+    write_map("w.parquet", "m.html", text="tags")
+    assert data_of("m.html")["text"] == ['["tree"]', '["boat", "sea"]', ""]
+
+
 def test_a_picture() -> None:
     report = write_map("v.parquet", "m.html", picture="m.png")
     assert report.picture == "m.png"

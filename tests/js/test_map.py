@@ -14,7 +14,7 @@ from nomicbert.bulk.map.page import page
 from tests.support.javascript import TESTS, browser, node
 
 NASTY = "</script><script>alert(1)</script>\n<img src=x onerror=alert(1)> <b>& $x"
-TEXTS = [NASTY, "a tree", "a leaf", "a boat", "a ship", "a ship"]
+TEXTS = [NASTY, "a tree", "a leaf", "a boat", "a Ship", "a Ship"]
 KINDS = ["t", "t", "t", "s", "s", "s"]
 PLACES = np.array([[0, 0], [3, 1], [4, 3], [1, 3], [2, 4], [2, 4]], np.float32)
 
@@ -66,17 +66,17 @@ def test_hover_shows_the_text_as_text(found: dict[str, Any]) -> None:
     assert hover["found"] == {"text": NASTY, "cells": ["kind", "t", "n", "1"]}
     assert hover["kept"]
     assert hover["closed"]
-    assert hover["other"]["text"] == "a ship"
+    assert hover["other"]["text"] == "a Ship"
 
 
 def test_search_counts_and_highlights(found: dict[str, Any]) -> None:
     search = found["search"]
     assert search["focused"]
     assert (search["count"], search["drawn"]) == ("2 of 6 points", 2)
-    assert search["results"] == ["a ship", "a ship"]
+    assert search["results"] == ["a Ship", "a Ship"]
     assert near(search["match"], blend(HUES[1], TWICE))
     assert near(search["other"], blend(HUES[0], 0.08))
-    assert search["opened"] == "a ship"
+    assert search["opened"] == "a Ship"
     assert search["after"] == [6, ""]
 
 

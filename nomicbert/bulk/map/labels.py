@@ -18,7 +18,7 @@ from nomicbert.bulk.map.colours import MOST_GROUPS, Groups, grouped
 from nomicbert.bulk.projection import SEED, Floats
 
 WORDS = 3
-# Words are looked for in the beginning of a text.
+# Words are looked for in so many characters of a text.
 MOST_TEXT = 1000
 MOST_WORDS = 20_000
 MOST_LABEL = 40
@@ -86,7 +86,7 @@ def _names(texts: Sequence[str | None], codes: Any, count: int) -> list[str]:
         dtype=np.int32,
     )
     try:
-        table = reader.fit_transform([(text or "")[:MOST_TEXT] for text in texts])
+        table = reader.fit_transform([text or "" for text in texts])
     except ValueError:  # of texts without a word
         return [""] * count
     words = reader.get_feature_names_out()
