@@ -25,6 +25,7 @@ class InputFormat(str, Enum):
     parquet = "parquet"
     arrow = "arrow"
     document = "document"
+    passages = "passages"
 
 
 SUFFIXES = {

@@ -68,6 +68,7 @@ def find_sources(inputs: Sequence[str], input_format: InputFormat | None) -> lis
     Args:
         inputs: files, folders, patterns, URLs, or "-" for standard input.
         input_format: of all sources; None recognises each by its name, else by its content.
+            `passages` recognises them too, and is that of text: files of rows keep their rows.
 
     Raises: ValueError: there is no such file, it is given twice, or its format is unknown.
         ImportError: pyarrow is needed. OSError: reading failed.
@@ -145,10 +146,11 @@ def _recognised(at: Place | Stream, given: InputFormat | None) -> Source:
     """
     form, compression = format_of_name(at.name)
     sniffed, head = False, b""
+    recognises = given in (None, InputFormat.passages)
     if form is None:  # the name says nothing, or only that it is compressed
         head = _head(at)
         compression = compression or compression_of_content(head)
-        if given is None:
+        if recognises:
             if compression is not None:
                 need_pyarrow(f"reading {at.name}")
                 whole = len(head) < HEAD
@@ -162,7 +164,8 @@ def _recognised(at: Place | Stream, given: InputFormat | None) -> Source:
                 form, sniffed = format_of_content(head), True
             except ValueError as error:
                 raise ValueError(f"{at.name} {error}") from error
-    form = given or form
+    if given is not None and (not recognises or form is InputFormat.text):
+        form, sniffed = given, False
     assert form is not None
     if form in OF_ARROW or compression is not None:
         need_pyarrow(f"reading {at.name}")
