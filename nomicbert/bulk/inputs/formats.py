@@ -31,6 +31,8 @@ class InputFormat(str, Enum):
 SUFFIXES = {
     ".txt": InputFormat.text,
     ".text": InputFormat.text,
+    ".md": InputFormat.text,
+    ".markdown": InputFormat.text,
     ".jsonl": InputFormat.jsonl,
     ".ndjson": InputFormat.jsonl,
     ".csv": InputFormat.csv,

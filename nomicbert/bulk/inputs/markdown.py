@@ -20,11 +20,11 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import NamedTuple
 
-# Bytes of a passage, at most: about 180 tokens of English or 260 of Chinese or code. It is a
-# constant, so that the rows of a file do not depend on the model; most checkpoints take 256 or 512.
-LONGEST = 800
+# Bytes of a passage, at most: 150 tokens of plain English, 250 of technical text or Chinese. A
+# constant, so that the rows of a file do not depend on the model; few take less than 256 tokens.
+LONGEST = 640
 # Of them, bytes of the headings; a longer line is text, whatever it begins with.
-HEADING = 200
+HEADING = 160
 # Lines of front matter, at most; more are text between two thematic breaks.
 FRONT = 100
 

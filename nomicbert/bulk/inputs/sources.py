@@ -95,7 +95,7 @@ def _places(given: str) -> Iterator[Place | Stream]:
     at = place(given)
     kind = at.kind()
     if kind == "folder":
-        yield from _files(at)
+        yield from files_of(at)
     elif kind is None:
         matches = [match for match in at.glob() if match.kind() == "file"]
         if not matches:
@@ -108,8 +108,11 @@ def _places(given: str) -> Iterator[Place | Stream]:
         yield at
 
 
-def _files(folder: Place) -> list[Place]:
-    """The files of a folder, of a dataset that was saved there in the dataset's order."""
+def files_of(folder: Place) -> list[Place]:
+    """The files of a folder, of a dataset that was saved there in the dataset's order.
+
+    Raises: ValueError: there are none, or the dataset is one of several. OSError: reading failed.
+    """
     if splits := _setting(folder.child(DATASETS), "splits"):
         choices = " or ".join(folder.child(str(split)).name for split in splits)
         raise ValueError(f"{folder.name} holds several datasets: pass {choices}")

@@ -91,8 +91,8 @@ def test_where_passages_begin_and_end(name: str, tmp_path: Path) -> None:
 def test_paragraphs_share_a_passage_while_they_fit(tmp_path: Path) -> None:
     paragraphs = [f"{n} " + "word " * 50 + "end." for n in range(8)]
     found = passages_of(tmp_path, "# Title\n\n" + "\n\n".join(paragraphs))
-    assert [line for line, _ in found] == [3, 9, 15]
-    assert [text.count(" end.") for _, text in found] == [3, 3, 2]
+    assert [line for line, _ in found] == [3, 7, 11, 15]
+    assert [text.count(" end.") for _, text in found] == [2, 2, 2, 2]
     assert all(text.startswith("Title\n") for _, text in found)
 
 
