@@ -65,7 +65,7 @@ def sort_out(arguments: Sequence[str], questions: Sequence[str], file: str | Non
         )
     if empty := [number for number, one in enumerate(asked, 1) if not one.strip()]:
         raise ValueError(f"question {empty[0]} is empty")
-    if not asked and not sys.stdin.isatty():
+    if not asked and not (sys.stdin and sys.stdin.isatty()):
         raise ValueError(MISSING)
     return Asked(inputs, asked or None)
 

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -30,6 +31,8 @@ VECTORS, BITS = "vectors.npy", "bits.npy"
 # Changes when the layout of a copy does.
 VERSION = 1
 TEMPORARY = ".making-"
+# Copies that a process keeps mapped: mapping one anew costs a page fault per 64 KB.
+KEPT = 4
 
 
 class Mapped(NamedTuple):
@@ -89,6 +92,7 @@ def unit(vectors: Float32) -> Float32:
     return (exact / np.where(lengths, lengths, 1)).astype(np.float32)
 
 
+@lru_cache(maxsize=KEPT)
 def _open(folder: Path) -> Mapped:
     # without the class memmap, whose slices take longer
     vectors, bits = (

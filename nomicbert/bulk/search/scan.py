@@ -19,12 +19,12 @@ from nomicbert.bulk.search.bits import bits_of, differing
 from nomicbert.bulk.search.mapped import Mapped
 from nomicbert.bulk.vector_files import Float32
 
-# Rows of a block: 12 MB of 384 columns.
-BLOCK = 8192
+# Rows of a block, which lies in the mapped copy: the fewer blocks, the less often threads wait.
+BLOCK = 1 << 16
+# Rows that are scored in float64 at once.
+PIECE = 4096
 # Questions that are compared with a block at once.
 QUESTIONS = 32
-# Rows of bits that are looked at at once.
-BIT_ROWS = 1 << 16
 
 
 def scan_vectors(mapped: Mapped, questions: Float32, k: int) -> list[Best]:
@@ -44,8 +44,8 @@ def scan_vectors(mapped: Mapped, questions: Float32, k: int) -> list[Best]:
             near = questions[start : start + QUESTIONS] @ block.T
             for index, scores in enumerate(near, start):
                 rows = _possible(scores, found[index], k, error)
-                if len(rows):
-                    found[index].add(_scores(block[rows], exact[index]), rows + first)
+                for some in _pieces(rows):
+                    found[index].add(_scores(block[some], exact[index]), some + first)
     return found
 
 
@@ -60,8 +60,8 @@ def scan_bits(mapped: Mapped, questions: Float32, k: int, oversampling: int) -> 
     """
     candidates = [Best(k * oversampling) for _ in questions]
     signs = bits_of(questions).T
-    for first in range(0, mapped.rows, BIT_ROWS):
-        block = mapped.bits[:, first : first + BIT_ROWS]
+    for first in range(0, mapped.rows, BLOCK):
+        block = mapped.bits[:, first : first + BLOCK]
         numbers = np.arange(first, first + block.shape[1])
         for best, question in zip(candidates, signs, strict=True):
             best.add(-differing(block, question).astype(np.float32), numbers)
@@ -88,5 +88,5 @@ def _scores(vectors: Float32, question: npt.NDArray[np.float64]) -> Scores:
 
 
 def _pieces(rows: Rows) -> Iterator[Rows]:
-    for start in range(0, len(rows), BLOCK):
-        yield rows[start : start + BLOCK]
+    for start in range(0, len(rows), PIECE):
+        yield rows[start : start + PIECE]

@@ -18,6 +18,7 @@ from nomicbert.bulk.inputs.feed import Feed
 from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.inputs.rows import Span
 from nomicbert.bulk.inputs.sources import Source, files_of, find_sources
+from nomicbert.bulk.inputs.streams import STDIN
 from nomicbert.bulk.place import Place
 from nomicbert.bulk.places import LocalPlace, place
 from nomicbert.bulk.search.mapped import cache_folder
@@ -55,6 +56,8 @@ def find_texts(inputs: Sequence[str], field: str) -> Texts:
     files: list[str] = []
     left_out: dict[str, str] = {}
     for name in inputs:
+        if name == STDIN:
+            raise ValueError("standard input is read once, and texts are kept: name a file")
         at = place(name)
         if at.kind() != "folder":
             for source in find_sources([name], InputFormat.passages):

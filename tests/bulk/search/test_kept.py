@@ -205,6 +205,7 @@ def test_nothing_to_search(tmp_path: Path) -> None:
         "empty": "empty holds no files",
         "pictures": "pictures: no file holds texts: pictures/a.png is a binary file",
         "none.md": "cannot read none.md: No such file",
+        "-": "standard input is read once, and texts are kept: name a file",
     }.items():
         with pytest.raises(ValueError, match=problem):
             find_texts([name], "text")

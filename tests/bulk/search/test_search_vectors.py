@@ -65,7 +65,7 @@ def test_exact_search_is_brute_force(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "BLOCK", block)
         patch.setattr(scan, "QUESTIONS", 3)
-        patch.setattr(scan, "BIT_ROWS", block)
+        patch.setattr(scan, "PIECE", 2)
         found = search_vectors(store(vectors), questions, k)
         # with all rows as candidates, bits change nothing
         by_bits = search_vectors("v.parquet", questions, k, bits=True, oversampling=len(vectors))
