@@ -385,6 +385,8 @@ def test_files_are_short() -> None:
 # Modules whose names are public besides those of the package.
 PUBLIC_MODULES = {
     "nomicbert.bulk.ray_data": {"EmbedBatch", "embed_dataset"},
+    "nomicbert.bulk.search_vectors": {"Nearest", "search_vectors"},
+    "nomicbert.bulk.stored": {"StoredVectors", "open_vectors"},
     "nomicbert.integrations.chroma": {"NomicBertEmbeddingFunction"},
     "nomicbert.integrations.haystack": {"NomicBertDocumentEmbedder", "NomicBertTextEmbedder"},
     "nomicbert.integrations.langchain": {"NomicBertEmbeddings"},

@@ -75,7 +75,7 @@ class StoredVectors:
         Raises: ValueError: vectors of integers or bits, a value that is not finite, or a damaged
             file; the message names the row or file. OSError: reading failed.
         """
-        self._refuse_integers()
+        self.refuse_integers()
         at = 0
         for name in self._parts:
             with self._open(name) as file:
@@ -96,7 +96,7 @@ class StoredVectors:
         Returns: (n, width) float32.
         Raises: as `blocks`. IndexError: there is no such row.
         """
-        self._refuse_integers()
+        self.refuse_integers()
         if rows is not None:
             block = as_array(self.name, self.table(rows, [EMBEDDING])[EMBEDDING], self.width)
             self._refuse_broken(block, 0, rows)
@@ -126,7 +126,10 @@ class StoredVectors:
             raise ValueError(f"{self.name} has no column {unknown[0]!r}: there are {known}")
         if not wanted or not len(rows):
             return [{} for _ in rows]
-        found: list[dict[str, object]] = self.table(rows, wanted).to_pylist()
+        from nomicbert.bulk.cells import fields_of_batch
+
+        (batch,) = self.table(rows, wanted).combine_chunks().to_batches()
+        found: list[dict[str, object]] = fields_of_batch(batch, range(len(rows)), 0)
         return found
 
     def where(self, row: int) -> str:
@@ -175,7 +178,8 @@ class StoredVectors:
         index = int(np.flatnonzero(~finite)[0])
         refuse_broken(self.name, self.where(first + index if rows is None else rows[index]))
 
-    def _refuse_integers(self) -> None:
+    def refuse_integers(self) -> None:
+        """Raise a ValueError for vectors of integers or bits, which `vectors` cannot return."""
         if self.dtype not in FLOATS.values():
             raise ValueError(
                 f"{self.name} holds vectors of precision {self.want.get('precision', self.dtype)}: "

@@ -12,10 +12,32 @@ import numpy as np
 import numpy.typing as npt
 
 from nomicbert.bulk.inputs.rows import EMBEDDING
+from nomicbert.bulk.job.names import MANIFEST
+from nomicbert.bulk.optional import need_pyarrow
+from nomicbert.bulk.places import place
 
 Float32 = npt.NDArray[np.float32]
 # Arrow's names of the types of floats, other than float.
 FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}
+
+
+def holds_vectors(name: str) -> bool:
+    """Whether a folder has the manifest of a job, or a Parquet file a column of vectors.
+
+    Args:
+        name: path or URL, of texts otherwise.
+
+    Raises: ValueError: it cannot be read, or is damaged. OSError: reading failed.
+    """
+    at = place(name)
+    kind = at.kind()
+    if kind == "folder":
+        return at.child(MANIFEST).kind() == "file"
+    if kind is None or not name.endswith(".parquet"):
+        return False
+    need_pyarrow(f"reading {name}")
+    with at.open() as file, naming_damage(name):
+        return EMBEDDING in open_parquet_file(file).schema_arrow.names
 
 
 def open_parquet_file(file: BinaryIO) -> Any:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from nomicbert import __version__
-from nomicbert.cli import bench, console, demo, embed, export, info, serve, tune, verify
+from nomicbert.cli import bench, console, demo, embed, export, info, search, serve, tune, verify
 from nomicbert.cli import map as map_command
 from nomicbert.cli.embed_options import Grouped
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "embed": (embed.embed, embed.EXAMPLES),
+    "search": (search.search, search.EXAMPLES),
     "map": (map_command.draw, map_command.EXAMPLES),
     "info": (info.info, info.EXAMPLES),
     "demo": (demo.demo, demo.EXAMPLES),
