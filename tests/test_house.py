@@ -127,6 +127,7 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     ),
     "langchain_core": lambda module: module == "nomicbert.integrations.langchain",
     "llama_index": lambda module: module == "nomicbert.integrations.llama_index",
+    "matplotlib": lambda module: module == "nomicbert.bulk.map.picture",
     "msgspec": in_serve,
     "mteb": lambda module: module == "nomicbert.integrations.mteb",
     "nncf": lambda module: module == "nomicbert.benchmark.openvino_peers",
@@ -136,6 +137,7 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     ),
     "openvino": lambda module: module == "nomicbert.benchmark.openvino_peers",
     "orjson": in_serve,
+    "pacmap": lambda module: module == "nomicbert.bulk.projection",
     "prometheus_client": in_serve,
     "pyarrow": lambda module: module.startswith("nomicbert.bulk"),
     "pybase64": in_serve,
@@ -410,6 +412,8 @@ def test_files_are_short() -> None:
 # Modules whose names are public besides those of the package.
 PUBLIC_MODULES = {
     "nomicbert.bulk.ray_data": {"EmbedBatch", "embed_dataset"},
+    "nomicbert.bulk.search_vectors": {"Nearest", "search_vectors"},
+    "nomicbert.bulk.stored": {"StoredVectors", "open_vectors"},
     "nomicbert.integrations.chroma": {"NomicBertEmbeddingFunction"},
     "nomicbert.integrations.haystack": {"NomicBertDocumentEmbedder", "NomicBertTextEmbedder"},
     "nomicbert.integrations.langchain": {"NomicBertEmbeddings"},

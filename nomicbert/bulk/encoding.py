@@ -132,6 +132,8 @@ class EmbedderEncoder:
         prompt = request.prompt
         return {
             "model": repr(self._embedder),
+            "checkpoint": encoder.loaded_from.name,
+            "revision": encoder.loaded_from.commit,
             "prompt": self._embedder.prompt_text(request.prompt_name) if prompt is None else prompt,
             "dimension": self.empty.shape[1],
             "dtype": str(encoder.compute_dtype).removeprefix("torch."),

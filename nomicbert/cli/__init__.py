@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from nomicbert import __version__
-from nomicbert.cli import bench, console, demo, embed, export, info, manual, serve, tune, verify
+from nomicbert.cli import (
+    bench,
+    console,
+    demo,
+    embed,
+    export,
+    info,
+    manual,
+    search,
+    serve,
+    tune,
+    verify,
+)
+from nomicbert.cli import map as map_command
 from nomicbert.cli.commands import Command, Commands, Grouped, Quiet, Verbose, full_name
 
 app = typer.Typer(
@@ -31,6 +44,8 @@ app = typer.Typer(
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "embed": (embed.embed, embed.EXAMPLES),
+    "search": (search.search, search.EXAMPLES),
+    "map": (map_command.draw, map_command.EXAMPLES),
     "info": (info.info, info.EXAMPLES),
     "demo": (demo.demo, demo.EXAMPLES),
     "bench": (bench.bench, bench.EXAMPLES),

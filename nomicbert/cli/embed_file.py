@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from nomicbert.bulk.blocks import Written
     from nomicbert.bulk.writing import Vectors, Write
 
-# Formats whose rows have no fields but the text.
-PLAIN = {InputFormat.text, InputFormat.document}
+# Formats whose rows have no fields but the text, and those whose rows have no name of their own.
+BARE = {InputFormat.text, InputFormat.document}
+PLAIN = {*BARE, InputFormat.passages}
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def _outputs(request: Request, form: OutputFormat, sources: Sequence[Source]) ->
     if form is OutputFormat.parquet and any(s.once and s.name not in plain for s in sources):
         numbered = frozenset()
     # lone texts have no field but the row's number
-    has_fields = columns != () and (len(sources) > len(plain) or len(numbered) > 1)
+    bare = all(source.format in BARE for source in sources)
+    has_fields = columns != () and (not bare or len(numbered) > 1)
     has_fields = has_fields or request.chunking is not None
     if skips and is_stream(request.output):
         raise ValueError(

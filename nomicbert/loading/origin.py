@@ -28,25 +28,33 @@ class Origin:
         base_models: that the card of a local folder names.
         license: license, license_name and license_link of its card, those that it states; of a
             list of several, none.
+        folder: its absolute path, which decides nothing.
     """
 
     repo_id: str = ""
     commit: str = ""
     base_models: tuple[str, ...] = ()
     license: dict[str, str] = field(default_factory=dict)
+    folder: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """What loads it again: the repository, else the folder; "" if unknown."""
+        return self.repo_id or self.folder
 
     @classmethod
     def of(cls, folder: Path) -> "Origin":
         """Of a checkpoint's folder, which may be one of the cache, or below one."""
+        path = str(folder.absolute())
         for place in (folder, *folder.parents):
             name = place.parent.parent.name
             if place.parent.name == SNAPSHOTS and name.startswith(PREFIX):
                 repo_id = name.removeprefix(PREFIX).replace("--", "/")
                 stated = _license(read_front(folder)) or _license(read_front(place))
-                return cls(repo_id, place.name, license=stated)
+                return cls(repo_id, place.name, license=stated, folder=path)
         front = read_front(folder)
         bases = tuple(base for base in front.get("base_model", []) if REPO_ID.fullmatch(base))
-        return cls(base_models=bases, license=_license(front))
+        return cls(base_models=bases, license=_license(front), folder=path)
 
 
 def _license(front: Mapping[str, list[str]]) -> dict[str, str]:

@@ -70,8 +70,15 @@ class Fingerprint:
     layer_norm: bool
 
     @classmethod
-    def of(cls, model: EmbeddingModel, tokenizer: Tokenizer) -> "Fingerprint":
+    def of(
+        cls, model: EmbeddingModel, tokenizer: Tokenizer, backend: str | None = None
+    ) -> "Fingerprint":
         """Read all parameters: about a second per 2 GB.
+
+        Args:
+            model: the checkpoint as loaded.
+            tokenizer: of the checkpoint.
+            backend: name of another backend, to see what differs from its vectors in rounding only.
 
         Raises:
             ValueError: a layer that was replaced, wrapped or hooked (such as a LoRA adapter): its
@@ -88,7 +95,7 @@ class Fingerprint:
             "tokenizer": _tokenizer(tokenizer, pooling.include_prompt),
             "pooling": [pooling.modes, pooling.include_prompt, _steps(steps)],
             "dtype": _name(encoder.compute_dtype),
-            "backend": encoder.ops.name,
+            "backend": backend or encoder.ops.name,
         }
         unit = pooling.normalize or len(steps) < len(pooling.steps_for(Finish()))
         width = pooling.embedding_dimension

@@ -141,6 +141,7 @@ def test_identity_differs_with_the_weights(embedder: Embedder) -> None:
     before = EmbedderEncoder(embedder)
     assert before.description["prompt"] == ""
     assert before.description["dimension"] == 64
+    assert before.description["checkpoint"] == embedder.model.loaded_from.folder != ""
     kept = before.identity
     table = embedder.model.embeddings.word.weight
     with torch.no_grad():

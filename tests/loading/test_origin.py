@@ -21,6 +21,8 @@ def test_a_folder_of_the_cache(tmp_path: Path) -> None:
     folder = tmp_path / "models--org--my-model" / "snapshots" / "c0ffee"
     folder.mkdir(parents=True)
     assert Origin.of(folder) == Origin("org/my-model", "c0ffee")
+    assert Origin.of(folder).name == "org/my-model"
+    assert Origin.of(tmp_path).name == str(tmp_path)
     (folder / "README.md").write_text(CARD, "utf-8")
     stated = {"license": "other", "license_name": "acme", "license_link": "https://x.org/a#license"}
     # its base model is not ours: we were loaded from the repository itself

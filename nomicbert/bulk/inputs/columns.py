@@ -18,7 +18,17 @@ from nomicbert.bulk.inputs.csv_rows import read_header
 from nomicbert.bulk.inputs.formats import DELIMITERS, OF_ARROW, InputFormat
 from nomicbert.bulk.inputs.open_rows import open_rows
 from nomicbert.bulk.inputs.opening import open_source
-from nomicbert.bulk.inputs.rows import EMBEDDING, ROW, SOURCE, Misfit, OnError, Reject, Row, Span
+from nomicbert.bulk.inputs.rows import (
+    EMBEDDING,
+    LINE,
+    ROW,
+    SOURCE,
+    Misfit,
+    OnError,
+    Reject,
+    Row,
+    Span,
+)
 from nomicbert.bulk.inputs.selection import SAMPLE_BYTES, SAMPLE_ROWS, Selection, listed
 from nomicbert.bulk.inputs.sources import Source
 from nomicbert.bulk.inputs.tables import (
@@ -112,6 +122,13 @@ def _schema_of(
     selection = Selection(field, on_null="empty")
     if source.format in (InputFormat.text, InputFormat.document):
         schema = pa.schema([(field, pa.string())])
+    elif source.format is InputFormat.passages:
+        if field == LINE:
+            raise ValueError(
+                f"passages have a column {LINE!r} for their first line: give their text another "
+                "name with --field"
+            )
+        schema = pa.schema([(field, pa.string()), (LINE, pa.int64())])
     elif source.format in OF_ARROW:
         with open_source(source) as opened:
             schema = plain(read_schema(opened, source.format, selection))

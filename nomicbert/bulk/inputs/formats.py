@@ -25,11 +25,14 @@ class InputFormat(str, Enum):
     parquet = "parquet"
     arrow = "arrow"
     document = "document"
+    passages = "passages"
 
 
 SUFFIXES = {
     ".txt": InputFormat.text,
     ".text": InputFormat.text,
+    ".md": InputFormat.text,
+    ".markdown": InputFormat.text,
     ".jsonl": InputFormat.jsonl,
     ".ndjson": InputFormat.jsonl,
     ".csv": InputFormat.csv,

@@ -5,7 +5,7 @@ Where in the flow: `feed` opens the spans of a job here, one after the other.
 
 from collections.abc import Generator, Iterator
 
-from nomicbert.bulk.inputs import csv_rows, json_rows, lines
+from nomicbert.bulk.inputs import csv_rows, json_rows, lines, passages
 from nomicbert.bulk.inputs.formats import DELIMITERS, InputFormat
 from nomicbert.bulk.inputs.opening import Opened, open_source
 from nomicbert.bulk.inputs.rows import Entry, Span
@@ -38,6 +38,8 @@ def _reader(
         return lines.read_lines(opened, span, unit, lines.jsonl_parser(selection))
     if form is InputFormat.document:
         return lines.read_document(opened, span, unit, selection)
+    if form is InputFormat.passages:
+        return passages.read_passages(opened, span, unit, selection)
     if form is InputFormat.json:
         return json_rows.read_json(opened, span, unit, selection)
     if form in DELIMITERS:

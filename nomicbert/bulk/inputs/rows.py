@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 # Names of the output's own columns: the vector; source and number of a row in a folder; the number
-# of a row that has no other name in one file.
-EMBEDDING, SOURCE, ROW, NUMBER = "embedding", "source", "row", "id"
+# of a row that has no other name in one file; the line that a passage begins at.
+EMBEDDING, SOURCE, ROW, NUMBER, LINE = "embedding", "source", "row", "id", "line"
 # And those of a chunk: the number of its row in the source, and its characters there.
 CHUNK = CHUNK_ROW, CHUNK_START, CHUNK_END = "chunk_row", "chunk_start", "chunk_end"
 

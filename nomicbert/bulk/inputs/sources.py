@@ -68,6 +68,7 @@ def find_sources(inputs: Sequence[str], input_format: InputFormat | None) -> lis
     Args:
         inputs: files, folders, patterns, URLs, or "-" for standard input.
         input_format: of all sources; None recognises each by its name, else by its content.
+            `passages` recognises them too, and is that of text: files of rows keep their rows.
 
     Raises: ValueError: there is no such file, it is given twice, or its format is unknown.
         ImportError: pyarrow is needed. OSError: reading failed.
@@ -94,7 +95,7 @@ def _places(given: str) -> Iterator[Place | Stream]:
     at = place(given)
     kind = at.kind()
     if kind == "folder":
-        yield from _files(at)
+        yield from files_of(at)
     elif kind is None:
         matches = [match for match in at.glob() if match.kind() == "file"]
         if not matches:
@@ -107,8 +108,11 @@ def _places(given: str) -> Iterator[Place | Stream]:
         yield at
 
 
-def _files(folder: Place) -> list[Place]:
-    """The files of a folder, of a dataset that was saved there in the dataset's order."""
+def files_of(folder: Place) -> list[Place]:
+    """The files of a folder, of a dataset that was saved there in the dataset's order.
+
+    Raises: ValueError: there are none, or the dataset is one of several. OSError: reading failed.
+    """
     if splits := _setting(folder.child(DATASETS), "splits"):
         choices = " or ".join(folder.child(str(split)).name for split in splits)
         raise ValueError(f"{folder.name} holds several datasets: pass {choices}")
@@ -145,10 +149,11 @@ def _recognised(at: Place | Stream, given: InputFormat | None) -> Source:
     """
     form, compression = format_of_name(at.name)
     sniffed, head = False, b""
+    recognises = given in (None, InputFormat.passages)
     if form is None:  # the name says nothing, or only that it is compressed
         head = _head(at)
         compression = compression or compression_of_content(head)
-        if given is None:
+        if recognises:
             if compression is not None:
                 need_pyarrow(f"reading {at.name}")
                 whole = len(head) < HEAD
@@ -162,7 +167,8 @@ def _recognised(at: Place | Stream, given: InputFormat | None) -> Source:
                 form, sniffed = format_of_content(head), True
             except ValueError as error:
                 raise ValueError(f"{at.name} {error}") from error
-    form = given or form
+    if given is not None and (not recognises or form is InputFormat.text):
+        form, sniffed = given, False
     assert form is not None
     if form in OF_ARROW or compression is not None:
         need_pyarrow(f"reading {at.name}")

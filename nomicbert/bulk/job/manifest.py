@@ -22,6 +22,18 @@ VERSION = 1
 RUN_ID = 32
 
 
+class OtherJob(ValueError):
+    """The folder holds a job with other inputs, another model or other options.
+
+    Attributes:
+        found: how they differ, in words.
+    """
+
+    def __init__(self, message: str, found: list[str]) -> None:
+        super().__init__(message)
+        self.found = found
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a job is.
@@ -129,11 +141,12 @@ def differences(old: dict[str, Any], new: dict[str, Any], names: Iterable[str] =
 
 
 def refuse(folder: Folder, found: list[str]) -> None:
-    """Raise a ValueError if anything differs."""
+    """Raise an OtherJob if anything differs."""
     if found:
-        raise ValueError(
+        raise OtherJob(
             f"{folder.name} holds another job: {'; '.join(found)}. Give the same to go on, choose "
-            "another folder, or pass restart=True (--restart), which deletes its parts first"
+            "another folder, or pass restart=True (--restart), which deletes its parts first",
+            found,
         )
 
 

@@ -1,0 +1,1 @@
+"""The parts of a map: colours, labels, the page and the picture."""

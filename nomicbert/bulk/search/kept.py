@@ -1,0 +1,101 @@
+"""Texts -> a folder of their vectors that is kept, and embedded again as far as they change.
+
+Where in the flow: `nomicbert search` calls this with the files of `texts` and a loaded model. It is
+the job of `embed -o FOLDER`; a folder that holds another job is begun anew, with the vectors of
+texts that are still there.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nomicbert.bulk.inputs.formats import InputFormat
+from nomicbert.bulk.job.footer import Damaged
+from nomicbert.bulk.job.locked import Locked
+from nomicbert.bulk.job.manifest import OtherJob
+from nomicbert.bulk.job.options import Options
+from nomicbert.bulk.job.plan import plan_job
+from nomicbert.bulk.job.report import BulkReport
+from nomicbert.bulk.search.reuse import Reusing, known_vectors
+from nomicbert.bulk.search.texts import FOLDER
+
+if TYPE_CHECKING:
+    from nomicbert.bulk.encoding import Encoder
+    from nomicbert.bulk.progress import BulkProgress
+
+# Seconds between two looks at a folder that another search is embedding into.
+WAIT = 0.2
+
+
+def embed_kept(
+    files: Sequence[str],
+    folder: str,
+    encoder: "Encoder",
+    *,
+    field: str,
+    say: Callable[[str], None],
+    open_progress: "Callable[[int, int], BulkProgress]",
+) -> BulkReport:
+    """Embed files into a folder, or find that it holds their vectors.
+
+    Args:
+        files: of texts.
+        folder: for the vectors; created if missing.
+        encoder: of the model.
+        field: name of the field that holds the text, in files of rows.
+        say: receives a line about what is being done; nothing is said if nothing has to be.
+        open_progress: makes the progress from the bytes of all files and of those left.
+
+    Raises: ValueError: a file cannot be read as what it is. OSError: reading or writing failed.
+        ImportError: pyarrow is missing.
+    """
+    from nomicbert.bulk.job.run import run_job  # needs pyarrow
+
+    _hide(folder)
+    options = Options(
+        field=field, input_format=InputFormat.passages, on_error="skip", on_null="skip"
+    )
+    doing = f"embedding {files[0] if len(files) == 1 else f'{len(files):,} files'} into {folder}"
+    waits = False
+    while True:
+        try:
+            with plan_job(files, folder, options) as job, ExitStack() as stack:
+                if not job.complete:
+                    say(doing)
+                progress = open_progress(job.total_bytes, job.left_bytes)
+                stack.enter_context(progress)
+                return run_job(job, encoder, progress)
+        except Locked as error:
+            if not waits:
+                say(f"waiting for another search of the same texts: {error}")
+            waits = True
+            time.sleep(WAIT)
+        except (OtherJob, Damaged) as error:
+            if options.restart:
+                raise
+            want = json.loads(json.dumps({**options.want, **encoder.identity}))
+            known = known_vectors(folder, want)
+            encoder, options = Reusing(encoder, known), replace(options, restart=True)
+            doing = f"{_reason(error, want)}: embedding {'what is new' if known else 'again'}"
+
+
+def _reason(error: OtherJob | Damaged, want: dict[str, object]) -> str:
+    """Why the vectors of before are not those that are wanted."""
+    if isinstance(error, Damaged):
+        return str(error)
+    if error.found[0].startswith(tuple(f"{name} was" for name in want)):
+        return "another model, option or version of nomicbert than before"
+    return error.found[0]
+
+
+def _hide(folder: str) -> None:
+    """Keep the folder out of git."""
+    parent = Path(folder).parent
+    if parent.name == FOLDER and not (parent / ".gitignore").exists():
+        os.makedirs(parent, exist_ok=True)
+        (parent / ".gitignore").write_text("*\n")
