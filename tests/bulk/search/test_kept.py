@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nomicbert.bulk.embed_files import check_folder
 from nomicbert.bulk.job.folder import LocalFolder
 from nomicbert.bulk.job.names import LOCK
 from nomicbert.bulk.job.report import BulkReport
@@ -79,6 +80,7 @@ def test_texts_are_embedded_once() -> None:
     again, said = Counting(), []
     assert keep(again, said).kept == 12
     assert (again.seen, said) == ([], [])
+    assert check_folder("notes/.nomicbert/vectors").ok
     assert Path("notes/.nomicbert/.gitignore").read_text() == "*\n"
 
 
