@@ -150,7 +150,7 @@ def test_a_second_search_waits_for_the_first(monkeypatch: pytest.MonkeyPatch) ->
         assert waiting.wait(30)
         assert not list(Path("notes/.nomicbert/vectors").glob("part-*"))
     thread.join(30)
-    assert said[0].startswith("waiting for another search of the same texts: another process is")
+    assert said[0] == "waiting for another search, which embeds into notes/.nomicbert/vectors"
     assert len(contents()) == 12
 
 
