@@ -49,7 +49,7 @@ def search(
     question: Annotated[
         list[str] | None,
         typer.Option(
-            "--question", "-q", metavar="TEXT", help="A question; all arguments are inputs then."
+            "--question", metavar="TEXT", help="A question; all arguments are inputs then."
         ),
     ] = None,
     questions: Annotated[

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nomicbert.bulk.optional import need_pyarrow
-from nomicbert.bulk.vector_files import holds_vectors
 from nomicbert.cli import console
 from nomicbert.cli.demo import packaged_weights
 from nomicbert.cli.embed_request import counted, say_left_out
@@ -45,6 +44,8 @@ def are_vectors(inputs: Sequence[str]) -> bool:
 
     Raises: ValueError: there are others with it.
     """
+    from nomicbert.bulk.vector_files import holds_vectors  # needs NumPy, which help does without
+
     found = [name for name in inputs if holds_vectors(name)]
     if found and len(inputs) > 1:
         raise ValueError(

@@ -575,3 +575,14 @@ def test_without_pyarrow(
     code, _, err = run_cli("embed", "in.jsonl.gz", "-m", "m", "-o", "v.npy")
     assert code == 2
     assert f"in.jsonl.gz needs pyarrow: {to_install('parquet')}" in one_line(err)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_passages_keep_their_line(form: str, embed: Callable[..., str], tmp_path: Path) -> None:
+    """Also those of a lone file, whose lines would have no field but their number."""
+    put(tmp_path, {"a.md": "# Cats\n\npurr\n\n## Food\nfish\n"})
+    out = tmp_path / f"v.{form}"
+    assert "looks like" not in embed("a.md", "--input-format", "passages", "-o", str(out))
+    assert lengths(out) == [len("Cats\npurr"), len("Cats > Food\nfish")]
+    found = read_objects(tmp_path / "v.meta.jsonl" if form == "npy" else out)
+    assert [(o["id"], o["line"]) for o in found] == [(0, 3), (1, 6)]

@@ -93,7 +93,7 @@ def test_notes_to_an_answer_and_again(checkpoint: Path) -> None:
 
 
 def test_a_changed_file(checkpoint: Path) -> None:
-    arguments = ("notes", "-q", QUESTION, "-m", str(checkpoint))
+    arguments = ("notes", "--question", QUESTION, "-m", str(checkpoint))
     document(*arguments)
     Path("notes/cats.md").write_text("# Dogs\n" + QUESTION + "\n")
     out, err = ask(*arguments, "--json")

@@ -63,7 +63,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a mistyped pattern": (["notes", "notes/*.txt"], "pass it with --question 'notes/*.txt'"),
     "a mistyped input": (["nots", "why not?"], "cannot read nots: No such file or directory"),
     "an empty question": (["notes", ""], "question 1 is empty"),
-    "a blank question": (["notes", "-q", "a", "-q", " "], "question 2 is empty"),
+    "a blank question": (["notes", "--question", "a", "--question", " "], "question 2 is empty"),
     "no questions": (["notes", "--questions", "blank.txt"], "blank.txt holds no question"),
     "no file of questions": (["notes", "--questions", "q.txt"], "cannot read --questions q.txt"),
     "nothing on stdin": (["notes", "--questions", "-"], "--questions - holds no question"),

@@ -70,9 +70,9 @@ def embed_kept(
                 progress = open_progress(job.total_bytes, job.left_bytes)
                 stack.enter_context(progress)
                 return run_job(job, encoder, progress)
-        except Locked as error:
+        except Locked:
             if not waits:
-                say(f"waiting for another search of the same texts: {error}")
+                say(f"waiting for another search, which embeds into {folder}")
             waits = True
             time.sleep(WAIT)
         except (OtherJob, Damaged) as error:

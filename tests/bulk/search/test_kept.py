@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nomicbert.bulk.embed_files import check_folder
 from nomicbert.bulk.job.folder import LocalFolder
 from nomicbert.bulk.job.names import LOCK
 from nomicbert.bulk.job.report import BulkReport
@@ -79,6 +80,7 @@ def test_texts_are_embedded_once() -> None:
     again, said = Counting(), []
     assert keep(again, said).kept == 12
     assert (again.seen, said) == ([], [])
+    assert check_folder("notes/.nomicbert/vectors").ok
     assert Path("notes/.nomicbert/.gitignore").read_text() == "*\n"
 
 
@@ -148,7 +150,7 @@ def test_a_second_search_waits_for_the_first(monkeypatch: pytest.MonkeyPatch) ->
         assert waiting.wait(30)
         assert not list(Path("notes/.nomicbert/vectors").glob("part-*"))
     thread.join(30)
-    assert said[0].startswith("waiting for another search of the same texts: another process is")
+    assert said[0] == "waiting for another search, which embeds into notes/.nomicbert/vectors"
     assert len(contents()) == 12
 
 
