@@ -20,6 +20,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from nomicbert.errors import to_install
+
 Floats: TypeAlias = npt.NDArray[np.float32]
 Method: TypeAlias = Literal["auto", "tsne", "pacmap"]
 # What has been done, of how much.
@@ -88,12 +90,12 @@ def choose_method(count: int, method: Method = "auto") -> Literal["plane", "tsne
     large = count > MOST_TSNE if method == "auto" else method == "pacmap"
     if large and not _installed("pacmap"):
         raise ImportError(
-            f'a map of {count:,} points needs PaCMAP: pip install "nomicbert[map-large]"; or draw '
+            f"a map of {count:,} points needs PaCMAP: {to_install('map-large')}; or draw "
             f"a sample of {MOST_TSNE} (--sample {MOST_TSNE}), or take t-SNE and be patient "
             "(--method tsne)"
         )
     if not _installed("sklearn"):
-        raise ImportError('a map needs scikit-learn: pip install "nomicbert[map]"')
+        raise ImportError(f"a map needs scikit-learn: {to_install('map')}")
     return "pacmap" if large else "tsne"
 
 

@@ -24,6 +24,7 @@ from nomicbert.bulk.job.separate import is_inside
 from nomicbert.bulk.optional import need_pyarrow
 from nomicbert.bulk.output import is_stream, open_output
 from nomicbert.bulk.projection import SEED, Method, choose_method, project
+from nomicbert.errors import to_install
 
 if TYPE_CHECKING:
     from nomicbert.bulk.map.colours import Colours
@@ -108,7 +109,7 @@ def write_map(
     _keep_apart(name, files)
     need_pyarrow(f"a map of {name}")
     if picture is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ImportError('a picture needs matplotlib: pip install "nomicbert[map]"')
+        raise ImportError(f"a picture needs matplotlib: {to_install('map')}")
     from nomicbert.bulk.stored import open_vectors
 
     stored = open_vectors(name)

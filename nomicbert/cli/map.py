@@ -17,10 +17,8 @@ EXAMPLES = """\b
 Examples:
   nomicbert map vectors/ -o map.html
   nomicbert map vectors/ -o map.html --color topic --png map.png
-  nomicbert map vectors/ -o map.html --sample 10000 --title "Our tickets" --overwrite
+  nomicbert map vectors/ -o map.html --sample 10000 --title "Our tickets"
 """
-# Seconds until the progress bar appears.
-DELAY = 1.0
 
 
 class MethodName(str, Enum):
@@ -79,18 +77,15 @@ def draw(
     is written next to it, with the suffix .parquet.
     """
     # Slow imports, so they follow the reading of the arguments.
-    from tqdm import tqdm
-
     from nomicbert.bulk.write_map import write_map
 
-    bar = tqdm(disable=None, leave=False, delay=DELAY, unit="step")
+    with console.open_bar("Drawing", " steps") as bar:
 
-    def step(doing: str, done: int, total: int) -> None:
-        bar.total = total
-        bar.n = done
-        bar.set_description(doing.capitalize())
+        def step(doing: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.n = done
+            bar.set_description(doing.capitalize())
 
-    with bar:
         made = write_map(
             vectors,
             output,
@@ -106,6 +101,6 @@ def draw(
     of = f" of {made.rows:,}" if made.points < made.rows else ""
     noun = "point" if made.points == 1 else "points"
     files = ", ".join(filter(None, (made.page, made.table, made.picture)))
-    console.say(f"a map of {made.points:,}{of} {noun}, in {made.seconds:.1f} s: {files}")
+    console.tell(f"a map of {made.points:,}{of} {noun}, in {made.seconds:.1f} s: {files}")
     if json_output:
         console.put(json.dumps(asdict(made), indent=2))

@@ -29,8 +29,8 @@ Examples:
   nomicbert search notes/ "What did we decide about backups?"
   nomicbert search notes/ -m nomic-ai/nomic-embed-text-v1.5
   nomicbert search vectors/ "Which animals purr?" -k 3 --bits
-  nomicbert search docs/ --questions questions.txt --json | jq .answers[].results[0].where
-  nomicbert search docs/ "How do I resume?" --reranker cross-encoder/ms-marco-MiniLM-L6-v2
+  nomicbert search docs/ --questions questions.txt --json | jq .answers
+  nomicbert search docs/ "How do I resume?" --reranker ./my-cross-encoder
 """
 # Rows that a reranker reads, at least.
 CANDIDATES = 50

@@ -87,7 +87,7 @@ def of_vectors(name: str, model: str | None, loading: dict[str, Any]) -> Searche
     call = call_of(embedder, stored)
     own, theirs = embedder.model.ops.name, about.get("backend")
     if theirs not in (None, own):
-        console.say(
+        console.tell(
             f"{name} was computed by backend {theirs}, and questions by {own}: scores may differ "
             "in their last digits"
         )
@@ -120,7 +120,7 @@ def of_texts(
 
     # slow imports, so they follow the checks
     from nomicbert.bulk.encoding import EmbedderEncoder
-    from nomicbert.bulk.progress import BulkProgress
+    from nomicbert.bulk.progress import BulkProgress, Form
     from nomicbert.bulk.search.kept import embed_kept
     from nomicbert.bulk.stored import open_vectors
     from nomicbert.embedder import Embedder
@@ -128,13 +128,14 @@ def of_texts(
     embedder = Embedder(model, **{**loading, "dtype": loading["dtype"] or DTYPES[0]})
     name = embedder._prompts.document_name
     encoder = EmbedderEncoder(embedder, prompt_name=name, prompt="" if name is None else None)
+    form: Form | None = "none" if console.is_quiet() else None
     report = embed_kept(
         texts.files,
         texts.folder,
         encoder,
         field=field,
-        say=console.say,
-        open_progress=lambda total, left: BulkProgress(None, total, left, console.say),
+        say=console.tell,
+        open_progress=lambda total, left: BulkProgress(form, total, left, console.tell),
     )
     if report.made:
         where = f"{texts.folder}/_rejected-*.jsonl"
@@ -170,5 +171,5 @@ def _packaged() -> str:
         folder = str(packaged_weights())
     except HubError as error:
         raise ValueError(f"no model is installed: {ADVICE}") from error
-    console.say(f"the model is the packaged all-MiniLM-L6-v2; {ADVICE.replace('one', 'another')}")
+    console.tell(f"the model is the packaged all-MiniLM-L6-v2; {ADVICE.replace('one', 'another')}")
     return folder

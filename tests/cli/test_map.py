@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nomicbert.bulk import projection
+from nomicbert.errors import to_install
 from tests.support.command_line import one_line, run_cli
 
 TEXTS = ["a tree", "a leaf", "a boat", "a ship", "</script>"]
@@ -77,7 +78,7 @@ def test_mistakes(case: str) -> None:
 def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "_installed", lambda name: False)
     code, _, err = run_cli("map", "v.parquet", "-o", "m.html")
-    assert (code, 'pip install "nomicbert[map]"' in one_line(err)) == (2, True)
+    assert (code, to_install("map") in one_line(err)) == (2, True)
 
 
 def test_ctrl_c_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
