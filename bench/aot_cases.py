@@ -66,6 +66,7 @@ class Task:
     Attributes:
         tables: folder of the table.
         quick: only the first model that has the op.
+        pdl: with programmatic dependent launch, where the architecture has it.
     """
 
     table: str
@@ -74,6 +75,7 @@ class Task:
     op: str
     tables: Path
     quick: bool
+    pdl: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from nomicbert_kernels.gemm_triton import (
     UNSCALED,
     Scales,
     add_bias,
+    after_previous,
     by_rows,
     dense,
     gemm,
@@ -103,6 +104,7 @@ def qkv_rotary_kernel(
     DESCRIPTORS: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """y = x Wᵀ + b, with the first 2 HEADS heads rotated.
 
@@ -110,6 +112,7 @@ def qkv_rotary_kernel(
     cos, sin: (R, D / 2) fp32, contiguous
     row: (rows,) int32, the row of cos and sin for each token
     """
+    after_previous(launch_pdl)
     tiles_m = tl.cdiv(rows, BLOCK_M)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     first, step = tl.program_id(0), tl.num_programs(0)
@@ -154,6 +157,7 @@ def rotate_kernel(
     INTERLEAVED: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """Rotate queries and keys in place; a program takes BLOCK tokens of one head.
 
@@ -161,6 +165,7 @@ def rotate_kernel(
     cos, sin: (R, HALF) fp32, contiguous
     row: (rows,) int32, the row of cos and sin for each token
     """
+    after_previous(launch_pdl)
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     head = tl.program_id(1)
     j = tl.arange(0, BLOCK_HALF)
@@ -202,7 +207,7 @@ def rotate_(
             interleaved,
             BLOCK_TOKENS,
             triton.next_power_of_2(half),
-            **launch.COMMON,
+            **launch.common(qkv.device),
         )
     return qkv
 

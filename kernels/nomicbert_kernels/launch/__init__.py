@@ -55,8 +55,10 @@ SHARED_MEMORY = {
     "gfx942": 65_536,
 }
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
-# For every launch: fuse multiply and add, whatever Triton's default is.
-COMMON = {"enable_fp_fusion": True}
+# Whether a kernel may start while the kernel before it ends (programmatic dependent launch, from
+# OVERLAPPING on). A variant of the proof run; off until it has been measured.
+PDL = False
+OVERLAPPING = 90
 # Number of rows used to look up settings within `invariant`.
 ANY_ROWS = 10**9
 # What Triton's OutOfResources calls a resource, with its unit.
@@ -88,10 +90,9 @@ class Settings:
         """One constant."""
         return self.constants[name]
 
-    @property
-    def keywords(self) -> dict[str, Any]:
-        """All keyword arguments of the launch."""
-        return {**self.constants, **self.options, **COMMON}
+    def keywords(self, device: torch.device) -> dict[str, Any]:
+        """All keyword arguments of a launch on this device."""
+        return {**self.constants, **self.options, **common(device)}
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -138,6 +139,18 @@ def architecture(device: torch.device) -> str:
         return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
+
+
+def common(device: torch.device) -> dict[str, bool]:
+    """Keyword arguments of every launch on a device.
+
+    enable_fp_fusion: fuse multiply and add, whatever Triton's default is.
+    launch_pdl: PDL, where the architecture has it. It is an option of Triton, and also a constant
+        of every kernel; see `gemm_triton.after_previous`.
+    """
+    arch = architecture(device)
+    overlaps = PDL and arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= OVERLAPPING
+    return {"enable_fp_fusion": True, "launch_pdl": overlaps}
 
 
 def tuned_folder() -> Path:
