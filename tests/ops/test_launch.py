@@ -68,13 +68,14 @@ def test_a_row_is_read_into_constants_and_options() -> None:
     assert read.settings.constants == {"BLOCK_M": 32, "PRECISION": "ieee"}
     assert read.settings.options == {"num_warps": 4, "num_stages": 3, "maxnreg": 128}
     assert read.settings.library
-    assert read.settings.keywords == {
+    assert read.settings.keywords(CPU) == {
         "BLOCK_M": 32,
         "PRECISION": "ieee",
         "num_warps": 4,
         "num_stages": 3,
         "maxnreg": 128,
         "enable_fp_fusion": True,
+        "launch_pdl": False,
     }
     assert (read.kernel, read.bytes, read.up_to, read.exactly) == ("swiglu", 4, {"rows": 64}, {})
     assert read.settings.fields == {
@@ -86,6 +87,52 @@ def test_a_row_is_read_into_constants_and_options() -> None:
         "maxnreg": 128,
     }
     assert not launch.read_row(row()).settings.library
+
+
+@pytest.mark.parametrize(
+    ("arch", "overlaps"),
+    [("sm_90", True), ("sm_100", True), ("sm_121", True), ("sm_89", False), ("gfx942", False),
+     (launch.INTERPRETER, False)],
+)  # fmt: skip
+def test_launches_overlap_where_they_can(
+    monkeypatch: pytest.MonkeyPatch, arch: str, overlaps: bool
+) -> None:
+    monkeypatch.setattr(launch, "architecture", lambda device: arch)
+    read = launch.read_row(row()).settings
+    assert not launch.common(CPU)["launch_pdl"]
+    monkeypatch.setattr(launch, "PDL", True)
+    assert launch.common(CPU)["launch_pdl"] is read.keywords(CPU)["launch_pdl"] is overlaps
+
+
+def kernels() -> dict[str, ast.FunctionDef]:
+    """The kernels that are launched, by name."""
+    found, launched = {}, set()
+    for path in KERNELS.glob("*_triton.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                found[node.name] = node
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+                launched.add(ast.unparse(node.func.value).rpartition(".")[2])
+    return {name: found[name] for name in sorted(launched)}
+
+
+KERNEL_FUNCTIONS = kernels()
+
+
+def test_all_kernels_are_found() -> None:
+    assert {"attention_kernel", "narrow_kernel", "pool_kernel"} <= {*KERNEL_FUNCTIONS}
+    assert all(name.endswith("_kernel") for name in KERNEL_FUNCTIONS)
+
+
+@pytest.mark.parametrize("name", KERNEL_FUNCTIONS)
+def test_a_kernel_waits_for_the_previous_one_first(name: str) -> None:
+    """`launch_pdl` has no default, so that no launch can leave it out."""
+    kernel = KERNEL_FUNCTIONS[name]
+    _, first = kernel.body[:2]
+    assert ast.unparse(first) == "after_previous(launch_pdl)"
+    args = kernel.args
+    required = args.args[: len(args.args) - len(args.defaults)]
+    assert "launch_pdl: tl.constexpr" in map(ast.unparse, required)
 
 
 def stored(folder: Path, arch: str, *rows: dict[str, Any]) -> Path:
@@ -208,7 +255,7 @@ def test_programs_per_multiprocessor() -> None:
     """They belong to the grid: the kernel does not get them."""
     read = launch.read_row(row(64, 32, FLATTEN=True, programs=2)).settings
     assert read.programs == 2
-    assert "programs" not in read.keywords
+    assert "programs" not in read.keywords(CPU)
     assert read.fields["programs"] == 2
     assert launch.read_row({**row(64, 32), **read.fields}).settings == read
     assert launch.read_row(row()).settings.programs == 1

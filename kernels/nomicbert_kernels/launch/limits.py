@@ -32,7 +32,7 @@ PRECISIONS = ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6")
 CONDITIONS = ("up_to", "exactly")
 SIZES = ("rows", "n", "k", "head_dim")
 # What `nomicbert tune` stores in addition.
-MEASURED = ("us", "shipped_us", "triton", "enable_fp_fusion")
+MEASURED = ("us", "shipped_us", "triton")
 KEYS = {"kernel", "bytes", "PRECISION", *NUMBERS, *FLAGS, *CONDITIONS, *MEASURED}
 
 
