@@ -32,9 +32,6 @@ from nomicbert_kernels.gemm_triton import (
 from nomicbert_kernels.linear_triton import launch_linear, linear
 from nomicbert_kernels.tensors import Activation, Rope, Weight, plain_linear
 
-# Widest head in a tile of 256 columns: wider angles, on their way from the loads' layout to that of
-# the accumulator, do not fit into shared memory next to three stages of operands (sm_90).
-WIDEST_IN_256 = 64
 # Tokens per program of rotate_kernel.
 BLOCK_TOKENS = 32
 
@@ -229,12 +226,13 @@ def forward(
     tokens, width = x.shape
     wide = weight.shape[0]
     size = wide // (3 * num_heads)
-    sizes = {"rows": tokens, "n": wide, "k": width}
-    s = launch.settings("qkv_rotary", x.device, x.dtype, **sizes)
+    s = launch.settings(
+        "qkv_rotary", x.device, x.dtype, rows=tokens, n=wide, k=width, head_dim=size
+    )
     # the epilogue needs half-split rotation of whole heads whose size is a power of two
     common = 2 * cos.shape[1] == size and not interleaved and (size & (size - 1)) == 0
     shape = (tokens, 3, num_heads, size)
-    apart = not common or s["BLOCK_N"] % size or (s["BLOCK_N"] > 128 and size > WIDEST_IN_256)
+    apart = not common or s["BLOCK_N"] % size
     if apart and (scales is not UNSCALED or launch.is_invariant()):
         z = launch_linear(s, x, weight, bias, None, "none", scales)
         return rotate_(z.view(shape), cos, sin, row, interleaved)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench.gpu import digests
-from nomicbert_kernels import launch
+from nomicbert_kernels import BackendError, launch
 from nomicbert_kernels.custom_ops import on_its_device
 from nomicbert_kernels.tensors import GROUP
 
@@ -234,7 +234,7 @@ def test_a_launch_without_enough_memory_names_its_row(
         tile(64)
         raise OutOfResources(300_000, 232_448, name)
 
-    with pytest.raises(RuntimeError) as raised:
+    with pytest.raises(BackendError) as raised:
         on_its_device(run)(torch.empty(1))
     assert str(raised.value) == (
         f"a kernel needs 300,000 {unit}, and this device has 232,448: use smaller blocks or fewer "
@@ -246,7 +246,7 @@ def test_a_launch_without_enough_memory_names_its_row(
 def test_the_error_that_names_the_row_is_of_triton() -> None:
     """Its attributes are Triton's, and other errors of a launch are left alone."""
     errors = pytest.importorskip("triton.runtime.errors")
-    with pytest.raises(RuntimeError, match=r"needs 9 bytes of shared memory, and .* has 8"):
+    with pytest.raises(BackendError, match=r"needs 9 bytes of shared memory, and .* has 8"):
         launch.explain(errors.OutOfResources(9, 8, "shared memory"))
     launch.explain(ValueError("something else"))
 
@@ -408,6 +408,19 @@ def test_rows_use_the_sizes_of_their_kernel_and_all_are_reachable(name: str) -> 
             assert {*row.up_to, *row.exactly} <= sizes, (kernel, row)
             largest = dict.fromkeys(sizes, HUGE) | dict(row.up_to) | dict(row.exactly)
             assert not any(earlier.fits(largest) for earlier in rows[:i]), (name, kernel, i)
+
+
+@pytest.mark.parametrize("name", sorted({*SHIPPED} - {launch.INTERPRETER}))
+def test_heads_of_up_to_128_lie_within_a_tile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the kernel of the projection rotates them, whatever the number of rows."""
+    monkeypatch.setattr(launch, "architecture", lambda device: name)
+    for dtype in (torch.float8_e4m3fn, torch.bfloat16, torch.float32):
+        if ("qkv_rotary", dtype.itemsize) in launch.table(name):
+            for head in (32, 64, 128):
+                for rows in (1, 64, 65, 896, 897, HUGE):
+                    sizes = {"rows": rows, "n": 2304, "k": 768, "head_dim": head}
+                    s = launch.settings("qkv_rotary", CPU, dtype, **sizes)
+                    assert s["BLOCK_N"] % head == 0, (dtype, sizes)
 
 
 def test_every_architecture_with_a_limit_has_a_table() -> None:

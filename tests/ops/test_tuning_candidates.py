@@ -142,7 +142,7 @@ def test_candidates_fit(arch: str, size: int, quick: bool) -> None:
             assert not (s.constants.get("DESCRIPTORS") and arch in ("sm_80", "sm_86", "gfx942"))
             assert memory_of(problem, s, size) <= limit
             if problem.kernel == "qkv_rotary":
-                assert s["BLOCK_N"] % problem.whole == 0
+                assert s["BLOCK_N"] % problem.exactly["head_dim"] == 0
             if size == 1:
                 assert GROUP % s["BLOCK_K"] == 0
                 assert problem.kernel not in ("swiglu", "gelu") or s["BLOCK_N"] == GROUP

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bench import problems
 from bench.gpu import ops
-from bench.gpu.forms import FP8, ROUNDED, Asked
+from bench.gpu.forms import FP8, ROUNDED, Asked, widths
 from bench.gpu.layer import layer
 from bench.gpu.place import Place
 from bench.gpu.proof.cases import case, matched
@@ -162,14 +162,6 @@ def rows_of(
     up_to = {"rows": FEW} if one.is_few(size) else {}
     for name, changes in one.variants.items():
         yield name, Row(one.kernel, one.bytes, up_to, sizes, changed(shipped, changes))
-
-
-def widths(kernel: str, problem: Problem) -> dict[str, int]:
-    """Sizes that launch rows of a kernel compare, except the number of tokens."""
-    if kernel.startswith("attention"):
-        return {"head_dim": problem.tensors["qkv"].shape[-1]}
-    columns, width = problem.tensors["weight"].shape
-    return {"n": columns // 2 if kernel == "swiglu" else columns, "k": width}
 
 
 def shipped_settings(

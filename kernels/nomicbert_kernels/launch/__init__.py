@@ -70,6 +70,10 @@ UNITS = {
 _invariant: ContextVar[bool] = ContextVar("invariant", default=False)
 
 
+class BackendError(RuntimeError):
+    """The requested backend cannot run on this device, in this dtype, or with its launch row."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How one kernel is launched.
@@ -274,7 +278,7 @@ def explain(error: Exception) -> None:
         error: of a launch. The row looked up last is taken for its own: kernels without a row need
             no more than 16 KB.
 
-    Raises: RuntimeError: the error is Triton's OutOfResources. That class is compared by name,
+    Raises: BackendError: the error is Triton's OutOfResources. That class is compared by name,
         because this module is also used where triton is not installed.
     """
     if type(error).__name__ != "OutOfResources":
@@ -282,7 +286,7 @@ def explain(error: Exception) -> None:
     row = _latest.get()
     needed, limit, name = (getattr(error, part) for part in ("required", "limit", "name"))
     where = "" if row is None else f" of {row.kernel}, {row.place or 'which is being tried'}"
-    raise RuntimeError(
+    raise BackendError(
         f"a kernel needs {needed:,} {UNITS.get(name, name)}, and this device has {limit:,}: use "
         f"smaller blocks or fewer stages in the launch row{where}"
     ) from error
