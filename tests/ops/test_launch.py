@@ -465,6 +465,14 @@ def test_proven_tables_name_a_run_of_these_kernels() -> None:
     assert not list(unproven(launch.TABLES))
 
 
+def test_stated_programs_are_a_setting_of_persistent_kernels_only() -> None:
+    one, two = row(8), row(64, programs=2)
+    assert digests.row_digest(one) == digests.row_digest(two)
+    flat = {"FLATTEN": True}
+    assert digests.row_digest(one | flat) != digests.row_digest(two | flat)
+    assert digests.row_digest(one) != digests.row_digest(one | {"num_warps": 8})
+
+
 def test_a_mark_without_a_run_is_found(tmp_path: Path) -> None:
     row = {"kernel": "swiglu", "bytes": 2}
     good = {"sources": digests.sources(), "rows": [digests.row_digest(row)]}
