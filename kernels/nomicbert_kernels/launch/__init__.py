@@ -55,10 +55,11 @@ SHARED_MEMORY = {
     "gfx942": 65_536,
 }
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
-# Whether a kernel may start while the kernel before it ends (programmatic dependent launch, from
-# OVERLAPPING on). A variant of the proof run; off until it has been measured.
+# Programmatic dependent launch: a kernel may start while the previous one still runs. Whether this
+# process uses it: a variant of the proof run, off until it has been measured. And the lowest sm_
+# architecture that has it.
 PDL = False
-OVERLAPPING = 90
+PDL_SINCE = 90
 # Number of rows used to look up settings within `invariant`.
 ANY_ROWS = 10**9
 # What Triton's OutOfResources calls a resource, with its unit.
@@ -153,7 +154,7 @@ def common(device: torch.device) -> dict[str, bool]:
         of every kernel; see `gemm_triton.after_previous`.
     """
     arch = architecture(device)
-    overlaps = PDL and arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= OVERLAPPING
+    overlaps = PDL and arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= PDL_SINCE
     return {"enable_fp_fusion": True, "launch_pdl": overlaps}
 
 
