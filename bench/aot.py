@@ -62,6 +62,9 @@ def rules(record: dict[str, Any]) -> Iterator[str]:
     narrow = settings.get("WIDTH", math.inf) <= ROW_WIDTH
     if record["kernel"] in ROW_KERNELS and narrow and record["barriers"]:
         yield f"{record['barriers']} barriers in a kernel whose warps own their rows"
+    wanted = "first" if record["launch_pdl"] else "never"
+    if record["waits"] != wanted:
+        yield f"griddepcontrol.wait comes {record['waits']}, not {wanted}"
     full, rows = record["dtype"] == "fp32", record["dot_rows"]
     precision = settings.get("PRECISION", "ieee")
     if record["tf32"] != (full and rows > 0 and precision != "ieee"):
@@ -97,7 +100,7 @@ def tasks(options: argparse.Namespace) -> list[Task]:
         targets = launch.SHARED_MEMORY if name == launch.SAFE else [name]
         pairs += [(name, arch) for arch in targets]
     return [
-        Task(table, arch, DTYPES[dtype], op, options.tables, options.quick)
+        Task(table, arch, DTYPES[dtype], op, options.tables, options.quick, options.pdl)
         for table, arch in pairs
         for dtype in options.dtype
         for op in options.kernel
@@ -165,6 +168,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--kernel", nargs="+", choices=CALLS, default=list(CALLS))
     parser.add_argument("--quick", action="store_true", help="one model's shapes")
+    parser.add_argument("--pdl", action="store_true", help="with programmatic dependent launch")
     parser.add_argument("--tables", type=Path, default=launch.TABLES, help="other launch tables")
     parser.add_argument(
         "--out", type=Path, help="X.json: write the records there and the table to X.md"

@@ -66,6 +66,7 @@ class Task:
     Attributes:
         tables: folder of the table.
         quick: only the first model that has the op.
+        pdl: with programmatic dependent launch, where the architecture has it.
     """
 
     table: str
@@ -74,6 +75,7 @@ class Task:
     op: str
     tables: Path
     quick: bool
+    pdl: bool = False
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ def cases(
     op: str, module: types.ModuleType, dtype: torch.dtype, quick: bool
 ) -> Iterator[tuple[str, Call]]:
     """Yield (label, call) for one op; quick: for the first model that has the op."""
-    for model in MODELS + (HEADS if op in ("attention", "qkv_rotary") else ()):
+    for model in MODELS + (HEADS if op in ("attention", "fp8", "qkv_rotary") else ()):
         made = False
         for rows in ROWS:
             for call in CALLS[op](module, model, Maker(dtype, rows)):

@@ -6,13 +6,12 @@ NVIDIA's occupancy calculator for the units of allocation; PTX ISA, "Tensor Memo
 
 from dataclasses import dataclass
 
-from nomicbert_kernels.launch.limits import REGISTERS
+from nomicbert_kernels.launch.limits import REGISTERS, RESERVED, WARP
 
-WARP = 32
 # Registers are allotted to warps in units of 256, in each of four parts of a multiprocessor.
 REGISTER_UNIT, PARTS = 256, 4
-# Shared memory is allotted in units of 128 bytes; each program takes 1 KiB in addition.
-SHARED_UNIT, SHARED_TAKEN = 128, 1024
+# Shared memory is allotted in units of 128 bytes.
+SHARED_UNIT = 128
 # Columns of the accumulator memory of sm_100's tensor cores.
 TENSOR_MEMORY = 512
 
@@ -57,6 +56,6 @@ def ctas(arch: str, registers: int, shared: int, warps: int, tensor_memory: int 
         return 0
     of_warp = up(max(registers, 1) * WARP, REGISTER_UNIT)
     by_registers = REGISTERS // PARTS // of_warp * PARTS // warps
-    by_shared = has.shared * 1024 // (up(shared, SHARED_UNIT) + SHARED_TAKEN)
+    by_shared = has.shared * 1024 // (up(shared, SHARED_UNIT) + RESERVED)
     found = min(has.programs, has.warps // warps, by_registers, by_shared)
     return min(found, TENSOR_MEMORY // tensor_memory) if tensor_memory else found

@@ -29,6 +29,9 @@ BAR, NOP = 0x11D, 0x118
 SPILL = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(?:STL|LDL)\b", re.MULTILINE)
 # Remarks on wgmma that ptxas makes serial, such as C7515.
 REMARK = re.compile(r"\bC75\d\d\b")
+# In PTX: the wait for the previous kernel, and accesses of global memory.
+WAIT = "griddepcontrol.wait"
+GLOBAL = re.compile(r"\b(?:ld|st|red|atom|prefetch)\S*\.global|\bcp\.(?:async|reduce)")
 # In the file's name, so that reports of earlier versions of this module are not read.
 REPORT = f"nomicbert-aot-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}.json"
 
@@ -72,6 +75,14 @@ def remarks(kernel: Any) -> list[str]:
     return sorted({*REMARK.findall(log.getvalue())})
 
 
+def waits(ptx: str) -> str:
+    """When a kernel waits for the previous one: "never", "first", or "late" (after an access)."""
+    if WAIT not in ptx:
+        return "never"
+    access = GLOBAL.search(ptx)
+    return "late" if access and access.start() < ptx.index(WAIT) else "first"
+
+
 def cuda_report(kernel: Any) -> dict[str, Any]:
     """Registers, spills and instructions of a cubin."""
     cubin, ptx = kernel.asm["cubin"], kernel.asm["ptx"]
@@ -93,6 +104,7 @@ def cuda_report(kernel: Any) -> dict[str, Any]:
         "tma": "cp.async.bulk.tensor" in ptx,
         "cp_async": bool(re.search(r"cp\.async\.c[ag]\.", ptx)),
         "tf32": "tf32" in ptx,
+        "waits": waits(ptx),
     }
 
 
@@ -114,6 +126,7 @@ def hip_report(kernel: Any) -> dict[str, Any]:
         "tma": False,
         "cp_async": False,
         "tf32": "xf32" in text,
+        "waits": "never",
     }
 
 
@@ -131,5 +144,6 @@ def examine(kernel: Any) -> dict[str, Any]:
     # rows of the largest matmul, 0 if there is none
     report["dot_rows"] = max(map(int, rows), default=0)
     report["warps"] = metadata.num_warps
+    report["launch_pdl"] = getattr(metadata, "launch_pdl", False)
     cache.put(json.dumps(report), REPORT, binary=False)
     return report

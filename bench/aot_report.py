@@ -54,6 +54,7 @@ def summed_up(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "ctas_stated": max(r["ctas_stated"] for r in group),
                 "remarks": sorted({code for r in found for code in r["remarks"]}),
                 "serialised": sum(bool(r["remarks"]) for r in found),
+                "waits": sorted({r["waits"] for r in found}),
             }
         )
     return summary

@@ -100,7 +100,7 @@ class Recorder:
         served = {
             key: row
             for key, row in self.looked_up.items()
-            if row.settings.keywords.items() <= keywords.items()
+            if {**row.settings.constants, **row.settings.options}.items() <= keywords.items()
         }
         self.rows.update(served)
         bound = dict(zip(function.arg_names, args, strict=False)) | keywords
@@ -163,6 +163,7 @@ def compiling(recorder: Recorder) -> Iterator[None]:
         mock.patch.object(launch, "architecture", return_value=task.table),
         mock.patch.object(launch, "settings", recorder.settings),
         mock.patch.object(launch, "TABLES", task.tables),
+        mock.patch.object(launch, "PDL", task.pdl),
         mock.patch.object(torch.nn.functional, "linear", zero_linear),
         mock.patch.object(Tensor, "__matmul__", zero_matmul),
         mock.patch.object(torch, "empty", torch.zeros),

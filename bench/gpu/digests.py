@@ -31,8 +31,12 @@ def sources() -> str:
 
 def row_digest(row: Mapping[str, Any]) -> str:
     """A digest of a launch row's kernel and settings, without the sizes it applies to."""
-    settings = {name: value for name, value in row.items() if name not in ("up_to", "exactly")}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    launched = {
+        "kernel": row["kernel"],
+        "bytes": row["bytes"],
+        **launch.read_row(row).settings.fields,
+    }
+    return hashlib.sha256(json.dumps(launched, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def rows(arch: str) -> list[str]:

@@ -65,14 +65,22 @@ def kernel_of(model: Model, op: str) -> str:
     return "linear" if op == "qkv_rotary" and not model.rotary else op
 
 
+def widths(kernel: str, problem: Problem) -> dict[str, int]:
+    """Sizes that launch rows of a kernel compare, except the number of tokens."""
+    if kernel.startswith("attention"):
+        return {"head_dim": problem.tensors["qkv"].shape[-1]}
+    columns, width = problem.tensors["weight"].shape
+    if kernel == "qkv_rotary":
+        return {"n": columns, "k": width, "head_dim": 2 * problem.tensors["cos"].shape[1]}
+    return {"n": columns // 2 if kernel == "swiglu" else columns, "k": width}
+
+
 def of_products(place: Place, kernel: str, problem: Problem) -> dict[str, Peer]:
     """Our GEMM kernels with other settings."""
     few = problem.tokens < LEAST_TOKENS and not place.dry
     if place.ops.name != "triton" or kernel not in PRODUCTS or few:
         return {}
-    columns, width = problem.tensors["weight"].shape
-    n = columns // 2 if kernel == "swiglu" else columns
-    sizes = {"rows": problem.tokens, "n": n, "k": width}
+    sizes = {"rows": problem.tokens, **widths(kernel, problem)}
     shipped = launch.settings(kernel, place.device, place.dtype, **sizes)
     found: dict[str, Settings] = {}
     for tile in PRODUCTS[kernel]:

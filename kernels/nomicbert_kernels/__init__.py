@@ -8,14 +8,9 @@
 8.0
 """
 
-from nomicbert_kernels.backend import (
-    Backend,
-    BackendError,
-    Ops,
-    choose_ops,
-    select_ops,
-)
+from nomicbert_kernels.backend import Backend, Ops, choose_ops, select_ops
 from nomicbert_kernels.dtypes import compute_dtype, fastest_dtype, has_bf16_instructions
+from nomicbert_kernels.launch import BackendError
 from nomicbert_kernels.tensors import (
     Activation,
     EmbeddingTables,

@@ -42,6 +42,7 @@ from nomicbert_kernels import attention as reference
 from nomicbert_kernels import launch
 from nomicbert_kernels.attention_torch import say_dropout_is_slow
 from nomicbert_kernels.custom_ops import on_its_device, watched
+from nomicbert_kernels.gemm_triton import after_previous
 from nomicbert_kernels.tensors import Plan
 from nomicbert_kernels.tiling import check_head_dim, settings_of
 
@@ -157,11 +158,13 @@ def attention_kernel(
     BLOCK_N: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """out = softmax(q kᵀ scale) v, and lse unless None; grid (parts of tiles, h).
 
     described: qkv as a descriptor of (T, 3 h D) if DESCRIPTORS, else unused. scale includes log2 e.
     """
+    after_previous(launch_pdl)
     head, heads = tl.program_id(1), tl.num_programs(1)
     first, count, text_0, text_1 = tile_of(table, rows is not None, PARTS, BLOCK_M)
     if count > 0:
@@ -250,11 +253,13 @@ def query_gradient_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """Write the queries' part of d_qkv, and delta = rowsum(dO O).
 
     factor is the scale of the logits; scale is factor times log2 e.
     """
+    after_previous(launch_pdl)
     head, heads = tl.program_id(1), tl.num_programs(1)
     first, count, text_0, text_1 = tile_of(table, rows is not None, PARTS, BLOCK_M)
     if count > 0:
@@ -322,12 +327,14 @@ def key_gradient_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """Write the keys' and values' parts of d_qkv; here a tile holds keys, and the loop queries.
 
     Needs delta of `query_gradient_kernel`. Logits are computed as (keys, queries), so that no
     matrix has to be transposed in registers. factor and scale are as in that kernel.
     """
+    after_previous(launch_pdl)
     head, heads = tl.program_id(1), tl.num_programs(1)
     first, count, text_0, text_1 = tile_of(table, False, PARTS, BLOCK_M)
     if count > 0:
@@ -441,7 +448,7 @@ def forward(
     else:
         s = launch.settings("attention_rows", qkv.device, qkv.dtype, head_dim=size)
         parts, grid = 1, (queries, heads)
-    keywords = {**s.keywords, **blocks(qkv), "PARTS": parts}
+    keywords = {**s.keywords(qkv.device), **blocks(qkv), "PARTS": parts}
     described: Any = qkv
     keywords["DESCRIPTORS"] = s["DESCRIPTORS"] and describable(qkv)
     if keywords["DESCRIPTORS"]:
@@ -527,7 +534,7 @@ def attention_backward_op(
     parts = triton.cdiv(tile_rows, s["BLOCK_M"])
     grid = (table.shape[0] * parts, heads)
     scales = (scale * math.log2(math.e), scale)
-    keywords = {**s.keywords, **blocks(qkv), "PARTS": parts}
+    keywords = {**s.keywords(qkv.device), **blocks(qkv), "PARTS": parts}
     tiles = (qkv, cu_seqlens, table, text, rows)
     query_gradient_kernel[grid if rows is None else (queries, heads)](
         *tiles, out, d_out, lse, delta, d_qkv, queries, *scales, *qkv.stride()[:3], **keywords

@@ -49,16 +49,13 @@ from nomicbert_kernels import (
     tiling,
 )
 from nomicbert_kernels.capabilities import why_not_fp8, why_not_int8, why_not_triton
+from nomicbert_kernels.launch import BackendError
 from nomicbert_kernels.tensors import Activation, Plan, Run, Weight, WeightKind
 
 Backend = Literal["auto", "reference", "torch", "int8", "triton", "fp8", "invariant"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 logger = logging.getLogger(__name__)
-
-
-class BackendError(RuntimeError):
-    """The requested backend cannot run on this device or in this dtype."""
 
 
 def fuses_residual(x: Tensor | Activation, weight: Weight) -> bool:

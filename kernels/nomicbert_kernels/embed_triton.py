@@ -29,7 +29,7 @@ from torch import Tensor
 from nomicbert_kernels import embed as reference
 from nomicbert_kernels import launch
 from nomicbert_kernels.custom_ops import on_its_device, watched
-from nomicbert_kernels.gemm_triton import by_rows
+from nomicbert_kernels.gemm_triton import after_previous, by_rows
 from nomicbert_kernels.layer_norm_triton import (
     affine,
     input_gradient,
@@ -118,8 +118,10 @@ def embed_kernel(
     eps,
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """y = LayerNorm of the gathered sum, for one token."""
+    after_previous(launch_pdl)
     r = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, COLUMNS)
     mask = c < WIDTH
@@ -174,8 +176,10 @@ def embed_backward_kernel(
     eps,
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """Write dz, and one row of dweight and dbias per program, which takes `share` tokens."""
+    after_previous(launch_pdl)
     program = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, COLUMNS)
     mask = c < WIDTH
@@ -224,12 +228,14 @@ def table_gradient_kernel(
     WIDTH: tl.constexpr,
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """Sum dz over one part of the tokens of one table row; grid (table rows, columns, parts).
 
     dz (T, WIDTH) float; order (T,) int64, tokens sorted by id; offsets (table rows + 1,) int64,
     where the tokens of each table row start in `order`; y (parts, table rows, WIDTH) float.
     """
+    after_previous(launch_pdl)
     row, part, parts = tl.program_id(0), tl.program_id(2), tl.num_programs(2)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     start = tl.load(offsets + row)
@@ -291,7 +297,7 @@ def forward(
             bias.contiguous(),
             y,
             eps,
-            **tiling(word.shape[1]),
+            **tiling(word.shape[1], word.device),
             sanitize_overflow=False,  # debug=True is for the assertion only
         )
     return y
@@ -376,7 +382,7 @@ def embed_backward_op(
             rows,
             share,
             eps,
-            **tiling(width),
+            **tiling(width, dy.device),
         )
     return dz, second_sum(dweight, weight, dy), second_sum(dbias, bias, dy)
 
@@ -417,7 +423,7 @@ def table_gradient_op(dz: Tensor, ids: Tensor, rows: int, dtype: torch.dtype) ->
         ends = torch.arange(rows + 1, device=ids.device, dtype=ids.dtype)
         offsets = torch.searchsorted(ordered, ends)
         table_gradient_kernel[(rows, triton.cdiv(width, COLUMNS), parts)](
-            dz, order, offsets, y, width, TOKENS, COLUMNS, num_warps=1, **launch.COMMON
+            dz, order, offsets, y, width, TOKENS, COLUMNS, num_warps=1, **launch.common(dz.device)
         )
     return y.sum(0).to(dtype) if parts > 1 else y.view(rows, width)
 

@@ -36,7 +36,7 @@ def round_rows(x: Tensor) -> Activation:
     out = Activation(*narrow_like(x))
     if x.numel():
         layer_norm_triton.narrow_kernel[(rows,)](
-            x, out.data, out.scale, x.stride(0), **layer_norm_triton.tiling(width)
+            x, out.data, out.scale, x.stride(0), **layer_norm_triton.tiling(width, x.device)
         )
     return out
 

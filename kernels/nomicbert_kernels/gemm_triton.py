@@ -1,5 +1,6 @@
-"""Shared parts of the GEMM kernels: tile order, the GEMM of one tile, scales, bias, stores.
+"""Shared parts of the kernels: how each begins, and the parts of a GEMM.
 
+A GEMM has a tile order, the GEMM of one tile, scales, bias and stores.
 A program loops over tiles of the result. Tiles are ordered in groups of GROUP tile rows, so that
 concurrent programs read the same part of the weight from L2. Operands are loaded through tensor
 descriptors (TMA, from sm_90 on) or pointers (cp.async on sm_80). No sum is split among programs,
@@ -25,6 +26,28 @@ from nomicbert_kernels.launch import Settings
 INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
 # Persistent programs in the interpreter: more than one, so that the stride over tiles is tested.
 INTERPRETED_PROCESSORS = 2
+
+
+@triton.jit
+def after_previous(launch_pdl: tl.constexpr):
+    """The first statement of every kernel: wait for the previous one, then release the next.
+
+    Without `launch_pdl` the driver waits, and there is no instruction. The parameter of a kernel
+    has the name of Triton's option, so one keyword of the launch sets both, and they cannot differ.
+
+    Before this no kernel touches memory. It waits until the previous kernel has ended, which had
+    itself waited for the one before, and so on: all earlier work has ended and is visible. So the
+    next kernel may be released at once, since all it can do early is to wait here. Kernels and
+    copies of others have no such option: the driver starts them when ours have ended, and ours wait
+    for their end, even if they release the next one earlier. A CUDA graph records the option with
+    the edge between two kernels.
+
+    Source: CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"; PTX
+    ISA, "griddepcontrol".
+    """
+    if launch_pdl:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -222,7 +245,7 @@ def operands(
     They are descriptors if the settings ask for them and all three tensors allow it. The weight is
     (N, K); or (parts, N, K), whose blocks then have BLOCK_N rows of every part.
     """
-    keywords = settings.keywords
+    keywords = settings.keywords(x.device)
     blocks = keywords["BLOCK_M"], keywords["BLOCK_N"], keywords["BLOCK_K"]
     if not (keywords["DESCRIPTORS"] and all(map(describable, (x, weight, y)))):
         return x, weight, y, {**keywords, "DESCRIPTORS": False}

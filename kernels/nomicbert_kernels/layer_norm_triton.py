@@ -27,7 +27,7 @@ from torch import Tensor
 from nomicbert_kernels import launch
 from nomicbert_kernels import layer_norm as reference
 from nomicbert_kernels.custom_ops import on_its_device, watched
-from nomicbert_kernels.gemm_triton import by_rows, e4m3_scale
+from nomicbert_kernels.gemm_triton import after_previous, by_rows, e4m3_scale
 from nomicbert_kernels.tensors import Activation
 
 # Columns that one warp holds, 32 values per lane.
@@ -90,8 +90,10 @@ def layer_norm_kernel(
     eps,
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """y = LayerNorm(x + residual); unless narrow is None, also in e4m3 with one scale per row."""
+    after_previous(launch_pdl)
     r = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, COLUMNS)
     mask = c < WIDTH
@@ -117,8 +119,11 @@ def store_narrow(narrow, scale, row, r, c, mask, WIDTH: tl.constexpr, HELD: tl.c
 
 
 @triton.jit
-def narrow_kernel(x, narrow, scale, stride_x, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+def narrow_kernel(
+    x, narrow, scale, stride_x, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, launch_pdl: tl.constexpr
+):
     """Quantise x to e4m3 (narrow), with one scale per row."""
+    after_previous(launch_pdl)
     r = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, COLUMNS)
     mask = c < WIDTH
@@ -144,8 +149,10 @@ def layer_norm_backward_kernel(
     eps,
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """Write dz, and one row of dweight and dbias per program, which takes `share` rows."""
+    after_previous(launch_pdl)
     program = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, COLUMNS)
     mask = c < WIDTH
@@ -187,12 +194,12 @@ def refuse_wide(width: int) -> None:
         )
 
 
-def tiling(width: int) -> dict[str, int]:
+def tiling(width: int, device: torch.device) -> dict[str, int]:
     """Launch keywords for rows of this width."""
     refuse_wide(width)
     columns = triton.next_power_of_2(width)
     warps = max(1, columns // WARP_COLUMNS)
-    return {"WIDTH": width, "COLUMNS": columns, "num_warps": warps, **launch.COMMON}
+    return {"WIDTH": width, "COLUMNS": columns, "num_warps": warps, **launch.common(device)}
 
 
 def shares(rows: int) -> tuple[int, int]:
@@ -243,7 +250,7 @@ def forward(
             x.stride(0),
             0 if residual is None else residual.stride(0),
             eps,
-            **tiling(width),
+            **tiling(width, x.device),
         )
     return y
 
@@ -313,7 +320,7 @@ def layer_norm_backward_op(
             x.stride(0),
             0 if residual is None else residual.stride(0),
             eps,
-            **tiling(width),
+            **tiling(width, x.device),
         )
     return dz, second_sum(dweight, weight, x), second_sum(dbias, bias, x)
 

@@ -21,6 +21,7 @@ from nomicbert_kernels.gemm_triton import (
     UNSCALED,
     Scales,
     add_bias,
+    after_previous,
     by_rows,
     dense,
     gemm,
@@ -101,6 +102,7 @@ def linear_kernel(
     DESCRIPTORS: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """y = finish(x Wᵀ + b, other), with y in e4m3 if scale_y is given.
 
@@ -110,6 +112,7 @@ def linear_kernel(
     y: (rows, N) contiguous; x, weight and y are descriptors if DESCRIPTORS
     scale_y: (N / BLOCK_N, rows) fp32, for y in e4m3, else None
     """
+    after_previous(launch_pdl)
     tiles_m = tl.cdiv(rows, BLOCK_M)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     first, step = tl.program_id(0), tl.num_programs(0)

@@ -23,7 +23,7 @@ from torch import Tensor
 from nomicbert_kernels import launch, moe_torch
 from nomicbert_kernels import moe as reference
 from nomicbert_kernels.custom_ops import on_its_device, recorded, watched
-from nomicbert_kernels.gemm_triton import by_rows, dense, gemm, load_block, tile_at
+from nomicbert_kernels.gemm_triton import after_previous, by_rows, dense, gemm, load_block, tile_at
 from nomicbert_kernels.linear_triton import finish
 from nomicbert_kernels.tensors import Activation, Weight
 
@@ -51,12 +51,14 @@ def route_kernel(
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """Write the TOP largest probabilities of each token and their experts, largest first.
 
     x (rows, K), weight (E, K): fp32, fp16 or bf16; row strides stride_x, stride_w
     probabilities, chosen: (rows, TOP) fp32 and int32, contiguous
     """
+    after_previous(launch_pdl)
     m = tl.program_id(0) * BLOCK_M
     logits = gemm(
         x,
@@ -113,6 +115,7 @@ def experts_kernel(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """One GEMM of all experts: UP: y[i] = gelu(x[pair[i] // TOP] Wᵀ), else y[pair[i]] = x[i] Wᵀ.
 
@@ -121,6 +124,7 @@ def experts_kernel(
     pair: (pairs,) int32, token * TOP + place, sorted by expert
     offsets: (E + 1,) int32, where the pairs of each expert start in `pair`
     """
+    after_previous(launch_pdl)
     tile_m, tile_n = tile_at(tl.program_id(0), tiles_m, (N + BLOCK_N - 1) // BLOCK_N, GROUP)
     # Find the expert of tile_m: experts have consecutive tiles, and each starts with a new tile.
     # Scanning E offsets here avoids a table that the host, or another kernel, would have to build.
@@ -165,13 +169,21 @@ def experts_kernel(
 
 @triton.jit
 def combine_kernel(
-    outputs, probabilities, bias, y, N: tl.constexpr, TOP: tl.constexpr, BLOCK: tl.constexpr
+    outputs,
+    probabilities,
+    bias,
+    y,
+    N: tl.constexpr,
+    TOP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """y[t] = sum over j of probabilities[t, j] * outputs[t * TOP + j], + bias.
 
     outputs (T * TOP, N), y (T, N): contiguous, of one dtype; probabilities (T, TOP) fp32; bias (N,)
     or None. A program takes one token and BLOCK columns.
     """
+    after_previous(launch_pdl)
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -203,7 +215,7 @@ def route(x: Tensor, router: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         router.stride(0),
         top_k,
         BLOCK_E=max(LEAST_EXPERTS, triton.next_power_of_2(experts)),
-        **s.keywords,
+        **s.keywords(x.device),
     )
     return probabilities, chosen
 
@@ -231,7 +243,7 @@ def experts_gemm(
         x.stride(0),
         top_k,
         up,
-        **s.keywords,
+        **s.keywords(x.device),
     )
     return y
 
@@ -255,7 +267,7 @@ def forward(
     inner = experts_gemm(x, up, pair, offsets, top_k, up=True)
     outputs = experts_gemm(inner, down, pair, offsets, top_k, up=False)
     combine_kernel[(tokens, triton.cdiv(width, BLOCK))](
-        outputs, probabilities, dense(bias), y, width, top_k, BLOCK, **launch.COMMON
+        outputs, probabilities, dense(bias), y, width, top_k, BLOCK, **launch.common(x.device)
     )
     return y
 

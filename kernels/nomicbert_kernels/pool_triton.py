@@ -31,7 +31,7 @@ from torch import Tensor
 from nomicbert_kernels import launch
 from nomicbert_kernels import pool as reference
 from nomicbert_kernels.custom_ops import on_its_device, watched
-from nomicbert_kernels.gemm_triton import by_rows
+from nomicbert_kernels.gemm_triton import after_previous, by_rows
 from nomicbert_kernels.layer_norm_triton import refuse_double, refuse_wide
 from nomicbert_kernels.tensors import ONE_TOKEN_MODES, Plan, PoolMode
 
@@ -135,12 +135,14 @@ def pieces_kernel(
     CHUNK: tl.constexpr,
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """Pool the pieces of long texts that start in a stretch of CHUNK tokens into rows of partial.
 
     Even programs handle the text of the stretch's first token. Odd programs handle the text of the
     next stretch's first token, if it starts within this stretch (but not at its first token).
     """
+    after_previous(launch_pdl)
     side = tl.program_id(0) % 2
     stretch = tl.program_id(0) // 2 * CHUNK
     token = tl.minimum(stretch + side * CHUNK, rows - 1)
@@ -204,8 +206,10 @@ def pool_kernel(
     COLUMNS: tl.constexpr,
     LN_EPS: tl.constexpr,
     L2_EPS: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """Pool one text per program: its pieces from partial if it is long, else its rows of hidden."""
+    after_previous(launch_pdl)
     text = tl.program_id(0)
     start = tl.load(cu_seqlens + text)
     length = tl.load(cu_seqlens + text + 1) - start
@@ -261,8 +265,10 @@ def pool_backward_kernel(
     WIDTH: tl.constexpr,
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """Write the gradient of each token: dy of its text times the token's share in the pooling."""
+    after_previous(launch_pdl)
     t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     c = tl.arange(0, COLUMNS)
     token = tl.minimum(t, rows - 1)
@@ -295,13 +301,13 @@ def pool_backward_kernel(
     tl.store(out, d.to(y.dtype.element_ty), mask=mask)
 
 
-def tiling(width: int, block: int = BLOCK) -> dict[str, int]:
+def tiling(width: int, device: torch.device, block: int = BLOCK) -> dict[str, int]:
     """Launch keywords for rows of this width; a program reads `block` values at once."""
     refuse_wide(width)
     columns = triton.next_power_of_2(width)
     tokens = min(MOST_TOKENS, max(1, block // columns))
     sizes = {"WIDTH": width, "TOKENS": tokens, "COLUMNS": columns}
-    return {**sizes, "num_warps": WARPS, **launch.COMMON}
+    return {**sizes, "num_warps": WARPS, **launch.common(device)}
 
 
 @on_its_device
@@ -324,7 +330,7 @@ def forward(
     y = hidden.new_empty(texts, dim, dtype=torch.float32)
     if not y.numel():
         return y
-    keywords = tiling(width)
+    keywords = tiling(width, hidden.device)
     partial = None
     if rows > CHUNK and mode not in ONE_TOKEN_MODES:
         programs = 2 * triton.cdiv(rows, CHUNK)
@@ -390,7 +396,7 @@ def pool_backward_op(
     if not y.numel():
         return y
     # half blocks: the kernel holds addresses of dy and y, and full blocks spill on sm_120
-    keywords = tiling(width, BLOCK // 2)
+    keywords = tiling(width, dy.device, BLOCK // 2)
     ties = None
     if hidden is not None:
         hidden = by_rows(hidden)

@@ -19,6 +19,7 @@ from nomicbert_kernels.gemm_triton import (
     UNSCALED,
     Scales,
     add_bias,
+    after_previous,
     by_rows,
     dense,
     gemm,
@@ -31,9 +32,6 @@ from nomicbert_kernels.gemm_triton import (
 from nomicbert_kernels.linear_triton import launch_linear, linear
 from nomicbert_kernels.tensors import Activation, Rope, Weight, plain_linear
 
-# Widest head in a tile of 256 columns: wider angles, on their way from the loads' layout to that of
-# the accumulator, do not fit into shared memory next to three stages of operands (sm_90).
-WIDEST_IN_256 = 64
 # Tokens per program of rotate_kernel.
 BLOCK_TOKENS = 32
 
@@ -103,6 +101,7 @@ def qkv_rotary_kernel(
     DESCRIPTORS: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """y = x Wᵀ + b, with the first 2 HEADS heads rotated.
 
@@ -110,6 +109,7 @@ def qkv_rotary_kernel(
     cos, sin: (R, D / 2) fp32, contiguous
     row: (rows,) int32, the row of cos and sin for each token
     """
+    after_previous(launch_pdl)
     tiles_m = tl.cdiv(rows, BLOCK_M)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     first, step = tl.program_id(0), tl.num_programs(0)
@@ -154,6 +154,7 @@ def rotate_kernel(
     INTERLEAVED: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
+    launch_pdl: tl.constexpr,
 ):
     """Rotate queries and keys in place; a program takes BLOCK tokens of one head.
 
@@ -161,6 +162,7 @@ def rotate_kernel(
     cos, sin: (R, HALF) fp32, contiguous
     row: (rows,) int32, the row of cos and sin for each token
     """
+    after_previous(launch_pdl)
     r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     head = tl.program_id(1)
     j = tl.arange(0, BLOCK_HALF)
@@ -202,7 +204,7 @@ def rotate_(
             interleaved,
             BLOCK_TOKENS,
             triton.next_power_of_2(half),
-            **launch.COMMON,
+            **launch.common(qkv.device),
         )
     return qkv
 
@@ -224,12 +226,13 @@ def forward(
     tokens, width = x.shape
     wide = weight.shape[0]
     size = wide // (3 * num_heads)
-    sizes = {"rows": tokens, "n": wide, "k": width}
-    s = launch.settings("qkv_rotary", x.device, x.dtype, **sizes)
+    s = launch.settings(
+        "qkv_rotary", x.device, x.dtype, rows=tokens, n=wide, k=width, head_dim=size
+    )
     # the epilogue needs half-split rotation of whole heads whose size is a power of two
     common = 2 * cos.shape[1] == size and not interleaved and (size & (size - 1)) == 0
     shape = (tokens, 3, num_heads, size)
-    apart = not common or s["BLOCK_N"] % size or (s["BLOCK_N"] > 128 and size > WIDEST_IN_256)
+    apart = not common or s["BLOCK_N"] % size
     if apart and (scales is not UNSCALED or launch.is_invariant()):
         z = launch_linear(s, x, weight, bias, None, "none", scales)
         return rotate_(z.view(shape), cos, sin, row, interleaved)

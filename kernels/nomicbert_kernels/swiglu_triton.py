@@ -21,6 +21,7 @@ from nomicbert_kernels.gemm_triton import (
     UNSCALED,
     Scales,
     add_bias,
+    after_previous,
     by_rows,
     dense,
     grid,
@@ -143,6 +144,7 @@ def swiglu_kernel(
     DESCRIPTORS: tl.constexpr,
     FLATTEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    launch_pdl: tl.constexpr,
     STACKED: tl.constexpr = False,
     TANH: tl.constexpr = False,
 ):
@@ -153,6 +155,7 @@ def swiglu_kernel(
         STACKED, a descriptor of the weight is one of (2, N, K). Pointers ignore STACKED.
     TANH: see `gated`
     """
+    after_previous(launch_pdl)
     tiles_m = tl.cdiv(rows, BLOCK_M)
     tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     stacked: tl.constexpr = STACKED and DESCRIPTORS
@@ -193,8 +196,9 @@ def swiglu_kernel(
 
 
 @triton.jit
-def gate_kernel(z, y, N: tl.constexpr, BLOCK: tl.constexpr):
+def gate_kernel(z, y, N: tl.constexpr, BLOCK: tl.constexpr, launch_pdl: tl.constexpr):
     """y (rows, N) = up * silu(gate) of z (rows, 2 N), contiguous; BLOCK columns of a row each."""
+    after_previous(launch_pdl)
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     up = tl.load(z + row * 2 * N + c, mask=c < N, other=0.0).to(tl.float32)
@@ -203,8 +207,11 @@ def gate_kernel(z, y, N: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def gate_backward_kernel(dy, stride_dy, z, dz, N: tl.constexpr, BLOCK: tl.constexpr):
+def gate_backward_kernel(
+    dy, stride_dy, z, dz, N: tl.constexpr, BLOCK: tl.constexpr, launch_pdl: tl.constexpr
+):
     """dz (rows, 2 N) from dy (rows, N) and z (rows, 2 N), all float; dz and z contiguous."""
+    after_previous(launch_pdl)
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     up = tl.load(z + row * 2 * N + c, mask=c < N, other=0.0).to(tl.float32)
@@ -229,7 +236,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     s = launch.settings("swiglu", x.device, x.dtype, rows=rows, n=inner, k=width)
     if s.library:
         z = plain_linear(x, weight, bias)
-        gate_kernel[(rows, triton.cdiv(inner, BLOCK))](z, y, inner, BLOCK, **launch.COMMON)
+        gate_kernel[(rows, triton.cdiv(inner, BLOCK))](
+            z, y, inner, BLOCK, **launch.common(x.device)
+        )
         return y
     return launch_swiglu(s, x, weight, bias, y)
 
@@ -285,7 +294,7 @@ def swiglu_backward_op(dy: Tensor, z: Tensor) -> Tensor:
     dz = torch.empty_like(z)
     if dz.numel():
         gate_backward_kernel[(rows, triton.cdiv(inner, BLOCK))](
-            dy, dy.stride(0), z, dz, inner, BLOCK, **launch.COMMON
+            dy, dy.stride(0), z, dz, inner, BLOCK, **launch.common(dy.device)
         )
     return dz
 

@@ -85,6 +85,11 @@ def tune(
     Each candidate is first checked against the reference. Settings that beat the shipped ones by
     more than the timing noise are written to a table, which then overrides the shipped one.
     """
+    if fp8 and dtype is TunedDtype.float32:
+        raise ValueError(
+            "--fp8 measures e4m3 elements with hidden states of 16 bits, not --dtype float32: use "
+            "bfloat16 or float16"
+        )
     # Slow imports, so they follow the checks of the arguments.
     import torch
 

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from bench.aot_machine import NOP, cuobjdump, examine, opcodes
 from bench.aot_worker import Driver, target_of
+from nomicbert_kernels.gemm_triton import after_previous
 
 # An instruction of the disassembly: its opcode, and the first half of its code.
 LINE = re.compile(
@@ -51,6 +52,17 @@ def total_kernel(x, y, BLOCK: tl.constexpr):
     tl.store(y, tl.sum(tl.load(x + tl.arange(0, BLOCK)), 0))
 
 
+@triton.jit
+def waiting_kernel(x, y, LATE: tl.constexpr, launch_pdl: tl.constexpr):
+    """A copy that waits for the previous kernel first, or between load and store."""
+    if not LATE:
+        after_previous(launch_pdl)
+    value = tl.load(x)
+    if LATE:
+        after_previous(launch_pdl)
+    tl.store(y, value)
+
+
 def report(arch: str, function: Any, *args: Any, **keywords: Any) -> dict[str, Any]:
     """The report of a kernel, and its instructions by the disassembler."""
     triton.runtime.driver.set_active(Driver(target_of(arch)))
@@ -77,6 +89,9 @@ def main() -> None:
         "healthy": report("sm_90", products_kernel, x, y, 9, SERIAL=False, **products),
         "older": report("sm_80", products_kernel, x, y, 9, SERIAL=True, **products),
         "four warps": report("sm_90", total_kernel, y, y, BLOCK=512, num_warps=4),
+        "first": report("sm_90", waiting_kernel, y, y, LATE=False, launch_pdl=True),
+        "late": report("sm_90", waiting_kernel, y, y, LATE=True, launch_pdl=True),
+        "never": report("sm_90", waiting_kernel, y, y, LATE=False, launch_pdl=False),
         "one warp": report("sm_90", total_kernel, y, y, BLOCK=512, num_warps=1),
     }
     sys.stdout.write(json.dumps(reports))

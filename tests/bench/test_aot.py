@@ -157,6 +157,8 @@ def record(**changes: Any) -> dict[str, Any]:
         "tma": True,
         "cp_async": False,
         "tf32": False,
+        "waits": "never",
+        "launch_pdl": False,
     }
     return {**sound, **changes}
 
@@ -174,6 +176,9 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"spills": 3}, "3 spills"),
     ({"tensor_cores": False}, "a matmul without tensor cores"),
     ({"wgmma": False}, "a matmul without wgmma"),
+    ({"waits": "first"}, "griddepcontrol.wait comes first, not never"),
+    ({"waits": "late", "launch_pdl": True}, "griddepcontrol.wait comes late, not first"),
+    ({"waits": "never", "launch_pdl": True}, "griddepcontrol.wait comes never, not first"),
     ({"remarks": ["C7510", "C7515"]}, "wgmma is serialised (ptxas remarks C7510, C7515)"),
     (
         {"ctas": 1, "registers": 130},
@@ -191,6 +196,7 @@ SOUND: list[dict[str, Any]] = [
     {},
     {"barriers": 3},
     {"ctas": 3},
+    {"waits": "first", "launch_pdl": True},
     {"spills": 3, "dtype": "fp32", "tensor_cores": False, "wgmma": False},
     {"wgmma": False, "arch": "sm_89"},
     {"ctas": 0, "ctas_stated": 2},
@@ -285,7 +291,7 @@ def test_planted_faults_are_reported(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "sm_90.json").read_text(encoding="utf-8"))
     stored["rows"].insert(0, {"kernel": "swiglu", "bytes": 2, "up_to": {"rows": 1}})
     (tmp_path / "sm_90.json").write_text(json.dumps(stored), encoding="utf-8")
-    options = ("--kernel", "swiglu", "--tables", str(tmp_path))
+    options = ("--kernel", "swiglu", "--pdl", "--tables", str(tmp_path))
     done, records = compile_rows(tmp_path / "out.json", "--arch", *FAULTS, *options)
     assert done.returncode == 1, done.stdout + done.stderr
     for arch, (_, message) in FAULTS.items():
@@ -296,3 +302,6 @@ def test_planted_faults_are_reported(tmp_path: Path) -> None:
             assert any(message in text for text in found.pop((arch, "swiglu_kernel")))
         assert not [kernel for at, kernel in found if at == arch and kernel != "swiglu_kernel"]
     assert "sm_90: row 0 of swiglu for 2 bytes is never launched" in done.stdout
+    for record in records:
+        if not record["error"]:
+            assert record["waits"] == ["first" if record["arch"] == "sm_90" else "never"], record

@@ -51,13 +51,15 @@ def problem(
         look()
         return look
 
-    return Problem(kernel, {"weight": torch.zeros(8, 8)}, bind, (), 5, 1.0, 1.0)
+    tensors = {"weight": torch.zeros(8, 8), "cos": torch.zeros(1, 8)}
+    return Problem(kernel, tensors, bind, (), 5, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("kernel", forms.PRODUCTS)
 def test_gemms_use_the_settings_in_their_name(kernel: str, here: Place) -> None:
     seen: list[launch.Settings] = []
-    shipped = launch.settings(kernel, CPU, torch.float32, rows=5, n=8, k=8)
+    sizes = {"rows": 5, "n": 8, "k": 8, "head_dim": 16}
+    shipped = launch.settings(kernel, CPU, torch.float32, **sizes)
     found = forms.of_products(here, kernel, problem(kernel, seen))
     assert len(found) == len(forms.PRODUCTS[kernel]) == 2
     for name, peer in found.items():
@@ -72,7 +74,7 @@ def test_gemms_use_the_settings_in_their_name(kernel: str, here: Place) -> None:
         tile = f"{bound['BLOCK_M']}x{bound['BLOCK_N']}x{bound['BLOCK_K']}"
         assert name == f"ours, {tile} w{bound.options['num_warps']} s{bound.options['num_stages']}"
         assert not bound.library
-    assert launch.settings(kernel, CPU, torch.float32, rows=5, n=8, k=8) == shipped
+    assert launch.settings(kernel, CPU, torch.float32, **sizes) == shipped
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.gpu import forms
 from bench.gpu.place import Place
 from bench.gpu.proof import variants
 from bench.gpu.proof import winners as table
@@ -56,7 +57,7 @@ def test_winners(entries: list[dict[str, Any]], wanted: str | None) -> None:
 def test_every_shipped_row_below_a_winner_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
     place = Place(CPU, torch.bfloat16, "torch", False, lambda work: 0.0)
-    exactly = {"n": 2304, "k": 768}
+    exactly = {"n": 2304, "k": 768, "head_dim": 64}
     won = {"kernel": "qkv_rotary", "bytes": 2, "exactly": exactly}
     found = [launch.read_row(row) for row in table.shipped_below(place, won, 5632)]
     assert [row.up_to["rows"] for row in found] == [64, 896, 5631]
@@ -129,7 +130,7 @@ def test_variants_change_rows_of_hopper(one: Contest, monkeypatch: pytest.Monkey
         settings = [row.settings for row in rows.values()]
         shipped = launch.settings(
             one.kernel, CPU, torch.float8_e4m3fn if one.bytes == 1 else place.dtype,
-            rows=tokens, **variants.widths(one.kernel, problem),
+            rows=tokens, **forms.widths(one.kernel, problem),
         ) if one.kernel else None  # fmt: skip
         assert all(one != shipped for one in settings)
         for row in rows.values():

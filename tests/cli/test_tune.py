@@ -262,15 +262,19 @@ def test_rows_of_e4m3(
     kernels = {problem["kernel"] for problem in json.loads(out)["problems"]}
     assert kernels == {"qkv_rotary", "swiglu", "linear"}
     fp8.install()
-    code, out, err = run_cli("tune", checkpoint, "--fp8", "--json", *SWIGLU)
+    half = ("--kernel", "swiglu", "--dtype", "float16", "--quick")
+    code, out, err = run_cli("tune", checkpoint, "--fp8", "--json", *half)
     assert code == 0, err
     document = json.loads(out)
-    assert (document["backend"], document["dtype"]) == ("fp8", "float32")
+    assert (document["backend"], document["dtype"]) == ("fp8", "float16")
     rows = json.loads((folder / "interpreter.json").read_text())["rows"]
     assert {(row["kernel"], row["bytes"]) for row in rows} == {("swiglu", 1)}
     code, _, err = run_cli("tune", checkpoint, "--fp8", "--kernel", "attention", "--dry-run")
     assert code == 2
     assert "backend 'fp8'" in one_line(err)
+    code, _, err = run_cli("tune", checkpoint, "--fp8", "--dtype", "float32", "--dry-run")
+    assert code == 2
+    assert "not --dtype float32: use bfloat16 or float16" in one_line(err)
 
 
 def test_e4m3_without_rows(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

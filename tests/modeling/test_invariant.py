@@ -68,7 +68,7 @@ def test_settings_do_not_depend_on_rows(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
 
     def settings(kernel: str, rows: int) -> launch.Settings:
-        return launch.settings(kernel, CPU, torch.bfloat16, rows=rows, n=768, k=768)
+        return launch.settings(kernel, CPU, torch.bfloat16, rows=rows, n=768, k=768, head_dim=64)
 
     for kernel in ("linear", "qkv_rotary", "swiglu", "gelu", "experts"):
         many = settings(kernel, 20_000)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench.gpu import digests
-from nomicbert_kernels import launch
+from nomicbert_kernels import BackendError, launch
 from nomicbert_kernels.custom_ops import on_its_device
 from nomicbert_kernels.tensors import GROUP
 
@@ -68,13 +68,14 @@ def test_a_row_is_read_into_constants_and_options() -> None:
     assert read.settings.constants == {"BLOCK_M": 32, "PRECISION": "ieee"}
     assert read.settings.options == {"num_warps": 4, "num_stages": 3, "maxnreg": 128}
     assert read.settings.library
-    assert read.settings.keywords == {
+    assert read.settings.keywords(CPU) == {
         "BLOCK_M": 32,
         "PRECISION": "ieee",
         "num_warps": 4,
         "num_stages": 3,
         "maxnreg": 128,
         "enable_fp_fusion": True,
+        "launch_pdl": False,
     }
     assert (read.kernel, read.bytes, read.up_to, read.exactly) == ("swiglu", 4, {"rows": 64}, {})
     assert read.settings.fields == {
@@ -86,6 +87,52 @@ def test_a_row_is_read_into_constants_and_options() -> None:
         "maxnreg": 128,
     }
     assert not launch.read_row(row()).settings.library
+
+
+@pytest.mark.parametrize(
+    ("arch", "overlaps"),
+    [("sm_90", True), ("sm_100", True), ("sm_121", True), ("sm_89", False), ("gfx942", False),
+     (launch.INTERPRETER, False)],
+)  # fmt: skip
+def test_launches_overlap_where_they_can(
+    monkeypatch: pytest.MonkeyPatch, arch: str, overlaps: bool
+) -> None:
+    monkeypatch.setattr(launch, "architecture", lambda device: arch)
+    read = launch.read_row(row()).settings
+    assert not launch.common(CPU)["launch_pdl"]
+    monkeypatch.setattr(launch, "PDL", True)
+    assert launch.common(CPU)["launch_pdl"] is read.keywords(CPU)["launch_pdl"] is overlaps
+
+
+def kernels() -> dict[str, ast.FunctionDef]:
+    """The kernels that are launched, by name."""
+    found, launched = {}, set()
+    for path in KERNELS.glob("*_triton.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                found[node.name] = node
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+                launched.add(ast.unparse(node.func.value).rpartition(".")[2])
+    return {name: found[name] for name in sorted(launched)}
+
+
+KERNEL_FUNCTIONS = kernels()
+
+
+def test_all_kernels_are_found() -> None:
+    assert {"attention_kernel", "narrow_kernel", "pool_kernel"} <= {*KERNEL_FUNCTIONS}
+    assert all(name.endswith("_kernel") for name in KERNEL_FUNCTIONS)
+
+
+@pytest.mark.parametrize("name", KERNEL_FUNCTIONS)
+def test_a_kernel_waits_for_the_previous_one_first(name: str) -> None:
+    """`launch_pdl` has no default, so that no launch can leave it out."""
+    kernel = KERNEL_FUNCTIONS[name]
+    _, first = kernel.body[:2]
+    assert ast.unparse(first) == "after_previous(launch_pdl)"
+    args = kernel.args
+    required = args.args[: len(args.args) - len(args.defaults)]
+    assert "launch_pdl: tl.constexpr" in map(ast.unparse, required)
 
 
 def stored(folder: Path, arch: str, *rows: dict[str, Any]) -> Path:
@@ -187,7 +234,7 @@ def test_a_launch_without_enough_memory_names_its_row(
         tile(64)
         raise OutOfResources(300_000, 232_448, name)
 
-    with pytest.raises(RuntimeError) as raised:
+    with pytest.raises(BackendError) as raised:
         on_its_device(run)(torch.empty(1))
     assert str(raised.value) == (
         f"a kernel needs 300,000 {unit}, and this device has 232,448: use smaller blocks or fewer "
@@ -199,7 +246,7 @@ def test_a_launch_without_enough_memory_names_its_row(
 def test_the_error_that_names_the_row_is_of_triton() -> None:
     """Its attributes are Triton's, and other errors of a launch are left alone."""
     errors = pytest.importorskip("triton.runtime.errors")
-    with pytest.raises(RuntimeError, match=r"needs 9 bytes of shared memory, and .* has 8"):
+    with pytest.raises(BackendError, match=r"needs 9 bytes of shared memory, and .* has 8"):
         launch.explain(errors.OutOfResources(9, 8, "shared memory"))
     launch.explain(ValueError("something else"))
 
@@ -208,7 +255,7 @@ def test_programs_per_multiprocessor() -> None:
     """They belong to the grid: the kernel does not get them."""
     read = launch.read_row(row(64, 32, FLATTEN=True, programs=2)).settings
     assert read.programs == 2
-    assert "programs" not in read.keywords
+    assert "programs" not in read.keywords(CPU)
     assert read.fields["programs"] == 2
     assert launch.read_row({**row(64, 32), **read.fields}).settings == read
     assert launch.read_row(row()).settings.programs == 1
@@ -363,6 +410,19 @@ def test_rows_use_the_sizes_of_their_kernel_and_all_are_reachable(name: str) -> 
             assert not any(earlier.fits(largest) for earlier in rows[:i]), (name, kernel, i)
 
 
+@pytest.mark.parametrize("name", sorted({*SHIPPED} - {launch.INTERPRETER}))
+def test_heads_of_up_to_128_lie_within_a_tile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the kernel of the projection rotates them, whatever the number of rows."""
+    monkeypatch.setattr(launch, "architecture", lambda device: name)
+    for dtype in (torch.float8_e4m3fn, torch.bfloat16, torch.float32):
+        if ("qkv_rotary", dtype.itemsize) in launch.table(name):
+            for head in (32, 64, 128):
+                for rows in (1, 64, 65, 896, 897, HUGE):
+                    sizes = {"rows": rows, "n": 2304, "k": 768, "head_dim": head}
+                    s = launch.settings("qkv_rotary", CPU, dtype, **sizes)
+                    assert s["BLOCK_N"] % head == 0, (dtype, sizes)
+
+
 def test_every_architecture_with_a_limit_has_a_table() -> None:
     assert set(SHIPPED) == {*launch.SHARED_MEMORY, launch.SAFE, launch.INTERPRETER}
 
@@ -403,6 +463,14 @@ def unproven(tables: Path) -> Iterator[str]:
 def test_proven_tables_name_a_run_of_these_kernels() -> None:
     """`auto` uses the kernels where a table is marked as proven, so a mark needs a run."""
     assert not list(unproven(launch.TABLES))
+
+
+def test_stated_programs_are_a_setting_of_persistent_kernels_only() -> None:
+    one, two = row(8), row(64, programs=2)
+    assert digests.row_digest(one) == digests.row_digest(two)
+    flat = {"FLATTEN": True}
+    assert digests.row_digest(one | flat) != digests.row_digest(two | flat)
+    assert digests.row_digest(one) != digests.row_digest(one | {"num_warps": 8})
 
 
 def test_a_mark_without_a_run_is_found(tmp_path: Path) -> None:

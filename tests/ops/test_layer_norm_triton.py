@@ -67,7 +67,7 @@ def test_a_row_of_up_to_1024_columns_has_one_warp() -> None:
     for width, columns, warps in (
         (1, 1, 1), (384, 512, 1), (768, 1024, 1), (1024, 1024, 1), (1025, 2048, 2), (8192, 8192, 8)
     ):  # fmt: skip
-        found = layer_norm_triton.tiling(width)
+        found = layer_norm_triton.tiling(width, torch.device("cpu"))
         assert (found["WIDTH"], found["COLUMNS"], found["num_warps"]) == (width, columns, warps)
 
 

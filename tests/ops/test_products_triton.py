@@ -306,9 +306,8 @@ def test_the_common_head_is_rotated_in_the_epilogue(monkeypatch: pytest.MonkeyPa
         qkv_rotary_triton.qkv_rotary(x, weight(120, 2), rope(5, 20), HEADS)
 
 
-def test_wide_heads_are_rotated_apart_in_wide_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their angles do not fit into shared memory next to a tile of 256 columns."""
-    launched(monkeypatch, BLOCK_N=256)
+def test_heads_wider_than_a_tile_are_rotated_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(monkeypatch, BLOCK_N=64)
     rotated = []
     rotate = qkv_rotary_triton.rotate_
     monkeypatch.setattr(

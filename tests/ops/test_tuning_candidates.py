@@ -45,7 +45,7 @@ ATTENTION_16 = {(f"attention_{name}", 16) for name in ("short", "long", "rows")}
 def test_the_sizes_of_a_model() -> None:
     products = {("linear", 32, 32), ("linear", 32, 48)}
     assert sizes_of(GATED) == {
-        ("qkv_rotary", 96, 32),
+        ("qkv_rotary", 96, 32, 16),
         ("swiglu", 48, 32),
         *products,
         *ATTENTION_16,
@@ -53,7 +53,7 @@ def test_the_sizes_of_a_model() -> None:
     assert sizes_of(PLAIN) == {("linear", 96, 32), ("gelu", 48, 32), *products, *ATTENTION_16}
     # rotation after the vendor's GEMM has no settings
     apart = replace(GATED, fused_rotary=False)
-    assert sizes_of(apart) == sizes_of(GATED) - {("qkv_rotary", 96, 32)}
+    assert sizes_of(apart) == sizes_of(GATED) - {("qkv_rotary", 96, 32, 16)}
     assert sizes_of(MIXED, kernels=["experts"]) == {("experts", 24, 16), ("experts", 16, 24)}
 
 
@@ -142,7 +142,7 @@ def test_candidates_fit(arch: str, size: int, quick: bool) -> None:
             assert not (s.constants.get("DESCRIPTORS") and arch in ("sm_80", "sm_86", "gfx942"))
             assert memory_of(problem, s, size) <= limit
             if problem.kernel == "qkv_rotary":
-                assert s["BLOCK_N"] % problem.whole == 0
+                assert s["BLOCK_N"] % problem.exactly["head_dim"] == 0
             if size == 1:
                 assert GROUP % s["BLOCK_K"] == 0
                 assert problem.kernel not in ("swiglu", "gelu") or s["BLOCK_N"] == GROUP

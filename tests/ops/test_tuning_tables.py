@@ -95,7 +95,7 @@ def test_a_user_row_for_all_sizes_comes_last() -> None:
     """First, it would hide the row measured for one size."""
     problem = only("swiglu")
     (five,) = varied(problem, GROUP=(5,))
-    own = {"kernel": "swiglu", "bytes": 4, **five.keywords, "GROUP": 9}
+    own = {"kernel": "swiglu", "bytes": 4, **five.fields, "GROUP": 9}
     tables.write(ARCH, [own], ABOUT)
     write([result_of(problem, five)])
     assert look_up(20) == five

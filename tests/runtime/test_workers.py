@@ -295,7 +295,7 @@ def test_backend_that_a_worker_cannot_run(nomic: Embedder, monkeypatch: pytest.M
     assert type(raised.value) is BackendError
     cause = str(raised.value.__cause__)
     assert cause.startswith("in the process on cpu:\nTraceback")
-    assert "nomicbert_kernels.backend.BackendError: backend 'triton'" in cause
+    assert "nomicbert_kernels.launch.BackendError: backend 'triton'" in cause
 
 
 def test_nothing_to_do(nomic: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from bench import problems
 from bench.gpu import ops
-from bench.gpu.forms import FP8, ROUNDED, Asked
+from bench.gpu.forms import FP8, ROUNDED, Asked, widths
+from bench.gpu.layer import layer
 from bench.gpu.place import Place
 from bench.gpu.proof.cases import case, matched
 from bench.gpu.proof.parity import of_specification
@@ -39,8 +40,10 @@ from nomicbert_kernels.tuning.search import taking
 TABLE = Path(__file__).with_name("variants.json")
 STAGE = "variants"
 DRY_SIZES = {"few": 20, "many": 70}
+# Ops whose sizes are texts.
+OF_TEXTS = {"attention": problems.attention, "layer": layer}
 # 260 tokens are enough for the kernel of long texts.
-DRY_TEXTS = {"attention_short": [40, 7], "attention_long": [260, 7]}
+DRY_TEXTS = {"attention_short": [40, 7], "attention_long": [260, 7], "": [20]}
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Contest:
     """An op in several sizes, and its variants.
 
     Attributes:
-        op: as `bench.gpu.ops` names it, or "attention".
+        op: as `bench.gpu.ops` names it, or one of OF_TEXTS.
         kernel: whose launch row the variants change; empty if they change modules only.
         bytes: per element of the kernel's input; 1 selects backend "fp8".
         sizes: tokens, or "N x LENGTH" texts.
@@ -134,7 +137,7 @@ def problem_of(
     if isinstance(size, str):
         count, length = map(int, size.split(" x "))
         lengths = DRY_TEXTS[one.kernel] if place.dry else [length] * count
-        problem = problems.attention(model, draw, lengths)
+        problem = OF_TEXTS[one.op](model, draw, lengths)
         return problem, {"torch": Peer(functools.partial(problem.bind, torch_ops(place)))}
     if place.dry:
         size = DRY_SIZES["few"] if one.is_few(size) else DRY_SIZES["many"]
@@ -159,14 +162,6 @@ def rows_of(
     up_to = {"rows": FEW} if one.is_few(size) else {}
     for name, changes in one.variants.items():
         yield name, Row(one.kernel, one.bytes, up_to, sizes, changed(shipped, changes))
-
-
-def widths(kernel: str, problem: Problem) -> dict[str, int]:
-    """Sizes that launch rows of a kernel compare, except the number of tokens."""
-    if kernel.startswith("attention"):
-        return {"head_dim": problem.tensors["qkv"].shape[-1]}
-    columns, width = problem.tensors["weight"].shape
-    return {"n": columns // 2 if kernel == "swiglu" else columns, "k": width}
 
 
 def shipped_settings(

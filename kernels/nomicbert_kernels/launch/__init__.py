@@ -55,8 +55,11 @@ SHARED_MEMORY = {
     "gfx942": 65_536,
 }
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
-# For every launch: fuse multiply and add, whatever Triton's default is.
-COMMON = {"enable_fp_fusion": True}
+# Programmatic dependent launch: a kernel may start while the previous one still runs. Whether this
+# process uses it: a variant of the proof run, off until it has been measured. And the lowest sm_
+# architecture that has it.
+PDL = False
+PDL_SINCE = 90
 # Number of rows used to look up settings within `invariant`.
 ANY_ROWS = 10**9
 # What Triton's OutOfResources calls a resource, with its unit.
@@ -66,6 +69,10 @@ UNITS = {
 }
 
 _invariant: ContextVar[bool] = ContextVar("invariant", default=False)
+
+
+class BackendError(RuntimeError):
+    """The requested backend cannot run on this device, in this dtype, or with its launch row."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +95,9 @@ class Settings:
         """One constant."""
         return self.constants[name]
 
-    @property
-    def keywords(self) -> dict[str, Any]:
-        """All keyword arguments of the launch."""
-        return {**self.constants, **self.options, **COMMON}
+    def keywords(self, device: torch.device) -> dict[str, Any]:
+        """All keyword arguments of a launch on this device."""
+        return {**self.constants, **self.options, **common(device)}
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -138,6 +144,18 @@ def architecture(device: torch.device) -> str:
         return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
+
+
+def common(device: torch.device) -> dict[str, bool]:
+    """Keyword arguments of every launch on a device.
+
+    enable_fp_fusion: fuse multiply and add, whatever Triton's default is.
+    launch_pdl: PDL, where the architecture has it. It is an option of Triton, and also a constant
+        of every kernel; see `gemm_triton.after_previous`.
+    """
+    arch = architecture(device)
+    overlaps = PDL and arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= PDL_SINCE
+    return {"enable_fp_fusion": True, "launch_pdl": overlaps}
 
 
 def tuned_folder() -> Path:
@@ -261,7 +279,7 @@ def explain(error: Exception) -> None:
         error: of a launch. The row looked up last is taken for its own: kernels without a row need
             no more than 16 KB.
 
-    Raises: RuntimeError: the error is Triton's OutOfResources. That class is compared by name,
+    Raises: BackendError: the error is Triton's OutOfResources. That class is compared by name,
         because this module is also used where triton is not installed.
     """
     if type(error).__name__ != "OutOfResources":
@@ -269,7 +287,7 @@ def explain(error: Exception) -> None:
     row = _latest.get()
     needed, limit, name = (getattr(error, part) for part in ("required", "limit", "name"))
     where = "" if row is None else f" of {row.kernel}, {row.place or 'which is being tried'}"
-    raise RuntimeError(
+    raise BackendError(
         f"a kernel needs {needed:,} {UNITS.get(name, name)}, and this device has {limit:,}: use "
         f"smaller blocks or fewer stages in the launch row{where}"
     ) from error

@@ -10,10 +10,13 @@ capability"; AMD CDNA3 ISA guide, size of a workgroup.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Threads of a program, registers of a thread, and registers of a multiprocessor.
+# Threads of a warp and of a program, registers of a thread and of a multiprocessor, and bytes of
+# shared memory that CUDA takes per program.
+WARP = 32
 THREADS = 1024
 THREAD_REGISTERS = 255
 REGISTERS = 65_536
+RESERVED = 1024
 
 NUMBERS = (
     "num_warps",
@@ -32,7 +35,7 @@ PRECISIONS = ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6")
 CONDITIONS = ("up_to", "exactly")
 SIZES = ("rows", "n", "k", "head_dim")
 # What `nomicbert tune` stores in addition.
-MEASURED = ("us", "shipped_us", "triton", "enable_fp_fusion")
+MEASURED = ("us", "shipped_us", "triton")
 KEYS = {"kernel", "bytes", "PRECISION", *NUMBERS, *FLAGS, *CONDITIONS, *MEASURED}
 
 
@@ -67,7 +70,7 @@ def ill_formed(row: Mapping[str, Any]) -> Iterator[str]:
 def too_large(row: Mapping[str, Any], arch: str) -> Iterator[str]:
     """One message for each limit of the architecture that a well-formed row exceeds."""
     amd = arch.startswith("gfx")
-    lanes = 64 if arch.startswith("gfx9") else 32
+    lanes = 64 if arch.startswith("gfx9") else WARP
     threads = row.get("num_warps", 1) * lanes
     if threads > THREADS:
         yield (

@@ -207,7 +207,9 @@ def allowed(problem: Problem, tile: Mapping[str, int], shipped: Sequence[Row], s
         return tile["BLOCK_M"] >= least_long_tile(problem, shipped)
     if size == 1 and problem.kernel in ROUNDING:
         return tile["BLOCK_N"] == GROUP
-    return tile["BLOCK_N"] % problem.whole == 0
+    if problem.kernel == "qkv_rotary":
+        return tile["BLOCK_N"] % problem.exactly["head_dim"] == 0
+    return True
 
 
 def candidates(

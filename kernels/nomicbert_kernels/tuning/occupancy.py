@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 from nomicbert_kernels import launch
 from nomicbert_kernels.launch import Settings
-from nomicbert_kernels.launch.limits import REGISTERS
+from nomicbert_kernels.launch.limits import REGISTERS, RESERVED, WARP
 
 # Bytes of shared memory per program, where an architecture's limit is unknown.
 LEAST_SHARED = 49_152
-# Bytes of shared memory that CUDA takes per program, and those of a barrier per pipeline stage.
-RESERVED, BARRIER = 1024, 8
-THREADS_OF_WARP = 32
+# Bytes of a barrier per pipeline stage.
+BARRIER = 8
 # Registers that a thread needs besides its accumulators: a kernel without a cap takes up to
 # MOST_OTHERS of them, and spills with fewer than LEAST_OTHERS.
 LEAST_OTHERS, MOST_OTHERS = 56, 88
@@ -34,7 +33,7 @@ class Shape(NamedTuple):
     @property
     def threads(self) -> int:
         """Threads of a program."""
-        return self.warps * THREADS_OF_WARP
+        return self.warps * WARP
 
 
 class Device(NamedTuple):

@@ -105,7 +105,6 @@ class Problem:
         up_to: largest number of rows it applies to; None for all beyond the other problems.
         rows: the number of rows measured; None if settings do not depend on it.
         make: draws the tensors; returns a function that makes the call for any ops and dtype.
-        whole: a tile's columns must be a multiple of this: the head size if the kernel rotates.
     """
 
     kernel: str
@@ -113,7 +112,6 @@ class Problem:
     up_to: int | None
     rows: int | None
     make: Callable[[Draw], Prepare] = field(compare=False, repr=False)
-    whole: int = 1
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -123,9 +121,9 @@ class Problem:
     @property
     def shape(self) -> str:
         """The sizes as text: "3072 x 768", or "heads of 64"."""
-        if "head_dim" in self.exactly:
+        if "n" not in self.exactly:
             return f"heads of {self.exactly['head_dim']}"
-        return " x ".join(map(str, self.exactly.values()))
+        return f"{self.exactly['n']} x {self.exactly['k']}"
 
 
 def given(ops: Ops, x: Tensor, grouped: bool = False) -> Tensor | Activation:
@@ -266,12 +264,14 @@ def problems(
     for model in models:
         for kernel, n, k, maker in gemms(model):
             if kernel in kernels:
-                whole = model.head_dim if kernel == "qkv_rotary" else 1
+                exactly = {"n": n, "k": k}
+                if kernel == "qkv_rotary":
+                    exactly["head_dim"] = model.head_dim
                 limits = limits_of(kernel, shipped)
                 for up_to in (*limits, None):
                     rows = max(LARGE, 2 * limits[-1]) if up_to is None else up_to
                     make = functools.partial(maker, rows)
-                    add(Problem(kernel, {"n": n, "k": k}, up_to, rows, make, whole))
+                    add(Problem(kernel, exactly, up_to, rows, make))
         if "attention" in kernels:
             for kernel, texts, one_each in (
                 ("attention_short", SHORT_TEXTS, False),

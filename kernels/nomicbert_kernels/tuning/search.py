@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from nomicbert_kernels import launch
-from nomicbert_kernels.backend import FP8_REFERENCE, REFERENCE, TORCH, BackendError, Ops
-from nomicbert_kernels.launch import Row, Settings
+from nomicbert_kernels.backend import FP8_REFERENCE, REFERENCE, TORCH, Ops
+from nomicbert_kernels.launch import BackendError, Row, Settings
 from nomicbert_kernels.tensors import Activation, values
 from nomicbert_kernels.tuning.candidates import candidates, template_of
 from nomicbert_kernels.tuning.problems import Call, Draw, Prepare, Problem
