@@ -23,7 +23,8 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-demo  ## search the standard library by meaning, with a real checkpoint, offline
-	$(VENV)/bin/nomicbert demo
+	@mkdir -p build
+	$(VENV)/bin/nomicbert demo -o build/demo.parquet --overwrite
 
 test: $(VENV)/.installed-test $(CLIENTS)/.installed  ## run the test suite in JOBS processes
 	$(RUN) -m pytest -n $(JOBS) -p no:benchmark

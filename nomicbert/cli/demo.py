@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nomicbert.cli import console
+from nomicbert.bulk.inputs.rows import EMBEDDING
+from nomicbert.bulk.optional import need_pyarrow
+from nomicbert.bulk.output import OutputFormat, choose_output_format, open_output
+from nomicbert.cli import checks, console
 from nomicbert.errors import HubError, to_install
 from nomicbert.text.corpus import Passage, read_passages
 
@@ -103,6 +106,18 @@ def demo(
             help="Folder or repository id. Default: the packaged all-MiniLM-L6-v2.",
         ),
     ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write passages and vectors to a .parquet file, for nomicbert map.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file if it exists.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document instead of the rankings.")
     ] = False,
@@ -115,6 +130,8 @@ def demo(
     asked = list(questions or QUESTIONS)
     if empty := [number for number, text in enumerate(asked, start=1) if not text.strip()]:
         raise ValueError(f"question {empty[0]} is empty: ask something, or give no question at all")
+    if output is not None:
+        _check_output(output, overwrite)
     corpus = read_passages(passages, modules or ())
     texts = [passage.text for passage in corpus]
     folder = model or packaged_weights()
@@ -149,6 +166,41 @@ def demo(
         answers=answers,
     )
     console.put(json.dumps(asdict(report), indent=2) if as_json else as_text(report))
+    if output is not None:
+        keep(output, corpus, index)
+        console.tell(f"a map of these: nomicbert map {output} -o map.html --color module")
+    console.tell('your own notes: nomicbert search FOLDER "your question"')
+
+
+def _check_output(output: str, overwrite: bool) -> None:
+    """Refuse a file of another format, or one that exists."""
+    if choose_output_format(output, None) is not OutputFormat.parquet:
+        raise ValueError(f"--output {output} must end in .parquet")
+    need_pyarrow(f"writing {output}")
+    checks.refuse_existing([output], overwrite)
+
+
+def keep(output: str, corpus: list[Passage], index: "Vectors") -> None:
+    """Write passages and vectors to a Parquet file: name, module, text, embedding.
+
+    Args:
+        output: the file.
+        corpus: the passages.
+        index: (passages, dimension); row i is corpus[i].
+    """
+    import pyarrow as pa
+
+    from nomicbert.bulk.parquet import open_parquet, vectors_column
+
+    columns = {
+        "name": [passage.name for passage in corpus],
+        "module": [passage.name.partition(".")[0] for passage in corpus],
+        "text": [passage.text for passage in corpus],
+        EMBEDDING: vectors_column(index),
+    }
+    table = pa.table(columns)
+    with open_output(output) as file, open_parquet(file, table.schema) as writer:
+        writer.write_table(table)
 
 
 def packaged_weights() -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from nomicbert.bulk.stored import open_vectors
 from nomicbert.cli import demo
 from nomicbert.embedder import Embedder
 from nomicbert.errors import to_install
@@ -261,3 +262,36 @@ def test_the_real_library_is_covered() -> None:
     assert len({name.partition(".")[0] for name in names}) > 120
     assert not [n for n in names if "._" in n or n.startswith(("test.", "idlelib", "lib2to3"))]
     assert max(len(passage.summary.split()) for passage in passages) <= corpus.MAX_WORDS
+
+
+@needs_weights
+def test_keeps_the_vectors(tmp_path: Path) -> None:
+    """And says what to do with them."""
+    out = tmp_path / "v.parquet"
+    words = (
+        "demo",
+        "--passages",
+        "6",
+        "--module",
+        "shutil",
+        "--module",
+        "json",
+        "-o",
+        str(out),
+        "a",
+    )
+    code, _, err = run_cli(*words)
+    assert code == 0
+    assert f"nomicbert map {out} -o map.html --color module\n" in err
+    assert 'nomicbert search FOLDER "your question"\n' in err
+    stored = open_vectors(out)
+    passages = read_passages(6, ["shutil", "json"])
+    rows = stored.take(range(6))
+    assert [row["text"] for row in rows] == [passage.text for passage in passages]
+    assert {row["module"] for row in rows} == {"shutil", "json"}
+    wanted = Embedder(demo.packaged_weights()).encode_document(
+        [passage.text for passage in passages], normalize_embeddings=True
+    )
+    np.testing.assert_allclose(stored.vectors(), wanted, rtol=0, atol=1e-6)
+    assert f"{out} exists: pass --overwrite" in one_line(run_cli(*words)[2])
+    assert "must end in .parquet" in one_line(run_cli("demo", "-o", str(tmp_path / "v.npy"))[2])
