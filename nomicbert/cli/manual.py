@@ -22,26 +22,36 @@ Examples:
 WIDTH = 100
 
 
+def pages() -> dict[str, Path]:
+    """All pages: name -> file."""
+    return {path.stem: path for path in sorted(folder().glob("*.md"))}
+
+
 def manual(
     page: Annotated[
-        str | None, typer.Argument(metavar="PAGE", help="A command, or another page of the list.")
+        str | None,
+        typer.Argument(
+            metavar="PAGE",
+            help="A command, or another page of the list.",
+            autocompletion=lambda: list(pages()),
+        ),
     ] = None,
 ) -> None:
     """Show a page of the manual; without PAGE, list all pages.
 
     On a terminal the page is formatted and shown by the pager, elsewhere it is Markdown.
     """
-    pages = {path.stem: path for path in sorted(folder().glob("*.md"))}
+    known = pages()
     if page is None:
-        width = max(map(len, pages))
-        for name, path in pages.items():
+        width = max(map(len, known))
+        for name, path in known.items():
             console.put(f"{name:<{width}}  {_title(path)}")
         return
-    if page not in pages:
-        near = difflib.get_close_matches(page, pages, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(pages)}"
+    if page not in known:
+        near = difflib.get_close_matches(page, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise ValueError(f"the manual has no page {page!r}: {hint}")
-    text = pages[page].read_text(encoding="utf-8")
+    text = known[page].read_text(encoding="utf-8")
     if not sys.stdout.isatty():
         console.put(text.rstrip())
         return
