@@ -82,6 +82,34 @@ def test_a_lone_file(kind: str) -> None:
     assert stored.take([20, 3]) == [{"id": 20, "text": "line 20"}, {"id": 3, "text": "line 3"}]
 
 
+def test_vectors_of_several_lengths() -> None:
+    rows = [[1.0, 2, 3], [4.0, 5], [6.0, 7, 8, 9]]  # three on average
+    pq.write_table(pa.table({"embedding": pa.array(rows)}), "one.parquet")
+    with pytest.raises(ValueError, match="one.parquet has vectors of different lengths"):
+        open_vectors("one.parquet").vectors()
+
+
+def test_a_file_url() -> None:
+    pq.write_table(pa.table({"embedding": pa.array([[1.0, 2]])}), "one.parquet")
+    stored = open_vectors(Path("one.parquet").resolve().as_uri())
+    assert stored.vectors().tolist() == [[1, 2]]
+
+
+def test_a_folder_that_was_written_again() -> None:
+    embed("a.txt", "v")
+    stored = open_vectors("v")
+    Path("a.txt").write_text("\n".join(LINES[::-1][:14]) + "\n")
+    embed("a.txt", "v", restart=True)
+    for read in (stored.vectors, lambda: stored.vectors([3]), lambda: stored.take([3])):
+        with pytest.raises(ValueError, match="v has been written again since it was opened"):
+            read()
+    again = open_vectors("v")
+    assert again.take([3], ["text"]) == [{"text": LINES[-4]}]
+    next(Path("v").glob("part-*")).unlink()
+    with pytest.raises(ValueError, match="v has been written again"):
+        again.take([3])
+
+
 def test_an_unfinished_job() -> None:
     Path("a.txt").write_text("short\n" * 12 + "longer than it may be\n")
     with pytest.raises(ValueError, match="line 13: it has over 20 tokens"):

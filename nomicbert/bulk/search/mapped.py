@@ -11,8 +11,8 @@ processes that make the same one do not disturb each other.
 
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -121,7 +121,8 @@ def _digest(stored: StoredVectors) -> str:
 def _make(stored: StoredVectors, folder: Path, digest: str) -> None:
     """Write a copy beside its final name, rename it, and remove those of older vectors."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
+    made = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
+    made.mkdir()  # unlike mkdtemp, others may read it: vectors are shared
     try:
         _write(stored, made)
         with suppress(OSError):  # another process was faster
