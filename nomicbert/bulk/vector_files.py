@@ -80,7 +80,7 @@ def vector_type(name: str, file: Any) -> tuple[int, str]:
     if pa.types.is_fixed_size_list(kind):
         width = kind.list_size
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        (first,) = next(file.iter_batches(1, [0], [EMBEDDING])).column(0)
+        (first,) = next(file.iter_batches(1, columns=[EMBEDDING])).column(0)
         width = len(first.as_py() or ())
     else:
         raise ValueError(f"{name}: the column {EMBEDDING!r} must hold lists of numbers, not {kind}")
@@ -106,10 +106,7 @@ def as_array(name: str, column: Any, width: int) -> Float32:
     pieces = [chunk.flatten() for chunk in column.chunks]
     if column.null_count or any(piece.null_count for piece in pieces):
         raise ValueError(f"{name} has rows without a vector, or with nulls in it")
-    if len(column) and pc.min_max(pc.list_value_length(column)).as_py() != {
-        "min": width,
-        "max": width,
-    }:
+    if pc.list_value_length(column).unique().to_pylist() not in ([], [width]):
         raise ValueError(f"{name} has vectors of different lengths")
     arrays = [piece.to_numpy(zero_copy_only=False) for piece in pieces]
     values = np.concatenate(arrays) if arrays else np.empty(0, np.float32)

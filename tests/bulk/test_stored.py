@@ -85,8 +85,17 @@ def test_a_lone_file(kind: str) -> None:
 def test_vectors_of_several_lengths() -> None:
     rows = [[1.0, 2, 3], [4.0, 5], [6.0, 7, 8, 9]]  # three on average
     pq.write_table(pa.table({"embedding": pa.array(rows)}), "one.parquet")
-    with pytest.raises(ValueError, match="one.parquet has vectors of different lengths"):
+    with pytest.raises(ValueError, match=r"one.parquet has vectors of different lengths"):
         open_vectors("one.parquet").vectors()
+
+
+def test_a_first_row_group_without_rows() -> None:
+    table = pa.table({"embedding": pa.array([[1.0, 2]])})
+    with pq.ParquetWriter("one.parquet", table.schema) as writer:
+        writer.write_table(table.slice(0, 0))
+        writer.write_table(table)
+    assert pq.ParquetFile("one.parquet").metadata.row_group(0).num_rows == 0
+    assert open_vectors("one.parquet").vectors().tolist() == [[1, 2]]
 
 
 def test_a_file_url() -> None:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -31,6 +32,7 @@ VECTORS, BITS = "vectors.npy", "bits.npy"
 # Changes when the layout of a copy does.
 VERSION = 1
 TEMPORARY = ".making-"
+DAY = 86_400
 # Copies that a process keeps mapped: mapping one anew costs a page fault per 64 KB.
 KEPT = 4
 
@@ -130,8 +132,17 @@ def _make(stored: StoredVectors, folder: Path, digest: str) -> None:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     for other in folder.iterdir():
-        if other.name != digest and not other.name.startswith(TEMPORARY):
+        if other.name != digest and not _is_being_made(other):
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _is_being_made(copy: Path) -> bool:
+    """Whether another process may be writing this copy; after a day it was killed."""
+    if not copy.name.startswith(TEMPORARY):
+        return False
+    with suppress(FileNotFoundError):
+        return time.time() - copy.stat().st_mtime < DAY
+    return False
 
 
 def _write(stored: StoredVectors, folder: Path) -> None:

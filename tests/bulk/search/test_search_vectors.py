@@ -6,6 +6,7 @@ import datetime
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,17 @@ def test_an_interrupted_copy_is_not_used(monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(Path("cache/nomicbert/search").glob("*/*")) == []
     shutil.rmtree("cache")
     assert search_vectors(stored, np.eye(4)[2], 1).rows.tolist() == [2]
+
+
+def test_copies_of_killed_processes_are_removed() -> None:
+    name = store(np.eye(4))
+    folder = mapped_module._in_cache(open_vectors(name))
+    for age, kept in ((0, "new"), (2e5, "old")):
+        copy = folder / f"{mapped_module.TEMPORARY}{kept}"
+        copy.mkdir(parents=True)
+        os.utime(copy, (time.time() - age,) * 2)
+    search_vectors(name, np.eye(4)[2], 1)
+    assert [path.name for path in folder.glob(".*")] == [f"{mapped_module.TEMPORARY}new"]
 
 
 def test_what_is_refused() -> None:
