@@ -24,7 +24,13 @@ from nomicbert.bulk.job.options import Options
 from nomicbert.bulk.job.plan import plan_job
 from nomicbert.bulk.job.report import BulkReport
 from nomicbert.bulk.places import LocalPlace, place
-from nomicbert.bulk.search.reuse import Reusing, known_vectors
+from nomicbert.bulk.search.reuse import (
+    Reusing,
+    forget_known,
+    known_vectors,
+    save_known,
+    saved_vectors,
+)
 from nomicbert.bulk.search.texts import FOLDER
 from nomicbert.bulk.stored import StoredVectors, open_vectors
 
@@ -80,6 +86,7 @@ def embed_kept(
         field=field, input_format=InputFormat.passages, on_error="skip", on_null="skip"
     )
     doing = f"embedding {files[0] if len(files) == 1 else f'{len(files):,} files'} into {folder}"
+    want = json.loads(json.dumps({**options.want, **encoder.identity}))
     reusing, waits = encoder, False
     while True:
         try:
@@ -88,9 +95,12 @@ def embed_kept(
                     _refuse_written_since(files, folder)
                 if not job.complete:
                     say(doing)
+                    if not options.restart and (known := saved_vectors(folder, want)):
+                        reusing = Reusing(encoder, known)  # one that was interrupted
                 progress = open_progress(job.total_bytes, job.left_bytes)
                 stack.enter_context(progress)
                 report = run_job(job, reusing, progress)
+                forget_known(folder)
                 # while the folder is locked, so that it is not another search's by then
                 stored = open_vectors(folder) if report.rows else None
                 pairs = zip((one.name for one in job.inputs), files, strict=True)
@@ -104,8 +114,8 @@ def embed_kept(
         except (OtherJob, Damaged) as error:
             if options.restart:
                 raise
-            want = json.loads(json.dumps({**options.want, **encoder.identity}))
-            known = known_vectors(folder, want)
+            if known := known_vectors(folder, want):
+                save_known(folder, want, known)
             reusing, options = Reusing(encoder, known), replace(options, restart=True)
             doing = f"{_reason(error, want)}: embedding {'what is new' if known else 'again'}"
 

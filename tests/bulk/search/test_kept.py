@@ -21,6 +21,7 @@ from nomicbert.bulk.job.report import BulkReport
 from nomicbert.bulk.progress import BulkProgress
 from nomicbert.bulk.search import kept, reuse
 from nomicbert.bulk.search.kept import Kept, embed_kept
+from nomicbert.bulk.search.reuse import saved_vectors
 from nomicbert.bulk.search.texts import find_texts, folder_for
 from nomicbert.bulk.stored import open_vectors
 from tests.bulk.job.standin import Hashes
@@ -105,6 +106,35 @@ def test_only_what_has_changed_is_embedded_again(notes: Path) -> None:
     assert "b 2\ntext 2 of b" not in found
     for text, vector in found.items():
         np.testing.assert_array_equal(np.float32(vector), wanted.vector(text))
+
+
+def test_an_update_that_is_interrupted_loses_no_vectors(notes: Path) -> None:
+    keep(Counting())
+    path = notes / "a.md"
+    path.write_text("# new\nadded\n" + path.read_text())
+
+    class Interrupted(Counting):
+        def windows(self, texts: Iterator[str], progress: Any) -> Generator[Any, None, None]:
+            next(texts)
+            raise KeyboardInterrupt
+            yield
+
+    with pytest.raises(KeyboardInterrupt):
+        keep(Interrupted())
+    saved = notes / ".nomicbert/vectors" / reuse.SAVED
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[:-9])
+    assert saved_vectors("notes/.nomicbert/vectors", Counting().identity) == {}
+    saved.write_bytes(whole)
+    other = Counting(model="other")
+    assert saved_vectors("notes/.nomicbert/vectors", other.identity) == {}
+    encoder = Counting()
+    assert keep(encoder).rows == 13
+    assert encoder.seen == ["new\nadded"]
+    wanted = Hashes(longest=10_000)
+    for text, vector in contents().items():
+        np.testing.assert_array_equal(np.float32(vector), wanted.vector(text))
+    assert not saved.exists()
 
 
 def test_another_model_embeds_all_of_it() -> None:
