@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nomicbert.bulk.places import place
 from nomicbert.bulk.stored import open_vectors
+from nomicbert.bulk.vector_files import state_of
 from tests.bulk.job.standin import Hashes, embed
 
 LINES = [f"line {n}" for n in range(23)]
@@ -102,6 +104,28 @@ def test_a_file_url() -> None:
     pq.write_table(pa.table({"embedding": pa.array([[1.0, 2]])}), "one.parquet")
     stored = open_vectors(Path("one.parquet").resolve().as_uri())
     assert stored.vectors().tolist() == [[1, 2]]
+
+
+class Remote:
+    """A file of a store, of which no time is known."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def size(self) -> int:
+        return len(self.content)
+
+    def ends(self, n: int) -> bytes:
+        return self.content[:n] + self.content[n:][-n:]
+
+
+def test_the_state_of_a_file() -> None:
+    """Another one of the same size is seen, in a store too."""
+    states = {state_of(Remote(content)) for content in (b"one", b"two", b"one")}  # type: ignore[arg-type]
+    assert len(states) == 2
+    before = state_of(place("a.txt"))
+    os.utime("a.txt", (1, 1))
+    assert state_of(place("a.txt")) != before
 
 
 def test_a_folder_that_was_written_again() -> None:

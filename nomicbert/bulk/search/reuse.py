@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 GROUP = 8192
 # Values of vectors that are kept in memory, at most: a gigabyte.
 MOST_VALUES = 1 << 28
-
 # Known vectors while a job is not finished: its parts do not hold them yet.
 SAVED = "_known.npz"
 
@@ -92,17 +91,12 @@ def forget_known(folder: str) -> None:
 
 
 class Reusing:
-    """An Encoder around another one; see Encoder for the attributes.
-
-    Attributes:
-        reused: texts whose vectors were known.
-    """
+    """An Encoder around another one; see Encoder for the attributes."""
 
     def __init__(self, encoder: "Encoder", known: Known) -> None:
         """`known`: by the digest of the text, from `known_vectors`."""
         self._encoder, self._known = encoder, known
         self.empty, self.refusal = encoder.empty, encoder.refusal
-        self.reused = 0
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -119,7 +113,6 @@ class Reusing:
         while group := list(islice(texts, GROUP)):
             digests = [_digest(text) for text in group]
             new = [index for index, digest in enumerate(digests) if digest not in self._known]
-            self.reused += len(group) - len(new)
             yield self._group(group, digests, new, progress)
 
     def _group(
