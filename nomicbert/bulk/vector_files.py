@@ -123,7 +123,9 @@ def state_of(file: Place) -> str:
 
 def rewritten(name: str) -> ValueError:
     """The error of vectors that are not those that were opened."""
-    return ValueError(f"{name} has been written again since it was opened: open it again")
+    return ValueError(
+        f"{name} has been written again since it was opened: open it, or start the command, anew"
+    )
 
 
 def refuse_broken(name: str, where: str) -> None:
