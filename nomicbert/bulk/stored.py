@@ -23,7 +23,7 @@ import numpy as np
 
 from nomicbert.bulk.inputs.rows import EMBEDDING, ROW, SOURCE
 from nomicbert.bulk.job.folder import Folder, open_folder
-from nomicbert.bulk.job.footer import Footer
+from nomicbert.bulk.job.footer import Footer, footer_of
 from nomicbert.bulk.job.manifest import read_manifest
 from nomicbert.bulk.job.names import MANIFEST, part_name
 from nomicbert.bulk.job.resume import find_progress, refuse_foreign
@@ -35,6 +35,9 @@ from nomicbert.bulk.vector_files import (
     as_array,
     naming_damage,
     open_parquet_file,
+    refuse_broken,
+    rewritten,
+    state_of,
     vector_type,
 )
 
@@ -45,7 +48,7 @@ class StoredVectors:
 
     Attributes:
         name: the folder or file, as given.
-        run: changes when the vectors do: the id of the job, and where its parts end.
+        run: changes when the vectors do: id of the job, when it began, and where its parts end.
         rows: number of vectors.
         width: values of a vector.
         dtype: of its values as stored, such as "float32".
@@ -167,9 +170,19 @@ class StoredVectors:
 
     @contextmanager
     def _open(self, name: str) -> Iterator[Any]:
-        """A part as a pq.ParquetFile, whose errors name it."""
-        with self._folder.open(name) as file, naming_damage(f"{self._folder.name}: {name}"):
-            yield open_parquet_file(file)
+        """A part as a pq.ParquetFile, whose errors name it; one of another job is refused."""
+        try:
+            raw = self._folder.open(name)
+        except FileNotFoundError as error:
+            raise rewritten(self.name) from error
+        with raw as file, naming_damage(where := f"{self._folder.name}: {name}"):
+            opened = open_parquet_file(file)
+            number = self._parts.index(name)
+            start, stop = (*self._starts, self.rows)[number : number + 2]
+            run = footer_of(opened.metadata, where).run if self.want else ""
+            if opened.metadata.num_rows != stop - start or not self.run.startswith(run):
+                raise rewritten(self.name)
+            yield opened
 
     def _refuse_broken(self, block: Float32, first: int, rows: Sequence[int] | None = None) -> None:
         finite = np.isfinite(block).all(1)
@@ -228,7 +241,7 @@ def open_vectors(name: str | os.PathLike[str]) -> StoredVectors:
     if first := next((one.first_broken for one in footers if one.broken), ""):
         refuse_broken(text, first)
     parts = [(part_name(one.task, one.number), one.rows) for one in footers if one.rows]
-    ends = f"{manifest.run}-{'-'.join(str(rows) for _, rows in parts)}"
+    ends = f"{manifest.run}-{manifest.created}-{'-'.join(str(rows) for _, rows in parts)}"
     carried = _text_column(manifest.carried, manifest.want["field"])
     return _opened(text, ends, folder, parts, carried, manifest.want, manifest.description)
 
@@ -244,9 +257,7 @@ def _open_file(name: str) -> StoredVectors:
         )
     with folder.open(base) as file, naming_damage(name):
         rows = open_parquet_file(file).metadata.num_rows
-    found = place(name)
-    run = f"{found.size()}-{os.stat(name).st_mtime_ns}" if found.is_local else str(found.size())
-    return _opened(name, run, folder, [(base, rows)], "text", {}, {})
+    return _opened(name, state_of(place(name)), folder, [(base, rows)], "text", {}, {})
 
 
 def _opened(
@@ -287,11 +298,3 @@ def _text_column(carried: Any, field_name: str) -> str | None:
 
     index = carried.get_field_index(field_name)
     return str(renamed(carried).names[index]) if index >= 0 else None
-
-
-def refuse_broken(name: str, where: str) -> None:
-    """Raise the ValueError of vectors that are not finite; `where`: the first one's row."""
-    raise ValueError(
-        f"{name} has vectors with NaN or infinite values, the first that of {where}: the weights "
-        "are damaged, or too large for their dtype; embed again, with --dtype float32"
-    )

@@ -4,6 +4,8 @@ Where in the flow: `stored` reads the parts of a folder, and lone files, with th
 need pyarrow.
 """
 
+import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -14,9 +16,12 @@ import numpy.typing as npt
 from nomicbert.bulk.inputs.rows import EMBEDDING
 from nomicbert.bulk.job.names import MANIFEST
 from nomicbert.bulk.optional import need_pyarrow
-from nomicbert.bulk.places import place
+from nomicbert.bulk.place import Place
+from nomicbert.bulk.places import LocalPlace, place
 
 Float32 = npt.NDArray[np.float32]
+# Bytes at either end of a file in a store that tell whether it is the same.
+END = 1 << 20
 # Arrow's names of the types of floats, other than float.
 FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}
 
@@ -75,7 +80,7 @@ def vector_type(name: str, file: Any) -> tuple[int, str]:
     if pa.types.is_fixed_size_list(kind):
         width = kind.list_size
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        (first,) = next(file.iter_batches(1, [0], [EMBEDDING])).column(0)
+        (first,) = next(file.iter_batches(1, columns=[EMBEDDING])).column(0)
         width = len(first.as_py() or ())
     else:
         raise ValueError(f"{name}: the column {EMBEDDING!r} must hold lists of numbers, not {kind}")
@@ -96,11 +101,36 @@ def as_array(name: str, column: Any, width: int) -> Float32:
     Returns: (n, width) float32.
     Raises: ValueError: a vector is null, holds nulls, or has another length.
     """
+    import pyarrow.compute as pc
+
     pieces = [chunk.flatten() for chunk in column.chunks]
     if column.null_count or any(piece.null_count for piece in pieces):
         raise ValueError(f"{name} has rows without a vector, or with nulls in it")
+    if pc.list_value_length(column).unique().to_pylist() not in ([], [width]):
+        raise ValueError(f"{name} has vectors of different lengths")
     arrays = [piece.to_numpy(zero_copy_only=False) for piece in pieces]
     values = np.concatenate(arrays) if arrays else np.empty(0, np.float32)
-    if len(values) != len(column) * width:
-        raise ValueError(f"{name} has vectors of different lengths")
     return values.astype(np.float32, copy=False).reshape(-1, width)
+
+
+def state_of(file: Place) -> str:
+    """What differs once a file was written again: its size and time, or in a store its ends."""
+    if isinstance(file, LocalPlace):
+        known = os.stat(file.path)
+        return f"{known.st_size}-{known.st_mtime_ns}"
+    return hashlib.sha256(str(file.size()).encode() + file.ends(END)).hexdigest()
+
+
+def rewritten(name: str) -> ValueError:
+    """The error of vectors that are not those that were opened."""
+    return ValueError(
+        f"{name} has been written again since it was opened: open it, or start the command, anew"
+    )
+
+
+def refuse_broken(name: str, where: str) -> None:
+    """Raise the ValueError of vectors that are not finite; `where`: the first one's row."""
+    raise ValueError(
+        f"{name} has vectors with NaN or infinite values, the first that of {where}: the weights "
+        "are damaged, or too large for their dtype; embed again, with --dtype float32"
+    )

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -23,7 +23,9 @@ from nomicbert.bulk.inputs.rows import ROW
 from nomicbert.bulk.job.separate import is_inside
 from nomicbert.bulk.optional import need_pyarrow
 from nomicbert.bulk.output import is_stream, open_output
+from nomicbert.bulk.places import place
 from nomicbert.bulk.projection import SEED, Method, choose_method, project
+from nomicbert.bulk.vector_files import naming_damage, open_parquet_file
 from nomicbert.errors import to_install
 
 if TYPE_CHECKING:
@@ -108,6 +110,7 @@ def write_map(
         raise ValueError(f"sample must be at least 1, not {sample}")
     _keep_apart(name, files)
     need_pyarrow(f"a map of {name}")
+    _refuse_other_table(files[1])
     if picture is not None and importlib.util.find_spec("matplotlib") is None:
         raise ImportError(f"a picture needs matplotlib: {to_install('map')}")
     from nomicbert.bulk.stored import open_vectors
@@ -198,12 +201,28 @@ def _refuse_existing(files: Sequence[str], overwrite: bool) -> None:
             )
 
 
+def _refuse_other_table(file: str) -> None:
+    """Refuse to replace a .parquet file that no map has written: nobody has named it."""
+    if not os.path.exists(file):
+        return
+    names = list[str]()  # of a damaged file
+    with suppress(ValueError), open(file, "rb") as opened, naming_damage(file):
+        names = open_parquet_file(opened).schema_arrow.names
+    if not {"x", "y"} <= {*names}:
+        raise ValueError(
+            f"{file}, where the points of the map go, exists and is not the table of a map: name "
+            "the page otherwise, or move it away"
+        )
+
+
 def _keep_apart(vectors: str, files: Sequence[str]) -> None:
     """Refuse to write into the vectors."""
     for file in files:
-        if os.path.isdir(vectors) and is_inside(file, vectors):
+        inside = is_inside(file, vectors)
+        if inside and place(vectors).kind() == "folder":
             raise ValueError(f"the output {file} is inside {vectors}: choose a place elsewhere")
-        if os.path.exists(file) and os.path.exists(vectors) and os.path.samefile(file, vectors):
+        both = os.path.exists(file) and os.path.exists(vectors)
+        if inside or (both and os.path.samefile(file, vectors)):
             raise ValueError(f"the output {file} would overwrite the vectors: choose another name")
 
 

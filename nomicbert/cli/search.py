@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nomicbert.bulk.inputs.rows import SOURCE
 from nomicbert.cli import console, options, search_model
 from nomicbert.cli.options import BackendName, DtypeName
 from nomicbert.cli.search_arguments import sort_out
@@ -21,7 +22,6 @@ from nomicbert.cli.search_output import Answer, Hit, Report, as_json, as_text, p
 from nomicbert.errors import NomicBertError
 
 if TYPE_CHECKING:
-    from nomicbert.bulk.stored import StoredVectors
     from nomicbert.cross_encoder import CrossEncoder
 
 EXAMPLES = """\b
@@ -160,7 +160,7 @@ def answer(
         questions, nearest.scores.tolist(), nearest.rows.tolist(), strict=True
     ):
         hits = [
-            _hit(stored, rank, score, row, fields[row])
+            _hit(searched, rank, score, row, fields[row])
             for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1)
         ]
         answers.append(Answer(question, _reranked(question, hits, k, reranker)))
@@ -168,10 +168,13 @@ def answer(
 
 
 def _hit(
-    stored: "StoredVectors", rank: int, score: float, row: int, fields: dict[str, object]
+    searched: search_model.Searched, rank: int, score: float, row: int, fields: dict[str, object]
 ) -> Hit:
-    others = {name: value for name, value in fields.items() if name != stored.field}
-    text = None if stored.field is None else fields[stored.field]
+    field = searched.stored.field
+    others = {name: value for name, value in fields.items() if name != field}
+    if isinstance(source := others.get(SOURCE), str):
+        others[SOURCE] = searched.names.get(source, source)
+    text = None if field is None else fields[field]
     where = place_of(others, row)
     return Hit(rank, score, None, row, where, None if text is None else str(text), others)
 

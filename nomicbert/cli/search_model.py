@@ -4,7 +4,7 @@ Where in the flow: `search` calls one of the two functions once its options are 
 that do not need the model are found before it is loaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nomicbert.bulk.optional import need_pyarrow
@@ -31,12 +31,14 @@ class Searched(NamedTuple):
         embedder: their model.
         call: keywords with which it makes such vectors.
         model: its name.
+        names: of a file in the column `source` -> to show instead.
     """
 
     stored: "StoredVectors"
     embedder: "Embedder"
     call: "Call"
     model: str
+    names: Mapping[str, str]
 
 
 def are_vectors(inputs: Sequence[str]) -> bool:
@@ -91,7 +93,7 @@ def of_vectors(name: str, model: str | None, loading: dict[str, Any]) -> Searche
             f"{name} was computed by backend {theirs}, and questions by {own}: scores may differ "
             "in their last digits"
         )
-    return Searched(stored, embedder, call, model)
+    return Searched(stored, embedder, call, model, {})
 
 
 def of_texts(
@@ -122,14 +124,13 @@ def of_texts(
     from nomicbert.bulk.encoding import EmbedderEncoder
     from nomicbert.bulk.progress import BulkProgress, Form
     from nomicbert.bulk.search.kept import embed_kept
-    from nomicbert.bulk.stored import open_vectors
     from nomicbert.embedder import Embedder
 
     embedder = Embedder(model, **{**loading, "dtype": loading["dtype"] or DTYPES[0]})
     name = embedder._prompts.document_name
     encoder = EmbedderEncoder(embedder, prompt_name=name, prompt="" if name is None else None)
     form: Form | None = "none" if console.is_quiet() else None
-    report = embed_kept(
+    report, stored, names = embed_kept(
         texts.files,
         texts.folder,
         encoder,
@@ -140,9 +141,9 @@ def of_texts(
     if report.made:
         where = f"{texts.folder}/_rejected-*.jsonl"
         say_left_out(report.skipped, report.rejected, report.truncated, where)
-    if not report.rows:
+    if stored is None:
         raise ValueError(f"{' '.join(inputs)}: there is no text to search")
-    return Searched(open_vectors(texts.folder), embedder, {}, model)
+    return Searched(stored, embedder, {}, model, names)
 
 
 def load_reranker(name: str, searched: Searched, loading: dict[str, Any]) -> "CrossEncoder":

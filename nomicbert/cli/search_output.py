@@ -4,6 +4,7 @@ Where in the flow: `search` makes an `Answer` per question and passes all of the
 """
 
 import json
+import math
 import shutil
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -76,8 +77,18 @@ class Report:
 
 
 def as_json(report: Report) -> str:
-    """The document; values that JSON does not have become strings."""
-    return json.dumps(asdict(report), indent=2, ensure_ascii=False, default=str)
+    """The document; values that JSON does not have become strings, NaN and infinity too."""
+    content = _with_json_numbers(asdict(report))
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _with_json_numbers(value: Any) -> Any:
+    """The same, but for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _with_json_numbers(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_with_json_numbers(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_text(answers: Sequence[Answer]) -> str:

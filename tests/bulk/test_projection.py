@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from nomicbert.bulk import projection
 from nomicbert.bulk.projection import choose_method, project
+from nomicbert.errors import to_install
 
 
 def two_groups(size: int, seed: int, width: int = 8) -> Any:
@@ -104,10 +106,12 @@ def test_missing_packages_are_named_with_their_extras(monkeypatch: pytest.Monkey
     assert methods == {1: "plane", 3: "plane", 4: "tsne", 10_000: "tsne", 10_001: "pacmap"}
     installed.remove("pacmap")
     assert choose_method(10_001, "tsne") == "tsne"
-    with pytest.raises(ImportError, match=r'10,001 points .* "nomicbert\[map-large\]".* 10000'):
+    with pytest.raises(
+        ImportError, match=rf"10,001 points .*{re.escape(to_install('map-large'))}.* 10000"
+    ):
         choose_method(10_001)
     installed.remove("sklearn")
-    with pytest.raises(ImportError, match=r'scikit-learn: pip install "nomicbert\[map\]"'):
+    with pytest.raises(ImportError, match=re.escape(f"scikit-learn: {to_install('map')}")):
         choose_method(4)
 
 

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nomicbert.bulk.places import place
 from nomicbert.bulk.stored import open_vectors
+from nomicbert.bulk.vector_files import state_of
 from tests.bulk.job.standin import Hashes, embed
 
 LINES = [f"line {n}" for n in range(23)]
@@ -80,6 +82,65 @@ def test_a_lone_file(kind: str) -> None:
     assert (stored.rows, stored.columns, stored.field) == (23, ("id", "text"), "text")
     np.testing.assert_array_equal(stored.vectors(), rows)
     assert stored.take([20, 3]) == [{"id": 20, "text": "line 20"}, {"id": 3, "text": "line 3"}]
+
+
+def test_vectors_of_several_lengths() -> None:
+    rows = [[1.0, 2, 3], [4.0, 5], [6.0, 7, 8, 9]]  # three on average
+    pq.write_table(pa.table({"embedding": pa.array(rows)}), "one.parquet")
+    with pytest.raises(ValueError, match=r"one.parquet has vectors of different lengths"):
+        open_vectors("one.parquet").vectors()
+
+
+def test_a_first_row_group_without_rows() -> None:
+    table = pa.table({"embedding": pa.array([[1.0, 2]])})
+    with pq.ParquetWriter("one.parquet", table.schema) as writer:
+        writer.write_table(table.slice(0, 0))
+        writer.write_table(table)
+    assert pq.ParquetFile("one.parquet").metadata.row_group(0).num_rows == 0
+    assert open_vectors("one.parquet").vectors().tolist() == [[1, 2]]
+
+
+def test_a_file_url() -> None:
+    pq.write_table(pa.table({"embedding": pa.array([[1.0, 2]])}), "one.parquet")
+    stored = open_vectors(Path("one.parquet").resolve().as_uri())
+    assert stored.vectors().tolist() == [[1, 2]]
+
+
+class Remote:
+    """A file of a store, of which no time is known."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def size(self) -> int:
+        return len(self.content)
+
+    def ends(self, n: int) -> bytes:
+        return self.content[:n] + self.content[n:][-n:]
+
+
+def test_the_state_of_a_file() -> None:
+    """Another one of the same size is seen, in a store too."""
+    states = {state_of(Remote(content)) for content in (b"one", b"two", b"one")}  # type: ignore[arg-type]
+    assert len(states) == 2
+    before = state_of(place("a.txt"))
+    os.utime("a.txt", (1, 1))
+    assert state_of(place("a.txt")) != before
+
+
+def test_a_folder_that_was_written_again() -> None:
+    embed("a.txt", "v")
+    stored = open_vectors("v")
+    Path("a.txt").write_text("\n".join(LINES[::-1][:14]) + "\n")
+    embed("a.txt", "v", restart=True)
+    for read in (stored.vectors, lambda: stored.vectors([3]), lambda: stored.take([3])):
+        with pytest.raises(ValueError, match="v has been written again since it was opened"):
+            read()
+    again = open_vectors("v")
+    assert again.take([3], ["text"]) == [{"text": LINES[-4]}]
+    next(Path("v").glob("part-*")).unlink()
+    with pytest.raises(ValueError, match="v has been written again"):
+        again.take([3])
 
 
 def test_an_unfinished_job() -> None:

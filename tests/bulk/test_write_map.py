@@ -16,6 +16,7 @@ import pytest
 from nomicbert.bulk import projection
 from nomicbert.bulk import write_map as module
 from nomicbert.bulk.write_map import write_map
+from nomicbert.errors import to_install
 
 ROWS = 6
 COLUMNS: dict[str, list[Any]] = {
@@ -134,6 +135,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"output": "v.html", "overwrite": True},
         r"v\.parquet would overwrite the vectors",
     ),
+    "a table of something else": (
+        {"output": "source.html", "overwrite": True},
+        r"source\.parquet, where the points of the map go, exists and is not the table of a map",
+    ),
+    "a table that is damaged": (
+        {"output": "damaged.html", "overwrite": True},
+        r"damaged\.parquet, where the points of the map go, exists",
+    ),
     "inside the vectors": ({"vectors": "w", "output": "w/m.html"}, "w/m.html is inside w"),
     "no sample": ({"sample": 0}, "sample must be at least 1, not 0"),
     "no vectors": ({"vectors": "none/"}, "cannot read none/"),
@@ -149,12 +158,21 @@ def test_mistakes(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("w").mkdir()
     for name in ("old.html", "old.png"):
         Path(name).write_text("kept")
+    pq.write_table(pa.table({"text": ["kept"]}), "source.parquet")
+    Path("damaged.parquet").write_text("kept")
     before = {path: path.read_bytes() for path in Path().rglob("*.*")}
     monkeypatch.setattr(module, "project", None)
     given, message = MISTAKES[case]
     with pytest.raises(ValueError, match=message):
         write_map(**{"vectors": "v.parquet", "output": "m.html", **given})
     assert {path: path.read_bytes() for path in Path().rglob("*.*")} == before
+
+
+def test_vectors_that_are_named_by_a_url() -> None:
+    url = Path("v.parquet").resolve().as_uri()
+    assert write_map(url, "m.html").points == ROWS
+    with pytest.raises(ValueError, match=r"v\.parquet would overwrite the vectors"):
+        write_map(url, "v.html", overwrite=True)
 
 
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,10 +182,10 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
                 "importlib.util.find_spec",
                 lambda asked, name=name: None if asked == name else asked,
             )
-            with pytest.raises(ImportError, match=rf'{name}: pip install "nomicbert\[{extra}\]"'):
+            with pytest.raises(ImportError, match=re.escape(f"{name}: {to_install(extra)}")):
                 write_map("v.parquet", "m.html", picture="m.png")
     monkeypatch.setattr(projection, "_installed", lambda name: False)
-    with pytest.raises(ImportError, match=r'scikit-learn: pip install "nomicbert\[map\]"'):
+    with pytest.raises(ImportError, match=re.escape(f"scikit-learn: {to_install('map')}")):
         write_map("v.parquet", "m.html")
 
 
@@ -180,12 +198,14 @@ def test_nothing_is_left_of_a_map_that_was_not_finished(
     def fail(*args: object, **kwargs: object) -> None:
         raise ending("stop")
 
+    write_map("v.parquet", "m.html")
+    Path("m.html").unlink()
+    before = Path("m.parquet").read_bytes()
     monkeypatch.setattr("nomicbert.bulk.map.page.page", fail)
-    Path("m.parquet").write_text("kept")
     with pytest.raises(ending, match="stop"):
         write_map("v.parquet", "m.html", picture="m.png", overwrite=True)
     assert sorted(os.listdir()) == ["m.parquet", "v.parquet"]
-    assert Path("m.parquet").read_text() == "kept"
+    assert Path("m.parquet").read_bytes() == before
 
 
 def test_steps_are_reported() -> None:

@@ -92,6 +92,18 @@ def test_notes_to_an_answer_and_again(checkpoint: Path) -> None:
     assert ask("notes", QUESTION, "-m", str(checkpoint), "-k", "3") == (out, "")
 
 
+def test_places_are_those_of_this_working_directory(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask("notes", QUESTION, "-m", str(checkpoint))
+    monkeypatch.chdir("notes/more")
+    found = document("..", QUESTION, "-m", str(checkpoint))["answers"][0]["results"]
+    assert [hit["where"] for hit in found] == [
+        where.replace("notes/", "../") for where, _ in wanted(checkpoint)
+    ]
+    assert {hit["fields"]["source"] for hit in found} == {f"../{name}" for name in NOTES}
+
+
 def test_a_changed_file(checkpoint: Path) -> None:
     arguments = ("notes", "--question", QUESTION, "-m", str(checkpoint))
     document(*arguments)

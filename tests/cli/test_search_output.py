@@ -54,6 +54,13 @@ def test_a_ranking_at_40_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_json_has_no_numbers_of_its_own() -> None:
+    fields = {"a": float("nan"), "b": [1.5, {"c": float("-inf")}]}
+    report = Report("v", 1, 8, "m", False, None, [Answer("Why?", [hit(fields=fields)])])
+    found = json.loads(as_json(report), parse_constant=pytest.fail)
+    assert found["answers"][0]["results"][0]["fields"] == {"a": "nan", "b": [1.5, {"c": "-inf"}]}
+
+
 def test_several_questions_have_headings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     shown = as_text([Answer("Why?", [hit()]), Answer("How?", [hit()])])

@@ -11,8 +11,9 @@ processes that make the same one do not disturb each other.
 
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -31,6 +32,7 @@ VECTORS, BITS = "vectors.npy", "bits.npy"
 # Changes when the layout of a copy does.
 VERSION = 1
 TEMPORARY = ".making-"
+DAY = 86_400
 # Copies that a process keeps mapped: mapping one anew costs a page fault per 64 KB.
 KEPT = 4
 
@@ -121,7 +123,8 @@ def _digest(stored: StoredVectors) -> str:
 def _make(stored: StoredVectors, folder: Path, digest: str) -> None:
     """Write a copy beside its final name, rename it, and remove those of older vectors."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
+    made = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
+    made.mkdir()  # unlike mkdtemp, others may read it: vectors are shared
     try:
         _write(stored, made)
         with suppress(OSError):  # another process was faster
@@ -129,8 +132,17 @@ def _make(stored: StoredVectors, folder: Path, digest: str) -> None:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     for other in folder.iterdir():
-        if other.name != digest and not other.name.startswith(TEMPORARY):
+        if other.name != digest and not _is_being_made(other):
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _is_being_made(copy: Path) -> bool:
+    """Whether another process may be writing this copy; after a day it was killed."""
+    if not copy.name.startswith(TEMPORARY):
+        return False
+    with suppress(FileNotFoundError):
+        return time.time() - copy.stat().st_mtime < DAY
+    return False
 
 
 def _write(stored: StoredVectors, folder: Path) -> None:

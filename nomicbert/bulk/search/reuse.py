@@ -5,13 +5,17 @@ that a line added to one note does not embed all notes again.
 """
 
 import hashlib
+import json
+import os
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from nomicbert.bulk.output import open_output
 from nomicbert.bulk.stored import open_vectors
 from nomicbert.bulk.vector_files import Float32
 from nomicbert.runtime.progress import Progress
@@ -23,7 +27,8 @@ if TYPE_CHECKING:
 GROUP = 8192
 # Values of vectors that are kept in memory, at most: a gigabyte.
 MOST_VALUES = 1 << 28
-ROWS = 8192
+# Known vectors while a job is not finished: its parts do not hold them yet.
+SAVED = "_known.npz"
 
 Known = dict[bytes, Float32]
 
@@ -35,7 +40,8 @@ def known_vectors(folder: str, want: dict[str, Any]) -> Known:
         folder: of a job.
         want: what decides the vectors now; those of a job that differs in any are not known.
 
-    Returns: nothing for a folder that is not finished, damaged, too large, or without texts.
+    Returns: those of `save_known` for a folder that is not finished; nothing for one that is
+        damaged, too large, or without texts.
     """
     found: Known = {}
     try:
@@ -49,22 +55,48 @@ def known_vectors(folder: str, want: dict[str, Any]) -> Known:
                 found[_digest(str(row[stored.field]))] = vector
             at += len(block)
     except (ValueError, OSError):
-        return {}  # everything is embedded again, which needs none of it
+        return saved_vectors(folder, want)
     return found
 
 
-class Reusing:
-    """An Encoder around another one; see Encoder for the attributes.
+def save_known(folder: str, want: dict[str, Any], known: Known) -> None:
+    """Keep known vectors in a folder whose parts are deleted next.
 
-    Attributes:
-        reused: texts whose vectors were known.
+    Raises: ValueError, OSError: it cannot be written.
     """
+    digests = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), -1)
+    with open_output(os.path.join(folder, SAVED)) as file:
+        np.savez(file, want=json.dumps(want), digests=digests, vectors=np.stack([*known.values()]))
+
+
+def saved_vectors(folder: str, want: dict[str, Any]) -> Known:
+    """What `save_known` has kept, if it is whole and what is wanted."""
+    try:
+        with (
+            open(os.path.join(folder, SAVED), "rb") as file,
+            np.load(file, allow_pickle=False) as saved,
+        ):
+            if json.loads(str(saved["want"])) != want:
+                return {}
+            digests, vectors = saved["digests"], saved["vectors"]
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return {}  # everything is embedded again, which needs none of it
+    return {digest.tobytes(): vector for digest, vector in zip(digests, vectors, strict=True)}
+
+
+def forget_known(folder: str) -> None:
+    """Delete what `save_known` has kept: the parts hold all of it."""
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(folder, SAVED))
+
+
+class Reusing:
+    """An Encoder around another one; see Encoder for the attributes."""
 
     def __init__(self, encoder: "Encoder", known: Known) -> None:
         """`known`: by the digest of the text, from `known_vectors`."""
         self._encoder, self._known = encoder, known
         self.empty, self.refusal = encoder.empty, encoder.refusal
-        self.reused = 0
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -81,7 +113,6 @@ class Reusing:
         while group := list(islice(texts, GROUP)):
             digests = [_digest(text) for text in group]
             new = [index for index, digest in enumerate(digests) if digest not in self._known]
-            self.reused += len(group) - len(new)
             yield self._group(group, digests, new, progress)
 
     def _group(

@@ -19,6 +19,7 @@ from nomicbert.bulk.inputs.formats import InputFormat
 from nomicbert.bulk.inputs.rows import Span
 from nomicbert.bulk.inputs.sources import Source, files_of, find_sources
 from nomicbert.bulk.inputs.streams import STDIN
+from nomicbert.bulk.job.separate import refuse_names
 from nomicbert.bulk.place import Place
 from nomicbert.bulk.places import LocalPlace, place
 from nomicbert.bulk.search.mapped import cache_folder
@@ -45,7 +46,7 @@ def find_texts(inputs: Sequence[str], field: str) -> Texts:
     """The files of inputs.
 
     Files of a folder that are no text, or rows without the field, are left out; one that is named
-    itself must be readable.
+    itself must be readable. Of several links to one file the first is taken.
 
     Args:
         inputs: files, folders, patterns and URLs.
@@ -55,16 +56,22 @@ def find_texts(inputs: Sequence[str], field: str) -> Texts:
     """
     files: list[str] = []
     left_out: dict[str, str] = {}
+    seen: set[str] = set()
     for name in inputs:
         if name == STDIN:
             raise ValueError("standard input is read once, and texts are kept: name a file")
         at = place(name)
         if at.kind() != "folder":
             for source in find_sources([name], InputFormat.passages):
-                _look_at(source, field)
-                files.append(source.name)
+                if source.place.identity not in seen:
+                    _look_at(source, field)
+                    files.append(source.name)
+                seen.add(source.place.identity)
             continue
         for file in files_of(at):
+            if file.identity in seen:
+                continue
+            seen.add(file.identity)
             if problem := _problem(file, field):
                 left_out[file.name] = problem
             else:
@@ -79,12 +86,9 @@ def folder_for(inputs: Sequence[str]) -> str:
     """The folder for the vectors of inputs; see the head of this module."""
     at = place(inputs[0])
     if len(inputs) == 1 and isinstance(at, LocalPlace) and (kind := at.kind()):
-        path = os.path.realpath(at.path)
-        parent, name = (path, "") if kind == "folder" else os.path.split(path)
-        if os.access(parent, os.W_OK):
-            # as the user named it, for messages
-            shown = at.path if kind == "folder" else os.path.dirname(at.path)
-            return os.path.join(shown, FOLDER, f"{name}.vectors" if name else "vectors")
+        parent, name = (at.path, "") if kind == "folder" else os.path.split(at.path)
+        if os.access(parent or os.curdir, os.W_OK):
+            return os.path.join(parent, FOLDER, f"{name}.vectors" if name else "vectors")
     known = json.dumps(sorted(place(name).identity for name in inputs))
     return str(cache_folder() / f"texts-{hashlib.sha256(known.encode()).hexdigest()[:32]}")
 
@@ -106,6 +110,7 @@ def _look_at(source: Source, field: str) -> None:
     """
     if source.once:
         raise ValueError(f"{source.name} can be read only once: save it to a file first")
+    refuse_names([source])
     if source.format is InputFormat.passages:
         with source.place.open():
             return

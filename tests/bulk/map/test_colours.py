@@ -35,6 +35,19 @@ def test_groups_of_values() -> None:
     assert (found.title, found.note) == ("c", "")
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.binary(2), pa.large_binary(), pa.dictionary(pa.int8(), pa.binary())], ids=str
+)
+def test_groups_of_bytes(kind: Any) -> None:
+    names = {one.name for one in groups_of([b"\xff\xfe", b"ab", None], kind).groups}
+    assert names == {"fffe", "6162", "(none)"}
+
+
+def test_groups_of_lists_keep_their_script() -> None:
+    names = [one.name for one in groups_of([["é", "猫"], ["é", "猫"]]).groups]
+    assert names == ['["é", "猫"]']
+
+
 def test_many_values_leave_a_rest() -> None:
     """Of 500 values the 19 most frequent have a colour, whatever their order."""
     values = [f"v{n:03}" for n in range(500)]

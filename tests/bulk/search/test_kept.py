@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 
 from nomicbert.bulk.embed_files import check_folder
+from nomicbert.bulk.job import fingerprints
 from nomicbert.bulk.job.folder import LocalFolder
+from nomicbert.bulk.job.locked import Locked
 from nomicbert.bulk.job.names import LOCK
 from nomicbert.bulk.job.report import BulkReport
 from nomicbert.bulk.progress import BulkProgress
 from nomicbert.bulk.search import kept, reuse
-from nomicbert.bulk.search.kept import embed_kept
+from nomicbert.bulk.search.kept import Kept, embed_kept
+from nomicbert.bulk.search.reuse import saved_vectors
 from nomicbert.bulk.search.texts import find_texts, folder_for
 from nomicbert.bulk.stored import open_vectors
 from tests.bulk.job.standin import Hashes
@@ -55,9 +58,13 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def keep(encoder: Any, said: list[str] | None = None, name: str = "notes") -> BulkReport:
     texts = find_texts([name], "text")
+    return keep_all(encoder, texts.files, texts.folder, said).report
+
+
+def keep_all(encoder: Any, files: list[str], folder: str, said: list[str] | None = None) -> Kept:
     return embed_kept(
-        texts.files,
-        texts.folder,
+        files,
+        folder,
         encoder,
         field="text",
         say=[].append if said is None else said.append,
@@ -99,6 +106,35 @@ def test_only_what_has_changed_is_embedded_again(notes: Path) -> None:
     assert "b 2\ntext 2 of b" not in found
     for text, vector in found.items():
         np.testing.assert_array_equal(np.float32(vector), wanted.vector(text))
+
+
+def test_an_update_that_is_interrupted_loses_no_vectors(notes: Path) -> None:
+    keep(Counting())
+    path = notes / "a.md"
+    path.write_text("# new\nadded\n" + path.read_text())
+
+    class Interrupted(Counting):
+        def windows(self, texts: Iterator[str], progress: Any) -> Generator[Any, None, None]:
+            next(texts)
+            raise KeyboardInterrupt
+            yield
+
+    with pytest.raises(KeyboardInterrupt):
+        keep(Interrupted())
+    saved = notes / ".nomicbert/vectors" / reuse.SAVED
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[:-9])
+    assert saved_vectors("notes/.nomicbert/vectors", Counting().identity) == {}
+    saved.write_bytes(whole)
+    other = Counting(model="other")
+    assert saved_vectors("notes/.nomicbert/vectors", other.identity) == {}
+    encoder = Counting()
+    assert keep(encoder).rows == 13
+    assert encoder.seen == ["new\nadded"]
+    wanted = Hashes(longest=10_000)
+    for text, vector in contents().items():
+        np.testing.assert_array_equal(np.float32(vector), wanted.vector(text))
+    assert not saved.exists()
 
 
 def test_another_model_embeds_all_of_it() -> None:
@@ -154,6 +190,72 @@ def test_a_second_search_waits_for_the_first(monkeypatch: pytest.MonkeyPatch) ->
     assert len(contents()) == 12
 
 
+def test_a_search_that_has_waited_keeps_what_the_other_did(
+    notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both see the change, and only one may begin anew."""
+    keep(Counting())
+    (notes / "a.md").write_text("new\n")
+    plan, other = kept.plan_job, Counting()
+
+    def late(files: Any, folder: Any, options: Any) -> Any:
+        if options.restart:
+            monkeypatch.setattr(kept, "plan_job", plan)
+            keep(other)
+            monkeypatch.setattr(kept, "WAIT", 0)
+            raise Locked("the other search")
+        return plan(files, folder, options)
+
+    monkeypatch.setattr(kept, "plan_job", late)
+    encoder = Counting()
+    report = keep(encoder)
+    assert (other.seen, encoder.seen) == (["new"], [])
+    assert (report.kept, report.made) == (9, 0)
+
+
+def test_a_change_that_the_fingerprint_does_not_show(
+    notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprints, "END", 8)
+    for path in notes.iterdir():
+        os.utime(path, (1e9, 1e9))
+    keep(Counting())
+    assert keep(Counting()).kept == 12
+    path = notes / "b.md"
+    path.write_text(path.read_text().replace("text 2", "same 2"))
+    encoder, said = Counting(), list[str]()
+    keep(encoder, said)
+    assert encoder.seen == ["b 2\nsame 2 of b"]
+    assert said == ["notes/b.md was written since: embedding what is new"]
+
+
+def test_files_have_their_names_of_today(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(Counting())
+    (notes / "b.md").rename(notes / "bb.md")
+    monkeypatch.chdir(notes)
+    texts = find_texts(["."], "text")
+    found = keep_all(Counting(), texts.files, texts.folder)
+    assert found.report.kept == 12
+    before = ["notes/a.md", "notes/b.md", "notes/c.md"]
+    assert found.names == dict(zip(before, ["./a.md", "./bb.md", "./c.md"], strict=True))
+
+
+def test_links_to_one_file_are_one_text(notes: Path) -> None:
+    (notes / "latest.md").symlink_to("c.md")
+    assert find_texts(["notes", "notes/a.md"], "text").files == [f"notes/{n}.md" for n in "abc"]
+    assert keep(Counting()).rows == 12
+
+
+def test_a_name_that_is_no_unicode(notes: Path) -> None:
+    try:
+        Path(os.fsdecode(os.fsencode(notes) + b"/b\xff.md")).write_text("text\n")
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    texts = find_texts(["notes"], "text")
+    assert len(texts.files) == 3
+    assert "is not valid Unicode" in next(iter(texts.left_out.values()))
+
+
 def test_where_vectors_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = str(tmp_path / "cache/nomicbert/search/texts-")
     assert folder_for(["notes"]) == folder_for(["notes/"]).replace("//", "/")
@@ -165,6 +267,8 @@ def test_where_vectors_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert several == folder_for(["b.md", "../notes/a.md"])
     assert several != folder_for(["a.md", "c.md"])
     assert folder_for(["*.md"]).startswith(cache)
+    Path("../link.md").symlink_to("notes/a.md")
+    assert folder_for(["../link.md"]) == "../.nomicbert/link.md.vectors"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert folder_for(["a.md"]).startswith(cache)
 

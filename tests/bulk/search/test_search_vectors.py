@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nomicbert.bulk.job import fingerprints, run
 from nomicbert.bulk.search import bits as bits_module
 from nomicbert.bulk.search import mapped as mapped_module
 from nomicbert.bulk.search import scan
@@ -145,6 +148,38 @@ def test_a_copy_is_made_once_and_follows_the_vectors(monkeypatch: pytest.MonkeyP
     assert embed("a.txt", "v").kept == 20  # the job does not mind the copy
 
 
+def test_a_copy_follows_a_change_that_the_fingerprint_does_not_show(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fingerprints, "END", 8)
+    Path("a.txt").write_text("begin of it\nmiddle\nend of it\n")
+    embed("a.txt", "v")
+    question = open_vectors("v").vectors([1])
+    assert search_vectors("v", question, 1).scores[0, 0] == pytest.approx(1)
+    Path("a.txt").write_text("begin of it\nMIDDLE\nend of it\n")
+
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return super().now(tz) + datetime.timedelta(seconds=2)
+
+    monkeypatch.setattr(run, "datetime", Later)
+    embed("a.txt", "v", restart=True)
+    assert search_vectors("v", question, 1).scores[0, 0] < 0.999
+
+
+def test_others_may_read_a_copy() -> None:
+    Path("a.txt").write_text("one\ntwo\n")
+    embed("a.txt", "v")
+    before = os.umask(0o022)
+    try:
+        search_vectors("v", open_vectors("v").vectors([1]), 1)
+    finally:
+        os.umask(before)
+    (copy,) = Path("v/_search").iterdir()
+    assert [path.stat().st_mode & 0o777 for path in (copy, copy / "bits.npy")] == [0o755, 0o644]
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a.txt").write_text("one\ntwo\n")
     embed("a.txt", "v")
@@ -183,6 +218,17 @@ def test_an_interrupted_copy_is_not_used(monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(Path("cache/nomicbert/search").glob("*/*")) == []
     shutil.rmtree("cache")
     assert search_vectors(stored, np.eye(4)[2], 1).rows.tolist() == [2]
+
+
+def test_copies_of_killed_processes_are_removed() -> None:
+    name = store(np.eye(4))
+    folder = mapped_module._in_cache(open_vectors(name))
+    for age, kept in ((0, "new"), (2e5, "old")):
+        copy = folder / f"{mapped_module.TEMPORARY}{kept}"
+        copy.mkdir(parents=True)
+        os.utime(copy, (time.time() - age,) * 2)
+    search_vectors(name, np.eye(4)[2], 1)
+    assert [path.name for path in folder.glob(".*")] == [f"{mapped_module.TEMPORARY}new"]
 
 
 def test_what_is_refused() -> None:
