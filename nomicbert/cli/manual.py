@@ -5,6 +5,7 @@ Where in the flow: the pages are the Markdown files of docs/, which a wheel hold
 
 import difflib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -59,6 +60,8 @@ def manual(
     from rich.markdown import Markdown
 
     os.environ.setdefault("LESS", "FRX")  # show colours, and end after a page that fits
+    # Ctrl-C is the pager's: Python waits for it, if the signal is a KeyboardInterrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     terminal = Console()
     with terminal.pager(styles=True):
         terminal.print(Markdown(text, code_theme="ansi_dark"), width=min(WIDTH, terminal.width))
