@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
@@ -106,9 +106,14 @@ def _bars() -> Any:
     return getattr(sys.modules.get("tqdm"), "tqdm", None)
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is a terminal; it is None if it was closed from the start."""
+    return stream is not None and stream.isatty()
+
+
 def filled(line: str) -> str:
     """A line for stderr, which a terminal gets broken between words."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         return line
     width = shutil.get_terminal_size().columns
     return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)

@@ -53,7 +53,7 @@ def manual(
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise ValueError(f"the manual has no page {page!r}: {hint}")
     text = known[page].read_text(encoding="utf-8")
-    if not sys.stdout.isatty():
+    if not console.is_terminal(sys.stdout):
         console.put(text.rstrip())
         return
     from rich.console import Console

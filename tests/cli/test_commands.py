@@ -176,6 +176,18 @@ console.run(work)
     assert done.stdout == ""
 
 
+def test_a_command_without_standard_output(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So Python finds a descriptor that was closed from the start."""
+    for words in (("help", "info"), ("info", str(checkpoint))):
+        monkeypatch.setattr(sys, "argv", ["nomicbert", *words])
+        with monkeypatch.context() as without:
+            without.setattr(sys, "stdout", None)
+            with pytest.raises(SystemExit, match="0"):
+                cli.main()
+
+
 def test_a_signal_closes_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     """It is not drawn again below the message."""
     from tqdm import tqdm
