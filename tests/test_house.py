@@ -123,7 +123,11 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     "httptools": in_serve,
     # hub fetches, hub_upload uploads, model_card has it write metadata
     "huggingface_hub": lambda module: (
-        module in {f"nomicbert.loading.{name}" for name in ("hub", "hub_upload", "model_card")}
+        module
+        in {
+            f"nomicbert.loading.{name}"
+            for name in ("hub", "hub_preview", "hub_upload", "model_card")
+        }
     ),
     "langchain_core": lambda module: module == "nomicbert.integrations.langchain",
     "llama_index": lambda module: module == "nomicbert.integrations.llama_index",

@@ -6,6 +6,7 @@ turns each row that it takes from the feed into those of its chunks.
 
 from collections.abc import Generator, Iterator
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,16 @@ import numpy.typing as npt
 import torch
 
 from nomicbert.bulk.encoding import Window
-from nomicbert.bulk.inputs.rows import CHUNK_END, CHUNK_ROW, CHUNK_START, ArrowCells, Row, Taken
+from nomicbert.bulk.inputs.rows import (
+    CHUNK,
+    CHUNK_END,
+    CHUNK_ROW,
+    CHUNK_START,
+    ArrowCells,
+    Row,
+    Taken,
+    batch_of,
+)
 from nomicbert.embedder import Embedder
 from nomicbert.runtime.chunks import CHUNK_KEYWORDS, ChunkEncoder
 from nomicbert.runtime.progress import Progress
@@ -90,20 +100,41 @@ def in_chunks(taken: list[Taken], places: list[list[Place]], field: str) -> list
         places: (start, end) of the chunks of each.
         field: name of the field that holds the text, which becomes that of the chunk.
     """
+    pairs = zip(taken, places, strict=True)
+    fields = _fields([(one.row, place) for one, chunks in pairs for place in chunks], field)
     found = []
     for one, chunks in zip(taken, places, strict=True):
-        rows = [_chunk(one.row, place, field) for place in chunks]
-        sizes = np.diff(np.linspace(0, one.row.size, len(rows) + 1).astype(np.int64))
-        rows = [replace(row, size=int(size)) for row, size in zip(rows, sizes, strict=True)]
+        sizes = np.diff(np.linspace(0, one.row.size, len(chunks) + 1).astype(np.int64)).tolist()
+        rows = [
+            replace(
+                one.row, text=one.row.text[slice(*place)], fields=next(fields), line=None, size=size
+            )
+            for place, size in zip(chunks, sizes, strict=True)
+        ]
         found += [one._replace(row=rows[0]), *(Taken(row, 0, []) for row in rows[1:])]
     return found
 
 
-def _chunk(row: Row, place: Place, field: str) -> Row:
-    fields = row.fields
-    if isinstance(fields, ArrowCells):
-        (fields,) = fields.batch.slice(fields.row, 1).to_pylist()
-    text = row.text[slice(*place)]
-    own = {CHUNK_ROW: row.number, CHUNK_START: place[0], CHUNK_END: place[1]}
-    fields = {**fields, **({field: text} if field in fields else {}), **own}
-    return replace(row, text=text, fields=fields, line=None)
+def _fields(chunks: list[tuple[Row, Place]], field: str) -> "Iterator[dict[str, Any] | ArrowCells]":
+    """The fields of each chunk, those of Arrow as new batches: they keep their types."""
+    for _, group in groupby(chunks, key=lambda chunk: batch_of(chunk[0].fields)):
+        same = list(group)
+        own: dict[str, list[Any]] = {
+            field: [row.text[slice(*place)] for row, place in same],
+            CHUNK_ROW: [row.number for row, _ in same],
+            CHUNK_START: [start for _, (start, _) in same],
+            CHUNK_END: [end for _, (_, end) in same],
+        }
+        cells: list[Any] = [row.fields for row, _ in same]
+        if isinstance(cells[0], ArrowCells):
+            from nomicbert.bulk.inputs.tables import repeated  # needs pyarrow
+
+            batch = cells[0].batch
+            if field not in batch.schema.names:
+                del own[field]
+            batch = repeated(batch, [each.row for each in cells], own)
+            yield from (ArrowCells(batch, number) for number in range(len(same)))
+            continue
+        for number, each in enumerate(cells):
+            names = own if field in each else CHUNK
+            yield {**each, **{name: own[name][number] for name in names}}

@@ -5,7 +5,7 @@ needs pyarrow.
 """
 
 import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
@@ -23,6 +23,13 @@ from nomicbert.bulk.writing import Vectors, Write, refuse_reserved
 def vectors_column(vectors: Vectors) -> Any:
     """(n, width) vectors as a pa.FixedSizeListArray; its type is the same for n = 0."""
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
+def write_table(file: BinaryIO, columns: Mapping[str, Sequence[str]], vectors: Vectors) -> None:
+    """Write columns of strings and, as the last one, their vectors."""
+    table = pa.table({**columns, EMBEDDING: vectors_column(vectors)})
+    with open_parquet(file, table.schema) as writer:
+        writer.write_table(table)
 
 
 def open_parquet(file: BinaryIO, schema: Any) -> Any:

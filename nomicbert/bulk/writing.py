@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from nomicbert.bulk.inputs.rows import EMBEDDING, ArrowCells, Misfit, Reject, Row
+from nomicbert.bulk.inputs.rows import EMBEDDING, ArrowCells, Misfit, Reject, Row, batch_of
 
 Vectors = npt.NDArray[Any]
 Write = Callable[[list[Row], Vectors], None]
@@ -109,7 +109,7 @@ def fields_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
     Raises: Misfit: a value of an Arrow column has none, such as a date behind the year 9999.
     """
     found: list[dict[str, Any]] = []
-    for _, group in groupby((row.fields for row in rows), key=_batch_of):
+    for _, group in groupby((row.fields for row in rows), key=batch_of):
         same: list[Any] = list(group)
         if isinstance(same[0], ArrowCells):
             from nomicbert.bulk.cells import fields_of_batch  # needs pyarrow
@@ -119,10 +119,6 @@ def fields_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
         else:
             found += same
     return found
-
-
-def _batch_of(fields: Any) -> int | None:
-    return id(fields.batch) if isinstance(fields, ArrowCells) else None
 
 
 def refuse_reserved(rows: Sequence[Row]) -> None:

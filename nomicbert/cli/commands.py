@@ -34,6 +34,7 @@ CHOICE = re.compile(r"'(?P<given>[^']*)' is not one of (?P<known>'.*')\.?")
 # Advice of the library that is about Python only -> the same for the command line.
 INSTEAD = {
     r", or call encode_query and encode_document": "",
+    r" \(or max_seq_length\)": "",
     r"(?<![\w-])ranges (?=must|apply)": "--ranges ",
     r"^chunk_tokens must": "--chunks must",
     r"^overlap must": "--chunk-overlap must",
@@ -138,6 +139,8 @@ class Commands(TyperGroup):
 def plain(message: str) -> str:
     """A message about an option's value, with the nearest of the known values."""
     message = message.removeprefix(CONVERTED)
+    message = message.replace("Input should be a valid", "must be a valid")
+    message = message.partition(", unable to parse string as")[0]
     message = message.replace("Input should be greater than or equal to", "must be at least")
     message = message.replace("Input should be less than or equal to", "must be at most")
     if (choice := CHOICE.fullmatch(message)) is None:

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
@@ -30,7 +30,7 @@ FAILED = 1  # a fault of the machine: a full disk, a missing permission, a close
 USAGE_ERROR = 2  # an argument, a file or an installation that the user can correct
 
 # Ctrl-C, a closed terminal (SIGHUP, which Windows lacks), and `kill`.
-ENDINGS = (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM), signal.SIGTERM)
+ENDINGS = {signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM), signal.SIGTERM}
 
 LOGGERS = ("nomicbert", "nomicbert_kernels")
 
@@ -94,16 +94,26 @@ def say(text: str) -> None:
         return
     words = " ".join(filter(None, map(str.strip, text.splitlines())))
     line = filled(f"nomicbert: {_style.reword(words)}")
-    bars: Any = sys.modules.get("tqdm")
+    bars = _bars()
     if bars is None:
         typer.echo(line, err=True)
     else:
-        bars.tqdm.write(line, file=sys.stderr)
+        bars.write(line, file=sys.stderr)
+
+
+def _bars() -> Any:
+    """The class of tqdm's bars; None while it is not imported, as a signal may find it."""
+    return getattr(sys.modules.get("tqdm"), "tqdm", None)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is a terminal; it is None if it was closed from the start."""
+    return stream is not None and stream.isatty()
 
 
 def filled(line: str) -> str:
     """A line for stderr, which a terminal gets broken between words."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         return line
     width = shutil.get_terminal_size().columns
     return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
@@ -140,6 +150,8 @@ def be_verbose() -> None:
 def be_quiet() -> None:
     """Show nothing but warnings and errors until the command ends."""
     _style.quiet = True
+    # read when huggingface_hub is imported, which comes later
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 def is_quiet() -> bool:
@@ -211,8 +223,7 @@ def _flush_stdout() -> None:
 
 
 def _exit_by(number: int, frame: FrameType | None) -> None:
-    bars: Any = sys.modules.get("tqdm")
-    for bar in [] if bars is None else list(getattr(bars.tqdm, "_instances", ())):
+    for bar in list(getattr(_bars(), "_instances", ())):
         bar.leave = False  # else the message would be followed by what the bar showed last
         bar.close()
     if number == signal.SIGINT:

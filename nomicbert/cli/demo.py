@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nomicbert.bulk.inputs.rows import EMBEDDING
 from nomicbert.bulk.optional import need_pyarrow
 from nomicbert.bulk.output import OutputFormat, choose_output_format, open_output
 from nomicbert.cli import checks, console
@@ -188,19 +187,15 @@ def keep(output: str, corpus: list[Passage], index: "Vectors") -> None:
         corpus: the passages.
         index: (passages, dimension); row i is corpus[i].
     """
-    import pyarrow as pa
-
-    from nomicbert.bulk.parquet import open_parquet, vectors_column
+    from nomicbert.bulk.parquet import write_table
 
     columns = {
         "name": [passage.name for passage in corpus],
         "module": [passage.name.partition(".")[0] for passage in corpus],
         "text": [passage.text for passage in corpus],
-        EMBEDDING: vectors_column(index),
     }
-    table = pa.table(columns)
-    with open_output(output) as file, open_parquet(file, table.schema) as writer:
-        writer.write_table(table)
+    with open_output(output) as file:
+        write_table(file, columns, index)
 
 
 def packaged_weights() -> Path:

@@ -156,7 +156,8 @@ def as_document(model: str, d: "Description") -> dict[str, Any]:
 
 def as_text(model: str, d: "Description") -> str:
     """The facts as text, wrapped at 80 columns or the terminal's, except within names and paths."""
-    width = min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
+    wide = not console.is_terminal(sys.stdout)
+    width = WIDTH if wide else min(WIDTH, shutil.get_terminal_size().columns)
     lines = []
     for label, text in _rows(model, d):
         hanging = " " * LABEL

@@ -5,6 +5,7 @@ Where in the flow: the pages are the Markdown files of docs/, which a wheel hold
 
 import difflib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -52,13 +53,15 @@ def manual(
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise ValueError(f"the manual has no page {page!r}: {hint}")
     text = known[page].read_text(encoding="utf-8")
-    if not sys.stdout.isatty():
+    if not console.is_terminal(sys.stdout):
         console.put(text.rstrip())
         return
     from rich.console import Console
     from rich.markdown import Markdown
 
     os.environ.setdefault("LESS", "FRX")  # show colours, and end after a page that fits
+    # Ctrl-C is the pager's: Python waits for it, if the signal is a KeyboardInterrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     terminal = Console()
     with terminal.pager(styles=True):
         terminal.print(Markdown(text, code_theme="ansi_dark"), width=min(WIDTH, terminal.width))

@@ -189,7 +189,7 @@ def serve(
     from nomicbert.serve.settings import ServeSettings
 
     form = given.pop("log_format")
-    text = sys.stderr.isatty() if form is None else form is LogFormatName.text
+    text = console.is_terminal(sys.stderr) if form is None else form is LogFormatName.text
     values = {PLURALS.get(name, name): _value(name, value) for name, value in given.items()}
     settings = ServeSettings(**values)
     run(settings, "text" if text else "json", console.say)

@@ -1,4 +1,4 @@
-"""Resolve a folder or repository id to a local folder. The only module that uses the network.
+"""Resolve a folder or repository id to a local folder. Only this module and `hub_preview` fetch.
 
 First step of loading: all later steps read plain files. A local folder needs neither a request nor
 an import of huggingface_hub. From a repository, only the files that loading reads are fetched
@@ -72,7 +72,8 @@ def resolve(
         return folder / part.subfolder
     repo_id, revision = name, as_revision(revision)
     check_token(token)
-    cache = None if cache_dir is None else _as_cache(as_name("cache_dir", cache_dir))
+    named = None if cache_dir is None else as_name("cache_dir", cache_dir)
+    cache = None if named is None else _stat("cache_dir", named)[0]  # need not exist yet
 
     # huggingface_hub offers its HTTP client here, under one name for httpx and httpx2, untyped.
     from huggingface_hub import constants
@@ -177,11 +178,6 @@ def in_cache(repo_id: str, commit: str) -> bool:
         return _cached(repo_id, commit, None, Part("", None)) is not None
     except HubError:  # without weights
         return False
-
-
-def _as_cache(name: str) -> Path:
-    """The folder of the cache, which need not exist yet."""
-    return _stat("cache_dir", name)[0]
 
 
 def _fetch(

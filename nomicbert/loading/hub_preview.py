@@ -11,6 +11,7 @@ Source: huggingface/safetensors, "Format": the length of the header in 8 bytes, 
 from __future__ import annotations
 
 import os
+from glob import escape
 from pathlib import Path
 
 from nomicbert.loading import hub
@@ -61,7 +62,8 @@ def preview(
         if lacks(files, encoder) or not weights:
             return None
         small = [name for name in files if name not in weights]
-        snapshot_download(repo_id, revision=info.sha, local_dir=into, allow_patterns=small)
+        patterns = list(map(escape, small))
+        snapshot_download(repo_id, revision=info.sha, local_dir=into, allow_patterns=patterns)
         for name in weights:
             _fetch_header(repo_id, info.sha, name, into / name)
     except (HFValidationError, httpx.HTTPError, OSError):
@@ -86,8 +88,11 @@ def _fetch_header(repo_id: str, commit: str, name: str, file: Path) -> None:
 
 
 def _first_bytes(repo_id: str, commit: str, name: str, count: int) -> tuple[bytes, int]:
-    """The first bytes of a file, and its size."""
-    from huggingface_hub import get_session, hf_hub_url
+    """The first bytes of a file, and its size.
+
+    Raises: OSError: the answer does not say it. httpx.HTTPError.
+    """
+    from huggingface_hub import constants, get_session, hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
         hf_raise_for_status,
@@ -96,10 +101,17 @@ def _first_bytes(repo_id: str, commit: str, name: str, count: int) -> tuple[byte
     url = hf_hub_url(repo_id, name, revision=commit)
     headers = {**build_hf_headers(), "Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
     found = b""
-    with get_session().stream("GET", url, headers=headers, follow_redirects=True) as answer:
+    wait = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    # where it is redirected to another host, the client leaves the token out
+    with get_session().stream(
+        "GET", url, headers=headers, follow_redirects=True, timeout=wait
+    ) as answer:
         hf_raise_for_status(answer)
         stated = answer.headers.get("Content-Range", "").rpartition("/")[2]
-        size = int(stated or answer.headers["Content-Length"])
+        stated = stated or answer.headers.get("Content-Length", "")
+        if not stated.isdecimal():
+            raise OSError(f"the size of {name} is not known")
+        size = int(stated)
         for block in answer.iter_bytes():  # a server without ranges sends everything
             found += block
             if len(found) >= min(count, size):

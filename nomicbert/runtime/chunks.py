@@ -8,6 +8,7 @@ Where in the flow: in place of `stream` and `texts`, for `Embedder.encode_chunks
 Source: Günther et al. 2024, arXiv:2409.04701 (late chunking).
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -71,11 +72,11 @@ def passes(text: Chunked, limit: int, skipped: int) -> Iterator[Pass]:
         skipped: leading tokens that pooling leaves out.
     """
     head, room = len(text.head), limit - len(text.head) - len(text.tail)
-    chunks = text.chunks
-    while chunks:
-        first = chunks[0].start
-        count = sum(chunk.stop - first <= room for chunk in chunks)  # stops ascend
-        here, chunks = chunks[:count], chunks[count:]
+    chunks, end = text.chunks, 0
+    while end < len(chunks):
+        begin, first = end, chunks[end].start
+        end = bisect_right(chunks, first + room, begin, key=lambda chunk: chunk.stop)
+        here = chunks[begin:end]
         ids = [*text.head, *text.ids[first : here[-1].stop], *text.tail]
         starts = [min(skipped, head), *(head + chunk.start - first for chunk in here[1:])]
         stops = [*(head + chunk.stop - first for chunk in here[:-1]), len(ids)]
@@ -104,6 +105,11 @@ class ChunkEncoder:
         self.batch_tokens = request.options().batch_tokens or task.batch_tokens()
         (empty,) = chunked(task.tokenizer, [""], task.job.prompt, 1)
         room = task.max_length - len(empty.head) - len(empty.tail)
+        if room < 1:
+            raise ValueError(
+                f"no token of a text fits into {task.max_length} tokens beside the prompt and the "
+                "special tokens: raise max_length"
+            )
         self.tokens = min(TOKENS, room) if tokens is None else as_whole("chunk_tokens", tokens)
         self.overlap = as_whole("overlap", overlap)
         if not 1 <= self.tokens <= room:

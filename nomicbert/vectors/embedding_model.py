@@ -5,6 +5,7 @@ neither texts nor files.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from nomicbert_kernels.backend import plan_runs
 from nomicbert_kernels.tensors import to_device
 
 AS_IT_IS = Finish()
+# Rows that `pooled_spans` gathers at once, in multiples of the batch's tokens.
+AT_ONCE = 4
 
 
 class EmbeddingModel(nn.Module):
@@ -92,11 +95,17 @@ class EmbeddingModel(nn.Module):
         hidden = encoder.core(encoder.context(filled), None)
         starts = np.cumsum(batch.lengths) - batch.lengths
         flat = [(start, span) for start, own in zip(starts, spans, strict=True) for span in own]
-        places = [np.arange(start + span.start, start + span.stop) for start, span in flat]
-        counts = [len(span) for _, span in flat]
-        rows = hidden.index_select(0, to_device(np.concatenate(places), hidden.device))
-        plan = plan_runs(counts, 1, 1, hidden.dtype)
-        return encoder.ops.pool(rows, offsets(counts, hidden.device), plan, "mean")
+        counts = np.array([len(span) for _, span in flat])
+        # spans that overlap hold more rows than there are tokens: part by part then
+        part = (np.cumsum(counts) - counts) // max(AT_ONCE * len(hidden), 1)
+        means = []
+        for a, b in pairwise([0, *np.flatnonzero(np.diff(part)) + 1, len(flat)]):
+            places = [np.arange(start + span.start, start + span.stop) for start, span in flat[a:b]]
+            rows = hidden.index_select(0, to_device(np.concatenate(places), hidden.device))
+            lengths = counts[a:b].tolist()
+            plan = plan_runs(lengths, 1, 1, hidden.dtype)
+            means.append(encoder.ops.pool(rows, offsets(lengths, hidden.device), plan, "mean"))
+        return torch.cat(means)
 
     def finish(self, pooled: Tensor, finish: Finish) -> Tensor:
         """Apply the steps after pooling: what `pooled` returns -> (B, dim) fp32."""

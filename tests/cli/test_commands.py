@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,10 @@ from tests.support.command_line import environment, one_line, run_cli
         ("'x' is not one of 'auto', 'triton'.", "'x' is not one of 'auto', 'triton'."),
         ("Input should be greater than or equal to 1", "must be at least 1"),
         ("Input should be less than or equal to 65535", "must be at most 65535"),
+        (
+            "Input should be a valid integer, unable to parse string as an integer",
+            "must be a valid integer",
+        ),
         ("anything else", "anything else"),
     ],
 )
@@ -171,6 +176,18 @@ console.run(work)
     assert done.stdout == ""
 
 
+def test_a_command_without_standard_output(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So Python finds a descriptor that was closed from the start."""
+    for words in (("help", "info"), ("info", str(checkpoint))):
+        monkeypatch.setattr(sys, "argv", ["nomicbert", *words])
+        with monkeypatch.context() as without:
+            without.setattr(sys, "stdout", None)
+            with pytest.raises(SystemExit, match="0"):
+                cli.main()
+
+
 def test_a_signal_closes_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     """It is not drawn again below the message."""
     from tqdm import tqdm
@@ -199,6 +216,27 @@ def test_the_manual(monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = run_cli("help", "embd")
     assert code == 2
     assert one_line(err) == "nomicbert: the manual has no page 'embd': did you mean 'embed'?\n"
+
+
+def test_the_pager_gets_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the command would end before it, and the shell and the pager share the keyboard."""
+    before, seen = signal.getsignal(signal.SIGINT), list[object]()
+    monkeypatch.setattr("pydoc.pager", lambda _: seen.append(signal.getsignal(signal.SIGINT)))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "argv", ["nomicbert", "help", "info"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert seen == [signal.default_int_handler]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_message_while_tqdm_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", types.ModuleType("tqdm"))
+    with pytest.raises(SystemExit, match="130"):
+        console.run(lambda: signal.raise_signal(signal.SIGINT))
+    assert capsys.readouterr().err == "nomicbert: interrupted\n"
 
 
 def test_a_terminal_gets_lines_of_its_width(

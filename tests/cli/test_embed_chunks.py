@@ -61,11 +61,16 @@ def test_parquet(
     """Other columns keep their types."""
     source, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
     days = [datetime.date(2026, 1, 1 + i) for i in range(len(TEXTS))]
-    pq.write_table(pa.table({"day": days, "text": TEXTS}), source)
+    times = pa.array(range(1, len(TEXTS) + 1), pa.time64("ns"))  # too fine for Python's times
+    kinds = pa.array(["a", "b", "a", None]).dictionary_encode()
+    table = {"day": days, "text": TEXTS, "time": times, "kind": kinds}
+    pq.write_table(pa.table(table), source, row_group_size=3)
     _run(source, checkpoint, out)
     table = pq.read_table(out)
     assert table.schema.field("day").type == pa.date32()
     assert table["day"].to_pylist() == [days[number] for number, *_ in wanted]
+    assert table["time"].cast(pa.int64()).to_pylist() == [number + 1 for number, *_ in wanted]
+    assert table["kind"].to_pylist() == [kinds[number].as_py() for number, *_ in wanted]
     assert table["text"].to_pylist() == [text for _, _, _, text, _ in wanted]
     for name, place in (("chunk_row", 0), ("chunk_start", 1), ("chunk_end", 2)):
         assert table[name].to_pylist() == [one[place] for one in wanted]
@@ -97,6 +102,11 @@ def test_npy(
         (["--chunks", "9", "--device", "cpu", "--device", "cpu"], "give --device once"),
         (["--chunks", "9", "--chunk-overlap", "9"], "--chunk-overlap must be 0 to 8, not 9"),
         (["--chunks", "99999"], "--chunks must be 1 to "),
+        (
+            ["--chunks", "9", "--max-length", "3", "--prompt", "a long prompt"],
+            "no token of a text fits into 3 tokens beside the prompt and the special tokens: raise "
+            "--max-length",
+        ),
     ],
 )
 def test_mistakes(args: list[str], message: str, checkpoint: Path, tmp_path: Path) -> None:

@@ -210,6 +210,17 @@ def test_a_batch_does_not_matter(load: Callable[..., Embedder]) -> None:
     assert same(whole.vectors[one], embedder.encode_chunks(LONG[3], prompt="").vectors[0])
 
 
+def test_chunks_that_overlap_much(
+    load: Callable[..., Embedder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are pooled part by part: here one by one."""
+    embedder = load("nomic-v1.5", 32)
+    whole = embedder.encode_chunks(LONG, chunk_tokens=6, overlap=5, prompt="")
+    monkeypatch.setattr("nomicbert.vectors.embedding_model.AT_ONCE", 0)
+    parts = embedder.encode_chunks(LONG, chunk_tokens=6, overlap=5, prompt="")
+    assert all(map(same, whole.vectors, parts.vectors))
+
+
 def test_no_texts(load: Callable[..., Embedder]) -> None:
     found = load("nomic-v1.5", 32).encode_chunks([], prompt="", truncate_dim=8)
     assert found.vectors.shape == (0, 8)

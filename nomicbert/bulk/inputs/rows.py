@@ -54,6 +54,11 @@ class ArrowCells(NamedTuple):
     row: int
 
 
+def batch_of(fields: "dict[str, Any] | ArrowCells") -> int | None:
+    """What fields of one record batch have in common; None for those of an object."""
+    return id(fields.batch) if isinstance(fields, ArrowCells) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A row of an input.

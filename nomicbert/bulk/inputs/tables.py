@@ -4,7 +4,7 @@ Where in the flow: each output converts the rows whose vectors have come. Import
 needs pyarrow.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,6 +79,28 @@ def table_of(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
             arrays = convert(fields, schema)
         tables.append(pa.Table.from_arrays(arrays, schema=schema))
     return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def repeated(
+    batch: pa.RecordBatch, rows: Sequence[int], own: Mapping[str, Sequence[object]]
+) -> pa.RecordBatch:
+    """Rows of a record batch, each any number of times, with columns of their own.
+
+    Args:
+        batch: as it was read.
+        rows: numbers in it, ascending.
+        own: name -> a value for each of `rows`; it takes the place of a column of this name.
+    """
+    batch = batch.slice(rows[0], rows[-1] - rows[0] + 1)
+    places = pa.array([row - rows[0] for row in rows], pa.int64())
+    columns = {
+        column.name: _as_type(batch.column(index), _plain(column.type)).take(places)
+        for index, column in enumerate(batch.schema)
+        if column.name not in own
+    }
+    columns |= {name: pa.array(values) for name, values in own.items()}
+    names = [*dict.fromkeys([*batch.schema.names, *own])]
+    return pa.RecordBatch.from_arrays([columns[name] for name in names], names)
 
 
 def _runs(rows: Sequence[Row]) -> Iterator[tuple[int, int]]:
