@@ -152,7 +152,9 @@ class ChunkEncoder:
         task = self.task
         loop = BatchLoop(task.device, Budget(self.batch_tokens), progress)
         for window in text_windows(task.read(texts)):
-            found = chunked(task.tokenizer, window, task.job.prompt, self.tokens, self.overlap)
+            found = chunked(
+                task.tokenizer, window, task.job.prompt, self.tokens, self.overlap, task.max_length
+            )
             progress.read([len(text.ids) for text in found])
             yield self._vectors(found, loop), found
 

@@ -31,7 +31,12 @@ class Chunked:
 
 
 def chunked(
-    tokenizer: Tokenizer, texts: Sequence[str], prompt: str, tokens: int, overlap: int = 0
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    prompt: str,
+    tokens: int,
+    overlap: int = 0,
+    limit: int | None = None,
 ) -> list[Chunked]:
     """Tokenise whole texts and cut them into chunks.
 
@@ -42,6 +47,8 @@ def chunked(
             its end and the start of the text is the text's.
         tokens: of a chunk at most.
         overlap: tokens at most that a chunk shares with the one before; less than `tokens`.
+        limit: of a chunk with prompt and special tokens. Before some texts a prompt has more tokens
+            than alone, if its end joins their beginning.
     """
     encode = tokenizer.rust.encode_batch
     whole = [prompt + text for text in texts]
@@ -50,11 +57,14 @@ def chunked(
     for text, encoding in zip(texts, found, strict=True):
         places = encoding.offsets
         own = next((i for i, (_, end) in enumerate(places) if end > len(prompt)), len(places))
-        ranges = list(_cuts(encoding.word_ids[own:], tokens, overlap))
+        head = [*tokenizer.prefix, *encoding.ids[:own]]
+        special = len(head) + len(tokenizer.suffix)
+        most = tokens if limit is None else max(1, min(tokens, limit - special))
+        ranges = list(_cuts(encoding.word_ids[own:], most, min(overlap, most - 1)))
         spans = [(max(a - len(prompt), 0), b - len(prompt)) for a, b in places[own:]]
         chunks.append(
             Chunked(
-                [*tokenizer.prefix, *encoding.ids[:own]],
+                head,
                 encoding.ids[own:],
                 tokenizer.suffix,
                 ranges,

@@ -103,6 +103,13 @@ def test_chunks_end_between_words(load: Callable[..., Embedder]) -> None:
     assert max(map(len, found.chunks)) == 4
 
 
+def test_a_chunk_makes_room_for_its_prompt(load: Callable[..., Embedder]) -> None:
+    tokenizer = load("nomic-v1.5", 16).tokenizer
+    (found,) = chunked(tokenizer, [" ".join(WORDS)], "fox fox ", 9, 8, limit=10)
+    assert len(found.head) == 3
+    assert found.chunks[:2] == [range(6), range(1, 7)]  # of 10 tokens, 3 before it and 1 after it
+
+
 def test_tokens_with_white_space_of_their_own() -> None:
     assert _stripped(" \n a b ", [(0, 4), (4, 7)]) == (3, 6)
     assert _stripped("   ", [(0, 3)]) == (3, 3)
