@@ -102,8 +102,9 @@ class Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run the command, unless its model is a folder that is none."""
         console.reword_by(lambda message: naming_options(message, self.params))
-        if isinstance(model := ctx.params.get("model"), str):
-            refuse_other_folder(model)
+        for name in ("model", "reranker"):
+            if isinstance(model := ctx.params.get(name), str):
+                refuse_other_folder(model)
         return super().invoke(ctx)
 
 

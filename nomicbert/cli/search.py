@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nomicbert.bulk.inputs.rows import SOURCE
-from nomicbert.cli import console, options, search_model
+from nomicbert.cli import checks, console, options, search_model
 from nomicbert.cli.options import BackendName, DtypeName
 from nomicbert.cli.search_arguments import sort_out
 from nomicbert.cli.search_output import Answer, Hit, Report, as_json, as_text, place_of
@@ -74,6 +74,10 @@ def search(
         str,
         typer.Option(metavar="NAME", help="Field of the text, in files of JSONL, CSV, ..."),
     ] = "text",
+    columns: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="Fields of rows to keep: all (default), none, or a,b."),
+    ] = "all",
     model: Annotated[
         str | None,
         typer.Option(
@@ -102,6 +106,7 @@ def search(
     asked = sort_out(arguments or [], question or [], questions)
     if as_document and asked.questions is None:
         raise ValueError("--json prints one document: pass the question, or --questions FILE")
+    kept = checks.column_names(columns)
     are_vectors = search_model.are_vectors(asked.inputs)
     loading: dict[str, Any] = {
         "revision": revision,
@@ -114,7 +119,7 @@ def search(
     if are_vectors:
         searched = search_model.of_vectors(asked.inputs[0], model, loading)
     else:
-        searched = search_model.of_texts(asked.inputs, field, model, loading)
+        searched = search_model.of_texts(asked.inputs, field, kept, model, loading)
     ranks = None if reranker is None else search_model.load_reranker(reranker, searched, loading)
     if asked.questions is None:
         _converse(searched, k, bits, ranks)

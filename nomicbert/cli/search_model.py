@@ -97,13 +97,18 @@ def of_vectors(name: str, model: str | None, loading: dict[str, Any]) -> Searche
 
 
 def of_texts(
-    inputs: Sequence[str], field: str, model: str | None, loading: dict[str, Any]
+    inputs: Sequence[str],
+    field: str,
+    columns: Sequence[str] | None,
+    model: str | None,
+    loading: dict[str, Any],
 ) -> Searched:
     """Embed texts, as far as that has not been done, and open their vectors.
 
     Args:
         inputs: files, folders, patterns and URLs.
         field: name of the field that holds the text, in files of rows.
+        columns: names of the fields that are kept with it; None for all.
         model: None for the packaged one.
         loading: arguments of Embedder; with a dtype of None float32.
 
@@ -135,6 +140,7 @@ def of_texts(
         texts.folder,
         encoder,
         field=field,
+        columns=columns,
         say=console.tell,
         open_progress=lambda total, left: BulkProgress(form, total, left, console.tell),
     )

@@ -256,3 +256,24 @@ def test_the_packaged_model_is_the_default(monkeypatch: pytest.MonkeyPatch) -> N
         "nomicbert: no model is installed: pass one with -m, such as "
         "-m nomic-ai/nomic-embed-text-v1.5\n"
     )
+
+
+def test_columns_that_differ_are_left_out(checkpoint: Path) -> None:
+    """One column cannot hold both: the error names the option that drops it."""
+    Path("mixed").mkdir()
+    Path("mixed/a.jsonl").write_text('{"text": "cats purr", "n": 7}\n')
+    Path("mixed/b.jsonl").write_text('{"text": "a stock symbol", "n": {"a": 1}}\n')
+    words = ("search", "mixed", "do cats purr?", "-m", str(checkpoint))
+    code, _, err = run_cli(*words)
+    assert (code, "--columns" in err) == (2, True)
+    out, _ = ask("mixed", "do cats purr?", "-m", str(checkpoint), "--columns", "none", "--json")
+    (answer,) = json.loads(out)["answers"]
+    assert {hit["text"] for hit in answer["results"]} == {"cats purr", "a stock symbol"}
+    assert not any("n" in hit["fields"] for hit in answer["results"])
+
+
+def test_a_reranker_that_is_not_there_is_refused_first(checkpoint: Path) -> None:
+    words = ("search", "notes", QUESTION, "-m", str(checkpoint), "--reranker", "./nothing")
+    code, _, err = run_cli(*words)
+    assert code == 2
+    assert "The folder './nothing' does not exist" in one_line(err)

@@ -63,6 +63,7 @@ def embed_kept(
     encoder: "Encoder",
     *,
     field: str,
+    columns: Sequence[str] | None = None,
     say: Callable[[str], None],
     open_progress: "Callable[[int, int], BulkProgress]",
 ) -> Kept:
@@ -73,6 +74,7 @@ def embed_kept(
         folder: for the vectors; created if missing.
         encoder: of the model.
         field: name of the field that holds the text, in files of rows.
+        columns: names of the fields that are kept with the text; None for all.
         say: receives a line about what is being done; nothing is said if nothing has to be.
         open_progress: makes the progress from the bytes of all files and of those left.
 
@@ -83,7 +85,11 @@ def embed_kept(
 
     _hide(folder)
     options = Options(
-        field=field, input_format=InputFormat.passages, on_error="skip", on_null="skip"
+        field=field,
+        columns=None if columns is None else tuple(dict.fromkeys((field, *columns))),
+        input_format=InputFormat.passages,
+        on_error="skip",
+        on_null="skip",
     )
     doing = f"embedding {files[0] if len(files) == 1 else f'{len(files):,} files'} into {folder}"
     want = json.loads(json.dumps({**options.want, **encoder.identity}))
