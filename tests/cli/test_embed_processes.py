@@ -48,6 +48,7 @@ class Window(NamedTuple):
     vectors: object
     lengths: list
     cut: list
+    chunks: None = None
 
 class EmbedderEncoder:
     empty = np.empty((0, 4), np.float32)

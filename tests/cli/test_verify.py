@@ -292,6 +292,7 @@ def test_what_loading_refuses(damage: Callable[[Path], None], message: str, tmp_
 
 def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(references, "find_spec", lambda name: None)
+    (tmp_path / "config.json").write_text("{}")
     code, out, err = run_cli("verify", str(tmp_path))
     assert (code, out) == (2, "")
     assert one_line(err).endswith(f"transformers: {to_install('verify')}\n")

@@ -229,7 +229,7 @@ def test_flat_memory(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> Non
     def vectors(self: Texts, texts: list[list[int]], *_: Any) -> torch.Tensor:
         return torch.tensor([[float(sum(ids)), float(len(ids))] for ids in texts])
 
-    monkeypatch.setattr(Texts, "_vectors", vectors)
+    monkeypatch.setattr(Texts, "vectors", vectors)
     held, tokens = [], 0.0
     tracemalloc.start()
     texts = (WORDS[i % len(WORDS)] for i in range(200_000))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import types
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,21 +17,21 @@ from nomicbert_kernels.backend import fp8_ops
 
 
 class Here:
-    """Stands in for the `subprocess.Popen` of a child: it has ended when it is made."""
+    """Stands in for the `subprocess.Popen` of a child: it has ended when it is made.
+
+    A stage in the background has a thread of its own; but there is one environment, so children run
+    one after the other.
+    """
 
     pid = os.getpid()
+    alone = threading.Lock()
 
     def __init__(self, command: list[str], env: dict[str, str], **_: Any) -> None:
         *module, spec = command[1:]
         assert module == ["-m", "bench.gpu.runner.child"], command
         assert json.loads(spec)["stage"]
-        before = dict(os.environ)
-        os.environ.update(env)
-        try:
+        with self.alone, mock.patch.dict(os.environ, env):
             self.code = child.main([spec])
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
 
     def poll(self) -> int:
         return self.code

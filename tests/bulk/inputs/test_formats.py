@@ -29,7 +29,8 @@ NAMES = {
     "a.gz": (None, "gzip"),
     "a.zst": (None, "zstd"),
     "part-00000": (None, None),
-    "a.md": (None, None),
+    "a.md": ("text", None),
+    "a.rst": (None, None),
     ".jsonl": (None, None),
     "a.jsonl.bz2": (None, None),
 }

@@ -115,7 +115,7 @@ def test_standard_input_that_is_given_as_a_file_too(tmp_path: Path) -> None:
 
 CONTENTS = {
     "part-00000": (b'{"text": "a"}\n', "jsonl", None),
-    "part.md": (b"# a\n", "text", None),
+    "part.rst": (b"# a\n", "text", None),
     "array": (b'[{"text": "a"}]', "json", None),
 }
 
