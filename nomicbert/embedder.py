@@ -279,19 +279,17 @@ class Embedder(SentenceTransformersNames):
         unknown = sorted(keywords.keys() - CHUNK_KEYWORDS)
         refuse_unknown(unknown, self.encode_chunks, more=CHUNK_KEYWORDS)
         texts, request = as_texts(inputs)[0], Request(**keywords).with_default(self.truncate_dim)
-        return ChunkEncoder(self.as_task(request), request, chunk_tokens, overlap, late).encode(
-            texts
-        )
+        return ChunkEncoder(self.work(request), request, chunk_tokens, overlap, late).encode(texts)
 
     def stream(self, request: Request) -> tuple[AnyStream, int]:
         """Check a request and make the model ready; return the stream and the vectors' width."""
-        texts, options = self.as_task(request), request.options()
+        texts, options = self.work(request), request.options()
         device, devices = as_place(request.device)
         if device is not None and device != self.device:
             self.to(device)
         return open_stream(texts, options, devices, request.pool), request.width(self.pooling)
 
-    def as_task(self, request: Request) -> Texts:
+    def work(self, request: Request) -> Texts:
         """Check a request and make the model ready."""
         model = self.embedding_model
         request.check(model.pooling)

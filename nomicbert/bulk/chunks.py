@@ -67,9 +67,7 @@ class ChunkedEncoder:
             if not known and value != getattr(Request(), name):
                 raise ValueError(f"{name} does not go with chunks")
         self._request = request
-        self._encoder = ChunkEncoder(
-            embedder.as_task(request), request, chunk_tokens, overlap, None
-        )
+        self._encoder = ChunkEncoder(embedder.work(request), request, chunk_tokens, overlap, None)
         width = request.width(embedder.pooling)
         self._ranges = request.fixed_ranges(width)
         self.empty = self._converted(torch.empty(0, width))

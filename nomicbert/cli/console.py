@@ -165,15 +165,18 @@ def reword_by(change: Callable[[str], str]) -> None:
 
 
 def _close_gaps() -> None:
-    """Give closed standard streams their numbers back, so that no file of ours takes them.
+    """Give a closed stdout or stderr its number back, so that no file of ours takes it.
 
-    Each is opened in the direction in which it is not used: using it stays an error.
+    It is opened for reading: writing to it stays an error.
     """
-    for number, direction in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
+    for number in (1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, direction)  # takes the lowest free number
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            if nothing != number:
+                os.dup2(nothing, number)
+                os.close(nothing)
 
 
 def _exit_code(error: Exception) -> int | None:
