@@ -176,7 +176,7 @@ def _rows(model: str, d: "Description") -> Iterator[tuple[str, str]]:
     config, files, pooling, target = d.config, d.files, d.pooling, d.target
     yield "checkpoint", model
     if d.folder is None:
-        yield "folder", "not fetched: only its settings and the headers of its weights were read"
+        yield "folder", "not fetched: only settings and headers were read"
     elif d.folder != Path(model):
         yield "folder", str(d.folder)
     yield "licence", d.license.name if d.license else "not stated in its card"
