@@ -10,6 +10,7 @@ Source: huggingface/safetensors, "Format": the length of the header in 8 bytes, 
 
 from __future__ import annotations
 
+import logging
 import os
 from glob import escape
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 from nomicbert.loading import hub
 from nomicbert.loading.hub_files import MODULES, choose_files, lacks, read_layout
 from nomicbert.loading.hub_names import as_name, as_revision
+
+_log = logging.getLogger(__name__)
 
 # Bytes asked for first: the headers of the supported checkpoints have 10 to 60 KB.
 FIRST = 1 << 17
@@ -64,10 +67,14 @@ def preview(
         small = [name for name in files if name not in weights]
         patterns = list(map(escape, small))
         snapshot_download(repo_id, revision=info.sha, local_dir=into, allow_patterns=patterns)
-        for name in weights:
-            _fetch_header(repo_id, info.sha, name, into / name)
     except (HFValidationError, httpx.HTTPError, OSError):
         return None  # `resolve` meets the same and explains it
+    try:
+        for name in weights:
+            _fetch_header(repo_id, info.sha, name, into / name)
+    except (httpx.HTTPError, OSError) as error:
+        _log.warning("%s: no header of %s (%s): fetching all its files", repo_id, name, error)
+        return None
     return into
 
 
@@ -79,7 +86,7 @@ def _fetch_header(repo_id: str, commit: str, name: str, file: Path) -> None:
     head, size = _first_bytes(repo_id, commit, name, FIRST)
     length = 8 + int.from_bytes(head[:8], "little")
     if length > min(size, LONGEST):
-        raise OSError(f"{name} has no header")
+        raise OSError("its first bytes are none")
     if length > len(head):
         head, _ = _first_bytes(repo_id, commit, name, length)
     with file.open("wb") as opened:

@@ -376,6 +376,7 @@ def test_only_headers_are_fetched(hub: FakeHub, tmp_path: Path) -> None:
     for fetched in (by_bin, unsized):
         assert fetched.startswith(str(tmp_path / "cache"))
     assert "is not a valid safetensors file" in damaged
+    assert "acme/broken: no header of model.safetensors (its first bytes are none)" in done.stderr
     assert missing.startswith("HubError No readable repository 'acme/missing'")
 
 
