@@ -104,3 +104,26 @@ def test_the_wheel_runs_without_the_source_tree(wheel: Path, tmp_path: Path) -> 
     wanted = Embedder(checkpoint).encode(SENTENCES)
     assert len(np.load(work / "vectors.npy")) == len(wanted)
     assert all(map(same, np.load(work / "vectors.npy"), wanted))
+
+
+def test_an_editable_installation_finds_the_packages(tmp_path: Path) -> None:
+    """What `pip install --editable` unpacks: a link to this tree, beside the manual's pages."""
+    editable = _build("wheel:editable", ROOT, tmp_path / "editable")
+    zipfile.ZipFile(editable).extractall(tmp_path / "site")
+    code = (
+        f"import site; site.addsitedir({str(tmp_path / 'site')!r})\n"
+        "import nomicbert.cli, nomicbert_kernels.launch.limits as limits\n"
+        "print(nomicbert.cli.__file__, limits.__file__)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    others = [
+        path for path in sys.path if "site-packages" in path or not path.startswith(str(ROOT))
+    ]
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {others!r}\n{code}"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == [
+        str(ROOT / "nomicbert/cli/__init__.py"),
+        str(ROOT / "kernels/nomicbert_kernels/launch/limits.py"),
+    ], done.stderr
