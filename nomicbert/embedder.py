@@ -260,7 +260,7 @@ class Embedder(SentenceTransformersNames):
         inputs: str | Iterable[str],
         *,
         chunk_tokens: int | None = None,
-        overlap: int = 0,
+        chunk_overlap: int = 0,
         late: bool | None = None,
         **keywords: "Unpack[ChunkKeywords]",
     ) -> Chunks:
@@ -269,27 +269,27 @@ class Embedder(SentenceTransformersNames):
         Args:
             inputs: one text or any number of them, of any length.
             chunk_tokens: limit without special tokens and prompt; None: 256, if they fit.
-            overlap: tokens at most that a chunk shares with the one before.
+            chunk_overlap: tokens at most that a chunk shares with the one before.
             late: encode up to `max_length` tokens of a text at once, and pool over the tokens of
                 each chunk; False: each chunk alone. None: late where pooling is by mean.
             **keywords: of `encode`: `ChunkKeywords`.
-
         Returns: all chunks, in the order of the texts. Raises: as `encode`.
         """
         unknown = sorted(keywords.keys() - CHUNK_KEYWORDS)
         refuse_unknown(unknown, self.encode_chunks, more=CHUNK_KEYWORDS)
         texts, request = as_texts(inputs)[0], Request(**keywords).with_default(self.truncate_dim)
-        return ChunkEncoder(self.work(request), request, chunk_tokens, overlap, late).encode(texts)
+        task = self.task_of(request)
+        return ChunkEncoder(task, request, chunk_tokens, chunk_overlap, late).encode(texts)
 
     def stream(self, request: Request) -> tuple[AnyStream, int]:
         """Check a request and make the model ready; return the stream and the vectors' width."""
-        texts, options = self.work(request), request.options()
+        texts, options = self.task_of(request), request.options()
         device, devices = as_place(request.device)
         if device is not None and device != self.device:
             self.to(device)
         return open_stream(texts, options, devices, request.pool), request.width(self.pooling)
 
-    def work(self, request: Request) -> Texts:
+    def task_of(self, request: Request) -> Texts:
         """Check a request and make the model ready."""
         model = self.embedding_model
         request.check(model.pooling)

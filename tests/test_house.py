@@ -126,7 +126,7 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
         module
         in {
             f"nomicbert.loading.{name}"
-            for name in ("hub", "hub_preview", "hub_upload", "model_card")
+            for name in ("hub", "hub_listing", "hub_preview", "hub_upload", "model_card")
         }
     ),
     "langchain_core": lambda module: module == "nomicbert.integrations.langchain",

@@ -1,6 +1,6 @@
 """Texts -> the vectors of their chunks, and a row for each chunk.
 
-Where in the flow: in place of `encoding.EmbedderEncoder`, for `nomicbert embed --chunks`; `blocks`
+Where in the flow: in place of its base class, for `nomicbert embed --chunks`; `blocks`
 turns each row that it takes from the feed into those of its chunks.
 """
 
@@ -10,10 +10,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from nomicbert.bulk.encoding import Window
+from nomicbert.bulk.encoding import EmbedderEncoder, Window
 from nomicbert.bulk.inputs.rows import (
     CHUNK,
     CHUNK_END,
@@ -28,7 +26,6 @@ from nomicbert.embedder import Embedder
 from nomicbert.runtime.chunks import CHUNK_KEYWORDS, ChunkEncoder
 from nomicbert.runtime.progress import Progress
 from nomicbert.runtime.request import Request
-from nomicbert.vectors import quantization
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,17 +35,15 @@ if TYPE_CHECKING:
 Place = tuple[int, int]
 
 
-class ChunkedEncoder:
+class ChunkedEncoder(EmbedderEncoder):
     """An Encoder whose windows have a vector for each chunk of each text."""
-
-    refusal: str | None = None
 
     def __init__(
         self,
         embedder: Embedder,
         *,
         chunk_tokens: int,
-        overlap: int = 0,
+        chunk_overlap: int = 0,
         **keywords: "Unpack[AllEncodeKeywords]",
     ) -> None:
         """Check the keywords.
@@ -56,40 +51,31 @@ class ChunkedEncoder:
         Args:
             embedder: the model.
             chunk_tokens: of `Embedder.encode_chunks`.
-            overlap: of it.
+            chunk_overlap: of it.
             **keywords: of it too, and `precision` and `ranges` of `Embedder.encode`.
 
         Raises: TypeError, ValueError: one is invalid, or not for chunks; the message names it.
         """
-        request = Request(**keywords).with_default(embedder.truncate_dim)
+        super().__init__(embedder, **keywords)
         for name, value in keywords.items():
             known = name in CHUNK_KEYWORDS or name in ("precision", "ranges")
             if not known and value != getattr(Request(), name):
                 raise ValueError(f"{name} does not go with chunks")
-        self._request = request
-        self._encoder = ChunkEncoder(embedder.work(request), request, chunk_tokens, overlap, None)
-        width = request.width(embedder.pooling)
-        self._ranges = request.fixed_ranges(width)
-        self.empty = self._converted(torch.empty(0, width))
+        request = self._request
+        task = embedder.task_of(request)
+        self._chunks = ChunkEncoder(task, request, chunk_tokens, chunk_overlap, None)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """See Encoder: only folders ask for it, and they hold no chunks."""
-        raise NotImplementedError
-
-    description = identity
+        """See Encoder."""
+        cut = {"chunk_tokens": self._chunks.tokens, "chunk_overlap": self._chunks.overlap}
+        return {**super().identity, **cut}
 
     def windows(self, texts: Iterator[str], progress: Progress) -> Generator[Window, None, None]:
         """See Encoder."""
-        for rows, found in self._encoder.windows(texts, progress):
+        for rows, found in self._chunks.windows(texts, progress):
             lengths = [len(text.ids) for text in found]
             yield Window(self._converted(rows), lengths, [], [text.characters for text in found])
-
-    def _converted(self, rows: torch.Tensor) -> npt.NDArray[Any]:
-        array: npt.NDArray[Any] = (
-            quantization.convert(rows, self._request.form, self._ranges).cpu().numpy()
-        )
-        return array
 
 
 def in_chunks(taken: list[Taken], places: list[list[Place]], field: str) -> list[Taken]:

@@ -36,8 +36,6 @@ INSTEAD = {
     r", or call encode_query and encode_document": "",
     r" \(or max_seq_length\)": "",
     r"(?<![\w-])ranges (?=must|apply)": "--ranges ",
-    r"^chunk_tokens must": "--chunks must",
-    r"^overlap must": "--chunk-overlap must",
 }
 # The group of options that have none.
 OTHERS = "Model and computation"

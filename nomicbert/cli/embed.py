@@ -58,7 +58,7 @@ def embed(
     ranges: own.Ranges = None,
     max_length: own.MaxLength = None,
     truncate: own.Truncation = Truncate.end,
-    chunks: own.Chunks = None,
+    chunk_tokens: own.ChunkTokens = None,
     chunk_overlap: own.ChunkOverlap = None,
 ) -> None:
     """Embed texts: one vector per row of the inputs, in their order.
@@ -78,7 +78,7 @@ def embed(
     of_files: dict[str, object] = {
         "output_format": output_format,
         "overwrite": overwrite or None,
-        "chunks": chunks,
+        "chunks": chunk_tokens,
     }
     if check:
         sources = {name: context.get_parameter_source(name) for name in context.params}
@@ -93,8 +93,10 @@ def embed(
     checks.refuse_both(prompt_name=prompt_name, prompt=prompt)
     checks.refuse_both(matryoshka_dim=matryoshka_dim, truncate_dim=truncate_dim)
     checks.refuse_json_on_stdout(output, json)
-    checks.refuse_without_chunks(chunks, chunk_overlap, truncate.value, device)
-    chunking = {"chunk_tokens": chunks, "overlap": chunk_overlap or 0} if chunks else None
+    checks.refuse_without_chunks(chunk_tokens, chunk_overlap, truncate.value, device)
+    chunking = None
+    if chunk_tokens is not None:
+        chunking = {"chunk_tokens": chunk_tokens, "chunk_overlap": chunk_overlap or 0}
     request = Request(
         inputs=inputs or [STDIN],
         output=output,

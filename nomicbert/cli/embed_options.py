@@ -169,10 +169,11 @@ Ranges = Annotated[
         help="(2, dim): minimum and maximum of each column, for int8 and uint8.",
     ),
 ]
-Chunks = Annotated[
+ChunkTokens = Annotated[
     int | None,
     _option(
         LONG,
+        "--chunks",
         min=1,
         metavar="N",
         help="A row and a vector for each chunk of at most N tokens, with its characters.",

@@ -15,23 +15,18 @@ import re
 import stat
 from glob import escape
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final
 
 from nomicbert.errors import ConfigError, HubError
 from nomicbert.loading.hub_files import MODULES, choose_files, lacks, read_layout
+from nomicbert.loading.hub_listing import Part, list_files
 from nomicbert.loading.hub_names import as_name, as_revision, as_subfolder, check_token, shown
 from nomicbert.loading.known_ids import advice, folder_advice
+from nomicbert.loading.plain_files import check_file
 
 _log = logging.getLogger(__name__)
 
 _FOLDER_LOOK: Final = re.compile(r"^[./~]|^[A-Za-z]:|\\|/$")
-
-
-class Part(NamedTuple):
-    """What is wanted of a repository: the encoder's folder ("": stated there), and the format."""
-
-    subfolder: str
-    safetensors: bool | None
 
 
 def resolve(
@@ -159,9 +154,8 @@ def refuse_other_folder(name: str) -> None:
     Raises: HubError: a path that is none. ConfigError: the folder has no config.json.
     """
     folder = _local_folder(name, may_be_id=True)
-    stated = ("config.json", MODULES)
-    if folder is not None and not any((folder / file).exists() for file in stated):
-        raise ConfigError(f"{folder}/config.json is missing: is {folder} a checkpoint folder?")
+    if folder is not None and not (folder / MODULES).exists():
+        check_file(folder / "config.json", None, ConfigError)
 
 
 def is_folder(name: str | os.PathLike[str]) -> bool:
@@ -175,7 +169,7 @@ def is_folder(name: str | os.PathLike[str]) -> bool:
 def in_cache(repo_id: str, commit: str) -> bool:
     """Whether this commit of a repository has been fetched."""
     try:
-        return _cached(repo_id, commit, None, Part("", None)) is not None
+        return _cached(repo_id, commit, None, Part()) is not None
     except HubError:  # without weights
         return False
 
@@ -189,31 +183,16 @@ def _fetch(
     force: bool,
 ) -> Path:
     """List the repository's files, fetch those that loading reads, return the snapshot folder."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     info = HfApi(token=token).model_info(repo_id, revision=revision)
-    names = [sibling.rfilename for sibling in info.siblings or ()]
-    encoder, modules = part.subfolder, list[str]()
-    if MODULES in names and not encoder:
-        # by commit: once it is in the cache, huggingface_hub makes no request for it
-        commit = info.sha or revision
-        stated = hf_hub_download(
-            repo_id, MODULES, revision=commit, cache_dir=cache, token=token, force_download=force
-        )
-        encoder, modules = read_layout(Path(stated).parent)
-    files = choose_files(names, encoder, modules, part.safetensors)
+    into: dict[str, Any] = {"cache_dir": cache, "token": token, "force_download": force}
+    files, encoder = list_files(repo_id, info, info.sha or revision, part, **into)
     _require(repo_id, revision, files, encoder, part)
     # by name, not by info.sha: huggingface_hub then stores name -> commit, for later offline use
-    folder = Path(
-        snapshot_download(
-            repo_id,
-            revision=revision,
-            cache_dir=cache,
-            token=token,
-            force_download=force,
-            allow_patterns=[escape(name) for name in files],
-        )
-    )
+    patterns = [escape(name) for name in files]
+    found = snapshot_download(repo_id, revision=revision, allow_patterns=patterns, **into)
+    folder = Path(found)
     # where the repository cannot be listed, it returns what an earlier call has left there
     if not all((folder / name).is_file() for name in files):
         raise HubError(_broke(repo_id))

@@ -16,7 +16,8 @@ from glob import escape
 from pathlib import Path
 
 from nomicbert.loading import hub
-from nomicbert.loading.hub_files import MODULES, choose_files, lacks, read_layout
+from nomicbert.loading.hub_files import lacks
+from nomicbert.loading.hub_listing import Part, list_files
 from nomicbert.loading.hub_names import as_name, as_revision
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def preview(
         return None
     repo_id, revision = as_name("path_or_repo_id", path_or_repo_id), as_revision(revision)
 
-    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
@@ -54,12 +55,7 @@ def preview(
         info = HfApi().model_info(repo_id, revision=revision)
         if info.sha is None or hub.in_cache(repo_id, info.sha):
             return None
-        names = [sibling.rfilename for sibling in info.siblings or ()]
-        encoder, modules = "", list[str]()
-        if MODULES in names:
-            hf_hub_download(repo_id, MODULES, revision=info.sha, local_dir=into)
-            encoder, modules = read_layout(into)
-        files = choose_files(names, encoder, modules)
+        files, encoder = list_files(repo_id, info, info.sha, Part(), local_dir=into)
         at = f"{encoder}/" if encoder else ""
         weights = [n for n in files if n.startswith(f"{at}model") and n.endswith(".safetensors")]
         if lacks(files, encoder) or not weights:

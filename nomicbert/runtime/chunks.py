@@ -111,14 +111,14 @@ class ChunkEncoder:
                 "special tokens: raise max_length"
             )
         self.tokens = min(TOKENS, room) if tokens is None else as_whole("chunk_tokens", tokens)
-        self.overlap = as_whole("overlap", overlap)
+        self.overlap = as_whole("chunk_overlap", overlap)
         if not 1 <= self.tokens <= room:
             raise ValueError(
                 f"chunk_tokens must be 1 to {room}, not {tokens}: special tokens and the prompt "
                 f"take the rest of {task.max_length}"
             )
         if not 0 <= overlap < self.tokens:
-            raise ValueError(f"overlap must be 0 to {self.tokens - 1}, not {overlap}")
+            raise ValueError(f"chunk_overlap must be 0 to {self.tokens - 1}, not {overlap}")
 
     def encode(self, texts: Sequence[str]) -> Chunks:
         """The chunks of all texts."""

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nomicbert import Embedder
+from nomicbert.bulk.chunks import ChunkedEncoder
+from nomicbert.bulk.encoding import EmbedderEncoder
 from tests.cli.embed_cases import checkpoint  # noqa: F401
 from tests.support.command_line import one_line, run_cli
 from tests.support.sameness import same
@@ -26,7 +28,7 @@ TEXTS = [" ".join(WORDS), "", "a short text", "  fox\r\n" * 9]
 @pytest.fixture
 def wanted(checkpoint: Path) -> list[tuple[int, int, int, str, np.ndarray]]:
     """Row, start, end, characters and vector of each chunk."""
-    chunks = Embedder(checkpoint).encode_chunks(TEXTS, chunk_tokens=9, overlap=3, prompt="")
+    chunks = Embedder(checkpoint).encode_chunks(TEXTS, chunk_tokens=9, chunk_overlap=3, prompt="")
     places = zip(chunks.texts.tolist(), chunks.starts.tolist(), chunks.ends.tolist(), strict=True)
     return [
         (t, a, b, TEXTS[t][a:b], v) for (t, a, b), v in zip(places, chunks.vectors, strict=True)
@@ -116,6 +118,16 @@ def test_mistakes(args: list[str], message: str, checkpoint: Path, tmp_path: Pat
     assert code == 2
     assert message in one_line(err)
     assert not (tmp_path / "v.npy").exists()
+
+
+def test_chunks_are_part_of_what_vectors_are(checkpoint: Path) -> None:
+    embedder = Embedder(checkpoint)
+    whole = EmbedderEncoder(embedder, prompt="")
+    cut = ChunkedEncoder(embedder, chunk_tokens=9, chunk_overlap=2, prompt="")
+    assert cut.identity == {**whole.identity, "chunk_tokens": 9, "chunk_overlap": 2}
+    assert cut.description == whole.description
+    with pytest.raises(ValueError, match="batch_size does not go with chunks"):
+        ChunkedEncoder(embedder, chunk_tokens=9, batch_size=3)
 
 
 def test_not_to_a_folder(checkpoint: Path, tmp_path: Path) -> None:

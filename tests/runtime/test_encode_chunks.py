@@ -149,7 +149,7 @@ def test_late_chunks(
     tokens: int, overlap: int, limit: int, prompt: str, load: Callable[..., Embedder]
 ) -> None:
     embedder = load("nomic-v1.5", limit)
-    found = embedder.encode_chunks(LONG, chunk_tokens=tokens, overlap=overlap, prompt=prompt)
+    found = embedder.encode_chunks(LONG, chunk_tokens=tokens, chunk_overlap=overlap, prompt=prompt)
     for index, text in enumerate(LONG):
         wanted = _late(embedder, text, prompt, tokens, overlap)
         rows = found.vectors[found.texts == index]
@@ -194,7 +194,7 @@ def test_chunks_alone(variant: str, load: Callable[..., Embedder]) -> None:
     if variant == "nomic-v1.5":
         keywords["matryoshka_dim"] = 16
     texts = [" ".join(WORDS), "", "x", ", ".join(reversed(WORDS))]
-    found = embedder.encode_chunks(texts, chunk_tokens=7, overlap=2, late=late, **keywords)
+    found = embedder.encode_chunks(texts, chunk_tokens=7, chunk_overlap=2, late=late, **keywords)
     pieces = [texts[t][a:b] for t, a, b in zip(*found[1:], strict=True)]
     assert all(map(same, found.vectors, embedder.encode(pieces, **keywords)))
 
@@ -222,9 +222,9 @@ def test_chunks_that_overlap_much(
 ) -> None:
     """They are pooled part by part: here one by one."""
     embedder = load("nomic-v1.5", 32)
-    whole = embedder.encode_chunks(LONG, chunk_tokens=6, overlap=5, prompt="")
+    whole = embedder.encode_chunks(LONG, chunk_tokens=6, chunk_overlap=5, prompt="")
     monkeypatch.setattr("nomicbert.vectors.embedding_model.AT_ONCE", 0)
-    parts = embedder.encode_chunks(LONG, chunk_tokens=6, overlap=5, prompt="")
+    parts = embedder.encode_chunks(LONG, chunk_tokens=6, chunk_overlap=5, prompt="")
     assert all(map(same, whole.vectors, parts.vectors))
 
 
@@ -240,8 +240,12 @@ def test_no_texts(load: Callable[..., Embedder]) -> None:
         ({"chunk_tokens": 31}, ValueError, "chunk_tokens must be 1 to 30, not 31: special tokens"),
         ({"chunk_tokens": 0}, ValueError, "chunk_tokens must be 1 to 30, not 0"),
         ({"chunk_tokens": 2.5}, TypeError, "chunk_tokens must be an integer"),
-        ({"chunk_tokens": 4, "overlap": 4}, ValueError, "overlap must be 0 to 3, not 4"),
-        ({"overlap": -1}, ValueError, "overlap must be 0 to 29, not -1"),
+        (
+            {"chunk_tokens": 4, "chunk_overlap": 4},
+            ValueError,
+            "chunk_overlap must be 0 to 3, not 4",
+        ),
+        ({"chunk_overlap": -1}, ValueError, "chunk_overlap must be 0 to 29, not -1"),
         ({"matryoshka_dim": 0}, ValueError, "matryoshka_dim must be 1 to"),
         ({"truncate": "chunk"}, TypeError, "encode_chunks has no keyword 'truncate'"),
         ({"inputs": [1]}, TypeError, "input 0 must be a str"),

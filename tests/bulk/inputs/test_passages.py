@@ -174,13 +174,13 @@ def test_no_word_is_lost_or_doubled(
     lines = [line for line, _ in found]
     assert lines == sorted(lines)
 
-    def letters(text: str) -> str:
+    def characters(text: str) -> str:
         return "".join(c for c in text if c in "abxlinetwowordsé语")
 
     bodies = "".join(text for _, text in found)
-    assert letters(bodies).count("x") == letters(content).count("x")
+    assert characters(bodies).count("x") == characters(content).count("x")
     if "#" not in content and "=" not in content and "---" not in content:
-        assert letters(bodies) == letters(content)
+        assert characters(bodies) == characters(content)
 
 
 def test_a_line_that_is_not_utf8_is_one_row(tmp_path: Path) -> None:
