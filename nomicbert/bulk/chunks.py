@@ -1,7 +1,7 @@
 """Texts -> the vectors of their chunks, and a row for each chunk.
 
-Where in the flow: in place of its base class, for `nomicbert embed --chunks`; `blocks`
-turns each row that it takes from the feed into those of its chunks.
+Where in the flow: `nomicbert embed --chunks` takes this encoder in place of its base class, and
+`blocks` turns each row of the feed into those of its chunks.
 """
 
 from collections.abc import Generator, Iterator

@@ -166,7 +166,7 @@ def demo(
     )
     console.put(json.dumps(asdict(report), indent=2) if as_json else as_text(report))
     if output is not None:
-        keep(output, corpus, index)
+        write_passages(output, corpus, index)
         console.tell(f"a map of these: nomicbert map {output} -o map.html --color module")
     console.tell('your own notes: nomicbert search FOLDER "your question"')
 
@@ -179,7 +179,7 @@ def _check_output(output: str, overwrite: bool) -> None:
     checks.refuse_existing([output], overwrite)
 
 
-def keep(output: str, corpus: list[Passage], index: "Vectors") -> None:
+def write_passages(output: str, corpus: list[Passage], index: "Vectors") -> None:
     """Write passages and vectors to a Parquet file: name, module, text, embedding.
 
     Args:
