@@ -323,7 +323,8 @@ def test_help_groups_its_options() -> None:
         "Input", "Output", "Output to a folder", "Model and computation", "Vectors", "Long texts",
     ]  # fmt: skip
     for name in inspect.signature(embed).parameters:
-        assert f"--{name.replace('_', '-')}" in out or name in ("context", "inputs")
+        option = "chunks" if name == "chunk_tokens" else name.replace("_", "-")
+        assert f"--{option}" in out or name in ("context", "inputs")
     options, _, _ = out.partition("Examples:")
     assert max(map(len, options.splitlines())) <= 80
     input_options = out.partition("Input:")[2].partition("Output:")[0]
