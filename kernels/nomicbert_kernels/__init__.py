@@ -14,6 +14,8 @@ from nomicbert_kernels.launch import BackendError
 from nomicbert_kernels.tensors import (
     Activation,
     EmbeddingTables,
+    LayerWeights,
+    Norm,
     Plan,
     PoolMode,
     Rope,
@@ -28,6 +30,8 @@ __all__ = [
     "Backend",
     "BackendError",
     "EmbeddingTables",
+    "LayerWeights",
+    "Norm",
     "Ops",
     "Plan",
     "PoolMode",

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert_kernels import attention as reference
-from nomicbert_kernels.tensors import Plan
+from nomicbert_kernels.tensors import Plan, Run
 
 # Alignment of GEMM operands in bytes.
 ALIGNMENT = 64
@@ -59,36 +59,47 @@ def attention(
     planned = sum(run.texts * run.length for run in plan.runs)
     if planned != qkv.shape[0]:
         raise ValueError(f"the plan is for {planned} tokens, but qkv has {qkv.shape[0]}")
-    heads, size = qkv.shape[2:]
-    # bit equality is not promised with gradients; a compiled graph does not know strides
-    align = qkv.device.type == "cpu" and not (qkv.requires_grad or torch.compiler.is_compiling())
-    unit = ALIGNMENT // qkv.element_size() if align else 1
-    if align:
-        qkv = aligned(qkv, unit)
-    out = []
-    # without gradients each run writes into the result directly, which saves the concatenation
-    whole = None
     if not qkv.requires_grad and not torch.compiler.is_compiling():
-        whole = qkv.new_empty(qkv.shape[0] if rows is None else rows.shape[0], heads, size)
-    for text, token, texts, length in plan.runs:
-        block = qkv[token : token + texts * length].view(texts, length, 3, heads, qkv.shape[3])
-        q, k, v = block.permute(2, 0, 3, 1, 4)  # each (texts, h, length, d)
-        if rows is not None:
-            q = qkv[rows[text : text + texts], 0].unsqueeze(2)
-        queries = q.shape[2]
-        if queries < SHORT and queries % unit:
-            q = F.pad(q, (0, 0, 0, -queries % unit))
-        o = F.scaled_dot_product_attention(q, k, v, scale=scale)
-        o = o[:, :, :queries, :size].transpose(1, 2)
-        if whole is None:
-            out.append(o.reshape(-1, heads * size))
-        elif rows is None:
-            whole[token : token + texts * length].view(o.shape).copy_(o)
-        else:
-            whole[text : text + texts].copy_(o[:, 0])
-    if whole is not None:
-        return whole.flatten(1)
+        return attend(qkv, plan, scale, rows)
+    heads, size = qkv.shape[2:]
+    out = [
+        of_run(qkv, run, scale, rows).transpose(1, 2).reshape(-1, heads * size) for run in plan.runs
+    ]
     return torch.cat(out) if out else qkv.new_empty(0, heads * size)
+
+
+def attend(qkv: Tensor, plan: Plan, scale: float, rows: Tensor | None = None) -> Tensor:
+    """`attention` without dropout, gradients and checks; on a CPU with aligned operands."""
+    heads, size = qkv.shape[2:]
+    unit = 1
+    if qkv.device.type == "cpu":
+        unit = ALIGNMENT // qkv.element_size()
+        qkv = aligned(qkv, unit)
+    if len(plan.runs) == 1:  # a single text, mostly: its result need not be copied
+        o = of_run(qkv, plan.runs[0], scale, rows, unit)[..., :size]
+        return o.transpose(1, 2).reshape(-1, heads * size)
+    # each run writes into the result directly, which saves the concatenation
+    out = qkv.new_empty(qkv.shape[0] if rows is None else rows.shape[0], heads, size)
+    for run in plan.runs:
+        o = of_run(qkv, run, scale, rows, unit)[..., :size].transpose(1, 2)
+        first, count = (run.text, 1) if rows is not None else (run.token, run.length)
+        out[first : first + run.texts * count].view(o.shape).copy_(o)
+    return out.flatten(1)
+
+
+def of_run(
+    qkv: Tensor, run: Run, scale: float, rows: Tensor | None = None, unit: int = 1
+) -> Tensor:
+    """Attention of one run: (texts, h, queries, d); few queries are padded to units meanwhile."""
+    text, token, texts, length = run
+    block = qkv[token : token + texts * length].view(texts, length, 3, *qkv.shape[2:])
+    q, k, v = block.permute(2, 0, 3, 1, 4)  # each (texts, h, length, d)
+    if rows is not None:
+        q = qkv[rows[text : text + texts], 0].unsqueeze(2)
+    queries = q.shape[2]
+    if queries < SHORT and queries % unit:
+        q = F.pad(q, (0, 0, 0, -queries % unit))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)[:, :, :queries]
 
 
 def aligned(qkv: Tensor, unit: int) -> Tensor:

@@ -31,8 +31,10 @@ from nomicbert_kernels import (
     gelu_int8,
     gelu_torch,
     launch,
+    layer_int8,
     layer_norm,
     layer_norm_torch,
+    layer_torch,
     linear,
     linear_int8,
     linear_torch,
@@ -73,6 +75,8 @@ class Ops:
         plan: (lengths, num_heads, head_dim, dtype) -> Plan, made once per batch.
         adds_residual: (x, weight) -> whether `linear` adds a residual without another pass over
             memory.
+        layer: a whole layer without gradients, from weights that are all packed; None if the
+            backend has no such function.
     """
 
     name: str
@@ -88,11 +92,12 @@ class Ops:
     moe: Callable[..., Tensor]
     pool: Callable[..., Tensor]
     adds_residual: Callable[[Tensor | Activation, Weight], bool] = fuses_residual
+    layer: Callable[..., Tensor | Activation] | None = None
 
     @classmethod
     def names(cls) -> list[str]:
         """Names of the ops: the fields that compute a part of the model."""
-        beside = ("name", "prepare", "plan", "adds_residual")
+        beside = ("name", "prepare", "plan", "adds_residual", "layer")
         return [field.name for field in fields(cls) if field.name not in beside]
 
     def project(
@@ -173,6 +178,7 @@ TORCH = Ops(
     gelu=gelu_torch.gelu,
     moe=moe_torch.moe,
     pool=pool_torch.pool,
+    layer=layer_torch.layer,
 )
 
 # The specification that the kernels of backend "fp8" are tested against.
@@ -195,6 +201,7 @@ INT8 = replace(
     qkv_rotary=qkv_rotary_int8.qkv_rotary,
     swiglu=swiglu_int8.swiglu,
     gelu=gelu_int8.gelu,
+    layer=layer_int8.layer,
 )
 
 

@@ -34,8 +34,10 @@ from nomicbert_kernels.tensors import (
 ONE_BY_ONE = ([0, 0], [1, 1], [1, 1], 1)
 # Longest sums that AMX does not split (tried with 1 to 64 threads); those of 511 terms it does.
 UNCUT = 480
-# Minimum rows of such a convolution: with 4 and narrow weights it takes another code path.
-FEW_ROWS = 16
+# Rows of an AMX tile. A convolution of few rows gets a multiple of it: with 4 rows and narrow
+# weights it takes another code path.
+TILE = 16
+FEW_ROWS = 512
 # Input rows whose weight layout also suits most other row counts.
 MANY_ROWS = 4096
 
@@ -73,21 +75,27 @@ def blocked_for(plain: Tensor, rows: int) -> tuple[Tensor, bytes]:
     return blocked, ops._get_mkldnn_serialized_md(blocked).numpy().tobytes()
 
 
-def suited(weight: BlockedWeight, rows: int) -> Tensor:
-    """Return the layout of a weight that is fastest for `rows` rows.
+def suited(weight: BlockedWeight, rows: int) -> tuple[int, Tensor]:
+    """Return how many rows to compute, `rows` or a few more, and the layout of the weight for them.
 
-    oneDNN reorders a plain weight in a fraction of the GEMM's time; reordering a blocked weight to
-    another layout takes a hundred times as long.
+    oneDNN would reorder a weight in another layout than it prefers: a plain one in about the time
+    of the GEMM, a blocked one in a hundred times that. Adding rows of zeros takes nearly nothing.
     """
     n, k = weight.plain.shape[:2]
-    wanted = layout_for(n, k, max(rows, FEW_ROWS), torch.get_num_threads())
-    return weight.blocked if wanted == weight.layout else weight.plain
+    count = fitting_rows(n, k, rows, torch.get_num_threads(), weight.layout)
+    return (count, weight.blocked) if count else (max(rows, TILE), weight.plain)
 
 
 @functools.lru_cache(maxsize=4096)
-def layout_for(n: int, k: int, rows: int, threads: int) -> bytes:
-    """Return oneDNN's preferred layout of a weight (n, k); `threads` is only a cache key."""
-    return blocked_for(torch.zeros(n, k, 1, 1, dtype=torch.bfloat16, device="cpu"), rows)[1]
+def fitting_rows(n: int, k: int, rows: int, threads: int, layout: bytes) -> int:
+    """Return the least row count from `rows` for which oneDNN prefers a layout of a weight (n, k).
+
+    Only a few counts are tried; 0 if none of them fits. `threads` is only a cache key.
+    """
+    plain = torch.zeros(n, k, 1, 1, dtype=torch.bfloat16, device="cpu")
+    tiled = rows + -rows % TILE
+    counts = [rows] * (rows >= FEW_ROWS) + [tiled, tiled + TILE, tiled + 2 * TILE]
+    return next((count for count in counts if blocked_for(plain, count)[1] == layout), 0)
 
 
 @functools.cache
@@ -151,14 +159,15 @@ def usable(x: Tensor, weight: Weight, added: Tensor | None = None) -> tuple[Pack
 def gemm(x: Tensor, packed: Packed, bias: Tensor | None, activation: str = "none") -> Tensor:
     """Packed linear layer of x (T, K), then "none", "swish" or "gelu" (exact)."""
     if isinstance(packed, BlockedWeight):
-        image, weight = as_image(x), suited(packed, x.shape[0])
-        convolve = torch.ops.mkldnn._convolution_pointwise
-        y = convolve(image, weight, bias, *ONE_BY_ONE, activation, [], "none")
+        rows, weight = suited(packed, x.shape[0])
+        convolve = torch.ops.mkldnn._convolution_pointwise.default
+        y = convolve(as_image(x, rows), weight, bias, *ONE_BY_ONE, activation, [], "none")
         return as_rows(y, x.shape[0])
     x = x.contiguous()
     if x.shape[0] == 1:
         return gemm(x.expand(2, -1), packed, bias, activation)[:1]
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "none")
+    apply = torch.ops.mkldnn._linear_pointwise.default
+    out: Tensor = apply(x, packed, bias, activation, [], "none")
     return out
 
 
@@ -167,7 +176,8 @@ def gemm_with(
 ) -> Tensor:
     """Packed linear layer of x (T, K), then "add" or "mul" with `other` (T, N)."""
     if isinstance(packed, BlockedWeight):
-        images, weight = (as_image(x), as_image(other)), suited(packed, x.shape[0])
+        rows, weight = suited(packed, x.shape[0])
+        images = as_image(x, rows), as_image(other, rows)
         convolve = torch.ops.mkldnn._convolution_pointwise.binary
         y = convolve(*images, weight, bias, *ONE_BY_ONE, combine, None, None, [], None)
         return as_rows(y, x.shape[0])
@@ -178,16 +188,18 @@ def gemm_with(
     return out
 
 
-def as_image(x: Tensor) -> Tensor:
-    """View (T, K) as a channels-last image of T x 1 pixels; pads to FEW_ROWS rows with zeros."""
-    missing = FEW_ROWS - x.shape[0]
-    x = F.pad(x, (0, 0, 0, missing)) if missing > 0 else x.contiguous()
-    rows, channels = x.shape
+def as_image(x: Tensor, rows: int) -> Tensor:
+    """View (T, K) as a channels-last image of `rows` x 1 pixels, with zeros for rows beyond T."""
+    missing, channels = rows - x.shape[0], x.shape[1]
+    x = F.pad(x, (0, 0, 0, missing)) if missing else x.contiguous()
     return x.as_strided((1, channels, rows, 1), (rows * channels, 1, channels, channels))
 
 
 def as_rows(image: Tensor, rows: int) -> Tensor:
-    """The first T rows (T, N) of an image (1, N, T or more, 1)."""
+    """The first T rows (T, N) of an image (1, N, T or more, 1); a view of a channels-last one."""
+    channels = image.shape[1]
+    if image.stride(1) == 1 and image.stride(2) == channels:
+        return image.as_strided((rows, channels), (channels, 1))
     return image[0, :, :rows, 0].T.contiguous()
 
 

@@ -12,17 +12,27 @@ ROWS = 128
 
 
 def rotate_in_place(qkv: Tensor, rope: Rope) -> None:
-    """Rotate the queries and keys of (T, 3, h, d) in the dtype of the tables."""
-    parts = (qkv[:, :2], *(table[:, None, None] for table in rope.of_tokens))
-    count = ROWS if qkv.device.type == "cpu" else max(1, qkv.shape[0])
-    for qk, cos, sin in zip(*(torch.split(part, count) for part in parts), strict=True):
-        wide = qk.to(cos.dtype)
-        a, b = reference.pairs(wide, rope)
-        turned = a * cos - b * sin
-        b.mul_(cos).add_(a * sin)
-        a.copy_(turned)
-        if wide is not qk:
-            qk.copy_(wide)
+    """Rotate the queries and keys of (T, 3, h, d) in the dtype of the tables.
+
+    A pair (a, b) becomes (a, b) * cos + (b * -sin, a * sin), in few passes over memory.
+    """
+    parts = (qkv[:, :2, :, : rope.rotary_dim], *rope.of_tokens)
+    if qkv.device.type != "cpu" or qkv.shape[0] <= ROWS:
+        turn(rope, *parts)
+        return
+    for some in zip(*(torch.split(part, ROWS) for part in parts), strict=True):
+        turn(rope, *some)
+
+
+def turn(rope: Rope, qk: Tensor, cos: Tensor, sin: Tensor, minus_sin: Tensor) -> None:
+    """Rotate (T, 2, h, rotary_dim) in place; see `Rope.of_tokens` for the tables."""
+    a, b = reference.pairs(qk, rope)
+    crossed = (b * minus_sin, a * sin)
+    added = torch.stack(crossed, -1).flatten(-2) if rope.interleaved else torch.cat(crossed, -1)
+    if qk.dtype == cos.dtype:
+        qk.mul_(cos).add_(added)
+    else:
+        qk.copy_((qk * cos).add_(added))
 
 
 def qkv_rotary(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_heads: int) -> Tensor:

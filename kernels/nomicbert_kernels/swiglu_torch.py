@@ -11,11 +11,15 @@ from nomicbert_kernels.tensors import Activation, Weight, plain_linear
 def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor:
     """See `nomicbert_kernels.swiglu`."""
     data = reference.check(x, weight)
-    packed = usable(data, weight)
-    if not packed:
+    if not usable(data, weight):
         up, gate = plain_linear(data, weight.source.to(weight.dtype), weight.bias).chunk(2, dim=1)
         return up * F.silu(gate)
-    packed_up, packed_gate = packed
+    return apply(data, weight)
+
+
+def apply(x: Tensor, weight: Weight) -> Tensor:
+    """`swiglu` of a packed weight without checks."""
+    assert weight.packed is not None
+    up, gate = weight.packed
     bias_up, bias_gate = (None, None) if weight.bias is None else weight.bias.chunk(2)
-    gated = gemm(data, packed_gate, bias_gate, "swish")
-    return gemm_with(data, packed_up, bias_up, gated, "mul")
+    return gemm_with(x, up, bias_up, gemm(x, gate, bias_gate, "swish"), "mul")

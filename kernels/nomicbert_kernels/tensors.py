@@ -20,6 +20,8 @@ ONE_TOKEN_MODES = ("cls", "lasttoken")
 WeightKind = Literal["linear", "gated", "router", "experts"]
 # Columns of a row that share a scale, if a row has several scales.
 GROUP = 128
+# What uint8 data are shifted by: oneDNN's int8 GEMMs take unsigned inputs with a zero point.
+ZERO = 128
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,53 @@ class Weight:
         return self.computed_in or self.source.dtype
 
 
+class Norm(NamedTuple):
+    """A LayerNorm.
+
+    Attributes:
+        weight: (H,), dtype of the hidden states.
+        bias: same shape.
+        eps: added to the variance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """All that `Ops.layer` needs of one layer.
+
+    Attributes:
+        num_heads: h.
+        scale: factor of the logits.
+        qkv: (3 h d, H).
+        out: (H, h d).
+        attention_norm: after attention.
+        up: (2 I, H) of kind "gated", or (I, H) of kind "linear" for GELU.
+        down: (H, I).
+        mlp_norm: after the MLP.
+        gated: whether the MLP is SwiGLU, not GELU.
+    """
+
+    num_heads: int
+    scale: float
+    qkv: Weight
+    out: Weight
+    attention_norm: Norm
+    up: Weight
+    down: Weight
+    mlp_norm: Norm
+    gated: bool
+
+
 @dataclass(frozen=True)
 class Activation:
     """Hidden states, possibly quantised, as an op may pass them to the next GEMM.
 
     Attributes:
-        data: (T, H), any dtype.
+        data: (T, H), any dtype; uint8 holds integers from -127 to 127, shifted by ZERO.
         scale: (T,) fp32, one factor per row, or (T, groups), one per row and GROUP columns; None
             when `data` holds the values themselves.
         wide: (T, H) the unrounded values, for the residual add; None if unused.
@@ -101,9 +144,15 @@ class Rope:
     interleaved: bool = False
 
     @functools.cached_property
-    def of_tokens(self) -> tuple[Tensor, Tensor]:
-        """Cosines and sines per token, each (T, rotary_dim / 2), gathered once for all layers."""
-        return self.cos[self.row], self.sin[self.row]
+    def of_tokens(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Angles per token, gathered once for all layers, to rotate (T, 2, h, rotary_dim).
+
+        Returns: cosines of both dimensions of every pair, (T, 1, 1, rotary_dim), sines and negative
+            sines, each (T, 1, 1, rotary_dim / 2).
+        """
+        cos, sin = self.cos[self.row][:, None, None], self.sin[self.row][:, None, None]
+        both = cos.repeat_interleave(2, -1) if self.interleaved else torch.cat([cos, cos], -1)
+        return both, sin, -sin
 
 
 class Run(NamedTuple):
@@ -211,4 +260,5 @@ def values(x: Tensor | Activation, dtype: torch.dtype = torch.float32) -> Tensor
     factor = x.scale[:, None]
     if x.scale.dim() == 2:
         factor = x.scale.repeat_interleave(GROUP, 1)[:, : x.data.shape[1]]
-    return (x.data.float() * factor).to(dtype)
+    data = x.data.float()
+    return ((data - ZERO if x.data.dtype == torch.uint8 else data) * factor).to(dtype)

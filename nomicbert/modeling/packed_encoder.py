@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nomicbert.config import EncoderConfig
 from nomicbert.modeling.backend_module import BackendModule
+from nomicbert.modeling.bound_layers import BoundLayers
 from nomicbert.modeling.context import ForwardContext, Hidden
 from nomicbert.modeling.embeddings import Embeddings
 from nomicbert.modeling.hidden_states import noted
@@ -49,6 +50,7 @@ class PackedEncoder(BackendModule):
         self.rotary = RotaryTables(config) if config.rotary_dim else None
         self.gradient_checkpointing = False
         self.checkpoint_every = 1
+        self._bound = BoundLayers()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over the state of another model, as copy.copy does, with a configuration apart."""
@@ -123,19 +125,26 @@ class PackedEncoder(BackendModule):
         refuse_jit()
         refuse_reference(ctx.ops.name)
         x: Hidden = self.embeddings(ctx)
+        bound = self._bound.get(self.layers, x, ctx)
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers, start=1):
             if states is not None:
                 x = noted(states, x)
             only = rows if index == len(self.layers) else None
-            x = (
-                checkpoint(layer, x, ctx, only, use_reentrant=False)
-                if again and (index - 1) % self.checkpoint_every == 0
-                else layer(x, ctx, only)
-            )
+            if bound is not None and (weights := bound[index - 1]) is not None:
+                assert ctx.ops.layer is not None
+                x = ctx.ops.layer(x, weights, ctx.batch.cu_seqlens, ctx.plan, ctx.rope, only)
+            elif again and (index - 1) % self.checkpoint_every == 0:
+                x = checkpoint(layer, x, ctx, only, use_reentrant=False)
+            else:
+                x = layer(x, ctx, only)
         if states is not None:
             x = noted(states, x)
         return values(x)
+
+    def _drop_prepared(self) -> None:
+        super()._drop_prepared()
+        self._bound.clear()
 
     def plan(self, lengths: Sequence[int]) -> Plan:
         """How the backend walks texts of these lengths."""

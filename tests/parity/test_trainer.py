@@ -319,7 +319,7 @@ def steps(model: nn.Module, accelerator: Accelerator, loader: Any, count: int) -
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("task", ["SequenceClassification", "TokenClassification"])
 def test_accelerate(task: str, precision: str, family: str, tokenizer: Any, tmp_path: Path) -> None:
-    folder = build(tmp_path / "m", family, task)
+    """In bf16, errors are compared over three starts: those of ten steps vary too much."""
     data = rows(tokenizer, task)
 
     def run(model: nn.Module, precision: str) -> tuple[Tensor, Accelerator]:
@@ -328,16 +328,21 @@ def test_accelerate(task: str, precision: str, family: str, tokenizer: Any, tmp_
         loader = DataLoader(data, BATCH, collate_fn=collator(tokenizer, task))
         return torch.tensor(steps(model, accelerator, loader, STEPS)), accelerator
 
-    mine, judge = both(folder, task)
-    truth = run(judge, "no")[0]
-    found, accelerator = run(mine, precision)
-    if precision == "no":
-        agree(found, truth)
-    else:
-        usual = ((run(theirs(folder), precision)[0] - truth) / truth).abs().max()
-        error = ((found - truth) / truth).abs().max()
-        assert min(usual, error) > LOSS
-        within("loss in bf16, of transformers' own error", (error / usual).item(), HALF)
+    errors, usual = [], []
+    for seed in range(3 if precision == "bf16" else 1):
+        folder = build(tmp_path / f"m{seed}", family, task, seed=seed)
+        mine, judge = both(folder, task)
+        truth = run(judge, "no")[0]
+        found, accelerator = run(mine, precision)
+        if precision == "no":
+            agree(found, truth)
+        else:
+            errors.append((found - truth) / truth)
+            usual.append((run(theirs(folder), precision)[0] - truth) / truth)
+    if errors:
+        ours, reference = (torch.stack(each).square().mean().sqrt() for each in (errors, usual))
+        assert min(ours, reference) > LOSS
+        within("loss in bf16, of transformers' own error", (ours / reference).item(), HALF)
     prepared = accelerator._models[-1]
     assert accelerator.unwrap_model(prepared) is mine
     accelerator.save_model(prepared, tmp_path / "saved")
