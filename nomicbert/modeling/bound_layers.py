@@ -28,8 +28,9 @@ from nomicbert_kernels import LayerWeights, Norm, Ops, WeightKind
 
 # Dicts of a module, beside its own, whose content decides what calling it computes.
 CONTENTS = ("_parameters", "_modules", *HOOKS)
-# Classes whose `forward` an op stands for; a library may replace one.
+# Classes whose `forward` an op stands for, and these functions; a library may replace one.
 CLASSES = (Layer, SelfAttention, GatedMLP, PlainMLP, nn.Linear, nn.LayerNorm)
+FORWARDS = [kind.forward for kind in CLASSES]
 
 Bound = Sequence[LayerWeights | None]
 
@@ -73,7 +74,9 @@ class Binding:
 
     Attributes:
         layers: the module that holds them.
-        key: backend, dtype and the `forward` of each of CLASSES.
+        ops: of the backend.
+        dtype: of the hidden states.
+        modules: of all layers, the layers included.
         types: class of each module.
         dicts: the dicts of each module.
         content: the values of all these dicts.
@@ -82,7 +85,8 @@ class Binding:
     """
 
     layers: nn.ModuleList
-    key: tuple[Any, ...]
+    ops: Ops
+    dtype: torch.dtype
     modules: list[nn.Module]
     types: list[type[nn.Module]]
     dicts: list[dict[str, Any]]
@@ -101,7 +105,8 @@ class Binding:
         read = [layer for layer, weights in zip(layers, bound, strict=True) if weights is not None]
         return cls(
             layers,
-            key_of(ctx),
+            ctx.ops,
+            ctx.dtype,
             modules,
             list(map(type, modules)),
             dicts,
@@ -114,7 +119,8 @@ class Binding:
         """Whether nothing has changed since."""
         return (
             layers is self.layers
-            and key_of(ctx) == self.key
+            and ctx.ops is self.ops
+            and ctx.dtype == self.dtype
             and list(map(type, self.modules)) == self.types
             and sum(map(len, self.dicts)) == len(self.content)
             and all(map(is_, chain.from_iterable(map(dict.values, self.dicts)), self.content))
@@ -158,7 +164,7 @@ class BoundLayers:
 
 
 def can_run(x: Hidden, dtype: torch.dtype) -> bool:
-    """Whether `Ops.layer` may run on `x` now: no gradients, tracing or transforms."""
+    """Whether `Ops.layer` may run on `x` now: no gradients, tracing, transforms or patches."""
     return (
         type(x) is Tensor
         and x.device.type == "cpu"
@@ -169,12 +175,8 @@ def can_run(x: Hidden, dtype: torch.dtype) -> bool:
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
         and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+        and [kind.forward for kind in CLASSES] == FORWARDS
     )
-
-
-def key_of(ctx: ForwardContext) -> tuple[Ops, torch.dtype, tuple[Any, ...]]:
-    """What a binding depends on beside the layers."""
-    return ctx.ops, ctx.dtype, tuple([kind.forward for kind in CLASSES])
 
 
 def stamps(parameters: list[Tensor], versioned: list[Tensor]) -> list[Any]:
