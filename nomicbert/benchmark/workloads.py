@@ -13,7 +13,7 @@ import numpy as np
 from nomicbert.text.tokenizer import Tokenizer
 
 FIXED = (16, 32, 128, 512, 2048, 8192)
-LATENCY = (16, 32, 128)
+LATENCY = (8, 16, 32, 64, 128)
 QUERIES, PASSAGES, DOCUMENTS = (3, 20), (16, 256), (512, 2048)
 LONG_DOCUMENTS = (512, 8192)
 MEAN_QUERY, MEAN_PASSAGE, SPREAD = 8, 70, 0.6
