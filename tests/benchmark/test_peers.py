@@ -109,7 +109,7 @@ def test_vectors(peer: Peer, model: str, settings: dict[str, tuple[Case, Setting
         assert not measure.is_wrong(least, measure.norm_ratio(found, truth), peer.dtype), way.name
 
 
-@pytest.mark.parametrize("family", ["onnxruntime", "openvino-ptq"])
+@pytest.mark.parametrize("family", ["onnxruntime", "onnxruntime-ours", "openvino-ptq"])
 def test_exports_are_reused(
     family: str, settings: dict[str, tuple[Case, Setting]], tmp_path: Path
 ) -> None:
