@@ -4,6 +4,8 @@ It takes any ONNX file. Here that is the one of the peer "onnxruntime", with poo
 own pooling and L2 are left out.
 """
 
+from unittest.mock import patch
+
 import numpy as np
 
 from nomicbert.benchmark.batching import COUNTS, Batching, by_count
@@ -44,9 +46,10 @@ class LightEmbed:
             "normalize": False,
         }
         self.counts = COUNTS[setting.device.type]
-        self.model = TextEmbedding(str(setting.encoder), model_config=config, device="cpu")
-        # it has no option for the number of threads, and its own session takes all cores
-        self.model.modules[0]._session = session_of(path, setting.threads)
+        # it has no option for the number of threads, and its own session would take all cores
+        session = session_of(path, setting.threads)
+        with patch("onnxruntime.InferenceSession", return_value=session):
+            self.model = TextEmbedding(str(setting.encoder), model_config=config, device="cpu")
 
     def ways(self, case: Case) -> list[Batching]:
         """See Runner."""
