@@ -7,11 +7,14 @@ whose real weights come with a package; or a folder. Cases that the file already
 measured again, so a stopped run continues where it was; remove a case's lines to repeat it. The
 file has a case if it has a line of every peer that would take part now, with the same numbers of
 tokens, texts, rounds and threads. Otherwise all peers are measured, and replace the old lines.
+With --minutes N no case is started after N minutes, and the cases that are left are printed.
 """
 
 import argparse
+import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +34,8 @@ from nomicbert.cli.demo import packaged_weights
 MINILM = "minilm"
 MODELS = ("nomic-v1.5", "conan-v1", MINILM)
 Say = Callable[[str], None]
+# Whether no case may be started any more.
+Over = Callable[[], bool]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -51,6 +56,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="load the peers of all dtypes at once for latency cases; needs memory",
     )
     parser.add_argument("--compile", action="store_true", help="add torch.compile; takes minutes")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="start no case after N minutes, and say what is left",
+    )
     parser.add_argument("--memory", action="store_true", help="measure peak memory as well")
     parser.add_argument(
         "--scratch",
@@ -82,8 +93,16 @@ def folder_of(model: str, scratch: Path) -> Path:
     return folder
 
 
-def measure(path: Path, checkpoint: Checkpoint, options: Options, say: Say) -> None:
-    """Measure the cases that a file lacks, and add them to it."""
+def over_after(minutes: float | None) -> Over:
+    """Whether so many minutes have passed since this call; None: never."""
+    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    return lambda: time.monotonic() >= end
+
+
+def measure(
+    path: Path, checkpoint: Checkpoint, options: Options, say: Say, over: Over = lambda: False
+) -> list[str]:
+    """Measure the cases that a file lacks, and add them to it; returns those that are left."""
     known, kept = found.read(path) if path.is_file() else [], []
     cases = {}
     for name in options.cases:
@@ -99,34 +118,48 @@ def measure(path: Path, checkpoint: Checkpoint, options: Options, say: Say) -> N
             block = answers(known, (checkpoint.name, name, group), cases[name], options, peers, say)
             kept += block
             missing += [] if block else [name]
-        parts += [replace(options, cases=missing, dtypes=dtypes)] if missing else []
+        parts += [(group, replace(options, cases=missing, dtypes=dtypes))] if missing else []
     if note := strange(kept, options.device):
         say(note)
-    for part in parts:
-        for block in run(checkpoint, part, lambda what: say(f"  {what}")):
+    left = []
+    for group, part in parts:
+        waiting = list(part.cases)
+        # peers are loaded before the first case
+        blocks = iter(()) if over() else run(checkpoint, part, lambda what: say(f"  {what}"))
+        for block in blocks:
             found.put(block, path)
+            waiting.remove(block[0]["case"])
             for line in block:
                 rate = line.get("tokens_per_second")
                 said = line["reason"] if rate is None else f"{rate:,.0f} tokens/s"
                 say(f"{line['case']}: {line['peer']} {line['dtype']}: {said}")
+            if over():
+                break
+        left += [f"{name} of {group}" for name in waiting]
+    return left
 
 
-def measure_peaks(path: Path, checkpoint: Checkpoint, options: Options, say: Say) -> None:
-    """Measure peak memory, unless the file has it."""
+def measure_peaks(
+    path: Path, checkpoint: Checkpoint, options: Options, say: Say, over: Over = lambda: False
+) -> list[str]:
+    """Measure peak memory, unless the file has it; returns what is left."""
     known = found.read(path) if path.is_file() else []
     case = checkpoint.case(WORKLOAD, options.tokens, options.device)
     if case is None:
         say(
             f"peak memory is left out: the model takes at most {checkpoint.longest} tokens per text"
         )
-        return
+        return []
     peers = choose(options.families, options.dtypes, options.device, options.slow)
     kept = answers(known, (checkpoint.name, CASE, CASE), case, options, peers, say)
+    if not kept and over():
+        return ["peak memory"]
     if not kept:
         say("  peak memory")
         found.put(list(measure_memory(checkpoint, options)), path)
     elif note := strange(kept, options.device):
         say(note)
+    return []
 
 
 def answers(
@@ -187,6 +220,7 @@ def strange(kept: Sequence[Line], device: torch.device) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
+    over, left = over_after(args.minutes), []
     place = as_device(args.device)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for model in args.models:
@@ -204,14 +238,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             together=args.together,
         )
         check(options)
+        if over():
+            # not even its folder is made
+            left.append(f"{name}: cases that the file lacks")
+            continue
         checkpoint = Checkpoint.of(name, folder_of(model, args.scratch))
 
         def say(what: str, name: str = name) -> None:
             print(f"{name}: {what}", flush=True)
 
-        measure(args.out, checkpoint, options, say)
+        missing = measure(args.out, checkpoint, options, say, over)
         if args.memory:
-            measure_peaks(args.out, checkpoint, options, say)
+            missing += measure_peaks(args.out, checkpoint, options, say, over)
+        if missing:
+            left.append(f"{name}: {', '.join(missing)}")
+    if left:
+        print("left, to be measured by the same command:", *left, sep="\n  ", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Lines of bench/throughput.py -> a Markdown table and a plot.
+"""Lines of bench/throughput.py -> Markdown tables and a plot.
 
     python -m bench.throughput_report bench/results/throughput-cpu.jsonl
+    python -m bench.throughput_report intel.jsonl amd.jsonl --out processors.md
 
-writes FILE.md next to FILE.jsonl, and FILE.png if matplotlib is installed. If a peer was measured
-again, its last line counts.
+The first writes FILE.md next to FILE.jsonl, and FILE.png if matplotlib is installed. The second
+compares processors, one per file (bench/throughput_processors.py), and writes the tables of each
+file as well. If a peer was measured again, its last line counts.
 """
 
 import argparse
@@ -12,12 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nomicbert.benchmark.lines import MEASURED, WRONG, Line, is_ours, ratios, read
+from bench.throughput_processors import best_peer, markdown_table, ratio, side_by_side, speed
+from nomicbert.benchmark.lines import (
+    MEASURED,
+    WRONG,
+    Line,
+    compare,
+    is_ours,
+    read,
+    texts_per_core_hour,
+)
 from nomicbert.benchmark.memory import CASE
-from nomicbert.benchmark.table import milliseconds
+from nomicbert.benchmark.table import milliseconds, whole
 
 HEAD = (
-    "case", "peer", "batch", "tokens/s", "texts/s", "spread", "GFLOP/s", "of matmul rate",
+    "case", "peer", "batch", "tokens/s", "texts per core-hour", "spread", "of matmul rate",
     "cosine mean / least", "peer / ours",
 )  # fmt: skip
 DPI = 130
@@ -33,13 +44,11 @@ def latest(lines: Sequence[Line]) -> list[Line]:
 
 
 def as_markdown(lines: Sequence[Line]) -> str:
-    """Tables for each model: ours against the best peer, all measurements, and absent peers."""
-    parts = []
+    """Machines; for each model ours against the best peer, all measurements, and absent peers."""
+    parts = _machines(lines)
     for model in dict.fromkeys(line["model"] for line in lines):
         own = [line for line in lines if line["model"] == model]
-        # lines kept from an earlier run may come from another machine or commit
-        places = dict.fromkeys(_surroundings(line) for line in own)
-        parts += [f"## {model}", *places, *_verdicts(own), *_measured(own)]
+        parts += [f"## {model}", *_verdicts(own), *_measured(own)]
         parts += [*_memory(own), *_left_out(own)]
     return "\n\n".join(parts) + "\n"
 
@@ -49,25 +58,26 @@ def _verdicts(lines: Sequence[Line]) -> list[str]:
     for line in lines:
         if line["status"] != MEASURED or line["case"] == CASE or not is_ours(line["peer"]):
             continue
-        best, over_best, over_naive = ratios(lines, line)
+        found = compare(lines, line)
         shares = line.get("shares") or {}
-        whole = sum(shares.values())
+        seconds = sum(shares.values())
         rows.append(
             (
                 line["case"],
                 f"{line['peer']} {line['dtype']}",
-                f"{line['tokens_per_second']:,.0f}",
-                f"{best['peer']} {best['tokens_per_second']:,.0f}" if best else "-",
-                _ratio(over_best),
-                _ratio(over_naive),
-                " / ".join(f"{100 * value / whole:.0f}" for value in shares.values()) or "-",
+                speed(line),
+                whole(texts_per_core_hour(line)),
+                best_peer(found),
+                ratio(found.over_best),
+                ratio(found.over_naive),
+                " / ".join(f"{100 * value / seconds:.0f}" for value in shares.values()) or "-",
             )
         )
     head = (
-        "case", "ours", "tokens/s", "best peer of that dtype", "ours / best",
-        "ours / transformers fp32, batch 32", "tokenise / encode / pool, %",
+        "case", "ours", "tokens/s or ms", "texts per core-hour", "best peer of that dtype",
+        "ours / best", "ours / transformers fp32, batch 32", "tokenise / encode / pool, %",
     )  # fmt: skip
-    return ["### Ours and the best peer", _table(head, rows)] if rows else []
+    return ["### Ours and the best peer", markdown_table(head, rows)] if rows else []
 
 
 def _measured(lines: Sequence[Line]) -> list[str]:
@@ -85,15 +95,14 @@ def _measured(lines: Sequence[Line]) -> list[str]:
                 f"{line['peer']} {line['dtype']}",
                 line["batch"],
                 speed,
-                f"{line['texts_per_second']:,.1f}",
+                whole(texts_per_core_hour(line)),
                 f"{line['spread']:.1%}",
-                f"{line['model_flops'] / 1e9:,.0f}",
                 f"{line['matrix_share']:.0%}",
                 f"{line['cosine_mean']:.5f} / {line['cosine_min']:.5f}",
-                _ratio(rate / own["tokens_per_second"] if own else None),
+                ratio(rate / own["tokens_per_second"] if own else None),
             )
         )
-    return ["### All measurements", _table(HEAD, rows)] if rows else []
+    return ["### All measurements", markdown_table(HEAD, rows)] if rows else []
 
 
 def _memory(lines: Sequence[Line]) -> list[str]:
@@ -102,7 +111,7 @@ def _memory(lines: Sequence[Line]) -> list[str]:
         for line in lines
         if line["status"] == MEASURED and line["case"] == CASE
     ]
-    return ["### Peak memory", _table(("peer", "MiB"), rows)] if rows else []
+    return ["### Peak memory", markdown_table(("peer", "MiB"), rows)] if rows else []
 
 
 def _left_out(lines: Sequence[Line]) -> list[str]:
@@ -116,26 +125,33 @@ def _left_out(lines: Sequence[Line]) -> list[str]:
     return ["### Left out", "\n".join(rows)] if rows else []
 
 
-def _surroundings(line: Line) -> str:
-    machine, versions = line["machine"], line["versions"]
-    where = machine["gpu"] or f"{machine['cpu']}, {', '.join(machine['instructions'])}"
-    known = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    commit = f" Commit {line['commit'][:12]}." if line["commit"] else ""
-    return f"{where}; {machine['threads']} threads. {known}.{commit}"
+def _machines(lines: Sequence[Line]) -> list[str]:
+    """A paragraph per machine and number of threads, with all versions and commits of its lines."""
+    places: dict[str, list[Line]] = {}
+    for line in lines:
+        machine = line["machine"]
+        where = machine["gpu"] or f"{machine['cpu']}, {', '.join(machine['instructions'])}"
+        places.setdefault(f"{where}; {machine['threads']} threads.", []).append(line)
+    return [f"{where} {_versions(own)}.{_commits(own)}" for where, own in places.items()]
+
+
+def _versions(lines: Sequence[Line]) -> str:
+    found: dict[str, dict[str, None]] = {}
+    for line in lines:
+        for name, version in line["versions"].items():
+            if version:
+                found.setdefault(name, {})[version] = None
+    return ", ".join(f"{name} {' and '.join(versions)}" for name, versions in found.items())
+
+
+def _commits(lines: Sequence[Line]) -> str:
+    found = dict.fromkeys(line["commit"][:12] for line in lines if line["commit"])
+    return f" Commit{'s' * (len(found) > 1)} {', '.join(found)}." if found else ""
 
 
 def _is_own(ours: Line, line: Line) -> bool:
     same = ("case", "dtype", "from_texts", "group")
     return is_ours(ours["peer"]) and all(ours[key] == line[key] for key in same)
-
-
-def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def plot(lines: Sequence[Line], path: Path) -> None:
@@ -174,14 +190,20 @@ def plot(lines: Sequence[Line], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.throughput_report")
-    parser.add_argument("file", type=Path, help="lines of bench/throughput.py")
-    path = parser.parse_args(arguments).file
-    lines = latest(read(path))
-    path.with_suffix(".md").write_text(as_markdown(lines), encoding="utf-8")
-    print(path.with_suffix(".md"))
-    if importlib.util.find_spec("matplotlib"):
-        plot(lines, path.with_suffix(".png"))
-        print(path.with_suffix(".png"))
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="lines of a processor")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="Markdown that compares the files")
+    args = parser.parse_args(arguments)
+    files = {path: latest(read(path)) for path in args.files}
+    for path, lines in files.items():
+        path.with_suffix(".md").write_text(as_markdown(lines), encoding="utf-8")
+        print(path.with_suffix(".md"))
+        if importlib.util.find_spec("matplotlib"):
+            plot(lines, path.with_suffix(".png"))
+            print(path.with_suffix(".png"))
+    if len(files) > 1 or args.out:
+        out = args.out or args.files[0].with_name("processors.md")
+        out.write_text(side_by_side(list(files.values())), encoding="utf-8")
+        print(out)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,9 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
             for name in ("hub", "hub_listing", "hub_preview", "hub_upload", "model_card")
         }
     ),
+    "infinity_emb": lambda module: module == "nomicbert.benchmark.infinity_peers",
     "langchain_core": lambda module: module == "nomicbert.integrations.langchain",
+    "light_embed": lambda module: module == "nomicbert.benchmark.light_embed_peers",
     "llama_index": lambda module: module == "nomicbert.integrations.llama_index",
     "matplotlib": lambda module: module == "nomicbert.bulk.map.picture",
     "msgspec": in_serve,
@@ -175,6 +177,7 @@ KERNEL_LIBRARIES = {"nomicbert_kernels", "numpy", "torch", "triton"}
 NOT_AT_IMPORT = {"huggingface_hub", "mteb", "sentence_transformers", "transformers", "triton"}
 NOT_AT_IMPORT |= {"chromadb", "haystack", "langchain_core", "llama_index", "pydantic"}
 NOT_AT_IMPORT |= {"ctranslate2", "nncf", "onnx", "onnxruntime", "openvino", "ray", "typer"}
+NOT_AT_IMPORT |= {"infinity_emb", "light_embed"}
 # Libraries that only the public names need.
 SLOW = {"numpy", "safetensors", "tokenizers", "torch", "tqdm"}
 LONGEST = 300

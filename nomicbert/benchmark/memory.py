@@ -124,12 +124,13 @@ def main(given: Mapping[str, Any]) -> dict[str, Any]:
     # the same inputs of exports as in `run`, so that its cached exports are found
     options = Options((WORKLOAD,), threads=given["threads"], device=device)
     setting = checkpoint.setting(options, Path(given["cache"]))
-    try:
-        runner = peer.load(setting)
-    except AbsentError as error:
-        return {"reason": str(error)}
-    ways = runner.ways(case)
-    runner.vectors(case, ways[0] if len(ways) == 1 else by_count(case.lengths, BATCH))
+    with setting.closing:
+        try:
+            runner = peer.load(setting)
+        except AbsentError as error:
+            return {"reason": str(error)}
+        ways = runner.ways(case)
+        runner.vectors(case, ways[0] if len(ways) == 1 else by_count(case.lengths, BATCH))
     return {"peak_bytes": peak(), "exported": setting.loaded.get(MADE, False)}
 
 

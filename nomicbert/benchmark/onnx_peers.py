@@ -1,4 +1,7 @@
-"""ONNX Runtime: the exported model in fp32, and with int8 GEMMs."""
+"""ONNX Runtime: the model as torch.onnx exports it, in fp32 and with int8 GEMMs.
+
+"onnxruntime-ours" runs the files of `nomicbert export`: fp32, and q8 with a scale per token.
+"""
 
 import contextlib
 import io
@@ -12,14 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from nomicbert import export
 from nomicbert.benchmark.exports import kept
 from nomicbert.benchmark.peers import AbsentError, Runner, Setting
 from nomicbert.benchmark.sentence import PaddedRunner, load_sentence
+from nomicbert.errors import ExportError
+from nomicbert.export.graph import Precision
+from nomicbert.export.run import FILES
 from nomicbert.loading.json_settings import read_json
 
 INPUTS = ("input_ids", "attention_mask")
 FILE = "model.onnx"
 LIBRARIES = ("onnx", "onnxscript")
+OURS = "onnxruntime-ours"
 # Shape (texts, tokens) of the traced example, and the upper limits of the dynamic shape.
 EXAMPLE = (2, 24)
 MOST_TEXTS, MOST_TOKENS = 4096, 8192
@@ -28,6 +36,8 @@ MOST_TEXTS, MOST_TOKENS = 4096, 8192
 def load(family: str, dtype: str, setting: Setting) -> Runner:
     """See peers.Peer.load."""
     need("onnxruntime")
+    if family == OURS:
+        return Session(exported_by_us(setting, "q8" if dtype == "int8" else "fp32"), setting)
     return Session(quantized(setting) if dtype == "int8" else exported(setting), setting)
 
 
@@ -35,7 +45,7 @@ def need(*modules: str) -> None:
     """Raise an AbsentError if a module is not installed."""
     for module in modules:
         if find_spec(module) is None:
-            raise AbsentError(f"{module} is not installed")
+            raise AbsentError(f"{module.replace('_', '-')} is not installed")
 
 
 def exported(setting: Setting) -> Path:
@@ -54,6 +64,40 @@ def quantized(setting: Setting) -> Path:
             quantize_dynamic(path, folder / FILE, weight_type=QuantType.QInt8, per_channel=True)
 
     return kept(setting, "onnx-int8", (*LIBRARIES, "onnxruntime"), make) / FILE
+
+
+def exported_by_us(setting: Setting, precision: Precision) -> Path:
+    """File of `nomicbert export` in a precision, in the cache; exports it if missing.
+
+    Raises: AbsentError: a library is missing, or the checkpoint cannot be exported.
+    """
+    need("onnx")
+    # the exporter's own code, because its version does not change with every commit
+    code = [path.read_bytes() for path in sorted(Path(export.__file__).parent.glob("*.py"))]
+
+    def make(folder: Path) -> None:
+        try:
+            export.onnx(
+                setting.folder, folder / "export", dtypes=(precision,), task="feature-extraction"
+            )
+        except ExportError as error:
+            raise AbsentError(str(error)) from error
+
+    libraries = ("nomicbert", "onnx")
+    folder = kept(setting, f"onnx-ours-{precision}", libraries, make, code)
+    return folder / "export/onnx" / FILES[precision]
+
+
+def session_of(path: Path, threads: int) -> Any:
+    """An onnxruntime.InferenceSession for a file on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # otherwise its idle threads keep spinning and slow down the next peer
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _export(setting: Setting, path: Path) -> None:
@@ -100,19 +144,16 @@ class Session(PaddedRunner):
 
     def __init__(self, path: Path, setting: Setting) -> None:
         """Read and optimise the file."""
-        import onnxruntime
-
         super().__init__(setting)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = setting.threads
-        options.log_severity_level = 3
-        # otherwise its idle threads keep spinning and slow down the next peer
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        self.session: Any = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
+        self.session = session_of(path, setting.threads)
+        self.inputs = {given.name for given in self.session.get_inputs()}
+        # the vectors; our exports have the hidden states before them
+        self.outputs = [self.session.get_outputs()[-1].name]
 
     def batch(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """See PaddedRunner."""
-        found: np.ndarray = self.session.run(None, dict(zip(INPUTS, (ids, mask), strict=True)))[0]
+        given = {"input_ids": ids, "attention_mask": mask}
+        if "token_type_ids" in self.inputs:
+            given["token_type_ids"] = np.zeros_like(ids)
+        found: np.ndarray = self.session.run(self.outputs, given)[0]
         return found

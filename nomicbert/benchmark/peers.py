@@ -6,6 +6,7 @@ architecture, or the checkpoint cannot be exported. Its results are never estima
 
 import importlib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,6 +52,7 @@ class Setting:
         cache: folder of exported models.
         sample: token ids of some texts, for peers that calibrate activations.
         loaded: models shared by several peers, so that each is in memory once.
+        closing: closed when the peers are no longer needed, for peers with threads of their own.
     """
 
     folder: Path
@@ -60,6 +62,7 @@ class Setting:
     cache: Path
     sample: Sequence[Sequence[int]]
     loaded: dict[str, Any] = field(default_factory=dict)
+    closing: ExitStack = field(default_factory=ExitStack)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,12 @@ def _rows() -> list[Peer]:
         *rows,
         Peer("onnxruntime", "float32", "onnx_peers"),
         Peer("onnxruntime", "int8", "onnx_peers"),
+        Peer("onnxruntime-ours", "float32", "onnx_peers"),
+        Peer("onnxruntime-ours", "int8", "onnx_peers"),
+        Peer("light-embed", "float32", "light_embed_peers"),
+        Peer("light-embed", "int8", "light_embed_peers"),
+        Peer("infinity-emb", "float32", "infinity_peers"),
+        Peer("infinity-emb", "bfloat16", "infinity_peers"),
         Peer("openvino", "float32", "openvino_peers"),
         Peer("openvino", "bfloat16", "openvino_peers"),
         Peer("openvino-weights", "int8", "openvino_peers"),

@@ -73,6 +73,7 @@ def _groups(
 ) -> Iterator[list[Line]]:
     for group, dtypes, cases in options.groups():
         setting = checkpoint.setting(options, cache)
-        yield from Group(checkpoint, options, setting, group, dtypes).cases(cases, step)
+        with setting.closing:
+            yield from Group(checkpoint, options, setting, group, dtypes).cases(cases, step)
         del setting
         gc.collect()

@@ -3,19 +3,37 @@
 import textwrap
 from collections.abc import Sequence
 
-from nomicbert.benchmark.lines import MEASURED, WRONG, Line, is_ours, ratios
+from nomicbert.benchmark.lines import (
+    MEASURED,
+    WRONG,
+    Line,
+    compare,
+    is_ours,
+    texts_per_core_hour,
+)
 
 WIDTH = 96
-# Widths of peer, batch, tokens/s, spread, share of the matmul rate, cosine, ratio to ours.
-COLUMNS = (32, 13, 11, 9, 9, 10, 10)
-HEAD = ("peer", "batch", "tokens/s", "spread", "matrix", "cosine", "to ours")
-LATENCY_HEAD = ("peer", "", "p50 ms", "p99 ms", "", "cosine", "to ours")
+# Widths of peer, batch, tokens/s, texts per core-hour, spread, share of the matmul rate, cosine,
+# ratio to ours.
+COLUMNS = (31, 12, 11, 14, 7, 7, 9, 9)
+HEAD = ("peer", "batch", "tokens/s", "texts/core-h", "spread", "matrix", "cosine", "to ours")
+LATENCY_HEAD = ("peer", "", "p50 ms", "p99 ms", "", "", "cosine", "to ours")
 
 
 def milliseconds(seconds: float) -> str:
     """Format seconds as milliseconds with about three significant digits."""
     value = 1000 * seconds
     return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def cosine(line: Line) -> str:
+    """Format the least cosine of a measured line."""
+    return f"{line['cosine_min']:.5f}"
+
+
+def whole(value: float | None) -> str:
+    """Format a value without decimals; "-" for None."""
+    return "-" if value is None else f"{value:,.0f}"
 
 
 def as_table(lines: Sequence[Line]) -> str:
@@ -34,9 +52,10 @@ def as_table(lines: Sequence[Line]) -> str:
             f"{line['peer']} {line['dtype']}",
             "" if latency else line["batch"],
             milliseconds(line["p50"]) if latency else f"{line['tokens_per_second']:,.0f}",
-            milliseconds(line["p99"]) if latency else f"{line['spread']:.1%}",
+            milliseconds(line["p99"]) if latency else whole(texts_per_core_hour(line)),
+            "" if latency else f"{line['spread']:.1%}",
             "" if latency else f"{line['matrix_share']:.0%}",
-            f"{line['cosine_min']:.5f}",
+            cosine(line),
             "" if to_ours is None else f"{to_ours:.2f}",
         )
         out.append(_row(cells))
@@ -48,15 +67,17 @@ def as_table(lines: Sequence[Line]) -> str:
 
 def _verdict(line: Line, measured: Sequence[Line]) -> list[str]:
     """Sentences that compare ours with the best peer."""
-    best, over_best, over_naive = ratios(measured, line)
+    best, over_best, over_naive, less_exact = compare(measured, line)
     said = []
     if best is not None and over_best is not None:
         said.append(f"{over_best:.2f} x the best peer, {best['peer']}")
+    if less_exact is not None:
+        said.append(f"{less_exact['peer']} is faster, with least cosine {cosine(less_exact)}")
     if over_naive is not None:
         said.append(f"{over_naive:.2f} x transformers float32 in batches of 32")
     if "shares" in line:
-        whole = sum(line["shares"].values())
-        parts = (f"{part} {value / whole:.0%}" for part, value in line["shares"].items())
+        seconds = sum(line["shares"].values())
+        parts = (f"{part} {value / seconds:.0%}" for part, value in line["shares"].items())
         said.append(", ".join(parts))
     name = f"{line['peer']} {line['dtype']}: "
     return textwrap.wrap(name + "; ".join(said), WIDTH, subsequent_indent="  ") if said else []

@@ -29,7 +29,9 @@ Examples:
   nomicbert bench ./my-checkpoint --peer transformers --threads 4
   nomicbert bench ./my-checkpoint --rounds 9 --json lines.jsonl
 """
-CASES = ("fixed-128", "fixed-512", "mixture", "latency-16")
+# Texts per hour, of passages and of chunks of a document; and the time of a query, a question and a
+# paragraph.
+CASES = ("passages", "fixed-512", "latency-8", "latency-32", "latency-128")
 QUICK_TOKENS, QUICK_ROUNDS = 256, 1
 
 
@@ -43,7 +45,7 @@ def bench(
         typer.Option(
             metavar="NAME",
             help="fixed-N, queries, passages, mixture or latency-N. Can be repeated. "
-            "Default: fixed-128, fixed-512, mixture, latency-16.",
+            "Default: passages, fixed-512, latency-8, latency-32, latency-128.",
             show_default=False,
         ),
     ] = None,

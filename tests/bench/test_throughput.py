@@ -78,7 +78,7 @@ def measure(tmp_path: Path, checkpoint: Checkpoint, run: Measured) -> Driver:
     def call(options: Options = OPTIONS) -> list[str]:
         said: list[str] = []
         run.asked.clear()
-        driver.measure(tmp_path / "lines.jsonl", checkpoint, options, said.append)
+        assert driver.measure(tmp_path / "lines.jsonl", checkpoint, options, said.append) == []
         return [line for line in said if not line.endswith("nobody measured")]
 
     return call
@@ -109,6 +109,62 @@ def test_a_stopped_run_continues(measure: Driver, run: Measured, tmp_path: Path)
     run.stop_before = ""
     assert measure() == []
     assert run.asked == [(["latency-16"], ["float32"]), (CASES, ["int8"])]
+
+
+def test_no_case_is_started_when_time_is_up(
+    measure: Driver, run: Measured, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    path = tmp_path / "lines.jsonl"
+
+    def until(cases: int) -> list[str]:
+        """Time is up once so many lines of fp32 and int8 are there."""
+        run.asked.clear()
+
+        def over() -> bool:
+            lines = read(path) if path.is_file() else []
+            return len({(line["case"], line["group"]) for line in lines}) >= cases
+
+        return driver.measure(path, checkpoint, OPTIONS, lambda _: None, over)
+
+    everything = [f"{case} of {dtype}" for dtype in DTYPES for case in CASES]
+    for cases in range(5):
+        assert until(cases) == everything[cases:]
+    # int8 was loaded for its second case only
+    assert run.asked == [(["latency-16"], ["int8"])]
+    assert until(0) == []
+    assert measure() == []
+    assert run.asked == []
+
+
+def test_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(driver.time, "monotonic", lambda: now)
+    over, never = driver.over_after(2), driver.over_after(None)
+    now += 119
+    assert not over()
+    now += 1
+    assert over()
+    now += 1e9
+    assert not never()
+
+
+def test_what_is_left_is_printed(
+    run: Measured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model is not even built once time is up."""
+    folder = build_checkpoint(tmp_path / "tiny", "conan-v1", num_hidden_layers=1)
+    words = (
+        f"--out {tmp_path / 'lines.jsonl'} --models {folder} nomic-v1.5 --cases fixed-16 "
+        f"--dtypes float32 --device cpu --tokens 32 --scratch {tmp_path / 'x'} --minutes"
+    )
+    driver.main([*words.split(), "0"])
+    assert capsys.readouterr().out.splitlines() == [
+        "left, to be measured by the same command:",
+        "  tiny: cases that the file lacks",
+        "  nomic-v1.5: cases that the file lacks",
+    ]
+    assert run.asked == []
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_case_that_lacks_a_peer_is_measured_again(
@@ -221,8 +277,11 @@ def test_peak_memory_is_measured_once(
         return list(calls)
 
     peers = ["ours float32", "ours-texts float32", "transformers-32 float32"]
+    over = driver.measure_peaks(path, checkpoint, options, said.append, lambda: True)
+    assert (over, calls) == (["peak memory"], [])
     assert measure(options) == peers
     assert measure(options) == []
+    assert driver.measure_peaks(path, checkpoint, options, said.append, lambda: True) == []
     assert measure(replace(options, tokens=80)) == peers
     assert said[0].endswith("its lines replaced: tokens 64, not 80")
     assert [line["peak_bytes"] for line in read(path)] == [7, 7, 7]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench import throughput_report
-from nomicbert.benchmark.lines import as_json, put, ratios, read
+from nomicbert.benchmark.lines import as_json, compare, put, read, texts_per_core_hour
 
 
 def line_of(peer: str, dtype: str, rate: float | None, **more: Any) -> dict[str, Any]:
@@ -38,14 +38,42 @@ LINES = [
 ]
 
 
-def test_ratios() -> None:
-    best, over_best, over_naive = ratios(LINES, LINES[0])
+def test_comparison() -> None:
+    best, over_best, over_naive, less_exact = compare(LINES, LINES[0])
     assert best is not None
-    assert (best["peer"], over_best, over_naive) == ("fast", 0.5, 3.0)
-    assert ratios(LINES[:1], LINES[0]) == (None, None, None)
+    assert (best["peer"], over_best, over_naive, less_exact) == ("fast", 0.5, 3.0, None)
+    assert compare(LINES[:1], LINES[0]) == (None, None, None, None)
     # measured again: the later line counts
     again = [*LINES, line_of("fast", "float32", 200.0)]
-    assert ratios(again, LINES[0])[1:] == (1.5, 3.0)
+    assert compare(again, LINES[0])[1:3] == (1.5, 3.0)
+
+
+def test_best_peer_in_int8_is_as_exact_as_ours() -> None:
+    def lines_of(dtype: str, **cosines: float) -> list[dict[str, Any]]:
+        rates = {"ours": 300.0, "exact": 200.0, "close": 400.0, "coarse": 600.0}
+        found = cosines or {"ours": 0.99, "exact": 0.999, "close": 0.9881, "coarse": 0.9879}
+        return [
+            line_of(peer, dtype, rates[peer], cosine_min=value) for peer, value in found.items()
+        ]
+
+    def said(lines: list[dict[str, Any]]) -> tuple[str | None, str | None, float | None]:
+        found = compare(lines, lines[0])
+        names = [line and line["peer"] for line in (found.best, found.less_exact)]
+        return names[0], names[1], found.over_best
+
+    assert said(lines_of("int8")) == ("close", "coarse", 0.75)
+    # a slower one that is less exact is not worth a word
+    assert said(lines_of("int8", ours=0.99, close=0.99, exact=0.9)) == ("close", None, 0.75)
+    assert said(lines_of("int8", ours=0.99, coarse=0.9)) == (None, "coarse", None)
+    # in other dtypes all correct peers are alike
+    assert said(lines_of("float32")) == ("coarse", None, 0.5)
+
+
+def test_texts_per_core_hour() -> None:
+    line = line_of("ours", "float32", 300.0, texts_per_second=5.0)
+    assert texts_per_core_hour(line) == 5 * 3600 / 3
+    assert texts_per_core_hour(line | {"p50": 0.1}) is None
+    assert texts_per_core_hour(line | {"machine": line["machine"] | {"gpu": "abacus"}}) is None
 
 
 def test_lines_on_disk(tmp_path: Path) -> None:
@@ -97,14 +125,14 @@ def test_the_report(tmp_path: Path) -> None:
         for row in path.with_suffix(".md").read_text("utf-8").splitlines()
         if row.startswith("| c |")
     ]
-    assert rows[0] == ["c", "ours float32", "300", "fast 200", "1.50", "3.00", "25 / 75"]
+    assert rows[0] == ["c", "ours float32", "300", "1,200", "fast 200", "1.50", "3.00", "25 / 75"]
     found = {row[1]: row for row in rows[1:]}
     assert set(found) == {
         "ours float32", "transformers-32 float32", "fast float32", "faster int8",
         "from strings float32",
     }  # fmt: skip
     assert found["fast float32"][2:] == [
-        "4", "200", "1.0", "10.0%", "2", "50%", "1.00000 / 0.50000", "0.67",
+        "4", "200", "1,200", "10.0%", "50%", "1.00000 / 0.50000", "0.67",
     ]  # fmt: skip
     text = path.with_suffix(".md").read_text("utf-8")
     assert "- gone float32: none (c)" in text
@@ -112,12 +140,31 @@ def test_the_report(tmp_path: Path) -> None:
     assert "- bad float32: wrong, not ranked: none (c)" in text
 
 
-def test_report_lists_all_machines_and_commits(tmp_path: Path) -> None:
+def test_report_names_each_machine_once(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     machine = LINES[0]["machine"] | {"threads": 4}
     put(LINES[:1], path)
-    put([line_of("ours", "float32", 1.0, case="d", machine=machine, commit="0123456789abcd")], path)
+    for case, commit, version in (("d", "0123456789abcd", "2"), ("e", "f" * 40, "3")):
+        versions = {"torch": version, "gone": None}
+        more = {"case": case, "commit": commit, "versions": versions, "machine": machine}
+        for model in "mn":
+            put([line_of("ours", "float32", 1.0, model=model, **more)], path)
     throughput_report.main([str(path)])
     text = path.with_suffix(".md").read_text("utf-8")
-    assert "\nabacus, avx2; 3 threads. torch 2.\n" in text
-    assert "\nabacus, avx2; 4 threads. torch 2. Commit 0123456789ab.\n" in text
+    assert text.startswith(
+        "abacus, avx2; 3 threads. torch 2.\n\n"
+        "abacus, avx2; 4 threads. torch 2 and 3. Commits 0123456789ab, ffffffffffff.\n\n## m\n"
+    )
+    assert text.count("abacus") == 2
+
+
+def test_latency_in_the_report(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    for peer, rate, p50 in (("ours", 20.0, 0.1), ("fast", 40.0, 0.05)):
+        more = {"case": "latency-8", "p50": p50, "p99": 0.2, "group": "all"}
+        lines = read(path) if path.is_file() else []
+        path.write_text(as_json([*lines, line_of(peer, "float32", rate, **more)]))
+    throughput_report.main([str(path)])
+    text = path.with_suffix(".md").read_text("utf-8")
+    assert "| latency-8 | ours float32 | 100 ms | - | fast 50.0 ms | 0.50 | - | - |" in text
+    assert "| latency-8 | fast float32 | 4 | 40 (p50 50.0, p99 200 ms) | - | 10.0% |" in text

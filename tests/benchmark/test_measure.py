@@ -278,6 +278,30 @@ def test_only_correct_peers_are_ranked(
     assert max(map(len, f"{text}\n{table}".splitlines())) <= 100
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_peers_are_closed(
+    interrupted: bool, checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer's own threads would keep the process from ending, also if the run is interrupted."""
+    right, closed = Peer.load, []
+
+    def load(peer: Peer, setting: Any) -> Any:
+        setting.closing.callback(closed.append, peer.name)
+        return right(peer, setting)
+
+    monkeypatch.setattr(Peer, "load", load)
+    options = Options(["fixed-16"] * 2, ["float32"], families=["ours"], tokens=16, quick=True)
+    blocks = run(checkpoints["conan-v1"], options)
+    next(blocks)
+    assert closed == []
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            blocks.throw(KeyboardInterrupt())
+    else:
+        list(blocks)
+    assert {"ours float32", "ours-texts float32"} <= set(closed)
+
+
 def test_errors_of_ours_are_raised(
     checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:

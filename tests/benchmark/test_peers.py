@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,9 @@ MODELS = ("nomic-v1.5", "conan-v1")
 LIBRARIES = {
     "sentence-transformers": ("sentence_transformers",),
     "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
+    "onnxruntime-ours": ("onnxruntime", "onnx"),
+    "light-embed": ("light_embed", "onnxruntime", "onnx", "onnxscript"),
+    "infinity-emb": ("infinity_emb", "sentence_transformers"),
     "openvino": ("openvino",),
     "openvino-weights": ("openvino", "nncf"),
     "openvino-ptq": ("openvino", "nncf"),
@@ -49,7 +53,9 @@ PAIRS = [
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Case, Setting]]:
+def settings(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, tuple[Case, Setting]]]:
     found = {}
     for name in MODELS:
         more = {"dialect": "both"} if name == "nomic-v1.5" else {}
@@ -61,7 +67,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Case, 
         assert case is not None
         assert len(set(case.lengths)) > 8
         found[name] = case, checkpoint.setting(options, tmp_path_factory.mktemp("exports"))
-    return found
+    yield found
+    for _, setting in found.values():
+        setting.closing.close()
 
 
 def bounds(peer: Peer) -> tuple[float, float]:
@@ -101,7 +109,7 @@ def test_vectors(peer: Peer, model: str, settings: dict[str, tuple[Case, Setting
         assert not measure.is_wrong(least, measure.norm_ratio(found, truth), peer.dtype), way.name
 
 
-@pytest.mark.parametrize("family", ["onnxruntime", "openvino-ptq"])
+@pytest.mark.parametrize("family", ["onnxruntime", "onnxruntime-ours", "openvino-ptq"])
 def test_exports_are_reused(
     family: str, settings: dict[str, tuple[Case, Setting]], tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from tests.support.command_line import ROOT, one_line, run_cli
 
 QUICK = ("--quick", "--tokens", "48", "--device", "cpu", "--local-files-only")
 EXPORTED = ("onnxruntime", "openvino", "ctranslate2")
+WITH_TEXTS = ("light_embed", "infinity_emb")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def without_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide these libraries, so that the tests run alike with and without them."""
 
     def hide(find: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda name: None if name in EXPORTED else find(name)
+        return lambda name: None if name in EXPORTED + WITH_TEXTS else find(name)
 
     monkeypatch.setattr(onnx_peers, "find_spec", hide(find_spec))
 
@@ -62,7 +63,8 @@ def test_lines(folder: Path) -> None:
     assert (ours["tokens"], ours["texts"], len(ours["seconds"])) == (48, 3, 2)
     assert ours["versions"]["torch"] == torch.__version__
     assert ours["machine"]["threads"] == torch.get_num_threads()
-    for peer in EXPORTED:
+    for library in EXPORTED + WITH_TEXTS:
+        peer = library.replace("_", "-")
         line = lines["fixed-16", peer, "float32"]
         assert (line["status"], line["reason"]) == ("absent", f"{peer} is not installed")
     fields = {name for line in lines.values() for name in line}
@@ -81,6 +83,11 @@ def test_the_table(folder: Path, tmp_path: Path) -> None:
     first = [row.split()[:2] for row in out.splitlines() if "own" in row or "0%" in row]
     assert ["ours", "bfloat16"] in first
     assert ["transformers", "bfloat16"] in first
+    rate = next(row.split()[4] for row in out.splitlines() if row.startswith("ours bfloat16 "))
+    (line,) = [x for x in map(json.loads, path.read_text().splitlines())
+               if (x["peer"], x["dtype"]) == ("ours", "bfloat16")]  # fmt: skip
+    hourly = line["texts_per_second"] * 3600 / line["machine"]["threads"]
+    assert rate == f"{hourly:,.0f}"
     assert re.search(r"ours bfloat16: \d+\.\d\d x the best peer, transformers; tokenise", out)
     left_out = out.split("left out:\n")[1]
     assert "  onnxruntime int8: onnxruntime is not installed\n" in left_out
@@ -168,6 +175,22 @@ def test_checkpoint_that_transformers_cannot_read(tmp_path: Path) -> None:
     line = lines["fixed-16", "transformers", "float32"]
     assert line["status"] == "absent"
     assert line["reason"].startswith("transformers misreads its config.json")
+
+
+def test_default_cases(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short passages, chunks of 512 tokens and one text at a time; as the page says."""
+    asked: list[str] = []
+
+    def record(checkpoint: Any, options: Any, step: Any) -> Any:
+        asked.extend(options.cases)
+        return iter(())
+
+    monkeypatch.setattr("nomicbert.benchmark.run.run", record)
+    run_cli("bench", str(folder), *QUICK)
+    assert asked == ["passages", "fixed-512", "latency-8", "latency-32", "latency-128"]
+    said = f"The cases are {', '.join(asked[:-1])} and {asked[-1]} by default."
+    assert said in " ".join((ROOT / "docs/bench.md").read_text("utf-8").split())
+    assert f"Default: {', '.join(asked)}." in " ".join(run_cli("bench", "--help")[1].split())
 
 
 def test_options_are_documented() -> None:
