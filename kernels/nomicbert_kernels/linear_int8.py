@@ -96,11 +96,17 @@ def by_blocks(
 
     Returns: the results of all blocks, each (T, ...).
     """
-    count = max(1, BLOCK // (4 * width))
-    if rows[0].shape[0] <= count:
+    return in_parts(max(1, BLOCK // (4 * width)), function, *rows)
+
+
+def in_parts(
+    most: int, function: Callable[..., tuple[Tensor, ...]], *rows: Tensor
+) -> tuple[Tensor, ...]:
+    """`by_blocks` with at most `most` rows at a time."""
+    if rows[0].shape[0] <= most:
         return function(*rows)
-    blocks = zip(*(torch.split(part, count) for part in rows), strict=True)
-    return tuple(map(torch.cat, zip(*(function(*block) for block in blocks), strict=True)))
+    parts = zip(*(torch.split(tensor, most) for tensor in rows), strict=True)
+    return tuple(map(torch.cat, zip(*(function(*part) for part in parts), strict=True)))
 
 
 def usable(x: Tensor | Activation, weight: Weight, added: Tensor | None = None) -> bool:
@@ -151,13 +157,13 @@ def project(
     assert weight.packed is not None
     assert weight.scale is not None
     scales = weight.scale.chunk(len(weight.packed))
-    width = scales[0].shape[0]
-    found = []
-    parts = (x.data, x.scale.unsqueeze(1), *beside)
-    for data, *others in zip(*(torch.split(part, ROWS) for part in parts), strict=True):
-        products = [gemm(data, *piece) for piece in zip(weight.packed, scales, strict=True)]
-        found.append(by_blocks(width, finish, *products, *others))
-    return found[0] if len(found) == 1 else tuple(map(torch.cat, zip(*found, strict=True)))
+    pieces = list(zip(weight.packed, scales, strict=True))
+
+    def of_chunk(data: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        products = [gemm(data, *piece) for piece in pieces]
+        return by_blocks(scales[0].shape[0], finish, *products, *others)
+
+    return in_parts(ROWS, of_chunk, x.data, x.scale.unsqueeze(1), *beside)
 
 
 def scaled(y: Tensor, scale: Tensor, bias: Tensor | None, added: Tensor | None = None) -> Tensor:
