@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert_kernels import attention as reference
+from nomicbert_kernels import attention_long_torch as long_texts
 from nomicbert_kernels.tensors import Plan
 
 # Alignment of GEMM operands in bytes.
@@ -72,6 +73,10 @@ def attention(
         whole = qkv.new_empty(qkv.shape[0] if rows is None else rows.shape[0], heads, size)
     for text, token, texts, length in plan.runs:
         block = qkv[token : token + texts * length].view(texts, length, 3, heads, qkv.shape[3])
+        if align and rows is None and whole is not None and long_texts.is_long(qkv.dtype, length):
+            into = whole[token : token + texts * length].view(texts, length, heads, size)
+            long_texts.attend(block, into, scale)
+            continue
         q, k, v = block.permute(2, 0, 3, 1, 4)  # each (texts, h, length, d)
         if rows is not None:
             q = qkv[rows[text : text + texts], 0].unsqueeze(2)
