@@ -1,16 +1,24 @@
 """Attention over long texts on a CPU in fp32: torch's fused kernel on copied keys and values.
 
-In `qkv` the keys of one head are 3 h d elements apart, 9 to 12 KB in the usual models: a page or
-more, and close to a multiple of the distance at which addresses share a set of the L1 cache. The
-kernel reads all keys and values again for each block of 64 or 256 queries. So it is faster on a
-copy in which a head's keys lie next to each other, and so do its values. The copy costs one pass.
+In `qkv` a head's keys are 3 h d elements apart, which is 4 to 12 KB in the checkpoints. The kernel
+reads all keys and values again for every 256 queries. It is faster on a copy in which the keys of a
+head are adjacent, and its values too. Making the copy takes one pass over them. The likely reason
+is that such distant keys share few sets of the L1 cache: the gain is largest at 12 KB, a multiple
+of 4 KB, where they all have the same ones.
 
-Measured on an Intel Xeon with AVX-512, 1 thread, fp32, heads x size: 1.08 to 1.12 times the speed
-for 12 x 64 and 16 x 64 at 2048 tokens, 1.2 for 16 x 64 at 512. In bf16 the kernel packs keys and
-values itself. There a copy gains nothing.
+Speed compared with no copy, as ratios of CPU time in fp32 on an Intel Xeon with AVX-512:
 
-The values and the order of the sums are the same as without the copy. The path depends on a text's
-length only, so a text keeps its bits in any batch.
+| heads x size, tokens | 1 thread | 2 threads |
+|---|---:|---:|
+| 12 x 64, 2048 | 1.09 to 1.12 | 1.02 to 1.04 |
+| 12 x 64, 8192 | 1.09 to 1.26 | 1.04 to 1.05 |
+| 16 x 64, 2048 | 1.09 to 1.13 | 1.04 |
+| 12 x 32, 2048 | 1.06 to 1.10 | 1.04 |
+
+In bf16 with AMX the kernel packs keys and values itself, and a copy gains nothing.
+
+Values and the order of sums are the same as without the copy. The path depends on a text's length
+only, so a text keeps its bits in any batch.
 """
 
 from collections.abc import Iterator
@@ -19,10 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Fewest tokens for which the copy was not slower with any shape of the checkpoints.
-LONG = 1024
-# Most bytes of copied keys and values. One head of one text may exceed it, from 128K tokens on.
-SCRATCH = 64 << 20
+# Fewest tokens at which the copy was faster with all shapes above. At 1024 it was not with 12 x 32.
+LONG = 1536
+# Maximum bytes of a copy, except that one head of one text is never divided. With 64 MB the gain
+# was smaller: glibc maps blocks above 32 MB anew each time, which costs page faults.
+SCRATCH = 16 << 20
 
 
 def is_long(dtype: torch.dtype, length: int) -> bool:

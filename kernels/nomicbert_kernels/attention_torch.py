@@ -13,6 +13,8 @@ bytes, the widest vector:
   per thread has one row per query.
 - Views with other offsets or strides are copied.
 
+Long texts in fp32 are computed by `attention_long_torch`, which calls the same kernel.
+
 In bf16 with over 12 threads, the kernel's code path depends on the number of texts.
 Source: oneMKL Developer Guide for Linux, "Reproducibility Conditions"; the rest is measured.
 """
