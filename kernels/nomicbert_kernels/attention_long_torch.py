@@ -11,7 +11,7 @@ Speed compared with no copy, as ratios of CPU time in fp32 on an Intel Xeon with
 | heads x size, tokens | 1 thread | 2 threads |
 |---|---:|---:|
 | 12 x 64, 2048 | 1.09 to 1.12 | 1.02 to 1.04 |
-| 12 x 64, 8192 | 1.09 to 1.26 | 1.04 to 1.05 |
+| 12 x 64, 8192 | 1.10 to 1.13 | 1.04 |
 | 16 x 64, 2048 | 1.09 to 1.13 | 1.04 |
 | 12 x 32, 2048 | 1.06 to 1.10 | 1.04 |
 
