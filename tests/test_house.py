@@ -100,7 +100,8 @@ KERNEL_ROOMS = [
     {"checks", "launch"},
     {"custom_ops", "tiling"},
     OPS,
-    {f"{op}_{backend}" for op in OPS for backend in ("torch", "triton")} | {"gemm_triton"},
+    {f"{op}_{backend}" for op in OPS for backend in ("torch", "triton")}
+    | {"attention_long_torch", "gemm_triton"},
     {f"{op}_int8" for op in ("gelu", "linear", "qkv_rotary", "swiglu")} | {"fp8"},
     {"fp8_triton", "layer", "layer_torch", "layer_int8"},
     {"capabilities", "dtypes"},

@@ -13,6 +13,8 @@ bytes, the widest vector:
   per thread has one row per query.
 - Views with other offsets or strides are copied.
 
+Long texts in fp32 are computed by `attention_long_torch`, which calls the same kernel.
+
 In bf16 with over 12 threads, the kernel's code path depends on the number of texts.
 Source: oneMKL Developer Guide for Linux, "Reproducibility Conditions"; the rest is measured.
 """
@@ -25,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert_kernels import attention as reference
+from nomicbert_kernels import attention_long_torch as long_texts
 from nomicbert_kernels.tensors import Plan, Run
 
 # Alignment of GEMM operands in bytes.
@@ -71,19 +74,26 @@ def attention(
 def attend(qkv: Tensor, plan: Plan, scale: float, rows: Tensor | None = None) -> Tensor:
     """`attention` without dropout, gradients and checks; on a CPU with aligned operands."""
     heads, size = qkv.shape[2:]
-    unit = 1
+    unit, long = 1, []
     if qkv.device.type == "cpu":
         unit = ALIGNMENT // qkv.element_size()
         qkv = aligned(qkv, unit)
-    if len(plan.runs) == 1:  # a single text, mostly: its result need not be copied
+        if rows is None:
+            long = [run for run in plan.runs if long_texts.is_long(qkv.dtype, run.length)]
+    if len(plan.runs) == 1 and not long:  # a single text, mostly: its result need not be copied
         o = of_run(qkv, plan.runs[0], scale, rows, unit)[..., :size]
         return o.transpose(1, 2).reshape(-1, heads * size)
     # each run writes into the result directly, which saves the concatenation
     out = qkv.new_empty(qkv.shape[0] if rows is None else rows.shape[0], heads, size)
     for run in plan.runs:
+        tokens = slice(run.token, run.token + run.texts * run.length)
+        if run in long:
+            block, into = (t[tokens].view(run.texts, -1, *t.shape[1:]) for t in (qkv, out))
+            long_texts.attend(block, into, scale)
+            continue
         o = of_run(qkv, run, scale, rows, unit)[..., :size].transpose(1, 2)
-        first, count = (run.text, 1) if rows is not None else (run.token, run.length)
-        out[first : first + run.texts * count].view(o.shape).copy_(o)
+        place = tokens if rows is None else slice(run.text, run.text + run.texts)
+        out[place].view(o.shape).copy_(o)
     return out.flatten(1)
 
 

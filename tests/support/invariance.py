@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from nomicbert.vectors.activations import ACTIVATIONS
 from nomicbert.vectors.windows import mean_of_windows, token_mean
 from nomicbert.verify.checks import invariance_row
 from nomicbert.verify.invariance import computing_on
-from nomicbert_kernels import Ops, select_ops
+from nomicbert_kernels import Ops, attention_long_torch, attention_torch, select_ops
 from nomicbert_kernels.dtypes import torch_uses_avx512
 from nomicbert_kernels.linear_torch import onednn_packs
 from tests.support import amd
@@ -91,6 +92,19 @@ def attention_cases(ops: Ops, dtype: torch.dtype) -> Iterator[Case]:
             lambda t, shift, run=run: run(t, shift, True),
             texts,
         )
+
+
+def long_attention_cases(ops: Ops, dtype: torch.dtype) -> Iterator[Case]:
+    """As texts from `attention_long_torch.LONG` tokens on are computed, but with shorter ones."""
+    if not attention_long_torch.is_long(dtype, attention_long_torch.LONG):
+        return
+    for case in attention_cases(ops, dtype):
+
+        def run(texts: list[Tensor], shift: int, case=case) -> list[Tensor]:
+            with mock.patch.object(attention_long_torch, "LONG", attention_torch.SHORT):
+                return case.op(texts, shift)
+
+        yield Case(f"{case.name}, keys and values copied", run, case.texts)
 
 
 def linear_cases(ops: Ops, dtype: torch.dtype) -> Iterator[Case]:
@@ -176,7 +190,14 @@ def changed(case: Case) -> tuple[int, int]:
     return sum(found), len(found)
 
 
-CASES = (attention_cases, linear_cases, pool_cases, window_cases, activation_cases)
+CASES = (
+    attention_cases,
+    long_attention_cases,
+    linear_cases,
+    pool_cases,
+    window_cases,
+    activation_cases,
+)
 
 
 def of_ops() -> Found:
