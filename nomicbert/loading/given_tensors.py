@@ -71,3 +71,4 @@ class GivenTensors(TensorFiles):
             tensors = hub_tensors(config, tensors)
         self.folder = folder
         self._open = dict.fromkeys(tensors, tensors)
+        self._views = dict.fromkeys(tensors)  # the caller's tensors are copied

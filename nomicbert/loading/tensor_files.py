@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nomicbert.errors import CheckpointError
 from nomicbert.loading.json_settings import present, read_json
+from nomicbert.loading.mapped_weights import Views
 from nomicbert.loading.pickle_depth import check_depth
 from nomicbert.loading.plain_files import check_file
 
@@ -52,12 +53,15 @@ class TensorFiles:
         """
         self.folder = folder
         self._open: dict[str, Any] = {}
+        self._views: dict[str, Views | None] = {}
         for file in self._files(safetensors):
-            tensors = _open_safetensors(file) if file.suffix == ".safetensors" else _open_bin(file)
+            safe = file.suffix == ".safetensors"
+            tensors = _open_safetensors(file) if safe else _open_bin(file)
+            views = Views.of(file) if safe else None
             for name in tensors.keys():
                 if name in self._open:
                     raise CheckpointError(f"{folder} holds the tensor {name} in two shards")
-                self._open[name] = tensors
+                self._open[name], self._views[name] = tensors, views
 
     def _files(self, safetensors: bool | None) -> list[Path]:
         names = [n for n in WEIGHT_FILES if safetensors in (None, n.startswith(SAFE))]
@@ -88,6 +92,14 @@ class TensorFiles:
         tensors = self._open[name]
         tensor: Tensor = tensors[name] if isinstance(tensors, dict) else tensors.get_tensor(name)
         return tensor
+
+    def view(
+        self, names: tuple[str, ...], shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor | None:
+        """Tensors of one safetensors file as one view of it, or None; see `Views.stacked`."""
+        first, *others = (self._views[name] for name in names)
+        same = all(views is first for views in others)
+        return first.stacked(names, shape, dtype) if first is not None and same else None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from nomicbert.config import EncoderConfig
 from nomicbert.errors import CheckpointError, ConfigError
+from nomicbert.loading.mapped_weights import reading
 from nomicbert.loading.nonfinite import not_finite, warn_not_finite
 from nomicbert.loading.saved_config import saved_config
 from nomicbert.loading.tensor_files import WEIGHT_FILES, TensorFiles, write
@@ -98,7 +99,7 @@ def load_state(
         config: of the same checkpoint.
         shapes: our parameter names and their shapes.
         dtype: of the parameters; converted while copying, without an intermediate copy.
-        device: of the parameters.
+        device: of the parameters. On a CPU those that are on disk as here are views of the file.
         strict: False ignores tensors that no parameter uses; a missing tensor is still an error.
 
     Returns: our names -> parameters.
@@ -111,22 +112,44 @@ def load_state(
     state: dict[str, Tensor] = {}
     broken: dict[str, int] = {}
     for recipe in wanted:
-        parameter = torch.empty(shapes[recipe.target], dtype=dtype, device=device)
-        for view, part in zip(recipe.views(parameter), recipe.parts, strict=True):
-            tensor = files.read(on_disk[part])
-            if not tensor.is_floating_point() or tensor.layout != torch.strided:
-                raise CheckpointError(
-                    f"{on_disk[part]} of {files.folder} holds {tensor.dtype}, {tensor.layout}: "
-                    "only dense floating point weights are supported"
-                )
-            if recipe.form == "stacked" and tensor.shape[0] < view.shape[0]:
-                view[tensor.shape[0] :].zero_()  # rows that pad the vocabulary
-                view = view[: tensor.shape[0]]
-            view.copy_(tensor.reshape(view.shape))
-        broken |= not_finite(parameter, files.read, [on_disk[part] for part in recipe.parts])
+        names = tuple(on_disk[part] for part in recipe.parts)
+        parameter = _view(files, recipe, names, shapes[recipe.target], dtype, device)
+        if parameter is None:
+            parameter = torch.empty(shapes[recipe.target], dtype=dtype, device=device)
+            _fill(parameter, files, recipe, names)
+        broken |= not_finite(reading(parameter), files.read, names)
         state[recipe.target] = parameter
     warn_not_finite(files.folder, broken, dtype)
     return state
+
+
+def _view(
+    files: TensorFiles,
+    recipe: Recipe,
+    names: tuple[str, ...],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Tensor | None:
+    """The parameter of a recipe as a view of its file, or None if it has to be copied."""
+    if torch.device(device).type != "cpu" or recipe.form == "experts_transposed":
+        return None
+    return files.view(names, shape, dtype)
+
+
+def _fill(parameter: Tensor, files: TensorFiles, recipe: Recipe, names: tuple[str, ...]) -> None:
+    """Copy the tensors of these names on disk into the parameter of a recipe."""
+    for view, name in zip(recipe.views(parameter), names, strict=True):
+        tensor = files.read(name)
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            raise CheckpointError(
+                f"{name} of {files.folder} holds {tensor.dtype}, {tensor.layout}: "
+                "only dense floating point weights are supported"
+            )
+        if recipe.form == "stacked" and tensor.shape[0] < view.shape[0]:
+            view[tensor.shape[0] :].zero_()  # rows that pad the vocabulary
+            view = view[: tensor.shape[0]]
+        view.copy_(tensor.reshape(view.shape))
 
 
 def by_canonical_name(

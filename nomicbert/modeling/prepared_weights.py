@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nomicbert.loading.mapped_weights import reading
 from nomicbert_kernels import Ops, Weight, WeightKind
 
 Stamp = tuple[Any, ...]
@@ -101,7 +102,12 @@ def prepare(
     """Prepare a weight; `now` is the stamp of its parameters."""
     # an inference tensor could not be used in a later training step
     with torch.inference_mode(False), torch.no_grad():
-        weight = ops.prepare(*widened(source, bias, dtype), kind)
+        # Packing a view of a file must not make its pages resident next to the packed copy. But in
+        # bfloat16 the plain form may be kept too (BlockedWeight), and that is the parameter itself.
+        read = source if dtype == torch.bfloat16 else reading(source)
+        weight = ops.prepare(*widened(read, bias, dtype), kind)
+    if weight.source is read:
+        weight = replace(weight, source=source)
     if weight.packed is not None:
         if source.is_cuda:
             # another thread may use the weight at once on a stream of its own
