@@ -102,9 +102,10 @@ KERNEL_ROOMS = [
     OPS,
     {f"{op}_{backend}" for op in OPS for backend in ("torch", "triton")}
     | {"attention_long_torch", "gemm_triton"},
-    {f"{op}_int8" for op in ("gelu", "linear", "qkv_rotary", "swiglu")} | {"fp8"},
+    {f"{op}_int8" for op in ("attention", "gelu", "linear", "qkv_rotary", "swiglu")}
+    | {"dtypes", "fp8"},
     {"fp8_triton", "layer", "layer_torch", "layer_int8"},
-    {"capabilities", "dtypes"},
+    {"capabilities"},
     {"backend"},
     {"tuning"},
     {""},

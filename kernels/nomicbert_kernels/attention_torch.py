@@ -44,6 +44,16 @@ def say_dropout_is_slow() -> None:
     logger.info("attention dropout is computed by the reference, text by text")
 
 
+def check(
+    qkv: Tensor, cu_seqlens: Tensor, plan: Plan, dropout_p: float, rows: Tensor | None
+) -> None:
+    """Refuse arguments that do not fit."""
+    reference.check(qkv, cu_seqlens, dropout_p, rows)
+    planned = sum(run.texts * run.length for run in plan.runs)
+    if planned != qkv.shape[0]:
+        raise ValueError(f"the plan is for {planned} tokens, but qkv has {qkv.shape[0]}")
+
+
 def attention(
     qkv: Tensor,
     cu_seqlens: Tensor,
@@ -58,10 +68,7 @@ def attention(
         # the fused kernel takes no seed; the reference does
         say_dropout_is_slow()
         return reference.attention(qkv, cu_seqlens, plan, scale, dropout_p, seed, rows)
-    reference.check(qkv, cu_seqlens, dropout_p, rows)
-    planned = sum(run.texts * run.length for run in plan.runs)
-    if planned != qkv.shape[0]:
-        raise ValueError(f"the plan is for {planned} tokens, but qkv has {qkv.shape[0]}")
+    check(qkv, cu_seqlens, plan, dropout_p, rows)
     if not qkv.requires_grad and not torch.compiler.is_compiling():
         return attend(qkv, plan, scale, rows)
     heads, size = qkv.shape[2:]
@@ -81,8 +88,8 @@ def attend(qkv: Tensor, plan: Plan, scale: float, rows: Tensor | None = None) ->
         if rows is None:
             long = [run for run in plan.runs if long_texts.is_long(qkv.dtype, run.length)]
     if len(plan.runs) == 1 and not long:  # a single text, mostly: its result need not be copied
-        o = of_run(qkv, plan.runs[0], scale, rows, unit)[..., :size]
-        return o.transpose(1, 2).reshape(-1, heads * size)
+        o = of_run(qkv, plan.runs[0], scale, rows, unit).transpose(1, 2)
+        return (o if o.shape[3] == size else o[..., :size]).reshape(-1, heads * size)
     # each run writes into the result directly, which saves the concatenation
     out = qkv.new_empty(qkv.shape[0] if rows is None else rows.shape[0], heads, size)
     for run in plan.runs:
@@ -102,24 +109,27 @@ def of_run(
 ) -> Tensor:
     """Attention of one run: (texts, h, queries, d); few queries are padded to units meanwhile."""
     text, token, texts, length = run
-    block = qkv[token : token + texts * length].view(texts, length, 3, *qkv.shape[2:])
-    q, k, v = block.permute(2, 0, 3, 1, 4)  # each (texts, h, length, d)
+    count = texts * length
+    block = qkv if count == qkv.shape[0] else qkv[token : token + count]
+    blocks = block.view(texts, length, 3, *qkv.shape[2:])
+    q, k, v = blocks.permute(2, 0, 3, 1, 4).unbind(0)  # each (texts, h, length, d)
     if rows is not None:
         q = qkv[rows[text : text + texts], 0].unsqueeze(2)
     queries = q.shape[2]
-    if queries < SHORT and queries % unit:
-        q = F.pad(q, (0, 0, 0, -queries % unit))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)[:, :, :queries]
+    missing = -queries % unit if queries < SHORT else 0
+    if not missing:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    padded = torch.constant_pad_nd(q, (0, 0, 0, missing))
+    return F.scaled_dot_product_attention(padded, k, v, scale=scale).narrow(2, 0, queries)
 
 
 def aligned(qkv: Tensor, unit: int) -> Tensor:
-    """Return qkv (T, 3, h, d) with every head aligned to `unit` elements, zero-padded if needed.
+    """Return qkv (T, 3, h, d) contiguous, every head aligned to `unit` elements by zero-padding.
 
     Memory that torch allocates starts at a multiple of 64 bytes.
     """
     size = qkv.shape[3]
-    places = (qkv.storage_offset(), size, *qkv.stride()[:3])
-    if qkv.stride(3) == 1 and not any(place % unit for place in places):
+    if not (size % unit or qkv.storage_offset() % unit) and qkv.is_contiguous():
         return qkv
     out = qkv.new_zeros(*qkv.shape[:3], size + -size % unit)
     out[..., :size] = qkv

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nomicbert_kernels import (
     attention,
+    attention_int8,
     attention_torch,
     embed,
     embed_torch,
@@ -199,6 +200,7 @@ INT8 = replace(
     prepare=linear_int8.prepare,
     linear=linear_int8.linear,
     qkv_rotary=qkv_rotary_int8.qkv_rotary,
+    attention=attention_int8.attention,
     swiglu=swiglu_int8.swiglu,
     gelu=gelu_int8.gelu,
     layer=layer_int8.layer,

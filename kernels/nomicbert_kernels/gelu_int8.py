@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomicbert_kernels import gelu as reference
-from nomicbert_kernels import gelu_torch
-from nomicbert_kernels.linear_int8 import project, quantised, quantised_input, scaled, usable
+from nomicbert_kernels import gelu_torch, linear_int8
+from nomicbert_kernels.linear_int8 import of_input, quantise, usable
 from nomicbert_kernels.tensors import Activation, Weight
 
 
@@ -14,13 +14,9 @@ def gelu(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
     if not usable(x, weight):
         return gelu_torch.gelu(x, weight)
     reference.check(x, weight)
-    return apply(quantised_input(x), weight)
+    return of_input(lambda rows: apply(rows, weight), x)
 
 
 def apply(x: Activation, weight: Weight) -> Activation:
-    """`gelu` without checks."""
-
-    def finish(y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        return quantised(F.gelu(scaled(y, scale, weight.bias)))
-
-    return Activation(*project(x, weight, finish))
+    """`gelu` of a few rows without checks."""
+    return quantise(F.gelu(linear_int8.apply(x, weight)))

@@ -5,8 +5,6 @@ max |x[t]| / 127, and one per output channel, c[n] = max |w[n]| / 127. So a toke
 depend on other tokens, as they would with one scale per call. Operands are rounded to 255 levels,
 sums are exact, and all else is fp32. With gradients on, `linear_torch` uses the unquantised weight.
 
-GEMMs run on many rows at a time, all else on few, which pass from op to op within a core's cache:
-on 512 rows, the ops of SwiGLU took 2.4 ms per layer one after the other and take 1.0 ms in blocks.
 Source: Dettmers et al. 2022, arXiv:2208.07339, section 2.1 (vector-wise scales).
 """
 
@@ -19,14 +17,12 @@ from torch import Tensor
 from nomicbert_kernels import checks, linear_torch
 from nomicbert_kernels.tensors import ZERO, Activation, Packed, Weight, WeightKind, values
 
-# Rows per oneDNN call: enough to amortise the call, few enough to bound the temporaries.
-ROWS = 1024
-# Bytes of fp32 rows that pass from op to op at a time.
-BLOCK = 1 << 19
+# Rows that pass from op to op at a time: enough to amortise calls, few enough to stay in a cache.
+ROWS = 768
 STEPS = 127
 # x + MAGIC, rounded to fp32, has round(x) + ZERO in its low byte: the steps at 1.5 * 2^23 are 1.
 MAGIC = 1.5 * 2**23 + ZERO
-# Rows whose largest magnitude is below this become zeros.
+# Lower bound of a weight's scales: its channels of zeros stay zeros.
 TINY = 1e-30
 INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
@@ -72,40 +68,26 @@ def prepare(source: Tensor, bias: Tensor | None, kind: WeightKind) -> Weight:
 def quantise(x: Tensor) -> Activation:
     """Quantise (T, K) fp32 to 8 bits, with one scale per row: its largest magnitude / 127.
 
-    A NaN or an infinity makes the scale of its row non-finite, and so every result of that row.
+    A NaN or an infinity makes the scale of its row non-finite, and so every result of that row. The
+    scale of a row of zeros is 0, and its integers mean nothing.
     """
-    return Activation(*by_blocks(x.shape[1], quantised, x))
-
-
-def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`quantise` of one block: (rows, K) uint8, shifted by ZERO, and the scales, (rows,)."""
-    scale = x.abs().amax(1, keepdim=True).clamp_min_(TINY).div_(STEPS)
+    scale = x.abs().amax(1, keepdim=True).div_(STEPS)
     steps = (x * scale.reciprocal()).add_(MAGIC).view(torch.int32)
-    return steps.to(torch.uint8), scale.squeeze(1)
+    return Activation(steps.to(torch.uint8), scale.squeeze(1))
 
 
-def by_blocks(
-    width: int, function: Callable[..., tuple[Tensor, ...]], *rows: Tensor
-) -> tuple[Tensor, ...]:
-    """Apply a function of rows to blocks of rows that fit a core's cache, and join the results.
+def by_rows(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Apply a function of rows to ROWS rows at a time, and join the results.
 
     Args:
-        width: columns of the widest rows.
         function: (rows of each tensor) -> tensors with as many rows.
-        rows: tensors (T, ...).
+        tensors: each (T, ...).
 
-    Returns: the results of all blocks, each (T, ...).
+    Returns: the results, each (T, ...).
     """
-    return in_parts(max(1, BLOCK // (4 * width)), function, *rows)
-
-
-def in_parts(
-    most: int, function: Callable[..., tuple[Tensor, ...]], *rows: Tensor
-) -> tuple[Tensor, ...]:
-    """`by_blocks` with at most `most` rows at a time."""
-    if rows[0].shape[0] <= most:
-        return function(*rows)
-    parts = zip(*(torch.split(tensor, most) for tensor in rows), strict=True)
+    if tensors[0].shape[0] <= ROWS:
+        return function(*tensors)
+    parts = zip(*(torch.split(tensor, ROWS) for tensor in tensors), strict=True)
     return tuple(map(torch.cat, zip(*(function(*part) for part in parts), strict=True)))
 
 
@@ -113,11 +95,6 @@ def usable(x: Tensor | Activation, weight: Weight, added: Tensor | None = None) 
     """Whether `weight` is in int8 and neither gradients nor autocast need the parameter itself."""
     data = x if isinstance(x, Tensor) else x.data
     return weight.scale is not None and bool(linear_torch.usable(data, weight, added))
-
-
-def quantised_input(x: Tensor | Activation) -> Activation:
-    """`x` (T, K) in 8 bits; one that is already is returned as it is."""
-    return quantise(values(x)) if isinstance(x, Tensor) or x.scale is None else x
 
 
 @functools.cache
@@ -136,51 +113,37 @@ def gemm(data: Tensor, packed: Packed, scale: Tensor) -> Tensor:
     return y
 
 
-def project(
-    x: Activation,
-    weight: Weight,
-    finish: Callable[..., tuple[Tensor, ...]],
-    *beside: Tensor,
-) -> tuple[Tensor, ...]:
-    """Apply a prepared weight, ROWS rows at a time, and a function to blocks of the results.
+def scaled(y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply a product (rows, N) by scales (rows, 1) and add a bias, in place."""
+    y.mul_(scale)
+    return y if bias is None else y.add_(bias)
 
-    Args:
-        x: (T, K), quantised.
-        weight: (N, K), in one piece or several.
-        finish: (the product with each piece, the scales of the rows as (rows, 1), rows of `beside`)
-            -> tensors with as many rows. It may overwrite the products.
-        beside: tensors (T, ...).
 
-    Returns: what `finish` returns, joined.
-    """
+def apply(x: Activation, weight: Weight) -> Tensor:
+    """The linear layer of a few rows, without checks: (rows, N) fp32."""
     assert x.scale is not None
     assert weight.packed is not None
     assert weight.scale is not None
-    scales = weight.scale.chunk(len(weight.packed))
-    pieces = list(zip(weight.packed, scales, strict=True))
-
-    def of_chunk(data: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        products = [gemm(data, *piece) for piece in pieces]
-        return by_blocks(scales[0].shape[0], finish, *products, *others)
-
-    return in_parts(ROWS, of_chunk, x.data, x.scale.unsqueeze(1), *beside)
+    return scaled(gemm(x.data, weight.packed[0], weight.scale), x.scale.unsqueeze(1), weight.bias)
 
 
-def scaled(y: Tensor, scale: Tensor, bias: Tensor | None, added: Tensor | None = None) -> Tensor:
-    """Multiply a product (rows, N) by the scales of the rows, in place; add bias and residual."""
-    y.mul_(scale)
-    if bias is not None:
-        y.add_(bias)
-    return y if added is None else y.add_(added)
+def of_input(
+    function: Callable[[Activation], Activation | Tensor], x: Tensor | Activation
+) -> Activation | Tensor:
+    """Apply a function of few rows in 8 bits to any number of rows, quantising `x` if needed."""
 
+    def of_parts(data: Tensor, *scale: Tensor) -> tuple[Tensor, ...]:
+        found = function(Activation(data, *scale) if scale else quantise(data))
+        if isinstance(found, Tensor):
+            return (found,)
+        assert found.scale is not None
+        return found.data, found.scale
 
-def apply(x: Activation, weight: Weight, added: Tensor | None = None) -> Tensor:
-    """The linear layer without checks: (T, N) fp32."""
-
-    def finish(*parts: Tensor) -> tuple[Tensor, ...]:
-        return (scaled(parts[0], parts[1], weight.bias, *parts[2:]),)
-
-    return project(x, weight, finish, *(() if added is None else (added,)))[0]
+    if isinstance(x, Activation) and x.scale is not None:
+        found = by_rows(of_parts, x.data, x.scale)
+    else:
+        found = by_rows(of_parts, values(x))
+    return found[0] if len(found) == 1 else Activation(*found)
 
 
 def linear(
@@ -193,4 +156,6 @@ def linear(
     if not usable(x, weight, added):
         return linear_torch.linear(x, weight, residual)
     checks.is_like("residual", added, (data.shape[0], weight.source.shape[0]), data)
-    return apply(quantised_input(x), weight, added)
+    y = of_input(lambda rows: apply(rows, weight), x)
+    assert isinstance(y, Tensor)
+    return y if added is None else y.add_(added)

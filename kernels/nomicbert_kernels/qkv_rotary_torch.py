@@ -16,7 +16,9 @@ def rotate_in_place(qkv: Tensor, rope: Rope) -> None:
 
     A pair (a, b) becomes (a, b) * cos + (b * -sin, a * sin), in few passes over memory.
     """
-    parts = (qkv[:, :2, :, : rope.rotary_dim], *rope.of_tokens)
+    qk = qkv.narrow(1, 0, 2)
+    turned = qk if rope.rotary_dim == qk.shape[3] else qk[..., : rope.rotary_dim]
+    parts = (turned, *rope.of_tokens)
     if qkv.device.type != "cpu" or qkv.shape[0] <= ROWS:
         turn(rope, *parts)
         return
@@ -27,12 +29,14 @@ def rotate_in_place(qkv: Tensor, rope: Rope) -> None:
 def turn(rope: Rope, qk: Tensor, cos: Tensor, sin: Tensor, minus_sin: Tensor) -> None:
     """Rotate (T, 2, h, rotary_dim) in place; see `Rope.of_tokens` for the tables."""
     a, b = reference.pairs(qk, rope)
-    crossed = (b * minus_sin, a * sin)
-    added = torch.stack(crossed, -1).flatten(-2) if rope.interleaved else torch.cat(crossed, -1)
-    if qk.dtype == cos.dtype:
-        qk.mul_(cos).add_(added)
-    else:
-        qk.copy_((qk * cos).add_(added))
+    to_a, to_b = b * minus_sin, a * sin
+    same = qk.dtype == cos.dtype
+    wide = qk.mul_(cos) if same else qk * cos
+    a, b = reference.pairs(wide, rope)
+    a.add_(to_a)
+    b.add_(to_b)
+    if not same:
+        qk.copy_(wide)
 
 
 def qkv_rotary(x: Tensor | Activation, weight: Weight, rope: Rope | None, num_heads: int) -> Tensor:

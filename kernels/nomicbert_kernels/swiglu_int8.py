@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nomicbert_kernels import swiglu as reference
 from nomicbert_kernels import swiglu_torch
-from nomicbert_kernels.linear_int8 import project, quantised, quantised_input, scaled, usable
+from nomicbert_kernels.linear_int8 import gemm, of_input, quantise, scaled, usable
 from nomicbert_kernels.tensors import Activation, Weight
 
 
@@ -17,23 +17,24 @@ def swiglu(x: Tensor | Activation, weight: Weight) -> Tensor | Activation:
     if not usable(x, weight):
         return swiglu_torch.swiglu(x, weight)
     reference.check(x, weight)
-    return apply(quantised_input(x), weight)
+    return of_input(lambda rows: apply(rows, weight), x)
 
 
 def apply(x: Activation, weight: Weight) -> Activation:
-    """`swiglu` without checks."""
-
-    def plain(up: Tensor, gate: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        data, scales = quantised(gated(up, gate, gate * -scale))
-        return data, scales * scale.squeeze(1).square()
-
-    def biased(up: Tensor, gate: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        assert weight.bias is not None
+    """`swiglu` of a few rows without checks."""
+    assert x.scale is not None
+    assert weight.packed is not None
+    assert weight.scale is not None
+    pieces = zip(weight.packed, weight.scale.chunk(2), strict=True)
+    up, gate = (gemm(x.data, *piece) for piece in pieces)
+    scale = x.scale.unsqueeze(1)
+    if weight.bias is not None:
         bias_up, bias_gate = weight.bias.chunk(2)
         gate = scaled(gate, scale, bias_gate)
-        return quantised(gated(scaled(up, scale, bias_up), gate, -gate))
-
-    return Activation(*project(x, weight, plain if weight.bias is None else biased))
+        return quantise(gated(scaled(up, scale, bias_up), gate, -gate))
+    found = quantise(gated(up, gate, gate * -scale))
+    assert found.scale is not None
+    return Activation(found.data, found.scale * x.scale.square())
 
 
 def gated(up: Tensor, gate: Tensor, minus: Tensor) -> Tensor:

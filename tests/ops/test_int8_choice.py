@@ -129,7 +129,7 @@ def test_it_is_used_on_request() -> None:
     assert (ops.name, why) == ("int8", "requested")
     for op in LEAVES:
         assert getattr(ops, op).__module__ == f"nomicbert_kernels.{op}_int8"
-    for op in ("embed", "attention", "layer_norm", "moe", "pool"):
+    for op in ("embed", "layer_norm", "moe", "pool"):
         assert getattr(ops, op) is getattr(ops_of("torch"), op)
     assert choose_ops("cpu", torch.float32)[0].name == "torch"
 

@@ -90,11 +90,10 @@ def test_bits_of_the_ops(
     seed: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also where int8 works in many blocks and chunks."""
+    """Also where int8 takes many turns."""
     if form == "int8":
         dtype = torch.float32
         monkeypatch.setattr(linear_int8, "ROWS", 48)
-        monkeypatch.setattr(linear_int8, "BLOCK", 1000)
     ops, lengths = ops_of(form, dtype), [1, 33, 33, 2, 70]
     weights = weights_of(ops, gated, bias, seed, dtype)
     offsets, tokens = offsets_of(lengths), sum(lengths)
