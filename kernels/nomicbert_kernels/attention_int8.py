@@ -11,7 +11,7 @@ and in brackets with AVX-512 bf16 instructions only:
 | 12 x 32 | 0.8 | 1.2 | 1.4 | 1.7 | 2.1 |
 | 16 x 64 | 0.9 | 2.0 | 2.1 | 2.7 | 2.6 |
 
-Only a text's length decides, so it has the same bits in any batch.
+Of a batch only the length of a text decides, so it has the same bits in any batch.
 """
 
 import torch
@@ -23,6 +23,13 @@ from nomicbert_kernels.tensors import Plan, Run
 
 # Fewest tokens of a text that is computed in bf16.
 LONG = 128
+# Most threads with which a text has the same bits in any batch in bf16; see `attention_torch`.
+THREADS = 12
+
+
+def in_bf16() -> bool:
+    """Whether long texts are computed in bf16."""
+    return torch.get_num_threads() <= THREADS and has_bf16_instructions()
 
 
 def attention(
@@ -45,7 +52,7 @@ def attend(qkv: Tensor, plan: Plan, scale: float, rows: Tensor | None = None) ->
     """`attention` without dropout, gradients and checks."""
     longest = max((run.length for run in plan.runs), default=0)
     # with `rows` only one query of each text is computed, which takes little time
-    if rows is not None or longest < LONG or not has_bf16_instructions():
+    if rows is not None or longest < LONG or not in_bf16():
         return attention_torch.attend(qkv, plan, scale, rows)
     out = qkv.new_empty(qkv.shape[0], qkv.shape[2] * qkv.shape[3])
     for _, first, texts, length in plan.runs:

@@ -2,7 +2,7 @@
 
 - reference: the specification, short and slow, with sums in fp32.
 - torch: PyTorch ops for any device, optimised for a CPU.
-- int8: backend torch with linear layers in int8, for a CPU.
+- int8: backend torch with linear layers in int8, and attention over long texts in bf16, for a CPU.
 - triton: the Triton kernels of this package.
 - fp8: backend triton with linear layers in e4m3, for GPUs whose tensor cores support it.
 - invariant: backend triton with launch settings that do not depend on the batch, so a text gets
@@ -94,6 +94,10 @@ class Ops:
     pool: Callable[..., Tensor]
     adds_residual: Callable[[Tensor | Activation, Weight], bool] = fuses_residual
     layer: Callable[..., Tensor | Activation] | None = None
+
+    def replaced(self, **ops: Any) -> "Ops":
+        """These ops with some replaced; a layer then runs them one by one."""
+        return replace(self, layer=None, **ops)
 
     @classmethod
     def names(cls) -> list[str]:

@@ -1,7 +1,6 @@
 """One layer on a CPU: the functions behind the ops of backend "torch" in a row, without checks.
 
-It has the bits of these ops. For a query of 8 tokens, checking the arguments of every op takes a
-sixth of the time of the GEMMs.
+It has the bits of these ops.
 """
 
 import torch

@@ -17,7 +17,7 @@ from torch import Tensor
 from nomicbert_kernels import checks, linear_torch
 from nomicbert_kernels.tensors import ZERO, Activation, Packed, Weight, WeightKind, values
 
-# Rows that pass from op to op at a time: enough to amortise calls, few enough to stay in a cache.
+# Rows that pass from op to op at a time: enough to amortise calls, few enough for a cache (L3).
 ROWS = 768
 STEPS = 127
 # x + MAGIC, rounded to fp32, has round(x) + ZERO in its low byte: the steps at 1.5 * 2^23 are 1.
@@ -68,8 +68,9 @@ def prepare(source: Tensor, bias: Tensor | None, kind: WeightKind) -> Weight:
 def quantise(x: Tensor) -> Activation:
     """Quantise (T, K) fp32 to 8 bits, with one scale per row: its largest magnitude / 127.
 
-    A NaN or an infinity makes the scale of its row non-finite, and so every result of that row. The
-    scale of a row of zeros is 0, and its integers mean nothing.
+    A NaN or an infinity makes the scale of its row non-finite, and so every result of that row. A
+    row of zeros, or of values below 4e-37, has integers that mean nothing, and a scale so small
+    that it does not matter.
     """
     scale = x.abs().amax(1, keepdim=True).div_(STEPS)
     steps = (x * scale.reciprocal()).add_(MAGIC).view(torch.int32)
@@ -87,8 +88,15 @@ def by_rows(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tu
     """
     if tensors[0].shape[0] <= ROWS:
         return function(*tensors)
-    parts = zip(*(torch.split(tensor, ROWS) for tensor in tensors), strict=True)
-    return tuple(map(torch.cat, zip(*(function(*part) for part in parts), strict=True)))
+    whole: tuple[Tensor, ...] = ()
+    count = tensors[0].shape[0]
+    for start in range(0, count, ROWS):
+        found = function(*(tensor[start : start + ROWS] for tensor in tensors))
+        if not whole:
+            whole = tuple(part.new_empty(count, *part.shape[1:]) for part in found)
+        for to, part in zip(whole, found, strict=True):
+            to[start : start + ROWS] = part
+    return whole
 
 
 def usable(x: Tensor | Activation, weight: Weight, added: Tensor | None = None) -> bool:

@@ -35,7 +35,7 @@ ONE_BY_ONE = ([0, 0], [1, 1], [1, 1], 1)
 # Longest sums that AMX does not split (tried with 1 to 64 threads); those of 511 terms it does.
 UNCUT = 480
 # Rows of an AMX tile. A convolution of few rows gets a multiple of it: with 4 rows and narrow
-# weights it takes another code path.
+# weights it takes another code path. For more rows than FEW_ROWS, adding some would copy too much.
 TILE = 16
 FEW_ROWS = 512
 # Input rows whose weight layout also suits most other row counts.
@@ -82,7 +82,8 @@ def suited(weight: BlockedWeight, rows: int) -> tuple[int, Tensor]:
     of the GEMM, a blocked one in a hundred times that. Adding rows of zeros takes nearly nothing.
     """
     n, k = weight.plain.shape[:2]
-    count = fitting_rows(n, k, rows, torch.get_num_threads(), weight.layout)
+    least = rows if rows >= FEW_ROWS else rows + -rows % TILE
+    count = fitting_rows(n, k, least, torch.get_num_threads(), weight.layout)
     return (count, weight.blocked) if count else (max(rows, TILE), weight.plain)
 
 
@@ -94,7 +95,7 @@ def fitting_rows(n: int, k: int, rows: int, threads: int, layout: bytes) -> int:
     """
     plain = torch.zeros(n, k, 1, 1, dtype=torch.bfloat16, device="cpu")
     tiled = rows + -rows % TILE
-    counts = [rows] * (rows >= FEW_ROWS) + [tiled, tiled + TILE, tiled + 2 * TILE]
+    counts = (rows, tiled, tiled + TILE, tiled + 2 * TILE)
     return next((count for count in counts if blocked_for(plain, count)[1] == layout), 0)
 
 

@@ -114,7 +114,7 @@ class Activation:
     """Hidden states, possibly quantised, as an op may pass them to the next GEMM.
 
     Attributes:
-        data: (T, H), any dtype; uint8 holds integers from -127 to 127, shifted by ZERO.
+        data: (T, H), any dtype; uint8 holds integers from -128 to 127, shifted by ZERO.
         scale: (T,) fp32, one factor per row, or (T, groups), one per row and GROUP columns; None
             when `data` holds the values themselves.
         wide: (T, H) the unrounded values, for the residual add; None if unused.

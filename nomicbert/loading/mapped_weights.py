@@ -8,8 +8,8 @@ view of the file takes no memory until it is read, and what was read the system 
 mapping is private: a change in place, as in training, copies the page and never reaches the file.
 
 A file that is renamed over or deleted stays as it was for those who have mapped it. A file that is
-overwritten in place changes under them; `reading` refuses that. Transformers and other loaders of
-safetensors files map them too.
+overwritten in place changes under them; `reading` refuses that where it can. Transformers and other
+loaders of safetensors files map them too.
 """
 
 import json

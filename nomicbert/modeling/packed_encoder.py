@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nomicbert.config import EncoderConfig
 from nomicbert.modeling.backend_module import BackendModule
-from nomicbert.modeling.bound_layers import BoundLayers
+from nomicbert.modeling.bound_layers import BoundLayers, takes
 from nomicbert.modeling.context import ForwardContext, Hidden
 from nomicbert.modeling.embeddings import Embeddings
 from nomicbert.modeling.hidden_states import noted
@@ -27,6 +27,7 @@ from nomicbert.modeling.rope import RotaryTables
 from nomicbert.modeling.tracing import refuse_jit, refuse_reference
 from nomicbert.modeling.vocabulary import resize
 from nomicbert_kernels import Backend, Plan, Rope, values
+from nomicbert_kernels.checks import is_rows
 
 
 class PackedEncoder(BackendModule):
@@ -126,14 +127,19 @@ class PackedEncoder(BackendModule):
         refuse_reference(ctx.ops.name)
         x: Hidden = self.embeddings(ctx)
         bound = self._bound.get(self.layers, x, ctx)
+        if rows is not None and bound is not None:
+            is_rows(rows, ctx.batch.cu_seqlens)
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers, start=1):
             if states is not None:
                 x = noted(states, x)
             only = rows if index == len(self.layers) else None
-            if bound is not None and (weights := bound[index - 1]) is not None:
+            weights = None if bound is None else bound[index - 1]
+            if weights is not None and takes(x, ctx.dtype):
                 assert ctx.ops.layer is not None
                 x = ctx.ops.layer(x, weights, ctx.batch.cu_seqlens, ctx.plan, ctx.rope, only)
+            elif bound is not None:  # hooks and other modules get a tensor
+                x = layer(values(x), ctx, only)
             elif again and (index - 1) % self.checkpoint_every == 0:
                 x = checkpoint(layer, x, ctx, only, use_reentrant=False)
             else:

@@ -130,6 +130,8 @@ class PreparedWeights:
     def __init__(self) -> None:
         """Create an empty cache."""
         self._entries: dict[Place, Entry] = {}
+        # weights forgotten so far: if there are more, those who keep weights have to ask again
+        self.forgotten = 0
 
     def get(
         self,
@@ -176,6 +178,7 @@ class PreparedWeights:
         owners = set(map(id, layer.modules()))
         for place in [place for place in list(self._entries) if place[0] in owners]:
             self._entries.pop(place, None)
+            self.forgotten += 1
 
     def clear(self) -> None:
         """Drop all weights; the next use prepares them again."""

@@ -6,7 +6,6 @@ the first op that differs is reported.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -137,7 +136,7 @@ def watched(model: BackendModule, trace: Trace | None = None, shift: int = 0) ->
     replaced: dict[str, Any] = {
         name: _watched(name, getattr(ops, name), trace, shift) for name in Ops.names()
     }
-    model._ops = dataclasses.replace(ops, **replaced)
+    model._ops = ops.replaced(**replaced)
     try:
         yield
     finally:

@@ -161,7 +161,7 @@ def scaled(factor: float, right: Any) -> Any:
 
 
 def test_a_wrong_kernel_is_listed_and_not_ranked(here: Place) -> None:
-    wrong = dataclasses.replace(TORCH, swiglu=scaled(1.001, TORCH.swiglu))
+    wrong = TORCH.replaced(swiglu=scaled(1.001, TORCH.swiglu))
     vars(here)["ops"] = wrong
     lines = ops.measure(here, one(ops.tasks(here), "nomic", "swiglu, 70"))
     found = by_peer(lines)

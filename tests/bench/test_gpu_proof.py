@@ -296,7 +296,7 @@ def test_smoke_detects_wrong_results() -> None:
     def off(*given: Any) -> Any:
         return right_one(*given) * 1.001
 
-    vars(place)["ops"] = dataclasses.replace(TORCH, swiglu=off)
+    vars(place)["ops"] = TORCH.replaced(swiglu=off)
     with pytest.raises(WrongValues, match="5 tokens: off by"):
         smoke.checked(place, make)
 
@@ -306,7 +306,7 @@ def test_smoke_detects_wrong_results() -> None:
         out[1:] = found[1:]
         return out
 
-    vars(place)["ops"] = dataclasses.replace(TORCH, swiglu=unwritten)
+    vars(place)["ops"] = TORCH.replaced(swiglu=unwritten)
     with pytest.raises(WrongValues, match="off by nan"):
         smoke.checked(place, make)
     with poisoned():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -83,7 +82,7 @@ def short(result: Tensor) -> Tensor:
 
 def broken(op: str, fault: Callable[[Tensor], Tensor]) -> Ops:
     right = getattr(TORCH, op)
-    return dataclasses.replace(TORCH, **{op: lambda *a, **k: fault(right(*a, **k))})
+    return TORCH.replaced(**{op: lambda *a, **k: fault(right(*a, **k))})
 
 
 @pytest.mark.usefixtures("quiet")
@@ -267,7 +266,7 @@ import dataclasses
 from nomicbert_kernels import backend
 right = backend.TORCH.gelu
 wrong = lambda *a: right(*a) * 1.001
-backend.TORCH = dataclasses.replace(backend.TORCH, gelu=wrong)
+backend.TORCH = backend.TORCH.replaced(gelu=wrong)
 """
 
 

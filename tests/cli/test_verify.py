@@ -129,7 +129,7 @@ def swap(name: str) -> Callable[[pytest.MonkeyPatch], None]:
     wrong = {"swiglu": swiglu, "layer_norm": layer_norm, "pool": pool, "qkv_rotary": qkv_rotary}
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(kernels, "TORCH", dataclasses.replace(kernels.TORCH, **{name: wrong[name]}))
+        patch.setattr(kernels, "TORCH", kernels.TORCH.replaced(**{name: wrong[name]}))
 
     return plant
 
@@ -177,7 +177,7 @@ def test_a_broken_promise_names_op_dtype_and_threads(
         fault = torch.get_num_threads() == 2 and qkv.shape[0] > 100
         return right(qkv, *args, **keywords) * (1 + 2e-7 * fault)
 
-    monkeypatch.setattr(kernels, "TORCH", dataclasses.replace(kernels.TORCH, attention=attention))
+    monkeypatch.setattr(kernels, "TORCH", kernels.TORCH.replaced(attention=attention))
     folder = build(tmp_path)
     code, out, _ = run_cli("verify", str(folder), *QUICK)
     assert code == 1

@@ -318,9 +318,12 @@ def test_rows_of_zeros(name: str, bias: bool, hidden: int, seed: int) -> None:
 
 
 @EVERY_OP
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_non_finite_values_stay_in_their_row(name: str, value: float, seed: int) -> None:
-    op = every_op(16, 15, seed, bias=True)[name]
+def test_non_finite_values_stay_in_their_row(
+    name: str, value: float, bias: bool, seed: int
+) -> None:
+    op = every_op(16, 15, seed, bias)[name]
     x = draw(6, 16, seed=seed + 5)
     x[2, 3] = value
     got = op(x)

@@ -94,7 +94,7 @@ def test_bits_of_the_ops(
     if form == "int8":
         dtype = torch.float32
         monkeypatch.setattr(linear_int8, "ROWS", 48)
-    ops, lengths = ops_of(form, dtype), [1, 33, 33, 2, 70]
+    ops, lengths = ops_of(form, dtype), [1, 33, 33, 2, 130]
     weights = weights_of(ops, gated, bias, seed, dtype)
     offsets, tokens = offsets_of(lengths), sum(lengths)
     plan, rope = ops.plan(lengths, HEADS, SIZE, dtype), rope_of(tokens, seed + 21)

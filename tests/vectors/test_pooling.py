@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -165,7 +164,7 @@ def test_one_row_per_text_equals_the_full_computation(
             difference = F.normalize(full.float()) - F.normalize(some.float())
             assert difference.abs().max() <= bound
             # and that matmul is the only difference: all else is bit-identical
-            patched = dataclasses.replace(model.ops, attention=_attend_all(model.ops.attention))
+            patched = model.ops.replaced(attention=_attend_all(model.ops.attention))
             monkeypatch.setattr(model, "_ops", patched)
             assert torch.equal(model.encode_packed(batch, rows=rows), full)
             monkeypatch.undo()

@@ -426,7 +426,7 @@ def test_first_differing_op_is_reported(
         }[kind]
         return result * (1 + 2e-7) if fault and torch.get_num_threads() == threads else result
 
-    monkeypatch.setattr(kernels, "TORCH", dataclasses.replace(kernels.TORCH, **{op: wrong}))
+    monkeypatch.setattr(kernels, "TORCH", kernels.TORCH.replaced(**{op: wrong}))
     row = invariance_row(Embedder(build(tmp_path, "nomic-v1.5"), backend="torch"))
     said = "1 thread" if threads == 1 else "2 threads"
     assert row.what == f"{op}, {said} (16 vectors)"
