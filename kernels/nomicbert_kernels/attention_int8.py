@@ -1,9 +1,10 @@
 """Attention of backend "int8": long texts in bf16, on a CPU with bf16 instructions.
 
 Queries, keys and values were computed from 8-bit operands, so rounding them to bf16 adds little
-error: the least cosine to fp32 over 200 docstrings stays the same to 3 digits. Speed of torch's
-kernel in bf16, conversions included, compared with fp32, on two cores of an Intel Xeon with AMX,
-and in brackets with AVX-512 bf16 instructions only:
+error: the least cosine of all-MiniLM-L6-v2 to fp32, over 135 docstrings of 300 characters or more,
+is 0.9973; with attention in fp32 it is 0.9969. Speed of torch's kernel in bf16, conversions
+included, compared with fp32, on two cores of an Intel Xeon with AMX, and in brackets with AVX-512
+bf16 instructions only:
 
 | heads x size | 64 tokens | 128 | 300 | 687 | 2048 |
 |---|---:|---:|---:|---:|---:|
