@@ -49,14 +49,14 @@ def side_by_side(files: Sequence[Sequence[Line]]) -> str:
         for line in lines:
             # two files of one kind of processor stay apart
             groups.setdefault(f"{processor(line)}\0{number}", []).append(line)
-    letters = [letter_of(place) for place in range(len(groups))]
-    named = zip(letters, groups, strict=True)
-    legend = "\n".join(f"- {letter}: {key.partition(chr(0))[0]}" for letter, key in named)
+    labels = [label_of(place) for place in range(len(groups))]
+    named = zip(labels, groups, strict=True)
+    legend = "\n".join(f"- {label}: {key.partition(chr(0))[0]}" for label, key in named)
     parts = ["# Processors side by side", legend, EXPLANATION]
     for model in dict.fromkeys(line["model"] for lines in files for line in lines):
         own = [[x for x in lines if x["model"] == model] for lines in groups.values()]
         if rows := _rows(own):
-            heads = [f"{x} {what}" for x in letters for what in ("ours", "best", "ratio")]
+            heads = [f"{x} {what}" for x in labels for what in ("ours", "best", "ratio")]
             parts += [f"## {model}", markdown_table(["case", "dtype", *heads], rows)]
     return "\n\n".join(parts) + "\n"
 
@@ -72,7 +72,7 @@ def processor(line: Line) -> str:
     return f"{machine['cpu']} ({', '.join(has) or 'no AVX'}), {threads} thread{many}"
 
 
-def letter_of(place: int) -> str:
+def label_of(place: int) -> str:
     """A, B, ..., Z, A1, B1, ..."""
     return f"{chr(ord('A') + place % 26)}{place // 26 or ''}"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench import throughput_report
-from bench.throughput_processors import letter_of, processor, side_by_side
+from bench.throughput_processors import label_of, processor, side_by_side
 from nomicbert.benchmark.lines import as_json
 from tests.benchmark.test_lines import line_of
 
@@ -118,4 +118,4 @@ def test_names() -> None:
     plain = {"gpu": None, "cpu": "ARM", "threads": 2, "instructions": []}
     assert processor(line_of("ours", "int8", 1.0, machine=plain)) == "ARM (no AVX), 2 threads"
     assert processor(line_of("ours", "int8", 1.0, machine=plain | {"gpu": "H200"})) == "H200"
-    assert [letter_of(place) for place in (0, 25, 26, 52)] == ["A", "Z", "A1", "A2"]
+    assert [label_of(place) for place in (0, 25, 26, 52)] == ["A", "Z", "A1", "A2"]

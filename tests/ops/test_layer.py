@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nomicbert_kernels import LayerWeights, Norm, Ops, Rope, Weight, layer, linear_int8, values
-from tests.ops.cases import LENGTHS, NEEDS_PACKING, PACKED_DTYPES, SEEDS, draw, offsets_of, ops_of
+from nomicbert_kernels.linear_torch import onednn_packs
+from tests.ops.cases import LENGTHS, NEEDS_PACKING, SEEDS, draw, offsets_of, ops_of
 
 WHY_NOT = linear_int8.why_not()
 HEADS, SIZE, INNER = 2, 16, 40
@@ -16,8 +17,17 @@ WIDTH = HEADS * SIZE
 # Of fp32 values of up to 5, after two LayerNorms: ten times the largest error of 500 cases.
 BOUND = 2e-5
 FORMS = [
-    "torch",
-    pytest.param("int8", marks=pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))),
+    *(
+        pytest.param(
+            "torch", dtype, marks=pytest.mark.skipif(not onednn_packs(dtype), reason="not packed")
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    ),
+    pytest.param(
+        "int8",
+        torch.float32,
+        marks=pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
+    ),
 ]
 
 
@@ -78,8 +88,7 @@ def test_against_the_reference(
     assert (found - truth).abs().max() < BOUND
 
 
-@pytest.mark.parametrize("form", FORMS)
-@PACKED_DTYPES
+@pytest.mark.parametrize(("form", "dtype"), FORMS)
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_bits_of_the_ops(
@@ -91,9 +100,7 @@ def test_bits_of_the_ops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where int8 takes many turns."""
-    if form == "int8":
-        dtype = torch.float32
-        monkeypatch.setattr(linear_int8, "ROWS", 48)
+    monkeypatch.setattr(linear_int8, "ROWS", 48)
     ops, lengths = ops_of(form, dtype), [1, 33, 33, 2, 130]
     weights = weights_of(ops, gated, bias, seed, dtype)
     offsets, tokens = offsets_of(lengths), sum(lengths)
