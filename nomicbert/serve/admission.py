@@ -7,8 +7,8 @@ gives the estimate back when the true number is in the scheduler.
 import asyncio
 import time
 
-from nomicbert.serve.engine import Engine
-from nomicbert.serve.problems import Problem, Reason
+from nomicbert.serve.engine.engine import Engine
+from nomicbert.serve.http.problems import Problem, Reason
 
 # Seconds between two looks of a stream that waits for room.
 LOOK = 0.01

@@ -15,11 +15,11 @@ from starlette.responses import Response
 from starlette.routing import Route, compile_path
 from starlette.types import Receive, Scope, Send
 
-from nomicbert.serve import health, ndjson, nomic, openai, openapi, tei, tei_tokens
-from nomicbert.serve.endpoint import Dialect, Endpoint, Handler
-from nomicbert.serve.exchange import Bodies, Exchange
+from nomicbert.serve.dialects import health, ndjson, nomic, openai, openapi, tei, tei_tokens
+from nomicbert.serve.http.endpoint import Dialect, Endpoint, Handler
+from nomicbert.serve.http.exchange import Bodies, Exchange
+from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.names import Names
-from nomicbert.serve.problems import Problem, Reason
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import ServeSettings
 

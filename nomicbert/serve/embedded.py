@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nomicbert.serve.answers import Header
+from nomicbert.serve.http.answers import Header
 from nomicbert.serve.tokens import Tokenised, Wanted
 
 

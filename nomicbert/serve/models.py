@@ -17,8 +17,8 @@ import torch
 from nomicbert.arguments import as_devices
 from nomicbert.embedder import Embedder
 from nomicbert.runtime.batch_budget import batch_tokens
-from nomicbert.serve import calibrate
-from nomicbert.serve.compute import Replica
+from nomicbert.serve.engine import calibrate
+from nomicbert.serve.engine.compute import Replica
 from nomicbert.serve.names import Names
 from nomicbert.serve.settings import ServeSettings
 from nomicbert.text.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from nomicbert.serve.problems import Problem, Reason
+from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.settings import ServeSettings
 
 # A name such as nomic-embed-text-v1.5, which ollama writes nomic-embed-text:v1.5.

@@ -6,7 +6,7 @@ Where in the flow: `service.embed` calls it when the rows of a request are there
 import logging
 import time
 
-from nomicbert.serve.exchange import Exchange
+from nomicbert.serve.http.exchange import Exchange
 from nomicbert.serve.logs import log_line
 from nomicbert.serve.metrics import Metrics
 from nomicbert.serve.tokens import Tokenised, Wanted

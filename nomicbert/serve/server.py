@@ -21,7 +21,7 @@ from types import FrameType
 import uvicorn
 
 from nomicbert.serve.app import make_app
-from nomicbert.serve.connection import limited
+from nomicbert.serve.http.connection import limited
 from nomicbert.serve.logs import LogFormat, RequestLog, log_line, set_up
 from nomicbert.serve.names import Names
 from nomicbert.serve.service import Service

@@ -13,17 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from nomicbert.serve.admission import Admission, Place
-from nomicbert.serve.cache import VectorCache
 from nomicbert.serve.embedded import Embedded
-from nomicbert.serve.engine import STOP, Engine
-from nomicbert.serve.exchange import Bodies, Exchange
+from nomicbert.serve.engine.cache import VectorCache
+from nomicbert.serve.engine.engine import STOP, Engine
+from nomicbert.serve.engine.self_test import SelfTest
+from nomicbert.serve.http.exchange import Bodies, Exchange
+from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.logs import RequestLog, log_line
 from nomicbert.serve.metrics import Metrics
 from nomicbert.serve.models import Loaded, ServedModel, load_aside
 from nomicbert.serve.names import Names
-from nomicbert.serve.problems import Problem, Reason
 from nomicbert.serve.reports import report
-from nomicbert.serve.self_test import SelfTest
 from nomicbert.serve.settings import ServeSettings
 from nomicbert.serve.tokens import Wanted, tokenise
 from nomicbert.vectors.fingerprint import matches

@@ -11,9 +11,9 @@ from nomicbert.errors import TextError
 from nomicbert.runtime.hosted import first_longer
 from nomicbert.runtime.inputs import check_text
 from nomicbert.runtime.prompt_tokens import prompt_tokens
-from nomicbert.serve.jobs import Group, Job, Join, TokenMeans, WindowMeans
+from nomicbert.serve.engine.jobs import Group, Job, Join, TokenMeans, WindowMeans
+from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.models import ServedModel
-from nomicbert.serve.problems import Problem, Reason
 from nomicbert.serve.settings import OnLong
 from nomicbert.vectors.pooling import Finish
 from nomicbert.vectors.windows import OVERLAP

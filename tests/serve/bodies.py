@@ -29,7 +29,7 @@ import msgspec
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from nomicbert.serve import nomic, openai, tei, tei_tokens
+from nomicbert.serve.dialects import nomic, openai, tei, tei_tokens
 from tests.support.served import JSON, MODEL, NDJSON, tiny
 from tests.support.serving import InThread, in_thread
 

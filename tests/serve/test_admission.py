@@ -21,12 +21,12 @@ import torch
 from nomicbert import Embedder
 from nomicbert.serve import service as service_module
 from nomicbert.serve.admission import Admission
-from nomicbert.serve.cache import VectorCache
-from nomicbert.serve.compute import Replica
-from nomicbert.serve.engine import Engine
-from nomicbert.serve.jobs import Group, Job
+from nomicbert.serve.engine.cache import VectorCache
+from nomicbert.serve.engine.compute import Replica
+from nomicbert.serve.engine.engine import Engine
+from nomicbert.serve.engine.jobs import Group, Job
+from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.metrics import Metrics
-from nomicbert.serve.problems import Problem, Reason
 from nomicbert.serve.tokens import tokenise
 from nomicbert.vectors.pooling import Finish
 from tests.support.checkpoints import build_checkpoint

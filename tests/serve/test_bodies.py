@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase
 
-from nomicbert.serve import openai
 from nomicbert.serve.app import PAGES
+from nomicbert.serve.dialects import openai
 from tests.serve.bodies import ROUTES, run, small_server
 
 

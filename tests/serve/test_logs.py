@@ -36,7 +36,9 @@ def test_json(out: io.StringIO) -> None:
     try:
         raise RuntimeError("line one\nline two")
     except RuntimeError as error:
-        logging.getLogger("nomicbert.serve.engine").error("a batch %s", "failed", exc_info=error)
+        logging.getLogger("nomicbert.serve.engine.engine").error(
+            "a batch %s", "failed", exc_info=error
+        )
     logging.getLogger("uvicorn.error").warning("from uvicorn")
     logging.getLogger("uvicorn.error").info("unseen")
     found = [json.loads(line) for line in out.getvalue().strip("\n").split("\n")]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from nomicbert.serve.http.problems import STATUS, Reason
 from nomicbert.serve.metrics import OUTCOMES, Metrics
-from nomicbert.serve.problems import STATUS, Reason
 
 ROUTES = [("openai", "/v1/embeddings"), ("tei", "/embed")]
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]

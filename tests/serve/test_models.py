@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from nomicbert import Embedder
-from nomicbert.serve import calibrate
 from nomicbert.serve import models as models_module
+from nomicbert.serve.engine import calibrate
+from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.models import load, self_test_ids
 from nomicbert.serve.names import Names, primary_name
-from nomicbert.serve.problems import Problem, Reason
 from nomicbert.serve.settings import ServeSettings
 from tests.support.checkpoints import build_checkpoint
 from tests.support.engines import load_models

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from nomicbert.serve.engine import Engine
-from nomicbert.serve.jobs import TokenMeans, WindowMeans
+from nomicbert.serve.engine.engine import Engine
+from nomicbert.serve.engine.jobs import TokenMeans, WindowMeans
+from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.models import Loaded, ServedModel
-from nomicbert.serve.problems import Problem, Reason
 from nomicbert.serve.tokens import tokenise
 from nomicbert.vectors.pooling import Finish
 from tests.support.checkpoints import build_checkpoint

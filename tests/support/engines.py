@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from nomicbert.serve.cache import VectorCache
-from nomicbert.serve.engine import Engine
-from nomicbert.serve.jobs import Job
+from nomicbert.serve.engine.cache import VectorCache
+from nomicbert.serve.engine.engine import Engine
+from nomicbert.serve.engine.jobs import Job
 from nomicbert.serve.metrics import Metrics
 from nomicbert.serve.models import Loaded, ServedModel, load
 from nomicbert.serve.names import Names

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nomicbert import Embedder
-from nomicbert.serve.compute import Replica
+from nomicbert.serve.engine.compute import Replica
 from tests.support.checkpoints import build_checkpoint
 from tests.support.sameness import HAS_ONEDNN, nearly_equal
 from tests.support.serving import InThread

@@ -1,0 +1,129 @@
+"""Values of a body that several dialects have: inputs, prompt, dimensions, treatment of long texts.
+
+Where in the flow: a dialect's struct -> the fields of a Wanted.
+"""
+
+from collections.abc import Sequence
+
+from nomicbert.serve.http.exchange import Exchange
+from nomicbert.serve.http.problems import Problem, Reason
+from nomicbert.serve.models import ServedModel
+from nomicbert.serve.settings import OnLong, ServeSettings
+from nomicbert.vectors.pooling import Finish
+
+POLICIES: dict[str, OnLong] = {"error": "error", "end": "end", "chunk": "chunk", "mean": "mean"}
+
+# What JSON may hold as inputs. msgspec knows one kind of list per union, so `as_inputs` looks on.
+Inputs = str | list[str | int | list[int]]
+
+
+def as_inputs(given: Inputs, field: str, most: int | None) -> list[str] | list[list[int]]:
+    """One text, texts, the token ids of one text, or those of several.
+
+    Args:
+        given: of the body.
+        field: its name, for errors.
+        most: number of texts, or None for any.
+
+    Raises: Problem: nothing, a mixture, or too many.
+    """
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise Problem(Reason.EMPTY, f"`{field}` cannot be empty", field)
+    found: list[str] | list[list[int]] | None = None
+    if all(isinstance(item, str) for item in given):
+        found = [item for item in given if isinstance(item, str)]
+    elif all(isinstance(item, int) for item in given):
+        found = [[item for item in given if isinstance(item, int)]]
+    elif all(isinstance(item, list) for item in given):
+        found = [item for item in given if isinstance(item, list)]
+    if found is None:
+        raise Problem(
+            Reason.INVALID,
+            f"`{field}` must hold texts only, or token ids only, or lists of token ids only",
+            field,
+        )
+    if most is not None and len(found) > most:
+        raise Problem(
+            Reason.INVALID, f"batch size {len(found)} > maximum allowed batch size {most}", field
+        )
+    return found
+
+
+def as_finish(
+    model: ServedModel, dimensions: int | None, field: str, *, normalize: bool = True
+) -> Finish:
+    """The steps after pooling: the checkpoint's recipe for `dimensions`, and L2.
+
+    Raises: Problem: more dimensions than the model has.
+    """
+    if dimensions is not None and not 1 <= dimensions <= model.width:
+        raise Problem(
+            Reason.INVALID, f"`{field}` must be 1 to {model.width}, not {dimensions}", field
+        )
+    truncate = None if dimensions is not None else model.embedder.truncate_dim
+    if normalize:
+        # the recipe for dimensions ends with L2
+        return Finish(dimensions, truncate, normalize=dimensions is None)
+    return Finish(dimensions, truncate, unnormalized=True)
+
+
+def as_prompt(model: ServedModel, name: str | None, field: str) -> str:
+    """The prompt of this name; without one, the server's default.
+
+    Raises: Problem: the checkpoint has no such prompt.
+    """
+    if name is None:
+        return model.default_prompt
+    try:
+        return model.embedder.prompt_text(name)
+    except ValueError as error:
+        raise Problem(Reason.INVALID, str(error).replace("prompt_name", field), field) from error
+
+
+def as_policy(
+    exchange: Exchange, settings: ServeSettings, given: str | None, default: OnLong
+) -> OnLong:
+    """The treatment of long texts: the server's, the body's, the header's, or the dialect's.
+
+    Raises: Problem: unknown.
+    """
+    if settings.on_long is not None:
+        return settings.on_long
+    asked = given if given is not None else exchange.headers.get("x-on-long")
+    if asked is None:
+        return default
+    if asked not in POLICIES:
+        raise Problem(
+            Reason.INVALID,
+            f"`on_long` must be one of {', '.join(POLICIES)}, not {asked[:80]!r}",
+            "on_long",
+        )
+    return POLICIES[asked]
+
+
+def as_limit(model: ServedModel, given: int | None, field: str) -> int:
+    """Tokens per text: the request's, which may only lower the model's.
+
+    Raises: Problem: no room for a token, or more than the model's.
+    """
+    if given is None:
+        return model.max_length
+    least = model.tokenizer.shortest
+    if not least <= given <= model.max_length:
+        raise Problem(
+            Reason.INVALID, f"`{field}` must be {least} to {model.max_length}, not {given}", field
+        )
+    return given
+
+
+def refuse_ids(inputs: Sequence[str] | Sequence[list[int]], field: str) -> list[str]:
+    """The texts of a route that takes no token ids.
+
+    Raises: Problem.
+    """
+    texts = [item for item in inputs if isinstance(item, str)]
+    if len(texts) < len(inputs):
+        raise Problem(Reason.INVALID, f"`{field}` must be texts here, not token ids", field)
+    return texts

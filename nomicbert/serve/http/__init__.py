@@ -1,0 +1,1 @@
+"""One HTTP request: its connection, head and body, the form of an answer or a refusal."""

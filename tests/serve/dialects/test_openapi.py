@@ -1,0 +1,95 @@
+"""/openapi.json: it describes the routes, and its schemas accept what the server accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nomicbert import __version__
+from nomicbert.serve.app import PAGES
+from nomicbert.serve.dialects import openapi
+from tests.support.served import MODEL, WIDTH, tiny
+from tests.support.serving import InThread, in_thread
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InThread]:
+    with in_thread(tiny(tmp_path_factory.mktemp("openapi"))) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def document(server: InThread) -> dict[str, Any]:
+    reply = server.call("/openapi.json")
+    assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
+    return reply.json
+
+
+def test_the_document(document: dict[str, Any]) -> None:
+    assert document["openapi"] == "3.1.0"
+    assert document["info"] == {"title": "nomicbert", "version": __version__}
+    plain = openapi.describe(openapi.Facts())  # while the models are loaded
+    assert plain["paths"] == document["paths"]
+
+
+def test_every_path_is_a_route(document: dict[str, Any]) -> None:
+    known = {(page.path, page.method.lower()) for page in PAGES}
+    described = {(path, method) for path, item in document["paths"].items() for method in item}
+    assert described <= known
+    bodies = {path for path, method in described if method == "post"}
+    assert bodies >= {
+        "/v1/embeddings", "/v1/embedding/text", "/embed", "/embed_all", "/similarity", "/vertex",
+        "/tokenize", "/decode",
+    }  # fmt: skip
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key == "$ref":
+                yield item
+            else:
+                yield from references(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from references(item)
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    found = set(references(document))
+    assert len(found) >= 8
+    for reference in found:
+        place = document
+        for part in reference.removeprefix("#/").split("/"):
+            place = place[part]
+
+
+def test_what_structs_cannot_say(document: dict[str, Any]) -> None:
+    """A union of item types would allow mixtures, which are refused; and so on."""
+    schemas = document["components"]["schemas"]
+    texts = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+    openai, tei = schemas["EmbeddingsRequest"], schemas["EmbedRequest"]["properties"]
+    assert openai["required"] == ["input", "model"]
+    for inputs in (openai["properties"]["input"], tei["inputs"]):
+        assert inputs["anyOf"] == [{"type": "string"}, texts]
+        assert "token ids" in inputs["description"]
+    assert openai["properties"]["model"] == {"enum": [MODEL]}
+    null = {"type": "null"}
+    prompts = ["classification", "clustering", "search_document", "search_query"]
+    assert tei["prompt_name"] == {"anyOf": [{"enum": prompts}, null]}
+    width = {"type": "integer", "minimum": 1, "maximum": WIDTH}
+    assert tei["dimensions"] == {"anyOf": [width, null]}
+    lengths = {"type": "integer", "minimum": 3, "maximum": 8192}
+    assert openai["properties"]["max_length"] == {"anyOf": [lengths, null]}
+    assert schemas["TextRequest"]["properties"]["texts"] == texts
+    assert schemas["EmbedAllRequest"]["properties"]["dimensions"] == null
+    ids = schemas["DecodeRequest"]["properties"]["ids"]["anyOf"][0]
+    assert ids["items"] == {"type": "integer", "minimum": 0, "maximum": 383}
+
+
+def test_refusals_are_described(document: dict[str, Any]) -> None:
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            assert set(operation["responses"]) >= {"200", "401", "429", "503"}, path
