@@ -1,8 +1,8 @@
 """From what a request wants to its vectors or scores: the steps that all dialects share.
 
-Where in the flow: a dialect calls `embed` with a Wanted, or `score` with WantedPairs. Here stand the
-checks that need no computing (state, size of the answer), admission, tokenising, and the wait for
-the engine.
+Where in the flow: a dialect calls `embed` with a Wanted, or `score` with WantedPairs. Here stand
+the checks that need no computing (state, size of the answer), admission, tokenising, and the wait
+for the engine.
 """
 
 import asyncio

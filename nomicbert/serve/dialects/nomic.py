@@ -8,7 +8,6 @@ OpenAPI document. The Python client adds up every value of `usage`, so those are
 import time
 
 import msgspec
-import numpy as np
 import orjson
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import OnLong
 from nomicbert.serve.tokens import Wanted
+from nomicbert.vectors.quantization import convert
 
 
 def render(_status: int, problem: Problem) -> object:
@@ -132,7 +132,7 @@ async def sagemaker(service: Service, exchange: Exchange, body: SagemakerRequest
     embedded = await service.embed(exchange, wanted)
 
     def item(_index: int, row: Tensor) -> object:
-        return np.packbits(row.numpy() > 0) if body.binary else numbers(row)
+        return numbers(convert(row[None], "ubinary")[0] if body.binary else row)
 
     content = await listed(embedded.rows, item, b'{"embeddings":[', b"]}")
     return Answer(content, headers=embedded.headers)

@@ -124,12 +124,12 @@ async def document(service: Service, _exchange: Exchange) -> Answer:
     facts = Facts(names)
     if service.loaded is not None and len(service.loaded.models) == 1:
         (model,) = service.loaded.models
-        scores = isinstance(model, ServedScorer)
+        shortest = model.shortest if isinstance(model, ServedScorer) else model.tokenizer.shortest
         facts = Facts(
             names,
             sorted(model.facade.prompts),
             model.width if isinstance(model, ServedEmbedder) else None,
-            (model.shortest if scores else model.tokenizer.shortest, model.max_length),
+            (shortest, model.max_length),
             model.encoder.config.vocab_size,
         )
     return as_json(describe(facts))
