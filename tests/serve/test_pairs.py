@@ -9,6 +9,8 @@ import pytest
 
 from nomicbert.errors import TokenizerError
 from nomicbert.serve import scorers
+from nomicbert.serve.engine import calibrate
+from nomicbert.serve.engine.jobs import Piece
 from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.pairs import WantedPairs, tokenise_pairs
 from nomicbert.serve.scorers import ServedClassifier, ServedReranker, ServedScorer
@@ -54,15 +56,22 @@ def test_kinds_of_models(folders: dict[str, Path]) -> None:
             assert model.shortest == 4
         job = model.self_test_job()
         for replica in (first, copy):
-            (row,) = replica.rows([job_piece(job)])
+            (row,) = replica.rows([Piece(job, 0)])
             assert model.is_same(row)
             assert not model.is_same(row + 1)
 
 
-def job_piece(job: Any) -> Any:
-    from nomicbert.serve.engine.jobs import Piece
+def test_a_measured_budget(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[tuple[int, ...], int]] = []
 
-    return Piece(job, 0)
+    def measured(compute: Any, ids: list[int]) -> tuple[int, float]:
+        seen.append((tuple(compute([ids, ids]).shape), len(ids)))
+        return 512, 1234.5
+
+    monkeypatch.setattr(calibrate, "measure_budget", measured)
+    loaded = load_models(folders[CLASSIFIER], max_batch_tokens=None, max_length=50)
+    assert (loaded.budgets, loaded.rates) == ([512], [1234.5])
+    assert seen == [((2, 3), 50)]
 
 
 def test_ids_and_boundaries(served: dict[str, ServedScorer]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from nomicbert import CrossEncoder
 from tests.support import scoring
+from tests.support.sameness import HAS_ONEDNN
 from tests.support.scoring import CUT, DOCUMENTS, LIMIT, ONE, QUERY, RERANKERS, floats
 from tests.support.served import bits
 from tests.support.serving import InThread, Reply, in_thread
@@ -59,7 +60,8 @@ def test_scores_and_order_are_those_of_rank(
     wanted = floats([row["score"] for row in truth])
     results = reply.json["results"]
     assert bits(floats([item["relevance_score"] for item in results])) == bits(wanted)
-    assert [item["index"] for item in results] == [row["corpus_id"] for row in truth]
+    if HAS_ONEDNN:  # without it equal documents of different batches may differ
+        assert [item["index"] for item in results] == [row["corpus_id"] for row in truth]
     assert np.ptp(wanted) > 0.01
     assert 0 <= wanted.min() <= wanted.max() <= 1
     assert reply.json["model"] == name
@@ -226,12 +228,13 @@ def test_ten_thousand_documents(server: InThread, one: CrossEncoder) -> None:
     reply = ask(server, documents=documents, top_n=20, return_documents=True)
     wanted = one.rank(QUERY, documents[:10])[0]
     results = reply.json["results"]
-    assert [item["index"] for item in results] == list(
-        range(wanted["corpus_id"], 200, 10)
-    )  # equal ones in their order
+    best = documents[wanted["corpus_id"]]
+    assert [item["document"]["text"] for item in results] == [best] * 20
+    if HAS_ONEDNN:  # equal ones in their order
+        found = [item["index"] for item in results]
+        assert found == [*range(wanted["corpus_id"], 200, 10)]
     assert bits(floats([item["relevance_score"] for item in results])) == bits(
         floats([wanted["score"]] * 20)
     )
-    assert results[0]["document"]["text"] == documents[wanted["corpus_id"]]
     everything = ask(server, documents=documents).json["results"]
     assert sorted(item["index"] for item in everything) == list(range(10_000))

@@ -13,6 +13,7 @@ from torch import nn
 
 from nomicbert import CrossEncoder
 from tests.support import scoring
+from tests.support.sameness import HAS_ONEDNN
 from tests.support.scoring import (
     CLASSIFIER,
     CUT,
@@ -73,7 +74,8 @@ def test_rerank(server: InThread, folders: dict[str, Path]) -> None:
     for raw, activation in ((False, SIGMOID), (True, IDENTITY), (None, SIGMOID)):
         reply = rerank(server, raw_scores=raw)
         truth = model.rank(QUERY, DOCUMENTS, activation_fn=activation)
-        assert [item["index"] for item in reply.json] == [row["corpus_id"] for row in truth]
+        if HAS_ONEDNN:  # without it equal texts of different batches may differ
+            assert [item["index"] for item in reply.json] == [row["corpus_id"] for row in truth]
         assert bits(floats([item["score"] for item in reply.json])) == bits(
             floats([row["score"] for row in truth])
         )
@@ -96,9 +98,8 @@ def test_other_rerankers(folders: dict[str, Path], name: str) -> None:
         for raw, activation in ((False, SIGMOID), (True, IDENTITY)):
             wanted = model.predict(PAIRS, activation_fn=activation)
             assert bits(scores(rerank(server, raw_scores=raw))) == bits(wanted)
-        assert logits(predict(server, [[QUERY, "a"]]))[0, 0] == model.predict(
-            (QUERY, "a"), activation_fn=SIGMOID
-        )
+        (found,) = logits(predict(server, [[QUERY, "a"]]))
+        assert bits(found) == bits(model.predict([(QUERY, "a")], activation_fn=SIGMOID))
 
 
 @pytest.mark.filterwarnings(CUTS)
@@ -121,18 +122,25 @@ def test_predict(server: InThread, folders: dict[str, Path]) -> None:
 
 def test_forms_of_inputs(server: InThread, folders: dict[str, Path]) -> None:
     model = CrossEncoder(folders[CLASSIFIER])
-    pair = predict(server, [QUERY, "a fox"], raw_scores=True).json
-    assert pair == predict(server, [[QUERY, "a fox"]], raw_scores=True).json[0]
-    assert pair == predict(server, [[QUERY, "a fox"], ["b"]], raw_scores=True).json[0]
-    assert len({item["label"] for item in pair}) == 3
-    text = predict(server, "a fox", raw_scores=True).json
-    for same in (["a fox"], [["a fox"]], [["b", "c"], ["a fox"]]):
-        found = predict(server, same, raw_scores=True).json
-        assert (found if same == ["a fox"] else found[-1]) == text
+
+    def ask(inputs: Any, index: int | None = None) -> np.ndarray:
+        """The logits of a single input, or of one of a batch."""
+        found = predict(server, inputs, raw_scores=True).json
+        row = sorted(found if index is None else found[index], key=lambda item: item["label"])
+        assert [item["label"] for item in row] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+        return floats([item["score"] for item in row])
+
+    pair = bits(model.predict((QUERY, "a fox"), activation_fn=IDENTITY))
+    assert bits(ask([QUERY, "a fox"])) == pair
+    assert bits(ask([[QUERY, "a fox"]], 0)) == pair
+    assert bits(ask([[QUERY, "a fox"], ["b"]], 0)) == pair
+    text = ask("a fox")
+    assert bits(ask(["a fox"])) == bits(text)
+    assert bits(ask([["a fox"]], 0)) == bits(text)
+    assert bits(ask([["b", "c"], ["a fox"]], 1)) == bits(text)
     ids, _ = model.tokenizer.encode(["a fox"], LIMIT)
     truth = model.model(torch.tensor(ids)).logits.detach().numpy()[0]
-    by_label = sorted(text, key=lambda item: item["label"])
-    np.testing.assert_allclose([item["score"] for item in by_label], truth, atol=1e-5)
+    np.testing.assert_allclose(text, truth, atol=1e-5)
 
 
 def test_a_classifier_does_not_rank(folders: dict[str, Path]) -> None:
