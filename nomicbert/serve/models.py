@@ -32,6 +32,9 @@ from nomicbert.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
+# The arguments of a facade that say where its checkpoint is.
+LOCATION = dict.fromkeys(("revision", "cache_dir", "token", "local_files_only"))
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -99,13 +102,11 @@ def open_model(
 
     Raises: as `load`.
     """
-    location: dict[str, object] = {
-        "path_or_repo_id": given, "revision": settings.revision, "cache_dir": None, "token": None,
-        "local_files_only": settings.local_files_only,
-    }  # fmt: skip
     # both facades' names of repositories without an organisation
-    location = translate(translate(location, {}).location, {}, ORGANISATION).location
-    folder = hub.resolve(**location)
+    location = translate({**LOCATION, "path_or_repo_id": given}, {}).location
+    wanted = translate(location, {}, ORGANISATION).location
+    wanted |= {"revision": settings.revision, "local_files_only": settings.local_files_only}
+    folder = hub.resolve(**wanted)
     if is_reranker(read_folder(folder, settings.rotary_scaling_factor)):
         reranker = CrossEncoder(
             folder,

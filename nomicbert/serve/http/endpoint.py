@@ -106,8 +106,8 @@ class Endpoint:
             except Exception:  # a bug, or a text that cannot be computed
                 service.metrics.internal_errors.inc()
                 logger.exception("request %s to %s failed", exchange.id, self.route)
-                problem = Problem(Reason.INTERNAL, SERVER_ERROR)
-                answer, outcome = (exchange.dialect or self.dialect).refuse(problem), "failed"
+                ours = Problem(Reason.INTERNAL, SERVER_ERROR)
+                answer, outcome = (exchange.dialect or self.dialect).refuse(ours), "failed"
             status = answer.status
             try:
                 await self._send(answer, exchange, send)

@@ -76,7 +76,7 @@ def test_the_first_reranker_is_the_default(server: InThread, path: str) -> None:
         assert ask(server, path, **more).json["results"] == reply.json["results"]
 
 
-@pytest.mark.parametrize(("path", "version"), zip(PATHS, "122", strict=True))
+@pytest.mark.parametrize(("path", "version"), [*zip(PATHS, "122", strict=True)])
 def test_keys_of_an_answer(server: InThread, one: CrossEncoder, path: str, version: str) -> None:
     reply = ask(server, path, documents=["a fox", "b"], return_documents=False)
     ids, _, _ = one.tokenizer.encode_pairs([(QUERY, "a fox"), (QUERY, "b")], LIMIT)
@@ -111,7 +111,7 @@ def test_documents_in_the_answer(server: InThread, path: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_top_n(server: InThread, path: str) -> None:
     everything = ask(server, path).json["results"]
-    for count in (1, 3, len(DOCUMENTS), 10**6, 2**62):
+    for count in (1, 3, len(DOCUMENTS), 10**6, 10**30):
         assert ask(server, path, top_n=count).json["results"] == everything[:count]
     assert ask(server, path, top_n=None).json["results"] == everything
 
@@ -168,7 +168,6 @@ def test_null_and_unknown_keys(server: InThread) -> None:
 
 WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"documents": []}, 400, "`documents` cannot be empty"),
-    ({"documents": None}, 400, "`array`"),
     ({"documents": "a"}, 400, "`array`"),
     ({"documents": [1]}, 400, "`int`"),
     ({"documents": [None]}, 400, "`null`"),
@@ -183,7 +182,6 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"top_n": 1.5}, 400, "`int"),
     ({"top_n": "1"}, 400, "`int"),
     ({"top_n": True}, 400, "`int"),
-    ({"top_n": 10**30}, 400, "top_n"),
     ({"max_tokens_per_doc": 0}, 400, "`max_tokens_per_doc` must be at least 1, not 0"),
     ({"return_documents": 1}, 400, "`bool"),
     ({"on_long": "mean"}, 400, "`on_long` must be one of error, end here, not 'mean'"),
@@ -198,8 +196,6 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
 def test_mistakes(
     server: InThread, path: str, change: dict[str, Any], status: int, message: str
 ) -> None:
-    if path == "/rerank" and change == {"documents": None}:
-        pytest.skip("this is TEI's body then, without texts")
     reply = ask(server, path, **change)
     assert reply.status == status
     found = reply.json
@@ -210,6 +206,14 @@ def test_mistakes(
     else:
         assert list(found) == ["message"]
     assert message in found["message"]
+
+
+def test_documents_of_null(server: InThread) -> None:
+    """Without any texts, POST /rerank answers as TEI does."""
+    for path, status, key in (("/v1/rerank", 400, "message"), ("/rerank", 422, "error")):
+        reply = ask(server, path, documents=None)
+        assert reply.status == status
+        assert isinstance(reply.json[key], str)
 
 
 @pytest.mark.parametrize("path", PATHS[:2])
