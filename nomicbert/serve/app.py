@@ -15,7 +15,20 @@ from starlette.responses import Response
 from starlette.routing import Route, compile_path
 from starlette.types import Receive, Scope, Send
 
-from nomicbert.serve.dialects import health, ndjson, nomic, openai, openapi, tei, tei_tokens
+from nomicbert.serve.dialects import (
+    health,
+    ndjson,
+    nomic,
+    openai,
+    openapi,
+    rerank,
+    root,
+    score,
+    tei,
+    tei_info,
+    tei_rerank,
+    tei_tokens,
+)
 from nomicbert.serve.http.endpoint import Dialect, Endpoint, Handler
 from nomicbert.serve.http.exchange import Bodies, Exchange
 from nomicbert.serve.http.problems import Problem, Reason
@@ -48,17 +61,21 @@ PAGES: Sequence[Page] = (
     Page("POST", "/embed", tei.DIALECT, tei.embed),
     Page("POST", "/v1/embedding/text", nomic.DIALECT, nomic.text),
     Page("POST", "/embeddings", openai.DIALECT, ndjson.embeddings),
-    Page("POST", "/", tei.DIALECT, tei.root),
-    Page("POST", "/invocations", tei.DIALECT, tei.root),
+    Page("POST", "/", tei.DIALECT, root.root),
+    Page("POST", "/invocations", tei.DIALECT, root.invocations),
     Page("POST", "/vertex", tei.DIALECT, tei.vertex),
     Page("POST", "/similarity", tei.DIALECT, tei.similarities),
     Page("POST", "/embed_all", tei.DIALECT, tei.embed_all),
     Page("POST", "/embed_sparse", tei.DIALECT, tei.wrong_task("sparse")),
-    Page("POST", "/predict", tei.DIALECT, tei.wrong_task("classifier")),
-    Page("POST", "/rerank", tei.DIALECT, tei.wrong_task("re-ranker")),
+    Page("POST", "/predict", tei.DIALECT, tei_rerank.predict),
+    Page("POST", "/rerank", tei.DIALECT, tei_rerank.either),
+    Page("POST", "/v1/rerank", rerank.DIALECT, rerank.v1),
+    Page("POST", "/v2/rerank", rerank.DIALECT, rerank.v2),
+    Page("POST", "/score", openai.DIALECT, score.score),
+    Page("POST", "/v1/score", openai.DIALECT, score.score),
     Page("POST", "/tokenize", tei.DIALECT, tei_tokens.tokenize),
     Page("POST", "/decode", tei.DIALECT, tei_tokens.decode_ids),
-    Page("GET", "/info", tei.DIALECT, tei.info),
+    Page("GET", "/info", tei.DIALECT, tei_info.info),
     Page("GET", "/v1/models", openai.DIALECT, openai.models),
     Page("GET", "/models", openai.DIALECT, openai.models),
     Page("GET", "/v1/models/{name:path}", openai.DIALECT, openai.model),
