@@ -108,7 +108,7 @@ def test_ollama(run: Run, embedder: Embedder) -> None:
         assert call["tokens"] == sum(embedder.token_count(TEXTS[texts])), name
         assert call["model"] == REPOSITORY, name
     assert answers.calls["nothing"]["embeddings"] == []
-    assert REPOSITORY in answers.calls["list"]["names"]
+    assert f"{REPOSITORY}:latest" in answers.calls["list"]["names"]
     assert all(size > 0 for size in answers.calls["list"]["sizes"])
     shown = answers.calls["show"]
     assert shown["capabilities"] == ["embedding"]
