@@ -15,7 +15,18 @@ from starlette.responses import Response
 from starlette.routing import Route, compile_path
 from starlette.types import Receive, Scope, Send
 
-from nomicbert.serve.dialects import health, ndjson, nomic, openai, openapi, tei, tei_tokens
+from nomicbert.serve.dialects import (
+    cohere,
+    health,
+    ndjson,
+    nomic,
+    ollama,
+    ollama_models,
+    openai,
+    openapi,
+    tei,
+    tei_tokens,
+)
 from nomicbert.serve.http.endpoint import Dialect, Endpoint, Handler
 from nomicbert.serve.http.exchange import Bodies, Exchange
 from nomicbert.serve.http.problems import Problem, Reason
@@ -64,10 +75,25 @@ PAGES: Sequence[Page] = (
     Page("GET", "/v1/models/{name:path}", openai.DIALECT, openai.model),
     Page("GET", "/v1/user", nomic.DIALECT, nomic.user),
     Page("POST", "/v1/embedding/image", nomic.DIALECT, nomic.image),
+    Page("POST", "/v1/embed", cohere.DIALECT, cohere.embed("1")),
+    Page("POST", "/v2/embed", cohere.DIALECT, cohere.embed("2")),
+    Page("POST", "/api/embed", ollama.DIALECT, ollama.embed),
+    Page("POST", "/api/embeddings", ollama.DIALECT, ollama.embeddings),
+    Page("GET", "/api/tags", ollama.DIALECT, ollama_models.tags),
+    Page("GET", "/api/ps", ollama.DIALECT, ollama_models.running),
+    Page("GET", "/api/version", ollama.DIALECT, ollama_models.version),
+    Page("POST", "/api/show", ollama.DIALECT, ollama_models.show),
+    Page("POST", "/api/generate", ollama.DIALECT, ollama_models.wrong_task("generate")),
+    Page("POST", "/api/chat", ollama.DIALECT, ollama_models.wrong_task("chat")),
+    Page("POST", "/api/pull", ollama.DIALECT, ollama_models.unsupported),
+    Page("POST", "/api/push", ollama.DIALECT, ollama_models.unsupported),
+    Page("POST", "/api/create", ollama.DIALECT, ollama_models.unsupported),
+    Page("POST", "/api/copy", ollama.DIALECT, ollama_models.unsupported),
+    Page("DELETE", "/api/delete", ollama.DIALECT, ollama_models.unsupported),
     Page("GET", "/health/live", health.DIALECT, health.live, is_open=True),
     Page("GET", "/health/ready", health.DIALECT, health.ready, is_open=True),
     Page("GET", "/health", health.DIALECT, health.health, is_open=True),
-    Page("GET", "/", health.DIALECT, health.health),
+    Page("GET", "/", health.DIALECT, ollama.root),
     Page("GET", "/ping", health.DIALECT, health.health),
     Page("GET", "/metrics", health.DIALECT, health.metrics),
     Page("GET", "/openapi.json", health.DIALECT, openapi.document),

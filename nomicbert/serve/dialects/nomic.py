@@ -12,12 +12,11 @@ from torch import Tensor
 
 from nomicbert.runtime import hosted
 from nomicbert.runtime.hosted import MOST_TOKENS, SEARCH_DOCUMENT, LongTextMode
-from nomicbert.serve.dialects.fields import as_finish, as_inputs, as_policy, as_prompt
+from nomicbert.serve.dialects.fields import as_finish, as_inputs, as_policy, task_prompt
 from nomicbert.serve.http.answers import Answer, as_json, listed, numbers
 from nomicbert.serve.http.endpoint import Dialect
 from nomicbert.serve.http.exchange import Exchange, decode
 from nomicbert.serve.http.problems import Problem, Reason
-from nomicbert.serve.models import ServedModel
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import OnLong
 from nomicbert.serve.tokens import Wanted
@@ -94,15 +93,6 @@ async def text(service: Service, exchange: Exchange) -> Answer:
     content = await listed(embedded.rows, item, b'{"embeddings":[', b"]," + orjson.dumps(rest)[1:])
     service.metrics.encode_seconds.observe(time.perf_counter() - began)
     return Answer(content, headers=embedded.headers)
-
-
-def task_prompt(model: ServedModel, task: str, field: str) -> str:
-    """The prompt of one of nomic's task types; see `hosted.task_prompt_name`.
-
-    Raises: Problem: the checkpoint has no prompt for this task.
-    """
-    name = hosted.task_prompt_name(model.embedder.prompts, task)
-    return "" if name is None else as_prompt(model, name, field)
 
 
 async def user(_service: Service, _exchange: Exchange) -> Answer:
