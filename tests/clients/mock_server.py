@@ -87,7 +87,7 @@ class MockServer:
             return rerank(body, self.names)
         if " /api/" in route:
             return ollama(route, body, self.names)
-        if route in ("GET /v1/models", "GET /models"):
+        if route == "GET /v1/models":
             return {"object": "list", "data": [_model(name) for name in self.names]}
         if route.startswith("GET /v1/models/"):
             name = route.removeprefix("GET /v1/models/")
@@ -95,8 +95,6 @@ class MockServer:
             return _model(name)
         if route == "GET /v1/user":
             return {}
-        if route == "GET /health":
-            return {"unix": 0}
         raise Refusal(404, {"detail": f"no route {route}"})
 
     def _check_openai_model(self, name: str) -> None:

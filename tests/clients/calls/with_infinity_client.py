@@ -1,7 +1,7 @@
 """infinity_client: the client of Infinity's routes."""
 
 from infinity_client import AuthenticatedClient, Client
-from infinity_client.api.default import embeddings, health, models
+from infinity_client.api.default import embeddings
 from infinity_client.models import OpenAIEmbeddingInputText
 
 
@@ -26,5 +26,3 @@ def run(record, url, model, texts):
     call("many", client, many)
     call("dimensions 64", client, few, dimensions=64)
     call("key", AuthenticatedClient(base_url=url, token="unused"), few)
-    record.facts("models", ids=[each.id for each in models.sync(client=client).data])
-    record.facts("health", status=int(health.sync_detailed(client=client).status_code))
