@@ -101,7 +101,7 @@ def serve(
     ] = False,
     default_prompt_name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Prompt of requests that name none; nomic has a default."),
+        typer.Option(metavar="NAME", help="Prompt of requests that name none, but for nomic's."),
     ] = None,
     default_prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The same, as a text.")
