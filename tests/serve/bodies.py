@@ -29,12 +29,21 @@ import msgspec
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from nomicbert.serve.dialects import nomic, openai, tei, tei_tokens
+from nomicbert.serve.dialects import (
+    cohere,
+    nomic,
+    ollama,
+    ollama_models,
+    openai,
+    tei,
+    tei_tokens,
+)
 from tests.support.served import JSON, MODEL, NDJSON, tiny
 from tests.support.serving import InThread, in_thread
 
 # path -> the struct of its body, and the statuses that it may answer with
 OPENAI, TEI, NOMIC = {200, 400, 404, 413, 415}, {200, 400, 413, 415, 422}, {200, 413, 415, 422}
+OLLAMA = {200, 400, 404, 413}
 ROUTES: dict[str, tuple[type[msgspec.Struct] | None, set[int]]] = {
     "/v1/embeddings": (openai.EmbeddingsRequest, OPENAI),
     "/embeddings": (openai.EmbeddingsRequest, OPENAI),
@@ -51,6 +60,17 @@ ROUTES: dict[str, tuple[type[msgspec.Struct] | None, set[int]]] = {
     "/predict": (None, {424}),
     "/rerank": (None, {424}),
     "/v1/embedding/image": (None, {501}),
+    "/v1/embed": (cohere.CohereEmbedRequest, OPENAI),
+    "/v2/embed": (cohere.CohereEmbedRequest, OPENAI),
+    "/api/embed": (ollama.OllamaEmbedRequest, OLLAMA),
+    "/api/embeddings": (ollama.OllamaEmbeddingsRequest, OLLAMA),
+    "/api/show": (ollama_models.OllamaShowRequest, OLLAMA),
+    "/api/generate": (None, {400}),
+    "/api/chat": (None, {400}),
+    "/api/pull": (None, {501}),
+    "/api/push": (None, {501}),
+    "/api/create": (None, {501}),
+    "/api/copy": (None, {501}),
 }
 
 TEXT = st.one_of(
@@ -76,6 +96,11 @@ NAMED: dict[str, st.SearchStrategy[Any]] = {
     "on_long": st.sampled_from(["error", "end", "chunk", "mean", "start"]),
     "max_length": st.sampled_from([2, 3, 10, 64, 65]),
     "max_tokens_per_text": st.sampled_from([1, 5, 100, 10**9, 0]),
+    "input_type": st.sampled_from(["search_query", "clustering", "image", "none"]),
+    "output_dimension": st.sampled_from([1, 8, 64, 65, 0]),
+    "max_tokens": st.sampled_from([2, 3, 10, 64, 10**9]),
+    "num_ctx": st.sampled_from([2, 3, 10, 64, 10**9]),
+    "name": st.sampled_from([MODEL, f"{MODEL}:latest", "other", ""]),
 }
 ODD = st.sampled_from(
     [
@@ -106,10 +131,18 @@ WILD: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+def _has_structs(kind: Any) -> bool:
+    """Whether values are objects, or lists of them."""
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return any(_has_structs(one) for one in kind.types)
+    kind = kind.item_type if isinstance(kind, msgspec.inspect.ListType) else kind
+    return isinstance(kind, msgspec.inspect.StructType)
+
+
 def of_type(kind: Any, name: str) -> st.SearchStrategy[Any]:
     """Values of a type of msgspec."""
     found: st.SearchStrategy[Any]
-    if name in NAMED and not isinstance(kind, msgspec.inspect.StructType):
+    if name in NAMED and not _has_structs(kind):
         found = NAMED[name]
         nullable = isinstance(kind, msgspec.inspect.UnionType) and kind.includes_none
         return st.one_of(found, st.none()) if nullable else found

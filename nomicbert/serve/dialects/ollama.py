@@ -82,11 +82,11 @@ async def embed(service: Service, exchange: Exchange) -> Answer:
     service.find(None)  # while loading, 503 before the body is read
     body = decode(await exchange.body(service.settings.payload_limit), OllamaEmbedRequest)
     model = find(service, body.model)
+    finish = as_finish(model, body.dimensions, "dimensions")
+    wanted = _wanted(service, exchange, model, body, body.input or "", "input", finish)
     name = body.model or model.name
     if not body.input:
         return as_json({"model": name, "embeddings": []})
-    finish = as_finish(model, body.dimensions, "dimensions")
-    wanted = _wanted(service, exchange, model, body, body.input, "input", finish)
     embedded = await service.embed(exchange, wanted)
     writing = time.perf_counter()
 
@@ -110,10 +110,10 @@ async def embeddings(service: Service, exchange: Exchange) -> Answer:
     service.find(None)
     body = decode(await exchange.body(service.settings.payload_limit), OllamaEmbeddingsRequest)
     model = find(service, body.model)
+    finish = as_finish(model, None, "dimensions", normalize=False)
+    wanted = _wanted(service, exchange, model, body, body.prompt or "", "prompt", finish)
     if not body.prompt:
         return as_json({"embedding": []})
-    finish = as_finish(model, None, "dimensions", normalize=False)
-    wanted = _wanted(service, exchange, model, body, body.prompt, "prompt", finish)
     embedded = await service.embed(exchange, wanted)
     content = dumps({"embedding": numbers(embedded.rows[0])})
     return Answer([content], headers=embedded.headers)

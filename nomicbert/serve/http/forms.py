@@ -13,7 +13,7 @@ proportional to cosines.
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,13 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nomicbert.serve.http.answers import BASE64_BYTES, FLOAT_BYTES, SLICE, base64, numbers
+from nomicbert.serve.http.answers import BASE64_BYTES, FLOAT_BYTES, base64, numbers
 from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.vectors import quantization
 from nomicbert.vectors.quantization import Precision
 
 # What the average value of a unit vector becomes.
 AVERAGE = 16
+# Values that are converted at a time; torch uses threads from 32,768 on.
+VALUES = 1 << 14
 # Bytes per column of a vector, in memory, and as JSON numbers with their commas, about.
 SIZES: dict[Precision, tuple[float, float]] = {
     "float32": (4, FLOAT_BYTES),
@@ -96,8 +98,21 @@ class Form:
 
         Raises: Problem: a value is too large for float16.
         """
-        if self.precision == "float32" or not rows:
+        if self.precision == "float32":
             return list(rows)
+        return [row for part in _slices(rows) for row in self._convert(part)]
+
+    async def convert_in_turns(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """`convert` in slices, between turns of the event loop."""
+        if self.precision == "float32":
+            return list(rows)
+        found: list[Tensor] = []
+        for part in _slices(rows):
+            found += self._convert(part)
+            await asyncio.sleep(0)
+        return found
+
+    def _convert(self, rows: Sequence[Tensor]) -> Sequence[Tensor]:
         found = torch.stack(list(rows))
         if self.precision == "float16" and float(found.abs().amax()) > quantization.MOST_FLOAT16:
             raise Problem(
@@ -109,16 +124,15 @@ class Form:
         ranges = _ranges(found.shape[1]) if needs else None
         return list(quantization.convert(found, self.precision, ranges))
 
-    async def convert_in_turns(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        """`convert` in slices, between turns of the event loop."""
-        if self.precision == "float32":
-            return list(rows)
-        found: list[Tensor] = []
-        for start in range(0, len(rows), SLICE):
-            found += self.convert(rows[start : start + SLICE])
-            await asyncio.sleep(0)
-        return found
-
     def value(self, row: Tensor) -> object:
         """A converted row, for `answers.dumps`."""
         return base64(row) if self.as_base64 else numbers(row)
+
+
+def _slices(rows: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """Rows that are converted at a time: so few values that torch starts no threads for them."""
+    if not rows:
+        return
+    size = max(1, VALUES // max(1, rows[0].numel()))
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
