@@ -38,6 +38,7 @@ pytestmark = pytest.mark.skipif(
 TASKS = ("search_query", "search_document", "classification", "clustering")
 DOCUMENT = {"prompt_name": "search_document"}
 QUERY = {"prompt_name": "search_query"}
+MEAN = {"truncate": "mean", **FULL}
 INT8 = {"precision": "int8", "ranges": unit_ranges(WIDTH)}
 
 OPENAI = {
@@ -64,10 +65,11 @@ COHERE = {
     "v1": Call("few", {**QUERY, **UNIT}),
 }
 ATLAS = {
-    # it sends no long_text_mode; these texts are short
-    "documents": Call("few", {**DOCUMENT, **FULL}),
-    "query": Call("few", {**QUERY, **FULL}, 1),
-    "together": Call("many", {**DOCUMENT, **FULL}),
+    # it sends no long_text_mode: the protocol's default is the mean of windows
+    "documents": Call("few", {**DOCUMENT, **MEAN}),
+    "query": Call("few", {**QUERY, **MEAN}, 1),
+    "together": Call("many", {**DOCUMENT, **MEAN}),
+    "long": Call("long", {**DOCUMENT, **MEAN}),
 }
 RERANK = {"v2": Ranked(), "v2 top": Ranked(top=3), "v1": Ranked()}
 

@@ -128,7 +128,7 @@ def test_langchain_huggingface(run: Run, embedder: Embedder) -> None:
     answers = run("langchain_huggingface")
     check_vectors(answers, LANGCHAIN_HUGGINGFACE, embedder)
     # its own fault, see docs/clients.md
-    assert answers.error("address")["error"] == "ValueError"
+    assert answers.error("address")["error"] == "ValidationError"
 
 
 def test_llama_index(run: Run, embedder: Embedder) -> None:

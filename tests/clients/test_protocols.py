@@ -94,7 +94,7 @@ def test_cohere(run: Run, embedder: Embedder) -> None:
         call = answers.calls[name]
         assert call["tokens"] == sum(embedder.token_count(TEXTS[texts], prompt_name=prompt)), name
         assert (call["version"], call["texts"]) == (name[1], TEXTS[texts]), name
-        assert call["warnings"] is None, name
+        assert not call["warnings"], name  # None, or [] where the client joins several answers
     for name in ("v2 long", "v1 long"):
         assert answers.calls[name]["warnings"] == [f"1 text was cut to {LIMIT} tokens"], name
 

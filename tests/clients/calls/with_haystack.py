@@ -24,12 +24,10 @@ def run(record, url, model, texts):
     settings = {"api_key": key, "model": model, "api_base_url": f"{url}/v1", "max_retries": 0}
 
     def documents(embedder, chosen):
-        embedder.warm_up()
         answer = embedder.run(documents=[Document(content=text) for text in chosen])
         return [document.embedding for document in answer["documents"]]
 
     def one(embedder, text):
-        embedder.warm_up()
         return [embedder.run(text=text)["embedding"]]
 
     openai = OpenAIDocumentEmbedder(**settings, progress_bar=False)
