@@ -72,6 +72,8 @@ ROUTES: dict[str, tuple[type[msgspec.Struct] | None, set[int]]] = {
     "/api/create": (None, {501}),
     "/api/copy": (None, {501}),
 }
+# routes that read their body come up more often than those that refuse any
+OFTEN = [path for path, (struct, _) in ROUTES.items() for _ in range(4 if struct else 1)]
 
 TEXT = st.one_of(
     st.text(max_size=40), st.sampled_from(["", "a", "a" * 100, "b " * 80, "\0", "search_query: x"])
@@ -196,7 +198,7 @@ def nearly(draw: st.DrawFn, struct: type[msgspec.Struct]) -> Any:
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[str, bytes, dict[str, str]]:
     """A path, a body, and headers."""
-    path = draw(st.sampled_from([*ROUTES]))
+    path = draw(st.sampled_from(OFTEN))
     struct, _ = ROUTES[path]
     kinds = (
         [WILD] if struct is None else [of_struct(struct), of_struct(struct), nearly(struct), WILD]

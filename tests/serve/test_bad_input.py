@@ -218,10 +218,16 @@ def test_wrong_dimensions(server: InThread, dialect: str, text: str) -> None:
 def test_whole_numbers_with_a_point(server: InThread, dialect: str) -> None:
     """JSON has one kind of numbers; to JSON Schema 8.0 is an integer."""
     whole = json.dumps(RIGHT[dialect])[:-1] + f', "{WIDE[dialect]}": 8}}'
-    for text in ("8.0", "0.8e1", "80e-1"):
-        reply = post(server, dialect, whole.replace(": 8}", f": {text}}}").encode())
+    same = {"x-request-id": "same"}  # Cohere's answers have it
+
+    def answer(text: str) -> Any:
+        reply = post(server, dialect, whole.replace(": 8}", f": {text}}}").encode(), **same)
         assert reply.status == 200
-        assert reply.body == post(server, dialect, whole.encode()).body
+        found = reply.json
+        return found | {"total_duration": 0} if dialect == "ollama" else found
+
+    for text in ("8.0", "0.8e1", "80e-1"):
+        assert answer(text) == answer("8")
     large = whole.replace(": 8}", ': 8.0, "x": "%s"}' % ("x" * 70_000)).encode()
     assert post(server, dialect, large).status == INVALID.get(dialect, 422)
 

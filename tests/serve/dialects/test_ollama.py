@@ -460,8 +460,8 @@ def test_metrics_and_logs(tmp_path: Path) -> None:
             dialect = "ollama" if path.startswith("/api") else "cohere"
             labels = {"dialect": dialect, "route": path, "status": "200"}
             assert server.metric("nomicbert_requests_total", **labels) == 1
-            wait_until(lambda: len(seen) and seen[-1]["route"] == path)  # noqa: B023 (at once)
-            assert (seen[-1]["texts"], seen[-1]["truncated"]) == (1, 1)
-            assert seen[-1]["model"] == MODEL
+            (line,) = (line for line in seen if line["route"] == path)
+            assert (line["status"], line["model"]) == (200, MODEL)
+            assert (line["texts"], line["truncated"]) == (1, 1)
         assert server.metric("nomicbert_truncated_texts_total") == 4
         assert server.metric("nomicbert_texts_total") == 4
