@@ -6,6 +6,7 @@ tokenizer.json are switched off: they are settings of another tool.
 
 import itertools
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -183,13 +184,14 @@ class Tokenizer:
         return windows
 
     def encode_pairs(
-        self, pairs: Sequence[Pair], max_length: int
+        self, pairs: Sequence[Pair], max_length: int, max_second: int | None = None
     ) -> tuple[list[list[int]], list[list[int]], list[int]]:
         """Token ids of pairs with their special tokens, at most `max_length` ids per pair.
 
         Args:
             pairs: any number.
             max_length: tokens are removed from the end of the longer text until the pair fits.
+            max_second: before that, tokens of the second text beyond this number are removed.
 
         Returns: the ids, their type ids (0 and 1 for the two texts; all 0 if the checkpoint's
             tokenizer has none), and the indices of the pairs that were cut.
@@ -200,14 +202,22 @@ class Tokenizer:
         if max_length <= special:
             raise ValueError(f"a pair needs more than {special} tokens, not {max_length}")
         room = max_length - special
-        sides = [self._first_ids([pair[side] for pair in pairs], room + 1) for side in (0, 1)]
+        most = sys.maxsize if max_second is None else max_second
+        sides = []
+        for side in (0, 1):
+            texts = [pair[side] for pair in pairs]
+            known = [*dict.fromkeys(texts)]  # often one query and many documents
+            bodies = dict(zip(known, self._first_ids(known, room + 1), strict=True))
+            sides.append([bodies[text] for text in texts])
         ids, types, cut = [], [], []
         for index, (first, second) in enumerate(zip(*sides, strict=True)):
-            a, b = len(first), len(second)
-            if a + b > room:
+            a, b = len(first), min(len(second), most)
+            if a + b > room or b < len(second):
                 cut.append(index)
+            if a + b > room:
                 if min(a, b) > room:  # lengths are prefixes' so far; which is longer matters below
                     a, b = (len(body) for body in self._ids(pairs[index]))
+                    b = min(b, most)
                 a, b = longest_first(a, b, room)
             parts = (before, self._kept(first, a), between, self._kept(second, b), after)
             ids.append([token for part in parts for token in part])
