@@ -32,7 +32,7 @@ LITELLM = {
     "jina_ai": ALL,
     "jina_ai top": TOP,
     "huggingface": ALL,
-    "huggingface top": TOP,
+    "huggingface top": ALL,  # TEI has no top_n, and litellm cuts nothing
 }
 HAYSTACK = {
     "cohere": ALL,
@@ -68,7 +68,8 @@ def test_cohere(run: Run, reranker: CrossEncoder) -> None:
 
 
 def test_litellm(run: Run, reranker: CrossEncoder) -> None:
-    answers = run("litellm_rerank", RERANKER)
+    # its provider huggingface/ asks the hub about the model, and goes on without an answer
+    answers = run("litellm_rerank", RERANKER, beyond=("huggingface.co",))
     check_rankings(answers, LITELLM, reranker)
     # litellm's own fault, see docs/clients.md
     assert answers.error("infinity")["error"] == "APIConnectionError"

@@ -54,7 +54,6 @@ class Rerank(rerank.DocumentsRequest, kw_only=True):
 
     texts: list[str] | None = None
     truncate: bool | None = None
-    raw_scores: bool | None = None
     return_text: bool | None = None
 
 
@@ -111,7 +110,7 @@ NAMED: dict[str, st.SearchStrategy[Any]] = {
     "inputs": INPUTS,
     "texts": st.lists(TEXT, max_size=4),
     "ids": st.one_of(IDS, st.lists(IDS, max_size=3)),
-    "model": st.sampled_from([MODEL, MODEL, RERANKER, RERANKER, "other", ""]),
+    "model": st.sampled_from([MODEL, MODEL, MODEL, MODEL, RERANKER, "other"]),
     "prompt_name": st.sampled_from(["search_query", "clustering", "none"]),
     "task_type": st.sampled_from(["search_query", "search_document", "none", ""]),
     "dimensions": st.sampled_from([1, 8, 64, 65, 0]),

@@ -222,7 +222,8 @@ def _rerank(request: Recorded, body: Any, reranker: CrossEncoder) -> None:
     activation = PLAIN if asked.get("raw_scores") else None
     pairs = [(asked["query"], text) for text in texts]
     scores = np.asarray(reranker.predict(pairs, activation_fn=activation))
-    order = np.argsort(-scores, kind="stable")[: asked.get("top_n")].tolist()
+    top = None if is_tei else asked.get("top_n")  # TEI has none; litellm sends it all the same
+    order = np.argsort(-scores, kind="stable")[:top].tolist()
     found = body if is_tei else body["results"]
     assert [each["index"] for each in found] == order, str(request)
     key = "score" if is_tei else "relevance_score"
