@@ -26,6 +26,7 @@ from tests.support.scoring import (
     PROMPTED,
     QUERY,
     UNTYPED,
+    Scores,
     floats,
 )
 from tests.support.served import Gate, bits
@@ -99,7 +100,7 @@ def test_requests_of_all_kinds_at_once(
     pieces = sum(len(truth) for *_, truth in cases)
     assert batches < pieces / 2
     for reply, (path, body, read, truth) in zip(found, cases, strict=True):
-        assert bits(read(reply)) == bits(truth), (path, body)
+        assert Scores(read(reply)) == Scores(truth), (path, body)
 
 
 def test_a_cached_pair_is_not_another_one(folders: dict[str, Path]) -> None:
@@ -120,7 +121,7 @@ def test_a_cached_pair_is_not_another_one(folders: dict[str, Path]) -> None:
         assert np.abs(truth[i] - truth[j]).max() > 0.01
     with in_thread(folders[CLASSIFIER], cache_bytes=1 << 20) as server:
         for _ in range(2):
-            assert bits(np.stack([ask(server, [one])[0] for one in inputs])) == bits(truth)
+            assert Scores(np.stack([ask(server, [one])[0] for one in inputs])) == Scores(truth)
         assert server.metric("nomicbert_cache_hits_total") == 3
         assert server.metric("nomicbert_cache_misses_total") == 3
 
@@ -161,7 +162,7 @@ def test_a_pair_that_cannot_be_computed(
         found = [reply.result() for reply in replies]
     assert [reply.status for reply in found] == [200, 500, 424, 500, 500, 200]
     for reply in (found[0], found[-1]):
-        assert bits(ranked(reply)) == bits(wanted)
+        assert Scores(ranked(reply)) == Scores(wanted)
     assert list(found[1].json) == ["message"]
     assert found[2].json["error_type"] == "Backend"
     assert found[3].json["error"]["type"] == "server_error"

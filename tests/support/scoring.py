@@ -10,6 +10,7 @@ from torch import nn
 
 from tests.support.module_folders import build_modular_reranker, change
 from tests.support.rerankers import build_reranker
+from tests.support.sameness import HAS_ONEDNN
 from tests.support.served import tiny
 from tests.support.vocabularies import SENTENCES, WORDS
 
@@ -28,6 +29,8 @@ LONG = " ".join(WORDS * 9)
 DOCUMENTS = [*SENTENCES, "", LONG, SENTENCES[1], "the river is long " * 5, "x " + LONG]
 # Of the models with their limit of 96 tokens.
 LIMIT, CUT = 96, 2
+# Of logits of a tiny model in fp32, as in tests/test_cross_encoder.py.
+BOUND = 1e-5
 
 
 def build(where: Path) -> dict[str, Path]:
@@ -56,3 +59,24 @@ def build(where: Path) -> dict[str, Path]:
 def floats(values: Any) -> np.ndarray:
     """Numbers of JSON as fp32: the shortest digits give back every bit."""
     return np.array(values, np.float64).astype(np.float32)
+
+
+class Scores:
+    """Scores that are equal if all bits are.
+
+    Without oneDNN bits depend on the batch: there they are equal within BOUND.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, values: Any) -> None:
+        self.values = np.asarray(values, np.float32)
+
+    def __repr__(self) -> str:
+        return f"Scores({self.values.tolist()})"
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, Scores)
+        if HAS_ONEDNN or self.values.shape != other.values.shape:
+            return np.array_equal(self.values, other.values)
+        return bool(np.abs(self.values - other.values).max(initial=0.0) <= BOUND)

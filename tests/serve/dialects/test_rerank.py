@@ -13,8 +13,7 @@ from torch import nn
 from nomicbert import CrossEncoder
 from tests.support import scoring
 from tests.support.sameness import HAS_ONEDNN
-from tests.support.scoring import CUT, DOCUMENTS, LIMIT, ONE, QUERY, RERANKERS, floats
-from tests.support.served import bits
+from tests.support.scoring import CUT, DOCUMENTS, LIMIT, ONE, QUERY, RERANKERS, Scores, floats
 from tests.support.serving import InThread, Reply, in_thread
 
 PATHS = ["/v1/rerank", "/v2/rerank", "/rerank"]
@@ -59,7 +58,7 @@ def test_scores_and_order_are_those_of_rank(
     truth = CrossEncoder(folders[name]).rank(QUERY, DOCUMENTS, activation_fn=nn.Sigmoid())
     wanted = floats([row["score"] for row in truth])
     results = reply.json["results"]
-    assert bits(floats([item["relevance_score"] for item in results])) == bits(wanted)
+    assert Scores(floats([item["relevance_score"] for item in results])) == Scores(wanted)
     if HAS_ONEDNN:  # without it equal documents of different batches may differ
         assert [item["index"] for item in results] == [row["corpus_id"] for row in truth]
     assert np.ptp(wanted) > 0.01
@@ -118,7 +117,7 @@ def test_documents_in_the_answer(server: InThread, path: str) -> None:
             wanted = {"text": texts[item["index"]]} if shown else None
             assert item.get("document") == wanted
     plain = scores(ask(server, path, documents=texts))
-    assert bits(scores(ask(server, path, documents=documents))) == bits(plain)
+    assert Scores(scores(ask(server, path, documents=documents))) == Scores(plain)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -157,7 +156,7 @@ def test_documents_of_at_most_some_tokens(server: InThread, one: CrossEncoder) -
     documents = [" ".join(words[:count]) for count in (2, 5, 9)]
     reply = ask(server, documents=documents, max_tokens_per_doc=5)
     wanted = one.predict([(QUERY, " ".join(text.split()[:5])) for text in documents])
-    assert bits(scores(reply)) == bits(wanted)
+    assert Scores(scores(reply)) == Scores(wanted)
     assert reply.headers["x-truncated-texts"] == "1"
     assert reply.json["meta"]["warnings"] == [
         f"1 of 3 documents were cut: a document may have {LIMIT} tokens with its query, or 5 "
@@ -168,7 +167,7 @@ def test_documents_of_at_most_some_tokens(server: InThread, one: CrossEncoder) -
         more = {"max_tokens_per_doc": limit, "on_long": "error"}
         assert ask(server, documents=[*documents, scoring.LONG], **more).status == status
     reply = ask(server, documents=documents, max_tokens_per_doc=10**9)
-    assert bits(scores(reply)) == bits(one.predict([(QUERY, text) for text in documents]))
+    assert Scores(scores(reply)) == Scores(one.predict([(QUERY, text) for text in documents]))
 
 
 def test_null_and_unknown_keys(server: InThread) -> None:
@@ -250,7 +249,7 @@ def test_ten_thousand_documents(server: InThread, one: CrossEncoder) -> None:
     if HAS_ONEDNN:  # equal ones in their order
         found = [item["index"] for item in results]
         assert found == [*range(wanted["corpus_id"], 200, 10)]
-    assert bits(floats([item["relevance_score"] for item in results])) == bits(
+    assert Scores(floats([item["relevance_score"] for item in results])) == Scores(
         floats([wanted["score"]] * 20)
     )
     everything = ask(server, documents=documents).json["results"]

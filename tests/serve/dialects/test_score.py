@@ -12,8 +12,7 @@ from torch import nn
 
 from nomicbert import CrossEncoder
 from tests.support import scoring
-from tests.support.scoring import LIMIT, LONG, ONE, QUERY, RERANKERS, floats
-from tests.support.served import bits
+from tests.support.scoring import LIMIT, LONG, ONE, QUERY, RERANKERS, Scores, floats
 from tests.support.serving import InThread, Reply, in_thread
 from tests.support.vocabularies import SENTENCES
 
@@ -49,11 +48,11 @@ def test_scores_are_those_of_predict(
     model = CrossEncoder(folders[name])
     pairs = [(QUERY, text) for text in TEXTS]
     body: dict[str, Any] = {"model": name, "text_1": QUERY, "text_2": TEXTS}
-    assert bits(scores(server.call(path, body))) == bits(model.predict(pairs))
+    assert Scores(scores(server.call(path, body))) == Scores(model.predict(pairs))
     for value, activation in ((False, nn.Identity()), (True, None), (None, None)):
         wanted = model.predict(pairs, activation_fn=activation)
         found = scores(server.call(path, body | {"use_activation": value}))
-        assert bits(found) == bits(wanted)
+        assert Scores(found) == Scores(wanted)
 
 
 @pytest.mark.parametrize(("first", "second"), SIDES)
@@ -63,12 +62,12 @@ def test_sides(server: InThread, folders: dict[str, Path], first: str, second: s
     def ask(a: Any, b: Any) -> np.ndarray:
         return scores(server.call("/score", {first: a, second: b}))
 
-    assert bits(ask(QUERY, "a")) == bits(model.predict([(QUERY, "a")]))
+    assert Scores(ask(QUERY, "a")) == Scores(model.predict([(QUERY, "a")]))
     wanted = model.predict([(QUERY, text) for text in TEXTS])
-    assert bits(ask([QUERY], TEXTS)) == bits(wanted)
+    assert Scores(ask([QUERY], TEXTS)) == Scores(wanted)
     paired = list(zip(TEXTS, reversed(TEXTS), strict=True))
-    assert bits(ask(TEXTS, TEXTS[::-1])) == bits(model.predict(paired))
-    assert bits(ask(["a"], "b")) == bits(model.predict([("a", "b")]))
+    assert Scores(ask(TEXTS, TEXTS[::-1])) == Scores(model.predict(paired))
+    assert Scores(ask(["a"], "b")) == Scores(model.predict([("a", "b")]))
 
 
 def test_keys_of_an_answer(server: InThread, folders: dict[str, Path]) -> None:
@@ -94,7 +93,7 @@ def test_long_pairs(server: InThread, folders: dict[str, Path]) -> None:
     pairs = [(QUERY, "a"), (QUERY, LONG)]
     for limit, own in ((-1, LIMIT), (LIMIT, LIMIT), (30, 30)):
         reply = server.call("/score", body | {"truncate_prompt_tokens": limit})
-        assert bits(scores(reply)) == bits(model.predict(pairs, max_length=own))
+        assert Scores(scores(reply)) == Scores(model.predict(pairs, max_length=own))
         assert reply.headers["x-truncated-texts"] == "1"
         assert reply.json["usage"]["truncated_texts"] == 1
     assert scores(server.call("/score", body | {"on_long": "end"})).shape == (2,)

@@ -25,9 +25,9 @@ from tests.support.scoring import (
     QUERY,
     RAW,
     UNTYPED,
+    Scores,
     floats,
 )
-from tests.support.served import bits
 from tests.support.serving import InThread, Reply, in_thread
 
 CUTS = "ignore:.*were longer than"
@@ -76,7 +76,7 @@ def test_rerank(server: InThread, folders: dict[str, Path]) -> None:
         truth = model.rank(QUERY, DOCUMENTS, activation_fn=activation)
         if HAS_ONEDNN:  # without it equal texts of different batches may differ
             assert [item["index"] for item in reply.json] == [row["corpus_id"] for row in truth]
-        assert bits(floats([item["score"] for item in reply.json])) == bits(
+        assert Scores(floats([item["score"] for item in reply.json])) == Scores(
             floats([row["score"] for row in truth])
         )
         assert all(set(item) == {"index", "score"} for item in reply.json)
@@ -97,9 +97,9 @@ def test_other_rerankers(folders: dict[str, Path], name: str) -> None:
     with in_thread(folders[name]) as server:
         for raw, activation in ((False, SIGMOID), (True, IDENTITY)):
             wanted = model.predict(PAIRS, activation_fn=activation)
-            assert bits(scores(rerank(server, raw_scores=raw))) == bits(wanted)
+            assert Scores(scores(rerank(server, raw_scores=raw))) == Scores(wanted)
         (found,) = logits(predict(server, [[QUERY, "a"]]))
-        assert bits(found) == bits(model.predict([(QUERY, "a")], activation_fn=SIGMOID))
+        assert Scores(found) == Scores(model.predict([(QUERY, "a")], activation_fn=SIGMOID))
 
 
 @pytest.mark.filterwarnings(CUTS)
@@ -107,9 +107,9 @@ def test_predict(server: InThread, folders: dict[str, Path]) -> None:
     model = CrossEncoder(folders[CLASSIFIER])
     raw = predict(server, PAIRS, raw_scores=True)
     wanted = model.predict(PAIRS, activation_fn=IDENTITY)
-    assert bits(logits(raw)) == bits(wanted)
+    assert Scores(logits(raw)) == Scores(wanted)
     soft = predict(server, PAIRS)
-    assert bits(logits(soft)) == bits(model.predict(PAIRS, apply_softmax=True))
+    assert Scores(logits(soft)) == Scores(model.predict(PAIRS, apply_softmax=True))
     for reply in (raw, soft):
         for row in reply.json:
             assert [set(item) for item in row] == [{"score", "label"}] * 3
@@ -130,14 +130,14 @@ def test_forms_of_inputs(server: InThread, folders: dict[str, Path]) -> None:
         assert [item["label"] for item in row] == ["LABEL_0", "LABEL_1", "LABEL_2"]
         return floats([item["score"] for item in row])
 
-    pair = bits(model.predict((QUERY, "a fox"), activation_fn=IDENTITY))
-    assert bits(ask([QUERY, "a fox"])) == pair
-    assert bits(ask([[QUERY, "a fox"]], 0)) == pair
-    assert bits(ask([[QUERY, "a fox"], ["b"]], 0)) == pair
+    pair = Scores(model.predict((QUERY, "a fox"), activation_fn=IDENTITY))
+    assert Scores(ask([QUERY, "a fox"])) == pair
+    assert Scores(ask([[QUERY, "a fox"]], 0)) == pair
+    assert Scores(ask([[QUERY, "a fox"], ["b"]], 0)) == pair
     text = ask("a fox")
-    assert bits(ask(["a fox"])) == bits(text)
-    assert bits(ask([["a fox"]], 0)) == bits(text)
-    assert bits(ask([["b", "c"], ["a fox"]], 1)) == bits(text)
+    assert Scores(ask(["a fox"])) == Scores(text)
+    assert Scores(ask([["a fox"]], 0)) == Scores(text)
+    assert Scores(ask([["b", "c"], ["a fox"]], 1)) == Scores(text)
     ids, _ = model.tokenizer.encode(["a fox"], LIMIT)
     truth = model.model(torch.tensor(ids)).logits.detach().numpy()[0]
     np.testing.assert_allclose(text, truth, atol=1e-5)
