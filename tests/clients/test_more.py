@@ -127,8 +127,10 @@ def test_langchain_nomic(run: Run, embedder: Embedder) -> None:
 def test_langchain_huggingface(run: Run, embedder: Embedder) -> None:
     answers = run("langchain_huggingface")
     check_vectors(answers, LANGCHAIN_HUGGINGFACE, embedder)
-    # its own fault, see docs/clients.md
-    assert answers.error("address")["error"] == "ValidationError"
+    # its own fault: it takes no address
+    error = answers.error("address")
+    assert error["error"] == "ValidationError"
+    assert "must be a HuggingFace repo ID, not a URL" in error["message"]
 
 
 def test_llama_index(run: Run, embedder: Embedder) -> None:
