@@ -110,7 +110,7 @@ NAMED: dict[str, st.SearchStrategy[Any]] = {
     "inputs": INPUTS,
     "texts": st.lists(TEXT, max_size=4),
     "ids": st.one_of(IDS, st.lists(IDS, max_size=3)),
-    "model": st.sampled_from([MODEL, MODEL, MODEL, MODEL, RERANKER, "other"]),
+    "model": st.sampled_from([MODEL, MODEL, MODEL, RERANKER, "other", ""]),
     "prompt_name": st.sampled_from(["search_query", "clustering", "none"]),
     "task_type": st.sampled_from(["search_query", "search_document", "none", ""]),
     "dimensions": st.sampled_from([1, 8, 64, 65, 0]),
@@ -199,9 +199,38 @@ def of_struct(struct: type[msgspec.Struct]) -> st.SearchStrategy[dict[str, Any]]
     """Right objects, whose optional keys may be missing."""
     kind = msgspec.inspect.type_info(struct)
     assert isinstance(kind, msgspec.inspect.StructType)
+    if struct in OWN:
+        return OWN[struct]
     needed = {f.encode_name: of_type(f.type, f.encode_name) for f in kind.fields if f.required}
     others = {f.encode_name: of_type(f.type, f.encode_name) for f in kind.fields if not f.required}
     return st.fixed_dictionaries(needed, optional=others)
+
+
+# Bodies that are seldom right if every field is drawn by itself.
+RERANKERS = st.sampled_from([RERANKER, RERANKER, None, MODEL])
+TEXTS = st.lists(TEXT, min_size=1, max_size=4)
+OWN: dict[type[msgspec.Struct], st.SearchStrategy[dict[str, Any]]] = {
+    score.ScoreRequest: st.sampled_from(score.SIDES).flatmap(
+        lambda sides: st.fixed_dictionaries(
+            {sides[0]: TEXT, sides[1]: st.one_of(TEXT, TEXTS)},
+            optional={
+                "model": RERANKERS,
+                "truncate_prompt_tokens": st.sampled_from([-1, 4, 64, None]),
+                "use_activation": st.one_of(st.booleans(), st.none()),
+            },
+        )
+    ),
+    tei_rerank.PredictRequest: st.fixed_dictionaries(
+        {
+            "inputs": st.one_of(
+                TEXT,
+                st.lists(TEXT, min_size=1, max_size=2),
+                st.lists(st.lists(TEXT, min_size=1, max_size=2), min_size=1, max_size=4),
+            )
+        },
+        optional={"raw_scores": st.booleans(), "truncate": st.booleans()},
+    ),
+}
 
 
 @st.composite

@@ -77,15 +77,15 @@ def test_a_measured_budget(folders: dict[str, Path], monkeypatch: pytest.MonkeyP
 def test_ids_and_boundaries(served: dict[str, ServedScorer]) -> None:
     model = served[CLASSIFIER]
     pairs = [("a fox", "dog"), ("", ""), (LONG, "x"), ("x", LONG)]
-    made = tokenise_pairs(want(model, [pairs[0], "a fox", *pairs[1:], LONG]))
+    made = tokenise_pairs(want(model, [LONG, pairs[0], "a fox", *pairs[1:]]))
     ids, types, cut = model.tokenizer.encode_pairs(pairs, 96)
     texts, _ = model.tokenizer.encode(["a fox", LONG], 96)
-    assert made.job.pieces == [ids[0], texts[0], *ids[1:], texts[1]]
+    assert made.job.pieces == [texts[1], ids[0], texts[0], *ids[1:]]
     counts = [kinds.count(0) for kinds in types]
-    assert made.job.splits == [counts[0], len(texts[0]), *counts[1:], 96]
+    assert made.job.splits == [96, counts[0], len(texts[0]), *counts[1:]]
     assert counts[0] < len(ids[0])
     assert cut == [2, 3]
-    assert made.cut == [3, 4, 5]
+    assert made.cut == [0, 4, 5]
     assert made.lengths == list(map(len, made.job.pieces))
     assert (made.job.finish, made.job.join, made.job.group.skipped) == (None, None, 0)
 

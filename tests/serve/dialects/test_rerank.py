@@ -74,7 +74,7 @@ def test_raw_scores_are_logits(server: InThread, one: CrossEncoder, path: str) -
     pairs = [(QUERY, document) for document in DOCUMENTS]
     for raw, activation in ((True, nn.Identity()), (False, nn.Sigmoid()), (None, nn.Sigmoid())):
         wanted = one.predict(pairs, activation_fn=activation)
-        assert bits(scores(ask(server, path, raw_scores=raw))) == bits(np.asarray(wanted)), raw
+        assert Scores(scores(ask(server, path, raw_scores=raw))) == Scores(wanted), raw
     best = ask(server, path, raw_scores=True).json["results"]
     order = [item["index"] for item in ask(server, path).json["results"]]
     assert [item["index"] for item in best] == order
