@@ -6,6 +6,7 @@ for the engine.
 """
 
 import asyncio
+import datetime
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,7 @@ class Service:
 
     Attributes:
         settings, names, metrics: of this server.
+        started: when it started, UTC.
         loaded, engine: once the models are ready.
         draining: SIGTERM has come; requests are still answered.
         stopping: no more requests are answered.
@@ -62,6 +64,7 @@ class Service:
         """Nothing is loaded yet."""
         self.settings = settings
         self.names = names
+        self.started = datetime.datetime.now(datetime.timezone.utc)
         self.metrics = Metrics(routes, names.primary)
         self.loaded: Loaded | None = None
         self.engine: Engine | None = None

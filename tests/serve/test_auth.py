@@ -41,7 +41,9 @@ def test_every_route_but_health_needs_a_key(server: InThread, page: object) -> N
     elif page.dialect.name == "nomic":
         assert found["detail"][0]["type"] == "unauthorized"
     elif page.dialect.name == "cohere":
-        assert "API key" in found["message"]
+        assert "authorization: Bearer KEY" in found["message"]
+    elif page.dialect.name == "ollama":
+        assert "authorization: Bearer KEY" in found["error"]
     else:
         assert found["error"]["type"] == "unauthorized"
 

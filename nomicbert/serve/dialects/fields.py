@@ -5,6 +5,7 @@ Where in the flow: a dialect's struct -> the fields of a Wanted.
 
 from collections.abc import Sequence
 
+from nomicbert.runtime import hosted
 from nomicbert.serve.http.exchange import Exchange
 from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.pairs import PairPolicy
@@ -94,6 +95,15 @@ def as_prompt(model: ServedModel, name: str | None, field: str) -> str:
         raise Problem(Reason.INVALID, str(error).replace("prompt_name", field), field) from error
 
 
+def task_prompt(model: ServedEmbedder, task: str, field: str) -> str:
+    """The prompt of one of nomic's task types; see `hosted.task_prompt_name`.
+
+    Raises: Problem: the checkpoint has no prompt for this task.
+    """
+    name = hosted.task_prompt_name(model.embedder.prompts, task)
+    return "" if name is None else as_prompt(model, name, field)
+
+
 def as_policy(
     exchange: Exchange, settings: ServeSettings, given: str | None, default: OnLong
 ) -> OnLong:
@@ -150,6 +160,17 @@ def as_limit(model: ServedEmbedder, given: int | None, field: str) -> int:
             Reason.INVALID, f"`{field}` must be {least} to {model.max_length}, not {given}", field
         )
     return given
+
+
+def lowered_limit(model: ServedEmbedder, given: int | None, field: str) -> int:
+    """Tokens per text: the model's, or the request's if that is less.
+
+    Raises: Problem: no room for a token.
+    """
+    least = model.tokenizer.shortest
+    if given is not None and given < least:
+        raise Problem(Reason.INVALID, f"`{field}` must be at least {least}, not {given}", field)
+    return model.max_length if given is None else min(given, model.max_length)
 
 
 def refuse_ids(inputs: Sequence[str] | Sequence[list[int]], field: str) -> list[str]:

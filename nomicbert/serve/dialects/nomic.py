@@ -13,12 +13,11 @@ from torch import Tensor
 
 from nomicbert.runtime import hosted
 from nomicbert.runtime.hosted import MOST_TOKENS, SEARCH_DOCUMENT, LongTextMode
-from nomicbert.serve.dialects.fields import as_finish, as_inputs, as_policy, as_prompt
+from nomicbert.serve.dialects.fields import as_finish, as_inputs, as_policy, task_prompt
 from nomicbert.serve.http.answers import Answer, as_json, listed, numbers
 from nomicbert.serve.http.endpoint import Dialect
 from nomicbert.serve.http.exchange import Exchange, decode
 from nomicbert.serve.http.problems import Problem, Reason
-from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import OnLong
 from nomicbert.serve.tokens import Wanted
@@ -136,15 +135,6 @@ async def sagemaker(service: Service, exchange: Exchange, body: SagemakerRequest
 
     content = await listed(embedded.rows, item, b'{"embeddings":[', b"]}")
     return Answer(content, headers=embedded.headers)
-
-
-def task_prompt(model: ServedEmbedder, task: str, field: str) -> str:
-    """The prompt of one of nomic's task types; see `hosted.task_prompt_name`.
-
-    Raises: Problem: the checkpoint has no prompt for this task.
-    """
-    name = hosted.task_prompt_name(model.embedder.prompts, task)
-    return "" if name is None else as_prompt(model, name, field)
 
 
 async def user(_service: Service, _exchange: Exchange) -> Answer:

@@ -12,7 +12,14 @@ from typing import Any
 import msgspec
 
 from nomicbert import __version__
-from nomicbert.serve.dialects import nomic, openai, openapi_rerank, tei, tei_tokens
+from nomicbert.serve.dialects import (
+    nomic,
+    openai,
+    openapi_more,
+    openapi_rerank,
+    tei,
+    tei_tokens,
+)
 from nomicbert.serve.dialects.fields import POLICIES
 from nomicbert.serve.http.answers import Answer, as_json
 from nomicbert.serve.http.exchange import Exchange
@@ -82,6 +89,7 @@ BODIES: dict[str, tuple[type[msgspec.Struct], str, dict[str, Any]]] = {
         "Text of token ids (TEI)",
         {"type": "array", "items": STRING},
     ),
+    **openapi_more.BODIES,
     **openapi_rerank.BODIES,
 }
 # path -> schema of the body in place of its struct's
@@ -94,6 +102,7 @@ PLAIN = {
     "/info": "Facts about the first model",
     "/health/live": "Whether the server lives",
     "/health/ready": "Whether the server is ready",
+    **openapi_more.PLAIN,
 }
 # Statuses besides 200; each with a JSON body.
 STATUSES = ("400", "401", "404", "408", "412", "413", "415", "422", "424", "429", "500", "503")
@@ -229,6 +238,13 @@ def _narrowed(components: dict[str, Any], facts: Facts) -> None:
         # a mean of unit vectors is one
         wrong = {"normalize": {"const": False}, "on_long": {"const": "mean"}}
         components[name]["not"] = {"properties": wrong, "required": [*wrong]}
+    unit = {"normalize": {"const": False}, "embed_dtype": {"enum": ["int8", "uint8"]}}
+    other = components["EmbeddingsRequest"]["not"]
+    components["EmbeddingsRequest"]["not"] = {
+        "anyOf": [other, {"properties": unit, "required": [*unit]}]
+    }
+    shortest = facts.lengths[0] if facts.lengths is not None else 1
+    openapi_more.narrow(components, facts.names, facts.prompts, width, shortest)
 
 
 def _ids(facts: Facts) -> dict[str, Any]:

@@ -41,7 +41,7 @@ RESULTS: Schema = {
                 "type": "object",
                 "properties": {
                     "index": {"type": "integer"},
-                    "relevance_score": {"type": "number", "minimum": 0, "maximum": 1},
+                    "relevance_score": NUMBER,
                     "document": {"type": "object", "properties": {"text": STRING}},
                 },
                 "required": ["index", "relevance_score"],

@@ -1,9 +1,9 @@
-"""Reranking as Cohere, Jina and vLLM have it: POST /v1/rerank, /v2/rerank, and /rerank.
+"""Reranking as Cohere, Jina, vLLM and Infinity have it: POST /v1/rerank, /v2/rerank, and /rerank.
 
-Source: the Python client cohere 7.3, Jina's and vLLM's API references. Scores are the sigmoid of
-the logits, so between 0 and 1 whatever the checkpoint's activation. The answer has the keys of all
-three protocols. `max_chunks_per_doc` is ignored: a document is scored as a whole. Ours in addition:
-`on_long`.
+Source: the Python clients cohere 7.3 and infinity_client 0.0.78, Jina's and vLLM's API references.
+Scores are the sigmoid of the logits, so between 0 and 1 whatever the checkpoint's activation; with
+Infinity's `raw_scores` the logits. The answer has the keys of all these protocols.
+`max_chunks_per_doc` is ignored: a document is scored as a whole. Ours in addition: `on_long`.
 """
 
 import msgspec
@@ -44,6 +44,7 @@ class DocumentsRequest(msgspec.Struct):
     model: str | None = None
     top_n: int | None = None
     return_documents: bool | None = None
+    raw_scores: bool | None = None
     max_tokens_per_doc: int | None = None
     on_long: str | None = None
 
@@ -96,7 +97,8 @@ async def documents(
             echoed=sum(map(len, texts)) if with_text else 0,
         ),
     )
-    scores = probabilities(scored.logits)[:, 0]
+    logits = scored.logits
+    scores = (logits if body.raw_scores else probabilities(logits))[:, 0]
     values, order = scores.numpy(), ranking(scores)[: body.top_n]
 
     def item(place: int, _row: Tensor) -> object:

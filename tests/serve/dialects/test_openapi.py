@@ -94,3 +94,40 @@ def test_refusals_are_described(document: dict[str, Any]) -> None:
     for path, item in document["paths"].items():
         for operation in item.values():
             assert set(operation["responses"]) >= {"200", "401", "429", "503"}, path
+
+
+def test_what_the_structs_of_cohere_and_ollama_cannot_say(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    null = {"type": "null"}
+    texts = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+    cohere = schemas["CohereEmbedRequest"]
+    one, other = cohere["anyOf"]  # texts, or inputs
+    assert one == {"properties": {"texts": texts, "inputs": null}, "required": ["texts"]}
+    assert other["required"] == ["inputs"]
+    assert other["properties"]["texts"] == null
+    inputs = {"$ref": "#/components/schemas/CohereInput"}
+    assert other["properties"]["inputs"] == {"type": "array", "items": inputs, "minItems": 1}
+    fields = cohere["properties"]
+    assert fields["images"] == null
+    assert fields["truncate"] == {"anyOf": [{"enum": ["NONE", "END"]}, null]}
+    assert fields["model"] == {"anyOf": [{"enum": [MODEL]}, null]}
+    assert fields["output_dimension"]["anyOf"][0]["maximum"] == WIDTH
+    assert fields["max_tokens"]["anyOf"][0] == {"type": "integer", "minimum": 3}
+    (kinds,) = (kind for kind in fields["embedding_types"]["anyOf"] if kind != null)
+    assert kinds["minItems"] == 1
+    assert set(kinds["items"]["enum"]) == {
+        "float", "int8", "uint8", "binary", "ubinary", "base64"
+    }  # fmt: skip
+    content = schemas["CohereInput"]["properties"]["content"]
+    assert (content["minItems"], content["maxItems"]) == (1, 1)
+    assert schemas["CohereContent"]["required"] == ["type", "text"]
+    known = {"enum": [MODEL, f"{MODEL}:latest"]}
+    for name in ("OllamaEmbedRequest", "OllamaEmbeddingsRequest"):
+        assert schemas[name]["properties"]["model"] == known
+        assert schemas[name]["required"] == ["model"]
+    # nothing to embed is right there
+    assert schemas["OllamaEmbedRequest"]["properties"]["input"]["anyOf"][1:] == [
+        {"type": "array", "items": {"type": "string"}}, null,
+    ]  # fmt: skip
+    wrong = schemas["EmbeddingsRequest"]["not"]["anyOf"]
+    assert {"enum": ["int8", "uint8"]} in [each["properties"].get("embed_dtype") for each in wrong]

@@ -68,6 +68,19 @@ def test_scores_and_order_are_those_of_rank(
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.filterwarnings(CUTS)
+def test_raw_scores_are_logits(server: InThread, one: CrossEncoder, path: str) -> None:
+    """Infinity's key."""
+    pairs = [(QUERY, document) for document in DOCUMENTS]
+    for raw, activation in ((True, nn.Identity()), (False, nn.Sigmoid()), (None, nn.Sigmoid())):
+        wanted = one.predict(pairs, activation_fn=activation)
+        assert Scores(scores(ask(server, path, raw_scores=raw))) == Scores(wanted), raw
+    best = ask(server, path, raw_scores=True).json["results"]
+    order = [item["index"] for item in ask(server, path).json["results"]]
+    assert [item["index"] for item in best] == order
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_the_first_reranker_is_the_default(server: InThread, path: str) -> None:
     reply = ask(server, path)
     assert reply.json["model"] == ONE
