@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route, compile_path
 from starlette.types import Receive, Scope, Send
 
-from nomicbert.serve.dialects import health, ndjson, nomic, openai, openapi, tei, tei_tokens
+from nomicbert.serve.dialects import health, ndjson, nomic, openai, openapi, pages, tei, tei_tokens
 from nomicbert.serve.http.endpoint import Dialect, Endpoint, Handler
 from nomicbert.serve.http.exchange import Bodies, Exchange
 from nomicbert.serve.http.problems import Problem, Reason
@@ -67,10 +67,13 @@ PAGES: Sequence[Page] = (
     Page("GET", "/health/live", health.DIALECT, health.live, is_open=True),
     Page("GET", "/health/ready", health.DIALECT, health.ready, is_open=True),
     Page("GET", "/health", health.DIALECT, health.health, is_open=True),
-    Page("GET", "/", health.DIALECT, health.health),
+    Page("GET", "/", health.DIALECT, pages.root, is_open=True),  # it checks the key of a probe
     Page("GET", "/ping", health.DIALECT, health.health),
     Page("GET", "/metrics", health.DIALECT, health.metrics),
     Page("GET", "/openapi.json", health.DIALECT, openapi.document),
+    Page("GET", "/try", pages.DIALECT, pages.start, is_open=True),
+    Page("GET", "/docs", pages.DIALECT, pages.docs, is_open=True),
+    Page("GET", "/pages/{name}", pages.DIALECT, pages.file, is_open=True),
 )
 
 
