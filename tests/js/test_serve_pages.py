@@ -55,14 +55,20 @@ def encode(embedder: Embedder, texts: list[str], prompt: str, **keywords: Any) -
     return np.asarray(embedder.encode(texts, prompt_name=prompt, **keywords))
 
 
-def test_the_start_page(server: InThread, embedder: Embedder) -> None:
-    found = use(server, "start", text=TEXT, texts=TEXTS)
+@pytest.fixture(scope="module")
+def started(server: InThread) -> dict[str, Any]:
+    """What was seen on the start page."""
+    return use(server, "start", text=TEXT, texts=TEXTS)
+
+
+def test_the_start_page(started: dict[str, Any]) -> None:
+    found = started
     assert found["seen"]["console"] == []
     assert set(found["seen"]["statuses"]) == {"200"}
     known = found["known"]
     assert known["models"] == [MODEL]
     assert known["facts"] == f"{WIDTH} dimensions, texts of up to 256 tokens"
-    assert known["prompts"][0] == "the server’s default"
+    assert known["prompts"][0] == "the server's default"
     assert sorted(line.split(" ")[0] for line in known["prompts"][1:]) == PROMPTS
     assert known["prompt"] == "search_query"
     assert "search_query (“search_query:”)" in known["prompts"]
@@ -71,9 +77,10 @@ def test_the_start_page(server: InThread, embedder: Embedder) -> None:
     assert known["unnamed"] == found["after"] == []
 
 
-def test_a_text_is_embedded(server: InThread, embedder: Embedder) -> None:
-    found = use(server, "start", text=TEXT, texts=TEXTS)
-    embed = found["embed"]
+def test_a_text_is_embedded(
+    server: InThread, embedder: Embedder, started: dict[str, Any]
+) -> None:
+    embed, cut = started["embed"], started["cut"]
     (vector,) = encode(embedder, [TEXT], "search_query", normalize_embeddings=True)
     assert embed["Dimensions"] == str(WIDTH)
     first = [float(value) for value in embed["First values"].split()[:-1]]
@@ -89,15 +96,14 @@ def test_a_text_is_embedded(server: InThread, embedder: Embedder) -> None:
     reply = server.call("/v1/embeddings", body)
     assert embed["Fingerprint"] == reply.headers["x-embedding-fingerprint"]
     assert embed["Time"].endswith(" ms, the way included")
-    assert found["cut"]["Dimensions"] == "16"
-    (cut,) = encode(embedder, [TEXT], "search_query", matryoshka_dim=16)
-    first = [float(value) for value in found["cut"]["First values"].split()[:-1]]
-    np.testing.assert_allclose(first, cut[:8], rtol=0, atol=5.1e-5)
+    assert cut["Dimensions"] == "16"
+    (vector,) = encode(embedder, [TEXT], "search_query", matryoshka_dim=16)
+    first = [float(value) for value in cut["First values"].split()[:-1]]
+    np.testing.assert_allclose(first, vector[:8], rtol=0, atol=5.1e-5)
 
 
-def test_texts_are_compared_and_ranked(server: InThread, embedder: Embedder) -> None:
-    found = use(server, "start", text=TEXT, texts=TEXTS)
-    compare, rank = found["compare"], found["rank"]
+def test_texts_are_compared_and_ranked(embedder: Embedder, started: dict[str, Any]) -> None:
+    compare, rank = started["compare"], started["rank"]
     rows = np.asarray(embedder.encode(TEXTS, prompt="", normalize_embeddings=True))
     wanted = (rows.astype(np.float64) @ rows.T.astype(np.float64)).ravel()
     cells = np.array([float(cell) for cell in compare["cells"]])

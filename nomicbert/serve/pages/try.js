@@ -53,7 +53,7 @@ function chooseModel() {
       const text = model.prompts[name];
       return element('option', { value: name }, text ? `${name} (“${text.trim()}”)` : name);
     });
-    select.replaceChildren(element('option', { value: '' }, 'the server’s default'), ...options);
+    select.replaceChildren(element('option', { value: '' }, "the server's default"), ...options);
     const meant = names.find((name) => SIDES[select.dataset.side].test(name)) ?? '';
     select.value = before && names.includes(before) ? before : meant;
   }
