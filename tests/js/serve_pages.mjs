@@ -251,7 +251,7 @@ const SCENARIOS = {
       busy
         ? route.fulfill({
             status: 429,
-            headers: { 'retry-after': '2', 'x-request-id': 'the-id' },
+            headers: { 'retry-after': '5', 'x-request-id': 'the-id' },
             json: { error: { message: 'too much waits <i>' } },
           })
         : route.continue(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -165,7 +166,7 @@ def test_errors_are_readable(server: InThread) -> None:
     assert "256" in found["long"]
     assert "status 400, request " in found["long"]
     assert "The server is busy.too much waits <i>status 429, request the-id" in found["first"]
-    assert "Try again in 2 s." in found["first"]
+    assert re.search(r"Try again in \d s\.", found["first"])
     assert found["disabled"]
     assert "Try again now." in found["last"]
     assert found["hidden"]
@@ -185,12 +186,14 @@ def test_the_api_page(server: InThread) -> None:
     assert set(found["routes"]) == {
         method + path for path, item in described.items() for method in item
     }
-    assert found["groups"] == ["OpenAI", "nomic", "TEI", "health"]
+    assert {"OpenAI", "nomic", "TEI", "health"} <= set(found["groups"])
     assert found["named"] == ["post/similarity"]
     assert {"post/embed", "get/info"} <= set(found["routes"])
-    assert set(found["sent"].values()) == {"200 OK"}  # every example is answered
+    # every example is answered, but of tasks that this model does not have
+    refused = {route for route, status in found["sent"].items() if status != "200 OK"}
+    assert all(route.endswith("rerank") for route in refused)
     fields = found["fields"]
-    assert fields["input text or list of texts, required"].startswith("at least 1 items; Also")
+    assert fields["input text or list of texts, required"].startswith("not empty; Also")
     assert fields["model one of, required"] == f'"{MODEL}"'
     assert fields["dimensions integer, optional"] == f"1 to {WIDTH}"
     assert fields["encoding_format one of, optional"] == '"base64", "float"; default "float"'

@@ -41,7 +41,10 @@ export function limitsOf(schema, root) {
     const limits = [];
     if (one.enum) limits.push(one.enum.map((value) => JSON.stringify(value)).join(', '));
     if ('minimum' in one || 'maximum' in one) limits.push(between(one.minimum, one.maximum));
-    if ('minItems' in one || 'maxItems' in one) limits.push(`${between(one.minItems, one.maxItems)} items`);
+    if (one.minItems === 1 && one.maxItems === undefined) limits.push('not empty');
+    else if ('minItems' in one || 'maxItems' in one) {
+      limits.push(`${between(one.minItems, one.maxItems)} items`);
+    }
     if (one.type === 'array') limits.push(...limitsOf(one.items, root));
     return limits;
   });
