@@ -78,9 +78,7 @@ def test_the_start_page(started: dict[str, Any]) -> None:
     assert known["unnamed"] == found["after"] == []
 
 
-def test_a_text_is_embedded(
-    server: InThread, embedder: Embedder, started: dict[str, Any]
-) -> None:
+def test_a_text_is_embedded(server: InThread, embedder: Embedder, started: dict[str, Any]) -> None:
     embed, cut = started["embed"], started["cut"]
     (vector,) = encode(embedder, [TEXT], "search_query", normalize_embeddings=True)
     assert embed["Dimensions"] == str(WIDTH)
