@@ -140,6 +140,7 @@ const SCENARIOS = {
       tokens: await result.locator('.tokens li').allTextContents(),
       images: await page.locator('img').count(),
     };
+    await page.locator('#tab-compare').click();
     await page.locator('#compare .prompt').selectOption('');
     const matrix = await succeed(page, 'compare', { texts: options.texts.join('\n') });
     const compare = {
