@@ -149,6 +149,7 @@ const SCENARIOS = {
       heads: await matrix.locator('tbody th').allTextContents(),
       colours: await matrix.locator('td[title]').evaluateAll((all) => new Set(all.map((one) => getComputedStyle(one).backgroundColor)).size),
     };
+    await page.locator('#tab-rerank').click();
     const rank = {
       note: await page.locator('#no-reranker').isVisible(),
       ...(await ranked(await succeed(page, 'rerank', { query: options.text, documents: options.texts.join('\n') }))),
@@ -195,6 +196,24 @@ const SCENARIOS = {
     await page.locator('#rerank .result').waitFor(WAIT);
     const instead = await ranked(page.locator('#rerank .result'));
     return { known, sent, found, message, instead };
+  },
+
+  /** Two models: each with its own prompts; tokens are those of the first model's tokenizer. */
+  async several(browser) {
+    const page = await open(browser, '/try');
+    await loaded(page);
+    const found = {};
+    for (const model of await options_of(page, '#model')) {
+      await page.locator('#model').selectOption(model);
+      const result = await succeed(page, 'embed', { text: 'a' });
+      found[model] = {
+        facts: await page.locator('#facts').textContent(),
+        prompts: (await options_of(page, '#embed .prompt')).length - 1,
+        dimensions: (await pairs(result)).Dimensions,
+        tokens: await result.locator('.tokens li').count(),
+      };
+    }
+    return { found };
   },
 
   /** The tabs by keyboard. */

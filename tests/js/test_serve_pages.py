@@ -13,6 +13,7 @@ import pytest
 
 from nomicbert import Embedder
 from nomicbert.serve.dialects import pages
+from tests.support.checkpoints import build_checkpoint
 from tests.support.javascript import TESTS, browser, cosines, node
 from tests.support.served import MODEL, WIDTH, embedder_of, tiny
 from tests.support.serving import InThread, in_thread
@@ -94,7 +95,7 @@ def test_a_text_is_embedded(server: InThread, embedder: Embedder, started: dict[
     body = {"model": MODEL, "input": TEXT, "prompt_name": "search_query"}
     reply = server.call("/v1/embeddings", body)
     assert embed["Fingerprint"] == reply.headers["x-embedding-fingerprint"]
-    assert embed["Time"].endswith(" ms, the way included")
+    assert embed["Time"].endswith(" ms round trip")
     assert cut["Dimensions"] == "16"
     (vector,) = encode(embedder, [TEXT], "search_query", matryoshka_dim=16)
     first = [float(value) for value in cut["First values"].split()[:-1]]
@@ -136,6 +137,26 @@ def test_a_reranker(server: InThread) -> None:
     assert "The server refused this.not a <b>re-ranker</b>status 400" in found["message"]
     assert sorted(found["instead"]["texts"]) == sorted(TEXTS[:2])
     assert not complaints(found)
+
+
+def test_several_models(tmp_path_factory: pytest.TempPathFactory) -> None:
+    place = tmp_path_factory.mktemp("several")
+    second = build_checkpoint(place / "second", "e5", num_hidden_layers=1)
+    with in_thread(tiny(place), second, served_model_names=("mine",)) as server:
+        models = server.service.models
+        found = use(server, "several")["found"]
+    ids, _ = models[0].tokenizer.encode(["search_query: a"], 256)
+    first = len(ids[0])
+    wanted = {"mine": models[0], MODEL: models[0], "second": models[1]}
+    assert set(found) == set(wanted)
+    for name, model in wanted.items():
+        assert found[name] == {
+            "facts": f"{model.width} dimensions, texts of up to {model.max_length:,} tokens",
+            "prompts": len(model.embedder.prompts),
+            "dimensions": str(model.width),
+            "tokens": 0 if name == "second" else first,
+        }
+    assert len(models[0].embedder.prompts) != len(models[1].embedder.prompts)
 
 
 def test_tabs_by_keyboard(server: InThread) -> None:
@@ -192,9 +213,10 @@ def test_the_api_page(server: InThread) -> None:
     assert all(route.endswith("rerank") for route in refused)
     fields = found["fields"]
     assert fields["input text or list of texts, required"].startswith("not empty; Also")
-    assert fields["model one of, required"] == f'"{MODEL}"'
+    assert fields["model text, required"] == f'only "{MODEL}"'
     assert fields["dimensions integer, optional"] == f"1 to {WIDTH}"
-    assert fields["encoding_format one of, optional"] == '"base64", "float"; default "float"'
+    formats = 'one of "base64", "float"; default "float"'
+    assert fields["encoding_format text, optional"] == formats
     assert "x-embedding-fingerprint: " in found["headers"]
     assert f"… {WIDTH - 12} more]" in found["answer"]
     body = f'{{"model": "{MODEL}", "input": "it\'\\\'\'s <b>&amp;"}}'

@@ -37,7 +37,7 @@ function route(root, path, method, operation) {
     {},
     element('span', { class: `method ${method}` }, method.toUpperCase()),
     element('code', {}, path),
-    element('span', { class: 'muted' }, operation.summary ?? ''),
+    element('span', { class: 'muted' }, (operation.summary ?? '').replace(` (${operation.tags?.[0]})`, '')),
   );
   const parts = [];
   if (operation.description) parts.push(element('p', {}, operation.description));
@@ -67,7 +67,7 @@ function body(root, schema) {
 /** The example as a command, and the form that sends it. */
 function trial(root, path, schema) {
   const example = schema && JSON.stringify(exampleOf(schema, root), null, 2);
-  const area = element('textarea', { rows: example?.split('\n').length, spellcheck: 'false' });
+  const area = element('textarea', { rows: example && example.split('\n').length + 1, spellcheck: 'false' });
   if (example) area.value = example;
   const curl = element('code');
   const refresh = () => {

@@ -16,7 +16,7 @@ export function bars(vector) {
   const most = Math.max(...vector.map(Math.abs)) || 1;
   const path = (keep) =>
     vector
-      .map((value, i) => (keep(value) ? `M${i} 1v${(-value / most).toFixed(3)}h.85V1z` : ''))
+      .map((value, i) => (keep(value) ? `M${i} 1v${((-0.95 * value) / most).toFixed(3)}h.85V1z` : ''))
       .join('');
   const [low, high] = [Math.min(...vector), Math.max(...vector)].map((one) => one.toFixed(3));
   const caption = `${vector.length} values, from ${low} to ${high}`;
@@ -30,7 +30,7 @@ export function bars(vector) {
   return element('figure', {}, picture, element('figcaption', { class: 'muted' }, caption));
 }
 
-/** A table of cosines; the darker, the closer, from the least of them to 1. */
+/** A table of cosines; more colour is closer, from the least of them to 1. */
 export function heat(texts, cosines) {
   const least = Math.min(...cosines.flat());
   const span = Math.max(1 - least, 1e-6);
@@ -48,7 +48,7 @@ export function heat(texts, cosines) {
   const table = element(
     'table',
     { class: 'heat' },
-    element('caption', { class: 'muted' }, `Cosines, from ${least.toFixed(3)} (light) to 1 (dark)`),
+    element('caption', { class: 'muted' }, `Cosines; more colour is closer, from ${least.toFixed(3)} to 1`),
     element('thead', {}, element('tr', {}, element('td'), ...heading)),
     element('tbody', {}, ...rows),
   );

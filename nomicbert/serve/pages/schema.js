@@ -25,9 +25,11 @@ export function typeOf(schema, root, many = false) {
   return [...new Set(found.map((one) => plainType(one, root, many)))].join(' or ');
 }
 
+const nameOf = (value) => (typeof value === 'string' ? 'text' : typeof value);
+
 function plainType(schema, root, many) {
   const s = many ? 's' : '';
-  if (schema.enum) return 'one of';
+  if (schema.enum) return [...new Set(schema.enum.map(nameOf))].join(' or ');
   if ('const' in schema) return JSON.stringify(schema.const);
   if (schema.type === 'array') return `list${s} of ${typeOf(schema.items, root, true)}`;
   if (schema.type === 'string') return `text${s}`;
@@ -39,7 +41,10 @@ function plainType(schema, root, many) {
 export function limitsOf(schema, root) {
   const found = alternatives(schema, root).flatMap((one) => {
     const limits = [];
-    if (one.enum) limits.push(one.enum.map((value) => JSON.stringify(value)).join(', '));
+    if (one.enum) {
+      const values = one.enum.map((value) => JSON.stringify(value)).join(', ');
+      limits.push(one.enum.length > 1 ? `one of ${values}` : `only ${values}`);
+    }
     if ('minimum' in one || 'maximum' in one) limits.push(between(one.minimum, one.maximum));
     if (one.minItems === 1 && one.maxItems === undefined) limits.push('not empty');
     else if ('minItems' in one || 'maxItems' in one) {

@@ -101,7 +101,7 @@ const linesOf = (text) => text.split('\n').map((line) => line.trim()).filter(Boo
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 const product = (a, b) => sum(a.map((value, i) => value * b[i]));
 const cosine = (a, b) => product(a, b) / Math.sqrt(product(a, a) * product(b, b));
-const time = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms, the way included`;
+const time = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms round trip`;
 
 function facts(pairs) {
   const cells = pairs.flatMap(([name, value]) => [element('dt', {}, name), element('dd', {}, value)]);
