@@ -212,7 +212,7 @@ def test_the_api_page(server: InThread) -> None:
     refused = {route for route, status in found["sent"].items() if status != "200 OK"}
     assert all(route.endswith("rerank") for route in refused)
     fields = found["fields"]
-    assert fields["input text or list of texts, required"].startswith("not empty; Also")
+    assert fields["input text or list of texts, required"].startswith("not empty. Also")
     assert fields["model text, required"] == f'only "{MODEL}"'
     assert fields["dimensions integer, optional"] == f"1 to {WIDTH}"
     formats = 'one of "base64", "float"; default "float"'

@@ -52,10 +52,9 @@ function body(root, schema) {
     const must = field.required ? element('strong', {}, 'required') : 'optional';
     const facts = [...field.limits];
     if (field.byDefault !== null) facts.push(`default ${JSON.stringify(field.byDefault)}`);
-    if (field.description) facts.push(field.description);
     return [
       element('dt', {}, element('code', {}, field.name), ` ${field.type}, `, must),
-      element('dd', {}, facts.join('; ')),
+      element('dd', {}, [facts.join('; '), field.description].filter(Boolean).join('. ')),
     ];
   });
   const found = [element('h3', {}, 'Body'), element('dl', { class: 'fields' }, ...rows)];

@@ -48,12 +48,13 @@ export function heat(texts, cosines) {
   const table = element(
     'table',
     { class: 'heat' },
-    element('caption', { class: 'muted' }, `Cosines; more colour is closer, from ${least.toFixed(3)} to 1`),
     element('thead', {}, element('tr', {}, element('td'), ...heading)),
     element('tbody', {}, ...rows),
   );
+  const caption = `Cosines; more colour is closer, from ${least.toFixed(3)} to 1`;
   // scrolls by keyboard too
-  return element('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Table' }, table);
+  const scroll = { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Cosines' };
+  return element('figure', {}, element('div', scroll, table), element('figcaption', { class: 'muted' }, caption));
 }
 
 /** Documents by falling score; the bar is the score between the least, or 0, and the best. */
