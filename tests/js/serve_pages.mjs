@@ -271,7 +271,7 @@ const SCENARIOS = {
       busy
         ? route.fulfill({
             status: 429,
-            headers: { 'retry-after': '5', 'x-request-id': 'the-id' },
+            headers: { 'retry-after': '9', 'x-request-id': 'the-id' },
             json: { error: { message: 'too much waits <i>' } },
           })
         : route.continue(),
