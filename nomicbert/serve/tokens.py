@@ -13,7 +13,7 @@ from nomicbert.runtime.inputs import check_text
 from nomicbert.runtime.prompt_tokens import prompt_tokens
 from nomicbert.serve.engine.jobs import Group, Job, Join, TokenMeans, WindowMeans
 from nomicbert.serve.http.problems import Problem, Reason
-from nomicbert.serve.models import ServedModel
+from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.settings import OnLong
 from nomicbert.vectors.pooling import Finish
 from nomicbert.vectors.windows import OVERLAP
@@ -44,7 +44,7 @@ class Wanted:
         first: index of the first text in its request, for errors.
     """
 
-    model: ServedModel
+    model: ServedEmbedder
     inputs: Sequence[str] | Sequence[list[int]]
     field: str
     prompt: str

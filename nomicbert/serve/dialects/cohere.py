@@ -28,7 +28,7 @@ from nomicbert.serve.http.endpoint import Dialect, Handler
 from nomicbert.serve.http.exchange import Exchange, decode
 from nomicbert.serve.http.forms import Form
 from nomicbert.serve.http.problems import Problem, Reason
-from nomicbert.serve.models import ServedModel
+from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import OnLong
 from nomicbert.serve.tokens import Wanted
@@ -190,7 +190,7 @@ def _wanted(
     )
 
 
-def _prompt(model: ServedModel, input_type: str | None) -> str:
+def _prompt(model: ServedEmbedder, input_type: str | None) -> str:
     """The checkpoint's prompt for an input type; a checkpoint without prompts gets none.
 
     Raises: Problem: images, or a type that is neither Cohere's nor a prompt's name.
@@ -202,7 +202,7 @@ def _prompt(model: ServedModel, input_type: str | None) -> str:
     return task_prompt(model, input_type, "input_type")
 
 
-def _default_policy(model: ServedModel, truncate: Truncate | None) -> OnLong:
+def _default_policy(model: ServedEmbedder, truncate: Truncate | None) -> OnLong:
     if truncate == "NONE":
         return "error"
     side = "START" if model.tokenizer.cuts_start else "END"

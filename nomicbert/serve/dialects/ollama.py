@@ -27,7 +27,7 @@ from nomicbert.serve.http.answers import Answer, as_json, dumps, listed, numbers
 from nomicbert.serve.http.endpoint import Dialect
 from nomicbert.serve.http.exchange import Exchange, decode
 from nomicbert.serve.http.problems import Problem, Reason
-from nomicbert.serve.models import ServedModel
+from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.service import Service
 from nomicbert.serve.tokens import Wanted
 from nomicbert.vectors.pooling import Finish
@@ -128,7 +128,7 @@ async def root(service: Service, exchange: Exchange) -> Answer:
     return answer
 
 
-def find(service: Service, name: str | None) -> ServedModel:
+def find(service: Service, name: str | None) -> ServedEmbedder:
     """The model of this name, which may end with ":latest".
 
     Raises: Problem: unknown, missing, or not loaded yet.
@@ -147,7 +147,7 @@ def find(service: Service, name: str | None) -> ServedModel:
 def _wanted(
     service: Service,
     exchange: Exchange,
-    model: ServedModel,
+    model: ServedEmbedder,
     body: OllamaEmbedRequest | OllamaEmbeddingsRequest,
     texts: str | Sequence[str],
     field: str,

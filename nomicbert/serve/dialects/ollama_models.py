@@ -14,7 +14,7 @@ from nomicbert.serve.dialects.ollama import LATEST, find
 from nomicbert.serve.http.answers import Answer, as_json
 from nomicbert.serve.http.exchange import Exchange, decode
 from nomicbert.serve.http.problems import Problem, Reason
-from nomicbert.serve.models import ServedModel
+from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.service import Service
 
 # Models stay loaded: ollama states when it will drop one.
@@ -32,16 +32,17 @@ class OllamaShowRequest(msgspec.Struct):
 async def tags(service: Service, _exchange: Exchange) -> Answer:
     """GET /api/tags: every name that a request may give."""
     models = service.models
-    names = {tagged(name): index for name, index in service.names.by_name.items()}
+    names = {tagged(name): models[index] for name, index in service.names.by_name.items()}
     found = [
-        {**_entry(name, models[index]), "modified_at": _time(service.started)}
-        for name, index in names.items()
+        {**_entry(name, model), "modified_at": _time(service.started)}
+        for name, model in names.items()
+        if isinstance(model, ServedEmbedder)
     ]
     return as_json({"models": found})
 
 
 async def running(service: Service, _exchange: Exchange) -> Answer:
-    """GET /api/ps: the loaded models, which are all."""
+    """GET /api/ps: the loaded models, which are all that embed."""
     found = [
         {
             **_entry(tagged(model.name), model),
@@ -50,6 +51,7 @@ async def running(service: Service, _exchange: Exchange) -> Answer:
             "context_length": model.max_length,
         }
         for model in service.models
+        if isinstance(model, ServedEmbedder)
     ]
     return as_json({"models": found})
 
@@ -111,7 +113,7 @@ def tagged(name: str) -> str:
     return name if ":" in name.rsplit("/", 1)[-1] else name + LATEST
 
 
-def _entry(name: str, model: ServedModel) -> dict[str, object]:
+def _entry(name: str, model: ServedEmbedder) -> dict[str, object]:
     return {
         "name": name,
         "model": name,
@@ -121,7 +123,7 @@ def _entry(name: str, model: ServedModel) -> dict[str, object]:
     }
 
 
-def _details(model: ServedModel) -> dict[str, object]:
+def _details(model: ServedEmbedder) -> dict[str, object]:
     family, dtype = _family(model), str(model.embedder.model.dtype).removeprefix("torch.")
     return {
         "parent_model": "",
@@ -133,15 +135,15 @@ def _details(model: ServedModel) -> dict[str, object]:
     }
 
 
-def _family(model: ServedModel) -> str:
+def _family(model: ServedEmbedder) -> str:
     return model.embedder.model.config.model_type.replace("_", "-")
 
 
-def _parameters(model: ServedModel) -> int:
+def _parameters(model: ServedEmbedder) -> int:
     return sum(each.numel() for each in model.embedder.embedding_model.parameters())
 
 
-def _size(model: ServedModel) -> int:
+def _size(model: ServedEmbedder) -> int:
     """Bytes of the parameters."""
     parameters = model.embedder.embedding_model.parameters()
     return sum(each.numel() * each.element_size() for each in parameters)

@@ -12,10 +12,19 @@ from typing import Any
 import msgspec
 
 from nomicbert import __version__
-from nomicbert.serve.dialects import nomic, openai, openapi_more, tei, tei_tokens
+from nomicbert.serve.dialects import (
+    nomic,
+    openai,
+    openapi_more,
+    openapi_rerank,
+    tei,
+    tei_tokens,
+)
 from nomicbert.serve.dialects.fields import POLICIES
 from nomicbert.serve.http.answers import Answer, as_json
 from nomicbert.serve.http.exchange import Exchange
+from nomicbert.serve.scorers import ServedScorer
+from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.service import Service
 from nomicbert.text.prompts import NOMIC_TASKS
 
@@ -81,6 +90,12 @@ BODIES: dict[str, tuple[type[msgspec.Struct], str, dict[str, Any]]] = {
         {"type": "array", "items": STRING},
     ),
     **openapi_more.BODIES,
+    **openapi_rerank.BODIES,
+}
+# path -> schema of the body in place of its struct's
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "/embed_all": {"$ref": "#/components/schemas/EmbedAllRequest"},
+    **openapi_rerank.SCHEMAS,
 }
 PLAIN = {
     "/v1/models": "Names of the models",
@@ -101,7 +116,7 @@ class Facts:
         names: of models, if others are refused.
         prompts: names of prompts.
         width: columns of a whole vector.
-        lengths: the least and the most tokens per text.
+        lengths: the least and the most tokens per text, or pair.
         vocabulary: number of token ids.
     """
 
@@ -118,12 +133,13 @@ async def document(service: Service, _exchange: Exchange) -> Answer:
     facts = Facts(names)
     if service.loaded is not None and len(service.loaded.models) == 1:
         (model,) = service.loaded.models
+        shortest = model.shortest if isinstance(model, ServedScorer) else model.tokenizer.shortest
         facts = Facts(
             names,
-            sorted(model.embedder.prompts),
-            model.width,
-            (model.tokenizer.shortest, model.max_length),
-            model.embedder.model.config.vocab_size,
+            sorted(model.facade.prompts),
+            model.width if isinstance(model, ServedEmbedder) else None,
+            (shortest, model.max_length),
+            model.encoder.config.vocab_size,
         )
     return as_json(describe(facts))
 
@@ -137,8 +153,7 @@ def describe(facts: Facts) -> dict[str, Any]:
     _narrowed(components, facts)
     paths: dict[str, Any] = {}
     for (path, (_, summary, answer)), body in zip(BODIES.items(), found, strict=True):
-        schema = {"$ref": "#/components/schemas/EmbedAllRequest"} if path == "/embed_all" else body
-        content = {"application/json": {"schema": schema}}
+        content = {"application/json": {"schema": SCHEMAS.get(path, body)}}
         paths[path] = {
             "post": {
                 "summary": summary,
@@ -203,11 +218,13 @@ def _narrowed(components: dict[str, Any], facts: Facts) -> None:
         "Parameters": {"prompt_name": prompt, "truncation_direction": right},
         "TokenizeRequest": {"inputs": {"anyOf": [STRING, TEXTS]}, "prompt_name": prompt},
         "DecodeRequest": {"ids": _ids(facts)},
+        **openapi_rerank.narrower(facts.names, facts.lengths),
     }
     for name, fields in narrower.items():
         for field, schema in fields.items():
             properties[name][field] = schema
     properties["VertexRequest"]["instances"]["minItems"] = 1
+    components["ScoreRequest"]["anyOf"] = openapi_rerank.sides()
     if facts.names is not None:
         components["EmbeddingsRequest"]["required"] = ["input", "model"]
     tokens = components["EmbedAllRequest"] = copy.deepcopy(components["EmbedRequest"])

@@ -41,7 +41,8 @@ def test_every_path_is_a_route(document: dict[str, Any]) -> None:
     bodies = {path for path, method in described if method == "post"}
     assert bodies >= {
         "/v1/embeddings", "/v1/embedding/text", "/embed", "/embed_all", "/similarity", "/vertex",
-        "/tokenize", "/decode",
+        "/tokenize", "/decode", "/rerank", "/predict", "/v1/rerank", "/v2/rerank", "/score",
+        "/v1/score",
     }  # fmt: skip
 
 
