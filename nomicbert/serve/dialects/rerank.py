@@ -13,21 +13,12 @@ from torch import Tensor
 
 from nomicbert.serve.dialects.fields import as_pair_policy, check_count
 from nomicbert.serve.http.answers import Answer, listed
-from nomicbert.serve.http.endpoint import Dialect
 from nomicbert.serve.http.exchange import Exchange, decode
 from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.pairs import WantedPairs
 from nomicbert.serve.scored import Scored, probabilities, ranking
 from nomicbert.serve.scorers import ServedReranker
 from nomicbert.serve.service import Service
-
-
-def render(_status: int, problem: Problem) -> object:
-    """Cohere's form of an error."""
-    return {"message": problem.message}
-
-
-DIALECT = Dialect("cohere", {}, render)
 
 
 class Document(msgspec.Struct):
