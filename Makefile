@@ -40,7 +40,7 @@ test-integrations: $(VENV)/.installed-test $(INTEGRATIONS)/.installed  ## test t
 	$(INTEGRATIONS)/bin/python -m pytest tests/integrations --ignore tests/integrations/test_mteb.py \
 		-p no:benchmark $(ARGS)
 
-test-js: $(VENV)/.installed-test $(JS_INSTALLED)  ## test exports with Transformers.js, in node and in Chromium
+test-js: $(VENV)/.installed-test $(JS_INSTALLED)  ## test exports with Transformers.js, maps and the server's pages, in node and in Chromium
 	NOMICBERT_TEST_JS=1 $(RUN) -m pytest tests/js -p no:benchmark $(ARGS)
 
 lint: $(VENV)/.installed-lint  ## check style and types

@@ -24,6 +24,7 @@ from nomicbert.serve.dialects import (
     ollama_models,
     openai,
     openapi,
+    pages,
     rerank,
     root,
     score,
@@ -102,10 +103,13 @@ PAGES: Sequence[Page] = (
     Page("GET", "/health/live", health.DIALECT, health.live, is_open=True),
     Page("GET", "/health/ready", health.DIALECT, health.ready, is_open=True),
     Page("GET", "/health", health.DIALECT, health.health, is_open=True),
-    Page("GET", "/", health.DIALECT, ollama.root),
+    Page("GET", "/", health.DIALECT, pages.root, is_open=True),  # it checks the key of a probe
     Page("GET", "/ping", health.DIALECT, health.health),
     Page("GET", "/metrics", health.DIALECT, health.metrics),
     Page("GET", "/openapi.json", health.DIALECT, openapi.document),
+    Page("GET", "/try", pages.DIALECT, pages.start, is_open=True),
+    Page("GET", "/docs", pages.DIALECT, pages.docs, is_open=True),
+    Page("GET", "/pages/{name}", pages.DIALECT, pages.file, is_open=True),
 )
 
 

@@ -25,6 +25,8 @@ from nomicbert.serve.http.endpoint import Dialect
 from nomicbert.serve.http.exchange import Exchange, decode
 from nomicbert.serve.http.forms import Form
 from nomicbert.serve.http.problems import Problem, Reason
+from nomicbert.serve.scorers import ServedScorer
+from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.service import Service
 from nomicbert.serve.tokens import Wanted
 from nomicbert.vectors.quantization import Precision
@@ -124,17 +126,34 @@ def as_wanted(service: Service, exchange: Exchange, body: EmbeddingsRequest) -> 
 
 
 async def models(service: Service, _exchange: Exchange) -> Answer:
-    """GET /v1/models: every name that a request may give."""
-    data = [_model(name) for name in service.names.by_name]
+    """GET /v1/models: every name that a request may give.
+
+    Ours in addition: `root`, the name that a model's other names lead to, and once it is loaded
+    `dimensions` or, of rerankers and classifiers, `labels`; `max_model_len` (tokens per text or
+    pair, as vLLM calls it) and `prompts`.
+    """
+    data = [_model(service, name) for name in service.names.by_name]
     return as_json({"object": "list", "data": data})
 
 
 async def model(service: Service, exchange: Exchange) -> Answer:
     """GET /v1/models/NAME; a name may have slashes."""
-    name = exchange.scope["path_params"]["name"]
-    service.names.find(name)
-    return as_json(_model(name))
+    return as_json(_model(service, exchange.scope["path_params"]["name"]))
 
 
-def _model(name: str) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "nomicbert"}
+def _model(service: Service, name: str) -> dict[str, object]:
+    index = service.names.find(name)
+    found: dict[str, object] = {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "nomicbert",
+        "root": service.names.primary[index],
+    }
+    if service.loaded is None:
+        return found
+    served = service.loaded.models[index]
+    found |= {"max_model_len": served.max_length, "prompts": served.facade.prompts}
+    if isinstance(served, ServedEmbedder):
+        return found | {"dimensions": served.width}
+    return found | ({"labels": served.labels} if isinstance(served, ServedScorer) else {})

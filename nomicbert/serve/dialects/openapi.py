@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from nomicbert import __version__
+from nomicbert.runtime.hosted import SEARCH_DOCUMENT
 from nomicbert.serve.dialects import (
     nomic,
     openai,
@@ -98,12 +99,32 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     **openapi_rerank.SCHEMAS,
 }
 PLAIN = {
-    "/v1/models": "Names of the models",
-    "/info": "Facts about the first model",
-    "/health/live": "Whether the server lives",
-    "/health/ready": "Whether the server is ready",
+    "/v1/models": "Names of the models (OpenAI)",
+    "/info": "Facts about the first model (TEI)",
+    "/health/live": "Whether the server lives (health)",
+    "/health/ready": "Whether the server is ready (health)",
     **openapi_more.PLAIN,
 }
+# path -> other addresses of the same route
+ALSO = {
+    "/v1/embeddings": "Also POST /embeddings.",
+    "/embed": "Also POST / and /invocations, if the first model embeds; and they take the body of "
+    "/similarity too.",
+    "/rerank": "With `documents` in place of `texts` as Jina, vLLM and Infinity have it.",
+    "/v1/rerank": "Jina's route too.",
+    "/v1/models": "Also GET /models.",
+    "/health/ready": "Also GET /health, / and /ping, which answer without a body.",
+}
+# struct -> what stands for a key that is absent or null, where no option of the server decides
+DEFAULTS: dict[str, dict[str, object]] = {
+    "EmbeddingsRequest": {"encoding_format": "float", "normalize": True, "report": False},
+    "TextRequest": {
+        "task_type": SEARCH_DOCUMENT, "long_text_mode": "mean", "report": False,
+    },
+    "EmbedRequest": {"normalize": True},
+    "TokenizeRequest": {"add_special_tokens": True},
+    "DecodeRequest": {"skip_special_tokens": True},
+}  # fmt: skip
 # Statuses besides 200; each with a JSON body.
 STATUSES = ("400", "401", "404", "408", "412", "413", "415", "422", "424", "429", "500", "503")
 
@@ -156,13 +177,14 @@ def describe(facts: Facts) -> dict[str, Any]:
         content = {"application/json": {"schema": SCHEMAS.get(path, body)}}
         paths[path] = {
             "post": {
-                "summary": summary,
+                **_about(path, summary),
                 "requestBody": {"required": True, "content": content},
                 "responses": _responses(answer),
             }
         }
     for path, summary in PLAIN.items():
-        paths[path] = {"get": {"summary": summary, "responses": _responses({"type": "object"})}}
+        answers = {"responses": _responses({"type": "object"})}
+        paths[path] = {"get": {**_about(path, summary), **answers}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "nomicbert", "version": __version__},
@@ -172,6 +194,12 @@ def describe(facts: Facts) -> dict[str, Any]:
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _about(path: str, summary: str) -> dict[str, Any]:
+    """Summary, and the protocol that ends it in parentheses as a tag."""
+    found = {"summary": summary, "tags": [summary.rpartition("(")[2].removesuffix(")")]}
+    return found | ({"description": ALSO[path]} if path in ALSO else {})
 
 
 def _responses(answer: dict[str, Any]) -> dict[str, Any]:
@@ -223,6 +251,9 @@ def _narrowed(components: dict[str, Any], facts: Facts) -> None:
     for name, fields in narrower.items():
         for field, schema in fields.items():
             properties[name][field] = schema
+    for name, defaults in DEFAULTS.items():
+        for field, value in defaults.items():
+            properties[name][field] = {**properties[name][field], "default": value}
     properties["VertexRequest"]["instances"]["minItems"] = 1
     components["ScoreRequest"]["anyOf"] = openapi_rerank.sides()
     if facts.names is not None:

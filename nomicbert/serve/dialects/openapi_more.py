@@ -43,7 +43,7 @@ OLLAMA: Schema = {
 }
 # path -> struct of the body, summary, schema of the answer
 BODIES: dict[str, tuple[type[msgspec.Struct], str, Schema]] = {
-    "/v1/embed": (cohere.CohereEmbedRequest, "Embed texts (Cohere, version 1)", COHERE),
+    "/v1/embed": (cohere.CohereEmbedRequest, "Embed texts, version 1 (Cohere)", COHERE),
     "/v2/embed": (cohere.CohereEmbedRequest, "Embed texts (Cohere)", COHERE),
     "/api/embed": (ollama.OllamaEmbedRequest, "Embed texts (ollama)", OLLAMA),
     "/api/embeddings": (

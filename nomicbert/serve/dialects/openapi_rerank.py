@@ -73,7 +73,7 @@ SCORES: Schema = {
 BODIES: dict[str, tuple[type[msgspec.Struct], str, Schema]] = {
     "/rerank": (
         tei_rerank.RerankRequest,
-        "Order texts (TEI), or documents (Jina, vLLM)",
+        "Order texts by their scores beside a query (TEI)",
         {"anyOf": [RANKS, RESULTS]},
     ),
     "/predict": (
@@ -81,8 +81,8 @@ BODIES: dict[str, tuple[type[msgspec.Struct], str, Schema]] = {
         "Labels of texts and pairs (TEI)",
         {"anyOf": [LABELS, {"type": "array", "items": LABELS}]},
     ),
-    "/v1/rerank": (rerank.DocumentsRequest, "Order documents (Cohere, Jina)", RESULTS),
-    "/v2/rerank": (rerank.DocumentsRequest, "Order documents (Cohere, Jina)", RESULTS),
+    "/v1/rerank": (rerank.DocumentsRequest, "Order documents by their scores (Cohere)", RESULTS),
+    "/v2/rerank": (rerank.DocumentsRequest, "Order documents by their scores (Cohere)", RESULTS),
     "/score": (score.ScoreRequest, "Scores of pairs (vLLM)", SCORES),
     "/v1/score": (score.ScoreRequest, "Scores of pairs (vLLM)", SCORES),
 }

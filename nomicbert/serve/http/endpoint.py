@@ -130,7 +130,8 @@ class Endpoint:
             headers.append((b"connection", b"close"))
         content = answer.content
         if isinstance(content, list):
-            headers.append((b"content-length", str(sum(map(len, content))).encode()))
+            if answer.status != 304:  # its length would be that of what the client has
+                headers.append((b"content-length", str(sum(map(len, content))).encode()))
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             last = len(content) - 1
             for place, part in enumerate(content):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,6 +89,60 @@ def test_what_structs_cannot_say(document: dict[str, Any]) -> None:
     assert schemas["EmbedAllRequest"]["properties"]["dimensions"] == null
     ids = schemas["DecodeRequest"]["properties"]["ids"]["anyOf"][0]
     assert ids["items"] == {"type": "integer", "minimum": 0, "maximum": 383}
+
+
+# struct, key with a default -> route, body without the key, and a value that means something else
+LONG = "word " * 2500  # 2,500 tokens: more than the trained length, less than the limit
+OTHERS = {
+    ("EmbeddingsRequest", "encoding_format"): ("/v1/embeddings", "base64"),
+    ("EmbeddingsRequest", "normalize"): ("/v1/embeddings", False),
+    ("EmbeddingsRequest", "report"): ("/v1/embeddings", True),
+    ("TextRequest", "task_type"): ("/v1/embedding/text", "search_query"),
+    ("TextRequest", "long_text_mode"): ("/v1/embedding/text", "truncate"),
+    ("TextRequest", "report"): ("/v1/embedding/text", True),
+    ("EmbedRequest", "normalize"): ("/embed", False),
+    ("TokenizeRequest", "add_special_tokens"): ("/tokenize", False),
+    ("DecodeRequest", "skip_special_tokens"): ("/decode", False),
+}  # fmt: skip
+BODIES = {
+    "/v1/embeddings": {"model": MODEL, "input": ["a", "b c"]},
+    "/v1/embedding/text": {"texts": ["a", LONG]},
+    "/embed": {"inputs": ["a", "b c"]},
+    "/tokenize": {"inputs": "a"},
+}
+
+
+def test_defaults_are_those_of_the_server(server: InThread, document: dict[str, Any]) -> None:
+    """A default is what an absent key means: giving it changes nothing, another value does."""
+    schemas = document["components"]["schemas"]
+    assert set(OTHERS) == {(name, key) for name, keys in openapi.DEFAULTS.items() for key in keys}
+    ids = [token["id"] for token in server.call("/tokenize", {"inputs": "a"}).json[0]]
+    bodies = {**BODIES, "/decode": {"ids": ids}}
+    for (name, key), (path, other) in OTHERS.items():
+        default = schemas[name]["properties"][key]["default"]
+        absent, given, changed = (
+            server.call(path, {**bodies[path], **more}).json
+            for more in ({}, {key: default}, {key: other})
+        )
+        assert given == absent, (name, key)
+        assert changed != absent, (name, key)
+
+
+def test_every_route_has_a_protocol(document: dict[str, Any]) -> None:
+    tags = {
+        path: operation["tags"]
+        for path, item in document["paths"].items()
+        for operation in item.values()
+    }
+    assert tags["/v1/embeddings"] == tags["/v1/models"] == ["OpenAI"]
+    assert tags["/embed"] == tags["/info"] == ["TEI"]
+    assert tags["/v1/embedding/text"] == ["nomic"]
+    assert tags["/health/live"] == ["health"]
+    for path, description in openapi.ALSO.items():
+        (method,) = document["paths"][path]
+        assert document["paths"][path][method]["description"] == description
+        for other in re.findall(r"/[\w/]*", description):
+            assert any(page.path == other for page in PAGES), other
 
 
 def test_refusals_are_described(document: dict[str, Any]) -> None:
