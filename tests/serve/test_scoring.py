@@ -212,6 +212,8 @@ def test_any_name_is_the_first_of_a_kind(folders: dict[str, Path]) -> None:
         body = {"model": "rerank-v3", "query": "a", "documents": ["b"]}
         assert server.call("/v2/rerank", body).json["model"] == "rerank-v3"
         assert server.call("/v1/embeddings", {"model": ONE, "input": "a"}).status == 400
+        found = server.call("/v1/models/gpt").json
+        assert (found["id"], found["root"]) == ("gpt", ONE)
 
 
 def test_a_server_with_rerankers_only(folders: dict[str, Path]) -> None:

@@ -142,7 +142,7 @@ async def model(service: Service, exchange: Exchange) -> Answer:
 
 
 def _model(service: Service, name: str) -> dict[str, object]:
-    index = service.names.find(name) or 0  # with --any-model-name the first has other names
+    index = service.names.find(name) or 0  # with --any-model-name the first model's facts
     found: dict[str, object] = {
         "id": name,
         "object": "model",
