@@ -372,6 +372,8 @@ def test_any_model_name(tmp_path: Path) -> None:
         assert (reply.status, reply.json["model"]) == (200, "whatever/this:is")
         reply = server.call("/v1/embeddings", {"input": "a"})
         assert (reply.status, reply.json["model"]) == (200, MODEL)
+        found = server.call("/v1/models/whatever/this:is").json
+        assert (found["id"], found["root"]) == ("whatever/this:is", MODEL)
 
 
 def test_default_prompts(tmp_path: Path) -> None:
