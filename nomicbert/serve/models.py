@@ -9,6 +9,7 @@ import contextlib
 import copy
 import logging
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +18,18 @@ import torch
 from nomicbert.arguments import as_devices
 from nomicbert.embedder import Embedder
 from nomicbert.runtime.batch_budget import batch_tokens
+from nomicbert.runtime.settings import EmbedderSettings
 from nomicbert.serve.engine import calibrate
 from nomicbert.serve.engine.compute import Replica
+from nomicbert.serve.engine.jobs import Computes
+from nomicbert.serve.engine.runs import Runs
+from nomicbert.serve.engine.workers import Workers
 from nomicbert.serve.names import Names
 from nomicbert.serve.settings import ServeSettings
 from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.fingerprint import Fingerprint
 from nomicbert.vectors.pooling import Finish
-from nomicbert_kernels.linear_torch import onednn_packs
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +43,9 @@ class ServedModel:
     Attributes:
         index: its place among the models.
         name: how metrics and lists call it.
-        embedder: facade of the copy on the first device.
+        embedder: tokenizer, prompts and settings; the copy on the first device, or without
+            parameters if workers compute.
+        runs: how it is computed.
         fingerprint: names its vector space.
         max_length: tokens per text.
         default_prompt: prompt of requests that name none.
@@ -48,7 +54,8 @@ class ServedModel:
 
     index: int
     name: str
-    embedder: Embedder
+    embedder: EmbedderSettings
+    runs: Runs
     fingerprint: Fingerprint
     max_length: int
     default_prompt: str
@@ -75,8 +82,7 @@ class ServedModel:
 
         Up to rounding where bits depend on the batch: on a GPU, and without oneDNN.
         """
-        dtype = self.embedder.model.compute_dtype
-        if self.embedder.device.type == "cpu" and onednn_packs(dtype):
+        if self.runs.is_exact:
             return torch.equal(row, self.self_test)
         return bool(torch.allclose(row, self.self_test, rtol=1e-2, atol=1e-2))
 
@@ -90,12 +96,14 @@ class Loaded:
         replicas: per device, each model.
         budgets: tokens per batch of each model.
         rates: tokens per second of each model as measured; 0 if it was not.
+        workers: the processes that compute, or None if this one does.
     """
 
     models: list[ServedModel]
-    replicas: list[list[Replica]]
+    replicas: Sequence[Sequence[Computes]]
     budgets: list[int]
     rates: list[float]
+    workers: Workers | None = None
 
 
 def load(settings: ServeSettings, names: Names) -> Loaded:
@@ -105,11 +113,7 @@ def load(settings: ServeSettings, names: Names) -> Loaded:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    devices = as_devices(settings.devices)
-    if len({device.type for device in devices}) > 1:
-        raise ValueError("--device: one server computes on GPUs or on the CPU, not on both")
-    if settings.revision is not None and len(settings.models) > 1:
-        raise ValueError("--revision is for one --model: start a server for each")
+    devices = devices_of(settings)
     models, budgets, rates = [], [], []
     replicas: list[list[Replica]] = [[] for _ in devices]
     for index, name in enumerate(settings.models):
@@ -139,8 +143,21 @@ def load(settings: ServeSettings, names: Names) -> Loaded:
     return Loaded(models, replicas, budgets, rates)
 
 
-async def load_aside(settings: ServeSettings, names: Names) -> Loaded:
-    """`load` on a thread that does not keep the process alive: a download may take hours."""
+def devices_of(settings: ServeSettings) -> list[torch.device]:
+    """The devices, after a check of what is for one model or one kind of device.
+
+    Raises: ValueError: it names the option.
+    """
+    devices = as_devices(settings.devices)
+    if len({device.type for device in devices}) > 1:
+        raise ValueError("--device: one server computes on GPUs or on the CPU, not on both")
+    if settings.revision is not None and len(settings.models) > 1:
+        raise ValueError("--revision is for one --model: start a server for each")
+    return devices
+
+
+async def load_aside(load: Callable[[], Loaded]) -> Loaded:
+    """Call `load` on a thread that does not keep the process alive: a download may take hours."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Loaded] = loop.create_future()
 
@@ -155,7 +172,7 @@ async def load_aside(settings: ServeSettings, names: Names) -> Loaded:
     def work() -> None:
         loaded, problem = None, None
         try:
-            loaded = load(settings, names)
+            loaded = load()
         except BaseException as error:  # raised again where the future is awaited
             problem = error
         with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
@@ -170,23 +187,31 @@ def serve_model(index: int, name: str, embedder: Embedder, settings: ServeSettin
 
     Raises: ValueError: --max-length or --default-prompt-name does not fit the checkpoint.
     """
-    if settings.max_length is not None:
-        embedder.max_seq_length = settings.max_length
-    if settings.default_prompt is not None:
-        prompt = settings.default_prompt
-    else:
-        prompt = embedder.prompt_text(settings.default_prompt_name)
+    prompt = apply_settings(embedder, settings)
     vector = embedder.encode(SELF_TEST, prompt="", convert_to_tensor=True)
     assert isinstance(vector, torch.Tensor)
     return ServedModel(
         index=index,
         name=name,
         embedder=embedder,
+        runs=Runs.of(embedder),
         fingerprint=Fingerprint.of(embedder.embedding_model, embedder.tokenizer),
         max_length=embedder.max_seq_length,
         default_prompt=prompt,
         self_test=vector.float().cpu(),
     )
+
+
+def apply_settings(embedder: EmbedderSettings, settings: ServeSettings) -> str:
+    """Set --max-length; return the prompt of requests that name none.
+
+    Raises: ValueError: --max-length or --default-prompt-name does not fit the checkpoint.
+    """
+    if settings.max_length is not None:
+        embedder.max_seq_length = settings.max_length
+    if settings.default_prompt is not None:
+        return settings.default_prompt
+    return embedder.prompt_text(settings.default_prompt_name)
 
 
 def self_test_ids(model: ServedModel) -> tuple[list[list[int]], Finish]:

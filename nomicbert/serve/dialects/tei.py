@@ -172,14 +172,13 @@ def wrong_task(task: str) -> Callable[[Service, Exchange], Awaitable[Answer]]:
 async def info(service: Service, _exchange: Exchange) -> Answer:
     """GET /info."""
     model, settings = service.find(None), service.settings
-    encoder = model.embedder.model
     loaded = service.loaded
     assert loaded is not None, "`find` has checked it"
     return as_json(
         {
             "model_id": model.name,
             "model_sha": None,
-            "model_dtype": str(encoder.dtype).removeprefix("torch."),
+            "model_dtype": model.runs.dtype,
             "served_model_name": model.name,
             "model_type": {"embedding": {"pooling": model.embedder.pooling.mode}},
             "max_concurrent_requests": settings.max_waiting_requests,
@@ -192,7 +191,7 @@ async def info(service: Service, _exchange: Exchange) -> Answer:
             "version": __version__,
             "sha": None,
             "docker_label": None,
-            "backend": encoder.ops.name,
+            "backend": model.runs.backend,
             "dimensions": model.width,
             "prompts": model.embedder.prompts,
             "fingerprint": model.space,
@@ -280,7 +279,7 @@ def _headers(embedded: Embedded) -> list[Header]:
     """TEI's headers, and ours; times in whole milliseconds."""
     characters = sum(len(item) for item in embedded.wanted.inputs if isinstance(item, str))
     job, tokens = embedded.tokenised.job, str(embedded.tokens).encode()
-    device = embedded.wanted.model.embedder.device.type
+    device = embedded.wanted.model.runs.device
     started = job.started or job.arrived
     tokenising = round(1000 * embedded.tokenise_seconds)
     queue = round(1000 * (started - job.arrived))
