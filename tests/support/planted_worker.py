@@ -20,6 +20,8 @@ from nomicbert.serve.engine.compute import Replica
 # Token ids of the tiny vocabulary, and what a batch with one does.
 CRASH, HANG, EXIT, GARBAGE, HUGE, RAISE = range(70, 76)
 STATUS = 9
+# Bytes of address space that a worker has enough of, and that HUGE asks for in addition.
+MEMORY = 6 << 30
 
 
 def code(folder: Path) -> str:
@@ -48,7 +50,7 @@ def main(descriptor: int, settings: str, folder: str) -> None:
         if GARBAGE in found:
             os.write(descriptor, b"garbage" * 100)
         if HUGE in found:
-            torch.empty(1 << 36, dtype=torch.uint8)
+            torch.empty(MEMORY, dtype=torch.uint8)
         if RAISE in found:
             raise RuntimeError("planted")
         return own(replica, texts, *rest)

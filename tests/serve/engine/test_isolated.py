@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,15 @@ def embedder(server: InThread) -> Embedder:
     return embedder_of(server)
 
 
-def pid(server: InThread, number: int = 0) -> int:
+def keepers_of(server: InThread) -> Sequence[keeper.Keeper]:
     loaded = server.service.loaded
-    assert loaded is not None and loaded.workers is not None
-    found = loaded.workers.keepers[number].pid
+    assert loaded is not None
+    assert loaded.workers is not None
+    return loaded.workers.keepers
+
+
+def pid(server: InThread, number: int = 0) -> int:
+    found = keepers_of(server)[number].pid
     assert found is not None
     return found
 
@@ -135,9 +140,7 @@ class Probes:
         self._thread = threading.Thread(target=self._ask)
 
     def _ask(self) -> None:
-        loaded = self._server.service.loaded
-        assert loaded is not None and loaded.workers is not None
-        keepers = loaded.workers.keepers
+        keepers = keepers_of(self._server)
         while not self._stop.wait(0.02):
             dead = [one.restarts for one in keepers if not one.is_ready]
             status = self._server.call("/health/ready").status
@@ -198,19 +201,15 @@ def test_workers_that_are_killed_under_load(server: InThread, embedder: Embedder
             wait_until(lambda: is_ready(server))
             own = pid(server)
             os.kill(own, signal.SIGKILL)
-            wait_until(lambda own=own: probes.ready[503] and pid_or_none(server) not in (None, own))
+            wait_until(
+                lambda own=own: probes.ready[503] and keepers_of(server)[0].pid not in (None, own)
+            )
         others.more(100)
     assert restarts(server) == before + 3
     assert probes.green_while_dead == 0
     assert probes.ready[503] > 0
     assert probes.live.keys() == {200}
     wait_until(lambda: is_ready(server))
-
-
-def pid_or_none(server: InThread) -> int | None:
-    loaded = server.service.loaded
-    assert loaded is not None and loaded.workers is not None
-    return loaded.workers.keepers[0].pid
 
 
 @pytest.mark.parametrize(
@@ -304,7 +303,7 @@ def replace(path: Path, content: bytes | bytearray) -> None:
 def test_a_deadly_text_is_not_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a text that needs more memory than a worker may have ends no worker."""
     monkeypatch.setattr(process, "CODE", planted_worker.code(folder))
-    with in_thread(folder, **SETTINGS, worker_memory=1 << 35) as server:
+    with in_thread(folder, **SETTINGS, worker_memory=planted_worker.MEMORY) as server:
         own = pid(server)
         for _ in range(2):
             assert ask(server, [bad(6), bad(HUGE)]).status == 500

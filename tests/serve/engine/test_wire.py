@@ -112,6 +112,17 @@ def message(header: Any, body: Any = b"") -> bytes:
     return wire.PREFIX.pack(wire.MAGIC, len(head), len(body)) + head + bytes(body)
 
 
+def read(connection: socket.socket, decoder: Any) -> None:
+    """Read one message, with all checks."""
+    header, body = wire.receive(connection, decoder)
+    if isinstance(header, wire.Batch):
+        wire.to_batch(header, body, 2)
+    elif isinstance(header, wire.Pooled):
+        wire.to_pooled(header, body, 2)
+    elif isinstance(header, wire.Rows):
+        wire.to_rows(header, body, [(None,), (2, None)])
+
+
 def refused(content: bytes, decoder: Any = wire.REQUESTS) -> str:
     a, b = socket.socketpair()
     with a, b:
@@ -119,13 +130,7 @@ def refused(content: bytes, decoder: Any = wire.REQUESTS) -> str:
         a.sendall(content)
         a.close()
         with pytest.raises(wire.WireError) as caught, guarded(room=1 << 28):
-            header, body = wire.receive(b, decoder)
-            if isinstance(header, wire.Batch):
-                wire.to_batch(header, body, 2)
-            elif isinstance(header, wire.Pooled):
-                wire.to_pooled(header, body, 2)
-            else:
-                wire.to_rows(header, body, [(None,), (2, None)])
+            read(b, decoder)
     return str(caught.value)
 
 
@@ -210,13 +215,7 @@ def test_damaged_messages(seed: int) -> None:
                 b.settimeout(30)
                 a.sendall(damaged)
                 try:
-                    header, body = wire.receive(b, decoder)
-                    if isinstance(header, wire.Batch):
-                        wire.to_batch(header, body, 2)
-                    elif isinstance(header, wire.Pooled):
-                        wire.to_pooled(header, body, 2)
-                    elif isinstance(header, wire.Rows):
-                        wire.to_rows(header, body, [(None,), (2, None)])
+                    read(b, decoder)
                     outcomes["accepted"] += 1
                 except wire.WireError:
                     outcomes["refused"] += 1
