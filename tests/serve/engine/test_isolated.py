@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from nomicbert import Embedder
 from nomicbert.serve.engine import isolated, keeper, process
+from nomicbert.serve.names import Names
 from nomicbert.serve.settings import ServeSettings
 from tests.support import planted_worker
 from tests.support.planted_worker import CRASH, EXIT, GARBAGE, HANG, HUGE, RAISE
@@ -363,6 +365,13 @@ def test_the_folder_of_a_model_is_given_once(folder: Path, tmp_path: Path) -> No
         in_thread(folder, link, **SETTINGS),
     ):
         pass
+
+
+def test_the_memory_of_a_gpu_is_not_limited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "devices_of", lambda _: [torch.device("cuda")])
+    given = ServeSettings(models=(str(folder),), isolate=True, worker_memory=1 << 35)
+    with pytest.raises(ValueError, match="--worker-memory .* leave it out on a GPU"):
+        isolated.load(given, Names(given))
 
 
 def test_no_secrets_are_handed_on() -> None:
