@@ -34,6 +34,7 @@ class DeadlyTexts:
         """Remember a text."""
         with self._lock:
             self._until[_key(piece)] = time.monotonic() + self._seconds
+            self._until.move_to_end(_key(piece))
             if len(self._until) > MOST:
                 self._until.popitem(last=False)
 

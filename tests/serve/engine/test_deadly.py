@@ -51,7 +51,11 @@ def test_which_texts_are_refused_and_how_long(clock: Clock) -> None:
     clock.now += 6
     assert not refuses(texts, piece(1, 2))
     assert refuses(texts, piece(3))
-    clock.now += 6
+    texts.add(piece(4))
+    texts.add(piece(3))  # again: from now on
+    clock.now += 9
+    assert refuses(texts, piece(3))
+    clock.now += 2
     assert not refuses(texts, piece(3))
     assert not texts._until
 

@@ -370,7 +370,7 @@ def test_the_folder_of_a_model_is_given_once(folder: Path, tmp_path: Path) -> No
 def test_the_memory_of_a_gpu_is_not_limited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolated, "devices_of", lambda _: [torch.device("cuda")])
     given = ServeSettings(models=(str(folder),), isolate=True, worker_memory=1 << 35)
-    with pytest.raises(ValueError, match="--worker-memory .* leave it out on a GPU"):
+    with pytest.raises(ValueError, match="leave it out on a GPU"):
         isolated.load(given, Names(given))
 
 
