@@ -189,6 +189,51 @@ def test_a_process(folder: Path, loaded: Loaded) -> None:
         one.rows(batch)
 
 
+ENDING = """
+import time
+from nomicbert.serve.engine.worker import end_with_parent
+end_with_parent()
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_it_ends_with_its_parent_while_it_computes() -> None:
+    """Then it reads no message. The end of stdin tells, or of the thread that has started it."""
+    started: list[subprocess.Popen[bytes]] = []
+    go = threading.Event()
+
+    def start() -> None:
+        pipe = subprocess.PIPE
+        path = os.pathsep.join(sys.path)
+        one = subprocess.Popen(
+            [sys.executable, "-c", ENDING],
+            stdin=pipe, stdout=pipe, env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+        assert one.stdout is not None
+        started.append(one)
+        assert one.stdout.readline() == b"ready\n"
+        assert go.wait(60)
+
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(started) == 2)
+    first, second = started
+    assert first.stdin is not None
+    first.stdin.close()
+    assert first.wait(60) == 0
+    if sys.platform == "linux":
+        assert second.poll() is None
+        go.set()
+        assert second.wait(60) == -signal.SIGKILL
+    go.set()
+    for one, thread in zip(started, threads, strict=True):
+        thread.join(60)
+        one.kill()
+        one.communicate()
+
+
 PROGRAMS = {
     "garbage": ("s.sendall(b'garbage' * 100)", "while it was loading: a message begins with"),
     "nothing": ("", "while it was loading"),
