@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,8 +213,8 @@ def test_it_ends_with_its_parent_while_it_computes() -> None:
             stdin=pipe, stdout=pipe, env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
         assert one.stdout is not None
-        started.append(one)
         assert one.stdout.readline() == b"ready\n"
+        started.append(one)
         assert go.wait(60)
 
     threads = [threading.Thread(target=start) for _ in range(2)]
