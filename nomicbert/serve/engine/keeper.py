@@ -169,13 +169,15 @@ class Keeper:
                 answered = process.answered > before
             fruitless = 1 if answered else fruitless + 1
             pause = 0.0 if fruitless == 1 else min(PAUSE * 2 ** (fruitless - 2), LONGEST)
+            pid = self.pid
             with self._changed:
                 self._running = None
                 self.is_down = failed >= STARTS
                 self._changed.notify_all()
                 if self._closed or self.error is not None:
                     return
-                log_line(event, level=logging.ERROR, device=self._device, why=why, again_in=pause)
+                fields = {"device": self._device, "pid": pid, "why": why, "again_in": pause}
+                log_line(event, level=logging.ERROR, **fields)
                 self._changed.wait_for(lambda: self._closed, pause)
                 self.restarts += not self._closed
 

@@ -14,8 +14,6 @@ import threading
 from collections.abc import Sequence
 
 import msgspec
-import numpy as np
-import torch
 from torch import Tensor
 
 from nomicbert import errors
@@ -88,13 +86,11 @@ class WorkerProcess:
         """
         try:
             header, body = wire.receive(self._connection, wire.STARTS)
-            if isinstance(header, wire.Failed):
-                raise _error_of(header)
-            widths = [model.width for model in header.models]
-            vectors = wire.numbers(body, np.float32, sum(widths))
+            if isinstance(header, wire.Facts):
+                return header, wire.to_vectors(header, body)
         except (OSError, EOFError, wire.WireError) as error:
             raise WorkerDied(f"the worker failed while it was loading: {error}") from error
-        return header, list(torch.from_numpy(vectors).split(widths))
+        raise _error_of(header)
 
     def rows(self, batch: Sequence[Piece]) -> list[Tensor]:
         """The row of each piece, as `Replica.rows`.

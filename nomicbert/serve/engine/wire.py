@@ -270,6 +270,15 @@ def to_rows(
     return [row.clone() if row.ndim > 1 else row for row in rows]
 
 
+def to_vectors(header: Facts, body: np.ndarray) -> list[Tensor]:
+    """The vector of each model's self-test.
+
+    Raises: WireError: values that do not fit the widths.
+    """
+    shapes = [(model.width,) for model in header.models]
+    return to_rows(Rows(list(shapes)), body, shapes)
+
+
 def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
     return len(found) == len(wanted) and all(
         size >= 0 and expected in (None, size) for size, expected in zip(found, wanted, strict=True)
