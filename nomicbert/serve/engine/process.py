@@ -98,7 +98,8 @@ class WorkerProcess:
         Raises: RemoteError: the computation failed. WorkerDied: so did the worker.
         """
         hidden = batch[0].job.group.hidden
-        shapes = [(len(piece.ids), None) if hidden else (None,) for piece in batch]
+        row: wire.Shape = (None,)
+        shapes = [(len(piece.ids), None) if hidden else row for piece in batch]
         return self._ask(*wire.of_batch(batch), shapes)
 
     def finish(self, model: int, pooled: Tensor, finish: Finish) -> list[Tensor]:
@@ -135,7 +136,7 @@ class WorkerProcess:
         self,
         header: wire.Message,
         body: memoryview,
-        shapes: Sequence[tuple[int | None, ...]],
+        shapes: Sequence[wire.Shape],
     ) -> list[Tensor]:
         connection = self._connection
         try:

@@ -32,6 +32,8 @@ PREFIX = struct.Struct("=4sIQ")
 MOST_HEADER = 1 << 26
 MOST_BODY = 1 << 31
 NOTHING = memoryview(b"")
+# Of a row; None for any number of columns.
+Shape = tuple[int | None, ...]
 
 
 class WireError(WorkerError):
@@ -248,9 +250,7 @@ def of_rows(rows: Sequence[Tensor]) -> tuple[Rows, memoryview]:
     return Rows(shapes), flat.numpy().view(np.uint8).data
 
 
-def to_rows(
-    header: Rows, body: np.ndarray, shapes: Sequence[tuple[int | None, ...]]
-) -> list[Tensor]:
+def to_rows(header: Rows, body: np.ndarray, shapes: Sequence[Shape]) -> list[Tensor]:
     """The rows of a message.
 
     Args:
@@ -275,11 +275,11 @@ def to_vectors(header: Facts, body: np.ndarray) -> list[Tensor]:
 
     Raises: WireError: values that do not fit the widths.
     """
-    shapes = [(model.width,) for model in header.models]
-    return to_rows(Rows(list(shapes)), body, shapes)
+    shapes: list[tuple[int, ...]] = [(model.width,) for model in header.models]
+    return to_rows(Rows(shapes), body, shapes)
 
 
-def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+def _fits(found: tuple[int, ...], wanted: Shape) -> bool:
     return len(found) == len(wanted) and all(
         size >= 0 and expected in (None, size) for size, expected in zip(found, wanted, strict=True)
     )
