@@ -233,7 +233,8 @@ def test_it_ends_with_its_parent_while_it_computes() -> None:
     for one, thread in zip(started, threads, strict=True):
         thread.join(60)
         one.kill()
-        one.communicate()
+        with one:  # closes its pipes
+            pass
 
 
 PROGRAMS = {
@@ -303,7 +304,7 @@ def test_what_a_worker_may_answer(
         "values that are missing": one_row[:12] + bytes(4) + one_row[16:-12],
     }.get(answer, answer)
     monkeypatch.setattr(process, "CODE", ANSWERING.replace("ANSWER", repr(content)))
-    one = WorkerProcess(settings(folder, stuck_seconds=5.0))
+    one = WorkerProcess(settings(folder, stuck_seconds=1.0))
     try:
         with pytest.raises(WorkerDied):
             one.rows(pieces([5]))
@@ -353,11 +354,11 @@ def test_the_worker_ends_with_a_server_that_is_killed(folder: Path) -> None:
 def test_signals_under_load(folder: Path) -> None:
     """Ctrl-C goes to the whole group of the terminal, a service manager's SIGTERM to all
     processes: what is in flight is answered all the same."""
-    flags = ("--isolate", "--log-format", "json", "--drain-seconds", "1", "--no-access-log")
+    flags = ("--isolate", "--log-format", "json", "--drain-seconds", "0.5", "--no-access-log")
     with serving(folder, *flags) as server:
         own = child(server)
         replies: list[Any] = []
-        body = {"model": "tiny-v1.5", "input": [f"{i} " * 90 for i in range(300)]}
+        body = {"model": "tiny-v1.5", "input": [f"{i} " * 90 for i in range(100)]}
 
         def ask() -> None:
             replies.append(call(server.url, "/v1/embeddings", body))
