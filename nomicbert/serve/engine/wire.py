@@ -160,12 +160,12 @@ def receive(
 
     Raises: EOFError: the other end has closed. WireError: something else came. OSError.
     """
-    magic, head_size, body_size = PREFIX.unpack(_read(connection, PREFIX.size))
+    magic, head_size, body_size = PREFIX.unpack(_read(connection, PREFIX.size).data)
     if magic != MAGIC or head_size > MOST_HEADER or body_size > MOST_BODY:
         raise WireError(f"a message begins with {magic!r}, {head_size}, {body_size}")
     head = _read(connection, head_size)
     try:
-        header = decoder.decode(head)
+        header = decoder.decode(head.data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"a header cannot be read: {error}") from error
     return header, _read(connection, body_size)
@@ -174,7 +174,7 @@ def receive(
 def _read(connection: socket.socket, size: int) -> np.ndarray:
     """Exactly these many bytes."""
     found = np.empty(size, np.uint8)
-    view = memoryview(found)
+    view = found.data
     done = 0
     while done < size:
         count = connection.recv_into(view[done:])
@@ -265,7 +265,7 @@ def to_rows(header: Rows, body: np.ndarray, shapes: Sequence[Shape]) -> list[Ten
         raise WireError(f"{len(found)} rows came in place of {len(shapes)}, or of other shapes")
     counts = list(map(math.prod, found))
     values = torch.from_numpy(numbers(body, np.float32, sum(counts)))
-    rows = [part.view(shape) for part, shape in zip(values.split(counts), found, strict=True)]
+    rows = [part.view(shape) for part, shape in zip(torch.split(values, counts), found, strict=True)]
     # a view would keep the states of the whole batch in memory
     return [row.clone() if row.ndim > 1 else row for row in rows]
 
