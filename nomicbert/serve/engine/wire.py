@@ -1,6 +1,6 @@
 """Messages between the server and a worker process, on a socket: a batch there, its rows back.
 
-    "nmb1"  bytes of the header (uint32)  bytes of the body (uint64)  header  body
+    "nmb1"  bytes of the header (uint32)  bytes of the body (uint64)  body  header
 
 Where in the flow: `process` sends what `isolated` asks for, `worker` answers. A header is msgpack;
 the body has numbers as they are in memory, int32 or fp32. Nothing is unpickled or executed. Bytes
@@ -32,6 +32,8 @@ PREFIX = struct.Struct("=4sIQ")
 MOST_HEADER = 1 << 26
 MOST_BODY = 1 << 31
 NOTHING = memoryview(b"")
+# Bytes that are read at once. The body is behind 16 bytes, so its numbers are aligned.
+SHORT = 1 << 16
 # Of a row; None for any number of columns.
 Shape = tuple[int | None, ...]
 
@@ -148,9 +150,7 @@ def send(connection: socket.socket, header: Message, body: memoryview = NOTHING)
     Raises: OSError: the other end is gone; TimeoutError: it does not read.
     """
     head = msgspec.msgpack.encode(header)
-    connection.sendall(PREFIX.pack(MAGIC, len(head), len(body)) + head)
-    if len(body):
-        connection.sendall(body)
+    connection.sendall(b"".join((PREFIX.pack(MAGIC, len(head), len(body)), body, head)))
 
 
 def receive(
@@ -158,30 +158,40 @@ def receive(
 ) -> tuple[Header, np.ndarray]:
     """Wait for a message: its header, and its body as uint8.
 
-    Raises: EOFError: the other end has closed. WireError: something else came. OSError.
+    Raises: EOFError: the other end has closed. WireError: something else came, or more. OSError.
     """
-    magic, head_size, body_size = PREFIX.unpack(_read(connection, PREFIX.size).data)
+    # most messages are short, and one call reads them
+    found = np.empty(SHORT, np.uint8)
+    done = _read(connection, found, 0, PREFIX.size)
+    magic, head_size, body_size = PREFIX.unpack(found[: PREFIX.size].data)
     if magic != MAGIC or head_size > MOST_HEADER or body_size > MOST_BODY:
         raise WireError(f"a message begins with {magic!r}, {head_size}, {body_size}")
-    head = _read(connection, head_size)
+    size = PREFIX.size + body_size + head_size
+    if size > SHORT:
+        longer = np.empty(size, np.uint8)
+        longer[:done] = found[:done]
+        found = longer
+    done = _read(connection, found, done, size)
+    if done > size:
+        raise WireError(f"{done - size} bytes follow a message")
+    body, head = found[PREFIX.size : size - head_size], found[size - head_size : size]
     try:
         header = decoder.decode(head.data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"a header cannot be read: {error}") from error
-    return header, _read(connection, body_size)
+    # rows may be kept for long, and with them the memory that they are views of
+    return header, body.copy() if size <= SHORT else body
 
 
-def _read(connection: socket.socket, size: int) -> np.ndarray:
-    """Exactly these many bytes."""
-    found = np.empty(size, np.uint8)
+def _read(connection: socket.socket, found: np.ndarray, done: int, least: int) -> int:
+    """Read into `found` from `done` on until there are `least` bytes; return how many there are."""
     view = found.data
-    done = 0
-    while done < size:
+    while done < least:
         count = connection.recv_into(view[done:])
         if not count:
             raise EOFError("the connection was closed")
         done += count
-    return found
+    return done
 
 
 def numbers(body: np.ndarray, kind: type[np.generic], count: int) -> np.ndarray:
@@ -265,7 +275,9 @@ def to_rows(header: Rows, body: np.ndarray, shapes: Sequence[Shape]) -> list[Ten
         raise WireError(f"{len(found)} rows came in place of {len(shapes)}, or of other shapes")
     counts = list(map(math.prod, found))
     values = torch.from_numpy(numbers(body, np.float32, sum(counts)))
-    rows = [part.view(shape) for part, shape in zip(torch.split(values, counts), found, strict=True)]
+    rows = [
+        part.view(shape) for part, shape in zip(torch.split(values, counts), found, strict=True)
+    ]
     # a view would keep the states of the whole batch in memory
     return [row.clone() if row.ndim > 1 else row for row in rows]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,6 +80,26 @@ def test_rows_arrive(pair: Pair) -> None:
             assert one.ndim == 1 or one.untyped_storage().nbytes() == one.nbytes
 
 
+@pytest.mark.parametrize("columns", [1, 10_000, 16_380, 16_384, 100_000, 3_000_000])
+def test_messages_of_any_size(columns: int, pair: Pair, seed: int) -> None:
+    """In as many parts as they come."""
+    row = torch.randn(columns, generator=torch.Generator().manual_seed(seed))
+    thread = threading.Thread(target=wire.send, args=(pair[0], *wire.of_rows([row])))
+    thread.start()
+    header, body = wire.receive(pair[1], wire.ANSWERS)
+    thread.join()
+    assert isinstance(header, wire.Rows)
+    (found,) = wire.to_rows(header, body, [(None,)])
+    assert torch.equal(found, row)
+    assert found.data_ptr() % 4 == 0
+
+
+def test_one_message_after_the_other() -> None:
+    content = message(*wire.of_batch(BATCH))
+    assert "follow a message" in refused(content + b"x")
+    assert "follow a message" in refused(content * 2)
+
+
 def test_pooled_rows_arrive(pair: Pair) -> None:
     pooled = torch.randn(6, 3).t()  # not contiguous
     wire.send(pair[0], *wire.of_pooled(1, pooled, SHORT))
@@ -109,7 +130,7 @@ def test_a_closed_connection(pair: Pair) -> None:
 def message(header: Any, body: Any = b"") -> bytes:
     """The bytes of a message."""
     head = header if isinstance(header, bytes) else msgspec.msgpack.encode(header)
-    return wire.PREFIX.pack(wire.MAGIC, len(head), len(body)) + head + bytes(body)
+    return wire.PREFIX.pack(wire.MAGIC, len(head), len(body)) + bytes(body) + head
 
 
 def read(connection: socket.socket, decoder: Any) -> None:

@@ -301,7 +301,7 @@ def test_what_a_worker_may_answer(
     content = {
         "another number of rows": message(torch.ones(3), torch.ones(3)),
         "hidden states": message(torch.ones(3, 3)),
-        "values that are missing": one_row[:12] + bytes(4) + one_row[16:-12],
+        "values that are missing": one_row[:8] + bytes(8) + one_row[28:],
     }.get(answer, answer)
     monkeypatch.setattr(process, "CODE", ANSWERING.replace("ANSWER", repr(content)))
     one = WorkerProcess(settings(folder, stuck_seconds=1.0))
