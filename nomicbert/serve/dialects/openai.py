@@ -142,7 +142,7 @@ async def model(service: Service, exchange: Exchange) -> Answer:
 
 
 def _model(service: Service, name: str) -> dict[str, object]:
-    index = service.names.find(name)
+    index = service.names.find(name) or 0  # without an index any name means the first
     found: dict[str, object] = {
         "id": name,
         "object": "model",
