@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from nomicbert import Embedder
+from nomicbert.serve import models
 from nomicbert.serve.engine import isolated, keeper, process
 from nomicbert.serve.engine.deadly import DeadlyTexts
 from nomicbert.serve.names import Names
@@ -386,7 +387,7 @@ def test_mistakes_are_found_at_the_start(folder: Path, tmp_path: Path) -> None:
 
 def test_the_folder_of_a_model_is_given_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an id and as the folder that it is kept in."""
-    monkeypatch.setattr(isolated.hub, "resolve", lambda *_, **__: folder)
+    monkeypatch.setattr(models.hub, "resolve", lambda *_, **__: folder)
     given = ServeSettings(models=("a/b", str(folder)), isolate=True)
     with pytest.raises(ValueError, match="two of the models are one folder"):
         isolated.load(given, Names(given))
