@@ -157,6 +157,7 @@ def refused(content: bytes, decoder: Any = wire.REQUESTS) -> str:
 
 def test_other_bytes_are_refused() -> None:
     assert "begins with" in refused(b"GET / HTTP/1.1\r\n\r\n")
+    assert "begins with" in refused(b"nmb2" + message(*wire.of_batch(BATCH))[4:])
     for head, body in ((wire.MOST_HEADER + 1, 0), (0, wire.MOST_BODY + 1), (2**32 - 1, 2**64 - 1)):
         assert "begins with" in refused(struct.pack("=4sIQ", wire.MAGIC, head, body))
     for head in (b"", b"\x80", b"\xc1", b"\xff" * 9, b"\x91" * 5000, b"\x81\xa4type\xa5Batch"):
