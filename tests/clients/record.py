@@ -20,7 +20,7 @@ sys.path.insert(0, str(HERE))
 from mock_server import MockServer  # noqa: E402
 
 SHORT, LONG = "nomic-embed-text-v1.5", "nomic-ai/nomic-embed-text-v1.5"
-RERANKER = "bge-reranker-base"
+RERANKER = "ms-marco-MiniLM-L6-v2"
 # Headers that a server may react to; the others differ from run to run or say nothing.
 KEPT = ("accept", "accept-encoding", "authorization", "connection", "content-type", "user-agent")
 

@@ -78,7 +78,7 @@ const options_of = (page, selector) => page.locator(`${selector} option`).allTex
 const unnamed = (page) =>
   page.locator('input, select, textarea, button, [role=img], [role=region], [tabindex="0"]').evaluateAll((all) =>
     all
-      .filter((one) => !(one.labels?.length || one.textContent.trim() || one.ariaLabel || one.placeholder))
+      .filter((one) => !(one.labels?.length || one.ariaLabel || (!one.labels || one.localName === 'button') && one.textContent.trim()))
       .map((one) => one.outerHTML.slice(0, 200)),
   );
 

@@ -49,6 +49,13 @@ def headed(folder: Path, architecture: str) -> Path:
     return folder
 
 
+def classified(folder: Path) -> Path:
+    """An embedding model by its modules, made of a checkpoint with a classifier."""
+    embedder(folder)
+    edit_config(folder, architectures=["BertForSequenceClassification"])
+    return folder
+
+
 def saved_reranker(folder: Path) -> Path:
     judge = sentence_transformers.CrossEncoder(str(reranker(folder / "a")), device="cpu")
     judge.save_pretrained(str(folder / "b"), create_model_card=False)
@@ -135,6 +142,7 @@ def test_a_reranker_with_other_modules(tmp_path: Path) -> None:
         (lambda f: headed(f, "BertModel"), False),
         (lambda f: headed(f, "BertForMaskedLM"), False),
         (lambda f: headed(f, "BertForTokenClassification"), False),
+        (classified, False),
     ],
 )
 def test_which_class_a_checkpoint_is_for(
@@ -144,6 +152,8 @@ def test_which_class_a_checkpoint_is_for(
     assert is_reranker(read_folder(folder)) == wanted
     if wanted:
         assert CrossEncoder(folder).num_labels == 1
+    elif build is classified:
+        assert Embedder(folder).encode("a").shape == (64,)
 
 
 def test_bare_encoders_are_embedders(tmp_path: Path) -> None:

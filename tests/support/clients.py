@@ -31,7 +31,7 @@ TEXTS: dict[str, list[str]] = json.loads((CLIENTS / "texts.json").read_text("utf
 
 LAST_PART = "nomic-embed-text-v1.5"
 REPOSITORY = f"nomic-ai/{LAST_PART}"
-RERANKER = "bge-reranker-base"
+RERANKER = "ms-marco-MiniLM-L6-v2"
 LIMIT = 128  # tokens of the tiny checkpoint; TEXTS["long"] has more, the others fewer
 
 WIDTH = 128  # of the tiny checkpoint

@@ -107,6 +107,7 @@ def test_every_type_and_dimension(
     reply = ask(server, embedding_types=kinds, output_dimension=dimensions, **QUERY)
     found = reply.json["embeddings"]
     assert list(found) == TYPES
+    assert reply.body.count(b'"int8":') == 1
     wanted = encode(embedder, TEXTS, "search_query", **more)
     assert bits(floats(found["float"])) == bits(wanted)
     packed = [np.frombuffer(pybase64.b64decode(row), "<f4") for row in found["base64"]]
@@ -148,6 +149,7 @@ A = {"type": "text", "text": "a"}
         ({"inputs": [{"content": [A]}, {"content": [A, IMAGE]}]}, "inputs[1]"),
         ({"inputs": [{"content": []}]}, "not 0"), ({"inputs": [{"content": [A, A]}]}, "not 2"),
         ({"inputs": [{"content": [{"type": "text"}]}]}, "with a `text`"),
+        ({"inputs": [{"content": [A, {"type": "text"}]}]}, "not 2"),
         ({"inputs": [{"content": [{"type": "audio", "text": "a"}]}]}, "audio"),
     ],
 )  # fmt: skip

@@ -17,6 +17,7 @@ from nomicbert import Embedder, __version__
 from nomicbert.serve import models
 from nomicbert.serve.dialects.ollama_models import _human, tagged
 from nomicbert.user_warnings import TruncationWarning
+from tests.support.rerankers import build_reranker
 from tests.support.served import JSON, LONG, MODEL, WIDTH, Gate, bits, embedder_of, tiny
 from tests.support.serving import InThread, Reply, in_thread, wait_until
 
@@ -320,6 +321,17 @@ def test_sizes_for_people() -> None:
     sizes = {1: "1", 999: "999", 22_700_000: "22.7M", 136_731_648: "137M", 1_200_000_000: "1.2B"}
     assert {size: _human(size) for size in sizes} == sizes
     assert _human(5_400) == "5.4K"
+
+
+def test_models_that_do_not_embed(tmp_path: Path) -> None:
+    reranker = build_reranker(tmp_path / "reranker")
+    with in_thread(tiny(tmp_path), reranker) as server:
+        for path in (*BOTH, "/api/show"):
+            reply = server.call(path, {"model": "reranker", "input": "a", "prompt": "a"})
+            refused(reply, 400, "'reranker' is not an embedding model")
+        for path in ("/api/tags", "/api/ps"):
+            names = [item["name"] for item in server.call(path).json["models"]]
+            assert names == [f"{MODEL}:latest"]
 
 
 def test_any_model_name(tmp_path: Path) -> None:
