@@ -47,13 +47,14 @@ def test_a_batch_arrives(pair: Pair) -> None:
         BATCH,
         pieces(Group(0, hidden=True), ([3, 4], None)),
         pieces(Group(0), ([], WHOLE)),
+        [Piece(Job(Group(1), [[3, 4, 5], [6]], None, splits=[2, 1]), i) for i in range(2)],
     ):
         wire.send(pair[0], *wire.of_batch(batch))
         header, body = wire.receive(pair[1], wire.REQUESTS)
         assert isinstance(header, wire.Batch)
         found = wire.to_batch(header, body, 2)
-        assert [(one.job.group, one.ids, one.job.finish) for one in found] == [
-            (one.job.group, one.ids, one.job.finish) for one in batch
+        assert [(one.job.group, one.ids, one.job.finish, one.split) for one in found] == [
+            (one.job.group, one.ids, one.job.finish, one.split) for one in batch
         ]
         assert all(type(one.ids) is list and type(one.job.group) is Group for one in found)
 
@@ -168,11 +169,11 @@ def test_other_bytes_are_refused() -> None:
     "header",
     [
         {"type": "Rows", "shapes": []},  # an answer in place of a request
-        {"type": "Batch", "group": [0, 0, False], "texts": [[1, 0]]},
-        {"type": "Batch", "group": [0, 0], "texts": [[1, 0]], "finishes": [None], "more": 1},
-        {"type": "Batch", "group": ["0"], "texts": [[1, 0]], "finishes": [None]},
-        {"type": "Batch", "group": [0], "texts": [[1, 0, 0]], "finishes": [None]},
-        {"type": "Batch", "group": [0], "texts": [[1, 0]], "finishes": [{"normalize": 1}]},
+        {"type": "Batch", "group": [0, 0, False], "texts": [[1, 0, None]]},
+        {"type": "Batch", "group": [0, 0], "texts": [[1, 0, None]], "finishes": [None], "more": 1},
+        {"type": "Batch", "group": ["0"], "texts": [[1, 0, None]], "finishes": [None]},
+        {"type": "Batch", "group": [0], "texts": [[1, 0, None, 0]], "finishes": [None]},
+        {"type": "Batch", "group": [0], "texts": [[1, 0, None]], "finishes": [{"normalize": 1}]},
         {"type": "Pooled", "model": 0, "rows": 1.5, "finish": {}},
         [1, 2], "text", None,
     ],
@@ -182,7 +183,9 @@ def test_other_headers_are_refused(header: Any) -> None:
     assert "header" in refused(message(header, bytes(4)))
 
 
-def batch(group: Any = (0,), texts: Any = ((1, 0),), finishes: Any = (None,)) -> dict[str, Any]:
+def batch(
+    group: Any = (0,), texts: Any = ((1, 0, None),), finishes: Any = (None,)
+) -> dict[str, Any]:
     return {"type": "Batch", "group": group, "texts": texts, "finishes": finishes}
 
 
@@ -190,8 +193,10 @@ def batch(group: Any = (0,), texts: Any = ((1, 0),), finishes: Any = (None,)) ->
     ("header", "size"),
     [
         (batch(texts=[]), 0), (batch(), 0), (batch(), 3), (batch(), 8), (batch(group=(2,)), 4),
-        (batch(group=(-1,)), 4), (batch(texts=[(-1, 0), (2, 0)]), 4), (batch(texts=[(1, 1)]), 4),
-        (batch(texts=[(1, -1)]), 4), (batch(texts=[(2**62, 0), (2**62, 0)]), 4),
+        (batch(group=(-1,)), 4), (batch(texts=[(-1, 0, None), (2, 0, None)]), 4),
+        (batch(texts=[(1, 1, None)]), 4), (batch(texts=[(1, -1, None)]), 4),
+        (batch(texts=[(1, 0, 2)]), 4), (batch(texts=[(1, 0, -1)]), 4),
+        (batch(texts=[(2**62, 0, None), (2**62, 0, None)]), 4),
         ({"type": "Pooled", "model": 2, "rows": 1, "finish": {}}, 4),
         ({"type": "Pooled", "model": 0, "rows": 0, "finish": {}}, 0),
         ({"type": "Pooled", "model": 0, "rows": 2, "finish": {}}, 4),
