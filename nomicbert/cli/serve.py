@@ -165,8 +165,24 @@ def serve(
     ] = 25,
     stuck_seconds: Annotated[
         float,
-        typer.Option(min=0.001, metavar="S", help="A longer batch makes /health/live answer 503."),
+        typer.Option(
+            min=0.001,
+            metavar="S",
+            help="A longer batch makes /health/live answer 503; with --isolate it is given up.",
+        ),
     ] = 120,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            "--isolate", help="Compute in a process per device, which is restarted if it dies."
+        ),
+    ] = False,
+    worker_memory: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Bytes of address space of such a process. Default: any."
+        ),
+    ] = None,
     log_format: Annotated[
         LogFormatName | None,
         typer.Option(help="Log lines on stderr. Default: text on a terminal, else json."),

@@ -116,6 +116,9 @@ class Metrics:
         self.cache_bytes = gauge("cache_bytes", "Memory of the cache of vectors")
         self.cache_hits = gauge("cache_hits_total", "Texts found in the cache")
         self.cache_misses = gauge("cache_misses_total", "Texts not found in the cache")
+        self.worker_restarts = gauge(
+            "worker_restarts_total", "Worker processes that were started again"
+        )
         self.ready = gauge("ready", "1 while the server is ready")
         self.draining = gauge("draining", "1 after SIGTERM")
 

@@ -9,7 +9,9 @@ import contextlib
 import copy
 import logging
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,8 +25,11 @@ from nomicbert.loading.purpose import is_reranker
 from nomicbert.loading.reranker_keywords import ORGANISATION
 from nomicbert.loading.sentence_keywords import translate
 from nomicbert.runtime.batch_budget import batch_tokens
+from nomicbert.runtime.settings import EmbedderSettings
 from nomicbert.serve.engine import calibrate
 from nomicbert.serve.engine.compute import Replica
+from nomicbert.serve.engine.jobs import Computes
+from nomicbert.serve.engine.workers import Workers
 from nomicbert.serve.names import Names
 from nomicbert.serve.scorers import serve_reranker
 from nomicbert.serve.served import SELF_TEST, ServedEmbedder, ServedModel, serve_embedder
@@ -45,12 +50,14 @@ class Loaded:
         replicas: per device, each model.
         budgets: tokens per batch of each model.
         rates: tokens per second of each model as measured; 0 if it was not.
+        workers: the processes that compute, or None if this one does.
     """
 
     models: list[ServedModel]
-    replicas: list[list[Replica]]
+    replicas: Sequence[Sequence[Computes]]
     budgets: list[int]
     rates: list[float]
+    workers: Workers | None = None
 
 
 def load(settings: ServeSettings, names: Names) -> Loaded:
@@ -60,11 +67,7 @@ def load(settings: ServeSettings, names: Names) -> Loaded:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    devices = as_devices(settings.devices)
-    if len({device.type for device in devices}) > 1:
-        raise ValueError("--device: one server computes on GPUs or on the CPU, not on both")
-    if settings.revision is not None and len(settings.models) > 1:
-        raise ValueError("--revision is for one --model: start a server for each")
+    devices = devices_of(settings)
     models: list[ServedModel] = []
     budgets, rates = [], []
     replicas: list[list[Replica]] = [[] for _ in devices]
@@ -82,10 +85,47 @@ def load(settings: ServeSettings, names: Names) -> Loaded:
             "%s: %s, batches of up to %d tokens, texts of up to %d tokens",
             model.name, model.facade, budget, model.max_length,
         )  # fmt: skip
+    check_prompt(settings, models)
+    return Loaded(models, replicas, budgets, rates)
+
+
+def devices_of(settings: ServeSettings) -> list[torch.device]:
+    """The devices, after a check of what is for one model or one kind of device.
+
+    Raises: ValueError: it names the option.
+    """
+    devices = as_devices(settings.devices)
+    if len({device.type for device in devices}) > 1:
+        raise ValueError("--device: one server computes on GPUs or on the CPU, not on both")
+    if settings.revision is not None and len(settings.models) > 1:
+        raise ValueError("--revision is for one --model: start a server for each")
+    return devices
+
+
+def check_prompt(settings: ServeSettings, models: Sequence[ServedModel]) -> None:
+    """Refuse a default prompt that no model would use.
+
+    Raises: ValueError.
+    """
     prompted = settings.default_prompt is not None or settings.default_prompt_name is not None
     if prompted and not any(isinstance(model, ServedEmbedder) for model in models):
         raise ValueError("--default-prompt and --default-prompt-name are for embedding models")
-    return Loaded(models, replicas, budgets, rates)
+
+
+def folder_of(given: str, settings: ServeSettings) -> Path:
+    """The folder of a checkpoint, which may be downloaded first.
+
+    Args:
+        given: folder or repository id.
+        settings: of the server.
+
+    Raises: NomicBertError.
+    """
+    # both facades' names of repositories without an organisation
+    location = translate({**LOCATION, "path_or_repo_id": given}, {}).location
+    wanted = translate(location, {}, ORGANISATION).location
+    wanted |= {"revision": settings.revision, "local_files_only": settings.local_files_only}
+    return hub.resolve(**wanted)
 
 
 def open_model(
@@ -102,11 +142,7 @@ def open_model(
 
     Raises: as `load`.
     """
-    # both facades' names of repositories without an organisation
-    location = translate({**LOCATION, "path_or_repo_id": given}, {}).location
-    wanted = translate(location, {}, ORGANISATION).location
-    wanted |= {"revision": settings.revision, "local_files_only": settings.local_files_only}
-    folder = hub.resolve(**wanted)
+    folder = folder_of(given, settings)
     if is_reranker(read_folder(folder, settings.rotary_scaling_factor)):
         reranker = CrossEncoder(
             folder,
@@ -128,8 +164,8 @@ def open_model(
     return serve_embedder(index, name, embedder, settings)
 
 
-async def load_aside(settings: ServeSettings, names: Names) -> Loaded:
-    """`load` on a thread that does not keep the process alive: a download may take hours."""
+async def load_aside(load: Callable[[], Loaded]) -> Loaded:
+    """Call `load` on a thread that does not keep the process alive: a download may take hours."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Loaded] = loop.create_future()
 
@@ -144,7 +180,7 @@ async def load_aside(settings: ServeSettings, names: Names) -> Loaded:
     def work() -> None:
         loaded, problem = None, None
         try:
-            loaded = load(settings, names)
+            loaded = load()
         except BaseException as error:  # raised again where the future is awaited
             problem = error
         with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
@@ -156,10 +192,11 @@ async def load_aside(settings: ServeSettings, names: Names) -> Loaded:
 
 def _replica(model: ServedModel, device: torch.device, *, first: bool) -> Replica:
     """The model itself on the first device, a copy on others."""
-    if isinstance(model.facade, Embedder):
-        module = model.facade.embedding_model
+    facade = model.facade
+    if isinstance(facade, EmbedderSettings):
+        module = facade.embedding_model
         return Replica(module if first else copy.deepcopy(module).to(device))
-    head = model.facade.model
+    head = facade.model
     return Replica(head if first else copy.deepcopy(head).to(device))
 
 
@@ -168,7 +205,7 @@ def _budget(model: ServedModel, replica: Replica, wanted: int | None) -> tuple[i
     _warm_up(model, replica)
     if wanted is not None:
         return wanted, 0.0
-    if model.encoder.device.type != "cpu":
+    if model.runs.device != "cpu":
         return batch_tokens(model.encoder), 0.0
     longest = min(model.max_length, 2 * calibrate.SIZES[0])
     return calibrate.measure_budget(replica.plain_rows, _ids(model, longest))

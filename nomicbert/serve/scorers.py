@@ -14,7 +14,9 @@ from nomicbert.cross_encoder import CrossEncoder
 from nomicbert.errors import TokenizerError
 from nomicbert.modeling.model import NomicBert
 from nomicbert.runtime.prompt_tokens import prompt_tokens
+from nomicbert.runtime.reranker_settings import CrossEncoderSettings
 from nomicbert.serve.engine.jobs import Group, Job
+from nomicbert.serve.engine.runs import Runs
 from nomicbert.serve.served import SELF_TEST, ServedModel
 from nomicbert.serve.settings import ServeSettings
 from nomicbert.text.tokenizer import Pair
@@ -33,11 +35,11 @@ class ServedScorer(ServedModel):
 
     task = "a classifier"
     kind: ClassVar[str]
-    reranker: CrossEncoder
+    reranker: CrossEncoderSettings
     shortest: int
 
     @property
-    def facade(self) -> CrossEncoder:
+    def facade(self) -> CrossEncoderSettings:
         """See ServedModel."""
         return self.reranker
 
@@ -124,27 +126,50 @@ def serve_reranker(
 ) -> ServedReranker | ServedClassifier:
     """The record of a loaded reranker.
 
+    Raises: as `apply_pair_settings`.
+    """
+    shortest = apply_pair_settings(name, reranker, settings)
+    logits = reranker.predict(
+        SELF_TEST_PAIR, activation_fn=torch.nn.Identity(), convert_to_tensor=True
+    )
+    assert isinstance(logits, Tensor)
+    runs = Runs.of(reranker.model.encoder, repr(reranker))
+    return scorer_of(index, name, reranker, shortest, runs, logits.reshape(-1).cpu())
+
+
+def apply_pair_settings(name: str, reranker: CrossEncoderSettings, settings: ServeSettings) -> int:
+    """Set --max-length; return the smallest limit of tokens per pair.
+
     Raises: ValueError: --max-length does not fit the checkpoint. TokenizerError: token types that
         are not 0 and then 1.
     """
     if settings.max_length is not None:
         reranker.max_seq_length = settings.max_length
-    limit = reranker.max_seq_length
-    (special,), (kinds,), _ = reranker.tokenizer.encode_pairs([("", "")], limit)
-    (_,), (more,), _ = reranker.tokenizer.encode_pairs([("a", "a")], len(special) + 2)
+    encode = reranker.tokenizer.encode_pairs
+    (special,), (kinds,), _ = encode([("", "")], reranker.max_seq_length)
+    (_,), (more,), _ = encode([("a", "a")], len(special) + 2)
     if sorted(kinds) != kinds or sorted(more) != more:
         raise TokenizerError(f"{name} gives a pair the token types {more}, not 0 and then 1")
-    logits = reranker.predict(
-        SELF_TEST_PAIR, activation_fn=torch.nn.Identity(), convert_to_tensor=True
-    )
-    assert isinstance(logits, Tensor)
-    kind = ServedReranker if reranker.num_labels == 1 else ServedClassifier
+    return len(special) + 1
+
+
+def scorer_of(
+    index: int,
+    name: str,
+    reranker: CrossEncoderSettings,
+    shortest: int,
+    runs: Runs,
+    self_test: Tensor,
+) -> ServedReranker | ServedClassifier:
+    """The record of a scorer; see the attributes of `ServedScorer`."""
+    kind = ServedReranker if len(reranker.model.labels.names) == 1 else ServedClassifier
     return kind(
         index=index,
         name=name,
-        max_length=limit,
+        runs=runs,
+        max_length=reranker.max_seq_length,
         default_prompt=reranker.prompts.get(reranker.default_prompt_name or "", ""),
-        self_test=logits.reshape(-1).cpu(),
+        self_test=self_test,
         reranker=reranker,
-        shortest=len(special) + 1,
+        shortest=shortest,
     )

@@ -10,15 +10,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nomicbert.cross_encoder import CrossEncoder
 from nomicbert.embedder import Embedder
 from nomicbert.modeling.model import NomicBert
+from nomicbert.runtime.reranker_settings import CrossEncoderSettings
+from nomicbert.runtime.settings import EmbedderSettings
 from nomicbert.serve.engine.jobs import Group, Job
+from nomicbert.serve.engine.runs import Runs
 from nomicbert.serve.settings import ServeSettings
 from nomicbert.text.tokenizer import Tokenizer
 from nomicbert.vectors.fingerprint import Fingerprint
 from nomicbert.vectors.pooling import Finish
-from nomicbert_kernels.linear_torch import onednn_packs
 
 SELF_TEST = "The quick brown fox jumps over the lazy dog."
 
@@ -31,6 +32,7 @@ class ServedModel(ABC):
         task: what it is, for errors.
         index: its place among the models.
         name: how metrics and lists call it.
+        runs: how it is computed.
         max_length: tokens per text, or per pair.
         default_prompt: prompt of requests that name none.
         self_test: row of the self-test when it was loaded.
@@ -39,19 +41,20 @@ class ServedModel(ABC):
     task: ClassVar[str]
     index: int
     name: str
+    runs: Runs
     max_length: int
     default_prompt: str
     self_test: Tensor
 
     @property
     @abstractmethod
-    def facade(self) -> Embedder | CrossEncoder:
-        """The facade of the copy on the first device."""
+    def facade(self) -> EmbedderSettings | CrossEncoderSettings:
+        """Tokenizer, prompts and settings: of the copy on the first device, or without weights."""
 
     @property
     @abstractmethod
     def encoder(self) -> NomicBert:
-        """The encoder on the first device."""
+        """The encoder of the facade, whose parameters are on the meta device if workers compute."""
 
     @property
     @abstractmethod
@@ -79,8 +82,7 @@ class ServedModel(ABC):
 
         Up to rounding where bits depend on the batch: on a GPU, and without oneDNN.
         """
-        encoder = self.encoder
-        if encoder.device.type == "cpu" and onednn_packs(encoder.compute_dtype):
+        if self.runs.is_exact:
             return torch.equal(row, self.self_test)
         return bool(torch.allclose(row, self.self_test, rtol=1e-2, atol=1e-2))
 
@@ -95,11 +97,11 @@ class ServedEmbedder(ServedModel):
     """
 
     task = "an embedding"
-    embedder: Embedder
+    embedder: EmbedderSettings
     fingerprint: Fingerprint
 
     @property
-    def facade(self) -> Embedder:
+    def facade(self) -> EmbedderSettings:
         """See ServedModel."""
         return self.embedder
 
@@ -136,20 +138,28 @@ def serve_embedder(
 
     Raises: ValueError: --max-length or --default-prompt-name does not fit the checkpoint.
     """
-    if settings.max_length is not None:
-        embedder.max_seq_length = settings.max_length
-    if settings.default_prompt is not None:
-        prompt = settings.default_prompt
-    else:
-        prompt = embedder.prompt_text(settings.default_prompt_name)
+    prompt = apply_settings(embedder, settings)  # before the self-test: it may refuse them
     vector = embedder.encode(SELF_TEST, prompt="", convert_to_tensor=True)
     assert isinstance(vector, Tensor)
     return ServedEmbedder(
         index=index,
         name=name,
+        runs=Runs.of(embedder.model, repr(embedder)),
         max_length=embedder.max_seq_length,
         default_prompt=prompt,
         self_test=vector.float().cpu(),
         embedder=embedder,
         fingerprint=Fingerprint.of(embedder.embedding_model, embedder.tokenizer),
     )
+
+
+def apply_settings(embedder: EmbedderSettings, settings: ServeSettings) -> str:
+    """Set --max-length; return the prompt of requests that name none.
+
+    Raises: ValueError: --max-length or --default-prompt-name does not fit the checkpoint.
+    """
+    if settings.max_length is not None:
+        embedder.max_seq_length = settings.max_length
+    if settings.default_prompt is not None:
+        return settings.default_prompt
+    return embedder.prompt_text(settings.default_prompt_name)

@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from nomicbert.serve import models
 from nomicbert.serve.admission import Admission, Place
 from nomicbert.serve.embedded import Embedded, check_fingerprint
+from nomicbert.serve.engine import isolated
 from nomicbert.serve.engine.cache import VectorCache
 from nomicbert.serve.engine.engine import STOP, Engine
 from nomicbert.serve.engine.jobs import Rows
@@ -84,9 +86,12 @@ class Service:
         Raises: NomicBertError, ValueError: see `load`. RuntimeError: the self-test fails.
         """
         loop = asyncio.get_running_loop()
-        loaded = await load_aside(self.settings, self.names)
         settings, cache = self.settings, VectorCache(self.settings.cache_bytes)
-        engine = Engine(loaded.replicas, loaded.budgets, cache, self.metrics, settings.threads)
+        load = isolated.load if settings.isolate else models.load
+        loaded = await load_aside(lambda: load(settings, self.names))
+        threads = 1 if settings.isolate else settings.threads
+        parts = loaded.replicas, loaded.budgets, cache, self.metrics
+        engine = Engine(*parts, threads, loaded.workers)
         engine.rate = max(loaded.rates)
         limit = settings.max_waiting_tokens
         if limit is None:
@@ -95,13 +100,15 @@ class Service:
         self.engine = engine
         self.admission = Admission(limit, settings.max_waiting_requests, engine)
         self._watch(engine, cache)
+        if (workers := loaded.workers) is not None:
+            self.metrics.read_from(self.metrics.worker_restarts, lambda: workers.restarts)
         self_test = SelfTest(engine, loaded.models)
         await self_test.run(timeout=None)
         for model in loaded.models:
             self.metrics.model(
                 model.name,
-                str(model.encoder.compute_dtype).removeprefix("torch."),
-                model.encoder.ops.name,
+                model.runs.compute_dtype,
+                model.runs.backend,
                 model.space,
             )
         if problem := await self_test.problem():

@@ -1,6 +1,7 @@
 """The settings of a server, checked before anything is loaded."""
 
 import ipaddress
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,7 +32,10 @@ class ServeSettings:
         head_seconds, body_seconds: time limits for reading a request.
         drain_seconds: after SIGTERM, requests are accepted for this long.
         grace_seconds: after that, requests that are being computed have this long.
-        stuck_seconds: a batch that takes longer makes the server report that it is not alive.
+        stuck_seconds: a batch that takes longer makes the server report that it is not alive; with
+            `isolate`, its worker is started again.
+        isolate: each device computes in a process of its own.
+        worker_memory: bytes of address space of such a process, or None for any.
     """
 
     models: tuple[str, ...]
@@ -73,6 +77,8 @@ class ServeSettings:
     drain_seconds: float = 5.0
     grace_seconds: float = 25.0
     stuck_seconds: float = 120.0
+    isolate: bool = False
+    worker_memory: int | None = None
     access_log: bool = True
 
     def __post_init__(self) -> None:
@@ -90,6 +96,10 @@ class ServeSettings:
             raise ValueError("give --default-prompt or --default-prompt-name, not both")
         if not all(key and key.isascii() and key.isprintable() for key in self.api_keys):
             raise ValueError("an --api-key must be printable ASCII, and not empty")
+        if self.isolate and os.name != "posix":
+            raise ValueError("--isolate needs Linux or macOS: this system hands no sockets on")
+        if self.worker_memory is not None and not self.isolate:
+            raise ValueError("--worker-memory limits the processes of --isolate: give both")
         for alias, name in self.model_aliases:
             if not (alias and name):
                 raise ValueError("--model-alias must be ALIAS=NAME")

@@ -84,6 +84,7 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "--drain-seconds": (["0"], "drain_seconds", 0.0),
     "--grace-seconds": (["3"], "grace_seconds", 3.0),
     "--stuck-seconds": (["4"], "stuck_seconds", 4.0),
+    "--isolate": ([], "isolate", True),
     "--no-access-log": ([], "access_log", False),
 }
 
@@ -122,7 +123,13 @@ def test_every_option_is_tested() -> None:
     }
     tested = {option.replace("--no-", "--") for option in OPTIONS}
     others = {"--context", "--model", "--tls-cert", "--tls-key", "--log-format", "--tei-env"}
+    others |= {"--worker-memory"}  # with --isolate only
     assert options == tested | others
+
+
+def test_the_memory_of_workers(settings_of: Call) -> None:
+    settings, _ = settings_of("-m", "a", "--isolate", "--worker-memory", "8000000000")
+    assert (settings.isolate, settings.worker_memory) == (True, 8_000_000_000)
 
 
 def test_several_models_and_tls(settings_of: Call) -> None:

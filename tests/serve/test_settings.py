@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from nomicbert.serve import settings as settings_module
 from nomicbert.serve.settings import ServeSettings
 
 
@@ -25,11 +27,19 @@ def settings(**changes: Any) -> ServeSettings:
         ({"api_keys": ("ü",)}, "--api-key must be printable"),
         ({"api_keys": ("a\n",)}, "--api-key must be printable"),
         ({"model_aliases": (("", "a"),)}, "--model-alias must be ALIAS=NAME"),
+        ({"worker_memory": 1 << 33}, "--worker-memory limits the processes of --isolate"),
     ],
 )
 def test_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         settings(**changes)
+
+
+def test_no_workers_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings(isolate=True, worker_memory=1 << 33).isolate
+    monkeypatch.setattr(settings_module, "os", SimpleNamespace(name="nt"))
+    with pytest.raises(ValueError, match="--isolate needs Linux or macOS"):
+        settings(isolate=True)
 
 
 def test_accepted() -> None:

@@ -8,6 +8,7 @@ import datetime
 from collections.abc import Awaitable, Callable
 
 import msgspec
+import torch
 
 from nomicbert import __version__
 from nomicbert.serve.dialects.ollama import LATEST, find
@@ -47,7 +48,7 @@ async def running(service: Service, _exchange: Exchange) -> Answer:
         {
             **_entry(tagged(model.name), model),
             "expires_at": _time(service.started + FOREVER),
-            "size_vram": 0 if model.embedder.device.type == "cpu" else _size(model),
+            "size_vram": 0 if model.runs.device == "cpu" else _size(model),
             "context_length": model.max_length,
         }
         for model in service.models
@@ -124,7 +125,7 @@ def _entry(name: str, model: ServedEmbedder) -> dict[str, object]:
 
 
 def _details(model: ServedEmbedder) -> dict[str, object]:
-    family, dtype = _family(model), str(model.embedder.model.dtype).removeprefix("torch.")
+    family, dtype = _family(model), model.runs.dtype
     return {
         "parent_model": "",
         "format": "safetensors",
@@ -145,8 +146,8 @@ def _parameters(model: ServedEmbedder) -> int:
 
 def _size(model: ServedEmbedder) -> int:
     """Bytes of the parameters."""
-    parameters = model.embedder.embedding_model.parameters()
-    return sum(each.numel() * each.element_size() for each in parameters)
+    dtype: torch.dtype = getattr(torch, model.runs.dtype)
+    return _parameters(model) * dtype.itemsize
 
 
 def _human(count: int) -> str:

@@ -248,7 +248,7 @@ def _headers(embedded: Embedded) -> list[Header]:
 def compute_headers(computed: Computed, model: ServedModel, characters: int) -> list[Header]:
     """TEI's headers; times in whole milliseconds."""
     job, tokens = computed.tokenised.job, str(computed.tokens).encode()
-    device = model.encoder.device.type
+    device = model.runs.device
     started = job.started or job.arrived
     tokenising = round(1000 * computed.tokenise_seconds)
     queue = round(1000 * (started - job.arrived))

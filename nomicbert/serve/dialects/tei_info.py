@@ -11,7 +11,6 @@ from nomicbert.serve.service import Service
 async def info(service: Service, _exchange: Exchange) -> Answer:
     """GET /info."""
     model, settings = service.models[0], service.settings
-    encoder = model.encoder
     loaded = service.loaded
     assert loaded is not None, "`models` has checked it"
     kind: dict[str, object] = {}
@@ -30,7 +29,7 @@ async def info(service: Service, _exchange: Exchange) -> Answer:
         {
             "model_id": model.name,
             "model_sha": None,
-            "model_dtype": str(encoder.dtype).removeprefix("torch."),
+            "model_dtype": model.runs.dtype,
             "served_model_name": model.name,
             "model_type": kind,
             "max_concurrent_requests": settings.max_waiting_requests,
@@ -43,7 +42,7 @@ async def info(service: Service, _exchange: Exchange) -> Answer:
             "version": __version__,
             "sha": None,
             "docker_label": None,
-            "backend": encoder.ops.name,
+            "backend": model.runs.backend,
             **more,
         }
     )

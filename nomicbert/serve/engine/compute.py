@@ -17,6 +17,7 @@ from nomicbert.modeling.packing import pack
 from nomicbert.runtime.batches import halves
 from nomicbert.runtime.graphs import Graphs
 from nomicbert.serve.engine.jobs import Piece
+from nomicbert.serve.http.problems import Problem
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.pooling import Finish
 from nomicbert_kernels.tensors import to_device
@@ -27,6 +28,10 @@ SMALL = 256
 
 class NotFinite(ArithmeticError):
     """A row has NaN or infinite values."""
+
+
+class TookTooLong(Exception):
+    """A batch was given up after a time that a text at fault takes each time."""
 
 
 class Replica:
@@ -179,19 +184,23 @@ Compute = Callable[[Sequence[Piece]], list[Tensor]]
 def isolate(compute: Compute, batch: list[Piece]) -> list[Tensor | Exception]:
     """The row of each piece, or the error that it causes alone.
 
-    A batch that raises is computed again in two halves, down to single texts. A row that is not
-    finite is an error of its text.
+    A batch that raises is computed again in two halves, down to single texts; one that took too
+    long, text by text. A row that is not finite is an error of its text. A Problem is one of the
+    server, whatever the texts.
     """
-    found: list[Tensor | Exception]
     try:
-        found = [_checked(row) for row in compute(batch)]
+        return [_checked(row) for row in compute(batch)]
+    except Problem as problem:
+        return [problem] * len(batch)
     except Exception as error:  # any error of torch or of a kernel, reported to the request
         if len(batch) == 1:
             return [error]
-        left, right = halves(list(range(len(batch))), [len(piece.ids) for piece in batch])
-        found = isolate(compute, [batch[i] for i in left])
-        found += isolate(compute, [batch[i] for i in right])
-    return found
+        places = list(range(len(batch)))
+        if isinstance(error, TookTooLong):
+            parts = [[place] for place in places]
+        else:
+            parts = halves(places, [len(piece.ids) for piece in batch])
+        return [row for part in parts for row in isolate(compute, [batch[i] for i in part])]
 
 
 def _checked(row: Tensor) -> Tensor | Exception:

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from nomicbert.serve.engine.cache import VectorCache, key_of
-from nomicbert.serve.engine.compute import Replica, isolate
-from nomicbert.serve.engine.jobs import Job, Piece, Rows
+from nomicbert.serve.engine.compute import isolate
+from nomicbert.serve.engine.jobs import Computes, Job, Piece, Rows
 from nomicbert.serve.engine.scheduler import Scheduler
+from nomicbert.serve.engine.workers import Workers
+from nomicbert.serve.http.problems import Problem
 from nomicbert.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -42,11 +44,12 @@ class Engine:
 
     def __init__(
         self,
-        replicas: Sequence[Sequence[Replica]],
+        replicas: Sequence[Sequence[Computes]],
         budgets: Sequence[int],
         cache: VectorCache,
         metrics: Metrics,
         threads: int | None = None,
+        workers: Workers | None = None,
     ) -> None:
         """Nothing is computed before `start`.
 
@@ -56,6 +59,7 @@ class Engine:
             cache: vectors of earlier requests.
             metrics: receives counts and times.
             threads: CPU threads of one compute thread, or None for torch's default.
+            workers: processes that compute for the replicas, or None.
         """
         self.scheduler = Scheduler()
         self.budgets = budgets
@@ -65,6 +69,7 @@ class Engine:
         self._cache = cache
         self._metrics = metrics
         self._cpu_threads = threads
+        self._workers = workers
         self._began: dict[int, float] = {}
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -84,14 +89,25 @@ class Engine:
     def stop(self, seconds: float = STOP) -> None:
         """End the threads after their current batch, or leave one that takes longer."""
         self.scheduler.close()
+        if self._workers is not None:
+            self._workers.close()
         end = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(end - time.monotonic(), 0.0))
+        if self._workers is not None:
+            self._workers.stop()
 
     @property
     def is_failing(self) -> bool:
         """Whether nothing but failures came lately from one of the devices."""
         return max(self._failures) >= FAILURES
+
+    @property
+    def problem(self) -> str:
+        """Why not all devices compute now; "" if they do."""
+        if self._workers is not None and (problem := self._workers.problem):
+            return problem
+        return "the last batches have failed" if self.is_failing else ""
 
     def seconds_ahead(self) -> float:
         """How long the waiting tokens will take, by the rate of the latest batches."""
@@ -119,9 +135,14 @@ class Engine:
         return future
 
     def busy_seconds(self) -> float:
-        """How long the batch that takes longest has been running; inf if a thread has died."""
+        """How long the batch that takes longest has been running; inf if a thread has died.
+
+        A worker process does not take longer than it may: here, how long one has been dead.
+        """
         if not all(thread.is_alive() for thread in self._threads):
             return math.inf
+        if self._workers is not None:
+            return self._workers.dead_seconds()
         now = time.monotonic()
         return max((now - began for began in self._began.copy().values()), default=0.0)
 
@@ -147,10 +168,10 @@ class Engine:
         if self._futures.pop(job, None) is not None and (job.missing or job.error):
             self.scheduler.drop(job)
 
-    def _run(self, number: int, models: Sequence[Replica]) -> None:
+    def _run(self, number: int, models: Sequence[Computes]) -> None:
         if self._cpu_threads is not None:
             torch.set_num_threads(self._cpu_threads)
-        while (batch := self.scheduler.take(self.budgets)) is not None:
+        while (batch := self._take(number)) is not None:
             batch = [piece for piece in batch if not piece.job.dropped]
             if not batch:
                 continue
@@ -165,7 +186,13 @@ class Engine:
             del self._began[number]
             self._hand_over(ended)
 
-    def _compute(self, batch: list[Piece], models: Sequence[Replica], number: int) -> list[Job]:
+    def _take(self, number: int) -> list[Piece] | None:
+        """The next batch, for a device that can compute it."""
+        if self._workers is not None:
+            self._workers.await_ready(number)
+        return self.scheduler.take(self.budgets)
+
+    def _compute(self, batch: list[Piece], models: Sequence[Computes], number: int) -> list[Job]:
         """Compute a batch; return the jobs that have ended."""
         began = time.monotonic()
         found = isolate(models[batch[0].job.group.model].rows, batch)
@@ -183,10 +210,10 @@ class Engine:
     ) -> list[Job]:
         """Store the rows of a batch; return the jobs that have ended."""
         ended: dict[Job, None] = {}
-        failed = [row for row in found if isinstance(row, Exception)]
-        all_failed = len(failed) == len(found)
+        errors = [row for row in found if isinstance(row, Exception)]
+        all_failed = len(errors) == len(found)
         self._failures[number] = self._failures[number] + 1 if all_failed else 0
-        if failed:
+        if failed := [error for error in errors if not isinstance(error, Problem)]:
             self._metrics.failed_batches.inc()
             logger.error("a batch failed", exc_info=failed[0])
         with self._lock:
@@ -205,7 +232,7 @@ class Engine:
                     self._cache.put(key, row)
         return list(ended)
 
-    def _join(self, job: Job, models: Sequence[Replica]) -> None:
+    def _join(self, job: Job, models: Sequence[Computes]) -> None:
         if job.join is None or job.error is not None:
             return
         try:

@@ -6,13 +6,12 @@ batches, `compute` fills the rows, and `engine` hands the finished job back to t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.pooling import Finish
 from nomicbert.vectors.windows import mean_of_windows, token_mean
 
@@ -105,8 +104,30 @@ class Piece(NamedTuple):
         return None if self.job.splits is None else self.job.splits[self.number]
 
 
+class Finisher(Protocol):
+    """What a Join needs of a model: an EmbeddingModel, or one in another process."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where `finish` takes its rows."""
+
+    def finish(self, pooled: Tensor, finish: Finish) -> Tensor:
+        """Apply the steps after pooling, as `EmbeddingModel.finish`."""
+
+
 # The model and the rows of a job's pieces -> the rows of its texts.
-Join = Callable[[EmbeddingModel, Rows], Rows]
+Join = Callable[[Finisher, Rows], Rows]
+
+
+class Computes(Protocol):
+    """One model on one device: `compute.Replica`, or `isolated.IsolatedReplica`."""
+
+    @property
+    def embedding_model(self) -> Finisher:
+        """The model of a group of texts, for joins."""
+
+    def rows(self, batch: Sequence[Piece]) -> list[Tensor]:
+        """The row of each piece, on the CPU; the pieces are of one group, the longest first."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +140,7 @@ class WindowMeans:
 
     counts: tuple[int, ...]
 
-    def __call__(self, model: EmbeddingModel, rows: Rows) -> Rows:
+    def __call__(self, model: Finisher, rows: Rows) -> Rows:
         """See Join."""
         return list(mean_of_windows(torch.stack(rows), self.counts))
 
@@ -140,7 +161,7 @@ class TokenMeans:
     skipped: int
     finish: Finish
 
-    def __call__(self, model: EmbeddingModel, rows: Rows) -> Rows:
+    def __call__(self, model: Finisher, rows: Rows) -> Rows:
         """See Join."""
         lengths, counts = np.array(self.lengths), np.array(self.counts)
         pooled_tokens = np.maximum(lengths - self.skipped, 0)

@@ -36,19 +36,19 @@ class SelfTest:
     @property
     def has_failed(self) -> bool:
         """Whether the latest test has failed, or the latest batches."""
-        return bool(self._problem) or self._engine.is_failing
+        return bool(self._problem or self._engine.problem)
 
     async def problem(self) -> str:
         """Why the server is not ready; "" if it is."""
         # while unready each time: without traffic nothing else would show that it is over
-        unready = self._engine.is_failing or self._problem
+        unready = self._engine.problem or self._problem
         due = unready or time.monotonic() - self._began > INTERVAL
         if due and self._running is None:
             self._running = asyncio.create_task(self.run())
             self._running.add_done_callback(self._ended)
         if self._running is not None:
             await asyncio.wait({self._running}, timeout=PROBE)
-        return "the last batches have failed" if self._engine.is_failing else self._problem
+        return self._engine.problem or self._problem
 
     def _ended(self, _: "asyncio.Task[None]") -> None:
         self._running = None

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from nomicbert import Embedder
-from nomicbert.serve.engine.compute import NotFinite, Replica, filler, isolate
+from nomicbert.serve.engine.compute import NotFinite, Replica, TookTooLong, filler, isolate
 from nomicbert.serve.engine.engine import Engine
 from nomicbert.serve.engine.jobs import Group, Job, Piece, TokenMeans, WindowMeans
+from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.models import Loaded
 from nomicbert.vectors.pooling import Finish
 from nomicbert_kernels import linear_int8
@@ -303,6 +304,35 @@ def test_a_batch_that_only_fits_in_halves() -> None:
     assert same_rows(isolate(compute, batch), [value(one) for one in batch])
     assert max(sizes) == 16
     assert sum(size <= 4 for size in sizes) <= 8
+
+
+def test_a_batch_that_takes_too_long_is_computed_text_by_text() -> None:
+    batch, sizes = batch_of(9), []
+    batch[5].ids[1] = 100
+
+    def compute(part: Any) -> list[torch.Tensor]:
+        sizes.append(len(part))
+        if any(one.ids[1] == 100 for one in part):
+            raise TookTooLong("planted")
+        return [value(one) for one in part]
+
+    found = isolate(compute, batch)
+    assert sizes == [9, *[1] * 9]  # in halves, each that has the text would take as long again
+    assert type(found.pop(5)) is TookTooLong
+    del batch[5]
+    assert same_rows(found, [value(one) for one in batch])
+
+
+def test_a_problem_of_the_server_is_not_of_a_text() -> None:
+    calls = []
+
+    def compute(part: Any) -> list[torch.Tensor]:
+        calls.append(len(part))
+        raise Problem(Reason.LOADING, "planted")
+
+    found = isolate(compute, batch_of(5))
+    assert calls == [5]
+    assert [str(error) for error in found] == ["planted"] * 5
 
 
 def test_what_is_not_an_error_of_the_batch_is_not_caught() -> None:
