@@ -16,11 +16,15 @@ def report(metrics: Metrics, exchange: Exchange, wanted: Wanted, tokenised: Toke
     """Count a request; log texts that were cut, or that have two prompts."""
     job, cut = tokenised.job, len(tokenised.cut)
     exchange.texts += len(tokenised.lengths)
+    exchange.tokens += sum(tokenised.lengths)
     exchange.truncated += cut
     now = time.monotonic()
     if job.started is not None:
-        metrics.queue_seconds.observe(job.started - job.arrived)
-        metrics.compute_seconds.observe(now - job.started)
+        queueing, computing = job.started - job.arrived, now - job.started
+        metrics.queue_seconds.observe(queueing)
+        metrics.compute_seconds.observe(computing)
+        exchange.stage("queue", queueing, ago=computing)
+        exchange.stage("compute", computing, tokens=job.served)
     metrics.embedded(wanted.model.name, tokenised.lengths, cut)
     if tokenised.doubled:
         metrics.doubled_prompts.inc(tokenised.doubled)
@@ -41,3 +45,10 @@ def report(metrics: Metrics, exchange: Exchange, wanted: Wanted, tokenised: Toke
             of=len(tokenised.lengths),
             max_length=wanted.max_length,
         )
+
+
+def report_encoding(metrics: Metrics, exchange: Exchange, began: float) -> None:
+    """Count the time since `began`, by `time.perf_counter`, in which an answer was written."""
+    seconds = time.perf_counter() - began
+    metrics.encode_seconds.observe(seconds)
+    exchange.stage("encode", seconds)

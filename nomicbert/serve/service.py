@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nomicbert.serve.admission import Admission, Place
 from nomicbert.serve.embedded import Embedded
@@ -27,6 +27,9 @@ from nomicbert.serve.reports import report
 from nomicbert.serve.settings import ServeSettings
 from nomicbert.serve.tokens import Wanted, tokenise
 from nomicbert.vectors.fingerprint import matches
+
+if TYPE_CHECKING:
+    from nomicbert.serve.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class Service:
         in_flight: requests without an answer yet.
         bodies: counts their bodies.
         request_log: writes the line of a request, or None.
+        tracing: makes the spans of requests, or None without --otlp-endpoint.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Service:
         self.in_flight = 0
         self.bodies = Bodies(BODIES * settings.payload_limit)
         self.request_log: RequestLog | None = None
+        self.tracing: Tracing | None = None
         self._self_test: SelfTest | None = None
         self._reminded: set[int] = set()
         self._pool = ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer")
@@ -108,6 +113,8 @@ class Service:
         if self.engine is not None:
             self.engine.stop(0.0 if at_once else STOP)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self.tracing is not None:
+            self.tracing.stop(0.0) if at_once else self.tracing.stop()
 
     @property
     def models(self) -> list[ServedModel]:
@@ -161,6 +168,7 @@ class Service:
                 )
             tokenising = time.perf_counter() - began
             self.metrics.tokenise_seconds.observe(tokenising)
+            exchange.stage("tokenise", tokenising, texts=len(wanted.inputs))
             place.leave()  # from here on the scheduler counts its tokens
             rows = await exchange.wait(engine.submit(tokenised.job), seconds, watch=watch)
         report(self.metrics, exchange, wanted, tokenised)
@@ -228,6 +236,8 @@ class Service:
             "texts": exchange.texts,
             "truncated": exchange.truncated,
         }
+        if exchange.trace is not None:
+            fields["trace_id"] = exchange.trace.id
         self.request_log(fields)
 
     def _watch(self, engine: Engine, cache: VectorCache) -> None:

@@ -3,6 +3,7 @@
 import ipaddress
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from nomicbert_kernels import Backend
 
@@ -32,6 +33,8 @@ class ServeSettings:
         drain_seconds: after SIGTERM, requests are accepted for this long.
         grace_seconds: after that, requests that are being computed have this long.
         stuck_seconds: a batch that takes longer makes the server report that it is not alive.
+        otlp_endpoint: base URL of a collector for traces, or None for none.
+        otlp_service_name: name of this service there.
     """
 
     models: tuple[str, ...]
@@ -74,6 +77,8 @@ class ServeSettings:
     grace_seconds: float = 25.0
     stuck_seconds: float = 120.0
     access_log: bool = True
+    otlp_endpoint: str | None = None
+    otlp_service_name: str = "nomicbert"
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot work.
@@ -93,6 +98,15 @@ class ServeSettings:
         for alias, name in self.model_aliases:
             if not (alias and name):
                 raise ValueError("--model-alias must be ALIAS=NAME")
+        if self.otlp_endpoint is not None:
+            place = urlsplit(self.otlp_endpoint)
+            if place.scheme not in ("http", "https") or not place.hostname:
+                raise ValueError(
+                    "--otlp-endpoint must be a URL of OTLP over HTTP, as http://collector:4318, not "
+                    f"{self.otlp_endpoint[:200]!r}"
+                )
+        if not self.otlp_service_name:
+            raise ValueError("--otlp-service-name must not be empty")
 
     @property
     def is_local(self) -> bool:

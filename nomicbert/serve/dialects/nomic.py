@@ -18,6 +18,7 @@ from nomicbert.serve.http.endpoint import Dialect
 from nomicbert.serve.http.exchange import Exchange, decode
 from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.models import ServedModel
+from nomicbert.serve.reports import report_encoding
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import OnLong
 from nomicbert.serve.tokens import Wanted
@@ -92,7 +93,7 @@ async def text(service: Service, exchange: Exchange) -> Answer:
 
     rest = {"usage": embedded.usage, "model": body.model or model.name, **embedded.report}
     content = await listed(embedded.rows, item, b'{"embeddings":[', b"]," + orjson.dumps(rest)[1:])
-    service.metrics.encode_seconds.observe(time.perf_counter() - began)
+    report_encoding(service.metrics, exchange, began)
     return Answer(content, headers=embedded.headers)
 
 

@@ -32,6 +32,7 @@ from nomicbert.serve.http.answers import (
 from nomicbert.serve.http.endpoint import Dialect
 from nomicbert.serve.http.exchange import Exchange, decode
 from nomicbert.serve.http.problems import Problem, Reason
+from nomicbert.serve.reports import report_encoding
 from nomicbert.serve.service import Service
 from nomicbert.serve.tokens import Wanted
 
@@ -93,7 +94,7 @@ async def embeddings(service: Service, exchange: Exchange) -> Answer:
     }  # fmt: skip
     after = b"]," + orjson.dumps(rest)[1:]
     content = await listed(embedded.rows, item, b'{"object":"list","data":[', after)
-    service.metrics.encode_seconds.observe(time.perf_counter() - began)
+    report_encoding(service.metrics, exchange, began)
     return Answer(content, headers=embedded.headers)
 
 
