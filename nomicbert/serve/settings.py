@@ -102,7 +102,7 @@ class ServeSettings:
             place = urlsplit(self.otlp_endpoint)
             if place.scheme not in ("http", "https") or not place.hostname:
                 raise ValueError(
-                    "--otlp-endpoint must be a URL of OTLP over HTTP, as http://collector:4318, not "
+                    "--otlp-endpoint must be a URL for OTLP/HTTP, as http://collector:4318, not "
                     f"{self.otlp_endpoint[:200]!r}"
                 )
         if not self.otlp_service_name:
