@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from nomicbert.serve import tracing
 from nomicbert.serve.dialects.ndjson import SLICE_TEXTS
@@ -274,6 +275,7 @@ def test_a_collector_that_hangs(folder: Path, sdk: pytest.MonkeyPatch) -> None:
     """Requests are answered, the queue stays short, and the server ends before the collector."""
     sdk.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "20")
     sdk.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10")
+    sdk.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")
     try:
         with collecting() as collector:
             collector.gate.clear()
@@ -288,11 +290,16 @@ def test_a_collector_that_hangs(folder: Path, sdk: pytest.MonkeyPatch) -> None:
             assert collector.posts == []
             collector.gate.set()
             wait_until(lambda: collector.posts)
-            # of 40 requests with five spans each: one batch was under way, 20 waited
-            assert len(collector.spans) <= 10 + 20
+            first = ExportTraceServiceRequest.FromString(collector.posts[0][1])
+            under_way = len(first.resource_spans[0].scope_spans[0].spans)
+            # of 40 requests with five spans each: one batch was under way, 20 spans waited
+            assert under_way <= 10
+            wait_until(lambda: len(collector.spans) >= under_way + 20)
+            assert len(collector.spans) == under_way + 20
     finally:
         sdk.delenv("OTEL_BSP_MAX_QUEUE_SIZE")
         sdk.delenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE")
+        sdk.delenv("OTEL_EXPORTER_OTLP_TIMEOUT")
 
 
 @pytest.mark.parametrize("fault", ["500", "401", "nobody listens"])
