@@ -180,6 +180,22 @@ def test_the_wheel_builds_from_what_is_copied(tmp_path: Path) -> None:
     assert contents[0] == contents[1]
 
 
+def test_hadolint(tmp_path: Path) -> None:
+    """A linter of Dockerfiles; a mistake is seen."""
+    tool = Path(sys.executable).with_name("hadolint")
+    if not tool.exists():
+        pytest.skip("`make test-deploy` has hadolint")
+    text = (DEPLOY / "Dockerfile").read_text("utf-8")
+    wrong = tmp_path / "Dockerfile"
+    wrong.write_text(
+        text.replace('ENTRYPOINT ["nomicbert", "serve"]', "ENTRYPOINT nomicbert serve")
+    )
+    for path, code in ((DEPLOY / "Dockerfile", 0), (wrong, 1)):
+        done = subprocess.run([tool, path], capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout
+    assert "DL3025" in done.stdout  # a command should be a list
+
+
 # --- HEALTHCHECK ---
 
 

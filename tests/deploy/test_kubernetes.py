@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nomicbert.serve.metrics import Metrics
-from tests.support.command_line import one_line, run_cli, run_python
+from tests.support.command_line import run_cli, run_python
 from tests.support.deployment import (
     DEPLOY,
     KUBERNETES,
@@ -74,9 +74,11 @@ def validated() -> list[Path]:
     return [KUBERNETES / name for name in names if name not in PATCHES]
 
 
-def test_the_schemas(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["1.28.0", "1.37.0"])
+def test_the_schemas(tmp_path: Path, version: str) -> None:
     """Those of Kubernetes, strictly; a mistake is seen."""
-    check = ("-m", "kubernetes_validate", "--strict")
+    pytest.importorskip("kubernetes_validate", reason="`make test-deploy` has the schemas")
+    check = ("-m", "kubernetes_validate", "--strict", "--kubernetes-version", version)
     files = validated()
     assert len(files) == 4
     done = run_python(*check, *map(str, files))
@@ -118,7 +120,7 @@ def test_service_links_would_set_the_port(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(variable, "tcp://10.0.0.7:80")
     code, _, err = run_cli("serve", "-m", "model")
     assert code == 2
-    assert "tcp://10.0.0.7:80" in one_line(err)
+    assert "Invalid value for '--port'" in err
     assert pod()["enableServiceLinks"] is False
 
 
