@@ -16,7 +16,7 @@ CLIENTS_JS   := tests/clients/js/node_modules/.installed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-clients test-integrations test-js lint parity fuzz bench bench-gpu aot gpu gpu-proof gpu-report gpu-proven clean
+.PHONY: help demo test test-clients test-deploy test-integrations test-js lint parity fuzz bench bench-gpu aot gpu gpu-proof gpu-report gpu-proven clean
 # A set of extras is installed once, and again when pyproject.toml or constraints.txt changes.
 .PRECIOUS: $(VENV)/.installed-%
 
@@ -35,6 +35,10 @@ test-clients:  ## test the server with langchain, llama-index, cohere, ollama, .
 	@command -v npm >/dev/null || echo "npm is missing: clients in JavaScript are not tested" >&2
 	NOMICBERT_TEST_MORE_CLIENTS=$(MORE_CLIENTS)/bin/python \
 		$(RUN) -m pytest tests/clients -p no:benchmark $(ARGS)
+
+# Schemas of all versions of Kubernetes are 100 MB, so `make test` does without.
+test-deploy: $(VENV)/.installed-test $(VENV)/.installed-test-deploy  ## test the files of deploy/, with hadolint and schemas of Kubernetes
+	$(RUN) -m pytest tests/deploy -p no:benchmark $(ARGS)
 
 test-integrations: $(VENV)/.installed-test $(INTEGRATIONS)/.installed  ## test the wrappers for langchain, llama-index, ...
 	$(INTEGRATIONS)/bin/python -m pytest tests/integrations --ignore tests/integrations/test_mteb.py \

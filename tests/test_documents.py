@@ -37,7 +37,8 @@ LINK = re.compile(r"\]\(([^)#]*)(#[^)]*)?\)")
 README_LINES = 150
 STRICT = "import warnings; warnings.simplefilter('error', UserWarning)"
 # all Markdown that is read as prose, beyond the documents that run
-WRAPPED = [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "bench" / "README.md"]
+OTHERS = ("CONTRIBUTING.md", "bench/README.md", "deploy/README.md")
+WRAPPED = [*DOCUMENTS, *(ROOT / name for name in OTHERS)]
 
 
 @pytest.fixture(scope="module")

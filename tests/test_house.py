@@ -145,6 +145,7 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     "onnxruntime": lambda module: (
         module.startswith("nomicbert.export") or module == "nomicbert.benchmark.onnx_peers"
     ),
+    "opentelemetry": lambda module: module == "nomicbert.serve.tracing",
     "openvino": lambda module: module == "nomicbert.benchmark.openvino_peers",
     "orjson": in_serve,
     "pacmap": lambda module: module == "nomicbert.bulk.projection",
@@ -179,7 +180,7 @@ KERNEL_LIBRARIES = {"nomicbert_kernels", "numpy", "torch", "triton"}
 NOT_AT_IMPORT = {"huggingface_hub", "mteb", "sentence_transformers", "transformers", "triton"}
 NOT_AT_IMPORT |= {"chromadb", "haystack", "langchain_core", "llama_index", "pydantic"}
 NOT_AT_IMPORT |= {"ctranslate2", "nncf", "onnx", "onnxruntime", "openvino", "ray", "typer"}
-NOT_AT_IMPORT |= {"infinity_emb", "light_embed"}
+NOT_AT_IMPORT |= {"infinity_emb", "light_embed", "opentelemetry"}
 # Libraries that only the public names need.
 SLOW = {"numpy", "safetensors", "tokenizers", "torch", "tqdm"}
 LONGEST = 300

@@ -68,6 +68,9 @@ def test_the_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     tests = {path.name for path in (ROOT / "tests").iterdir() if path.name != "__pycache__"}
     assert {path.name for path in (source / "tests").iterdir()} == tests
     assert (source / "examples/finetune.py").is_file()
+    deployed = {path.relative_to(ROOT) for path in (ROOT / "deploy").rglob("*") if path.is_file()}
+    assert all((source / path).is_file() for path in deployed)
+    assert Path("deploy/Dockerfile.dockerignore") in deployed
     again = _build("wheel", source, tmp_path / "again")
     assert again.name == wheel.name
     assert _content(again) == _content(wheel)

@@ -188,6 +188,13 @@ def serve(
         typer.Option(help="Log lines on stderr. Default: text on a terminal, else json."),
     ] = None,
     access_log: Annotated[bool, typer.Option(help="A log line per request.")] = True,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Collector for traces, by OTLP over HTTP. Default: none."),
+    ] = None,
+    otlp_service_name: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of this service in traces.")
+    ] = "nomicbert",
     tei_env: Annotated[
         bool,
         typer.Option("--tei-env", help="Also read TEI's variables, such as MODEL_ID and PORT."),
@@ -199,6 +206,8 @@ def serve(
     if tei_env:
         given |= from_tei_environment(context, os.environ)
     need_serve()
+    if otlp_endpoint is not None:
+        need_otel()
 
     # Slow imports, so they follow the checks of the arguments.
     from nomicbert.serve.server import run
@@ -227,6 +236,20 @@ def need_serve() -> None:
     ):
         if importlib.util.find_spec(name) is None:
             raise ImportError(f"the server needs {name}: {to_install('serve')}")
+
+
+def need_otel() -> None:
+    """Refuse traces if the libraries for them are not installed.
+
+    Raises: ImportError: it names the extra.
+    """
+    name = "opentelemetry.exporter.otlp.proto.http"
+    try:
+        found = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # of a package above it
+        found = None
+    if found is None:
+        raise ImportError(f"--otlp-endpoint needs {name}: {to_install('otel')}")
 
 
 PLURALS = {

@@ -5,6 +5,7 @@ Where in the flow: `server` runs it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -39,6 +40,9 @@ from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.names import Names
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from nomicbert.serve.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,7 @@ class App:
 def make_app(settings: ServeSettings, names: Names) -> tuple[App, Service]:
     """The application and its state; models are loaded by `Service.start`."""
     service = Service(settings, names, [(page.dialect.name, page.path) for page in PAGES])
+    service.tracing = start_tracing(settings)
     endpoints = {
         (page.method, page.path): Endpoint(
             service,
@@ -165,6 +170,16 @@ def make_app(settings: ServeSettings, names: Names) -> tuple[App, Service]:
     app.router.redirect_slashes = False
     # with CORS every answer passes the router's middleware
     return App({} if middleware else endpoints, app), service
+
+
+def start_tracing(settings: ServeSettings) -> "Tracing | None":
+    """What makes the spans of requests, if there is a collector to send them to."""
+    if settings.otlp_endpoint is None:
+        return None
+    # only here, so that a server without traces does not load opentelemetry
+    from nomicbert.serve.tracing import Tracing
+
+    return Tracing(settings.otlp_endpoint, settings.otlp_service_name)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -19,11 +19,15 @@ def report(
     """Count a request; log texts that were cut, or that have two prompts."""
     job, cut = tokenised.job, len(tokenised.cut)
     exchange.texts += len(tokenised.lengths)
+    exchange.tokens += sum(tokenised.lengths)
     exchange.truncated += cut
     now = time.monotonic()
     if job.started is not None:
-        metrics.queue_seconds.observe(job.started - job.arrived)
-        metrics.compute_seconds.observe(now - job.started)
+        queueing, computing = job.started - job.arrived, now - job.started
+        metrics.queue_seconds.observe(queueing)
+        metrics.compute_seconds.observe(computing)
+        exchange.stage("queue", queueing, ago=computing)
+        exchange.stage("compute", computing, tokens=job.served)
     metrics.embedded(wanted.model.name, tokenised.lengths, cut)
     if tokenised.doubled:
         metrics.doubled_prompts.inc(tokenised.doubled)
@@ -50,7 +54,7 @@ def request_fields(
     exchange: Exchange, route: str, status: int, seconds: float
 ) -> dict[str, object]:
     """The log line of a request that has ended."""
-    return {
+    found: dict[str, object] = {
         "id": exchange.id,
         "route": route,
         "status": status,
@@ -59,6 +63,7 @@ def request_fields(
         "texts": exchange.texts,
         "truncated": exchange.truncated,
     }
+    return found if exchange.trace is None else found | {"trace_id": exchange.trace.id}
 
 
 class PromptReminder:
@@ -82,3 +87,10 @@ class PromptReminder:
                 advice="this checkpoint was trained with a task prefix before every text: send "
                 "prompt_name or task_type, or start with --default-prompt-name",
             )
+
+
+def report_encoding(metrics: Metrics, exchange: Exchange, began: float) -> None:
+    """Count the time since `began`, by `time.perf_counter`, in which an answer was written."""
+    seconds = time.perf_counter() - began
+    metrics.encode_seconds.observe(seconds)
+    exchange.stage("encode", seconds)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nomicbert.serve import models
 from nomicbert.serve.admission import Admission, Place
@@ -33,6 +33,9 @@ from nomicbert.serve.scored import Scored
 from nomicbert.serve.served import ServedEmbedder, ServedModel
 from nomicbert.serve.settings import ServeSettings
 from nomicbert.serve.tokens import Tokenised, Wanted, tokenise
+
+if TYPE_CHECKING:
+    from nomicbert.serve.tracing import Tracing
 
 Result = TypeVar("Result")
 Kind = TypeVar("Kind", bound=ServedModel)
@@ -58,6 +61,7 @@ class Service:
         in_flight: requests without an answer yet.
         bodies: counts their bodies.
         request_log: writes the line of a request, or None.
+        tracing: makes the spans of requests, or None without --otlp-endpoint.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Service:
         self.in_flight = 0
         self.bodies = Bodies(BODIES * settings.payload_limit)
         self.request_log: RequestLog | None = None
+        self.tracing: Tracing | None = None
         self._self_test: SelfTest | None = None
         self._remind = PromptReminder()
         self._pool = ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer")
@@ -120,6 +125,8 @@ class Service:
         if self.engine is not None:
             self.engine.stop(0.0 if at_once else STOP)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self.tracing is not None:
+            self.tracing.stop(0.0) if at_once else self.tracing.stop()
 
     @property
     def models(self) -> list[ServedModel]:
@@ -212,6 +219,7 @@ class Service:
                 tokenised = await exchange.wait(self.in_pool(make), seconds, watch=watch)
             tokenising = time.perf_counter() - began
             self.metrics.tokenise_seconds.observe(tokenising)
+            exchange.stage("tokenise", tokenising, texts=len(wanted.inputs))
             place.leave()  # from here on the scheduler counts its tokens
             rows = await exchange.wait(engine.submit(tokenised.job), seconds, watch=watch)
         report(self.metrics, exchange, wanted, tokenised)

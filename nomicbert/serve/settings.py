@@ -4,6 +4,7 @@ import ipaddress
 import os
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from nomicbert_kernels import Backend
 
@@ -36,6 +37,8 @@ class ServeSettings:
             `isolate`, its worker is started again.
         isolate: each device computes in a process of its own.
         worker_memory: bytes of address space of such a process, or None for any.
+        otlp_endpoint: base URL of a collector for traces, or None for none.
+        otlp_service_name: name of this service there.
     """
 
     models: tuple[str, ...]
@@ -80,6 +83,8 @@ class ServeSettings:
     isolate: bool = False
     worker_memory: int | None = None
     access_log: bool = True
+    otlp_endpoint: str | None = None
+    otlp_service_name: str = "nomicbert"
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot work.
@@ -103,6 +108,15 @@ class ServeSettings:
         for alias, name in self.model_aliases:
             if not (alias and name):
                 raise ValueError("--model-alias must be ALIAS=NAME")
+        if self.otlp_endpoint is not None:
+            place = urlsplit(self.otlp_endpoint)
+            if place.scheme not in ("http", "https") or not place.hostname:
+                raise ValueError(
+                    "--otlp-endpoint must be a URL for OTLP/HTTP, as http://collector:4318, not "
+                    f"{self.otlp_endpoint[:200]!r}"
+                )
+        if not self.otlp_service_name:
+            raise ValueError("--otlp-service-name must not be empty")
 
     @property
     def is_local(self) -> bool:

@@ -86,6 +86,8 @@ OPTIONS: dict[str, tuple[list[str], str, Any]] = {
     "--stuck-seconds": (["4"], "stuck_seconds", 4.0),
     "--isolate": ([], "isolate", True),
     "--no-access-log": ([], "access_log", False),
+    "--otlp-endpoint": (["http://collector:4318"], "otlp_endpoint", "http://collector:4318"),
+    "--otlp-service-name": (["vectors"], "otlp_service_name", "vectors"),
 }
 
 
@@ -261,3 +263,21 @@ def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = run_cli("serve", "-m", "model")
     assert code == 2
     assert to_install("serve") in one_line(err)
+
+
+@pytest.mark.parametrize("above", [False, True], ids=["the module", "a package above it"])
+def test_traces_need_their_libraries(monkeypatch: pytest.MonkeyPatch, above: bool) -> None:
+    own = command.importlib.util.find_spec
+
+    def find_spec(name: str, *more: Any) -> Any:
+        if not name.startswith("opentelemetry."):
+            return own(name, *more)
+        if above:
+            raise ModuleNotFoundError(name)
+        return None
+
+    monkeypatch.setattr(command.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(server, "run", lambda *_: pytest.fail("it must not start"))
+    code, _, err = run_cli("serve", "-m", "model", "--otlp-endpoint", "http://collector:4318")
+    assert code == 2
+    assert to_install("otel") in one_line(err)

@@ -28,6 +28,13 @@ def settings(**changes: Any) -> ServeSettings:
         ({"api_keys": ("a\n",)}, "--api-key must be printable"),
         ({"model_aliases": (("", "a"),)}, "--model-alias must be ALIAS=NAME"),
         ({"worker_memory": 1 << 33}, "--worker-memory limits the processes of --isolate"),
+        (
+            {"otlp_endpoint": "collector:4317"},
+            "--otlp-endpoint must be a URL",
+        ),
+        ({"otlp_endpoint": "http://"}, "--otlp-endpoint must be a URL"),
+        ({"otlp_endpoint": "grpc://collector:4317"}, "--otlp-endpoint must be a URL"),
+        ({"otlp_service_name": ""}, "--otlp-service-name must not be empty"),
     ],
 )
 def test_refused(changes: dict[str, Any], message: str) -> None:

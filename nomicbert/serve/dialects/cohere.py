@@ -28,6 +28,7 @@ from nomicbert.serve.http.endpoint import Dialect, Handler
 from nomicbert.serve.http.exchange import Exchange, decode
 from nomicbert.serve.http.forms import Form
 from nomicbert.serve.http.problems import Problem, Reason
+from nomicbert.serve.reports import report_encoding
 from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import OnLong
@@ -116,7 +117,7 @@ def embed(version: Literal["1", "2"]) -> Handler:
             name = f'"{kind}":['.encode() if by_type else b"["
             content += await _list(FORMS[kind], embedded, b"," + name if place else name)
         content.append(b"}}" if by_type else b"}")
-        service.metrics.encode_seconds.observe(time.perf_counter() - began)
+        report_encoding(service.metrics, exchange, began)
         return Answer(content, headers=embedded.headers)
 
     return handler

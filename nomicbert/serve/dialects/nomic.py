@@ -18,6 +18,7 @@ from nomicbert.serve.http.answers import Answer, as_json, listed, numbers
 from nomicbert.serve.http.endpoint import Dialect
 from nomicbert.serve.http.exchange import Exchange, decode
 from nomicbert.serve.http.problems import Problem, Reason
+from nomicbert.serve.reports import report_encoding
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import OnLong
 from nomicbert.serve.tokens import Wanted
@@ -103,7 +104,7 @@ async def text(service: Service, exchange: Exchange) -> Answer:
 
     rest = {"usage": embedded.usage, "model": body.model or model.name, **embedded.report}
     content = await listed(embedded.rows, item, b'{"embeddings":[', b"]," + orjson.dumps(rest)[1:])
-    service.metrics.encode_seconds.observe(time.perf_counter() - began)
+    report_encoding(service.metrics, exchange, began)
     return Answer(content, headers=embedded.headers)
 
 

@@ -27,6 +27,7 @@ from nomicbert.serve.http.answers import Answer, as_json, dumps, listed, numbers
 from nomicbert.serve.http.endpoint import Dialect
 from nomicbert.serve.http.exchange import Exchange, decode
 from nomicbert.serve.http.problems import Problem, Reason
+from nomicbert.serve.reports import report_encoding
 from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.service import Service
 from nomicbert.serve.tokens import Wanted
@@ -101,7 +102,7 @@ async def embed(service: Service, exchange: Exchange) -> Answer:
         "prompt_eval_count": embedded.tokens,
     }
     content.append(b"," + orjson.dumps(rest)[1:])
-    service.metrics.encode_seconds.observe(time.perf_counter() - writing)
+    report_encoding(service.metrics, exchange, writing)
     return Answer(content, headers=embedded.headers)
 
 

@@ -25,6 +25,7 @@ from nomicbert.serve.http.endpoint import Dialect
 from nomicbert.serve.http.exchange import Exchange, decode
 from nomicbert.serve.http.forms import Form
 from nomicbert.serve.http.problems import Problem, Reason
+from nomicbert.serve.reports import report_encoding
 from nomicbert.serve.scorers import ServedScorer
 from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.service import Service
@@ -96,7 +97,7 @@ async def embeddings(service: Service, exchange: Exchange) -> Answer:
     after = b"]," + orjson.dumps(rest)[1:]
     rows = await form.convert_in_turns(embedded.rows)
     content = await listed(rows, item, b'{"object":"list","data":[', after)
-    service.metrics.encode_seconds.observe(time.perf_counter() - began)
+    report_encoding(service.metrics, exchange, began)
     return Answer(content, headers=embedded.headers)
 
 

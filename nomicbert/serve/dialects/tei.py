@@ -27,6 +27,7 @@ from nomicbert.serve.http.answers import Answer, Header, as_json, listed, number
 from nomicbert.serve.http.endpoint import Dialect
 from nomicbert.serve.http.exchange import Body, Exchange, decode
 from nomicbert.serve.http.problems import Problem, Reason
+from nomicbert.serve.reports import report_encoding
 from nomicbert.serve.served import ServedEmbedder, ServedModel
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import OnLong
@@ -217,7 +218,7 @@ def _finish(model: ServedEmbedder, body: EmbedRequest, hidden: bool) -> Finish:
 async def _rows(service: Service, exchange: Exchange, embedded: Embedded) -> Answer:
     began = time.perf_counter()
     content = await listed(embedded.rows, _numbers, b"[", b"]")
-    service.metrics.encode_seconds.observe(time.perf_counter() - began)
+    report_encoding(service.metrics, exchange, began)
     return Answer(content, headers=_headers(embedded))
 
 

@@ -83,14 +83,18 @@ class Endpoint:
         self.route = route
         self._handler = handler
         self._is_open = is_open
+        # probes and metrics come every few seconds and would bury the traces of clients
+        self._is_traced = dialect.name != "health"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         began = time.perf_counter()
         service = self.service
         exchange = Exchange(scope, receive, service.bodies)
+        if service.tracing is not None and self._is_traced:
+            exchange.trace = service.tracing.begin(scope["method"], self.route, exchange.headers)
         service.in_flight += 1
-        outcome, status = "failed", GONE
+        outcome, status, reason = "failed", GONE, ""
         try:
             try:
                 if not self._is_open:
@@ -100,6 +104,7 @@ class Endpoint:
             except Problem as problem:
                 service.metrics.refused(problem.reason)
                 answer, outcome = (exchange.dialect or self.dialect).refuse(problem), "refused"
+                reason = problem.reason.value
             except ClientGone:
                 outcome = "disconnected"
                 return
@@ -118,7 +123,23 @@ class Endpoint:
             service.in_flight -= 1
             seconds = time.perf_counter() - began
             service.metrics.request(self.dialect.name, self.route, status, seconds, outcome)
+            if exchange.trace is not None:
+                failed = outcome == "failed" or status >= 500
+                exchange.trace.end(status, self._counts(exchange, outcome, reason), failed=failed)
             service.log_request(exchange, self.route, status, seconds)
+
+    def _counts(self, exchange: Exchange, outcome: str, reason: str) -> dict[str, str | int]:
+        """What the span of a request says, besides the attributes of HTTP."""
+        return {
+            "request_id": exchange.id,
+            "dialect": self.dialect.name,
+            "model": exchange.model,
+            "outcome": outcome,
+            "refused": reason,
+            "texts": exchange.texts,
+            "tokens": exchange.tokens,
+            "truncated": exchange.truncated,
+        }
 
     async def _send(self, answer: Answer, exchange: Exchange, send: Send) -> None:
         headers = [

@@ -7,7 +7,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import AsyncIterator
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -15,6 +15,9 @@ from starlette.types import Receive, Scope
 
 from nomicbert.serve.http.answers import Answer
 from nomicbert.serve.http.problems import ClientGone, Problem, Reason
+
+if TYPE_CHECKING:
+    from nomicbert.serve.tracing import RequestTrace
 
 Result = TypeVar("Result")
 Body = TypeVar("Body")
@@ -56,9 +59,10 @@ class Exchange:
         id: the client's `x-request-id` if it is printable and short, else a random one.
         headers: name in lower case -> value.
         model: name of the model, for the log, once it is known.
-        texts, truncated: counts, for the log.
+        texts, tokens, truncated: counts, for the log and the trace.
         dialect: for errors, where a route has several and the body told which; None for the
             route's.
+        trace: its span, or None without --otlp-endpoint.
     """
 
     def __init__(self, scope: Scope, receive: Receive, bodies: Bodies) -> None:
@@ -75,8 +79,10 @@ class Exchange:
         self.id = given if 0 < len(given) <= LONGEST_ID and printable else secrets.token_hex(8)
         self.model = ""
         self.texts = 0
+        self.tokens = 0
         self.truncated = 0
         self.dialect: Refuses | None = None
+        self.trace: RequestTrace | None = None
 
     @property
     def query(self) -> dict[str, str]:
@@ -113,6 +119,11 @@ class Exchange:
         """Forget the body: the request has ended."""
         self._bodies.held -= self._held
         self._held = 0
+
+    def stage(self, name: str, seconds: float, ago: float = 0.0, **counts: int) -> None:
+        """Note in the trace, if there is one, what took `seconds` and ended `ago` seconds ago."""
+        if self.trace is not None:
+            self.trace.stage(name, seconds, ago, **counts)
 
     def _hold(self, size: int) -> None:
         self._bodies.held += size
