@@ -9,9 +9,11 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from nomicbert import Embedder
 from nomicbert.serve.ray import Replicas, ServeSettings, deployment
 from tests.support.ray_serving import Clients, processes, running, serving_cluster
 from tests.support.served import MODEL, NDJSON, WIDTH, bits, tiny
-from tests.support.serving import Reply, call, wait_until
+from tests.support.serving import Reply, call, metric, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,7 +51,9 @@ def embedder(folder: Path) -> Embedder:
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    settings = ServeSettings(models=(str(folder),), max_batch_tokens=1024, cache_bytes=0)
+    settings = ServeSettings(
+        models=(str(folder),), max_batch_tokens=1024, cache_bytes=0, open_metrics=True
+    )
     replicas = Replicas(
         max_replicas=2,
         utilisation=0.3,
@@ -117,6 +121,25 @@ def test_refusals_and_state(url: str) -> None:
     assert ask(url, "/no/such/route").json["error"]["type"] == "not_found"
     assert call(url, "/health/ready").json["ready"] is True
     assert ask(url, "/v1/models").json["data"][0]["id"] == MODEL
+
+
+def test_a_client_that_leaves(url: str) -> None:
+    """Its request is cancelled and counted; nothing of it stays in the queue."""
+    body = json.dumps({"model": MODEL, "input": [f"{n} " * 400 for n in range(400)]}).encode()
+    head = f"POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n"
+    head += f"content-type: application/json\r\nauthorization: Bearer {KEY}\r\n\r\n"
+    before = (
+        metric(url, "nomicbert_outcomes_total", outcome="disconnected"),
+        metric(url, "nomicbert_batch_tokens_sum"),
+    )
+    place = urlsplit(url)
+    with socket.create_connection((place.hostname, place.port)) as client:
+        client.sendall(head.encode() + body)
+        wait_until(lambda: metric(url, "nomicbert_waiting_texts") > 100, PATIENCE)
+    wait_until(lambda: metric(url, "nomicbert_waiting_texts") == 0, PATIENCE)
+    gone = metric(url, "nomicbert_outcomes_total", outcome="disconnected") - before[0]
+    assert gone == 1
+    assert metric(url, "nomicbert_batch_tokens_sum") - before[1] < 400 * 800
 
 
 def test_a_cluster_that_is_too_small(url: str, folder: Path) -> None:
