@@ -30,6 +30,10 @@ pytestmark = [
         not (importlib.util.find_spec("ray") and importlib.util.find_spec("fastapi")),
         reason="Ray Serve is not installed: pip install '.[ray]'",
     ),
+    # Ray Serve's own classes, when they are imported
+    pytest.mark.filterwarnings(
+        "ignore:Using extra keyword arguments on `Field`:DeprecationWarning"
+    ),
     # shorter than the interval that another, old setting still has
     pytest.mark.filterwarnings("ignore:`look_back_period_s`:FutureWarning"),
 ]
@@ -161,8 +165,9 @@ def test_a_model_that_does_not_load(url: str, tmp_path: Path) -> None:
         return serve.status().applications["bad"].deployments["nomicbert"].message
 
     wait_until(lambda: "Error:" in message(), PATIENCE)
-    assert "CheckpointError" in message()
-    assert str(tmp_path / "empty") in message()
+    print(message())
+    wanted = f"ConfigError: {tmp_path}/empty/config.json is missing: is {tmp_path}/empty a checkpoint"
+    assert wanted in message()
     serve.delete("bad")
     assert call(url, "/health/ready").status == 200
 

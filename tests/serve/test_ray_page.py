@@ -15,10 +15,16 @@ from nomicbert.serve.ray import app
 from tests.support.documents import ROOT, blocks
 
 yaml = pytest.importorskip("yaml")
-pytestmark = pytest.mark.skipif(
-    not (importlib.util.find_spec("ray") and importlib.util.find_spec("fastapi")),
-    reason="Ray Serve is not installed: pip install '.[ray]'",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (importlib.util.find_spec("ray") and importlib.util.find_spec("fastapi")),
+        reason="Ray Serve is not installed: pip install '.[ray]'",
+    ),
+    # Ray Serve's own classes, when they are imported
+    pytest.mark.filterwarnings(
+        "ignore:Using extra keyword arguments on `Field`:DeprecationWarning"
+    ),
+]
 PAGE = ROOT / "docs" / "ray-serve.md"
 MANIFEST = ROOT / "examples" / "rayservice.yaml"
 

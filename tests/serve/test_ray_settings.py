@@ -24,6 +24,10 @@ from tests.support.documents import ROOT
 from tests.support.served import MODEL, tiny
 from tests.support.serving import in_thread
 
+# Ray Serve's own classes, when they are imported
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Using extra keyword arguments on `Field`:DeprecationWarning"
+)
 HAS_RAY = importlib.util.find_spec("ray") and importlib.util.find_spec("fastapi")
 needs_ray = pytest.mark.skipif(
     not HAS_RAY, reason="Ray Serve is not installed: pip install '.[ray]'"

@@ -35,7 +35,7 @@ def serving_cluster(**environment: str) -> Iterator[str]:
             patch.setenv(name, value)
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        with cluster():
+        with cluster(data=False):
             from ray import serve
 
             serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
