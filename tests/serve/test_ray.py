@@ -60,7 +60,7 @@ def url(folder: Path) -> Iterator[str]:
     )
     replicas = Replicas(
         max_replicas=2,
-        utilisation=0.3,
+        utilisation=0.2,
         backlog_seconds=1.0,
         upscale_delay_s=0.2,
         downscale_delay_s=1.0,
@@ -156,8 +156,9 @@ def test_a_cluster_that_is_too_small(url: str, folder: Path) -> None:
 def test_a_model_that_does_not_load(url: str, tmp_path: Path) -> None:
     from ray import serve
 
-    (tmp_path / "empty").mkdir()
-    settings = ServeSettings(models=(str(tmp_path / "empty"),))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    settings = ServeSettings(models=(str(empty),))
     target = serve.RunTarget(deployment(settings), name="bad", route_prefix="/bad")
     serve.run_many([target], wait_for_applications_running=False)
 
@@ -165,9 +166,7 @@ def test_a_model_that_does_not_load(url: str, tmp_path: Path) -> None:
         return serve.status().applications["bad"].deployments["nomicbert"].message
 
     wait_until(lambda: "Error:" in message(), PATIENCE)
-    print(message())
-    wanted = f"ConfigError: {tmp_path}/empty/config.json is missing: is {tmp_path}/empty a checkpoint"
-    assert wanted in message()
+    assert f"ConfigError: {empty}/config.json is missing: is {empty} a checkpoint" in message()
     serve.delete("bad")
     assert call(url, "/health/ready").status == 200
 
@@ -192,8 +191,8 @@ def test_load_adds_a_replica_one_dies_and_without_load_one_goes(
         for each in texts
     ]
     wait_until(lambda: running("text") == 1 and len(processes()) == 1, PATIENCE)
-    plain = Clients(url, heavy, count=3, headers=HEADERS)
-    patient = Clients(url, heavy, count=3, headers=HEADERS, retries=20)
+    plain = Clients(url, heavy, count=2, pause=0.1, headers=HEADERS)
+    patient = Clients(url, heavy, count=2, pause=0.1, headers=HEADERS, retries=20)
     with plain, patient:
         wait_until(lambda: running("text") == 2, PATIENCE)
         assert not plain.failed
@@ -212,7 +211,7 @@ def test_load_adds_a_replica_one_dies_and_without_load_one_goes(
         count = plain.answered
         wait_until(lambda: plain.answered > count + 10, PATIENCE)
     # those that the dead replica was computing, at most one per client; no others
-    assert len(plain.failed) <= 3, plain.failed
+    assert len(plain.failed) <= 2, plain.failed
     assert all(problem.startswith("500") for problem in plain.failed)
     assert patient.failed == []
     assert patient.retried <= 6

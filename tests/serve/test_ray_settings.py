@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +19,9 @@ from nomicbert.serve.cluster.busy import Busy
 from nomicbert.serve.cluster.resources import Replicas, place
 from nomicbert.serve.cluster.scaling import AHEAD, BUSY, Scaling
 from nomicbert.serve.ray import PLURALS, ServeSettings, app, deployment
-from tests.support.documents import ROOT
 from tests.support.served import MODEL, tiny
 from tests.support.serving import in_thread
+from tests.support.warm_python import WarmPython
 
 # Ray Serve's own classes, when they are imported
 pytestmark = pytest.mark.filterwarnings(
@@ -251,14 +250,9 @@ def test_an_old_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         app({"model": "m"})
 
 
-def test_it_does_not_import_ray() -> None:
+def test_it_does_not_import_ray(warm_python: WarmPython) -> None:
     code = "import sys, nomicbert.serve.ray; print('ray' in sys.modules)"
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert done.stdout == "False\n"
+    assert warm_python.run(code).stdout == "False\n"
 
 
 def test_a_replica_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
