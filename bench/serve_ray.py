@@ -11,6 +11,7 @@ times. At last an application that scales from 1 replica to 2 gets load for a wh
 import argparse
 import contextlib
 import os
+import secrets
 import signal
 import statistics
 import subprocess
@@ -37,15 +38,13 @@ TEXTS = 16
 
 def ask(url: str, number: int, tries: int) -> str:
     """One request with `tries` at most; "" if it was answered."""
-    body = orjson.dumps({"input": [f"text {number} {n} " * 20 for n in range(TEXTS)]})
+    body = orjson.dumps({"inputs": [f"text {number} {n} " * 20 for n in range(TEXTS)]})
     problem = ""
     for _ in range(tries):
-        request = urllib.request.Request(
-            url + "/embeddings", body, {"content-type": "application/json"}
-        )
+        request = urllib.request.Request(url + "/embed", body, {"content-type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
-                return "" if len(orjson.loads(answer.read())["data"]) == TEXTS else "rows"
+                return "" if len(orjson.loads(answer.read())) == TEXTS else "rows"
         except OSError as error:
             problem = str(error)
             time.sleep(0.25)
@@ -171,12 +170,13 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="folder or repository id")
     parser.add_argument("--workers", type=int, default=2, help="replicas at /more")
     parser.add_argument("--rounds", type=int, default=5, help="of each comparison")
-    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=3, help="of replicas at /more")
     given = parser.parse_args()
     settings = ServeSettings(
         models=(given.checkpoint,), threads=1, cache_bytes=0, access_log=False, open_metrics=True
     )
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))  # else it is kept in the home
     ray.init(num_cpus=given.workers + 4, object_store_memory=100 << 20, **options)
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": RAY})
     url = f"http://127.0.0.1:{RAY}"

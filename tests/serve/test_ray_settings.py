@@ -272,10 +272,10 @@ def test_a_replica_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     async def live() -> None:
         missing = dataclasses.replace(threads, models=(str(tmp_path / "missing"),))
         with pytest.raises(NomicBertError, match="missing"):
-            await module.Replica.__init__(object.__new__(module.Replica), missing)
+            await module.Replica(missing).__serve_build_asgi_app__()
         there = dataclasses.replace(threads, models=(str(tiny(tmp_path)),))
-        replica = object.__new__(module.Replica)
-        await module.Replica.__init__(replica, there)
+        replica = module.Replica(there)
+        await replica.__serve_build_asgi_app__()
         service = replica._service
         assert service.settings.api_keys == ("first", "second", "third")
         await replica.check_health()

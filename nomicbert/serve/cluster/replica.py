@@ -21,8 +21,8 @@ from nomicbert.serve.settings import ServeSettings
 class Replica:
     """A replica, which Ray creates in a process of its own and calls by these names."""
 
-    async def __init__(self, settings: ServeSettings) -> None:
-        """Load the models: Ray sends requests when this has ended."""
+    def __init__(self, settings: ServeSettings) -> None:
+        """Nothing is loaded yet."""
         os.environ.setdefault("RAYON_NUM_THREADS", str(settings.threads))  # of the tokenizer
         sys.setswitchinterval(SWITCH_SECONDS)
         set_up("json", logging.StreamHandler(sys.stderr))
@@ -31,15 +31,18 @@ class Replica:
         self._app, self._service = make_app(settings, Names(settings))
         if settings.access_log:
             self._service.request_log = RequestLog("json", sys.stderr.fileno())
+
+    async def __serve_build_asgi_app__(self) -> App:
+        """Load the models; Ray sends requests when this has ended.
+
+        Raises: NomicBertError, ValueError, RuntimeError: see `Service.start`.
+        """
         await self._service.start()
         assert self._service.engine is not None, "it has started"
         self._engine = self._service.engine
         self._busy = Busy(self._engine)
         for model in self._service.models:
             log_line("ready", model=model.name, embedder=repr(model.embedder))
-
-    def __serve_build_asgi_app__(self) -> App:
-        """What answers requests."""
         return self._app
 
     async def check_health(self) -> None:
@@ -59,6 +62,5 @@ class Replica:
 
     def __del__(self) -> None:
         """Ray has sent no request for a while, and all have their answers: end the threads."""
-        if hasattr(self, "_service"):
-            self._service.stopping = True
-            self._service.stop()
+        self._service.stopping = True
+        self._service.stop()
