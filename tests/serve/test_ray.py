@@ -60,7 +60,7 @@ def url(folder: Path) -> Iterator[str]:
     )
     replicas = Replicas(
         max_replicas=2,
-        utilisation=0.2,
+        utilisation=0.1,
         backlog_seconds=1.0,
         upscale_delay_s=0.2,
         downscale_delay_s=1.0,
@@ -182,7 +182,7 @@ def starts(url: str) -> dict[float, float]:
 def test_load_adds_a_replica_one_dies_and_without_load_one_goes(
     url: str, embedder: Embedder
 ) -> None:
-    texts = [[f"{word} {number} " * 120 for number in range(8)] for word in "abcde"]
+    texts = [[f"{word} {number} " * 120 for number in range(3)] for word in "abcde"]
     heavy = [
         (
             {"model": MODEL, "input": each},
@@ -191,8 +191,8 @@ def test_load_adds_a_replica_one_dies_and_without_load_one_goes(
         for each in texts
     ]
     wait_until(lambda: running("text") == 1 and len(processes()) == 1, PATIENCE)
-    plain = Clients(url, heavy, count=2, pause=0.1, headers=HEADERS)
-    patient = Clients(url, heavy, count=2, pause=0.1, headers=HEADERS, retries=20)
+    plain = Clients(url, heavy, count=2, pause=0.05, headers=HEADERS)
+    patient = Clients(url, heavy, count=2, pause=0.05, headers=HEADERS, retries=20)
     with plain, patient:
         wait_until(lambda: running("text") == 2, PATIENCE)
         assert not plain.failed
@@ -219,7 +219,7 @@ def test_load_adds_a_replica_one_dies_and_without_load_one_goes(
     few = TEXTS[:3]
     wanted = embedder.encode(few, prompt="", normalize_embeddings=True)
     light = [({"model": MODEL, "input": few}, wanted)]
-    with Clients(url, light, count=4, headers=HEADERS, pause=0.05) as clients:
+    with Clients(url, light, count=2, headers=HEADERS, pause=0.2) as clients:
         wait_until(lambda: len(processes()) == 1 and running("text") == 1, PATIENCE)
         count = clients.answered
         wait_until(lambda: clients.answered > count + 10, PATIENCE)
