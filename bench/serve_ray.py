@@ -176,7 +176,7 @@ def main() -> None:
         models=(given.checkpoint,), threads=1, cache_bytes=0, access_log=False, open_metrics=True
     )
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))  # else it is kept in the home
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)  # else Ray keeps one in the home
     ray.init(num_cpus=given.workers + 4, object_store_memory=100 << 20, **options)
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": RAY})
     url = f"http://127.0.0.1:{RAY}"
