@@ -12,6 +12,7 @@ INTEGRATIONS := .venv-integrations
 # Folders with a package.json, and what npm has installed into each.
 JS_FOLDERS   := examples/transformers_js examples/transformers_js/xenova tests/js
 JS_INSTALLED := $(JS_FOLDERS:=/node_modules/.installed)
+CLIENTS_JS   := tests/clients/js/node_modules/.installed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -29,7 +30,9 @@ demo: $(VENV)/.installed-demo  ## search the standard library by meaning, with a
 test: $(VENV)/.installed-test $(CLIENTS)/.installed  ## run the test suite in JOBS processes
 	$(RUN) -m pytest -n $(JOBS) -p no:benchmark
 
-test-clients: $(VENV)/.installed-test $(MORE_CLIENTS)/.installed  ## test the server with langchain, llama-index, ...
+test-clients: $(VENV)/.installed-test $(MORE_CLIENTS)/.installed $(if $(shell command -v npm),$(CLIENTS_JS))
+test-clients:  ## test the server with langchain, llama-index, cohere, ollama, ...
+	@command -v npm >/dev/null || echo "npm is missing: clients in JavaScript are not tested" >&2
 	NOMICBERT_TEST_MORE_CLIENTS=$(MORE_CLIENTS)/bin/python \
 		$(RUN) -m pytest tests/clients -p no:benchmark $(ARGS)
 
@@ -37,7 +40,7 @@ test-integrations: $(VENV)/.installed-test $(INTEGRATIONS)/.installed  ## test t
 	$(INTEGRATIONS)/bin/python -m pytest tests/integrations --ignore tests/integrations/test_mteb.py \
 		-p no:benchmark $(ARGS)
 
-test-js: $(VENV)/.installed-test $(JS_INSTALLED)  ## test exports with Transformers.js, in node and in Chromium
+test-js: $(VENV)/.installed-test $(JS_INSTALLED)  ## test exports with Transformers.js, maps and the server's pages, in node and in Chromium
 	NOMICBERT_TEST_JS=1 $(RUN) -m pytest tests/js -p no:benchmark $(ARGS)
 
 lint: $(VENV)/.installed-lint  ## check style and types
@@ -88,7 +91,7 @@ bench-gpu:  ## time kernels and whole models on this machine's GPU; PART=gemm, A
 		exit $$code
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(CLIENTS) $(MORE_CLIENTS) $(INTEGRATIONS) $(dir $(JS_INSTALLED)) examples/transformers_js/site
+	rm -rf $(VENV) $(CLIENTS) $(MORE_CLIENTS) $(INTEGRATIONS) $(dir $(JS_INSTALLED) $(CLIENTS_JS)) examples/transformers_js/site
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/pyvenv.cfg:
@@ -98,21 +101,31 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
 	@touch $@
 
+# The packages of another environment's interpreter come after one's own.
+define ON_TOP_OF
+$(1) -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
+	> $$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/venv.pth
+endef
+
 # Client libraries for tests of the server, apart from nomicbert: their requirements do not agree
 # with ours. The lists name all that is needed, hence --no-deps; what is not imported is not compiled.
-$(CLIENTS)/.installed: tests/clients/requirements.txt
-$(MORE_CLIENTS)/.installed: tests/clients/more.txt
-$(CLIENTS)/.installed $(MORE_CLIENTS)/.installed: | $(VENV)/pyvenv.cfg
+$(CLIENTS)/.installed: tests/clients/requirements.txt | $(VENV)/pyvenv.cfg
 	$(PYTHON) -m venv --clear --without-pip $(@D)
 	$(RUN) -m pip --python $(@D)/bin/python install --quiet --no-compile --no-deps --requirement $<
+	@touch $@
+
+# Larger libraries, on top of those: several need nomic or openai, too.
+$(MORE_CLIENTS)/.installed: tests/clients/more.txt | $(CLIENTS)/.installed
+	$(PYTHON) -m venv --clear --without-pip $(@D)
+	$(RUN) -m pip --python $(@D)/bin/python install --quiet --no-compile --no-deps --requirement $<
+	$(call ON_TOP_OF,$(CLIENTS)/bin/python)
 	@touch $@
 
 # Libraries of nomicbert/integrations, on top of .venv: its packages are on the path too.
 $(INTEGRATIONS)/.installed: tests/integrations/requirements.txt | $(VENV)/pyvenv.cfg
 	$(PYTHON) -m venv --clear --without-pip $(@D)
 	$(RUN) -m pip --python $(@D)/bin/python install --quiet --no-compile --no-deps --requirement $<
-	$(RUN) -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
-		> $$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/venv.pth
+	$(call ON_TOP_OF,$(RUN))
 	@touch $@
 
 # Without install scripts: that of onnxruntime-node fetches CUDA libraries from elsewhere.

@@ -202,6 +202,22 @@ def test_long_texts_are_cut_before_they_are_paired(tmp_path: Path) -> None:
         assert cut == [i for i, row in enumerate(whole) if len(row) > limit]
 
 
+def test_a_limit_for_the_second_text(tmp_path: Path) -> None:
+    """It is applied before the limit of the pair: as for a second text that is shorter."""
+    tokenizer = CrossEncoder(build_reranker(tmp_path)).tokenizer
+    lengths = (0, 1, 40, 46, 93, 900)  # words, which are one token each
+    texts = [" ".join((WORDS * 80)[:length]) for length in lengths]
+    pairs = [(a, b) for a in texts for b in texts]
+    for limit in (96, 20):
+        for most in (1, 5, 46, 92, 93, 500, 10**9):
+            shorter = [(a, " ".join(b.split()[:most])) for a, b in pairs]
+            ids, types, cut = tokenizer.encode_pairs(pairs, limit, most)
+            own_ids, own_types, own_cut = tokenizer.encode_pairs(shorter, limit)
+            assert (ids, types) == (own_ids, own_types)
+            long = {i for i, (_, b) in enumerate(pairs) if len(b.split()) > most}
+            assert cut == sorted(long | {*own_cut})
+
+
 def test_tokens_added_later_are_used(tmp_path: Path) -> None:
     model = CrossEncoder(build_reranker(tmp_path))
     before = model.tokenizer.encode_pairs([("zzqq", "a")], 20)[0][0]

@@ -60,8 +60,9 @@ async def run(given: Namespace, servers: list[Server]) -> int:
     one = Run(given, servers, stop)
     for server in servers:
         # `same` tries several dialects by itself
-        variant = None if given.subcommand == "same" else one.variant
-        await check(server, variant, timeout=given.timeout, wait=given.wait, stop=stop)
+        tried = [None] if given.subcommand == "same" else one.variants
+        for variant in tried:
+            await check(server, variant, timeout=given.timeout, wait=given.wait, stop=stop)
     return await COMMANDS[given.subcommand](given, one)
 
 

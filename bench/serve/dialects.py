@@ -1,7 +1,7 @@
-"""The three APIs of embeddings that are measured: bodies of requests, vectors of answers.
+"""The APIs that are measured: bodies of requests, vectors of answers.
 
-Source: OpenAI's POST /v1/embeddings, text-embeddings-inference's POST /embed, and the hosted nomic
-API's POST /v1/embedding/text.
+Source: POST /v1/embeddings of OpenAI, /embed and /rerank of text-embeddings-inference,
+/v1/embedding/text of the hosted nomic API, /v2/embed of Cohere, /api/embed of ollama.
 """
 
 import base64
@@ -13,8 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-PATHS = {"openai": "/v1/embeddings", "tei": "/embed", "nomic": "/v1/embedding/text"}
+PATHS = {
+    "openai": "/v1/embeddings",
+    "tei": "/embed",
+    "nomic": "/v1/embedding/text",
+    "cohere": "/v2/embed",
+    "ollama": "/api/embed",
+    "rerank": "/rerank",
+}
 FORMATS = ("float", "base64")
+# The query of all requests to rerank.
+QUERY = "a question about the old house"
 TOTAL = re.compile(rb'"total_tokens"\s*:\s*(\d+)')
 
 Vectors = npt.NDArray[np.float32]
@@ -31,8 +40,10 @@ class Variant:
     Attributes:
         dialect: a key of PATHS.
         format: of the vectors; base64 exists for OpenAI only.
-        dimensions: of the vectors; None: all.
-        prompt: nomic's task_type, TEI's prompt_name; None: none is sent.
+        dimensions: of the vectors; None: all. Without a meaning for "rerank", whose vectors are
+            the score of each text beside QUERY.
+        prompt: nomic's task_type, TEI's prompt_name, Cohere's input_type; None: none is sent, but
+            Cohere's API needs one, which is then search_document.
         normalize: TEI's flag.
         lone: send a single text as a string instead of a list.
     """
@@ -64,6 +75,17 @@ class Variant:
                 found["dimensions"] = self.dimensions
             if self.prompt:
                 found["prompt_name"] = self.prompt
+        elif self.dialect == "cohere":
+            found = {"model": model, "texts": texts, "embedding_types": ["float"]}
+            found |= {"input_type": self.prompt or "search_document"}
+            if self.dimensions:
+                found["output_dimension"] = self.dimensions
+        elif self.dialect == "ollama":
+            found = {"model": model, "input": asked}
+            if self.dimensions:
+                found["dimensions"] = self.dimensions
+        elif self.dialect == "rerank":
+            found = {"query": QUERY, "texts": texts}
         else:
             # this API has no lone string
             found = {"model": model, "texts": texts, "long_text_mode": "truncate"}
@@ -84,6 +106,13 @@ class Variant:
                 if [one["index"] for one in data] != list(range(count)):
                     raise WrongAnswer(f"the indices are not 0 to {count - 1}")
                 rows = [one["embedding"] for one in data]
+            elif self.dialect == "rerank":
+                ordered = sorted(answer, key=lambda one: one["index"])
+                if [one["index"] for one in ordered] != list(range(count)):
+                    raise WrongAnswer(f"the indices are not 0 to {count - 1} in some order")
+                rows = [[one["score"]] for one in ordered]
+            elif self.dialect == "cohere":
+                rows = answer["embeddings"]["float"]
             else:
                 rows = answer if self.dialect == "tei" else answer["embeddings"]
             found = np.stack([_row(row) for row in rows])
@@ -91,8 +120,9 @@ class Variant:
             raise WrongAnswer(f"not an answer of {self}: {error!r}") from error
         if len(found) != count:
             raise WrongAnswer(f"{len(found)} vectors for {count} texts")
-        if found.ndim != 2 or (self.dimensions and found.shape[1] != self.dimensions):
-            raise WrongAnswer(f"vectors of shape {found.shape[1:]}, asked for {self.dimensions}")
+        wanted = 1 if self.dialect == "rerank" else self.dimensions
+        if found.ndim != 2 or (wanted and found.shape[1] != wanted):
+            raise WrongAnswer(f"vectors of shape {found.shape[1:]}, asked for {wanted}")
         if not np.isfinite(found).all():
             raise WrongAnswer("a value is not finite")
         return found

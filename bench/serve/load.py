@@ -8,7 +8,7 @@ a request that had to wait for its turn has waited (no coordinated omission).
 import asyncio
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bench.serve.client import Address, Connection, Reply
@@ -66,7 +66,7 @@ class Target:
     Attributes:
         server: asked.
         texts: of the requests.
-        variant: dialect, format and so on.
+        variants: dialect, format and so on; requests take them in turn.
         numbers: of requests; shared, so that no text is sent twice.
         timeout: seconds.
         kept: takes the answers to some requests, by number; None: none is kept.
@@ -74,21 +74,28 @@ class Target:
 
     server: Server
     texts: Texts
-    variant: Variant
+    variants: Sequence[Variant]
     numbers: Iterator[int]
     timeout: float
     kept: dict[int, bytes] | None = None
-    head: bytes = field(init=False)
+    heads: dict[str, bytes] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.head = self.server.address.head(PATHS[self.variant.dialect], self.server.key)
+        address, key = self.server.address, self.server.key
+        self.heads = {name: address.head(path, key) for name, path in PATHS.items()}
+
+    def variant(self, number: int) -> Variant:
+        """How the request of this number is asked."""
+        return self.variants[number % len(self.variants)]
 
     def request(self) -> tuple[bytes, int, int]:
         """The bytes of the next request, its number, and its tokens."""
         number = next(self.numbers)
         texts, drawn = self.texts.request(number)
-        body = self.variant.body(self.server.model, texts)
-        return b"%b%d\r\n\r\n%b" % (self.head, len(body), body), number, drawn
+        variant = self.variant(number)
+        body = variant.body(self.server.model, texts)
+        head = self.heads[variant.dialect]
+        return b"%b%d\r\n\r\n%b" % (head, len(body), body), number, drawn
 
     async def send(self, connection: Connection, tally: Tally, began: float | None = None) -> Reply:
         """Send the next request and count what becomes of it.
@@ -105,7 +112,7 @@ class Target:
         tally.add(
             reply,
             began,
-            variant=self.variant,
+            variant=self.variant(number),
             texts=self.texts.workload.texts,
             drawn=drawn,
             check=number % CHECKED == 0,

@@ -129,13 +129,14 @@ async def compared(target: Target) -> dict[str, int]:
     found = {"compared": 0, "wrong": 0, "differing": 0}
     for number, body in (target.kept or {}).items():
         texts, _ = target.texts.request(number)
-        reply = await ask(target.server, target.variant, texts, target.timeout)
+        variant = target.variant(number)
+        reply = await ask(target.server, variant, texts, target.timeout)
         if reply.status != 200:
             continue
         found["compared"] += 1
         try:
-            alone = target.variant.vectors(reply.body, len(texts))
-            loaded = target.variant.vectors(body, len(texts))
+            alone = variant.vectors(reply.body, len(texts))
+            loaded = variant.vectors(body, len(texts))
         except WrongAnswer:
             found["wrong"] += 1
             continue

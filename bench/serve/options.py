@@ -155,7 +155,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             top.error(f"--{name} is given {len(given)} times, --url {count} times")
     if options.name and len(set(options.name)) != count:
         top.error("--name must differ for each --url")
-    if options.format == "base64" and options.dialect != "openai":
+    if options.format == "base64" and "openai" not in options.dialect:
         top.error("--format base64 exists in --dialect openai only")
     options.all_cores = os.sched_getaffinity(0)
     vars(options).setdefault("workload", "mixed")
@@ -170,7 +170,7 @@ def _servers(one: argparse.ArgumentParser, *, required: bool) -> None:
     add("--name", action="append", metavar="NAME", help="in tables, per --url; else A, B, ...")
     add("--pid", action="append", type=int, metavar="PID", help="per --url: CPU and memory")
     add("--model", action="append", metavar="NAME", help="per --url; else the first listed there")
-    add("--dialect", choices=PATHS, default="openai")
+    add("--dialect", type=dialects, default="openai", help="several with commas take turns")
     add("--format", choices=FORMATS, default="float", help="of the vectors")
     add("--dimensions", type=WHOLE, help="of the vectors")
     add("--api-key", metavar="KEY", help="sent as Authorization: Bearer KEY; never written")

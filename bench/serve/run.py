@@ -43,17 +43,19 @@ class Run:
         self.numbers = itertools.count(self.first)
 
     @property
-    def variant(self) -> Variant:
-        """The dialect and format of the command line."""
-        return Variant(
-            self.options.dialect, self.options.format, dimensions=self.options.dimensions
-        )
+    def variants(self) -> list[Variant]:
+        """The dialects and the format of the command line."""
+        options = self.options
+        return [
+            Variant(dialect, options.format, dimensions=options.dimensions)
+            for dialect in options.dialect
+        ]
 
     def target(self, server: Server, workload: Workload | None = None) -> Target:
         """A server and the requests for it; by default of the workload of the command line."""
         options = self.options
         texts = _drawn(workload or WORKLOADS[options.workload], options.seed, options.repeat)
-        return Target(server, texts, self.variant, self.numbers, options.timeout)
+        return Target(server, texts, self.variants, self.numbers, options.timeout)
 
     def say(self, what: str) -> None:
         """A line of progress."""

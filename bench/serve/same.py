@@ -51,6 +51,12 @@ def variants(dialects: list[str], dimensions: list[int]) -> list[Variant]:
             found += [Variant("tei", dimensions=size, normalize=False)]
         if "nomic" in dialects:
             found += [Variant("nomic", dimensions=size, prompt=task) for task in TASKS]
+        if "cohere" in dialects:
+            found += [Variant("cohere", dimensions=size, prompt=task) for task in TASKS]
+        if "ollama" in dialects:
+            found += [Variant("ollama", dimensions=size, lone=lone) for lone in (False, True)]
+    if "rerank" in dialects:
+        found.append(Variant("rerank"))
     return found
 
 

@@ -101,7 +101,7 @@ def serve(
     ] = False,
     default_prompt_name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Prompt of OpenAI and TEI requests that name none."),
+        typer.Option(metavar="NAME", help="Prompt of requests that name none, but for nomic's."),
     ] = None,
     default_prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The same, as a text.")
@@ -177,7 +177,7 @@ def serve(
         typer.Option("--tei-env", help="Also read TEI's variables, such as MODEL_ID and PORT."),
     ] = False,
 ) -> None:
-    """Embed texts over HTTP, in the protocols of OpenAI, TEI and nomic."""
+    """Embed texts over HTTP, in the protocols of OpenAI, TEI, nomic, Cohere and ollama."""
     given: dict[str, Any] = dict(locals())
     del given["context"], given["tei_env"]
     if tei_env:

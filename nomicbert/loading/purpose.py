@@ -64,6 +64,18 @@ def refuse_unless_reranker(checkpoint: CheckpointFolder, num_labels: int | None)
         )
 
 
+def is_reranker(checkpoint: CheckpointFolder) -> bool:
+    """Whether the settings describe a model that `CrossEncoder` loads and `Embedder` refuses."""
+    if checkpoint.model_type is not None:
+        return checkpoint.model_type == "CrossEncoder"
+    if checkpoint.task == "sequence-classification":
+        return True
+    classifies = any(
+        name.endswith("ForSequenceClassification") for name in checkpoint.architectures
+    )
+    return checkpoint.modules is None and classifies
+
+
 def is_modular(checkpoint: CheckpointFolder) -> bool:
     """Whether a reranker has modules after its encoder, in place of a classifier in it."""
     return [module.kind for module in checkpoint.modules or ()] not in ([], ["Transformer"])

@@ -1,1 +1,1 @@
-"""An HTTP server for embeddings that speaks the protocols of OpenAI, TEI and nomic."""
+"""An HTTP server for embeddings that speaks the protocols of OpenAI, TEI, nomic, Cohere, ollama."""

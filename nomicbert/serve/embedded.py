@@ -1,4 +1,4 @@
-"""The vectors of a request and what an answer says about them.
+"""The rows of a request and what an answer says about them.
 
 Where in the flow: `service.embed` makes it, the dialects write it.
 """
@@ -9,25 +9,24 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nomicbert.serve.http.answers import Header
+from nomicbert.serve.http.exchange import Exchange
+from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.tokens import Tokenised, Wanted
+from nomicbert.vectors.fingerprint import matches
 
 
 @dataclass(frozen=True)
-class Embedded:
+class Computed:
     """The rows of a request.
 
     Attributes:
-        wanted: what was asked for.
-        rows: per text (dim,) fp32, or (tokens, hidden_size).
+        rows: per text (dim,) fp32, or (tokens, hidden_size); per pair (num_labels,).
         tokenised: lengths and cuts.
-        fingerprint: of the vectors.
         tokenise_seconds: time to tokenise the texts.
     """
 
-    wanted: Wanted
     rows: list[Tensor]
     tokenised: Tokenised
-    fingerprint: str
     tokenise_seconds: float
 
     @property
@@ -48,6 +47,19 @@ class Embedded:
             "total_tokens": self.tokens,
             "truncated_texts": self.truncated,
         }
+
+
+@dataclass(frozen=True)
+class Embedded(Computed):
+    """The vectors of a request.
+
+    Attributes:
+        wanted: what was asked for.
+        fingerprint: of the vectors.
+    """
+
+    wanted: Wanted
+    fingerprint: str
 
     @property
     def report(self) -> dict[str, list[list[int]]]:
@@ -72,3 +84,17 @@ def headers(fingerprints: Iterable[str], truncated: int = 0) -> list[Header]:
     if truncated:
         found.append((b"x-truncated-texts", str(truncated).encode()))
     return found
+
+
+def check_fingerprint(exchange: Exchange, found: str) -> None:
+    """Refuse a request that expects vectors of another space.
+
+    Raises: Problem.
+    """
+    expected = exchange.headers.get("x-expect-fingerprint")
+    if expected is not None and not matches(expected, found):
+        raise Problem(
+            Reason.FINGERPRINT,
+            f"the vectors of this request have the fingerprint {found}, not {expected[:200]!r}: "
+            "they do not belong in that index",
+        )

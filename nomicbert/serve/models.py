@@ -15,70 +15,25 @@ import numpy as np
 import torch
 
 from nomicbert.arguments import as_devices
+from nomicbert.cross_encoder import CrossEncoder
 from nomicbert.embedder import Embedder
+from nomicbert.loading import hub
+from nomicbert.loading.folder import read_folder
+from nomicbert.loading.purpose import is_reranker
+from nomicbert.loading.reranker_keywords import ORGANISATION
+from nomicbert.loading.sentence_keywords import translate
 from nomicbert.runtime.batch_budget import batch_tokens
 from nomicbert.serve.engine import calibrate
 from nomicbert.serve.engine.compute import Replica
 from nomicbert.serve.names import Names
+from nomicbert.serve.scorers import serve_reranker
+from nomicbert.serve.served import SELF_TEST, ServedEmbedder, ServedModel, serve_embedder
 from nomicbert.serve.settings import ServeSettings
-from nomicbert.text.tokenizer import Tokenizer
-from nomicbert.vectors.embedding_model import EmbeddingModel
-from nomicbert.vectors.fingerprint import Fingerprint
-from nomicbert.vectors.pooling import Finish
-from nomicbert_kernels.linear_torch import onednn_packs
 
 logger = logging.getLogger(__name__)
 
-SELF_TEST = "The quick brown fox jumps over the lazy dog."
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """One loaded model.
-
-    Attributes:
-        index: its place among the models.
-        name: how metrics and lists call it.
-        embedder: facade of the copy on the first device.
-        fingerprint: names its vector space.
-        max_length: tokens per text.
-        default_prompt: prompt of requests that name none.
-        self_test: vector of SELF_TEST when it was loaded.
-    """
-
-    index: int
-    name: str
-    embedder: Embedder
-    fingerprint: Fingerprint
-    max_length: int
-    default_prompt: str
-    self_test: torch.Tensor
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Text -> token ids."""
-        return self.embedder.tokenizer
-
-    @property
-    def width(self) -> int:
-        """Columns of a whole vector."""
-        return self.embedder.pooling.embedding_dimension
-
-    @property
-    def space(self) -> str:
-        """Fingerprint of the vectors of a request that asks for nothing else, without a prompt."""
-        finish = Finish(truncate_dim=self.embedder.truncate_dim, normalize=True)
-        return self.fingerprint.of_call(finish, "").partition(".")[0]
-
-    def is_same(self, row: torch.Tensor) -> bool:
-        """Whether a vector of SELF_TEST is that of load time.
-
-        Up to rounding where bits depend on the batch: on a GPU, and without oneDNN.
-        """
-        dtype = self.embedder.model.compute_dtype
-        if self.embedder.device.type == "cpu" and onednn_packs(dtype):
-            return torch.equal(row, self.self_test)
-        return bool(torch.allclose(row, self.self_test, rtol=1e-2, atol=1e-2))
+# The arguments of a facade that say where its checkpoint is.
+LOCATION = dict.fromkeys(("revision", "cache_dir", "token", "local_files_only"))
 
 
 @dataclass(frozen=True)
@@ -110,33 +65,67 @@ def load(settings: ServeSettings, names: Names) -> Loaded:
         raise ValueError("--device: one server computes on GPUs or on the CPU, not on both")
     if settings.revision is not None and len(settings.models) > 1:
         raise ValueError("--revision is for one --model: start a server for each")
-    models, budgets, rates = [], [], []
+    models: list[ServedModel] = []
+    budgets, rates = [], []
     replicas: list[list[Replica]] = [[] for _ in devices]
     for index, name in enumerate(settings.models):
-        embedder = Embedder(
-            name,
-            revision=settings.revision,
-            local_files_only=settings.local_files_only,
-            dtype=settings.dtype,
-            device=devices[0],
-            backend=settings.backend,
-            rotary_scaling_factor=settings.rotary_scaling_factor,
-        )
-        embedder.embedding_model.eval()
-        model = serve_model(index, names.primary[index], embedder, settings)
+        model = open_model(index, name, names.primary[index], settings, devices[0])
         for device, copies in zip(devices, replicas, strict=True):
-            copies.append(Replica(_copy_to(embedder, device, first=copies is replicas[0])))
-        budget, rate = _budget(embedder, replicas[0][index], settings.max_batch_tokens)
+            copies.append(_replica(model, device, first=copies is replicas[0]))
+        budget, rate = _budget(model, replicas[0][index], settings.max_batch_tokens)
         for copies in replicas[1:]:
-            _warm_up(embedder, copies[index])
+            _warm_up(model, copies[index])
         models.append(model)
         budgets.append(budget)
         rates.append(rate)
         logger.info(
             "%s: %s, batches of up to %d tokens, texts of up to %d tokens",
-            model.name, embedder, budget, model.max_length,
+            model.name, model.facade, budget, model.max_length,
         )  # fmt: skip
+    prompted = settings.default_prompt is not None or settings.default_prompt_name is not None
+    if prompted and not any(isinstance(model, ServedEmbedder) for model in models):
+        raise ValueError("--default-prompt and --default-prompt-name are for embedding models")
     return Loaded(models, replicas, budgets, rates)
+
+
+def open_model(
+    index: int, given: str, name: str, settings: ServeSettings, device: torch.device
+) -> ServedModel:
+    """Load one checkpoint as what it is: a reranker, or else an embedding model.
+
+    Args:
+        index: its place among the models.
+        given: folder or repository id.
+        name: see ServedModel.
+        settings: of the server.
+        device: of the first copy.
+
+    Raises: as `load`.
+    """
+    # both facades' names of repositories without an organisation
+    location = translate({**LOCATION, "path_or_repo_id": given}, {}).location
+    wanted = translate(location, {}, ORGANISATION).location
+    wanted |= {"revision": settings.revision, "local_files_only": settings.local_files_only}
+    folder = hub.resolve(**wanted)
+    if is_reranker(read_folder(folder, settings.rotary_scaling_factor)):
+        reranker = CrossEncoder(
+            folder,
+            dtype=settings.dtype,
+            device=device,
+            backend=settings.backend,
+            rotary_scaling_factor=settings.rotary_scaling_factor,
+        )
+        reranker.model.eval()
+        return serve_reranker(index, name, reranker, settings)
+    embedder = Embedder(
+        folder,
+        dtype=settings.dtype,
+        device=device,
+        backend=settings.backend,
+        rotary_scaling_factor=settings.rotary_scaling_factor,
+    )
+    embedder.embedding_model.eval()
+    return serve_embedder(index, name, embedder, settings)
 
 
 async def load_aside(settings: ServeSettings, names: Names) -> Loaded:
@@ -165,65 +154,35 @@ async def load_aside(settings: ServeSettings, names: Names) -> Loaded:
     return await future
 
 
-def serve_model(index: int, name: str, embedder: Embedder, settings: ServeSettings) -> ServedModel:
-    """The record of a loaded embedder.
-
-    Raises: ValueError: --max-length or --default-prompt-name does not fit the checkpoint.
-    """
-    if settings.max_length is not None:
-        embedder.max_seq_length = settings.max_length
-    if settings.default_prompt is not None:
-        prompt = settings.default_prompt
-    else:
-        prompt = embedder.prompt_text(settings.default_prompt_name)
-    vector = embedder.encode(SELF_TEST, prompt="", convert_to_tensor=True)
-    assert isinstance(vector, torch.Tensor)
-    return ServedModel(
-        index=index,
-        name=name,
-        embedder=embedder,
-        fingerprint=Fingerprint.of(embedder.embedding_model, embedder.tokenizer),
-        max_length=embedder.max_seq_length,
-        default_prompt=prompt,
-        self_test=vector.float().cpu(),
-    )
-
-
-def self_test_ids(model: ServedModel) -> tuple[list[list[int]], Finish]:
-    """Token ids of SELF_TEST, and the steps after pooling."""
-    ids, _ = model.tokenizer.encode([SELF_TEST], model.max_length)
-    return ids, Finish(truncate_dim=model.embedder.truncate_dim)
-
-
-def _copy_to(embedder: Embedder, device: torch.device, *, first: bool) -> EmbeddingModel:
+def _replica(model: ServedModel, device: torch.device, *, first: bool) -> Replica:
     """The model itself on the first device, a copy on others."""
-    if first:
-        return embedder.embedding_model
-    return copy.deepcopy(embedder.embedding_model).to(device)
+    if isinstance(model.facade, Embedder):
+        module = model.facade.embedding_model
+        return Replica(module if first else copy.deepcopy(module).to(device))
+    head = model.facade.model
+    return Replica(head if first else copy.deepcopy(head).to(device))
 
 
-def _budget(embedder: Embedder, replica: Replica, wanted: int | None) -> tuple[int, float]:
+def _budget(model: ServedModel, replica: Replica, wanted: int | None) -> tuple[int, float]:
     """Warm up a model; return its tokens per batch and its measured rate, or 0."""
-    _warm_up(embedder, replica)
+    _warm_up(model, replica)
     if wanted is not None:
         return wanted, 0.0
-    if embedder.device.type != "cpu":
-        return batch_tokens(embedder.model), 0.0
-    longest = min(embedder.max_seq_length, 2 * calibrate.SIZES[0])
-    return calibrate.measure_budget(
-        lambda texts: replica.model.encode_ids(texts), _ids(embedder, longest)
-    )
+    if model.encoder.device.type != "cpu":
+        return batch_tokens(model.encoder), 0.0
+    longest = min(model.max_length, 2 * calibrate.SIZES[0])
+    return calibrate.measure_budget(replica.plain_rows, _ids(model, longest))
 
 
-def _warm_up(embedder: Embedder, replica: Replica) -> None:
+def _warm_up(model: ServedModel, replica: Replica) -> None:
     """Compute a short text and a longer batch: weights are packed, kernels compiled."""
     with torch.inference_mode():
         for count, length in ((1, 8), (8, 64)):
-            length = min(length, embedder.max_seq_length)
-            replica.model.encode_ids([_ids(embedder, length)] * count)
+            length = min(length, model.max_length)
+            replica.plain_rows([_ids(model, length)] * count)
 
 
-def _ids(embedder: Embedder, length: int) -> list[int]:
+def _ids(model: ServedModel, length: int) -> list[int]:
     """Token ids of some text, `length` in all."""
-    ids, _ = embedder.tokenizer.encode([SELF_TEST * length], length)
+    ids, _ = model.tokenizer.encode([SELF_TEST * length], length)
     return list(np.resize(np.array(ids[0]), length).tolist())

@@ -49,18 +49,18 @@ class Names:
             self._add(alias, targets[name])
         self.by_name = {**self.by_name, **implied, **self.by_name}  # stated names come first
 
-    def find(self, name: str | None) -> int:
-        """The index of a model; without a name, or with --any-model-name, the first one's.
+    def find(self, name: str | None) -> int | None:
+        """The index of a model; None without a name, or for any name with --any-model-name.
 
         Raises: Problem: no such model.
         """
         if name is None:
-            return 0
+            return None
         found = self.by_name.get(name, self._given.get(name))
         if found is not None:
             return found
         if self._any:
-            return 0
+            return None
         known = ", ".join(map(repr, self.by_name))
         raise Problem(
             Reason.UNKNOWN_MODEL, f"no model {name!r:.200} here: this server has {known}", "model"

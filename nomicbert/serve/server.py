@@ -103,7 +103,7 @@ class Server(uvicorn.Server):
             self.should_exit = True
             return
         for model in self.service.models:
-            log_line("ready", model=model.name, embedder=repr(model.embedder))
+            log_line("ready", model=model.name, loaded=repr(model.facade))
 
 
 def make_server(settings: ServeSettings) -> Server:

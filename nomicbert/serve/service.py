@@ -1,36 +1,39 @@
-"""From what a request wants to its vectors: the steps that all dialects share.
+"""From what a request wants to its vectors or scores: the steps that all dialects share.
 
-Where in the flow: a dialect calls `embed` with a Wanted. Here stand the checks that need no
-computing (state, fingerprint, size of the answer), admission, tokenising, and the wait for the
-engine.
+Where in the flow: a dialect calls `embed` with a Wanted, or `score` with WantedPairs. Here stand
+the checks that need no computing (state, size of the answer), admission, tokenising, and the wait
+for the engine.
 """
 
 import asyncio
-import logging
+import datetime
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from nomicbert.serve.admission import Admission, Place
-from nomicbert.serve.embedded import Embedded
+from nomicbert.serve.embedded import Embedded, check_fingerprint
 from nomicbert.serve.engine.cache import VectorCache
 from nomicbert.serve.engine.engine import STOP, Engine
+from nomicbert.serve.engine.jobs import Rows
 from nomicbert.serve.engine.self_test import SelfTest
 from nomicbert.serve.http.exchange import Bodies, Exchange
 from nomicbert.serve.http.problems import Problem, Reason
-from nomicbert.serve.logs import RequestLog, log_line
+from nomicbert.serve.logs import RequestLog
 from nomicbert.serve.metrics import Metrics
-from nomicbert.serve.models import Loaded, ServedModel, load_aside
+from nomicbert.serve.models import Loaded, load_aside
 from nomicbert.serve.names import Names
-from nomicbert.serve.reports import report
+from nomicbert.serve.pairs import WantedPairs, tokenise_pairs
+from nomicbert.serve.reports import PromptReminder, report, request_fields
+from nomicbert.serve.scored import Scored
+from nomicbert.serve.served import ServedEmbedder, ServedModel
 from nomicbert.serve.settings import ServeSettings
-from nomicbert.serve.tokens import Wanted, tokenise
-from nomicbert.vectors.fingerprint import matches
-
-logger = logging.getLogger(__name__)
+from nomicbert.serve.tokens import Tokenised, Wanted, tokenise
 
 Result = TypeVar("Result")
+Kind = TypeVar("Kind", bound=ServedModel)
 
 # Requests of at most this many characters are tokenised on the event loop: a thread costs more.
 SHORT = 4000
@@ -46,6 +49,7 @@ class Service:
 
     Attributes:
         settings, names, metrics: of this server.
+        started: when it started, UTC.
         loaded, engine: once the models are ready.
         draining: SIGTERM has come; requests are still answered.
         stopping: no more requests are answered.
@@ -60,6 +64,7 @@ class Service:
         """Nothing is loaded yet."""
         self.settings = settings
         self.names = names
+        self.started = datetime.datetime.now(datetime.timezone.utc)
         self.metrics = Metrics(routes, names.primary)
         self.loaded: Loaded | None = None
         self.engine: Engine | None = None
@@ -70,7 +75,7 @@ class Service:
         self.bodies = Bodies(BODIES * settings.payload_limit)
         self.request_log: RequestLog | None = None
         self._self_test: SelfTest | None = None
-        self._reminded: set[int] = set()
+        self._remind = PromptReminder()
         self._pool = ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer")
 
     async def start(self) -> None:
@@ -95,8 +100,8 @@ class Service:
         for model in loaded.models:
             self.metrics.model(
                 model.name,
-                str(model.embedder.model.compute_dtype).removeprefix("torch."),
-                model.embedder.model.ops.name,
+                str(model.encoder.compute_dtype).removeprefix("torch."),
+                model.encoder.ops.name,
                 model.space,
             )
         if problem := await self_test.problem():
@@ -121,13 +126,30 @@ class Service:
             raise Problem(Reason.LOADING, "the models are being loaded", retry_after=2.0)
         return self.loaded.models
 
-    def find(self, name: str | None) -> ServedModel:
-        """The model of this name; without one, the first.
+    def find(self, name: str | None) -> ServedEmbedder:
+        """The embedding model of this name; without one, the first.
 
-        Raises: Problem: unknown, or not loaded yet.
+        Raises: Problem: see `find_kind`.
+        """
+        return self.find_kind(name, ServedEmbedder)
+
+    def find_kind(self, name: str | None, kind: type[Kind]) -> Kind:
+        """The model of this name; without one, the first of this kind.
+
+        Raises: Problem: unknown, of another kind, or not loaded yet.
         """
         models = self.models
-        return models[self.names.find(name)]
+        index = self.names.find(name)
+        if index is None:
+            found = next((model for model in models if isinstance(model, kind)), None)
+            if found is None:
+                raise Problem(Reason.WRONG_TASK, f"the model is not {kind.task} model")
+            return found
+        model = models[index]
+        if not isinstance(model, kind):
+            message = f"the model {name!r:.200} is not {kind.task} model"
+            raise Problem(Reason.WRONG_TASK, message, "model")
+        return model
 
     async def embed(
         self, exchange: Exchange, wanted: Wanted, *, patient: bool = False, watch: bool = True
@@ -142,31 +164,53 @@ class Service:
 
         Raises: Problem, ClientGone; any error of the computation.
         """
-        engine = self.engine
-        assert engine is not None, "`find` has checked it"
-        model = wanted.model
-        exchange.model = model.name
-        fingerprint = model.fingerprint.of_call(wanted.finish, wanted.prompt)
-        self._check_fingerprint(exchange, fingerprint)
+        exchange.model = wanted.model.name
+        fingerprint = wanted.model.fingerprint.of_call(wanted.finish, wanted.prompt)
+        check_fingerprint(exchange, fingerprint)
         self.check_answer_size(wanted)
         self._remind(wanted)
+        rows, tokenised, seconds = await self._compute(
+            exchange, wanted, partial(tokenise, wanted), patient=patient, watch=watch
+        )
+        return Embedded(rows, tokenised, seconds, wanted, fingerprint)
+
+    async def score(self, exchange: Exchange, wanted: WantedPairs) -> Scored:
+        """Compute the logits of a request.
+
+        Raises: Problem, ClientGone; any error of the computation.
+        """
+        exchange.model = wanted.model.name
+        self.check_answer_size(wanted)
+        computed = await self._compute(exchange, wanted, partial(tokenise_pairs, wanted))
+        return Scored(*computed, wanted)
+
+    async def _compute(
+        self,
+        exchange: Exchange,
+        wanted: Wanted | WantedPairs,
+        make: Callable[[], Tokenised],
+        *,
+        patient: bool = False,
+        watch: bool = True,
+    ) -> tuple[Rows, Tokenised, float]:
+        """Admit, tokenise and compute: the rows, the job's lengths, the seconds of tokenising."""
+        engine = self.engine
+        assert engine is not None, "`find` has checked it"
         seconds = self.seconds(exchange)
         with await self.enter(wanted.estimate(), seconds if patient else 0.0) as place:
             began = time.perf_counter()
             if wanted.characters() <= SHORT:
-                tokenised = tokenise(wanted)
+                tokenised = make()
             else:
-                tokenised = await exchange.wait(
-                    self.in_pool(tokenise, wanted), seconds, watch=watch
-                )
+                tokenised = await exchange.wait(self.in_pool(make), seconds, watch=watch)
             tokenising = time.perf_counter() - began
             self.metrics.tokenise_seconds.observe(tokenising)
             place.leave()  # from here on the scheduler counts its tokens
             rows = await exchange.wait(engine.submit(tokenised.job), seconds, watch=watch)
         report(self.metrics, exchange, wanted, tokenised)
-        return Embedded(wanted, rows, tokenised, fingerprint, tokenising)
+        return rows, tokenised, tokenising
 
-    def check_answer_size(self, *parts: Wanted) -> None:
+    def check_answer_size(self, *parts: Wanted | WantedPairs) -> None:
         """Refuse an answer that would be larger than --max-response-bytes.
 
         Raises: Problem.
@@ -219,16 +263,7 @@ class Service:
         """Write the line of a request that has ended; probes of health have none."""
         if self.request_log is None or route.startswith("/health"):
             return
-        fields = {
-            "id": exchange.id,
-            "route": route,
-            "status": status,
-            "ms": round(seconds * 1000, 2),
-            "model": exchange.model,
-            "texts": exchange.texts,
-            "truncated": exchange.truncated,
-        }
-        self.request_log(fields)
+        self.request_log(request_fields(exchange, route, status, seconds))
 
     def _watch(self, engine: Engine, cache: VectorCache) -> None:
         metrics, scheduler = self.metrics, engine.scheduler
@@ -241,30 +276,6 @@ class Service:
         metrics.read_from(metrics.cache_misses, lambda: cache.misses)
         metrics.read_from(metrics.draining, lambda: self.draining)
         metrics.read_from(metrics.ready, self._says_ready)
-
-    def _check_fingerprint(self, exchange: Exchange, found: str) -> None:
-        expected = exchange.headers.get("x-expect-fingerprint")
-        if expected is not None and not matches(expected, found):
-            raise Problem(
-                Reason.FINGERPRINT,
-                f"the vectors of this request have the fingerprint {found}, not "
-                f"{expected[:200]!r}: they do not belong in that index",
-            )
-
-    def _remind(self, wanted: Wanted) -> None:
-        """Log once per model that its texts need a prompt and have none."""
-        model = wanted.model
-        if wanted.prompt or model.index in self._reminded:
-            return
-        self._reminded.add(model.index)
-        if model.embedder.needs_prompt:
-            log_line(
-                "no_prompt",
-                level=logging.WARNING,
-                model=model.name,
-                advice="this checkpoint was trained with a task prefix before every text: send "
-                "prompt_name or task_type, or start with --default-prompt-name",
-            )
 
     def seconds(self, exchange: Exchange) -> float:
         """The deadline of a request.

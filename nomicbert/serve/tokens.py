@@ -13,7 +13,7 @@ from nomicbert.runtime.inputs import check_text
 from nomicbert.runtime.prompt_tokens import prompt_tokens
 from nomicbert.serve.engine.jobs import Group, Job, Join, TokenMeans, WindowMeans
 from nomicbert.serve.http.problems import Problem, Reason
-from nomicbert.serve.models import ServedModel
+from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.settings import OnLong
 from nomicbert.vectors.pooling import Finish
 from nomicbert.vectors.windows import OVERLAP
@@ -40,10 +40,11 @@ class Wanted:
         hidden: hidden states of every token instead of vectors.
         report: tell the lengths of each text.
         value_bytes: bytes of a value in the answer, about.
+        echo: the answer holds the texts.
         first: index of the first text in its request, for errors.
     """
 
-    model: ServedModel
+    model: ServedEmbedder
     inputs: Sequence[str] | Sequence[list[int]]
     field: str
     prompt: str
@@ -54,6 +55,7 @@ class Wanted:
     hidden: bool = False
     report: bool = False
     value_bytes: float = 13.0
+    echo: bool = False
     first: int = 0
 
     def estimate(self) -> int:
@@ -75,7 +77,8 @@ class Wanted:
             rows = sum(min(len(item) + frame, self.max_length) for item in self.inputs)
             return rows * embedder.model.config.hidden_size * self.value_bytes
         width = finish.matryoshka_dim or finish.truncate_dim or self.model.width
-        return len(self.inputs) * width * self.value_bytes
+        texts = sum(map(len, self.inputs)) if self.echo else 0
+        return len(self.inputs) * width * self.value_bytes + texts
 
     def characters(self) -> int:
         """Characters, or ids, that are tokenised; each input counts a few more."""

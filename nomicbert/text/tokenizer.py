@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from nomicbert.errors import TokenizerError
 from nomicbert.loading.folder import TokenizerSettings
 from nomicbert.text.library_errors import guarded, guarded_text
+from nomicbert.text.pair_lengths import longest_first
 from nomicbert.text.safe_cuts import Cuts
 from nomicbert.text.tokenizer_files import build, lower_first, read_other_files
 from nomicbert.text.tokenizer_json import check_rows
@@ -183,13 +184,14 @@ class Tokenizer:
         return windows
 
     def encode_pairs(
-        self, pairs: Sequence[Pair], max_length: int
+        self, pairs: Sequence[Pair], max_length: int, max_second: int | None = None
     ) -> tuple[list[list[int]], list[list[int]], list[int]]:
         """Token ids of pairs with their special tokens, at most `max_length` ids per pair.
 
         Args:
             pairs: any number.
             max_length: tokens are removed from the end of the longer text until the pair fits.
+            max_second: before that, tokens of the second text beyond this number are removed.
 
         Returns: the ids, their type ids (0 and 1 for the two texts; all 0 if the checkpoint's
             tokenizer has none), and the indices of the pairs that were cut.
@@ -200,14 +202,19 @@ class Tokenizer:
         if max_length <= special:
             raise ValueError(f"a pair needs more than {special} tokens, not {max_length}")
         room = max_length - special
-        sides = [self._first_ids([pair[side] for pair in pairs], room + 1) for side in (0, 1)]
+        # many pairs often have one query: each text is tokenised once
+        texts = [*dict.fromkeys(text for pair in pairs for text in pair)]
+        bodies = dict(zip(texts, self._first_ids(texts, room + 1), strict=True))
         ids, types, cut = [], [], []
-        for index, (first, second) in enumerate(zip(*sides, strict=True)):
-            a, b = len(first), len(second)
-            if a + b > room:
+        for index, pair in enumerate(pairs):
+            first, second = (bodies[text] for text in pair)
+            a, b = len(first), len(second[:max_second])
+            if a + b > room or b < len(second):
                 cut.append(index)
+            if a + b > room:
                 if min(a, b) > room:  # lengths are prefixes' so far; which is longer matters below
-                    a, b = (len(body) for body in self._ids(pairs[index]))
+                    first_whole, second_whole = self._ids(pair)
+                    a, b = len(first_whole), len(second_whole[:max_second])
                 a, b = longest_first(a, b, room)
             parts = (before, self._kept(first, a), between, self._kept(second, b), after)
             ids.append([token for part in parts for token in part])
@@ -269,17 +276,6 @@ class Tokenizer:
         call = self.rust.encode_batch_fast
         encodings = guarded_text(self._path, call, list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
-
-
-def longest_first(a: int, b: int, room: int) -> tuple[int, int]:
-    """Tokens to keep of two texts that together exceed the room.
-
-    Source: the strategy of this name in the `tokenizers` library.
-    """
-    shorter, longer = min(a, b), room - min(a, b)
-    if shorter > longer:
-        shorter, longer = room // 2, room - room // 2
-    return (longer, shorter) if a > b else (shorter, longer)
 
 
 def _spans(encoding: Encoding, texts: int) -> list[range]:

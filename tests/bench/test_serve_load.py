@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from bench.serve import process
 from bench.serve.__main__ import main
 from bench.serve.answer import Answer, Malformed
 from bench.serve.client import Address, Connection, Reply
-from bench.serve.dialects import Variant, WrongAnswer, differing_bits, usage
+from bench.serve.dialects import PATHS, Variant, WrongAnswer, differing_bits, usage
 from bench.serve.load import Server, Stop, Target, arrivals, closed_loop, open_loop
 from bench.serve.options import parse
 from bench.serve.records import flags
@@ -255,22 +256,48 @@ def test_lengths_of_the_workloads() -> None:
 
 
 @pytest.mark.parametrize("dimensions", [None, 4])
-@pytest.mark.parametrize("dialect", ["openai", "tei", "nomic"])
+@pytest.mark.parametrize("dialect", ["openai", "tei", "nomic", "cohere", "ollama"])
 def test_vectors_keep_their_bits_in_every_dialect(dialect: str, dimensions: int | None) -> None:
     forms = ("float", "base64") if dialect == "openai" else ("float",)
-    paths = {"openai": "/v1/embeddings", "tei": "/embed", "nomic": "/v1/embedding/text"}
     for form in forms:
         variant = Variant(dialect, form, dimensions)
         asked = orjson.loads(variant.body("m", ["one two", "three"]))
-        body = embedded(paths[dialect], asked)
+        body = embedded(PATHS[dialect], asked)
         expected = np.stack([vector(text, dimensions or WIDTH) for text in ("one two", "three")])
         found = variant.vectors(body, 2)
         assert differing_bits(found, expected) == 0
-        assert usage(body) == (None if dialect == "tei" else 7)
+        assert usage(body) == (7 if dialect in ("openai", "nomic") else None)
         with pytest.raises(WrongAnswer, match=r"0 to 2|2 vectors for 3"):
             variant.vectors(body, 3)
         with pytest.raises(WrongAnswer):
             variant.vectors(b'{"data": 3}', 2)
+
+
+def test_scores_are_in_the_order_of_the_texts() -> None:
+    variant = Variant("rerank")
+    body = embedded("/rerank", orjson.loads(variant.body("m", ["one two", "three"])))
+    expected = np.stack([vector(text, WIDTH)[-1:] for text in ("one two", "three")])
+    assert differing_bits(variant.vectors(body, 2), expected) == 0
+    with pytest.raises(WrongAnswer, match="indices"):
+        variant.vectors(body, 3)
+
+
+def test_dialects_take_turns(tmp_path: Path) -> None:
+    asked: collections.Counter[str] = collections.Counter()
+
+    def handler(toy: Toy, writer: Any, path: str, body: dict) -> bytes:
+        asked[path] += 1
+        return plain(toy, writer, path, body)
+
+    with Toy(handler) as toy:
+        words = ["open", "--url", toy.url, "--rate", "60", "--seconds", "1", "--dialect"]
+        code, (line,) = call(*words, ",".join(PATHS), out=tmp_path / "lines.jsonl")
+    assert code == 0
+    assert line["answered"] == line["sent"]
+    assert line["wrong"] == line["differing"] == 0
+    # one of each before the run, then each gets its share; some are asked again afterwards
+    assert set(asked) == set(PATHS.values())
+    assert min(asked.values()) >= 1 + line["sent"] // len(PATHS)
 
 
 def test_answers_with_wrong_vectors() -> None:
@@ -313,7 +340,7 @@ def busy(every: int) -> Callable[..., bytes]:
 
 def load(toy: Toy, workload: str = "short") -> Target:
     server = Server("toy", Address.parse(toy.url), "toy")
-    return Target(server, Texts(WORKLOADS[workload]), Variant(), iter(range(10**6)), 30)
+    return Target(server, Texts(WORKLOADS[workload]), [Variant()], iter(range(10**6)), 30)
 
 
 def test_a_closed_loop_counts_what_the_server_counts() -> None:

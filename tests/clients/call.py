@@ -57,6 +57,12 @@ class Record:
         data = base64.b64encode(packed.tobytes()).decode()
         self.facts(name, vectors=data, shape=[len(rows), *widths], **facts)
 
+    def ranking(self, name: str, found: Iterable[tuple[int, float]], **facts: object) -> None:
+        """Store (index of the document, score) in the order of the answer; scores as `vectors`."""
+        found = list(found)
+        order = [index for index, _ in found]
+        self.vectors(name, [[score for _, score in found]], order=order, **facts)
+
     @contextlib.contextmanager
     def error(self, name: str, kind: type[Exception]) -> Iterator[None]:
         """Store the error that the call raises; without one the record lacks the name."""

@@ -1,49 +1,26 @@
 """A server on loopback with answers of the right shape, which logs every request.
 
-Three dialects: OpenAI's, that of text-embeddings-inference (TEI), and nomic's hosted one. Vectors
-come from a function; by default they are drawn from a hash of text and settings. `record.py` runs
-client libraries against it. Standard library only.
+The dialects of OpenAI, text-embeddings-inference (TEI) and nomic are here, those of Cohere, ollama
+and the re-rankers in `mock_dialects`. Vectors are drawn from a hash of text and settings.
+`record.py` runs client libraries against it. Standard library only.
 """
 
 import base64
-import hashlib
 import json
 import struct
 import threading
-from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
-WIDTH = 128
-LIMIT = 64  # words; the texts that are meant to be too long have far more
-PROMPTS = ("search_query", "search_document", "classification", "clustering")
-Encode = Callable[..., Sequence[Sequence[float]]]
-
-
-class Refusal(Exception):
-    """A request that is answered with an error."""
-
-    def __init__(self, status: int, body: dict[str, Any]) -> None:
-        self.status, self.body = status, body
-        super().__init__(body)
-
-
-def drawn(texts: list[str], **settings: Any) -> list[list[float]]:
-    """Vectors that depend on text and settings: multiples of 1/256, at most 8 digits in JSON."""
-    width = settings.get("matryoshka_dim") or WIDTH
-    rows = []
-    for text in texts:
-        digest = hashlib.shake_128(repr((text, sorted(settings.items()))).encode()).digest(width)
-        rows.append([(byte - 128) / 256 for byte in digest])
-    return rows
+from mock_dialects import PROMPTS, WIDTH, Refusal, cohere, drawn, is_long, ollama, rerank
 
 
 class MockServer:
     """Serves `names`; `requests` lists what arrived with the status of the answer."""
 
-    def __init__(self, *names: str, encode: Encode = drawn) -> None:
-        self.names, self.encode = names, encode
+    def __init__(self, *names: str) -> None:
+        self.names = names
         self.requests: list[dict[str, Any]] = []
         mock = self
 
@@ -104,6 +81,12 @@ class MockServer:
             return self._tei(body)
         if route == "POST /v1/embedding/text":
             return self._nomic(body)
+        if route in ("POST /v1/embed", "POST /v2/embed"):
+            return cohere(route[6], body, self.names)
+        if route in ("POST /rerank", "POST /v1/rerank", "POST /v2/rerank"):
+            return rerank(body, self.names)
+        if " /api/" in route:
+            return ollama(route, body, self.names)
         if route == "GET /v1/models":
             return {"object": "list", "data": [_model(name) for name in self.names]}
         if route.startswith("GET /v1/models/"):
@@ -112,8 +95,6 @@ class MockServer:
             return _model(name)
         if route == "GET /v1/user":
             return {}
-        if route == "GET /health/ready":
-            return {"status": "ready"}
         raise Refusal(404, {"detail": f"no route {route}"})
 
     def _check_openai_model(self, name: str) -> None:
@@ -128,11 +109,11 @@ class MockServer:
         if not all(isinstance(text, str) for text in texts):
             message = "token ids: with langchain-openai set check_embedding_ctx_length=False"
             raise Refusal(400, _openai_error(message, None, "input"))
-        if any(_long(text) for text in texts):
+        if any(is_long(text) for text in texts):
             raise Refusal(400, _openai_error("too long", "context_length_exceeded", "input"))
         if (body.get("dimensions") or 0) > WIDTH:
             raise Refusal(400, _openai_error(f"{body['dimensions']}: too wide", None, "dimensions"))
-        rows = self.encode(texts, **_settings(body.get("dimensions"), body.get("task_type")))
+        rows = drawn(texts, **_settings(body.get("dimensions"), body.get("task_type")))
         if body.get("encoding_format") == "base64":
             rows = [base64.b64encode(struct.pack(f"<{len(row)}f", *row)).decode() for row in rows]
         data = [
@@ -145,10 +126,10 @@ class MockServer:
         inputs = body["inputs"]
         if isinstance(inputs, dict):
             texts = [inputs["source_sentence"], *inputs["sentences"]]
-            first, *others = self.encode(texts, normalize_embeddings=True)
+            first, *others = drawn(texts, normalize_embeddings=True)
             return [sum(a * b for a, b in zip(first, row, strict=True)) for row in others]
         texts = inputs if isinstance(inputs, list) else [inputs]
-        if body.get("truncate") is False and any(_long(text) for text in texts):
+        if body.get("truncate") is False and any(is_long(text) for text in texts):
             raise Refusal(422, {"error": "too long", "error_type": "Validation"})
         prompt = body.get("prompt_name")
         if prompt is not None and prompt not in PROMPTS:
@@ -156,7 +137,7 @@ class MockServer:
         settings = _settings(body.get("dimensions"), prompt)
         if body.get("normalize") is False:
             settings["normalize_embeddings"] = False
-        return self.encode(texts, **settings)
+        return drawn(texts, **settings)
 
     def _nomic(self, body: dict[str, Any]) -> dict[str, Any]:
         for name, wrong in (
@@ -172,7 +153,7 @@ class MockServer:
         settings = _settings(body.get("dimensionality") or WIDTH, task)
         if body.get("long_text_mode", "mean") == "mean":
             settings["truncate"] = "mean"
-        rows = self.encode(body["texts"], **settings)
+        rows = drawn(body["texts"], **settings)
         return {"embeddings": rows, "usage": _usage(body["texts"]), "model": body["model"]}
 
 
@@ -183,10 +164,6 @@ def _settings(width: int | None, prompt: str | None) -> dict[str, Any]:
 
 def _given(value: int | None, default: int) -> int:
     return default if value is None else value
-
-
-def _long(text: str) -> bool:
-    return len(text.split()) > LIMIT
 
 
 def _usage(texts: list[str]) -> dict[str, int]:

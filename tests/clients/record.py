@@ -1,9 +1,11 @@
 """Record the requests that client libraries send: tests/clients/recorded/CLIENT.json.
 
     python tests/clients/record.py CLIENTS_PYTHON CLIENT...
+    python tests/clients/record.py node js_CLIENT...
 
-Runs `call.py` with that interpreter against `mock_server.py` and keeps each distinct request with
-the status of the answer. `tests/serve/test_recorded.py` sends them to the real server.
+Runs `call.py` with that interpreter, or `js/call.mjs`, against `mock_server.py` and keeps each
+distinct request with the status of the answer. `tests/serve/test_recorded.py` sends them to the
+real server.
 """
 
 import json
@@ -18,17 +20,19 @@ sys.path.insert(0, str(HERE))
 from mock_server import MockServer  # noqa: E402
 
 SHORT, LONG = "nomic-embed-text-v1.5", "nomic-ai/nomic-embed-text-v1.5"
+RERANKER = "bge-reranker-base"
 # Headers that a server may react to; the others differ from run to run or say nothing.
 KEPT = ("accept", "accept-encoding", "authorization", "connection", "content-type", "user-agent")
 
 
 def record(python: str, client: str) -> list[dict[str, Any]]:
     """Run one client's calls; its distinct requests by route and headers, in a fixed order."""
-    model = SHORT if client == "nomic" else LONG
-    with MockServer(SHORT, LONG) as server, tempfile.TemporaryDirectory() as folder:
+    model = RERANKER if "rerank" in client else SHORT if "nomic" in client else LONG
+    script = "js/call.mjs" if client.startswith("js_") else "call.py"
+    with MockServer(SHORT, LONG, RERANKER) as server, tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out.json")
-        command = [python, str(HERE / "call.py"), client, server.url, model, str(out)]
-        subprocess.run(command, check=True, timeout=300)
+        command = [python, str(HERE / script), client.removeprefix("js_"), server.url, model]
+        subprocess.run([*command, str(out)], check=True, timeout=300)
         attempts = json.loads(out.read_text("utf-8"))["beyond loopback"]["attempts"]
         print(f"{client}: {len(server.requests)} requests; beyond loopback: {attempts}")  # noqa: T201
     groups: dict[str, set[str]] = {}

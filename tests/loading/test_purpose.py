@@ -15,6 +15,8 @@ import sentence_transformers
 from nomicbert import CrossEncoder, Embedder
 from nomicbert.describe import describe
 from nomicbert.errors import ConfigError
+from nomicbert.loading.folder import read_folder
+from nomicbert.loading.purpose import is_reranker
 from tests.support.checkpoints import build_checkpoint, edit_config
 from tests.support.rerankers import build_reranker
 
@@ -119,6 +121,29 @@ def test_a_reranker_with_other_modules(tmp_path: Path) -> None:
                 CrossEncoder(folder, num_labels=num_labels)
     modules(folder, "Transformer")
     assert CrossEncoder(folder).num_labels == 1
+
+
+@pytest.mark.parametrize(
+    ("build", "wanted"),
+    [
+        (reranker, True),
+        (saved_reranker, True),
+        (saved_by_us, True),
+        (embedder, False),
+        (lambda f: embedder(f, model_type="SentenceTransformer"), False),
+        (lambda f: reranker(f, model_type="SentenceTransformer"), False),
+        (lambda f: headed(f, "BertModel"), False),
+        (lambda f: headed(f, "BertForMaskedLM"), False),
+        (lambda f: headed(f, "BertForTokenClassification"), False),
+    ],
+)
+def test_which_class_a_checkpoint_is_for(
+    build: Callable[[Path], Path], wanted: bool, tmp_path: Path
+) -> None:
+    folder = build(tmp_path)
+    assert is_reranker(read_folder(folder)) == wanted
+    if wanted:
+        assert CrossEncoder(folder).num_labels == 1
 
 
 def test_bare_encoders_are_embedders(tmp_path: Path) -> None:

@@ -29,29 +29,71 @@ import msgspec
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from nomicbert.serve.dialects import nomic, openai, tei, tei_tokens
+from nomicbert.serve.dialects import (
+    cohere,
+    nomic,
+    ollama,
+    ollama_models,
+    openai,
+    rerank,
+    root,
+    score,
+    tei,
+    tei_rerank,
+    tei_tokens,
+)
+from tests.support.rerankers import build_reranker
 from tests.support.served import JSON, MODEL, NDJSON, tiny
 from tests.support.serving import InThread, in_thread
 
+RERANKER = "reranker"
+
+
+class Rerank(rerank.DocumentsRequest, kw_only=True):
+    """Both bodies of POST /rerank, which `texts` decides."""
+
+    texts: list[str] | None = None
+    truncate: bool | None = None
+    return_text: bool | None = None
+
+
 # path -> the struct of its body, and the statuses that it may answer with
 OPENAI, TEI, NOMIC = {200, 400, 404, 413, 415}, {200, 400, 413, 415, 422}, {200, 413, 415, 422}
+OLLAMA = {200, 400, 404, 413}
 ROUTES: dict[str, tuple[type[msgspec.Struct] | None, set[int]]] = {
     "/v1/embeddings": (openai.EmbeddingsRequest, OPENAI),
     "/embeddings": (openai.EmbeddingsRequest, OPENAI),
     "/v1/embedding/text": (nomic.TextRequest, NOMIC),
     "/embed": (tei.EmbedRequest, TEI),
-    "/": (tei.AnyRequest, TEI),
-    "/invocations": (tei.SimilarityRequest, TEI),
+    "/": (root.AnyRequest, TEI),
+    "/invocations": (nomic.SagemakerRequest, TEI),
     "/vertex": (tei.VertexRequest, TEI),
     "/similarity": (tei.SimilarityRequest, TEI),
     "/embed_all": (tei.EmbedRequest, TEI),
     "/tokenize": (tei_tokens.TokenizeRequest, TEI),
     "/decode": (tei_tokens.DecodeRequest, TEI),
     "/embed_sparse": (None, {424}),
-    "/predict": (None, {424}),
-    "/rerank": (None, {424}),
+    "/predict": (tei_rerank.PredictRequest, TEI),
+    "/rerank": (Rerank, OPENAI | TEI),
+    "/v1/rerank": (rerank.DocumentsRequest, OPENAI),
+    "/v2/rerank": (rerank.DocumentsRequest, OPENAI),
+    "/score": (score.ScoreRequest, OPENAI),
+    "/v1/score": (score.ScoreRequest, OPENAI),
     "/v1/embedding/image": (None, {501}),
+    "/v1/embed": (cohere.CohereEmbedRequest, OPENAI),
+    "/v2/embed": (cohere.CohereEmbedRequest, OPENAI),
+    "/api/embed": (ollama.OllamaEmbedRequest, OLLAMA),
+    "/api/embeddings": (ollama.OllamaEmbeddingsRequest, OLLAMA),
+    "/api/show": (ollama_models.OllamaShowRequest, OLLAMA),
+    "/api/generate": (None, {400}),
+    "/api/chat": (None, {400}),
+    "/api/pull": (None, {501}),
+    "/api/push": (None, {501}),
+    "/api/create": (None, {501}),
+    "/api/copy": (None, {501}),
 }
+# routes that read their body come up more often than those that refuse any
+OFTEN = [path for path, (struct, _) in ROUTES.items() for _ in range(4 if struct else 1)]
 
 TEXT = st.one_of(
     st.text(max_size=40), st.sampled_from(["", "a", "a" * 100, "b " * 80, "\0", "search_query: x"])
@@ -68,7 +110,7 @@ NAMED: dict[str, st.SearchStrategy[Any]] = {
     "inputs": INPUTS,
     "texts": st.lists(TEXT, max_size=4),
     "ids": st.one_of(IDS, st.lists(IDS, max_size=3)),
-    "model": st.sampled_from([MODEL, MODEL, MODEL, "other", ""]),
+    "model": st.sampled_from([MODEL, MODEL, MODEL, RERANKER, "other", ""]),
     "prompt_name": st.sampled_from(["search_query", "clustering", "none"]),
     "task_type": st.sampled_from(["search_query", "search_document", "none", ""]),
     "dimensions": st.sampled_from([1, 8, 64, 65, 0]),
@@ -76,6 +118,14 @@ NAMED: dict[str, st.SearchStrategy[Any]] = {
     "on_long": st.sampled_from(["error", "end", "chunk", "mean", "start"]),
     "max_length": st.sampled_from([2, 3, 10, 64, 65]),
     "max_tokens_per_text": st.sampled_from([1, 5, 100, 10**9, 0]),
+    "input_type": st.sampled_from(["search_query", "clustering", "image", "none"]),
+    "output_dimension": st.sampled_from([1, 8, 64, 65, 0]),
+    "max_tokens": st.sampled_from([2, 3, 10, 64, 10**9]),
+    "num_ctx": st.sampled_from([2, 3, 10, 64, 10**9]),
+    "name": st.sampled_from([MODEL, f"{MODEL}:latest", "other", ""]),
+    "max_tokens_per_doc": st.sampled_from([1, 5, 100, 10**9, 0]),
+    "top_n": st.sampled_from([1, 3, 10**9, 0, -1]),
+    "truncate_prompt_tokens": st.sampled_from([-1, 4, 64, 3, 65, 0]),
 }
 ODD = st.sampled_from(
     [
@@ -106,10 +156,18 @@ WILD: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+def _has_structs(kind: Any) -> bool:
+    """Whether values are objects, or lists of them."""
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return any(_has_structs(one) for one in kind.types)
+    kind = kind.item_type if isinstance(kind, msgspec.inspect.ListType) else kind
+    return isinstance(kind, msgspec.inspect.StructType)
+
+
 def of_type(kind: Any, name: str) -> st.SearchStrategy[Any]:
     """Values of a type of msgspec."""
     found: st.SearchStrategy[Any]
-    if name in NAMED and not isinstance(kind, msgspec.inspect.StructType):
+    if name in NAMED and not _has_structs(kind):
         found = NAMED[name]
         nullable = isinstance(kind, msgspec.inspect.UnionType) and kind.includes_none
         return st.one_of(found, st.none()) if nullable else found
@@ -141,9 +199,38 @@ def of_struct(struct: type[msgspec.Struct]) -> st.SearchStrategy[dict[str, Any]]
     """Right objects, whose optional keys may be missing."""
     kind = msgspec.inspect.type_info(struct)
     assert isinstance(kind, msgspec.inspect.StructType)
+    if struct in OWN:
+        return OWN[struct]
     needed = {f.encode_name: of_type(f.type, f.encode_name) for f in kind.fields if f.required}
     others = {f.encode_name: of_type(f.type, f.encode_name) for f in kind.fields if not f.required}
     return st.fixed_dictionaries(needed, optional=others)
+
+
+# Bodies that are seldom right if every field is drawn by itself.
+RERANKERS = st.sampled_from([RERANKER, RERANKER, None, MODEL])
+TEXTS = st.lists(TEXT, min_size=1, max_size=4)
+OWN: dict[type[msgspec.Struct], st.SearchStrategy[dict[str, Any]]] = {
+    score.ScoreRequest: st.sampled_from(score.SIDES).flatmap(
+        lambda sides: st.fixed_dictionaries(
+            {sides[0]: TEXT, sides[1]: st.one_of(TEXT, TEXTS)},
+            optional={
+                "model": RERANKERS,
+                "truncate_prompt_tokens": st.sampled_from([-1, 4, 64, None]),
+                "use_activation": st.one_of(st.booleans(), st.none()),
+            },
+        )
+    ),
+    tei_rerank.PredictRequest: st.fixed_dictionaries(
+        {
+            "inputs": st.one_of(
+                TEXT,
+                st.lists(TEXT, min_size=1, max_size=2),
+                st.lists(st.lists(TEXT, min_size=1, max_size=2), min_size=1, max_size=4),
+            )
+        },
+        optional={"raw_scores": st.booleans(), "truncate": st.booleans()},
+    ),
+}
 
 
 @st.composite
@@ -163,7 +250,7 @@ def nearly(draw: st.DrawFn, struct: type[msgspec.Struct]) -> Any:
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[str, bytes, dict[str, str]]:
     """A path, a body, and headers."""
-    path = draw(st.sampled_from([*ROUTES]))
+    path = draw(st.sampled_from(OFTEN))
     struct, _ = ROUTES[path]
     kinds = (
         [WILD] if struct is None else [of_struct(struct), of_struct(struct), nearly(struct), WILD]
@@ -265,7 +352,8 @@ def run(server: InThread, count: int, phases: Sequence[Phase] = tuple(Phase)) ->
 @contextlib.contextmanager
 def small_server(place: Path) -> Iterator[InThread]:
     """A server whose limits random bodies can reach."""
-    with in_thread(tiny(place), max_length=64, max_response_bytes=20_000) as server:
+    models = tiny(place), build_reranker(place / RERANKER), build_reranker(place / "three", 3)
+    with in_thread(*models, max_length=64, max_response_bytes=20_000) as server:
         yield server
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from nomicbert.serve.app import PAGES
+from nomicbert.serve.app import PAGES, Page
 from tests.support.served import MODEL, tiny
 from tests.support.serving import InThread, in_thread
 
 KEYS = ("nk-first", "a key with spaces ~!")
-OPEN = {"/health", "/health/live", "/health/ready"}
+OPEN = {"/health", "/health/live", "/health/ready", "/try", "/docs", "/pages/try.js"}
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InThread]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.method} {page.path}")
-def test_every_route_but_health_needs_a_key(server: InThread, page: object) -> None:
-    path = page.path.replace("{name:path}", MODEL)
+def test_every_route_but_health_and_pages_needs_a_key(server: InThread, page: Page) -> None:
+    path = page.path.replace("{name:path}", MODEL).replace("{name}", "try.js")
     body = b"{}" if page.method == "POST" else None
     headers = {"content-type": "application/json"} if body else {}
     reply = server.call(path, body, method=page.method, headers=headers)
@@ -40,6 +40,10 @@ def test_every_route_but_health_needs_a_key(server: InThread, page: object) -> N
         assert found["error_type"] == "Validation"
     elif page.dialect.name == "nomic":
         assert found["detail"][0]["type"] == "unauthorized"
+    elif page.dialect.name == "cohere":
+        assert "authorization: Bearer KEY" in found["message"]
+    elif page.dialect.name == "ollama":
+        assert "authorization: Bearer KEY" in found["error"]
     else:
         assert found["error"]["type"] == "unauthorized"
 

@@ -33,7 +33,7 @@ def test_a_bug_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def broken(*_: object) -> object:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(openai, "as_limit", broken)
+    monkeypatch.setattr(openai, "as_inputs", broken)
     found = pytest.raises(Exception, match=r"500|traceback|failures")
     with small_server(tmp_path) as server, found:
-        run(server, 300, [Phase.generate])
+        run(server, 5000, [Phase.generate])  # ends with the first body that gets there

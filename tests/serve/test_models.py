@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from nomicbert import Embedder
-from nomicbert.serve import models as models_module
 from nomicbert.serve.engine import calibrate
 from nomicbert.serve.http.problems import Problem, Reason
-from nomicbert.serve.models import load, self_test_ids
+from nomicbert.serve.models import load
 from nomicbert.serve.names import Names, primary_name
+from nomicbert.serve.served import SELF_TEST
 from nomicbert.serve.settings import ServeSettings
 from tests.support.checkpoints import build_checkpoint
 from tests.support.engines import load_models
@@ -36,7 +36,7 @@ def test_a_repository_and_its_well_known_names() -> None:
         "nomic-embed-text:v1.5", "all-MiniLM-L6-v2",
     ]  # fmt: skip
     assert [found.find(name) for name in found.by_name] == [0, 1, 0, 0, 0, 0, 1]
-    assert found.find(None) == 0
+    assert found.find(None) is None
     assert list(names("nomic-ai/nomic-embed-text-v2-moe").by_name) == [
         "nomic-ai/nomic-embed-text-v2-moe", "nomic-embed-text-v2-moe",
     ]  # fmt: skip
@@ -58,7 +58,7 @@ def test_unknown_names() -> None:
         assert caught.value.param == "model"
         assert len(caught.value.message) < 500
     lenient = names(MINILM, NOMIC, any_model_name=True)
-    assert [lenient.find(name) for name in ("gpt", "", None, NOMIC)] == [0, 0, 0, 1]
+    assert [lenient.find(name) for name in ("gpt", "", None, NOMIC)] == [None] * 3 + [1]
 
 
 def test_the_path_of_a_folder_is_accepted_but_not_shown(tmp_path: Path) -> None:
@@ -137,10 +137,10 @@ def test_what_is_loaded(folders: list[Path]) -> None:
     for model, replica, copy in zip(loaded.models, *loaded.replicas, strict=True):
         assert replica.model is model.embedder.embedding_model
         assert copy.model is not replica.model
-        ids, finish = self_test_ids(model)
+        job = model.self_test_job()
         for one in (replica, copy):
             with torch.inference_mode():
-                row = one.model.encode_ids(ids, finish)[0]
+                row = one.model.encode_ids(job.pieces, job.finish)[0]
             assert model.is_same(row)
             assert not model.is_same(row + 0.1)
             # without oneDNN bits depend on the batch: the self-test must not fail under load
@@ -176,5 +176,5 @@ def test_the_default_prompt(folders: list[Path]) -> None:
 def test_the_self_test_is_the_vector_of_encode(folders: list[Path]) -> None:
     settings = ServeSettings(models=(str(folders[0]),), devices=("cpu",), max_batch_tokens=64)
     (model,) = load(settings, Names(settings)).models
-    truth = Embedder(folders[0]).encode(models_module.SELF_TEST, prompt="")
+    truth = Embedder(folders[0]).encode(SELF_TEST, prompt="")
     assert torch.equal(model.self_test, torch.as_tensor(truth))

@@ -10,7 +10,8 @@ import pytest
 from nomicbert.serve.engine.engine import Engine
 from nomicbert.serve.engine.jobs import TokenMeans, WindowMeans
 from nomicbert.serve.http.problems import Problem, Reason
-from nomicbert.serve.models import Loaded, ServedModel
+from nomicbert.serve.models import Loaded
+from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.tokens import tokenise
 from nomicbert.vectors.pooling import Finish
 from tests.support.checkpoints import build_checkpoint
@@ -28,17 +29,17 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 
 @pytest.fixture(scope="module")
-def model(loaded: Loaded) -> ServedModel:
+def model(loaded: Loaded) -> ServedEmbedder:
     return loaded.models[0]
 
 
-def problem(model: ServedModel, inputs: Any, **changes: Any) -> Problem:
+def problem(model: ServedEmbedder, inputs: Any, **changes: Any) -> Problem:
     with pytest.raises(Problem) as caught:
         tokenise(want(model, inputs, **changes))
     return caught.value
 
 
-def test_plain_texts(model: ServedModel) -> None:
+def test_plain_texts(model: ServedEmbedder) -> None:
     made = tokenise(want(model, ["fox", LONG, "a dog"], max_length=10, prompt="the "))
     pieces = made.job.pieces
     assert made.lengths == [4, 10, 5] == list(map(len, pieces))
@@ -51,7 +52,7 @@ def test_plain_texts(model: ServedModel) -> None:
     assert (hidden.finish, hidden.group.hidden, made.job.group.hidden) == (None, True, False)
 
 
-def test_a_report_has_the_lengths_of_whole_texts(model: ServedModel) -> None:
+def test_a_report_has_the_lengths_of_whole_texts(model: ServedEmbedder) -> None:
     texts = [LONG, "fox", LONG + "fox", ""]
     for policy, lengths, cut in (
         ("end", [20, 3, 20, 2], [0, 2]),
@@ -66,7 +67,7 @@ def test_a_report_has_the_lengths_of_whole_texts(model: ServedModel) -> None:
     assert fits.whole == fits.lengths == [62, 3, 63, 2]
 
 
-def test_a_text_that_is_too_long(model: ServedModel) -> None:
+def test_a_text_that_is_too_long(model: ServedEmbedder) -> None:
     found = problem(model, ["a", LONG, LONG], on_long="error", max_length=61)
     assert found.reason is Reason.TOO_LONG
     assert found.param == "input"
@@ -83,14 +84,14 @@ def test_a_text_that_is_too_long(model: ServedModel) -> None:
 
 
 @pytest.mark.parametrize("policy", ["error", "end", "chunk", "mean"])
-def test_what_is_no_text(model: ServedModel, policy: str) -> None:
+def test_what_is_no_text(model: ServedEmbedder, policy: str) -> None:
     found = problem(model, ["fox", "\ud800 fox"], on_long=policy)
     assert found.reason is Reason.INVALID
     assert found.message.startswith("input[1] ")
     assert found.param == "input"
 
 
-def test_windows(model: ServedModel) -> None:
+def test_windows(model: ServedEmbedder) -> None:
     finish = Finish(16)
     for policy, join, own in (
         ("mean", WindowMeans((1, 6)), Finish(16, normalize=True)),
@@ -104,7 +105,7 @@ def test_windows(model: ServedModel) -> None:
         assert (one.join, one.finish) == (None, own or finish)
 
 
-def test_windows_that_cannot_be(model: ServedModel, tmp_path: Path) -> None:
+def test_windows_that_cannot_be(model: ServedEmbedder, tmp_path: Path) -> None:
     found = problem(model, [LONG], on_long="chunk", max_length=20, prompt="the " * 18)
     assert found.reason is Reason.INVALID
     assert "alone fills windows of 20 tokens" in found.message
@@ -127,7 +128,7 @@ def test_windows_that_cannot_be(model: ServedModel, tmp_path: Path) -> None:
         ([101, -1, 102], "has token ids outside of 0 to 383"),
     ],
 )
-def test_ids_of_another_tokenizer(model: ServedModel, ids: list[int], message: str) -> None:
+def test_ids_of_another_tokenizer(model: ServedEmbedder, ids: list[int], message: str) -> None:
     found = problem(model, [[101, 102], ids])
     assert found.reason is Reason.INVALID
     assert message in found.message
@@ -135,7 +136,7 @@ def test_ids_of_another_tokenizer(model: ServedModel, ids: list[int], message: s
     assert found.param == "input"
 
 
-def test_limits_of_ids(model: ServedModel) -> None:
+def test_limits_of_ids(model: ServedEmbedder) -> None:
     ids = [101, *[7] * 18, 102]
     hidden = tokenise(want(model, [ids], hidden=True)).job
     assert (hidden.finish, hidden.group.hidden) == (None, True)
@@ -149,7 +150,7 @@ def test_limits_of_ids(model: ServedModel) -> None:
 
 
 @pytest.mark.skipif(not HAS_ONEDNN, reason="without oneDNN bits depend on the batch")
-def test_ids_have_the_vectors_of_their_texts(loaded: Loaded, model: ServedModel) -> None:
+def test_ids_have_the_vectors_of_their_texts(loaded: Loaded, model: ServedEmbedder) -> None:
     ids, _ = model.tokenizer.encode(SENTENCES, 100)
 
     async def scenario(engine: Engine) -> None:
@@ -160,7 +161,7 @@ def test_ids_have_the_vectors_of_their_texts(loaded: Loaded, model: ServedModel)
     run(loaded, scenario)
 
 
-def test_doubled_prompts(model: ServedModel) -> None:
+def test_doubled_prompts(model: ServedEmbedder) -> None:
     texts = ["search_query: fox", "search_document: dog", " search_query: a", "fox"]
     assert tokenise(want(model, texts, prompt="search_query: ")).doubled == 2
     assert tokenise(want(model, texts, prompt="own: ", on_long="mean")).doubled == 2

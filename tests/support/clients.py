@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nomicbert import Embedder
+from nomicbert import CrossEncoder, Embedder
 from nomicbert.user_warnings import PromptWarning, TruncationWarning
 from tests.support.checkpoints import build_checkpoint
+from tests.support.rerankers import build_reranker
 from tests.support.sameness import HAS_ONEDNN, nearly_equal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +31,7 @@ TEXTS: dict[str, list[str]] = json.loads((CLIENTS / "texts.json").read_text("utf
 
 LAST_PART = "nomic-embed-text-v1.5"
 REPOSITORY = f"nomic-ai/{LAST_PART}"
+RERANKER = "bge-reranker-base"
 LIMIT = 128  # tokens of the tiny checkpoint; TEXTS["long"] has more, the others fewer
 
 WIDTH = 128  # of the tiny checkpoint
@@ -48,17 +50,40 @@ class Call:
         texts: a key of texts.json.
         keywords: of `encode`.
         count: the first texts only; default all.
-        prefix: put before every text by the client.
+        repeat: the texts this many times.
     """
 
     texts: str
     keywords: Mapping[str, Any] = field(default_factory=dict)
     count: int | None = None
-    prefix: str = ""
+    repeat: int = 1
 
     def wanted(self, embedder: Embedder) -> np.ndarray:
-        texts = [self.prefix + text for text in TEXTS[self.texts][: self.count]]
-        return encode(embedder, texts, **self.keywords)
+        """float32 (n, columns); the levels and bytes of other precisions as float32, too."""
+        texts = TEXTS[self.texts][: self.count] * self.repeat
+        return encode(embedder, texts, **self.keywords).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What a client's re-ranking must return: `CrossEncoder.predict`, to the bit, best first.
+
+    The query is the first of the few texts, the documents are the many.
+
+    Attributes:
+        top: how many results; default all.
+        keywords: of `predict`.
+    """
+
+    top: int | None = None
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+    def wanted(self, reranker: CrossEncoder) -> tuple[list[int], np.ndarray]:
+        """Indexes of the documents, best first, and float32 (1, n) scores."""
+        pairs = [(TEXTS["few"][0], document) for document in TEXTS["many"]]
+        scores = np.asarray(reranker.predict(pairs, **self.keywords))
+        order = np.argsort(-scores, kind="stable")[: self.top]
+        return order.tolist(), scores[order][None]
 
 
 def tiny_nomic(folder: Path) -> Path:
@@ -67,6 +92,11 @@ def tiny_nomic(folder: Path) -> Path:
     limits = {"max_seq_length": LIMIT, "do_lower_case": False}
     (where / "sentence_bert_config.json").write_text(json.dumps(limits), "utf-8")
     return where
+
+
+def tiny_reranker(folder: Path) -> Path:
+    """A tiny re-ranker in a folder of the name that the calls use."""
+    return build_reranker(folder / RERANKER)
 
 
 def encode(embedder: Embedder, texts: Sequence[str], **keywords: Any) -> np.ndarray:
@@ -107,10 +137,15 @@ class Answers:
         return self.calls[name]
 
 
-def run_client(python: str, client: str, url: str, model: str, folder: Path) -> Answers:
-    """Make all calls of `tests/clients/calls/with_{client}.py` against the server at `url`."""
+def run_client(
+    python: str, client: str, url: str, model: str, folder: Path, script: str = "call.py"
+) -> Answers:
+    """Make all calls of `tests/clients/calls/with_{client}.py` against the server at `url`.
+
+    For JavaScript `python` is node and `script` js/call.mjs, next to its own with_{client}.mjs.
+    """
     out = folder / f"{client}.json"
-    command = [python, str(CLIENTS / "call.py"), client, url, model, str(out)]
+    command = [python, str(CLIENTS / script), client, url, model, str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"{client}:\n{done.stdout}\n{done.stderr}"
     return Answers(json.loads(out.read_text("utf-8")))
@@ -139,6 +174,22 @@ def check_vectors(
         elif not same_bits(got, wanted):
             rows = np.flatnonzero((_bits(got) != _bits(wanted)).any(axis=1)).tolist()
             wrong.append(f"{name}: rows {rows} differ by up to {np.abs(got - wanted).max():.1e}")
+    assert not wrong, "\n".join(wrong)
+
+
+def check_rankings(answers: Answers, table: Mapping[str, Ranked], reranker: CrossEncoder) -> None:
+    """Compare every call that returned scores with the table: order, and scores to the bit.
+
+    Raises: AssertionError: lists all calls that differ, and calls missing on either side.
+    """
+    assert {name for name, call in answers.calls.items() if "vectors" in call} == set(table)
+    wrong = []
+    for name, call in table.items():
+        order, scores = call.wanted(reranker)
+        if answers.calls[name]["order"] != order:
+            wrong.append(f"{name}: documents {answers.calls[name]['order']} instead of {order}")
+        elif not same_bits(answers.vectors(name), scores):
+            wrong.append(f"{name}: scores {answers.vectors(name)} instead of {scores}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -14,8 +14,9 @@ from nomicbert.serve.engine.cache import VectorCache
 from nomicbert.serve.engine.engine import Engine
 from nomicbert.serve.engine.jobs import Job
 from nomicbert.serve.metrics import Metrics
-from nomicbert.serve.models import Loaded, ServedModel, load
+from nomicbert.serve.models import Loaded, load
 from nomicbert.serve.names import Names
+from nomicbert.serve.served import ServedModel
 from nomicbert.serve.settings import ServeSettings
 from nomicbert.serve.tokens import Tokenised, Wanted, tokenise
 from nomicbert.vectors.pooling import Finish

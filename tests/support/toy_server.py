@@ -38,13 +38,21 @@ def embedded(path: str, asked: dict, change: int = 0) -> bytes:
     """The answer of a dialect; `change` is a bit mask for the last value of the last vector."""
     texts = asked.get("input") or asked.get("inputs") or asked.get("texts")
     texts = [texts] if isinstance(texts, str) else texts
-    width = asked.get("dimensions") or asked.get("dimensionality") or WIDTH
+    sizes = ("dimensions", "dimensionality", "output_dimension")
+    width = next((asked[name] for name in sizes if asked.get(name)), WIDTH)
     rows = [vector(text, width) for text in texts]
     rows[-1][-1:].view(np.uint32)[:] ^= change
     tokens = sum(len(text.split()) + 2 for text in texts)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    if path.endswith("/embed"):
-        found: object = [row.tolist() for row in rows]
+    found: object
+    if path == "/v2/embed":
+        found = {"embeddings": {"float": [row.tolist() for row in rows]}}
+    elif path == "/api/embed":
+        found = {"embeddings": [row.tolist() for row in rows]}
+    elif path == "/rerank":
+        found = [{"index": i, "score": float(row[-1])} for i, row in enumerate(rows)][::-1]
+    elif path.endswith("/embed"):
+        found = [row.tolist() for row in rows]
     elif path.endswith("/embedding/text"):
         found = {"embeddings": [row.tolist() for row in rows], "usage": usage, "model": "toy"}
     else:

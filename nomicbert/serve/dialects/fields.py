@@ -5,13 +5,16 @@ Where in the flow: a dialect's struct -> the fields of a Wanted.
 
 from collections.abc import Sequence
 
+from nomicbert.runtime import hosted
 from nomicbert.serve.http.exchange import Exchange
 from nomicbert.serve.http.problems import Problem, Reason
-from nomicbert.serve.models import ServedModel
+from nomicbert.serve.pairs import PairPolicy
+from nomicbert.serve.served import ServedEmbedder, ServedModel
 from nomicbert.serve.settings import OnLong, ServeSettings
 from nomicbert.vectors.pooling import Finish
 
 POLICIES: dict[str, OnLong] = {"error": "error", "end": "end", "chunk": "chunk", "mean": "mean"}
+PAIR_POLICIES: dict[str, PairPolicy] = {"error": "error", "end": "end"}
 
 # What JSON may hold as inputs. msgspec knows one kind of list per union, so `as_inputs` looks on.
 Inputs = str | list[str | int | list[int]]
@@ -44,15 +47,25 @@ def as_inputs(given: Inputs, field: str, most: int | None) -> list[str] | list[l
             f"`{field}` must hold texts only, or token ids only, or lists of token ids only",
             field,
         )
+    check_count(found, field, most)
+    return found
+
+
+def check_count(found: Sequence[object], field: str, most: int | None) -> None:
+    """Refuse nothing, or more than --max-client-batch-size.
+
+    Raises: Problem.
+    """
+    if not found:
+        raise Problem(Reason.EMPTY, f"`{field}` cannot be empty", field)
     if most is not None and len(found) > most:
         raise Problem(
             Reason.INVALID, f"batch size {len(found)} > maximum allowed batch size {most}", field
         )
-    return found
 
 
 def as_finish(
-    model: ServedModel, dimensions: int | None, field: str, *, normalize: bool = True
+    model: ServedEmbedder, dimensions: int | None, field: str, *, normalize: bool = True
 ) -> Finish:
     """The steps after pooling: the checkpoint's recipe for `dimensions`, and L2.
 
@@ -77,9 +90,18 @@ def as_prompt(model: ServedModel, name: str | None, field: str) -> str:
     if name is None:
         return model.default_prompt
     try:
-        return model.embedder.prompt_text(name)
+        return model.prompt_text(name)
     except ValueError as error:
         raise Problem(Reason.INVALID, str(error).replace("prompt_name", field), field) from error
+
+
+def task_prompt(model: ServedEmbedder, task: str, field: str) -> str:
+    """The prompt of one of nomic's task types; see `hosted.task_prompt_name`.
+
+    Raises: Problem: the checkpoint has no prompt for this task.
+    """
+    name = hosted.task_prompt_name(model.embedder.prompts, task)
+    return "" if name is None else as_prompt(model, name, field)
 
 
 def as_policy(
@@ -103,7 +125,29 @@ def as_policy(
     return POLICIES[asked]
 
 
-def as_limit(model: ServedModel, given: int | None, field: str) -> int:
+def as_pair_policy(
+    exchange: Exchange, settings: ServeSettings, given: str | None, default: PairPolicy
+) -> PairPolicy:
+    """`as_policy` for pairs, of which there are no windows: --on-long chunk and mean do not apply.
+
+    Raises: Problem: unknown, or for texts only.
+    """
+    stated = PAIR_POLICIES.get(settings.on_long or "")
+    if stated is not None:
+        return stated
+    asked = given if given is not None else exchange.headers.get("x-on-long")
+    if asked is None:
+        return default
+    if asked not in PAIR_POLICIES:
+        raise Problem(
+            Reason.INVALID,
+            f"`on_long` must be one of {', '.join(PAIR_POLICIES)} here, not {asked[:80]!r}",
+            "on_long",
+        )
+    return PAIR_POLICIES[asked]
+
+
+def as_limit(model: ServedEmbedder, given: int | None, field: str) -> int:
     """Tokens per text: the request's, which may only lower the model's.
 
     Raises: Problem: no room for a token, or more than the model's.
@@ -116,6 +160,17 @@ def as_limit(model: ServedModel, given: int | None, field: str) -> int:
             Reason.INVALID, f"`{field}` must be {least} to {model.max_length}, not {given}", field
         )
     return given
+
+
+def lowered_limit(model: ServedEmbedder, given: int | None, field: str) -> int:
+    """Tokens per text: the model's, or the request's if that is less.
+
+    Raises: Problem: no room for a token.
+    """
+    least = model.tokenizer.shortest
+    if given is not None and given < least:
+        raise Problem(Reason.INVALID, f"`{field}` must be at least {least}, not {given}", field)
+    return model.max_length if given is None else min(given, model.max_length)
 
 
 def refuse_ids(inputs: Sequence[str] | Sequence[list[int]], field: str) -> list[str]:

@@ -31,7 +31,7 @@ async def ready(service: Service, _exchange: Exchange) -> Answer:
 
 
 async def health(service: Service, _exchange: Exchange) -> Answer:
-    """GET /health, / and /ping, as TEI: an empty 200 when ready."""
+    """GET /health and /ping, and / of probes, as TEI: an empty 200 when ready."""
     return Answer([b""], 503 if await service.is_ready() else 200)
 
 

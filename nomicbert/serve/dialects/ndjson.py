@@ -13,18 +13,18 @@ A mistake in the first slice is refused as usual. One in a later line ends the s
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
-from torch import Tensor
 
 from nomicbert.serve.dialects import openai
 from nomicbert.serve.embedded import Embedded, headers
-from nomicbert.serve.http.answers import NDJSON, Answer, base64, dumps, numbers
+from nomicbert.serve.http.answers import NDJSON, Answer, dumps
 from nomicbert.serve.http.endpoint import SERVER_ERROR
 from nomicbert.serve.http.exchange import Exchange, decode
+from nomicbert.serve.http.forms import Form
 from nomicbert.serve.http.problems import STATUS, ClientGone, Problem, Reason
 from nomicbert.serve.service import Service
 from nomicbert.serve.tokens import Wanted
@@ -76,7 +76,7 @@ async def embeddings(service: Service, exchange: Exchange) -> Answer:
     embedded = _embed(service, exchange, wanted, slices, is_read=not reads_lines)
     # the first slice decides the status: a mistake in it is an ordinary refusal
     first = await anext(embedded, None)
-    lines = _lines(service, exchange, first, embedded, asked.encoding_format == "base64")
+    lines = _lines(service, exchange, first, embedded, asked.form)
     # only the lines know what else was cut
     own = [] if first is None else headers([first[1].fingerprint])
     return Answer(lines, media=NDJSON, headers=own)
@@ -256,15 +256,14 @@ async def _lines(
     exchange: Exchange,
     first: tuple[Slice, Embedded] | None,
     others: AsyncIterator[tuple[Slice, Embedded]],
-    as_base64: bool,
+    form: Form,
 ) -> AsyncIterator[bytes]:
     """A line per text; a mistake becomes the last line."""
     index, found = 0, first
-    write = base64 if as_base64 else numbers
     try:
         while found is not None:
             part, embedded = found
-            yield b"".join(_slice_lines(part, embedded, index, write))
+            yield b"".join(_slice_lines(part, embedded, index, form))
             index += len(part.texts)
             found = await anext(others, None)
     except Problem as problem:
@@ -281,15 +280,13 @@ def _last_line(problem: Problem) -> bytes:
     return dumps(openai.render(STATUS[problem.reason], problem)) + b"\n"
 
 
-def _slice_lines(
-    part: Slice, embedded: Embedded, index: int, write: Callable[[Tensor], object]
-) -> Sequence[bytes]:
+def _slice_lines(part: Slice, embedded: Embedded, index: int, form: Form) -> Sequence[bytes]:
     cut, whole = set(embedded.tokenised.cut), embedded.tokenised.whole
     lines = []
-    for place, row in enumerate(embedded.rows):
+    for place, row in enumerate(form.convert(embedded.rows)):
         line: dict[str, object] = {
             "index": index + place,
-            "embedding": write(row),
+            "embedding": form.value(row),
             "tokens": embedded.tokenised.lengths[place],
             "truncated": place in cut,
         }

@@ -1,5 +1,6 @@
-"""The protocol of nomic's hosted API: POST /v1/embedding/text, GET /v1/user.
+"""The protocols of nomic's hosted API, and of its SageMaker endpoints (for `root`).
 
+Routes of the API: POST /v1/embedding/text, GET /v1/user.
 Source: the Python client nomic 3.9, and the types of @nomic-ai/atlas generated from the API's
 OpenAPI document. The Python client adds up every value of `usage`, so those are integers.
 """
@@ -12,15 +13,15 @@ from torch import Tensor
 
 from nomicbert.runtime import hosted
 from nomicbert.runtime.hosted import MOST_TOKENS, SEARCH_DOCUMENT, LongTextMode
-from nomicbert.serve.dialects.fields import as_finish, as_inputs, as_policy, as_prompt
+from nomicbert.serve.dialects.fields import as_finish, as_inputs, as_policy, task_prompt
 from nomicbert.serve.http.answers import Answer, as_json, listed, numbers
 from nomicbert.serve.http.endpoint import Dialect
 from nomicbert.serve.http.exchange import Exchange, decode
 from nomicbert.serve.http.problems import Problem, Reason
-from nomicbert.serve.models import ServedModel
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import OnLong
 from nomicbert.serve.tokens import Wanted
+from nomicbert.vectors.quantization import convert
 
 
 def render(_status: int, problem: Problem) -> object:
@@ -53,6 +54,16 @@ class TextRequest(msgspec.Struct):
     dimensionality: int | None = None
     on_long: str | None = None
     report: bool | None = None
+
+
+class SagemakerRequest(msgspec.Struct):
+    """The body of POST /invocations with `texts`."""
+
+    texts: list[str]
+    task_type: str | None = None
+    dimensionality: int | None = None
+    binary: bool | None = None
+    on_long: str | None = None
 
 
 async def text(service: Service, exchange: Exchange) -> Answer:
@@ -96,13 +107,34 @@ async def text(service: Service, exchange: Exchange) -> Answer:
     return Answer(content, headers=embedded.headers)
 
 
-def task_prompt(model: ServedModel, task: str, field: str) -> str:
-    """The prompt of one of nomic's task types; see `hosted.task_prompt_name`.
+async def sagemaker(service: Service, exchange: Exchange, body: SagemakerRequest) -> Answer:
+    """POST /invocations with `texts`, as nomic.aws.sagemaker sends it; long texts are cut.
 
-    Raises: Problem: the checkpoint has no prompt for this task.
+    Without a `task_type` no prompt is added: older clients put it into the text. With `binary` a
+    vector is one bit per value, eight to an integer, as precision "ubinary" of `Embedder.encode`.
     """
-    name = hosted.task_prompt_name(model.embedder.prompts, task)
-    return "" if name is None else as_prompt(model, name, field)
+    model, settings = service.find(None), service.settings
+    task = body.task_type
+    on_long = as_policy(exchange, settings, body.on_long, "end")
+    prompt = "" if task is None else task_prompt(model, task, "task_type")
+    wanted = Wanted(
+        model=model,
+        inputs=as_inputs(list(body.texts), "texts", settings.max_client_batch_size),
+        field="texts",
+        prompt=prompt,
+        finish=as_finish(
+            model, hosted.width(model.embedder, body.dimensionality), "dimensionality"
+        ),
+        on_long=on_long,
+        max_length=hosted.max_length(model.embedder, on_long, prompt),
+    )
+    embedded = await service.embed(exchange, wanted)
+
+    def item(_index: int, row: Tensor) -> object:
+        return numbers(convert(row[None], "ubinary")[0] if body.binary else row)
+
+    content = await listed(embedded.rows, item, b'{"embeddings":[', b"]}")
+    return Answer(content, headers=embedded.headers)
 
 
 async def user(_service: Service, _exchange: Exchange) -> Answer:

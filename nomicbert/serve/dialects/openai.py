@@ -1,8 +1,8 @@
 """The protocol of OpenAI: POST /v1/embeddings, GET /v1/models.
 
 Source: OpenAI's API reference, and what openai-python and openai-node send. Ours in addition:
-`prompt_name` (or `task_type`), `normalize`, `on_long`, `max_length`, `report`. Other keys are
-ignored.
+`prompt_name` (or `task_type`), `normalize`, `embed_dtype`, `on_long`, `max_length`, `report`. Other
+keys are ignored.
 """
 
 import time
@@ -20,20 +20,16 @@ from nomicbert.serve.dialects.fields import (
     as_policy,
     as_prompt,
 )
-from nomicbert.serve.http.answers import (
-    BASE64_BYTES,
-    FLOAT_BYTES,
-    Answer,
-    as_json,
-    base64,
-    listed,
-    numbers,
-)
+from nomicbert.serve.http.answers import Answer, as_json, listed
 from nomicbert.serve.http.endpoint import Dialect
 from nomicbert.serve.http.exchange import Exchange, decode
+from nomicbert.serve.http.forms import Form
 from nomicbert.serve.http.problems import Problem, Reason
+from nomicbert.serve.scorers import ServedScorer
+from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.service import Service
 from nomicbert.serve.tokens import Wanted
+from nomicbert.vectors.quantization import Precision
 
 Encoding = Literal["float", "base64"]
 
@@ -71,9 +67,15 @@ class EmbeddingsRequest(msgspec.Struct):
     prompt_name: str | None = None
     task_type: str | None = None
     normalize: bool | None = None
+    embed_dtype: Precision | None = None
     on_long: str | None = None
     max_length: int | None = None
     report: bool | None = None
+
+    @property
+    def form(self) -> Form:
+        """How the answer gives vectors."""
+        return Form(self.embed_dtype or "float32", self.encoding_format == "base64")
 
 
 async def embeddings(service: Service, exchange: Exchange) -> Answer:
@@ -83,16 +85,17 @@ async def embeddings(service: Service, exchange: Exchange) -> Answer:
     wanted = as_wanted(service, exchange, body)
     embedded = await service.embed(exchange, wanted)
     began = time.perf_counter()
-    write = base64 if body.encoding_format == "base64" else numbers
+    form = body.form
 
     def item(index: int, row: Tensor) -> object:
-        return {"object": "embedding", "index": index, "embedding": write(row)}
+        return {"object": "embedding", "index": index, "embedding": form.value(row)}
 
     rest = {
         "model": body.model or wanted.model.name, "usage": embedded.usage, **embedded.report
     }  # fmt: skip
     after = b"]," + orjson.dumps(rest)[1:]
-    content = await listed(embedded.rows, item, b'{"object":"list","data":[', after)
+    rows = await form.convert_in_turns(embedded.rows)
+    content = await listed(rows, item, b'{"object":"list","data":[', after)
     service.metrics.encode_seconds.observe(time.perf_counter() - began)
     return Answer(content, headers=embedded.headers)
 
@@ -107,33 +110,50 @@ def as_wanted(service: Service, exchange: Exchange, body: EmbeddingsRequest) -> 
         raise Problem(Reason.INVALID, "`model` is missing: send a name of GET /v1/models", "model")
     model = service.find(body.model)
     name = body.prompt_name if body.prompt_name is not None else body.task_type
+    unit = body.normalize is not False
+    body.form.check("embed_dtype", unit=unit)
     return Wanted(
         model=model,
         inputs=as_inputs(body.input, "input", settings.max_client_batch_size),
         field="input",
         prompt=as_prompt(model, name, "prompt_name"),
-        finish=as_finish(
-            model, body.dimensions, "dimensions", normalize=body.normalize is not False
-        ),
+        finish=as_finish(model, body.dimensions, "dimensions", normalize=unit),
         on_long=as_policy(exchange, settings, body.on_long, "error"),
         max_length=as_limit(model, body.max_length, "max_length"),
         report=bool(body.report),
-        value_bytes=BASE64_BYTES if body.encoding_format == "base64" else FLOAT_BYTES,
+        value_bytes=body.form.value_bytes,
     )
 
 
 async def models(service: Service, _exchange: Exchange) -> Answer:
-    """GET /v1/models: every name that a request may give."""
-    data = [_model(name) for name in service.names.by_name]
+    """GET /v1/models: every name that a request may give.
+
+    Ours in addition: `root`, the name that a model's other names lead to, and once it is loaded
+    `dimensions` or, of rerankers and classifiers, `labels`; `max_model_len` (tokens per text or
+    pair, as vLLM calls it) and `prompts`.
+    """
+    data = [_model(service, name) for name in service.names.by_name]
     return as_json({"object": "list", "data": data})
 
 
 async def model(service: Service, exchange: Exchange) -> Answer:
     """GET /v1/models/NAME; a name may have slashes."""
-    name = exchange.scope["path_params"]["name"]
-    service.names.find(name)
-    return as_json(_model(name))
+    return as_json(_model(service, exchange.scope["path_params"]["name"]))
 
 
-def _model(name: str) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "nomicbert"}
+def _model(service: Service, name: str) -> dict[str, object]:
+    index = service.names.find(name)
+    found: dict[str, object] = {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "nomicbert",
+        "root": service.names.primary[index],
+    }
+    if service.loaded is None:
+        return found
+    served = service.loaded.models[index]
+    found |= {"max_model_len": served.max_length, "prompts": served.facade.prompts}
+    if isinstance(served, ServedEmbedder):
+        return found | {"dimensions": served.width}
+    return found | ({"labels": served.labels} if isinstance(served, ServedScorer) else {})

@@ -12,10 +12,20 @@ from typing import Any
 import msgspec
 
 from nomicbert import __version__
-from nomicbert.serve.dialects import nomic, openai, tei, tei_tokens
+from nomicbert.runtime.hosted import SEARCH_DOCUMENT
+from nomicbert.serve.dialects import (
+    nomic,
+    openai,
+    openapi_more,
+    openapi_rerank,
+    tei,
+    tei_tokens,
+)
 from nomicbert.serve.dialects.fields import POLICIES
 from nomicbert.serve.http.answers import Answer, as_json
 from nomicbert.serve.http.exchange import Exchange
+from nomicbert.serve.scorers import ServedScorer
+from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.service import Service
 from nomicbert.text.prompts import NOMIC_TASKS
 
@@ -80,13 +90,41 @@ BODIES: dict[str, tuple[type[msgspec.Struct], str, dict[str, Any]]] = {
         "Text of token ids (TEI)",
         {"type": "array", "items": STRING},
     ),
+    **openapi_more.BODIES,
+    **openapi_rerank.BODIES,
+}
+# path -> schema of the body in place of its struct's
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "/embed_all": {"$ref": "#/components/schemas/EmbedAllRequest"},
+    **openapi_rerank.SCHEMAS,
 }
 PLAIN = {
-    "/v1/models": "Names of the models",
-    "/info": "Facts about the first model",
-    "/health/live": "Whether the server lives",
-    "/health/ready": "Whether the server is ready",
+    "/v1/models": "Names of the models (OpenAI)",
+    "/info": "Facts about the first model (TEI)",
+    "/health/live": "Whether the server lives (health)",
+    "/health/ready": "Whether the server is ready (health)",
+    **openapi_more.PLAIN,
 }
+# path -> other addresses of the same route
+ALSO = {
+    "/v1/embeddings": "Also POST /embeddings.",
+    "/embed": "Also POST / and /invocations, if the first model embeds; and they take the body of "
+    "/similarity too.",
+    "/rerank": "With `documents` in place of `texts` as Jina, vLLM and Infinity have it.",
+    "/v1/rerank": "Jina's route too.",
+    "/v1/models": "Also GET /models.",
+    "/health/ready": "Also GET /health, / and /ping, which answer without a body.",
+}
+# struct -> what stands for a key that is absent or null, where no option of the server decides
+DEFAULTS: dict[str, dict[str, object]] = {
+    "EmbeddingsRequest": {"encoding_format": "float", "normalize": True, "report": False},
+    "TextRequest": {
+        "task_type": SEARCH_DOCUMENT, "long_text_mode": "mean", "report": False,
+    },
+    "EmbedRequest": {"normalize": True},
+    "TokenizeRequest": {"add_special_tokens": True},
+    "DecodeRequest": {"skip_special_tokens": True},
+}  # fmt: skip
 # Statuses besides 200; each with a JSON body.
 STATUSES = ("400", "401", "404", "408", "412", "413", "415", "422", "424", "429", "500", "503")
 
@@ -99,7 +137,7 @@ class Facts:
         names: of models, if others are refused.
         prompts: names of prompts.
         width: columns of a whole vector.
-        lengths: the least and the most tokens per text.
+        lengths: the least and the most tokens per text, or pair.
         vocabulary: number of token ids.
     """
 
@@ -116,12 +154,13 @@ async def document(service: Service, _exchange: Exchange) -> Answer:
     facts = Facts(names)
     if service.loaded is not None and len(service.loaded.models) == 1:
         (model,) = service.loaded.models
+        shortest = model.shortest if isinstance(model, ServedScorer) else model.tokenizer.shortest
         facts = Facts(
             names,
-            sorted(model.embedder.prompts),
-            model.width,
-            (model.tokenizer.shortest, model.max_length),
-            model.embedder.model.config.vocab_size,
+            sorted(model.facade.prompts),
+            model.width if isinstance(model, ServedEmbedder) else None,
+            (shortest, model.max_length),
+            model.encoder.config.vocab_size,
         )
     return as_json(describe(facts))
 
@@ -135,17 +174,17 @@ def describe(facts: Facts) -> dict[str, Any]:
     _narrowed(components, facts)
     paths: dict[str, Any] = {}
     for (path, (_, summary, answer)), body in zip(BODIES.items(), found, strict=True):
-        schema = {"$ref": "#/components/schemas/EmbedAllRequest"} if path == "/embed_all" else body
-        content = {"application/json": {"schema": schema}}
+        content = {"application/json": {"schema": SCHEMAS.get(path, body)}}
         paths[path] = {
             "post": {
-                "summary": summary,
+                **_about(path, summary),
                 "requestBody": {"required": True, "content": content},
                 "responses": _responses(answer),
             }
         }
     for path, summary in PLAIN.items():
-        paths[path] = {"get": {"summary": summary, "responses": _responses({"type": "object"})}}
+        answers = {"responses": _responses({"type": "object"})}
+        paths[path] = {"get": {**_about(path, summary), **answers}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "nomicbert", "version": __version__},
@@ -155,6 +194,12 @@ def describe(facts: Facts) -> dict[str, Any]:
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _about(path: str, summary: str) -> dict[str, Any]:
+    """Summary, and the protocol that ends it in parentheses as a tag."""
+    found = {"summary": summary, "tags": [summary.rpartition("(")[2].removesuffix(")")]}
+    return found | ({"description": ALSO[path]} if path in ALSO else {})
 
 
 def _responses(answer: dict[str, Any]) -> dict[str, Any]:
@@ -201,11 +246,16 @@ def _narrowed(components: dict[str, Any], facts: Facts) -> None:
         "Parameters": {"prompt_name": prompt, "truncation_direction": right},
         "TokenizeRequest": {"inputs": {"anyOf": [STRING, TEXTS]}, "prompt_name": prompt},
         "DecodeRequest": {"ids": _ids(facts)},
+        **openapi_rerank.narrower(facts.names, facts.lengths),
     }
     for name, fields in narrower.items():
         for field, schema in fields.items():
             properties[name][field] = schema
+    for name, defaults in DEFAULTS.items():
+        for field, value in defaults.items():
+            properties[name][field] = {**properties[name][field], "default": value}
     properties["VertexRequest"]["instances"]["minItems"] = 1
+    components["ScoreRequest"]["anyOf"] = openapi_rerank.sides()
     if facts.names is not None:
         components["EmbeddingsRequest"]["required"] = ["input", "model"]
     tokens = components["EmbedAllRequest"] = copy.deepcopy(components["EmbedRequest"])
@@ -219,6 +269,13 @@ def _narrowed(components: dict[str, Any], facts: Facts) -> None:
         # a mean of unit vectors is one
         wrong = {"normalize": {"const": False}, "on_long": {"const": "mean"}}
         components[name]["not"] = {"properties": wrong, "required": [*wrong]}
+    unit = {"normalize": {"const": False}, "embed_dtype": {"enum": ["int8", "uint8"]}}
+    other = components["EmbeddingsRequest"]["not"]
+    components["EmbeddingsRequest"]["not"] = {
+        "anyOf": [other, {"properties": unit, "required": [*unit]}]
+    }
+    shortest = facts.lengths[0] if facts.lengths is not None else 1
+    openapi_more.narrow(components, facts.names, facts.prompts, width, shortest)
 
 
 def _ids(facts: Facts) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import msgspec
 import torch
 from torch import Tensor
 
-from nomicbert import __version__
 from nomicbert.serve.dialects.fields import (
     Inputs,
     as_finish,
@@ -23,12 +22,12 @@ from nomicbert.serve.dialects.fields import (
     as_prompt,
     refuse_ids,
 )
-from nomicbert.serve.embedded import Embedded, headers
+from nomicbert.serve.embedded import Computed, Embedded, headers
 from nomicbert.serve.http.answers import Answer, Header, as_json, listed, numbers
 from nomicbert.serve.http.endpoint import Dialect
 from nomicbert.serve.http.exchange import Body, Exchange, decode
 from nomicbert.serve.http.problems import Problem, Reason
-from nomicbert.serve.models import ServedModel
+from nomicbert.serve.served import ServedEmbedder, ServedModel
 from nomicbert.serve.service import Service
 from nomicbert.serve.settings import OnLong
 from nomicbert.serve.tokens import Wanted
@@ -102,12 +101,6 @@ class SimilarityRequest(msgspec.Struct):
     parameters: Parameters | None = None
 
 
-class AnyRequest(msgspec.Struct):
-    """The body of POST /, whose `inputs` decide which route is meant."""
-
-    inputs: Inputs | dict[str, object]
-
-
 class VertexRequest(msgspec.Struct):
     """The body of POST /vertex."""
 
@@ -116,7 +109,7 @@ class VertexRequest(msgspec.Struct):
 
 async def embed(service: Service, exchange: Exchange) -> Answer:
     """POST /embed: a list of vectors."""
-    return await _embed(service, exchange, await _body(service, exchange, EmbedRequest))
+    return await embed_body(service, exchange, await _body(service, exchange, EmbedRequest))
 
 
 async def embed_all(service: Service, exchange: Exchange) -> Answer:
@@ -130,16 +123,8 @@ async def embed_all(service: Service, exchange: Exchange) -> Answer:
 
 async def similarities(service: Service, exchange: Exchange) -> Answer:
     """POST /similarity: cosine of one sentence to others."""
-    return await _similarities(service, exchange, await _body(service, exchange, SimilarityRequest))
-
-
-async def root(service: Service, exchange: Exchange) -> Answer:
-    """POST / and /invocations: /similarity for an object of sentences, else /embed."""
-    service.find(None)
-    raw = await exchange.json(service.settings.payload_limit)
-    if isinstance(decode(raw, AnyRequest).inputs, dict):
-        return await _similarities(service, exchange, decode(raw, SimilarityRequest))
-    return await _embed(service, exchange, decode(raw, EmbedRequest))
+    body = await _body(service, exchange, SimilarityRequest)
+    return await similarity_body(service, exchange, body)
 
 
 async def vertex(service: Service, exchange: Exchange) -> Answer:
@@ -160,52 +145,23 @@ async def vertex(service: Service, exchange: Exchange) -> Answer:
 
 
 def wrong_task(task: str) -> Callable[[Service, Exchange], Awaitable[Answer]]:
-    """The handler of a route that embedding models do not have."""
+    """The handler of a route of models that this server does not have."""
 
     async def handler(service: Service, _exchange: Exchange) -> Answer:
-        service.find(None)
+        assert service.models, "raises while they are being loaded"
         raise Problem(Reason.WRONG_TASK, f"the model is not a {task} model")
 
     return handler
 
 
-async def info(service: Service, _exchange: Exchange) -> Answer:
-    """GET /info."""
-    model, settings = service.find(None), service.settings
-    encoder = model.embedder.model
-    loaded = service.loaded
-    assert loaded is not None, "`find` has checked it"
-    return as_json(
-        {
-            "model_id": model.name,
-            "model_sha": None,
-            "model_dtype": str(encoder.dtype).removeprefix("torch."),
-            "served_model_name": model.name,
-            "model_type": {"embedding": {"pooling": model.embedder.pooling.mode}},
-            "max_concurrent_requests": settings.max_waiting_requests,
-            "max_input_length": model.max_length,
-            "max_batch_tokens": loaded.budgets[model.index],
-            "max_batch_requests": None,
-            "max_client_batch_size": settings.max_client_batch_size,
-            "auto_truncate": settings.auto_truncate,
-            "tokenization_workers": settings.tokenizer_threads,
-            "version": __version__,
-            "sha": None,
-            "docker_label": None,
-            "backend": encoder.ops.name,
-            "dimensions": model.width,
-            "prompts": model.embedder.prompts,
-            "fingerprint": model.space,
-        }
-    )
-
-
-async def _embed(service: Service, exchange: Exchange, body: EmbedRequest) -> Answer:
+async def embed_body(service: Service, exchange: Exchange, body: EmbedRequest) -> Answer:
+    """The answer to a body of /embed."""
     embedded = await service.embed(exchange, _wanted(service, exchange, body))
     return await _rows(service, exchange, embedded)
 
 
-async def _similarities(service: Service, exchange: Exchange, body: SimilarityRequest) -> Answer:
+async def similarity_body(service: Service, exchange: Exchange, body: SimilarityRequest) -> Answer:
+    """The answer to a body of /similarity."""
     sentences = body.inputs
     if not sentences.sentences:
         raise Problem(Reason.EMPTY, "`sentences` cannot be empty", "sentences")
@@ -233,14 +189,7 @@ def _wanted(
     service: Service, exchange: Exchange, body: EmbedRequest, *, hidden: bool = False
 ) -> Wanted:
     settings, model = service.settings, service.find(None)
-    asked, cuts_start = body.truncation_direction, model.tokenizer.cuts_start
-    if asked is not None and (asked.lower() == "left") != cuts_start:
-        raise Problem(
-            Reason.INVALID,
-            f"`truncation_direction` {asked} is not supported: texts of this checkpoint lose their "
-            f"{'beginning' if cuts_start else 'end'}",
-            "truncation_direction",
-        )
+    check_direction(model, body.truncation_direction)
     inputs = as_inputs(body.inputs, "inputs", settings.max_client_batch_size)
     truncate = settings.auto_truncate if body.truncate is None else body.truncate
     default: OnLong = "end" if truncate else "error"
@@ -259,7 +208,7 @@ def _wanted(
     )
 
 
-def _finish(model: ServedModel, body: EmbedRequest, hidden: bool) -> Finish:
+def _finish(model: ServedEmbedder, body: EmbedRequest, hidden: bool) -> Finish:
     if hidden:
         return Finish()
     return as_finish(model, body.dimensions, "dimensions", normalize=body.normalize is not False)
@@ -276,18 +225,36 @@ def _numbers(_index: int, row: Tensor) -> object:
     return numbers(row)
 
 
+def check_direction(model: ServedModel, asked: Direction | None) -> None:
+    """Refuse to cut texts at the end that the checkpoint keeps.
+
+    Raises: Problem.
+    """
+    cuts_start = model.tokenizer.cuts_start
+    if asked is not None and (asked.lower() == "left") != cuts_start:
+        raise Problem(
+            Reason.INVALID,
+            f"`truncation_direction` {asked} is not supported: texts of this checkpoint lose their "
+            f"{'beginning' if cuts_start else 'end'}",
+            "truncation_direction",
+        )
+
+
 def _headers(embedded: Embedded) -> list[Header]:
-    """TEI's headers, and ours; times in whole milliseconds."""
     characters = sum(len(item) for item in embedded.wanted.inputs if isinstance(item, str))
-    job, tokens = embedded.tokenised.job, str(embedded.tokens).encode()
-    device = embedded.wanted.model.embedder.device.type
+    return [*embedded.headers, *compute_headers(embedded, embedded.wanted.model, characters)]
+
+
+def compute_headers(computed: Computed, model: ServedModel, characters: int) -> list[Header]:
+    """TEI's headers; times in whole milliseconds."""
+    job, tokens = computed.tokenised.job, str(computed.tokens).encode()
+    device = model.encoder.device.type
     started = job.started or job.arrived
-    tokenising = round(1000 * embedded.tokenise_seconds)
+    tokenising = round(1000 * computed.tokenise_seconds)
     queue = round(1000 * (started - job.arrived))
     inference = round(1000 * (time.monotonic() - started)) if job.arrived else 0
     total = str(tokenising + queue + inference).encode()
     return [
-        *embedded.headers,
         (b"x-compute-type", device.encode()),
         (b"x-compute-time", total),
         (b"x-compute-characters", str(characters).encode()),

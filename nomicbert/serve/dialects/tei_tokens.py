@@ -35,7 +35,7 @@ class DecodeRequest(msgspec.Struct):
 
 async def tokenize(service: Service, exchange: Exchange) -> Answer:
     """POST /tokenize: id, text and place of every token of each whole text."""
-    model = service.find(None)
+    model = service.models[0]
     body = decode(await exchange.json(service.settings.payload_limit), TokenizeRequest)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     if not texts:
@@ -58,7 +58,7 @@ async def tokenize(service: Service, exchange: Exchange) -> Answer:
 
 async def decode_ids(service: Service, exchange: Exchange) -> Answer:
     """POST /decode: the text of token ids."""
-    model = service.find(None)
+    model = service.models[0]
     body = decode(await exchange.json(service.settings.payload_limit), DecodeRequest)
     lists = [item for item in body.ids if isinstance(item, list)]
     if not body.ids:
@@ -67,7 +67,7 @@ async def decode_ids(service: Service, exchange: Exchange) -> Answer:
         lists = [[item for item in body.ids if isinstance(item, int)]]
     elif len(lists) < len(body.ids):
         raise Problem(Reason.INVALID, "`ids` must hold ids only, or lists of ids only", "ids")
-    most = model.embedder.model.config.vocab_size
+    most = model.encoder.config.vocab_size
     if not all(0 <= token < most for ids in lists for token in ids):
         raise Problem(Reason.INVALID, f"`ids` must be 0 to {most - 1}", "ids")
     skip = body.skip_special_tokens is not False

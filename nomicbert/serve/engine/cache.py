@@ -26,16 +26,20 @@ SLACK = 1.15
 
 
 class Key(NamedTuple):
-    """What decides a row: the model and its settings, the steps after pooling, the token ids."""
+    """What decides a row: the model and its settings, the steps after pooling, the token ids.
+
+    `split`: where the second text of a pair begins, see `Piece`.
+    """
 
     group: Group
     finish: Finish | None
     ids: bytes
+    split: int | None = None
 
 
-def key_of(group: Group, finish: Finish | None, ids: list[int]) -> Key:
-    """The key of a text."""
-    return Key(group, finish, array.array("i", ids).tobytes())
+def key_of(group: Group, finish: Finish | None, ids: list[int], split: int | None = None) -> Key:
+    """The key of a text, or of a pair."""
+    return Key(group, finish, array.array("i", ids).tobytes(), split)
 
 
 class VectorCache:

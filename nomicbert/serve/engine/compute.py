@@ -1,4 +1,4 @@
-"""A batch of texts -> their rows; halves a batch that fails until the text at fault is alone.
+"""A batch of texts or pairs -> their rows; halves a failing batch until its cause is alone.
 
 Where in the flow: on a compute thread, between `scheduler.take` and `engine`. Texts of requests
 with different dimensions share the encoder's pass: they are pooled together and finished apart.
@@ -6,16 +6,20 @@ A CPU computes the same bits either way (docs/bits.md).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from nomicbert.modeling.heads import NomicBertForSequenceClassification
 from nomicbert.modeling.packing import pack
 from nomicbert.runtime.batches import halves
 from nomicbert.runtime.graphs import Graphs
 from nomicbert.serve.engine.jobs import Piece
 from nomicbert.vectors.embedding_model import EmbeddingModel
 from nomicbert.vectors.pooling import Finish
+from nomicbert_kernels.tensors import to_device
 
 # Tokens below which sizes of batches are rounded more coarsely.
 SMALL = 256
@@ -29,13 +33,19 @@ class Replica:
     """One model on one device.
 
     Attributes:
-        model: encoder and pooling.
+        model: encoder and pooling, or encoder and classifier.
     """
 
-    def __init__(self, model: EmbeddingModel) -> None:
+    def __init__(self, model: EmbeddingModel | NomicBertForSequenceClassification) -> None:
         """Record graphs on a GPU; none are recorded yet."""
         self.model = model
         self._graphs = Graphs()
+
+    @property
+    def embedding_model(self) -> EmbeddingModel:
+        """The model of a group of texts."""
+        assert isinstance(self.model, EmbeddingModel), "texts are embedded, pairs are scored"
+        return self.model
 
     @torch.inference_mode()
     def rows(self, batch: Sequence[Piece]) -> list[Tensor]:
@@ -44,32 +54,73 @@ class Replica:
         Args:
             batch: pieces of one group, the longest first.
         """
-        skipped, hidden = batch[0].job.group.skipped, batch[0].job.group.hidden
+        group = batch[0].job.group
         # equal texts are computed once: a text has the same bits in any batch
-        places: dict[tuple[Finish | None, tuple[int, ...]], int] = {}
+        places: dict[tuple[Finish | None, int | None, tuple[int, ...]], int] = {}
         where = [
-            places.setdefault((piece.job.finish, tuple(piece.ids)), len(places)) for piece in batch
+            places.setdefault((piece.job.finish, piece.split, tuple(piece.ids)), len(places))
+            for piece in batch
         ]
         wanted = list(places)
         rows: list[Tensor] = [torch.empty(0)] * len(wanted)
-        texts = [i for i, (_, ids) in enumerate(wanted) if ids]
-        lists = [list(wanted[i][1]) for i in texts]
-        finishes = [wanted[i][0] for i in texts]
+        texts = [i for i, (_, _, ids) in enumerate(wanted) if ids]
+        lists = [list(wanted[i][2]) for i in texts]
         found: list[Tensor] = []
-        if texts:
-            found = self._hidden(lists) if hidden else self._vectors(lists, finishes, skipped)
+        if not texts:
+            pass
+        elif isinstance(self.model, NomicBertForSequenceClassification):
+            found = list(self.logits(lists, [wanted[i][1] for i in texts], group.skipped))
+        elif group.hidden:
+            found = self._hidden(lists)
+        else:
+            found = self._vectors(lists, [wanted[i][0] for i in texts], group.skipped)
         for i, row in zip(texts, found, strict=True):
             rows[i] = row
-        for i, (finish, ids) in enumerate(wanted):
-            if not ids:  # a text without tokens is zeros, as in EmbeddingModel
-                width = self.model.encoder.config.hidden_size
-                rows[i] = torch.empty(0, width) if hidden else torch.zeros(self._width(finish))
+        for i, (finish, _, ids) in enumerate(wanted):
+            if not ids:
+                rows[i] = self._of_nothing(finish, group.hidden)
         return [rows[i] for i in where]
+
+    def plain_rows(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Compute texts just as they are, for a warm-up; under inference_mode."""
+        if isinstance(self.model, EmbeddingModel):
+            return self.model.encode_ids(texts)
+        return self.logits(texts, [None] * len(texts), rounded=False)
+
+    def logits(
+        self,
+        pairs: Sequence[Sequence[int]],
+        splits: Sequence[int | None],
+        skipped: int = 0,
+        *,
+        rounded: bool = True,
+    ) -> Tensor:
+        """(B, num_labels) fp32 on the CPU, as `runtime.pairs` computes them.
+
+        Args:
+            pairs: token ids of each.
+            splits: see `Piece`.
+            skipped: leading tokens that are a prompt's.
+            rounded: add a `filler` on a CPU.
+        """
+        model = self.model
+        assert isinstance(model, NomicBertForSequenceClassification)
+        lists = [*pairs]
+        if rounded and model.device.type == "cpu":
+            lists += filler(sum(map(len, pairs)))
+        batch = pack(lists, model.device, skipped)
+        kinds = np.zeros(sum(batch.lengths), np.int64)
+        start = 0
+        for length, split in zip(batch.lengths, splits, strict=False):
+            kinds[start + (length if split is None else split) : start + length] = 1
+            start += length
+        batch = replace(batch, token_type_ids=to_device(kinds, model.device))
+        return model.packed_logits(batch)[: len(pairs)].float().cpu()
 
     def _vectors(
         self, texts: list[list[int]], finishes: list[Finish | None], skipped: int
     ) -> list[Tensor]:
-        model, kinds = self.model, dict.fromkeys(finishes)
+        model, kinds = self.embedding_model, dict.fromkeys(finishes)
         if model.device.type == "cpu":
             texts = [*texts, *filler(sum(map(len, texts)))]
         (first, *others) = kinds
@@ -89,16 +140,22 @@ class Replica:
         return rows
 
     def _hidden(self, texts: list[list[int]]) -> list[Tensor]:
-        encoder = self.model.encoder
+        encoder = self.embedding_model.encoder
         states = encoder.encode_packed(pack(texts, encoder.device))
         states = states.to(encoder.dtype).float().cpu()  # as `encode`, where bf16 is widened
         return [part.clone() for part in torch.split(states, list(map(len, texts)))]
 
-    def _width(self, finish: Finish | None) -> int:
-        pooling = self.model.pooling
+    def _of_nothing(self, finish: Finish | None, hidden: bool) -> Tensor:
+        """The row of a text without tokens: zeros, as in EmbeddingModel and the head."""
+        if isinstance(self.model, NomicBertForSequenceClassification):
+            return torch.zeros(len(self.model.labels.names))
+        pooling, width = self.model.pooling, self.model.encoder.config.hidden_size
+        if hidden:
+            return torch.empty(0, width)
         if finish is None:
-            return self.model.encoder.config.hidden_size * len(pooling.modes)
-        return finish.matryoshka_dim or finish.truncate_dim or pooling.embedding_dimension
+            return torch.zeros(width * len(pooling.modes))
+        columns = finish.matryoshka_dim or finish.truncate_dim or pooling.embedding_dimension
+        return torch.zeros(columns)
 
 
 def filler(tokens: int) -> list[list[int]]:
@@ -140,4 +197,4 @@ def isolate(compute: Compute, batch: list[Piece]) -> list[Tensor | Exception]:
 def _checked(row: Tensor) -> Tensor | Exception:
     if bool(row.isfinite().all()):
         return row
-    return NotFinite("the vector has NaN or infinite values")
+    return NotFinite("the row has NaN or infinite values")

@@ -130,7 +130,8 @@ class Engine:
     def _look_up(self, job: Job) -> None:
         waiting = []
         for index in job.waiting:
-            row = self._cache.get(key_of(job.group, job.finish, job.pieces[index]))
+            piece = Piece(job, index)
+            row = self._cache.get(key_of(job.group, job.finish, piece.ids, piece.split))
             if row is None:
                 waiting.append(index)
             else:
@@ -202,7 +203,8 @@ class Engine:
                 if not job.missing and job.error is None:
                     ended[job] = None
                 if self._cache.limit and not job.group.hidden:
-                    self._cache.put(key_of(job.group, job.finish, piece.ids), row)
+                    key = key_of(job.group, job.finish, piece.ids, piece.split)
+                    self._cache.put(key, row)
         return list(ended)
 
     def _join(self, job: Job, models: Sequence[Replica]) -> None:
@@ -210,7 +212,8 @@ class Engine:
             return
         try:
             with torch.inference_mode():
-                job.rows = list(job.join(models[job.group.model].model, job.results))
+                replica = models[job.group.model]
+                job.rows = list(job.join(replica.embedding_model, job.results))
             if not all(bool(row.isfinite().all()) for row in job.results):
                 raise ArithmeticError("the vector has NaN or infinite values")
         except Exception as error:  # any error of torch, reported to the request

@@ -41,8 +41,9 @@ class Job:
         pieces: token ids; each becomes one row.
         finish: steps after pooling; None for the pooled hidden states.
         join: rows of the pieces -> rows of the texts, on the compute thread; or None.
-        rows: per piece (dim,) fp32 on the CPU, or (tokens, hidden_size) for hidden states; None
-            while it waits. After the end: per text.
+        splits: of pairs of texts, per piece the number of leading tokens of type 0; None for all.
+        rows: per piece (dim,) fp32 on the CPU, (tokens, hidden_size) for hidden states, or
+            (num_labels,) for a reranker's logits; None while it waits. After the end: per text.
         waiting: indices of the pieces that no batch has yet, the shortest first.
         missing: number of rows that are None.
         served: tokens that were put into batches so far.
@@ -52,7 +53,7 @@ class Job:
 
     __slots__ = (
         "arrival", "arrived", "dropped", "error", "finish", "group", "join", "missing", "pieces",
-        "rows", "served", "started", "waiting",
+        "rows", "served", "splits", "started", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -61,12 +62,14 @@ class Job:
         pieces: Sequence[list[int]],
         finish: Finish | None,
         join: "Join | None" = None,
+        splits: Sequence[int] | None = None,
     ) -> None:
         """See the attributes; nothing is computed yet."""
         self.group = group
         self.pieces = pieces
         self.finish = finish
         self.join = join
+        self.splits = splits
         self.rows: list[Tensor | None] = [None] * len(pieces)
         self.waiting = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
         self.missing = len(pieces)
@@ -95,6 +98,11 @@ class Piece(NamedTuple):
     def ids(self) -> list[int]:
         """The token ids."""
         return self.job.pieces[self.number]
+
+    @property
+    def split(self) -> int | None:
+        """Leading tokens of type 0, which those of type 1 follow; None if all are of type 0."""
+        return None if self.job.splits is None else self.job.splits[self.number]
 
 
 # The model and the rows of a job's pieces -> the rows of its texts.

@@ -10,8 +10,7 @@ import time
 from collections.abc import Sequence
 
 from nomicbert.serve.engine.engine import Engine
-from nomicbert.serve.engine.jobs import Group, Job
-from nomicbert.serve.models import ServedModel, self_test_ids
+from nomicbert.serve.served import ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +23,7 @@ PROBE = 0.5
 
 
 class SelfTest:
-    """Embeds a fixed text with every model, through the engine like any request."""
+    """Computes a fixed text or pair with every model, through the engine like any request."""
 
     def __init__(self, engine: Engine, models: Sequence[ServedModel]) -> None:
         """Nothing has been tested yet."""
@@ -61,8 +60,7 @@ class SelfTest:
         self._problem = next(filter(None, found), "")
 
     async def _test(self, model: ServedModel, timeout: float | None) -> str:
-        ids, finish = self_test_ids(model)
-        future = self._engine.submit(Job(Group(model.index), ids, finish), use_cache=False)
+        future = self._engine.submit(model.self_test_job(), use_cache=False)
         try:
             (row,) = await asyncio.wait_for(future, timeout)
         except asyncio.TimeoutError:
@@ -70,4 +68,5 @@ class SelfTest:
         except Exception as error:  # whatever the computation raises
             logger.error("the self-test of %s failed", model.name, exc_info=error)
             return f"the self-test of {model.name} failed"
-        return "" if model.is_same(row) else f"the self-test of {model.name} gives another vector"
+        what = "vector" if model.space else "score"
+        return "" if model.is_same(row) else f"the self-test of {model.name} gives another {what}"

@@ -1,7 +1,8 @@
 """Vectors -> the bytes of an answer, in slices, so that a large answer does not stop the others.
 
 Where in the flow: the last step of a dialect. orjson writes the shortest digits that restore the
-float32, so JSON keeps every bit; base64 is that of the little-endian float32 values.
+float32, so JSON keeps every bit; base64 is that of the little-endian values. `forms` has other
+precisions.
 """
 
 import asyncio
@@ -48,8 +49,10 @@ def as_json(value: object, status: int = 200) -> Answer:
 
 
 def base64(row: Tensor) -> str:
-    """Little-endian float32 values as base64."""
-    return pybase64.b64encode_as_string(row.numpy().astype("<f4", copy=False).tobytes())
+    """Little-endian values as base64."""
+    values = row.numpy()
+    little = values.dtype.newbyteorder("<")
+    return pybase64.b64encode_as_string(values.astype(little, copy=False).tobytes())
 
 
 def numbers(row: Tensor) -> np.ndarray:

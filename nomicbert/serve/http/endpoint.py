@@ -100,17 +100,15 @@ class Endpoint:
                 outcome = "answered"
             except Problem as problem:
                 service.metrics.refused(problem.reason)
-                answer, outcome = self.dialect.refuse(problem), "refused"
+                answer, outcome = (exchange.dialect or self.dialect).refuse(problem), "refused"
             except ClientGone:
                 outcome = "disconnected"
                 return
             except Exception:  # a bug, or a text that cannot be computed
                 service.metrics.internal_errors.inc()
                 logger.exception("request %s to %s failed", exchange.id, self.route)
-                answer, outcome = (
-                    self.dialect.refuse(Problem(Reason.INTERNAL, SERVER_ERROR)),
-                    "failed",
-                )
+                ours = Problem(Reason.INTERNAL, SERVER_ERROR)
+                answer, outcome = (exchange.dialect or self.dialect).refuse(ours), "failed"
             status = answer.status
             try:
                 await self._send(answer, exchange, send)
@@ -136,7 +134,8 @@ class Endpoint:
             headers.append((b"connection", b"close"))
         content = answer.content
         if isinstance(content, list):
-            headers.append((b"content-length", str(sum(map(len, content))).encode()))
+            if answer.status != 304:  # its length would be that of what the client has
+                headers.append((b"content-length", str(sum(map(len, content))).encode()))
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             last = len(content) - 1
             for place, part in enumerate(content):

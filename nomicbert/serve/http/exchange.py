@@ -7,12 +7,13 @@ import asyncio
 import re
 import secrets
 from collections.abc import AsyncIterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.types import Receive, Scope
 
+from nomicbert.serve.http.answers import Answer
 from nomicbert.serve.http.problems import ClientGone, Problem, Reason
 
 Result = TypeVar("Result")
@@ -41,6 +42,13 @@ class Bodies:
         self.held = 0
 
 
+class Refuses(Protocol):
+    """How a protocol tells of a problem: a `Dialect` of `endpoint`."""
+
+    def refuse(self, problem: Problem) -> Answer:
+        """The answer for a problem."""
+
+
 class Exchange:
     """A request.
 
@@ -49,6 +57,8 @@ class Exchange:
         headers: name in lower case -> value.
         model: name of the model, for the log, once it is known.
         texts, truncated: counts, for the log.
+        dialect: for errors, where a route has several and the body told which; None for the
+            route's.
     """
 
     def __init__(self, scope: Scope, receive: Receive, bodies: Bodies) -> None:
@@ -66,6 +76,7 @@ class Exchange:
         self.model = ""
         self.texts = 0
         self.truncated = 0
+        self.dialect: Refuses | None = None
 
     @property
     def query(self) -> dict[str, str]:

@@ -1,11 +1,20 @@
-"""haystack-ai: its OpenAI embedders, and those of huggingface-api-haystack."""
+"""haystack-ai: its OpenAI embedders; those for TEI, Cohere, ollama and Jina, a package each."""
 
 from haystack import Document
 from haystack.components.embedders import OpenAIDocumentEmbedder, OpenAITextEmbedder
 from haystack.utils import Secret
+from haystack_integrations.components.embedders.cohere import (
+    CohereDocumentEmbedder,
+    CohereTextEmbedder,
+)
 from haystack_integrations.components.embedders.huggingface_api import (
     HuggingFaceAPIDocumentEmbedder,
     HuggingFaceAPITextEmbedder,
+)
+from haystack_integrations.components.embedders.jina import JinaDocumentEmbedder, JinaTextEmbedder
+from haystack_integrations.components.embedders.ollama import (
+    OllamaDocumentEmbedder,
+    OllamaTextEmbedder,
 )
 
 
@@ -15,12 +24,10 @@ def run(record, url, model, texts):
     settings = {"api_key": key, "model": model, "api_base_url": f"{url}/v1", "max_retries": 0}
 
     def documents(embedder, chosen):
-        embedder.warm_up()
         answer = embedder.run(documents=[Document(content=text) for text in chosen])
         return [document.embedding for document in answer["documents"]]
 
     def one(embedder, text):
-        embedder.warm_up()
         return [embedder.run(text=text)["embedding"]]
 
     openai = OpenAIDocumentEmbedder(**settings, progress_bar=False)
@@ -36,3 +43,21 @@ def run(record, url, model, texts):
     record.vectors("tei normalised", documents(unit, many))
     record.vectors("tei long", documents(plain, long))
     record.vectors("tei text", one(HuggingFaceAPITextEmbedder(**tei), few[0]))
+
+    cohere = {"api_key": key, "model": model, "api_base_url": url}
+    document = CohereDocumentEmbedder(**cohere, progress_bar=False)  # version 1, input_type
+    record.vectors("cohere documents", documents(document, many))
+    query = CohereTextEmbedder(**cohere, input_type="search_query")
+    record.vectors("cohere text", one(query, few[0]))
+
+    ollama = {"model": model, "url": url}
+    document = OllamaDocumentEmbedder(**ollama, progress_bar=False, prefix="search_document: ")
+    record.vectors("ollama documents", documents(document, many))
+    record.vectors("ollama text", one(OllamaTextEmbedder(**ollama), few[0]))
+
+    # base_url is the whole address
+    jina = {"api_key": key, "model": model, "base_url": f"{url}/v1/embeddings"}
+    document = JinaDocumentEmbedder(**jina, progress_bar=False)
+    record.vectors("jina documents", documents(document, many))
+    short = JinaTextEmbedder(**jina, dimensions=64, prefix="search_query: ")
+    record.vectors("jina text 64", one(short, few[0]))

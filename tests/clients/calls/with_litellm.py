@@ -33,6 +33,7 @@ def run(record, url, model, texts):
     store("infinity", embed(f"infinity/{model}", input=few, api_base=url, api_key="sk-test"))
     face = {"api_base": f"{url}/embed", "api_key": "hf-test", "input_type": "feature-extraction"}
     store("huggingface", embed(f"huggingface/{model}", input=few, **face))
+    store("ollama", embed(f"ollama/{model}", input=few, api_base=url))
     with record.error("unknown model", openai.OpenAIError):
         embed("openai/no-such-model", input=few, **v1)
 

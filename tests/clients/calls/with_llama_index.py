@@ -1,7 +1,8 @@
-"""llama-index: its OpenAI-like and its TEI embeddings."""
+"""llama-index: its OpenAI-like, TEI and ollama embeddings."""
 
 import asyncio
 
+from llama_index.embeddings.ollama import OllamaEmbedding
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
 
@@ -31,3 +32,12 @@ def run(record, url, model, texts):
     )
     record.vectors("tei asked query", [asked.get_query_embedding(few[0])])
     record.vectors("tei asked batch", asked.get_text_embedding_batch(many))
+
+    ollama = OllamaEmbedding(model_name=model, base_url=url)
+    record.vectors("ollama batch", ollama.get_text_embedding_batch(many))
+    record.vectors("ollama query", [ollama.get_query_embedding(few[0])])
+    record.vectors("ollama async", asyncio.run(ollama.aget_text_embedding_batch(many)))
+    prompts = {"query_instruction": "search_query:", "text_instruction": "search_document:"}
+    asked = OllamaEmbedding(model_name=model, base_url=url, **prompts)
+    record.vectors("ollama asked query", [asked.get_query_embedding(few[0])])
+    record.vectors("ollama asked batch", asked.get_text_embedding_batch(many))

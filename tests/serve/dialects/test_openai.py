@@ -284,10 +284,14 @@ def test_short_texts_need_no_room_for_windows(server: InThread, embedder: Embedd
 
 def test_the_list_of_models(server: InThread) -> None:
     reply = server.call("/v1/models")
-    assert reply.json == {
-        "object": "list",
-        "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "nomicbert"}],
-    }
+    prompts = embedder_of(server).prompts
+    assert len(prompts) == 4
+    model = {
+        "id": MODEL, "object": "model", "created": 0, "owned_by": "nomicbert", "root": MODEL,
+        "dimensions": WIDTH, "max_model_len": server.service.models[0].max_length,
+        "prompts": prompts,
+    }  # fmt: skip
+    assert reply.json == {"object": "list", "data": [model]}
     assert server.call("/models").json == reply.json
     assert server.call(f"/v1/models/{MODEL}").json == reply.json["data"][0]
 
@@ -348,7 +352,10 @@ def test_every_name_of_every_model(several: InThread, name: str, width: int) -> 
 
 
 def test_all_names_are_listed(several: InThread) -> None:
-    assert {item["id"] for item in several.call("/v1/models").json["data"]} == set(NAMES)
+    found = several.call("/v1/models").json["data"]
+    assert {item["id"]: item["dimensions"] for item in found} == NAMES
+    roots = {64: "nomic-embed-text-v1.5", 32: "other"}
+    assert all(item["root"] == roots[item["dimensions"]] for item in found)
 
 
 def test_each_model_has_its_own_bits_and_metrics(several: InThread) -> None:
