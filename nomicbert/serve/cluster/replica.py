@@ -42,7 +42,7 @@ class Replica:
         self._engine = self._service.engine
         self._busy = Busy(self._engine)
         for model in self._service.models:
-            log_line("ready", model=model.name, embedder=repr(model.embedder))
+            log_line("ready", model=model.name, loaded=repr(model.facade))
         return self._app
 
     async def check_health(self) -> None:
