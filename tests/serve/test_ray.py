@@ -98,6 +98,12 @@ def test_vectors_of_all_protocols(url: str, embedder: Embedder) -> None:
     body = {"model": MODEL, "texts": TEXTS, "long_text_mode": "truncate"}
     reply = ask(url, "/v1/embedding/text", body)
     assert bits(reply.vectors) == bits(hosted)
+    body = {"model": MODEL, "texts": TEXTS, "input_type": "search_query", "output_dimension": 32}
+    rows = ask(url, "/v2/embed", body).json["embeddings"]["float"]
+    assert bits(np.array(rows, np.float64).astype(np.float32)) == bits(query)
+    reply = ask(url, "/api/embed", {"model": MODEL, "input": TEXTS})
+    assert bits(reply.vectors) == bits(unit)
+    assert call(url, "/docs").headers["content-type"].startswith("text/html")
 
 
 def test_a_stream_of_lines(url: str, embedder: Embedder) -> None:
