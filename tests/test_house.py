@@ -153,7 +153,10 @@ ONLY_IN: dict[str, Callable[[str], bool]] = {
     "pyarrow": lambda module: module.startswith("nomicbert.bulk"),
     "pybase64": in_serve,
     "pydantic": lambda module: module == "nomicbert.integrations.langchain",
-    "ray": lambda module: module == "nomicbert.bulk.ray_data",
+    "ray": lambda module: (
+        module in {"nomicbert.bulk.ray_data", "nomicbert.serve.ray"}
+        or module.startswith("nomicbert.serve.cluster")
+    ),
     "safetensors": lambda module: module == "nomicbert.loading.tensor_files",
     "sentence_transformers": lambda module: (
         module.startswith("nomicbert.verify")
@@ -435,6 +438,7 @@ PUBLIC_MODULES = {
         "as_sentence_transformer",
         "save_portable",
     },
+    "nomicbert.serve.ray": {"Replicas", "ServeSettings", "app", "deployment"},
 }
 
 

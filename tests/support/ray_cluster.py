@@ -46,8 +46,8 @@ def _environment() -> dict[str, str]:
 
 
 @contextmanager
-def cluster(**options: Any) -> Iterator[str]:
-    """Run a cluster in this process's session; the address for other drivers."""
+def cluster(*, data: bool = True, **options: Any) -> Iterator[str]:
+    """Run a cluster in this process's session, for Ray `data`; the address for other drivers."""
     import ray
 
     # a short name: sockets' paths are limited to some hundred characters
@@ -65,7 +65,8 @@ def cluster(**options: Any) -> Iterator[str]:
             _temp_dir=folder,
             **options,
         )
-        quiet()
+        if data:
+            quiet()
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()

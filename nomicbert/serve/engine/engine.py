@@ -40,6 +40,7 @@ class Engine:
         scheduler: the waiting jobs.
         budgets: tokens per batch of each model.
         rate: tokens per second of one compute thread, averaged over the latest batches.
+        computed_seconds: time of all batches so far, of all threads together.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Engine:
         self.scheduler = Scheduler()
         self.budgets = budgets
         self.rate = 0.0
+        self.computed_seconds = 0.0
         self._failures = [0] * len(replicas)
         self._replicas = replicas
         self._cache = cache
@@ -249,6 +251,8 @@ class Engine:
         tokens = sum(len(piece.ids) for piece in batch)
         rate = tokens / max(seconds, 1e-9)
         self.rate = rate if not self.rate else (1 - LATEST) * self.rate + LATEST * rate
+        with self._lock:
+            self.computed_seconds += seconds
         metrics = self._metrics
         metrics.batch_tokens.observe(tokens)
         metrics.batch_texts.observe(len(batch))

@@ -5,6 +5,7 @@ the dialect's form, sends the answer, counts and logs. Errors that nobody foresa
 client gets the dialect's 500, the log a traceback with the request's id.
 """
 
+import asyncio
 import hmac
 import logging
 import math
@@ -118,6 +119,9 @@ class Endpoint:
                 await self._send(answer, exchange, send)
             except ClientGone:
                 outcome = "disconnected"
+        except asyncio.CancelledError:  # as Ray does when the client has left
+            outcome = "disconnected"
+            raise
         finally:
             exchange.release()
             service.in_flight -= 1
