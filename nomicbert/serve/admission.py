@@ -12,6 +12,18 @@ from nomicbert.serve.http.problems import Problem, Reason
 
 # Seconds between two looks of a stream that waits for room.
 LOOK = 0.01
+# Seconds of work that may wait, without --max-waiting-tokens, and the least number of tokens.
+QUEUE_SECONDS = 30
+LEAST_WAITING = 1 << 19
+
+
+def default_limit(rate: float) -> int:
+    """Tokens that may wait, without --max-waiting-tokens.
+
+    Args:
+        rate: tokens per second of all devices together; 0 if it was not measured.
+    """
+    return max(LEAST_WAITING, int(QUEUE_SECONDS * rate))
 
 
 class Place:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nomicbert.serve import models
-from nomicbert.serve.admission import Admission, Place
+from nomicbert.serve.admission import Admission, Place, default_limit
 from nomicbert.serve.embedded import Embedded, check_fingerprint
 from nomicbert.serve.engine import isolated
 from nomicbert.serve.engine.cache import VectorCache
@@ -44,9 +44,6 @@ Kind = TypeVar("Kind", bound=ServedModel)
 SHORT = 4000
 # Bodies of the largest size that may be held at a time.
 BODIES = 8
-# Seconds of work that may wait, without --max-waiting-tokens, and the least number of tokens.
-QUEUE_SECONDS = 30
-LEAST_WAITING = 1 << 19
 
 
 class Service:
@@ -98,9 +95,8 @@ class Service:
         parts = loaded.replicas, loaded.budgets, cache, self.metrics
         engine = Engine(*parts, threads, loaded.workers)
         engine.rate = max(loaded.rates)
-        limit = settings.max_waiting_tokens
-        if limit is None:
-            limit = max(LEAST_WAITING, int(QUEUE_SECONDS * engine.rate * len(loaded.replicas)))
+        rate = engine.rate * len(loaded.replicas)
+        limit = settings.max_waiting_tokens or default_limit(rate)
         engine.start(loop)
         self.engine = engine
         self.admission = Admission(limit, settings.max_waiting_requests, engine)
@@ -110,12 +106,8 @@ class Service:
         self_test = SelfTest(engine, loaded.models)
         await self_test.run(timeout=None)
         for model in loaded.models:
-            self.metrics.model(
-                model.name,
-                model.runs.compute_dtype,
-                model.runs.backend,
-                model.space,
-            )
+            runs = model.runs
+            self.metrics.model(model.name, runs.compute_dtype, runs.backend, model.space)
         if problem := await self_test.problem():
             raise RuntimeError(problem)
         self.loaded, self._self_test = loaded, self_test
