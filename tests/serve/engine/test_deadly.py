@@ -60,6 +60,18 @@ def test_which_texts_are_refused_and_how_long(clock: Clock) -> None:
     assert not texts._until
 
 
+def test_a_text_that_is_refused_anew_keeps_no_other(clock: Clock) -> None:
+    texts = DeadlyTexts(10)
+    texts.add(piece(1))
+    clock.now += 1
+    texts.add(piece(2))
+    clock.now += 7
+    texts.add(piece(1))
+    clock.now += 4
+    assert not refuses(texts, piece(2))
+    assert refuses(texts, piece(1))
+
+
 def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadly, "MOST", 3)
     texts = DeadlyTexts()

@@ -174,7 +174,7 @@ class Probes:
 
 @pytest.mark.filterwarnings("ignore:.*were longer than")
 def test_the_bits_of_encode(server: InThread, embedder: Embedder) -> None:
-    texts = [*SENTENCES, "", "deep learning of the river " * 9]
+    texts = [*SENTENCES, "", "deep learning of the river " * 30]
     assert rows(ask(server, texts, on_long="end")) == [bits(row) for row in encode(embedder, texts)]
     for policy in ("mean", "chunk"):  # the second needs the model for the joined rows
         for more, keywords in (({}, {}), ({"dimensions": 16}, {"matryoshka_dim": 16})):

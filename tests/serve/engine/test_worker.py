@@ -25,6 +25,7 @@ from nomicbert.serve.engine.process import RemoteError, WorkerDied, WorkerProces
 from nomicbert.serve.models import Loaded
 from nomicbert.serve.settings import ServeSettings
 from nomicbert.vectors.pooling import Finish
+from tests.support import planted_worker
 from tests.support.engines import load_models, same_rows
 from tests.support.served import tiny
 from tests.support.serving import call, serving, wait_until
@@ -166,8 +167,9 @@ def end(one: WorkerProcess) -> str:
     return one.wait()
 
 
-def test_a_process(folder: Path, loaded: Loaded) -> None:
+def test_a_process(folder: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers as a Replica; signals that are for the server do not end it; its end is told."""
+    monkeypatch.setattr(process, "CODE", planted_worker.code(folder))
     one = WorkerProcess(settings(folder))
     try:
         facts, (vector,) = one.facts()
