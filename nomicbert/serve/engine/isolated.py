@@ -22,6 +22,7 @@ from nomicbert.serve.engine.deadly import DeadlyTexts
 from nomicbert.serve.engine.jobs import Piece
 from nomicbert.serve.engine.keeper import Keeper
 from nomicbert.serve.engine.process import WorkerDied, WorkerProcess
+from nomicbert.serve.engine.runs import ModelFacts
 from nomicbert.serve.engine.workers import Workers
 from nomicbert.serve.models import Loaded, check_prompt, devices_of, folder_of
 from nomicbert.serve.names import Names
@@ -180,7 +181,7 @@ class Expected:
         Raises: NomicBertError, ValueError: a model or an option that is not valid.
         """
         self.models: list[ServedModel] = []
-        self.facts: list[wire.ModelFacts] = []
+        self.facts: list[ModelFacts] = []
         self._serve = [
             _recorder(index, name, folder, settings)
             for index, (name, folder) in enumerate(zip(names.primary, folders, strict=True))
@@ -209,7 +210,7 @@ class Expected:
 
 
 # What a worker says of a model, and its row of the self-test -> the model's record.
-Recorder = Callable[[wire.ModelFacts, Tensor], ServedModel]
+Recorder = Callable[[ModelFacts, Tensor], ServedModel]
 
 
 def _recorder(index: int, name: str, folder: Path, settings: ServeSettings) -> Recorder:
@@ -228,14 +229,14 @@ def _scorer(
     name: str,
     facade: WeightlessReranker,
     shortest: int,
-    facts: wire.ModelFacts,
+    facts: ModelFacts,
     row: Tensor,
 ) -> ServedModel:
     return scorer_of(index, name, facade, shortest, facts.runs, row)
 
 
 def _embedder(
-    index: int, name: str, facade: Weightless, prompt: str, facts: wire.ModelFacts, row: Tensor
+    index: int, name: str, facade: Weightless, prompt: str, facts: ModelFacts, row: Tensor
 ) -> ServedModel:
     if facts.fingerprint is None:
         raise WorkerError(f"the worker has loaded {name} as a reranker")

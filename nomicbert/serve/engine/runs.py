@@ -5,7 +5,10 @@ Where in the flow: `models` notes it where the model is loaded, which may be a w
 
 from dataclasses import dataclass
 
+import msgspec
+
 from nomicbert.modeling.model import NomicBert
+from nomicbert.vectors.fingerprint import Fingerprint
 from nomicbert_kernels.linear_torch import onednn_packs
 
 
@@ -37,3 +40,21 @@ class Runs:
         ]
         is_exact = device == "cpu" and onednn_packs(encoder.compute_dtype)
         return cls(device, names[0], names[1], encoder.ops.name, is_exact, description)
+
+
+class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a worker says of one loaded model.
+
+    Attributes:
+        budget: tokens per batch.
+        rate: tokens per second as measured, or 0.
+        runs: how it is computed.
+        fingerprint: of its vectors; None for a reranker.
+        width: values of its row of the self-test.
+    """
+
+    budget: int
+    rate: float
+    runs: Runs
+    fingerprint: Fingerprint | None
+    width: int

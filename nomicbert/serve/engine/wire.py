@@ -21,8 +21,7 @@ from torch import Tensor
 
 from nomicbert.errors import WorkerError
 from nomicbert.serve.engine.jobs import Group, Job, Piece
-from nomicbert.serve.engine.runs import Runs
-from nomicbert.vectors.fingerprint import Fingerprint
+from nomicbert.serve.engine.runs import ModelFacts
 from nomicbert.vectors.pooling import Finish
 
 MAGIC = b"nmb1"
@@ -110,24 +109,6 @@ class Failed(Message, frozen=True):
     kind: str
     message: str
     trace: str
-
-
-class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One loaded model.
-
-    Attributes:
-        budget: tokens per batch.
-        rate: tokens per second as measured, or 0.
-        runs: how it is computed.
-        fingerprint: of its vectors; None for a reranker.
-        width: values of its row of the self-test.
-    """
-
-    budget: int
-    rate: float
-    runs: Runs
-    fingerprint: Fingerprint | None
-    width: int
 
 
 class Facts(Message, frozen=True):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nomicbert.serve.engine import wire
 from nomicbert.serve.engine.jobs import Finisher
+from nomicbert.serve.engine.runs import ModelFacts
 from nomicbert.serve.models import Loaded, load
 from nomicbert.serve.names import Names
 from nomicbert.serve.served import ServedEmbedder, ServedModel
@@ -88,7 +89,7 @@ def facts(loaded: Loaded) -> tuple[wire.Facts, memoryview]:
     """The message that the worker is ready."""
     vectors = [model.self_test for model in loaded.models]
     models = [
-        wire.ModelFacts(budget, rate, model.runs, fingerprint_of(model), len(vector))
+        ModelFacts(budget, rate, model.runs, fingerprint_of(model), len(vector))
         for model, vector, budget, rate in zip(
             loaded.models, vectors, loaded.budgets, loaded.rates, strict=True
         )

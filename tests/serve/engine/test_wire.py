@@ -15,6 +15,7 @@ import torch
 
 from nomicbert.serve.engine import wire
 from nomicbert.serve.engine.jobs import Group, Job, Piece
+from nomicbert.serve.engine.runs import ModelFacts
 from nomicbert.vectors.fingerprint import Fingerprint
 from nomicbert.vectors.pooling import Finish
 from tests.support.guards import guarded
@@ -114,7 +115,7 @@ def test_facts_arrive(pair: Pair) -> None:
     from nomicbert.serve.engine.runs import Runs
 
     runs = Runs("cpu", "float32", "float32", "torch", True, "an embedder")
-    one = wire.ModelFacts(64, 1.5, runs, Fingerprint("abc", 8, True, False), 8)
+    one = ModelFacts(64, 1.5, runs, Fingerprint("abc", 8, True, False), 8)
     wire.send(pair[0], wire.Facts([one]))
     header, _ = wire.receive(pair[1], wire.STARTS)
     assert header == wire.Facts([one])
