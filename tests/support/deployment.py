@@ -73,8 +73,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def compose() -> dict[str, Any]:
-    text = (DEPLOY / "compose.yaml").read_text("utf-8")
-    found = yaml.safe_load(re.sub(r"\$\{\w+:-(.*?)\}", r"\1", text))  # without variables set
+    (found,) = documents(DEPLOY / "compose.yaml")
     return found
 
 
