@@ -29,8 +29,13 @@ logger = logging.getLogger(__name__)
 FAILURES = 3
 # Weight of the latest batch in the average rate.
 LATEST = 0.1
-# Seconds that `stop` waits for a batch. A stuck one must not keep the process alive.
+# Seconds that `stop` waits for a batch, and for the ends of workers. What is stuck must not keep
+# the process alive.
 STOP = 10.0
+# Share of the time without any answer of a worker that counts as the time of a stuck batch: one in
+# so many. A single text that hangs takes three times --stuck-seconds, with others and alone twice,
+# and the starts of workers in between; that is no reason to restart the server.
+PATIENCE = 5
 
 
 class Engine:
@@ -97,7 +102,7 @@ class Engine:
         for thread in self._threads:
             thread.join(max(end - time.monotonic(), 0.0))
         if self._workers is not None:
-            self._workers.stop()
+            self._workers.stop(STOP)
 
     @property
     def is_failing(self) -> bool:
@@ -139,12 +144,14 @@ class Engine:
     def busy_seconds(self) -> float:
         """How long the batch that takes longest has been running; inf if a thread has died.
 
-        A worker process does not take longer than it may: here, how long one has been dead.
+        A batch of a worker process does not take longer than it may. Here, how long one has been
+        dead, or a part of the time for which it, and those before it, have answered nothing.
         """
         if not all(thread.is_alive() for thread in self._threads):
             return math.inf
         if self._workers is not None:
-            return self._workers.dead_seconds()
+            unanswered = self._workers.unanswered_seconds() / PATIENCE
+            return max(self._workers.dead_seconds(), unanswered)
         now = time.monotonic()
         return max((now - began for began in self._began.copy().values()), default=0.0)
 

@@ -8,6 +8,7 @@ A batch whose worker dies is computed again in halves by `compute.isolate`, once
 again. A lone text may have been unlucky, so it has a second try.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from torch import Tensor
 from nomicbert.errors import WorkerError
 from nomicbert.serve.engine import wire
 from nomicbert.serve.engine.deadly import DeadlyTexts
+from nomicbert.serve.engine.engine import STOP
 from nomicbert.serve.engine.jobs import Piece
 from nomicbert.serve.engine.keeper import Keeper
 from nomicbert.serve.engine.process import WorkerDied, WorkerProcess
@@ -31,6 +33,8 @@ from nomicbert.serve.served import ServedEmbedder, ServedModel, apply_settings
 from nomicbert.serve.settings import ServeSettings
 from nomicbert.serve.weightless import Weightless, WeightlessReranker, read_weightless
 from nomicbert.vectors.pooling import Finish
+
+logger = logging.getLogger(__name__)
 
 # How often a lone text may end a worker.
 TRIES = 2
@@ -45,17 +49,21 @@ class IsolatedReplica:
 
     device = torch.device("cpu")
 
-    def __init__(self, keeper: Keeper, index: int, deadly: DeadlyTexts) -> None:
+    def __init__(
+        self, keeper: Keeper, index: int, deadly: DeadlyTexts, self_test: Sequence[int]
+    ) -> None:
         """See `load`.
 
         Args:
             keeper: of the device's worker.
             index: of the model.
             deadly: texts that are not computed.
+            self_test: token ids of the model's self-test.
         """
         self._keeper = keeper
         self._index = index
         self._deadly = deadly
+        self._self_test = self_test
 
     @property
     def embedding_model(self) -> "IsolatedReplica":
@@ -70,8 +78,11 @@ class IsolatedReplica:
         """
         self._deadly.check(batch)
         alone = len(batch) == 1
+        # a server whose self-test passes and all else hangs answers nothing
+        is_test = alone and batch[0].ids == self._self_test
+        tries = TRIES if alone else 1
         try:
-            return self._try(lambda process: process.rows(batch), TRIES if alone else 1)
+            return self._try(lambda process: process.rows(batch), tries, is_test=is_test)
         except WorkerDied:
             if alone:
                 self._deadly.add(batch[0])
@@ -86,13 +97,19 @@ class IsolatedReplica:
             self._try(lambda process: process.finish(self._index, pooled, finish), TRIES)
         )
 
-    def _try(self, work: Callable[[WorkerProcess], list[Tensor]], tries: int) -> list[Tensor]:
+    def _try(
+        self,
+        work: Callable[[WorkerProcess], list[Tensor]],
+        tries: int,
+        *,
+        is_test: bool = False,
+    ) -> list[Tensor]:
         for _ in range(tries - 1):
             try:
-                return self._keeper.ask(work)
+                return self._keeper.ask(work, is_test=is_test)
             except WorkerDied:
                 pass  # the keeper has logged it, and starts another
-        return self._keeper.ask(work)
+        return self._keeper.ask(work, is_test=is_test)
 
 
 def load(settings: ServeSettings, names: Names) -> Loaded:
@@ -125,14 +142,22 @@ def load(settings: ServeSettings, names: Names) -> Loaded:
                 keeper.wait()
         for keeper in keepers:
             keeper.wait()
+        check_prompt(settings, expected.models)
     except BaseException:
         workers.close()
-        workers.stop()
+        workers.stop(STOP)
         raise
-    check_prompt(settings, expected.models)
+    for model, one in zip(expected.models, expected.facts, strict=True):
+        logger.info(
+            "%s: %s, batches of up to %d tokens, texts of up to %d tokens",
+            model.name, model.runs.description, one.budget, model.max_length,
+        )  # fmt: skip
     deadly = DeadlyTexts()
     replicas = [
-        [IsolatedReplica(keeper, model.index, deadly) for model in expected.models]
+        [
+            IsolatedReplica(keeper, model.index, deadly, Piece(model.self_test_job(), 0).ids)
+            for model in expected.models
+        ]
         for keeper in keepers
     ]
     facts = expected.facts

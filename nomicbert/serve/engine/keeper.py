@@ -25,6 +25,8 @@ from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.logs import log_line
 from nomicbert.serve.settings import ServeSettings
 
+# Seconds that a start may take, at least, after the first one; and as a multiple of its time.
+LEAST, MULTIPLE = 60.0, 10.0
 # Seconds before the second start without an answer in between, and the most.
 PAUSE, LONGEST = 0.1, 10.0
 STARTS = 3
@@ -34,13 +36,47 @@ Result = TypeVar("Result")
 Check = Callable[[WorkerProcess, wire.Facts, list[Tensor]], None]
 
 
+class Unanswered:
+    """A clock of the time for which work has waited without an answer, workers died or not.
+
+    It runs while somebody asks, and stands while nobody does.
+    """
+
+    def __init__(self) -> None:
+        """Nobody asks yet."""
+        self._lock = threading.Lock()
+        self._asking = 0
+        self._before = self._since = 0.0
+
+    def seconds(self) -> float:
+        """Since the oldest question after the latest answer."""
+        with self._lock:
+            return self._before + (time.monotonic() - self._since if self._asking else 0.0)
+
+    def begin(self) -> None:
+        """Somebody asks."""
+        with self._lock:
+            if not self._asking:
+                self._since = time.monotonic()
+            self._asking += 1
+
+    def end(self, *, lost: bool) -> None:
+        """One who asked has an answer, or an error that is one; or all of it was `lost`."""
+        with self._lock:
+            now = time.monotonic()
+            self._before = self._before + now - self._since if lost else 0.0
+            self._since = now
+            self._asking -= 1
+
+
 class Keeper:
     """The worker of one device.
 
     Attributes:
         restarts: how often it was started again.
         is_down: the latest starts have failed.
-        error: why the first start failed, or None.
+        error: why the first start failed, or the thread that starts workers has died; or None.
+        unanswered: for how long there was no answer.
     """
 
     def __init__(self, settings: ServeSettings, check: Check, changed: threading.Condition) -> None:
@@ -53,16 +89,18 @@ class Keeper:
         """
         self.restarts = 0
         self.is_down = False
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
+        self.unanswered = Unanswered()
         self._settings = settings
         self._check = check
         self._changed = changed
         self._running: WorkerProcess | None = None
         self._ready: WorkerProcess | None = None
         self._dead_since: float | None = None
+        self._limit: float | None = None  # the first start may measure, or read a slow disk
         self._closed = False
         (self._device,) = settings.devices
-        self._thread = threading.Thread(target=self._keep, name=f"keeper-{self._device}")
+        self._thread = threading.Thread(target=self._run, name=f"keeper-{self._device}")
         self._thread.daemon = True
 
     def start(self) -> None:
@@ -72,7 +110,7 @@ class Keeper:
     def wait(self) -> None:
         """Wait for the first worker.
 
-        Raises: Exception: why it did not start; no other start follows.
+        Raises: BaseException: why it did not start; no other start follows.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self.error or self._closed)
@@ -100,12 +138,29 @@ class Keeper:
             return math.inf
         return 0.0 if since is None else time.monotonic() - since
 
-    def ask(self, work: Callable[[WorkerProcess], Result]) -> Result:
+    def ask(self, work: Callable[[WorkerProcess], Result], *, is_test: bool = False) -> Result:
         """Call `work` with a worker that is ready, which is waited for.
+
+        Args:
+            work: asks the worker.
+            is_test: it does not count for `unanswered`.
 
         Raises: WorkerDied: while it worked. Problem: there is none, and will not be soon. Whatever
             else `work` raises.
         """
+        if is_test:
+            return self._ask(work)
+        lost = False
+        self.unanswered.begin()
+        try:
+            return self._ask(work)
+        except WorkerDied:
+            lost = True
+            raise
+        finally:
+            self.unanswered.end(lost=lost)
+
+    def _ask(self, work: Callable[[WorkerProcess], Result]) -> Result:
         while True:
             process = self._await_ready()
             with process.turn:
@@ -124,13 +179,13 @@ class Keeper:
             self._closed = True
             self._changed.notify_all()
 
-    def stop(self) -> None:
-        """After `close`: end the worker."""
+    def stop(self, seconds: float) -> None:
+        """After `close`: end the worker; one that the system cannot end is left after `seconds`."""
         process = self._running
         if process is not None:
             process.kill()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(seconds)
 
     def _await_ready(self) -> WorkerProcess:
         with self._changed:
@@ -152,6 +207,15 @@ class Keeper:
                 self._ready = None
                 self._dead_since = time.monotonic()
                 self._changed.notify_all()
+
+    def _run(self) -> None:
+        try:
+            self._keep()
+        except BaseException as error:  # a bug: nobody starts workers now, so nobody may wait
+            with self._changed:
+                self.error, self.is_down, self._ready = error, True, None
+                self._changed.notify_all()
+            raise
 
     def _keep(self) -> None:
         fruitless = failed = 0
@@ -190,7 +254,7 @@ class Keeper:
                 if self._closed:
                     return None, "the server is stopping"
                 process = self._running = WorkerProcess(self._settings)
-            self._check(process, *process.facts())
+            self._check(process, *process.facts(self._limit))
         except (NomicBertError, OSError, ValueError, RuntimeError) as error:
             why = str(error)
             if process is not None:
@@ -205,6 +269,8 @@ class Keeper:
         with self._changed:
             self._ready, self._dead_since, self.is_down = process, None, False
             self._changed.notify_all()
-        seconds = round(time.monotonic() - began, 3)
+        seconds = time.monotonic() - began
+        self._limit = self._limit or max(LEAST, MULTIPLE * seconds)
+        seconds = round(seconds, 3)
         log_line("worker_ready", device=self._device, pid=process.pid, seconds=seconds)
         return process, ""

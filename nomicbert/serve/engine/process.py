@@ -36,7 +36,7 @@ class WorkerDied(WorkerError):
 
 
 class WorkerStuck(WorkerDied, TookTooLong):
-    """The rows did not come in time."""
+    """The rows, or the facts, did not come in time."""
 
 
 class RemoteError(RuntimeError):
@@ -79,15 +79,21 @@ class WorkerProcess:
             undo.pop_all()
         self.pid = self._process.pid
 
-    def facts(self) -> tuple[wire.Facts, list[Tensor]]:
+    def facts(self, seconds: float | None = None) -> tuple[wire.Facts, list[Tensor]]:
         """Wait until the worker is ready: its facts, and the vector of each model's self-test.
 
-        Raises: NomicBertError, ValueError: what loading has raised there. WorkerDied.
+        Args:
+            seconds: that this may take, or None for any time.
+
+        Raises: NomicBertError, ValueError: what loading has raised there. WorkerStuck, WorkerDied.
         """
         try:
+            self._connection.settimeout(seconds)
             header, body = wire.receive(self._connection, wire.STARTS)
             if isinstance(header, wire.Facts):
                 return header, wire.to_vectors(header, body)
+        except TimeoutError as error:
+            raise WorkerStuck(f"the worker was not ready within {seconds:g} s") from error
         except (OSError, EOFError, wire.WireError) as error:
             raise WorkerDied(f"the worker failed while it was loading: {error}") from error
         raise _error_of(header)
@@ -139,19 +145,25 @@ class WorkerProcess:
         shapes: Sequence[wire.Shape],
     ) -> list[Tensor]:
         connection = self._connection
+        rows: list[Tensor] = []
         try:
             connection.settimeout(self._seconds)
             wire.send(connection, header, body)
             answer, content = wire.receive(connection, wire.ANSWERS)
-            if isinstance(answer, wire.Failed):
-                self.answered += 1
-                raise RemoteError(f"{answer.kind}: {answer.message}\n{answer.trace}")
-            rows = wire.to_rows(answer, content, shapes)
-        except TimeoutError as error:
-            raise WorkerStuck(f"no answer within {self._seconds:g} s") from error
-        except (OSError, EOFError, wire.WireError) as error:
-            raise WorkerDied(f"the worker failed while it was computing: {error}") from error
+            if isinstance(answer, wire.Rows):
+                rows = wire.to_rows(answer, content, shapes)
+        except BaseException as error:
+            # whatever it was, also no memory: the next question would get an answer that is unread
+            self.kill()
+            if isinstance(error, TimeoutError):
+                raise WorkerStuck(f"no answer within {self._seconds:g} s") from error
+            if isinstance(error, Exception):
+                what = str(error) or type(error).__name__
+                raise WorkerDied(f"the worker failed while it was computing: {what}") from error
+            raise
         self.answered += 1
+        if isinstance(answer, wire.Failed):
+            raise RemoteError(f"{answer.kind}: {answer.message}\n{answer.trace}")
         return rows
 
 

@@ -112,6 +112,7 @@ def answer(connection: socket.socket, loaded: Loaded) -> None:
     """Read a message, compute, and answer.
 
     Raises: EOFError: the connection was closed. WireError: no message came. OSError.
+        torch.AcceleratorError: the device is lost.
     """
     header, body = wire.receive(connection, wire.REQUESTS)
     (replicas,) = loaded.replicas
@@ -125,6 +126,8 @@ def answer(connection: socket.socket, loaded: Loaded) -> None:
     message: tuple[wire.Message, memoryview]
     try:
         message = wire.of_rows(work())
+    except torch.AcceleratorError:
+        raise  # all later batches would fail too: this process ends, and another one is started
     except Exception as error:  # any error of torch or of a kernel, reported to the request
         message = failed(error), wire.NOTHING
     wire.send(connection, *message)

@@ -5,6 +5,7 @@ queue, so that a device without a worker leaves the work to the others.
 """
 
 import threading
+import time
 from collections.abc import Sequence
 
 from nomicbert.serve.engine.keeper import Keeper
@@ -45,6 +46,10 @@ class Workers:
         """How long a device has been without a worker; of several, the longest time."""
         return max(keeper.dead_seconds() for keeper in self.keepers)
 
+    def unanswered_seconds(self) -> float:
+        """How long a device was asked without an answer; of several, the longest time."""
+        return max(keeper.unanswered.seconds() for keeper in self.keepers)
+
     def close(self) -> None:
         """Start no more workers; nobody waits for one from now on."""
         for keeper in self.keepers:
@@ -53,10 +58,11 @@ class Workers:
             self._closed = True
             self._changed.notify_all()
 
-    def stop(self) -> None:
-        """After `close`: end all workers."""
+    def stop(self, seconds: float) -> None:
+        """After `close`: end all workers; wait for their ends for so many seconds at most."""
+        end = time.monotonic() + seconds
         for keeper in self.keepers:
-            keeper.stop()
+            keeper.stop(max(end - time.monotonic(), 0.0))
 
     def _all_down(self) -> bool:
         return all(keeper.is_down for keeper in self.keepers)

@@ -4,6 +4,7 @@ fault, and no bit of a vector."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -21,8 +22,10 @@ from nomicbert import Embedder
 from nomicbert.serve import models
 from nomicbert.serve.engine import isolated, keeper, process
 from nomicbert.serve.engine.deadly import DeadlyTexts
+from nomicbert.serve.engine.jobs import Group, Job, Piece
 from nomicbert.serve.names import Names
 from nomicbert.serve.settings import ServeSettings
+from nomicbert.vectors.pooling import Finish
 from tests.support import planted_worker
 from tests.support.planted_worker import CRASH, EXIT, HANG, HUGE, RAISE
 from tests.support.sameness import HAS_ONEDNN
@@ -348,7 +351,8 @@ def test_a_deadly_text_is_not_tried_again(folder: Path, monkeypatch: pytest.Monk
         assert restarts(server) == count
 
 
-def test_two_devices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_devices(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(process, "CODE", planted_worker.code(folder))
     both = {**SETTINGS, "devices": ("cpu", "cpu"), "max_batch_tokens": None}
     with in_thread(folder, **both) as server:
@@ -356,6 +360,12 @@ def test_two_devices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pids = {pid(server, number) for number in (0, 1)}
         assert len(pids) == 2
         assert server.service.engine.rate > 0  # measured by the first
+        (budget,) = server.service.engine.budgets
+        names = Names(server.service.settings)
+        models.load(replace(server.service.settings, max_batch_tokens=budget), names)
+        lines = [text for text in caplog.messages if "batches of up to" in text]
+        assert len(lines) == 2
+        assert lines[0] == lines[1]
         with Others(server, embedder, 8) as others:
             others.more(20)
             os.kill(pid(server, 1), signal.SIGKILL)
@@ -398,6 +408,26 @@ def test_the_memory_of_a_gpu_is_not_limited(folder: Path, monkeypatch: pytest.Mo
     given = ServeSettings(models=(str(folder),), isolate=True, worker_memory=1 << 35)
     with pytest.raises(ValueError, match="leave it out on a GPU"):
         isolated.load(given, Names(given))
+
+
+def test_the_self_test_is_no_answer() -> None:
+    """While all else hangs it would say every time that the worker answers."""
+    asked: list[bool] = []
+
+    class Asked:
+        def ask(self, work: Any, *, is_test: bool) -> list[torch.Tensor]:
+            asked.append(is_test)
+            return [torch.ones(1)]
+
+    own: Any = Asked()
+    replica = isolated.IsolatedReplica(own, 0, DeadlyTexts(), [101, 5, 102])
+    test, other = (
+        Piece(Job(Group(0), [ids], Finish()), 0) for ids in ([101, 5, 102], [101, 6, 102])
+    )
+    for batch in ([test], [other], [test, other]):
+        replica.rows(batch)
+    replica.finish(torch.ones(1, 3), Finish())
+    assert asked == [True, False, False, False]
 
 
 def test_no_secrets_are_handed_on() -> None:

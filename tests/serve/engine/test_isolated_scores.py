@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nomicbert.serve.engine import isolated
+from nomicbert.serve.engine.keeper import Keeper
+from nomicbert.serve.engine.workers import Workers
 from tests.support import scoring
 from tests.support.sameness import HAS_ONEDNN
 from tests.support.scoring import DOCUMENTS, EMBEDDER, QUERY, RERANKERS
@@ -89,3 +93,29 @@ def test_a_damaged_reranker_is_refused(tmp_path: Path) -> None:
         in_thread(folder, isolate=True, threads=1),
     ):
         pass
+
+
+def test_a_prompt_that_no_model_uses_leaves_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keepers: list[Keeper] = []
+
+    class Seen(Workers):
+        def __init__(self, own: Sequence[Keeper], changed: threading.Condition) -> None:
+            super().__init__(own, changed)
+            keepers.extend(own)
+
+    monkeypatch.setattr(isolated, "Workers", Seen)
+    folder = scoring.build(tmp_path)[scoring.ONE]
+    with (
+        pytest.raises(Exception, match="are for embedding models"),
+        in_thread(folder, isolate=True, threads=1, default_prompt="a: "),
+    ):
+        pass
+    (keeper,) = keepers
+    try:
+        assert keeper.pid is None
+        assert not keeper._thread.is_alive()
+    finally:
+        keeper.close()
+        keeper.stop(60)

@@ -3,18 +3,22 @@ ones: `test_isolated` has those."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nomicbert.errors import CheckpointError, WorkerError
 from nomicbert.serve.engine import keeper as keeper_module
+from nomicbert.serve.engine.cache import VectorCache
+from nomicbert.serve.engine.engine import Engine
 from nomicbert.serve.engine.keeper import Keeper
-from nomicbert.serve.engine.process import WorkerDied, WorkerStuck
+from nomicbert.serve.engine.process import RemoteError, WorkerDied, WorkerStuck
 from nomicbert.serve.engine.workers import Workers
 from nomicbert.serve.http.problems import Problem, Reason
 from nomicbert.serve.settings import ServeSettings
@@ -52,9 +56,11 @@ class Process:
         self.answered = 0
         self._plan = plan
         self._outcome = outcome
+        self.limit: float | None = -1.0
         self.ended = threading.Event()
 
-    def facts(self) -> tuple[str, str]:
+    def facts(self, seconds: float | None) -> tuple[str, str]:
+        self.limit = seconds
         assert self._plan.hold.wait(PATIENCE)
         if self.ended.is_set():
             raise WorkerDied("killed while it was loading")
@@ -102,7 +108,7 @@ class Kept:
 
     def __exit__(self, *_: object) -> None:
         self.workers.close()
-        self.workers.stop()
+        self.workers.stop(PATIENCE)
         assert not any(keeper._thread.is_alive() for keeper in self.keepers)
 
 
@@ -320,10 +326,148 @@ def test_the_end_of_the_server(plan: Plan) -> None:
 def test_a_keeper_that_has_died_is_seen(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
 
-    def broken(_: object) -> str:
+    def broken(process: Process) -> str:
+        assert process.ended.wait(PATIENCE)
         raise SystemExit
 
     monkeypatch.setattr(Process, "wait", broken)
     with Kept() as kept:
+        plan.made[0].kill()
         kept.keepers[0]._thread.join(PATIENCE)
         assert kept.workers.dead_seconds() == math.inf
+        refused(kept.keepers[0])  # who asks must not wait for a worker that nobody starts
+
+
+def test_a_bug_at_the_first_start_is_raised(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    found: list[BaseException] = []
+
+    def check(*_: object) -> None:
+        raise KeyError("planted")
+
+    def enter() -> None:
+        try:
+            kept.__enter__()
+        except KeyError as error:
+            found.append(error)
+
+    kept = Kept(check=check)
+    thread = threading.Thread(target=enter, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert [str(error) for error in found] == ["'planted'"]
+    kept.__exit__()
+    assert plan.made[0].ended.is_set()
+
+
+def test_a_worker_that_cannot_be_ended_is_left(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, waits = threading.Event(), threading.Event()
+
+    def wait(_: object) -> str:
+        waits.set()
+        assert ended.wait(PATIENCE)
+        return "killed"
+
+    monkeypatch.setattr(Process, "wait", wait)
+    with Kept() as kept:
+        assert waits.wait(PATIENCE)
+        kept.workers.close()
+        kept.workers.stop(0.01)
+        assert plan.made[0].ended.is_set()
+        assert kept.keepers[0]._thread.is_alive()
+        ended.set()
+
+
+class Clock:
+    """In place of `time` in the keeper."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        fake = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr(keeper_module, "time", fake)
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(1.0, 60.0), (7.0, 70.0)])
+def test_later_starts_have_a_limit(
+    seconds: float, limit: float, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+
+    def check(*_: object) -> None:
+        clock.now += seconds
+
+    with Kept(check=check) as kept:
+        plan.next = [WorkerStuck("the worker was not ready")]
+        plan.made[0].kill()
+        wait_until(lambda: len(plan.made) == 3 and kept.keepers[0].is_ready)
+    assert plan.made[1].ended.is_set()
+    assert [process.limit for process in plan.made] == [None, limit, limit]
+
+
+def test_the_time_without_an_answer(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is kept over the deaths of workers; an answer, or an error as one, ends it."""
+    clock = Clock(monkeypatch)
+
+    def failed(_: object) -> None:
+        raise RemoteError("planted")
+
+    def hangs(_: object) -> None:
+        clock.now += 30
+        inside.append(kept.workers.unanswered_seconds())
+        raise WorkerStuck("planted")
+
+    inside: list[float] = []
+    with Kept(2) as kept:
+        keeper = kept.keepers[1]
+        for answer in (Process.work, failed):
+            for _ in range(3):
+                with pytest.raises(WorkerStuck):
+                    keeper.ask(hangs)
+                clock.now += 100  # nobody asks
+                keeper.ask(Process.work, is_test=True)  # type: ignore[arg-type]
+            assert kept.workers.unanswered_seconds() == 90
+            assert kept.workers.dead_seconds() == 0
+            with contextlib.suppress(RemoteError):
+                keeper.ask(answer)  # type: ignore[arg-type]
+            assert kept.workers.unanswered_seconds() == 0
+        with pytest.raises(WorkerStuck):
+            keeper.ask(hangs)
+        wait_until(lambda: keeper.is_ready)
+        keeper.unanswered.begin()  # another thread asks
+        clock.now += 5
+        assert kept.workers.unanswered_seconds() == 35
+        kept.workers.close()
+        plan.made[-1].kill()
+        wait_until(lambda: not keeper.is_ready)
+        with pytest.raises(Problem):
+            ask(keeper)
+        assert kept.workers.unanswered_seconds() == 0
+    assert inside == [30, 60, 90] * 2 + [30]
+
+
+def test_a_server_that_answers_nothing_is_busy(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a part of that time, as one text may take several times what a batch may."""
+    clock = Clock(monkeypatch)
+    metrics: Any = None
+    with Kept() as kept:
+        (keeper,) = kept.keepers
+        engine = Engine([], [], VectorCache(0), metrics, workers=kept.workers)
+        assert engine.busy_seconds() == 0
+
+        def hangs(_: object) -> None:
+            clock.now += 100
+            raise WorkerStuck("planted")
+
+        for busy in (20, 40, 60):
+            with pytest.raises(WorkerStuck):
+                keeper.ask(hangs)
+            wait_until(lambda: keeper.is_ready)
+            assert engine.busy_seconds() == busy
+        ask(keeper)
+        assert engine.busy_seconds() == 0
+        plan.hold.clear()
+        plan.made[-1].kill()
+        wait_until(lambda: not keeper.is_ready)
+        clock.now += 7
+        assert engine.busy_seconds() == 7
+        plan.hold.set()

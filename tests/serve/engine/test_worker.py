@@ -64,7 +64,7 @@ class Here:
             try:
                 while True:
                     worker.answer(self._theirs, self._loaded)
-            except (EOFError, WorkerError, OSError) as error:
+            except (EOFError, WorkerError, OSError, torch.AcceleratorError) as error:
                 self.error = error
 
     def ask(self, header: Any, body: Any, shapes: Any) -> list[torch.Tensor]:
@@ -137,6 +137,17 @@ def test_an_error_is_an_answer(here: Here, monkeypatch: pytest.MonkeyPatch) -> N
         assert "in broken" in trace
     monkeypatch.setattr(Replica, "rows", own)
     assert len(here.ask(*wire.of_batch(batch), [(None,)])) == 1
+
+
+def test_a_lost_device_ends_it(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered", 710)
+
+    monkeypatch.setattr(Replica, "rows", broken)
+    with pytest.raises(EOFError):
+        here.ask(*wire.of_batch(pieces([5])), [(None,)])
+    here.close()
+    assert isinstance(here.error, torch.AcceleratorError)
 
 
 def test_random_bytes_end_it(loaded: Loaded, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,6 +322,37 @@ def test_what_a_worker_may_answer(
         with pytest.raises(WorkerDied):
             one.rows(pieces([5]))
         assert one.answered == 0
+    finally:
+        end(one)
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_an_answer_that_cannot_be_read_ends_it(
+    error: type[BaseException], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next question would get it."""
+    monkeypatch.setattr(process, "CODE", ANSWERING.replace("ANSWER", "b'the rest of an answer'"))
+
+    def receive(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(wire, "receive", receive)
+    one = WorkerProcess(settings(folder))
+    try:
+        with pytest.raises(WorkerDied if error is MemoryError else error):
+            one.rows(pieces([5]))
+        assert one._process.wait(60) == -signal.SIGKILL
+        assert one.answered == 0
+    finally:
+        end(one)
+
+
+def test_a_start_that_hangs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "CODE", "import time; time.sleep(30)")
+    one = WorkerProcess(settings(folder))
+    try:
+        with pytest.raises(WorkerStuck, match=r"not ready within 0\.1 s"):
+            one.facts(0.1)
     finally:
         end(one)
 
