@@ -176,7 +176,8 @@ const SCENARIOS = {
     await page.route('**/v1/models', async (route) => {
       const answer = await route.fetch();
       const list = await answer.json();
-      list.data.push({ id: 'a-reranker', object: 'model', root: 'a-reranker' });
+      const name = 'a-reranker';
+      list.data.push({ id: name, object: 'model', root: name, labels: ['LABEL_0'] });
       await route.fulfill({ response: answer, json: list });
     });
     await page.route('**/v1/rerank', (route) => {
