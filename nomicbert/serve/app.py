@@ -161,15 +161,22 @@ def make_app(settings: ServeSettings, names: Names) -> tuple[App, Service]:
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-embedding-fingerprint", "x-truncated-texts"],
+            expose_headers=[
+                "x-request-id",
+                "x-embedding-fingerprint",
+                "x-truncated-texts",
+                "retry-after",
+                "retry-after-ms",
+            ],
         )
         middleware.append(cors)
     app = Starlette(
         routes=routes, middleware=middleware, exception_handlers={HTTPException: _no_route}
     )
     app.router.redirect_slashes = False
-    # with CORS every answer passes the router's middleware
-    return App({} if middleware else endpoints, app), service
+    # with CORS every answer passes the router's middleware; only the router fills in patterns
+    direct = {key: endpoint for key, endpoint in endpoints.items() if "{" not in key[1]}
+    return App({} if middleware else direct, app), service
 
 
 def start_tracing(settings: ServeSettings) -> "Tracing | None":

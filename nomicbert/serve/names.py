@@ -66,6 +66,10 @@ class Names:
             Reason.UNKNOWN_MODEL, f"no model {name!r:.200} here: this server has {known}", "model"
         )
 
+    def knows(self, name: str) -> bool:
+        """Whether it is a name of a model."""
+        return name in self.by_name or name in self._given
+
     def _add(self, name: str, index: int) -> None:
         if self.by_name.setdefault(name, index) != index:
             raise ValueError(

@@ -68,10 +68,13 @@ def tokenise_pairs(wanted: WantedPairs) -> Tokenised:
 
     Raises: Problem: a text is not valid Unicode, or a pair too long under "error".
     """
+    checked: set[str] = set()  # the query is in every pair
     for index, item in enumerate(wanted.inputs):
         try:
             for text in (item,) if isinstance(item, str) else item:
-                check_text(index, text)
+                if text not in checked:
+                    check_text(index, text)
+                    checked.add(text)
         except TextError as error:
             raise Problem(
                 Reason.INVALID, f"the text of {wanted.field}[{index}] {error.problem}", wanted.field
@@ -80,6 +83,8 @@ def tokenise_pairs(wanted: WantedPairs) -> Tokenised:
     job, cut = model.job(wanted.inputs, limit, wanted.max_second)
     if wanted.on_long == "error":
         for index in cut:
+            if len(job.pieces[index]) < limit:
+                continue  # only `max_second` has cut it
             tokens = _count(wanted, index)
             if tokens is None or tokens > limit:
                 given = "more" if tokens is None else str(tokens)

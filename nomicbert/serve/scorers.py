@@ -88,7 +88,9 @@ class ServedScorer(ServedModel):
         cut: list[int] = []
         pairs = {i: item for i, item in enumerate(inputs) if not isinstance(item, str)}
         if pairs:
-            prompted = [(prompt + first, second) for first, second in pairs.values()]
+            # one text with its prompt for all pairs that have it first: it may be long
+            firsts = {first: prompt + first for first, _ in pairs.values()}
+            prompted = [(firsts[first], second) for first, second in pairs.values()]
             found, types, found_cut = tokenizer.encode_pairs(prompted, max_length, max_second)
             for i, ids, kinds in zip(pairs, found, types, strict=True):
                 pieces[i], splits[i] = ids, len(ids) - sum(kinds)

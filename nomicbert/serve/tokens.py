@@ -171,9 +171,11 @@ def _windows(wanted: Wanted, texts: list[str]) -> Tokenised:
     if wanted.on_long == "mean":
         if finish.unnormalized:
             raise Problem(
-                Reason.INVALID, "on_long 'mean' gives unit vectors only: not `normalize` false",
-                "normalize",
-            )  # fmt: skip
+                Reason.INVALID,
+                "on_long 'mean' gives unit vectors, but this request asks for others: leave out "
+                "`normalize` false, or in ollama's protocol use /api/embed",
+                "on_long",
+            )
         own = Finish(finish.matryoshka_dim, finish.truncate_dim, normalize=True)
         join = WindowMeans(counts)
     else:

@@ -31,6 +31,8 @@ from tests.support.deployment import (
     settings_from,
     steps_of,
 )
+from tests.support.rerankers import build_reranker
+from tests.support.served import tiny
 
 FINAL = ("server", "with-model")
 VARIANTS = ("cpu", "cuda")
@@ -92,6 +94,18 @@ def test_variables_are_those_of_the_server(monkeypatch: pytest.MonkeyPatch) -> N
     # a volume at /models must not hide the model
     assert not baked["HF_HOME"].startswith("/models")
     assert (baked["NOMICBERT_LOCAL_FILES_ONLY"], baked["HF_HUB_OFFLINE"]) == ("1", "1")
+
+
+def test_a_model_of_any_kind_is_fetched(tmp_path: Path) -> None:
+    """The step of `with-model` runs here, on folders in place of repositories."""
+    (code,) = [
+        found[1]
+        for value in values(steps_of("with-model"), "RUN")
+        if (found := re.search(r'python -c "([^"]*hub[^"]*)"', value))
+    ]
+    for folder in (tiny(tmp_path), build_reranker(tmp_path / "reranker")):
+        assert run_python("-c", code, str(folder), "main").returncode == 0
+    assert run_python("-c", code, str(tmp_path / "none"), "main").returncode != 0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nomicbert.errors import TokenizerError
+from nomicbert.serve import pairs as pairs_module
 from nomicbert.serve import scorers
 from nomicbert.serve.engine import calibrate
 from nomicbert.serve.engine.jobs import Piece
@@ -131,6 +132,23 @@ def test_pairs_that_are_too_long(served: dict[str, ServedScorer]) -> None:
     huge = [("x", "word " * 30_000)]
     with pytest.raises(Problem, match="Given: more in pair 0"):
         tokenise_pairs(want(model, huge, on_long="error"))
+
+
+def test_a_long_document_that_only_its_own_limit_cuts(served: dict[str, ServedScorer]) -> None:
+    pairs = [(QUERY, "river " * 20_000)]
+    made = tokenise_pairs(want(served[ONE], pairs, on_long="error", max_second=4))
+    assert made.cut == [0]
+    with pytest.raises(Problem, match="Given: more in pair 0"):
+        tokenise_pairs(want(served[ONE], pairs, on_long="error"))
+
+
+def test_a_text_of_several_pairs_is_looked_at_once(
+    served: dict[str, ServedScorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+    monkeypatch.setattr(pairs_module, "check_text", lambda _, text: found.append(text))
+    tokenise_pairs(want(served[ONE], [(QUERY, "a"), (QUERY, "b"), (QUERY, "a")]))
+    assert found == [QUERY, "a", "b"]
 
 
 def test_what_is_no_text(served: dict[str, ServedScorer]) -> None:

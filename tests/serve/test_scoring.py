@@ -171,7 +171,12 @@ def test_a_pair_that_cannot_be_computed(
 
 
 def test_a_server_of_both_kinds(server: InThread, folders: dict[str, Path]) -> None:
-    assert [item["id"] for item in server.call("/v1/models").json["data"]] == [*SERVED]
+    listed = server.call("/v1/models").json["data"]
+    assert [item["id"] for item in listed] == [*SERVED]
+    # the page for people tells the kinds apart by these
+    assert [len(item.get("labels", ())) for item in listed] == [1, 0, 1, 3, 1, 1]
+    assert [item["id"] for item in listed if "dimensions" in item] == [EMBEDDER]
+    assert listed[1]["dimensions"] == Embedder(folders[EMBEDDER]).get_embedding_dimension()
     embedded = server.call("/embed", {"inputs": ["a"]})  # the first embedding model
     wanted = Embedder(folders[EMBEDDER]).encode(["a"], prompt="", normalize_embeddings=True)
     assert bits(embedded.vectors) == bits(wanted)

@@ -31,6 +31,8 @@ LOOPBACK = "127.0.0.2"
 CPUS = 4
 WORDS = ("the river", "a fox", "what is", "the name of the town", "in the north", "of the sea")
 ROWS_PER_BLOCK = 25
+# One for all clusters of a process: Ray reads it once.
+TOKEN = secrets.token_hex(16)
 # Long enough to be killed in between: seconds that each block waits before it is embedded.
 WAIT = 0.15
 
@@ -39,7 +41,7 @@ def _environment() -> dict[str, str]:
     """Nothing leaves the machine, no file appears in the home, workers find this checkout."""
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_AUTH_TOKEN": TOKEN,
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else old versions warn of what new ones do
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
     }

@@ -42,7 +42,7 @@ class Replica:
         self._engine = self._service.engine
         self._busy = Busy(self._engine)
         for model in self._service.models:
-            log_line("ready", model=model.name, loaded=repr(model.facade))
+            log_line("ready", model=model.name, loaded=model.runs.description)
         return self._app
 
     async def check_health(self) -> None:
@@ -51,8 +51,7 @@ class Replica:
         Raises: RuntimeError: the reason.
         """
         if not self._service.is_alive():
-            seconds = self._service.settings.stuck_seconds
-            raise RuntimeError(f"a batch has been running for more than {seconds:g} s")
+            raise RuntimeError("a compute thread has ended, or takes longer than stuck_seconds")
         if problem := await self._service.is_ready():
             raise RuntimeError(problem)
 
@@ -62,5 +61,6 @@ class Replica:
 
     def __del__(self) -> None:
         """Ray has sent no request for a while, and all have their answers: end the threads."""
-        self._service.stopping = True
-        self._service.stop()
+        if hasattr(self, "_service"):  # not if the settings were refused
+            self._service.stopping = True
+            self._service.stop()

@@ -136,13 +136,16 @@ def find(service: Service, name: str | None) -> ServedEmbedder:
     """
     if name is None and not service.settings.any_model_name:
         raise Problem(Reason.INVALID, "`model` is missing: send a name of GET /api/tags", "model")
-    for known in dict.fromkeys((name, name and name.removesuffix(LATEST))):
-        try:
-            return service.find(known)
-        except Problem as problem:
-            if problem.reason is not Reason.UNKNOWN_MODEL:
-                raise
-    raise Problem(Reason.UNKNOWN_MODEL, f"model '{name}' not found", "model")
+    known, names = name, service.names
+    if name is not None and not names.knows(name) and names.knows(name.removesuffix(LATEST)):
+        known = name.removesuffix(LATEST)
+    try:
+        return service.find(known)
+    except Problem as problem:
+        if problem.reason is not Reason.UNKNOWN_MODEL:
+            raise
+        message = f"model '{name}' not found"
+        raise Problem(Reason.UNKNOWN_MODEL, message, "model") from problem
 
 
 def _wanted(

@@ -49,7 +49,8 @@ DIALECT = Dialect("pages", {}, health.render)
 async def root(service: Service, exchange: Exchange) -> Answer:
     """GET /: the start page for a browser; for all others TEI's and ollama's probe, with the key.
 
-    Both have the same status, since some probes ask for text/html too.
+    Both have the same status, since some probes ask for text/html too; but a probe without the
+    key that it needs is refused.
 
     Raises: Problem: a probe without a key that is needed.
     """

@@ -85,7 +85,7 @@ class Endpoint:
         self._handler = handler
         self._is_open = is_open
         # probes and metrics come every few seconds and would bury the traces of clients
-        self._is_traced = dialect.name != "health"
+        self._is_traced = dialect.name not in ("health", "pages")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -119,8 +119,9 @@ class Endpoint:
                 await self._send(answer, exchange, send)
             except ClientGone:
                 outcome = "disconnected"
-        except asyncio.CancelledError:  # as Ray does when the client has left
-            outcome = "disconnected"
+        except asyncio.CancelledError:
+            # by uvicorn when the time for a shutdown is over, by Ray when the client has left
+            outcome = "failed" if service.draining else "disconnected"
             raise
         finally:
             exchange.release()

@@ -136,6 +136,12 @@ def test_addresses_and_methods_that_do_not_exist(server: InThread) -> None:
     assert len(server.call("/" + "x" * 5000).body) < 1000
 
 
+def test_the_pattern_of_a_route_is_an_address_like_others(server: InThread) -> None:
+    for path in ("/v1/models/{name:path}", "/v1/models/%7Bname:path%7D", "/pages/{name}"):
+        assert server.call(path).status == 404
+    assert server.metric("nomicbert_internal_errors_total") == 0
+
+
 # --- fingerprints ---
 
 

@@ -341,6 +341,23 @@ def test_any_model_name(tmp_path: Path) -> None:
         assert (reply.status, reply.json["model"]) == (200, MODEL)
 
 
+def test_a_tag_of_the_second_model(tmp_path: Path) -> None:
+    """Also where any name is taken: it is that of a model, not just any."""
+    folders = [tiny(tmp_path), tiny(tmp_path, "second", num_hidden_layers=2)]
+    with in_thread(*folders, any_model_name=True) as server:
+        first, second = (ask(server, "a", model=f"{path.name}:latest") for path in folders)
+        assert bits(first.vectors) != bits(second.vectors)
+        assert bits(second.vectors) == bits(ask(server, "a", model="second").vectors)
+        assert bits(first.vectors) == bits(ask(server, "a", model="third:latest").vectors)
+        shown = server.call("/api/show", {"model": "second:latest"})
+        assert shown.status == 200
+
+
+def test_vectors_before_l2_have_no_mean(server: InThread) -> None:
+    body = {"model": MODEL, "prompt": "a", "on_long": "mean"}
+    refused(server.call("/api/embeddings", body), 400, "use /api/embed")
+
+
 # --- what this server does not do; GET / ---
 
 
