@@ -73,6 +73,15 @@ const ranked = async (place) => ({
   scores: (await place.locator('.ranking .score').allTextContents()).map(Number),
 });
 
+/** The description of a body: fields per list, what is refused, and the example. */
+const described = async (route) => ({
+  lists: await route.locator('.fields').evaluateAll((all) =>
+    all.map((list) => [...list.querySelectorAll('dt')].map((one) => one.textContent)),
+  ),
+  refused: await route.locator('p', { hasText: /^Refused: / }).allTextContents(),
+  example: await route.locator('textarea').evaluateAll((all) => all.map((one) => one.value)),
+});
+
 const options_of = (page, selector) => page.locator(`${selector} option`).allTextContents();
 
 const unnamed = (page) =>
@@ -167,7 +176,8 @@ const SCENARIOS = {
     await page.route('**/v1/models', async (route) => {
       const answer = await route.fetch();
       const list = await answer.json();
-      list.data.push({ id: 'a-reranker', object: 'model', root: 'a-reranker' });
+      const name = 'a-reranker';
+      list.data.push({ id: name, object: 'model', root: name, labels: ['LABEL_0'] });
       await route.fulfill({ response: answer, json: list });
     });
     await page.route('**/v1/rerank', (route) => {
@@ -279,15 +289,45 @@ const SCENARIOS = {
     const failure = await fail(page, 'embed', { text: 'a' });
     const first = await failure.textContent();
     const disabled = await page.locator('#embed form > button').isDisabled();
+    const timer = failure.locator('[role=timer]');
+    await timer.evaluate((line) => {
+      window.written = [line.textContent];
+      const note = (all) => all.forEach(() => window.written.push(line.textContent));
+      new MutationObserver(note).observe(line, { childList: true, characterData: true });
+    });
     busy = false;
     await page.locator('#embed form > button:enabled').waitFor(WAIT);
     const last = await failure.textContent();
+    const written = await page.evaluate(() => window.written);
     await succeed(page, 'embed', { text: 'a' });
     const hidden = await failure.isHidden();
     await page.unroute('**/v1/embeddings');
     await page.route('**/v1/embeddings', (route) => route.abort());
     const gone = await (await fail(page, 'embed', { text: 'a' })).textContent();
-    return { long, first, disabled, last, hidden, gone };
+    return { long, first, disabled, last, written, hidden, gone };
+  },
+
+  /** Notes of texts that are cut, and none of others. */
+  async cuts(browser) {
+    const page = await open(browser, '/try');
+    await loaded(page);
+    const noted = async (tab, fill) => {
+      const notes = await (await succeed(page, tab, fill)).locator('.note').allTextContents();
+      return notes.join(' ');
+    };
+    const found = {};
+    for (const kind of ['short', 'long']) {
+      const { [kind]: text } = options;
+      const fill = { query: 'a', documents: `b\n${text}\n${text}` };
+      const embed = await noted('embed', { text });
+      const compare = await noted('compare', { texts: `b\n${text}\n${text}` });
+      await page.locator('#tab-rerank').click();
+      await page.locator('#method').selectOption('reranker');
+      const reranker = await noted('rerank', fill);
+      await page.locator('#method').selectOption('cosine');
+      found[kind] = { embed, compare, reranker, cosine: await noted('rerank', fill) };
+    }
+    return found;
   },
 
   /** A page that is opened while the model is loaded continues by itself. */
@@ -312,11 +352,18 @@ const SCENARIOS = {
     const page = await open(browser, '/docs#post/similarity', { permissions: ['clipboard-read', 'clipboard-write'] });
     await page.locator('details.route').first().waitFor(WAIT);
     const named = await page.locator('details.route[open]').evaluateAll((all) => all.map((one) => one.id));
+    // an address that cannot be decoded names no route
+    await page.evaluate(() => {
+      const changed = new Promise((done) => addEventListener('hashchange', done));
+      location.hash = '#%';
+      return changed;
+    });
     const groups = await page.locator('#routes h2').allTextContents();
     const routes = await page.locator('details.route').evaluateAll((all) => all.map((one) => one.id));
-    const sent = {};
+    const [sent, bodies] = [{}, {}];
     for (const id of routes) {
       const route = page.locator(`[id="${id}"]`);
+      bodies[id] = await described(route);
       if (!(await route.evaluate((one) => one.open))) await route.locator('summary').click();
       await route.locator('form button').click();
       await route.locator('.result').waitFor(WAIT);
@@ -339,7 +386,8 @@ const SCENARIOS = {
       failure: await route.locator('.failure').textContent(),
       status: await route.locator('.result strong').textContent(),
     };
-    return { named, groups, routes, sent, fields, headers, answer, curl, refused, unnamed: await unnamed(page) };
+    const shown = { named, groups, routes, sent, bodies, fields, headers, answer, curl, refused };
+    return { ...shown, unnamed: await unnamed(page) };
   },
 
   /** Looks: no page is wider than its window, all texts can be read; with `folder` also pictures. */

@@ -15,7 +15,8 @@ from nomicbert import Embedder
 from nomicbert.serve.dialects import pages
 from tests.support.checkpoints import build_checkpoint
 from tests.support.javascript import TESTS, browser, cosines, node
-from tests.support.served import MODEL, WIDTH, embedder_of, tiny
+from tests.support.rerankers import build_reranker
+from tests.support.served import LONG, MODEL, WIDTH, embedder_of, tiny
 from tests.support.serving import InThread, in_thread
 
 TEXT = "<img src=x onerror=alert(1)> & what is </b> TSNE?"
@@ -28,6 +29,15 @@ FAILED = "error: Failed to load resource: "
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InThread]:
     with in_thread(tiny(tmp_path_factory.mktemp("pages")), max_length=256) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InThread]:
+    """A server with a reranker too; both cut what is too long."""
+    place = tmp_path_factory.mktemp("mixed")
+    reranker = build_reranker(place / "a-reranker")
+    with in_thread(tiny(place), reranker, max_length=48, on_long="end") as found:
         yield found
 
 
@@ -188,9 +198,27 @@ def test_errors_are_readable(server: InThread) -> None:
     assert re.search(r"Try again in [2-9] s\.", found["first"])  # of 9
     assert found["disabled"]
     assert "Try again now." in found["last"]
+    # the countdown is written when it changes: what is read out is not repeated
+    written = found["written"]
+    assert written == list(dict.fromkeys(written))
+    assert len(written) >= 3
+    assert written[-1] == "Try again now."
     assert found["hidden"]
     assert "does not answer" in found["gone"]
     assert not complaints(found)
+
+
+def test_a_cut_is_shown(mixed: InThread) -> None:
+    found = use(mixed, "cuts", short="c", long=LONG)
+    assert found["short"] == dict.fromkeys(found["short"], "")
+    many = "2 texts were cut: longer than the server's limit of tokens."
+    long = found["long"]
+    assert long["embed"] == many.replace("2 texts were", "1 text was")
+    assert long["compare"] == long["cosine"] == many
+    body = {"query": "a", "documents": ["b", LONG, LONG]}
+    reply = mixed.call("/v1/rerank", body).json
+    assert reply["usage"]["truncated_texts"] == 2
+    assert [long["reranker"]] == reply["meta"]["warnings"]
 
 
 def test_a_page_waits_for_the_model(server: InThread) -> None:
@@ -209,8 +237,15 @@ def test_the_api_page(server: InThread) -> None:
     assert found["named"] == ["post/similarity"]
     assert {"post/embed", "get/info"} <= set(found["routes"])
     # every example is answered, but of tasks that this model does not have
-    refused = {route for route, status in found["sent"].items() if status != "200 OK"}
-    assert all(route.endswith("rerank") for route in refused)
+    refused = {route: status for route, status in found["sent"].items() if status != "200 OK"}
+    assert refused == {
+        "post/rerank": "424 Failed Dependency",
+        "post/predict": "424 Failed Dependency",
+        "post/v1/rerank": "400 Bad Request",
+        "post/v2/rerank": "400 Bad Request",
+        "post/score": "400 Bad Request",
+        "post/v1/score": "400 Bad Request",
+    }
     fields = found["fields"]
     assert fields["input text or list of texts, required"].startswith("not empty. Also")
     assert fields["model text, required"] == f'only "{MODEL}"'
@@ -227,6 +262,40 @@ def test_the_api_page(server: InThread) -> None:
     assert "The server refused this." in found["refused"]["failure"]
     assert found["unnamed"] == []
     assert not complaints(found)
+
+
+def test_bodies_with_alternatives(mixed: InThread) -> None:
+    """The fields of each alternative; each example is answered, ollama's have a text."""
+    found = use(mixed, "docs", model=MODEL)
+    assert set(found["sent"].values()) == {"200 OK"}
+    bodies = found["bodies"]
+
+    def required(route: str) -> list[list[str]]:
+        lists = bodies[route]["lists"]
+        return [[row.split(" ")[0] for row in rows if "required" in row] for rows in lists]
+
+    assert required("post/v1/embeddings") == [["input", "model"]]
+    assert required("post/rerank") == [["query"], ["texts"], ["documents", "documents[].text"]]
+    assert required("post/v2/embed")[1:] == [
+        ["texts"], ["inputs", "inputs[].content", "inputs[].content[].type",
+                    "inputs[].content[].text"],
+    ]  # fmt: skip
+    sides = [["text_1", "text_2"], ["queries", "documents"], ["data_1", "data_2"]]
+    assert required("post/score")[1:] == sides
+    names = [[row.split(" ")[0] for row in rows] for rows in bodies["post/score"]["lists"]]
+    assert names[1:] == sides
+    assert "text_1" not in names[0]
+    assert "model" in names[0]
+    (refused,) = bodies["post/v1/embeddings"]["refused"]
+    assert refused == (
+        'Refused: normalize: false with on_long: "mean"; '
+        'normalize: false with embed_dtype: "int8" or "uint8".'
+    )
+    assert bodies["post/embed"]["refused"] == ['Refused: normalize: false with on_long: "mean".']
+    assert bodies["post/tokenize"]["refused"] == []
+    for route, field in (("post/api/embed", "input"), ("post/api/embeddings", "prompt")):
+        (example,) = bodies[route]["example"]
+        assert json.loads(example)[field]
 
 
 def test_looks(server: InThread) -> None:

@@ -5,9 +5,6 @@ say: empty lists, and the names and limits of the loaded models.
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -22,33 +19,42 @@ from nomicbert.serve.dialects import (
     tei_tokens,
 )
 from nomicbert.serve.dialects.fields import POLICIES
+from nomicbert.serve.dialects.openapi_facts import Accepted, Facts, facts_of
+from nomicbert.serve.dialects.schemas import (
+    INTEGER,
+    NULL,
+    NUMBERS,
+    OBJECT,
+    STRING,
+    TEXTS,
+    VECTORS,
+    Schema,
+    direction,
+    one_of,
+    one_or_null,
+    or_null,
+    whole,
+)
 from nomicbert.serve.http.answers import Answer, as_json
 from nomicbert.serve.http.exchange import Exchange
-from nomicbert.serve.scorers import ServedScorer
-from nomicbert.serve.served import ServedEmbedder
 from nomicbert.serve.service import Service
-from nomicbert.text.prompts import NOMIC_TASKS
 
-STRING = {"type": "string"}
-TEXTS = {"type": "array", "items": STRING, "minItems": 1}
 # Of lists of token ids the first and the last one are fixed, which a schema cannot say.
 INPUTS = {
     "anyOf": [STRING, TEXTS],
     "description": "Also a list of token ids, or several, with the special tokens of this model.",
 }
-NUMBERS = {"type": "array", "items": {"type": "number"}}
-VECTORS = {"type": "array", "items": NUMBERS}
 USAGE = {
     "type": "object",
     "properties": {
-        "prompt_tokens": {"type": "integer"},
-        "total_tokens": {"type": "integer"},
-        "truncated_texts": {"type": "integer"},
+        "prompt_tokens": INTEGER,
+        "total_tokens": INTEGER,
+        "truncated_texts": INTEGER,
     },
     "required": ["prompt_tokens", "total_tokens"],
 }
 # path -> struct of the body, summary, schema of the answer
-BODIES: dict[str, tuple[type[msgspec.Struct], str, dict[str, Any]]] = {
+BODIES: dict[str, tuple[type[msgspec.Struct], str, Schema]] = {
     "/v1/embeddings": (
         openai.EmbeddingsRequest,
         "Embed texts (OpenAI)",
@@ -56,7 +62,7 @@ BODIES: dict[str, tuple[type[msgspec.Struct], str, dict[str, Any]]] = {
             "type": "object",
             "properties": {
                 "object": {"const": "list"},
-                "data": {"type": "array", "items": {"type": "object"}},
+                "data": {"type": "array", "items": OBJECT},
                 "model": STRING,
                 "usage": USAGE,
             },
@@ -79,11 +85,11 @@ BODIES: dict[str, tuple[type[msgspec.Struct], str, dict[str, Any]]] = {
         {"type": "array", "items": VECTORS},
     ),
     "/similarity": (tei.SimilarityRequest, "Cosines of one sentence to others (TEI)", NUMBERS),
-    "/vertex": (tei.VertexRequest, "Several bodies of /embed (TEI)", {"type": "object"}),
+    "/vertex": (tei.VertexRequest, "Several bodies of /embed (TEI)", OBJECT),
     "/tokenize": (
         tei_tokens.TokenizeRequest,
         "Tokens of texts (TEI)",
-        {"type": "array", "items": {"type": "array", "items": {"type": "object"}}},
+        {"type": "array", "items": {"type": "array", "items": OBJECT}},
     ),
     "/decode": (
         tei_tokens.DecodeRequest,
@@ -94,7 +100,7 @@ BODIES: dict[str, tuple[type[msgspec.Struct], str, dict[str, Any]]] = {
     **openapi_rerank.BODIES,
 }
 # path -> schema of the body in place of its struct's
-SCHEMAS: dict[str, dict[str, Any]] = {
+SCHEMAS: dict[str, Schema] = {
     "/embed_all": {"$ref": "#/components/schemas/EmbedAllRequest"},
     **openapi_rerank.SCHEMAS,
 }
@@ -109,11 +115,12 @@ PLAIN = {
 ALSO = {
     "/v1/embeddings": "Also POST /embeddings.",
     "/embed": "Also POST / and /invocations, if the first model embeds; and they take the body of "
-    "/similarity too.",
-    "/rerank": "With `documents` in place of `texts` as Jina, vLLM and Infinity have it.",
-    "/v1/rerank": "Jina's route too.",
+    "/similarity too. /invocations also takes the body of nomic's SageMaker endpoints: `texts`, "
+    "and `task_type`, `dimensionality`, `binary` (bits, eight to an integer) and `on_long` if "
+    "wanted; the answer is an object with `embeddings`.",
     "/v1/models": "Also GET /models.",
     "/health/ready": "Also GET /health, / and /ping, which answer without a body.",
+    **openapi_rerank.ALSO,
 }
 # struct -> what stands for a key that is absent or null, where no option of the server decides
 DEFAULTS: dict[str, dict[str, object]] = {
@@ -129,50 +136,19 @@ DEFAULTS: dict[str, dict[str, object]] = {
 STATUSES = ("400", "401", "404", "408", "412", "413", "415", "422", "424", "429", "500", "503")
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the models of a server accept; None where it is not known, or differs between them.
-
-    Attributes:
-        names: of models, if others are refused.
-        prompts: names of prompts.
-        width: columns of a whole vector.
-        lengths: the least and the most tokens per text, or pair.
-        vocabulary: number of token ids.
-    """
-
-    names: Sequence[str] | None = None
-    prompts: Sequence[str] | None = None
-    width: int | None = None
-    lengths: tuple[int, int] | None = None
-    vocabulary: int | None = None
-
-
 async def document(service: Service, _exchange: Exchange) -> Answer:
     """GET /openapi.json."""
-    names = None if service.settings.any_model_name else [*service.names.by_name]
-    facts = Facts(names)
-    if service.loaded is not None and len(service.loaded.models) == 1:
-        (model,) = service.loaded.models
-        shortest = model.shortest if isinstance(model, ServedScorer) else model.tokenizer.shortest
-        facts = Facts(
-            names,
-            sorted(model.facade.prompts),
-            model.width if isinstance(model, ServedEmbedder) else None,
-            (shortest, model.max_length),
-            model.encoder.config.vocab_size,
-        )
-    return as_json(describe(facts))
+    return as_json(describe(facts_of(service)))
 
 
-def describe(facts: Facts) -> dict[str, Any]:
+def describe(facts: Facts) -> Schema:
     """The document."""
     structs = [struct for struct, _, _ in BODIES.values()]
     found, components = msgspec.json.schema_components(
         structs, ref_template="#/components/schemas/{name}"
     )
     _narrowed(components, facts)
-    paths: dict[str, Any] = {}
+    paths: Schema = {}
     for (path, (_, summary, answer)), body in zip(BODIES.items(), found, strict=True):
         content = {"application/json": {"schema": SCHEMAS.get(path, body)}}
         paths[path] = {
@@ -183,7 +159,7 @@ def describe(facts: Facts) -> dict[str, Any]:
             }
         }
     for path, summary in PLAIN.items():
-        answers = {"responses": _responses({"type": "object"})}
+        answers = {"responses": _responses(OBJECT)}
         paths[path] = {"get": {**_about(path, summary), **answers}}
     return {
         "openapi": "3.1.0",
@@ -196,74 +172,38 @@ def describe(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _about(path: str, summary: str) -> dict[str, Any]:
+def _about(path: str, summary: str) -> Schema:
     """Summary, and the protocol that ends it in parentheses as a tag."""
     found = {"summary": summary, "tags": [summary.rpartition("(")[2].removesuffix(")")]}
     return found | ({"description": ALSO[path]} if path in ALSO else {})
 
 
-def _responses(answer: dict[str, Any]) -> dict[str, Any]:
-    def response(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _responses(answer: Schema) -> Schema:
+    def response(text: str, schema: Schema) -> Schema:
         return {"description": text, "content": {"application/json": {"schema": schema}}}
 
-    refused = {status: response("refused", {"type": "object"}) for status in STATUSES}
+    refused = {status: response("refused", OBJECT) for status in STATUSES}
     return {"200": response("answered", answer), **refused}
 
 
-def _narrowed(components: dict[str, Any], facts: Facts) -> None:
+def _narrowed(components: dict[str, Schema], facts: Facts) -> None:
     """State what is refused although the structs can hold it."""
     properties = {name: schema["properties"] for name, schema in components.items()}
-    prompt = _or_null({"enum": [*facts.prompts]} if facts.prompts is not None else STRING)
-    width = _whole(1, facts.width)
-    named = {"enum": [*facts.names]} if facts.names is not None else STRING
-    right = _or_null({"enum": ["Right", "right"]})
-    narrower: dict[str, dict[str, Any]] = {
-        "EmbeddingsRequest": {
-            "input": INPUTS,
-            "model": named if facts.names is not None else _or_null(STRING),
-            "dimensions": _or_null(width),
-            "prompt_name": prompt,
-            "task_type": prompt,
-            "on_long": _or_null({"enum": [*POLICIES]}),
-            "max_length": _or_null(_whole(*(facts.lengths or (1, None)))),
-        },
-        "TextRequest": {
-            "texts": TEXTS,
-            "model": _or_null(named),
-            "task_type": _or_null({"enum": [*NOMIC_TASKS]}),
-            "dimensionality": _or_null(width),
-            "on_long": _or_null({"enum": [*POLICIES]}),
-            "max_tokens_per_text": _or_null(_whole(1)),
-        },
-        "EmbedRequest": {
-            "inputs": INPUTS,
-            "prompt_name": prompt,
-            "dimensions": _or_null(width),
-            "truncation_direction": right,
-            "on_long": _or_null({"enum": [*POLICIES]}),
-        },
-        "Sentences": {"sentences": TEXTS},
-        "Parameters": {"prompt_name": prompt, "truncation_direction": right},
-        "TokenizeRequest": {"inputs": {"anyOf": [STRING, TEXTS]}, "prompt_name": prompt},
-        "DecodeRequest": {"ids": _ids(facts)},
-        **openapi_rerank.narrower(facts.names, facts.lengths),
-    }
-    for name, fields in narrower.items():
-        for field, schema in fields.items():
-            properties[name][field] = schema
+    for name, fields in _narrower(facts).items():
+        properties[name] |= fields
     for name, defaults in DEFAULTS.items():
         for field, value in defaults.items():
             properties[name][field] = {**properties[name][field], "default": value}
     properties["VertexRequest"]["instances"]["minItems"] = 1
     components["ScoreRequest"]["anyOf"] = openapi_rerank.sides()
-    if facts.names is not None:
+    if facts.needs_name:
         components["EmbeddingsRequest"]["required"] = ["input", "model"]
     tokens = components["EmbedAllRequest"] = copy.deepcopy(components["EmbedRequest"])
     tokens["title"] = "EmbedAllRequest"
     tokens["properties"] |= {
         "inputs": {"anyOf": [STRING, TEXTS]},
-        "dimensions": {"type": "null"},
-        "on_long": _or_null({"enum": ["error", "end"]}),
+        "dimensions": NULL,
+        "on_long": or_null({"enum": ["error", "end"]}),
     }
     for name in ("EmbeddingsRequest", "EmbedRequest"):
         # a mean of unit vectors is one
@@ -274,20 +214,53 @@ def _narrowed(components: dict[str, Any], facts: Facts) -> None:
     components["EmbeddingsRequest"]["not"] = {
         "anyOf": [other, {"properties": unit, "required": [*unit]}]
     }
-    shortest = facts.lengths[0] if facts.lengths is not None else 1
-    openapi_more.narrow(components, facts.names, facts.prompts, width, shortest)
+    openapi_more.narrow(components, facts)
 
 
-def _ids(facts: Facts) -> dict[str, Any]:
-    token = _whole(0, None if facts.vocabulary is None else facts.vocabulary - 1)
+def _narrower(facts: Facts) -> dict[str, dict[str, Schema]]:
+    """Struct -> field -> what is accepted, where the struct can hold more."""
+    models, first = facts.embedders, facts.embedder
+    policy = or_null({"enum": [*POLICIES]})
+    cut = direction(first.cuts_start)
+    prompt, own_prompt = one_or_null(models.prompts), one_or_null(first.prompts)
+    width = or_null(whole(1, models.width))
+    return {
+        "EmbeddingsRequest": {
+            "input": INPUTS,
+            "model": (one_of if facts.needs_name else one_or_null)(models.names),
+            "dimensions": width,
+            "prompt_name": prompt,
+            "task_type": prompt,
+            "on_long": policy,
+            "max_length": or_null(whole(models.shortest or 1, models.longest)),
+        },
+        "TextRequest": {
+            "texts": TEXTS,
+            "model": one_or_null(models.names),
+            "task_type": one_or_null(models.tasks),
+            "dimensionality": width,
+            "on_long": policy,
+            "max_tokens_per_text": or_null(whole(1)),
+        },
+        "EmbedRequest": {
+            "inputs": INPUTS,
+            "prompt_name": own_prompt,
+            "dimensions": or_null(whole(1, first.width)),
+            "truncation_direction": cut,
+            "on_long": policy,
+        },
+        "Sentences": {"sentences": TEXTS},
+        "Parameters": {"prompt_name": own_prompt, "truncation_direction": cut},
+        "TokenizeRequest": {
+            "inputs": {"anyOf": [STRING, TEXTS]},
+            "prompt_name": one_or_null(facts.first.prompts),
+        },
+        "DecodeRequest": {"ids": _ids(facts.first)},
+        **openapi_rerank.narrower(facts),
+    }
+
+
+def _ids(first: Accepted) -> Schema:
+    token = whole(0, None if first.vocabulary is None else first.vocabulary - 1)
     ids = {"type": "array", "items": token}
     return {"anyOf": [ids | {"minItems": 1}, {"type": "array", "items": ids, "minItems": 1}]}
-
-
-def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _whole(least: int, most: int | None = None) -> dict[str, Any]:
-    found = {"type": "integer", "minimum": least}
-    return found if most is None else found | {"maximum": most}

@@ -3,22 +3,27 @@
 Where in the flow: `openapi` adds these bodies and what their structs cannot say to its own.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import msgspec
 
 from nomicbert.serve.dialects import cohere, ollama, ollama_models
 from nomicbert.serve.dialects.fields import POLICIES
-from nomicbert.text.prompts import NOMIC_TASKS
-
-Schema = dict[str, Any]
+from nomicbert.serve.dialects.openapi_facts import Facts
+from nomicbert.serve.dialects.schemas import (
+    INTEGER,
+    NULL,
+    NUMBERS,
+    OBJECT,
+    STRING,
+    TEXTS,
+    VECTORS,
+    Schema,
+    one_of,
+    one_or_null,
+    or_null,
+    whole,
+)
 
 PLACE = "#/components/schemas/"
-NULL: Schema = {"type": "null"}
-STRING: Schema = {"type": "string"}
-NUMBERS: Schema = {"type": "array", "items": {"type": "number"}}
-TEXTS: Schema = {"type": "array", "items": STRING, "minItems": 1}
 COHERE: Schema = {
     "type": "object",
     "properties": {
@@ -26,7 +31,7 @@ COHERE: Schema = {
         "response_type": {"enum": ["embeddings_by_type", "embeddings_floats"]},
         "embeddings": {"type": ["object", "array"]},
         "texts": TEXTS,
-        "meta": {"type": "object"},
+        "meta": OBJECT,
     },
     "required": ["id", "response_type", "embeddings", "texts", "meta"],
 }
@@ -34,10 +39,10 @@ OLLAMA: Schema = {
     "type": "object",
     "properties": {
         "model": STRING,
-        "embeddings": {"type": "array", "items": NUMBERS},
-        "total_duration": {"type": "integer"},
-        "load_duration": {"type": "integer"},
-        "prompt_eval_count": {"type": "integer"},
+        "embeddings": VECTORS,
+        "total_duration": INTEGER,
+        "load_duration": INTEGER,
+        "prompt_eval_count": INTEGER,
     },
     "required": ["model", "embeddings"],
 }
@@ -51,47 +56,44 @@ BODIES: dict[str, tuple[type[msgspec.Struct], str, Schema]] = {
         "Embed a text (ollama)",
         {"type": "object", "properties": {"embedding": NUMBERS}, "required": ["embedding"]},
     ),
-    "/api/show": (
-        ollama_models.OllamaShowRequest,
-        "Facts about a model (ollama)",
-        {"type": "object"},
-    ),
+    "/api/show": (ollama_models.OllamaShowRequest, "Facts about a model (ollama)", OBJECT),
 }
 PLAIN = {
     "/api/tags": "Names of the models (ollama)",
     "/api/ps": "Loaded models (ollama)",
     "/api/version": "Version of the server (ollama)",
 }
+# Texts of an example.
+EXAMPLES = ["What is TSNE?", "Who is Laurens van der Maaten?"]
+# cuts_start of the checkpoints -> Cohere's `truncate`
+TRUNCATE = {None: ("NONE", "START", "END"), True: ("NONE", "START"), False: ("NONE", "END")}
 
 
-def narrow(
-    components: dict[str, Schema],
-    names: Sequence[str] | None,
-    prompts: Sequence[str] | None,
-    width: Schema,
-    shortest: int,
-) -> None:
+def narrow(components: dict[str, Schema], facts: Facts) -> None:
     """State what is refused although the structs can hold it.
 
     Args:
         components: schemas by the names of structs, which change.
-        names: of models, if others are refused.
-        prompts: names of prompts, or None where models differ.
-        width: of vectors: an integer in a range.
-        shortest: the least number of tokens per text.
+        facts: what the models accept.
     """
-    tokens: Schema = {"type": "integer", "minimum": shortest}
-    policy = _or_null({"enum": [*POLICIES]})
-    prompt = _or_null(STRING if prompts is None else {"enum": [*prompts]})
-    types = None if prompts is None else [*dict.fromkeys((*NOMIC_TASKS, *prompts))]
+    models = facts.embedders
+    tokens = or_null(whole(models.shortest or 1))
+    width = or_null(whole(1, models.width))
+    policy = or_null({"enum": [*POLICIES]})
+    # the vectors of this route have any length, and a mean of windows has length 1
+    plain = or_null({"enum": [name for name in POLICIES if name != "mean"]})
+    prompt = one_or_null(models.prompts)
+    types = None if models.tasks is None else [name for name in models.tasks if name != "image"]
+    # ollama's bodies are right without a text too, but say little then
+    texts = {"anyOf": [STRING, {"type": "array", "items": STRING}, NULL], "examples": [EXAMPLES]}
     fields: dict[str, Schema] = {
         "CohereEmbedRequest": {
-            "model": _or_null(STRING if names is None else {"enum": [*names]}),
+            "model": one_or_null(models.names),
             "images": NULL,
-            "input_type": _or_null(STRING if types is None else {"enum": types}),
-            "output_dimension": _or_null(width),
-            "truncate": _or_null({"enum": ["NONE", "END"]}),
-            "max_tokens": _or_null(tokens),
+            "input_type": one_or_null(types),
+            "output_dimension": width,
+            "truncate": one_or_null(TRUNCATE[models.cuts_start]),
+            "max_tokens": tokens,
             "on_long": policy,
         },
         "CohereInput": {
@@ -100,42 +102,45 @@ def narrow(
         },
         "CohereContent": {"type": {"const": "text"}, "text": STRING},
         "OllamaEmbedRequest": {
-            "input": {"anyOf": [STRING, {"type": "array", "items": STRING}, NULL]},
-            "dimensions": _or_null(width),
+            "input": texts,
+            "dimensions": width,
             "prompt_name": prompt,
             "on_long": policy,
         },
-        "OllamaEmbeddingsRequest": {"prompt_name": prompt, "on_long": policy},
-        "OllamaOptions": {"num_ctx": _or_null(tokens)},
+        "OllamaEmbeddingsRequest": {
+            "prompt": or_null(STRING) | {"examples": EXAMPLES[:1]},
+            "prompt_name": prompt,
+            "on_long": plain,
+        },
+        "OllamaOptions": {"num_ctx": tokens},
     }
     for name, schemas in fields.items():
         components[name]["properties"] |= schemas
     components["CohereContent"]["required"] = ["type", "text"]
     cohere_inputs = {"type": "array", "items": {"$ref": f"{PLACE}CohereInput"}, "minItems": 1}
     components["CohereEmbedRequest"]["anyOf"] = [
-        _one_of("texts", TEXTS, "inputs"),
-        _one_of("inputs", cohere_inputs, "texts"),
+        _only("texts", TEXTS, "inputs"),
+        _only("inputs", cohere_inputs, "texts"),
     ]
     kinds = components["CohereEmbedRequest"]["properties"]["embedding_types"]["anyOf"]
     for kind in kinds:
         if kind != NULL:
             kind["minItems"] = 1
-    if names is None:
+    if not facts.needs_name:
         return
-    known = {"enum": [*dict.fromkeys((*names, *map(ollama_models.tagged, names)))]}
+    names = models.names
+    if names is not None:
+        names = [*dict.fromkeys((*names, *map(ollama_models.tagged, names)))]
+    known = one_of(names)
     for name in ("OllamaEmbedRequest", "OllamaEmbeddingsRequest"):
         components[name]["properties"]["model"] = known
         components[name]["required"] = ["model"]
     components["OllamaShowRequest"]["anyOf"] = [
         {"properties": {"model": known}, "required": ["model"]},
-        _one_of("name", known, "model"),
+        _only("name", known, "model"),
     ]
 
 
-def _one_of(field: str, schema: Schema, other: str) -> Schema:
+def _only(field: str, schema: Schema, other: str) -> Schema:
     """An object with this field and without the other one."""
     return {"properties": {field: schema, other: NULL}, "required": [field]}
-
-
-def _or_null(schema: Schema) -> Schema:
-    return {"anyOf": [schema, NULL]}

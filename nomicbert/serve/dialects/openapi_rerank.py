@@ -1,19 +1,24 @@
 """The routes of rerankers and classifiers in OpenAPI's terms, for `openapi`."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import msgspec
 
 from nomicbert.serve.dialects import rerank, score, tei_rerank
 from nomicbert.serve.dialects.fields import PAIR_POLICIES
+from nomicbert.serve.dialects.openapi_facts import Facts
+from nomicbert.serve.dialects.schemas import (
+    INTEGER,
+    NULL,
+    NUMBER,
+    OBJECT,
+    STRING,
+    TEXTS,
+    Schema,
+    direction,
+    one_or_null,
+    or_null,
+    whole,
+)
 
-Schema = dict[str, Any]
-
-STRING: Schema = {"type": "string"}
-NULL: Schema = {"type": "null"}
-TEXTS: Schema = {"type": "array", "items": STRING, "minItems": 1}
-NUMBER: Schema = {"type": "number"}
 LABELS: Schema = {
     "type": "array",
     "items": {
@@ -26,7 +31,7 @@ RANKS: Schema = {
     "type": "array",
     "items": {
         "type": "object",
-        "properties": {"index": {"type": "integer"}, "score": NUMBER, "text": STRING},
+        "properties": {"index": INTEGER, "score": NUMBER, "text": STRING},
         "required": ["index", "score"],
     },
 }
@@ -40,15 +45,15 @@ RESULTS: Schema = {
             "items": {
                 "type": "object",
                 "properties": {
-                    "index": {"type": "integer"},
+                    "index": INTEGER,
                     "relevance_score": NUMBER,
                     "document": {"type": "object", "properties": {"text": STRING}},
                 },
                 "required": ["index", "relevance_score"],
             },
         },
-        "usage": {"type": "object"},
-        "meta": {"type": "object"},
+        "usage": OBJECT,
+        "meta": OBJECT,
     },
     "required": ["id", "model", "results", "usage", "meta"],
 }
@@ -60,20 +65,21 @@ SCORES: Schema = {
             "type": "array",
             "items": {
                 "type": "object",
-                "properties": {"index": {"type": "integer"}, "score": NUMBER},
+                "properties": {"index": INTEGER, "score": NUMBER},
                 "required": ["index", "score"],
             },
         },
         "model": STRING,
-        "usage": {"type": "object"},
+        "usage": OBJECT,
     },
     "required": ["object", "data", "model", "usage"],
 }
+RANK_DOCUMENTS = "Rank documents by relevance to a query (Cohere)"
 # As BODIES of `openapi`.
 BODIES: dict[str, tuple[type[msgspec.Struct], str, Schema]] = {
     "/rerank": (
         tei_rerank.RerankRequest,
-        "Order texts by their scores beside a query (TEI)",
+        "Rank texts by relevance to a query (TEI)",
         {"anyOf": [RANKS, RESULTS]},
     ),
     "/predict": (
@@ -81,8 +87,8 @@ BODIES: dict[str, tuple[type[msgspec.Struct], str, Schema]] = {
         "Labels of texts and pairs (TEI)",
         {"anyOf": [LABELS, {"type": "array", "items": LABELS}]},
     ),
-    "/v1/rerank": (rerank.DocumentsRequest, "Order documents by their scores (Cohere)", RESULTS),
-    "/v2/rerank": (rerank.DocumentsRequest, "Order documents by their scores (Cohere)", RESULTS),
+    "/v1/rerank": (rerank.DocumentsRequest, RANK_DOCUMENTS, RESULTS),
+    "/v2/rerank": (rerank.DocumentsRequest, RANK_DOCUMENTS, RESULTS),
     "/score": (score.ScoreRequest, "Scores of pairs (vLLM)", SCORES),
     "/v1/score": (score.ScoreRequest, "Scores of pairs (vLLM)", SCORES),
 }
@@ -100,33 +106,39 @@ SCHEMAS: dict[str, Schema] = {
         ]
     },
 }
+# That both sides must have as many texts is beyond JSON Schema.
+SIDES = (
+    "The first side holds 1 text, which goes with each text of the second side, or as many texts "
+    "as the second side: pairs are then made in order."
+)
+# As ALSO of `openapi`.
+ALSO = {
+    "/rerank": "With `documents` in place of `texts` as Jina, vLLM and Infinity have it.",
+    "/v1/rerank": "Jina's route too.",
+    "/score": SIDES,
+    "/v1/score": SIDES,
+}
 
 
-def narrower(
-    names: Sequence[str] | None, lengths: tuple[int, int] | None
-) -> dict[str, dict[str, Schema]]:
-    """Struct -> field -> what is accepted, where the struct can hold more.
-
-    Args:
-        names: of models, if others are refused.
-        lengths: the least and the most tokens per pair, or None if it is not known.
-    """
-    on_long = _or_null({"enum": [*PAIR_POLICIES]})
-    right = _or_null({"enum": ["Right", "right"]})
-    model = _or_null(STRING if names is None else {"enum": [*names]})
-    positive = _or_null({"type": "integer", "minimum": 1})
-    least, most = lengths or (1, None)
-    limit: Schema = {"type": "integer", "minimum": least}
-    limit |= {} if most is None else {"maximum": most}
+def narrower(facts: Facts) -> dict[str, dict[str, Schema]]:
+    """Struct -> field -> what is accepted, where the struct can hold more."""
+    on_long = or_null({"enum": [*PAIR_POLICIES]})
+    model = one_or_null(facts.rerankers.names)
+    positive = or_null(whole(1))
+    limit = whole(facts.rerankers.shortest or 1, facts.rerankers.longest)
     sequence = {"type": "array", "items": STRING, "minItems": 1, "maxItems": 2}
     side = {"anyOf": [STRING, TEXTS, NULL]}
     return {
-        "RerankRequest": {"texts": TEXTS, "truncation_direction": right, "on_long": on_long},
+        "RerankRequest": {
+            "texts": TEXTS,
+            "truncation_direction": direction(facts.reranker.cuts_start),
+            "on_long": on_long,
+        },
         "PredictRequest": {
             "inputs": {
                 "anyOf": [STRING, sequence, {"type": "array", "items": sequence, "minItems": 1}]
             },
-            "truncation_direction": right,
+            "truncation_direction": direction(facts.classifier.cuts_start),
             "on_long": on_long,
         },
         "DocumentsRequest": {
@@ -143,7 +155,7 @@ def narrower(
         "ScoreRequest": {
             **{name: side for names_of_side in score.SIDES for name in names_of_side},
             "model": model,
-            "truncate_prompt_tokens": _or_null({"anyOf": [{"const": -1}, limit]}),
+            "truncate_prompt_tokens": or_null({"anyOf": [{"const": -1}, limit]}),
             "on_long": on_long,
         },
     }
@@ -157,7 +169,3 @@ def sides() -> list[Schema]:
         own = {name: {"anyOf": [STRING, TEXTS]} for name in names}
         found.append({"properties": {**others, **own}, "required": [*names]})
     return found
-
-
-def _or_null(schema: Schema) -> Schema:
-    return {"anyOf": [schema, NULL]}

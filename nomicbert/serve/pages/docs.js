@@ -1,7 +1,7 @@
 // The API page: every route of openapi.json with its fields, an example, and a form to send it.
 
 import { $, ask, copyButton, element, refusal, send, show, start } from './shared.js';
-import { exampleOf, fieldsOf, refusedTogether, typeOf } from './schema.js';
+import { apart, exampleOf, fieldsOf, refusedTogether, typeOf } from './schema.js';
 
 const MOST_VALUES = 12; // of a list of numbers that is shown
 const MOST_TEXT = 20_000; // characters of an answer that are shown
@@ -16,28 +16,40 @@ async function load() {
       groups.set(tag, [...(groups.get(tag) ?? []), route(root, path, method, operation)]);
     }
   }
-  $('routes').replaceChildren(
-    ...[...groups].map(([tag, routes]) => element('section', {}, element('h2', {}, tag), ...routes)),
+  const sections = [...groups].map(([tag, routes]) =>
+    element('section', {}, element('h2', {}, tag), ...routes),
   );
+  $('routes').replaceChildren(...sections);
   open();
 }
 
 /** Open the route that the address names. */
 function open() {
-  const found = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const found = document.getElementById(named());
   if (found?.localName !== 'details') return;
   found.open = true;
   found.scrollIntoView();
 }
 
+/** What the address names; '' if it is not valid, such as #%. */
+function named() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch (error) {
+    if (!(error instanceof URIError)) throw error;
+    return '';
+  }
+}
+
 function route(root, path, method, operation) {
   const id = method + path;
+  const title = (operation.summary ?? '').replace(` (${operation.tags?.[0]})`, '');
   const summary = element(
     'summary',
     {},
     element('span', { class: `method ${method}` }, method.toUpperCase()),
     element('code', {}, path),
-    element('span', { class: 'muted' }, (operation.summary ?? '').replace(` (${operation.tags?.[0]})`, '')),
+    element('span', { class: 'muted' }, title),
   );
   const parts = [];
   if (operation.description) parts.push(element('p', {}, operation.description));
@@ -48,7 +60,22 @@ function route(root, path, method, operation) {
 }
 
 function body(root, schema) {
-  const rows = fieldsOf(schema, root).flatMap((field) => {
+  const { common, own } = apart(fieldsOf(schema, root));
+  const found = [element('h3', {}, 'Body')];
+  if (common.length) found.push(listOf(common));
+  if (own.length > 1) {
+    for (const [i, fields] of own.entries()) {
+      const before = common.length ? 'and ' : '';
+      found.push(element('p', { class: 'muted' }, i ? 'or' : `${before}either`), listOf(fields));
+    }
+  }
+  const together = refusedTogether(schema, root);
+  if (together.length) found.push(element('p', {}, `Refused: ${together.join('; ')}.`));
+  return found;
+}
+
+function listOf(fields) {
+  const rows = fields.flatMap((field) => {
     const must = field.required ? element('strong', {}, 'required') : 'optional';
     const facts = [...field.limits];
     if (field.byDefault !== null) facts.push(`default ${JSON.stringify(field.byDefault)}`);
@@ -57,16 +84,14 @@ function body(root, schema) {
       element('dd', {}, [facts.join('; '), field.description].filter(Boolean).join('. ')),
     ];
   });
-  const found = [element('h3', {}, 'Body'), element('dl', { class: 'fields' }, ...rows)];
-  const together = refusedTogether(schema, root);
-  if (together) found.push(element('p', {}, `Refused: ${together}.`));
-  return found;
+  return element('dl', { class: 'fields' }, ...rows);
 }
 
 /** The example as a command, and the form that sends it. */
 function trial(root, path, schema) {
   const example = schema && JSON.stringify(exampleOf(schema, root), null, 2);
-  const area = element('textarea', { rows: example && example.split('\n').length + 1, spellcheck: 'false' });
+  const rows = example && example.split('\n').length + 1;
+  const area = element('textarea', { rows, spellcheck: 'false' });
   if (example) area.value = example;
   const curl = element('code');
   const refresh = () => {
@@ -77,7 +102,8 @@ function trial(root, path, schema) {
   refresh();
   const button = element('button', {}, 'Send');
   const failure = element('div', { class: 'failure', role: 'alert', hidden: true });
-  const result = element('div', { class: 'result', role: 'region', 'aria-label': 'Answer', hidden: true });
+  const region = { class: 'result', role: 'region', 'aria-label': 'Answer', hidden: true };
+  const result = element('div', region);
   const submit = (event) => {
     event.preventDefault();
     act(path, schema && area.value, { button, failure, result });
@@ -122,8 +148,9 @@ function shown(answer, text, ms) {
   const headers = [...answer.headers].map(([name, value]) => `${name}: ${value}`).join('\n');
   const { status, statusText } = answer;
   const size = new Intl.NumberFormat('en').format(new Blob([text]).size);
+  const told = element('strong', {}, `${status} ${statusText}`);
   return [
-    element('p', { role: 'status' }, element('strong', {}, `${status} ${statusText}`), ` in ${Math.round(ms)} ms, ${size} bytes`),
+    element('p', { role: 'status' }, told, ` in ${Math.round(ms)} ms, ${size} bytes`),
     element('h3', {}, 'Headers'),
     element('pre', { tabindex: '0' }, headers),
     element('h3', {}, 'Answer'),
@@ -155,7 +182,9 @@ function pretty(value, indent) {
     }
     return block('[', value.map((one) => pretty(one, inner)), ']', indent);
   }
-  const pairs = Object.entries(value).map(([key, one]) => `${JSON.stringify(key)}: ${pretty(one, inner)}`);
+  const pairs = Object.entries(value).map(
+    ([key, one]) => `${JSON.stringify(key)}: ${pretty(one, inner)}`,
+  );
   return block('{', pairs, '}', indent);
 }
 
@@ -167,12 +196,16 @@ function block(open, parts, close, indent) {
 function answers(root, operation) {
   const { 200: found, ...refused } = operation.responses;
   const schema = found?.content?.['application/json']?.schema;
-  const fields = schema ? fieldsOf(schema, root).filter(({ name }) => !name.includes('.')) : [];
-  const type = schema ? typeOf(schema, root) : 'empty';
-  const names = fields.map(({ name }) => name).join(', ');
+  const fields = schema ? fieldsOf(schema, root).flat() : [];
+  const names = fields.map(({ name }) => name).filter((name) => !name.includes('.'));
+  const answered = [
+    `200: ${schema ? typeOf(schema, root) : 'empty'}`,
+    ...(names.length ? [`with ${names.join(', ')}`] : []),
+  ].join(' ');
+  const others = Object.keys(refused).join(', ');
   return [
     element('h3', {}, 'Answers'),
-    element('p', {}, `200: ${type}${names ? ` with ${names}` : ''}. Refusals, each as JSON: ${Object.keys(refused).join(', ')}.`),
+    element('p', {}, `${answered}. Refusals, each as JSON: ${others}.`),
   ];
 }
 

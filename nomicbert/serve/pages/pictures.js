@@ -14,10 +14,8 @@ function drawn(tag, attributes, ...children) {
 /** A vector: a bar per value, up from the middle if it is positive, else down. */
 export function bars(vector) {
   const most = Math.max(...vector.map(Math.abs)) || 1;
-  const path = (keep) =>
-    vector
-      .map((value, i) => (keep(value) ? `M${i} 1v${((-0.95 * value) / most).toFixed(3)}h.85V1z` : ''))
-      .join('');
+  const bar = (value, i) => `M${i} 1v${((-0.95 * value) / most).toFixed(3)}h.85V1z`;
+  const path = (keep) => vector.map((value, i) => (keep(value) ? bar(value, i) : '')).join('');
   const [low, high] = [Math.min(...vector), Math.max(...vector)].map((one) => one.toFixed(3));
   const caption = `${vector.length} values, from ${low} to ${high}`;
   const picture = drawn(
@@ -35,7 +33,9 @@ export function heat(texts, cosines) {
   const least = Math.min(...cosines.flat());
   const span = Math.max(1 - least, 1e-6);
   const short = (text) => (text.length > 60 ? `${text.slice(0, 59)}…` : text);
-  const heading = texts.map((text, i) => element('th', { scope: 'col', title: text }, String(i + 1)));
+  const heading = texts.map((text, i) =>
+    element('th', { scope: 'col', title: text }, String(i + 1)),
+  );
   const rows = cosines.map((row, i) => {
     const cells = row.map((value, j) => {
       const cell = element('td', { title: `${i + 1} and ${j + 1}` }, value.toFixed(3));
@@ -54,7 +54,12 @@ export function heat(texts, cosines) {
   const caption = `Cosines; more colour is closer, from ${least.toFixed(3)} to 1`;
   // scrolls by keyboard too
   const scroll = { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'Cosines' };
-  return element('figure', {}, element('div', scroll, table), element('figcaption', { class: 'muted' }, caption));
+  return element(
+    'figure',
+    {},
+    element('div', scroll, table),
+    element('figcaption', { class: 'muted' }, caption),
+  );
 }
 
 /** Documents by falling score; the bar is the score between the least, or 0, and the best. */
@@ -78,5 +83,6 @@ export function tokens(found) {
     element('li', { title: `id ${id}`, class: special ? 'special' : undefined }, text),
   );
   const summary = element('summary', {}, `${found.length} tokens`);
-  return element('details', { open: found.length <= 64 }, summary, element('ol', { class: 'tokens' }, ...chips));
+  const list = element('ol', { class: 'tokens' }, ...chips);
+  return element('details', { open: found.length <= 64 }, summary, list);
 }

@@ -11,11 +11,28 @@ export function resolve(schema, root) {
   return resolve(parts.reduce((place, part) => place[part], root), root);
 }
 
-/** The alternatives of a schema without null, resolved. */
+/** The alternatives of a schema without null, each with what holds for all of them. */
 function alternatives(schema, root) {
-  const found = resolve(schema, root);
-  const all = found.anyOf ? found.anyOf.flatMap((one) => alternatives(one, root)) : [found];
-  return all.filter((one) => one.type !== 'null');
+  const { anyOf, allOf = [], ...own } = resolve(schema, root);
+  const parts = allOf.map((one) => alternatives(one, root));
+  if (anyOf) parts.push(anyOf.flatMap((one) => alternatives(one, root)));
+  const found = parts.reduce(
+    (before, part) => before.flatMap((one) => part.map((other) => merged(one, other))),
+    [own],
+  );
+  return found.filter((one) => one.type !== 'null');
+}
+
+/** A schema of what both accept; where both describe a field, as the second does. */
+function merged(one, other) {
+  const found = { ...one, ...other };
+  if (one.properties && other.properties) {
+    found.properties = { ...one.properties, ...other.properties };
+  }
+  if (one.required && other.required) {
+    found.required = [...new Set([...one.required, ...other.required])];
+  }
+  return found;
 }
 
 /** The type in words, such as "text or list of texts". */
@@ -61,22 +78,43 @@ function between(least, most) {
   return least === undefined ? `at most ${most}` : `${least} to ${most}`;
 }
 
-/** The fields of an object, those of objects inside too: name as a path, type, limits and more. */
-export function fieldsOf(schema, root, before = '', depth = 0) {
-  const found = resolve(schema, root);
-  return Object.entries(found.properties ?? {}).flatMap(([key, value]) => {
-    const resolved = resolve(value, root);
+/** The fields of each alternative of an object: name as a path, type, limits and more. */
+export function fieldsOf(schema, root) {
+  return alternatives(schema, root)
+    .filter(isObject)
+    .map((one) => fieldsIn(one, root));
+}
+
+/** The fields that all alternatives have alike, and the others of each. */
+export function apart(forms) {
+  const key = (field) => JSON.stringify(field);
+  const [first = [], ...others] = forms.map((fields) => new Set(fields.map(key)));
+  const shared = new Set([...first].filter((one) => others.every((other) => other.has(one))));
+  const [common = []] = forms.map((fields) => fields.filter((one) => shared.has(key(one))));
+  return {
+    common,
+    own: forms.map((fields) => fields.filter((one) => !shared.has(key(one)))),
+  };
+}
+
+/** The fields of an object, and those of objects inside. */
+function fieldsIn(object, root, before = '', depth = 0) {
+  // of a field that is null or absent there is nothing to send
+  const known = Object.entries(object.properties).filter(
+    ([, value]) => alternatives(value, root).length,
+  );
+  return known.flatMap(([key, value]) => {
     const name = before + key;
     const field = {
       name,
       type: typeOf(value, root),
       limits: limitsOf(value, root),
-      required: (found.required ?? []).includes(key),
+      required: (object.required ?? []).includes(key),
       byDefault: value.default ?? null,
-      description: resolved.description ?? '',
+      description: resolve(value, root).description ?? '',
     };
     const inner = depth < DEEPEST ? innerOf(value, root) : undefined;
-    return inner ? [field, ...fieldsOf(inner.schema, root, name + inner.mark, depth + 1)] : [field];
+    return inner ? [field, ...fieldsIn(inner.schema, root, name + inner.mark, depth + 1)] : [field];
   });
 }
 
@@ -84,23 +122,32 @@ export function fieldsOf(schema, root, before = '', depth = 0) {
 function innerOf(schema, root) {
   for (const one of alternatives(schema, root)) {
     if (one.properties) return { schema: one, mark: '.' };
-    const item = one.type === 'array' ? resolve(one.items, root) : {};
-    if (item.properties) return { schema: item, mark: '[].' };
+    const item = one.type === 'array' ? alternatives(one.items, root).find(isObject) : undefined;
+    if (item) return { schema: item, mark: '[].' };
   }
   return undefined;
 }
 
-/** Values that a schema refuses together, from its `not`. */
+const isObject = (schema) => 'properties' in schema;
+
+/** Values that a schema refuses together, from its `not`; one line per combination. */
 export function refusedTogether(schema, root) {
-  const wrong = resolve(schema, root).not?.properties;
-  if (!wrong) return '';
-  return Object.entries(wrong)
-    .map(([name, { const: value }]) => `${name}: ${JSON.stringify(value)}`)
-    .join(' with ');
+  const { not } = resolve(schema, root);
+  return not ? alternatives(not, root).filter(isObject).map(combination) : [];
 }
 
-/** A value that the schema accepts: of an object the fields that it must have. */
+function combination({ properties }) {
+  const pairs = Object.entries(properties).map(([name, one]) => {
+    const values = one.enum ?? [one.const];
+    return `${name}: ${values.map((value) => JSON.stringify(value)).join(' or ')}`;
+  });
+  return pairs.join(' with ');
+}
+
+/** A value that the schema accepts: of an object the fields that it must or should have. */
 export function exampleOf(schema, root, depth = 0) {
+  const { examples } = resolve(schema, root);
+  if (examples) return examples[0];
   const found = alternatives(schema, root);
   // lists show more than a lone text does
   const one = found.find(({ type }) => type === 'array') ?? found[0] ?? {};
@@ -116,6 +163,9 @@ export function exampleOf(schema, root, depth = 0) {
     if (items[0]?.type === 'integer') return IDS;
     return [exampleOf(one.items, root, depth + 1)];
   }
-  const required = one.required ?? [];
-  return Object.fromEntries(required.map((key) => [key, exampleOf(one.properties[key], root, depth + 1)]));
+  const required = new Set(one.required);
+  const shown = Object.entries(one.properties ?? {}).filter(
+    ([key, value]) => required.has(key) || value.examples,
+  );
+  return Object.fromEntries(shown.map(([key, value]) => [key, exampleOf(value, root, depth + 1)]));
 }

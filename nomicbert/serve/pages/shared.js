@@ -97,13 +97,15 @@ function headingOf({ status, message }) {
 }
 
 function countDown(place, seconds, button) {
-  const line = element('p');
+  // a timer is not read out at each step, as other changes of an alert are
+  const line = element('p', { role: 'timer' });
   place.append(line);
   if (button) button.disabled = true;
   const end = Date.now() + 1000 * seconds;
   const tick = () => {
     const left = Math.ceil((end - Date.now()) / 1000);
-    line.textContent = left > 0 ? `Try again in ${left} s.` : 'Try again now.';
+    const text = left > 0 ? `Try again in ${left} s.` : 'Try again now.';
+    if (line.textContent !== text) line.textContent = text;
     if (left > 0 && line.isConnected) setTimeout(tick, 250);
     else if (button) button.disabled = false;
   };
@@ -138,7 +140,9 @@ async function state() {
     const answer = await fetch('health/ready', { cache: 'no-store' });
     if (answer.ok) return '';
     const { reason } = await answer.json();
-    if (reason === 'loading') return 'The server is loading its model. This page continues by itself.';
+    if (reason === 'loading') {
+      return 'The server is loading its model. This page continues by itself.';
+    }
     if (reason === 'draining') return 'The server is stopping. Trying again …';
     return `The server is not ready: ${reason}. Trying again …`;
   } catch {

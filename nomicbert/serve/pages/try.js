@@ -103,8 +103,19 @@ const cosine = (a, b) => product(a, b) / Math.sqrt(product(a, a) * product(b, b)
 const time = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms round trip`;
 
 function facts(pairs) {
-  const cells = pairs.flatMap(([name, value]) => [element('dt', {}, name), element('dd', {}, value)]);
+  const cells = pairs.flatMap(([name, value]) => [
+    element('dt', {}, name),
+    element('dd', {}, value),
+  ]);
   return element('dl', { class: 'facts' }, ...cells);
+}
+
+/** A note if texts were cut; `warnings` are the server's own words for it. */
+function cuts(count, warnings = []) {
+  const many = count === 1 ? '1 text was' : `${count} texts were`;
+  const plain = `${many} cut: longer than the server's limit of tokens.`;
+  const words = warnings.length || !count ? warnings : [plain];
+  return words.map((text) => element('p', { class: 'note' }, text));
 }
 
 const ACTIONS = {
@@ -115,6 +126,7 @@ const ACTIONS = {
     const [vector] = rows;
     const first = vector.slice(0, SHOWN).map((one) => one.toFixed(4)).join('  ');
     const parts = [
+      ...cuts(usage.truncated_texts),
       facts([
         ['Dimensions', String(vector.length)],
         ['Tokens', String(usage.prompt_tokens)],
@@ -140,7 +152,7 @@ const ACTIONS = {
     const { rows, usage, ms } = await embed(texts, form.querySelector('.prompt').value);
     const cosines = rows.map((a) => rows.map((b) => cosine(a, b)));
     const told = facts([['Tokens', String(usage.prompt_tokens)], ['Time', time(ms)]]);
-    return [heat(texts, cosines), told];
+    return [...cuts(usage.truncated_texts), heat(texts, cosines), told];
   },
 
   async rerank(form) {
@@ -151,13 +163,16 @@ const ACTIONS = {
       const body = { model: $('reranker').value, query, documents };
       const { value, ms } = await ask('v1/rerank', body);
       const scores = value.results.map(({ index, relevance_score: score }) => ({ index, score }));
-      return [ranking(documents, scores), facts([['Time', time(ms)]])];
+      const noted = cuts(value.usage?.truncated_texts ?? 0, value.meta?.warnings);
+      return [...noted, ranking(documents, scores), facts([['Time', time(ms)]])];
     }
     const { 'query-prompt': before, 'document-prompt': inside } = form.elements;
     const asked = await embed([query], before.value);
     const given = await embed(documents, inside.value);
     const scores = given.rows.map((row, index) => ({ index, score: cosine(asked.rows[0], row) }));
-    return [ranking(documents, scores), facts([['Time', time(asked.ms + given.ms)]])];
+    const count = asked.usage.truncated_texts + given.usage.truncated_texts;
+    const told = facts([['Time', time(asked.ms + given.ms)]]);
+    return [...cuts(count), ranking(documents, scores), told];
   },
 };
 
@@ -178,7 +193,8 @@ async function act(section) {
     result.hidden = true;
     button.disabled = false;
     show(failure, error, button);
-    if (section.id === 'rerank' && $('method').value === 'reranker') failure.append(instead(section));
+    const hasOther = section.id === 'rerank' && $('method').value === 'reranker';
+    if (hasOther) failure.append(instead(section));
   } finally {
     section.removeAttribute('aria-busy');
   }

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import jsonschema
+import msgspec
 import pytest
 
 from nomicbert import __version__
 from nomicbert.serve.app import PAGES
-from nomicbert.serve.dialects import openapi
+from nomicbert.serve.dialects import nomic, openapi
+from tests.support.checkpoints import build_checkpoint
+from tests.support.rerankers import build_reranker
 from tests.support.served import MODEL, WIDTH, tiny
 from tests.support.serving import InThread, in_thread
+
+PROMPT_NAMES = ["classification", "clustering", "search_document", "search_query"]
+Case = tuple[str, dict[str, Any], str, Sequence[object]]
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +88,7 @@ def test_what_structs_cannot_say(document: dict[str, Any]) -> None:
         assert "token ids" in inputs["description"]
     assert openai["properties"]["model"] == {"enum": [MODEL]}
     null = {"type": "null"}
-    prompts = ["classification", "clustering", "search_document", "search_query"]
-    assert tei["prompt_name"] == {"anyOf": [{"enum": prompts}, null]}
+    assert tei["prompt_name"] == {"anyOf": [{"enum": PROMPT_NAMES}, null]}
     width = {"type": "integer", "minimum": 1, "maximum": WIDTH}
     assert tei["dimensions"] == {"anyOf": [width, null]}
     lengths = {"type": "integer", "minimum": 3, "maximum": 8192}
@@ -189,3 +197,186 @@ def test_what_the_structs_of_cohere_and_ollama_cannot_say(document: dict[str, An
         ["normalize", "on_long"], ["normalize", "embed_dtype"],
     ]  # fmt: skip
     assert wrong[1]["properties"]["embed_dtype"] == {"enum": ["int8", "uint8"]}
+
+
+# --- what schemas accept is what servers with other models answer ---
+
+RERANKER, CLASSIFIER = "a-reranker", "a-classifier"
+NAMES = (None, MODEL, f"{MODEL}:latest", RERANKER, CLASSIFIER, "second", "other")
+PROMPTS = (None, *PROMPT_NAMES, "query", "document", "passage", "sts", "image", "")
+SIDES = (None, "NONE", "START", "END")
+DIRECTIONS = (None, "Left", "left", "Right", "right")
+PAIR = {"query": "a", "documents": ["b", "c"]}
+RANKED = {"query": "a", "texts": ["b", "c"]}
+INPUT = {"input": "a", "model": MODEL}
+# path, the rest of the body, a field, its values
+NAMED: list[Case] = [
+    ("/v1/embeddings", {"input": "a"}, "model", NAMES),
+    ("/v1/embedding/text", {"texts": ["a"]}, "model", NAMES),
+    ("/v2/embed", {"texts": ["a"]}, "model", NAMES),
+    ("/api/embed", {"input": "a"}, "model", NAMES),
+    ("/api/embeddings", {"prompt": "a"}, "model", NAMES),
+    ("/api/show", {}, "model", NAMES),
+    ("/api/show", {}, "name", NAMES),
+    ("/rerank", PAIR, "model", NAMES),
+    ("/v1/rerank", PAIR, "model", NAMES),
+    ("/score", {"text_1": "a", "text_2": "b"}, "model", NAMES),
+]
+PROMPTED: list[Case] = [
+    ("/v1/embeddings", INPUT, "prompt_name", PROMPTS),
+    ("/v1/embeddings", INPUT, "task_type", PROMPTS),
+    ("/v1/embedding/text", {"texts": ["a"]}, "task_type", PROMPTS),
+    ("/embed", {"inputs": "a"}, "prompt_name", PROMPTS),
+    ("/v2/embed", {"texts": ["a"]}, "input_type", PROMPTS),
+    ("/api/embed", INPUT, "prompt_name", PROMPTS),
+    ("/tokenize", {"inputs": "a"}, "prompt_name", PROMPTS),
+]
+LIMITED: list[Case] = [
+    ("/v1/embeddings", INPUT, "dimensions", (None, 0, 1, 64, 65)),
+    ("/v1/embeddings", INPUT, "max_length", (None, 2, 3, 64, 65)),
+    ("/embed", {"inputs": "a"}, "dimensions", (None, 0, 1, 64, 65)),
+    ("/v2/embed", {"texts": ["a"]}, "max_tokens", (None, 2, 3, 10**9)),
+    ("/api/embed", INPUT, "options", (None, {}, {"num_ctx": 2}, {"num_ctx": 3})),
+    ("/api/embed", INPUT, "on_long", (None, "error", "end", "chunk", "mean", "start")),
+    (
+        "/api/embeddings", {"prompt": "a", "model": MODEL}, "on_long",
+        (None, "error", "end", "chunk", "mean", "start"),
+    ),
+    (
+        "/score", {"text_1": "a", "text_2": "b"}, "truncate_prompt_tokens",
+        (None, -1, 0, 3, 4, 64, 65),
+    ),
+]  # fmt: skip
+CUT: list[Case] = [
+    ("/v2/embed", {"texts": ["a"]}, "truncate", SIDES),
+    ("/embed", {"inputs": "a"}, "truncation_direction", DIRECTIONS),
+    (
+        "/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"]}}, "parameters",
+        [{"truncation_direction": side} for side in DIRECTIONS],
+    ),
+]  # fmt: skip
+PAIRS_CUT: list[Case] = [
+    ("/rerank", RANKED, "truncation_direction", DIRECTIONS),
+    ("/predict", {"inputs": ["a", "b"]}, "truncation_direction", DIRECTIONS),
+]
+
+
+def compare(server: InThread, cases: Iterable[Case]) -> dict[tuple[str, str], list[object]]:
+    """A schema accepts a body if the server answers it; (path, field) -> what both accept."""
+    document = server.call("/openapi.json").json
+    found = {}
+    for path, rest, field, values in cases:
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        schema = content["application/json"]["schema"] | {"components": document["components"]}
+        check = jsonschema.Draft202012Validator(schema)
+        accepted = []
+        for value in values:
+            body = {**rest, field: value}
+            reply = server.call(path, body)
+            assert reply.status in (200, 400, 404, 422)
+            assert check.is_valid(body) == (reply.status == 200), (path, body, reply.body)
+            accepted += [value] if reply.status == 200 else []
+        found[path, field] = accepted
+    return found
+
+
+def write_json(file: Path, **changes: Any) -> None:
+    old = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**old, **changes}))
+
+
+def test_a_mixed_server(tmp_path: Path) -> None:
+    """A name is accepted by the routes of its kind; of limits those of each kind."""
+    folders = [
+        build_reranker(tmp_path / CLASSIFIER, labels=3),
+        tiny(tmp_path),
+        build_reranker(tmp_path / RERANKER),
+    ]
+    with in_thread(*folders, max_length=64) as server:
+        found = compare(server, [*NAMED, *PROMPTED, *LIMITED, *CUT, *PAIRS_CUT])
+    assert found["/v1/embeddings", "model"] == [MODEL]
+    assert found["/v2/embed", "model"] == [None, MODEL]
+    assert found["/api/embed", "model"] == [MODEL, f"{MODEL}:latest"]
+    assert found["/score", "model"] == found["/rerank", "model"] == [None, RERANKER]
+    assert found["/tokenize", "prompt_name"] == [None]  # the classifier has none
+    assert found["/api/embeddings", "on_long"] == [None, "error", "end", "chunk"]
+    assert found["/score", "truncate_prompt_tokens"] == [None, -1, 4, 64]
+
+
+def test_models_that_agree_and_differ(tmp_path: Path) -> None:
+    """Of two embedding models a schema has what is the same; TEI's routes are of the first."""
+    first, second = tiny(tmp_path), tiny(tmp_path, "second")
+    with in_thread(first, second, max_length=64) as server:
+        found = compare(server, [*NAMED[:7], *PROMPTED, *LIMITED[:-1]])
+    assert found["/v1/embeddings", "model"] == [MODEL, "second"]
+    assert found["/v1/embeddings", "dimensions"] == [None, 1, 64]
+    write_json(
+        second / "config_sentence_transformers.json", prompts={"query": "q: ", "document": "d: "}
+    )
+    with in_thread(first, second, max_length=64) as server:
+        schemas = server.call("/openapi.json").json["components"]["schemas"]
+        compare(server, [PROMPTED[3], PROMPTED[6]])
+    text = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    assert schemas["EmbeddingsRequest"]["properties"]["prompt_name"] == text
+    assert schemas["TextRequest"]["properties"]["task_type"] == text | {
+        "default": "search_document"
+    }
+    assert schemas["EmbeddingsRequest"]["properties"]["dimensions"]["anyOf"][0]["maximum"] == 64
+
+
+def test_any_name(tmp_path: Path) -> None:
+    with in_thread(tiny(tmp_path), any_model_name=True) as server:
+        found = compare(server, NAMED[:7])
+    assert all(accepted == [*NAMES] for accepted in found.values())
+
+
+def test_some_prompts_and_none(tmp_path: Path) -> None:
+    """A checkpoint has what its prompts give, and task types without a prompt of their own."""
+    folder = build_checkpoint(tmp_path / MODEL, "bge-en")
+    settings = folder / "config_sentence_transformers.json"
+    write_json(settings, prompts={"query": "q: ", "sts": "s: "})
+    with in_thread(folder) as server:
+        found = compare(server, PROMPTED)
+    assert found["/embed", "prompt_name"] == [None, "query", "sts"]
+    tasks = [None, "search_document", "search_query", "query", "sts"]
+    assert found["/v2/embed", "input_type"] == found["/v1/embedding/text", "task_type"] == tasks
+    write_json(settings, prompts={})
+    with in_thread(folder) as server:
+        found = compare(server, PROMPTED)
+    assert found["/embed", "prompt_name"] == [None, "query", "document"]
+    tasks = [None, *PROMPT_NAMES, "query", "document"]
+    assert found["/v2/embed", "input_type"] == found["/v1/embedding/text", "task_type"] == tasks
+
+
+def test_checkpoints_that_cut_the_beginning(tmp_path: Path) -> None:
+    embedder, reranker = tiny(tmp_path), build_reranker(tmp_path / RERANKER)
+    for folder in (embedder, reranker):
+        write_json(folder / "tokenizer_config.json", truncation_side="left")
+    with in_thread(embedder) as server:
+        found = compare(server, CUT)
+        assert server.service.models[0].tokenizer.cuts_start
+    assert found["/v2/embed", "truncate"] == [None, "NONE", "START"]
+    assert found["/embed", "truncation_direction"] == [None, "Left", "left"]
+    with in_thread(reranker) as server:
+        found = compare(server, PAIRS_CUT)
+    for path in ("/rerank", "/predict"):
+        assert found[path, "truncation_direction"] == [None, "Left", "left"]
+
+
+def test_descriptions_of_what_schemas_cannot_say(document: dict[str, Any]) -> None:
+    for path in ("/score", "/v1/score"):
+        assert "as many texts" in document["paths"][path]["post"]["description"]
+    sagemaker = document["paths"]["/embed"]["post"]["description"]
+    fields = {field.name for field in msgspec.structs.fields(nomic.SagemakerRequest)}
+    assert fields == set(re.findall(r"`(\w+)`", sagemaker)) - {"embeddings"}
+
+
+def test_examples_have_a_text(document: dict[str, Any]) -> None:
+    """An absent text is right for ollama's routes, so it is not required; examples have one."""
+    schemas = document["components"]["schemas"]
+    for name, field in (("OllamaEmbedRequest", "input"), ("OllamaEmbeddingsRequest", "prompt")):
+        schema = schemas[name]["properties"][field]
+        assert schema["examples"]
+        for example in schema["examples"]:
+            assert example
+            assert jsonschema.Draft202012Validator(schema).is_valid(example)

@@ -162,6 +162,14 @@ def test_nothing_comes_from_elsewhere() -> None:
     assert seen == 2  # icon.svg and pictures.js: the search finds what is there
 
 
+def test_lines_are_short() -> None:
+    for name in PLACES.values():
+        if not name.endswith(".svg"):
+            lines = content(name).decode().splitlines()
+            assert len(lines) > 10
+            assert [line for line in lines if len(line) > 100] == [], name
+
+
 def test_what_a_page_loads_is_served() -> None:
     """Relative addresses only: the pages work below a prefix of a proxy."""
     for name in PLACES.values():
