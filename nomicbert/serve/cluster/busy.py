@@ -28,4 +28,4 @@ class Busy:
 
     def _seconds(self) -> float:
         """Of all batches so far, and of the one that is running."""
-        return self._engine.computed_seconds + self._engine.busy_seconds()
+        return self._engine.computed_seconds + self._engine.running_seconds()

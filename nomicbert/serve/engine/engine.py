@@ -141,19 +141,24 @@ class Engine:
             self._loop.run_in_executor(None, self._finish_cached, job)
         return future
 
+    def running_seconds(self) -> float:
+        """How long the batch that takes longest has been running; inf if a thread has died."""
+        if not all(thread.is_alive() for thread in self._threads):
+            return math.inf
+        now = time.monotonic()
+        return max((now - began for began in self._began.copy().values()), default=0.0)
+
     def busy_seconds(self) -> float:
-        """How long the batch that takes longest has been running; inf if a thread has died.
+        """`running_seconds`, which the server compares with --stuck-seconds.
 
         A batch of a worker process does not take longer than it may. Here, how long one has been
         dead, or a part of the time for which it, and those before it, have answered nothing.
         """
-        if not all(thread.is_alive() for thread in self._threads):
-            return math.inf
-        if self._workers is not None:
-            unanswered = self._workers.unanswered_seconds() / PATIENCE
-            return max(self._workers.dead_seconds(), unanswered)
-        now = time.monotonic()
-        return max((now - began for began in self._began.copy().values()), default=0.0)
+        running = self.running_seconds()
+        if self._workers is None or running == math.inf:
+            return running
+        unanswered = self._workers.unanswered_seconds() / PATIENCE
+        return max(self._workers.dead_seconds(), unanswered)
 
     def _look_up(self, job: Job) -> None:
         waiting = []
