@@ -236,7 +236,8 @@ def test_policies_for_long_texts(server: InThread, embedder: Embedder, policy: s
 def test_a_mean_of_unit_vectors_is_one(server: InThread) -> None:
     for texts in (["short"], ["short", LONG]):
         reply = ask(server, texts, on_long="mean", normalize=False)
-        assert (reply.status, reply.json["error"]["param"]) == (400, "normalize")
+        assert (reply.status, reply.json["error"]["param"]) == (400, "on_long")
+        assert "`normalize` false" in reply.json["error"]["message"]
 
 
 @pytest.mark.parametrize("given", ["", "End", "start", "x" * 10_000])
