@@ -211,11 +211,14 @@ def serve(
 
     # Slow imports, so they follow the checks of the arguments.
     from nomicbert.serve.server import run
-    from nomicbert.serve.settings import ServeSettings
+    from nomicbert.serve.settings import PLURALS, ServeSettings
 
     form = given.pop("log_format")
     text = console.is_terminal(sys.stderr) if form is None else form is LogFormatName.text
-    values = {PLURALS.get(name, name): _value(name, value) for name, value in given.items()}
+    values: dict[str, Any] = {
+        PLURALS.get(name, name): _items(name, value) if name in PLURALS else _value(value)
+        for name, value in given.items()
+    }
     settings = ServeSettings(**values)
     run(settings, "text" if text else "json", console.say)
 
@@ -252,23 +255,14 @@ def need_otel() -> None:
         raise ImportError(f"--otlp-endpoint needs {name}: {to_install('otel')}")
 
 
-PLURALS = {
-    "model": "models",
-    "served_model_name": "served_model_names",
-    "model_alias": "model_aliases",
-    "device": "devices",
-    "cors_origin": "cors_origins",
-    "api_key": "api_keys",
-}
-
-
-def _value(option: str, value: Any) -> Any:
+def _value(value: Any) -> Any:
     """The value in ServeSettings."""
-    if isinstance(value, Enum):
-        return value.value
-    if option not in PLURALS:
-        return value
-    items = tuple(value or ())
+    return value.value if isinstance(value, Enum) else value
+
+
+def _items(option: str, given: list[str] | None) -> tuple[Any, ...]:
+    """The values of an option that may be repeated."""
+    items = tuple(given or ())
     if option == "model_alias":
         return tuple((alias, name) for alias, _, name in (item.partition("=") for item in items))
     return items

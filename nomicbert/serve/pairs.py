@@ -49,7 +49,7 @@ class WantedPairs:
     def estimate(self) -> int:
         """About how many tokens will be computed; no more than twice what is likely."""
         frame = self.model.shortest + len(self.model.default_prompt) // CHARACTERS_PER_TOKEN
-        tokens = (frame + size // CHARACTERS_PER_TOKEN for size in map(_characters, self.inputs))
+        tokens = (frame + size // CHARACTERS_PER_TOKEN for size in map(characters_of, self.inputs))
         return sum(min(count, self.max_length) for count in tokens)
 
     def answer_bytes(self) -> float:
@@ -60,7 +60,7 @@ class WantedPairs:
 
     def characters(self) -> int:
         """Characters that are tokenised; each input counts a few more."""
-        return sum(map(_characters, self.inputs)) + 16 * len(self.inputs)
+        return sum(map(characters_of, self.inputs)) + 16 * len(self.inputs)
 
 
 def tokenise_pairs(wanted: WantedPairs) -> Tokenised:
@@ -100,11 +100,12 @@ def tokenise_pairs(wanted: WantedPairs) -> Tokenised:
 def _count(wanted: WantedPairs, index: int) -> int | None:
     """Tokens of a whole input, but for those beyond `max_second`; None for many characters."""
     item = wanted.inputs[index]
-    if _characters(item) > COUNTED:
+    if characters_of(item) > COUNTED:
         return None
     job, _ = wanted.model.job([item], ANY_LENGTH, wanted.max_second)
     return len(job.pieces[0])
 
 
-def _characters(item: str | Pair) -> int:
+def characters_of(item: str | Pair) -> int:
+    """Of a text, or of both of a pair."""
     return len(item) if isinstance(item, str) else len(item[0]) + len(item[1])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nomicbert.arguments import refuse_unknown
 from nomicbert.errors import to_install
 from nomicbert.serve.cluster.resources import Replicas, place, warn_of_too_little
-from nomicbert.serve.settings import ServeSettings
+from nomicbert.serve.settings import PLURALS, ServeSettings
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -40,15 +40,6 @@ OF_THE_SOCKET = (
 )
 # Requests beyond those that may wait: probes, and those that the server refuses with 429.
 MORE_REQUESTS = 256
-# Option of `nomicbert serve` -> the setting that takes several of it.
-PLURALS = {
-    "model": "models",
-    "served_model_name": "served_model_names",
-    "model_alias": "model_aliases",
-    "device": "devices",
-    "cors_origin": "cors_origins",
-    "api_key": "api_keys",
-}
 
 
 def deployment(settings: ServeSettings, replicas: Replicas | None = None) -> "Application":

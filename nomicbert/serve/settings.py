@@ -10,6 +10,15 @@ from nomicbert_kernels import Backend
 
 OnLong = Literal["error", "end", "chunk", "mean"]
 MIB = 1 << 20
+# Option of `nomicbert serve` -> the setting that takes several of it.
+PLURALS = {
+    "model": "models",
+    "served_model_name": "served_model_names",
+    "model_alias": "model_aliases",
+    "device": "devices",
+    "cors_origin": "cors_origins",
+    "api_key": "api_keys",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from nomicbert.serve.logs import log_line
 
 # Seconds that the end of the server waits for the last spans.
 FLUSH_SECONDS = 3.0
-# Stages of one request that become spans: a stream has four for every 64 texts.
+# Stages of one request that become spans: a stream has three for every 64 texts.
 MOST_STAGES = 64
 # Characters of `tracestate` that are taken over; W3C asks for at least as many.
 LONGEST_STATE = 512

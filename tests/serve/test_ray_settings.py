@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from nomicbert.cli.serve import PLURALS as PLURALS_OF_THE_COMMAND
 from nomicbert.serve import ray as on_ray
 from nomicbert.serve.cluster.busy import Busy
 from nomicbert.serve.cluster.resources import Replicas, place
 from nomicbert.serve.cluster.scaling import AHEAD, BUSY, Scaling
-from nomicbert.serve.ray import PLURALS, ServeSettings, app, deployment
+from nomicbert.serve.ray import ServeSettings, app, deployment
+from nomicbert.serve.settings import PLURALS
 from tests.support.served import MODEL, tiny
 from tests.support.serving import in_thread
 from tests.support.warm_python import WarmPython
@@ -229,7 +229,6 @@ def test_the_engine_counts_its_time(tmp_path: Path) -> None:
 
 
 def test_options_have_one_name() -> None:
-    assert PLURALS == PLURALS_OF_THE_COMMAND
     fields = {field.name: str(field.type) for field in dataclasses.fields(ServeSettings)}
     several = {name for name, kind in fields.items() if "tuple" in kind}
     assert several == {*PLURALS.values()}

@@ -3,7 +3,8 @@
 Where in the flow: a dialect's struct -> the fields of a Wanted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from nomicbert.runtime import hosted
 from nomicbert.serve.http.exchange import Exchange
@@ -14,6 +15,7 @@ from nomicbert.serve.settings import OnLong, ServeSettings
 from nomicbert.vectors.pooling import Finish
 
 POLICIES: dict[str, OnLong] = {"error": "error", "end": "end", "chunk": "chunk", "mean": "mean"}
+Policy = TypeVar("Policy", OnLong, PairPolicy)
 PAIR_POLICIES: dict[str, PairPolicy] = {"error": "error", "end": "end"}
 
 # What JSON may hold as inputs. msgspec knows one kind of list per union, so `as_inputs` looks on.
@@ -111,18 +113,7 @@ def as_policy(
 
     Raises: Problem: unknown.
     """
-    if settings.on_long is not None:
-        return settings.on_long
-    asked = given if given is not None else exchange.headers.get("x-on-long")
-    if asked is None:
-        return default
-    if asked not in POLICIES:
-        raise Problem(
-            Reason.INVALID,
-            f"`on_long` must be one of {', '.join(POLICIES)}, not {asked[:80]!r}",
-            "on_long",
-        )
-    return POLICIES[asked]
+    return settings.on_long or _asked(exchange, given, POLICIES, default)
 
 
 def as_pair_policy(
@@ -133,18 +124,23 @@ def as_pair_policy(
     Raises: Problem: unknown, or for texts only.
     """
     stated = PAIR_POLICIES.get(settings.on_long or "")
-    if stated is not None:
-        return stated
+    return stated or _asked(exchange, given, PAIR_POLICIES, default)
+
+
+def _asked(
+    exchange: Exchange, given: str | None, known: Mapping[str, Policy], default: Policy
+) -> Policy:
+    """What the body says, else the header, else the dialect."""
     asked = given if given is not None else exchange.headers.get("x-on-long")
     if asked is None:
         return default
-    if asked not in PAIR_POLICIES:
+    if asked not in known:
         raise Problem(
             Reason.INVALID,
-            f"`on_long` must be one of {', '.join(PAIR_POLICIES)} here, not {asked[:80]!r}",
+            f"`on_long` must be one of {', '.join(known)} here, not {asked[:80]!r}",
             "on_long",
         )
-    return PAIR_POLICIES[asked]
+    return known[asked]
 
 
 def as_limit(model: ServedEmbedder, given: int | None, field: str) -> int:

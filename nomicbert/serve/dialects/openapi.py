@@ -13,7 +13,7 @@ from nomicbert.runtime.hosted import SEARCH_DOCUMENT
 from nomicbert.serve.dialects import (
     nomic,
     openai,
-    openapi_more,
+    openapi_cohere_ollama,
     openapi_rerank,
     tei,
     tei_tokens,
@@ -96,7 +96,7 @@ BODIES: dict[str, tuple[type[msgspec.Struct], str, Schema]] = {
         "Text of token ids (TEI)",
         {"type": "array", "items": STRING},
     ),
-    **openapi_more.BODIES,
+    **openapi_cohere_ollama.BODIES,
     **openapi_rerank.BODIES,
 }
 # path -> schema of the body in place of its struct's
@@ -109,7 +109,7 @@ PLAIN = {
     "/info": "Facts about the first model (TEI)",
     "/health/live": "Whether the server lives (health)",
     "/health/ready": "Whether the server is ready (health)",
-    **openapi_more.PLAIN,
+    **openapi_cohere_ollama.PLAIN,
 }
 # path -> other addresses of the same route
 ALSO = {
@@ -214,7 +214,7 @@ def _narrowed(components: dict[str, Schema], facts: Facts) -> None:
     components["EmbeddingsRequest"]["not"] = {
         "anyOf": [other, {"properties": unit, "required": [*unit]}]
     }
-    openapi_more.narrow(components, facts)
+    openapi_cohere_ollama.narrow(components, facts)
 
 
 def _narrower(facts: Facts) -> dict[str, dict[str, Schema]]:

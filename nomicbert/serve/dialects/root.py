@@ -9,11 +9,9 @@ import msgspec
 from nomicbert.serve.dialects import nomic, tei, tei_rerank
 from nomicbert.serve.dialects.fields import Inputs
 from nomicbert.serve.http.answers import Answer
-from nomicbert.serve.http.exchange import Exchange, decode
+from nomicbert.serve.http.exchange import NULL, Exchange, decode, is_null
 from nomicbert.serve.scorers import ServedClassifier, ServedReranker
 from nomicbert.serve.service import Service
-
-NULL = b"null"
 
 
 class AnyRequest(msgspec.Struct):
@@ -25,8 +23,8 @@ class AnyRequest(msgspec.Struct):
 class TextsOrInputs(msgspec.Struct):
     """The keys of POST /invocations that decide which protocol is meant."""
 
-    texts: msgspec.Raw = msgspec.Raw(NULL)
-    inputs: msgspec.Raw = msgspec.Raw(NULL)
+    texts: msgspec.Raw = NULL
+    inputs: msgspec.Raw = NULL
 
 
 async def root(service: Service, exchange: Exchange) -> Answer:
@@ -48,7 +46,7 @@ async def _any(service: Service, exchange: Exchange, *, takes_texts: bool) -> An
     raw = await exchange.json(service.settings.payload_limit)
     if takes_texts:
         keys = decode(raw, TextsOrInputs)
-        if memoryview(keys.inputs) == NULL and memoryview(keys.texts) != NULL:
+        if is_null(keys.inputs) and not is_null(keys.texts):
             return await nomic.sagemaker(service, exchange, decode(raw, nomic.SagemakerRequest))
     if isinstance(decode(raw, AnyRequest).inputs, dict):
         return await tei.similarity_body(service, exchange, decode(raw, tei.SimilarityRequest))

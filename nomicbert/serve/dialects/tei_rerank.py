@@ -14,22 +14,20 @@ from nomicbert.serve.dialects import openai, rerank
 from nomicbert.serve.dialects.fields import as_pair_policy, check_count
 from nomicbert.serve.dialects.tei import Direction, check_direction, compute_headers
 from nomicbert.serve.http.answers import Answer, Header, dumps, listed
-from nomicbert.serve.http.exchange import Exchange, decode
+from nomicbert.serve.http.exchange import NULL, Exchange, decode, is_null
 from nomicbert.serve.http.problems import Problem, Reason
-from nomicbert.serve.pairs import WantedPairs
+from nomicbert.serve.pairs import WantedPairs, characters_of
 from nomicbert.serve.scored import Scored, probabilities, ranking
 from nomicbert.serve.scorers import ServedClassifier, ServedReranker, ServedScorer
 from nomicbert.serve.service import Service
 from nomicbert.text.tokenizer import Pair
 
-NULL = b"null"
-
 
 class TextsOrDocuments(msgspec.Struct):
     """The keys of POST /rerank that decide which protocol is meant."""
 
-    texts: msgspec.Raw = msgspec.Raw(NULL)
-    documents: msgspec.Raw = msgspec.Raw(NULL)
+    texts: msgspec.Raw = NULL
+    documents: msgspec.Raw = NULL
 
 
 class RerankRequest(msgspec.Struct):
@@ -59,7 +57,7 @@ async def either(service: Service, exchange: Exchange) -> Answer:
     service.find_kind(None, ServedReranker)  # while loading, 503 before the body is read
     raw = await exchange.json(service.settings.payload_limit)
     keys = decode(raw, TextsOrDocuments)
-    if memoryview(keys.texts) == NULL and memoryview(keys.documents) != NULL:
+    if is_null(keys.texts) and not is_null(keys.documents):
         exchange.dialect = openai.DIALECT  # vLLM's form of an error
         return await rerank.documents(
             service, exchange, decode(raw, rerank.DocumentsRequest), returned=True
@@ -168,8 +166,5 @@ def _wanted(
 
 def _headers(scored: Scored) -> list[Header]:
     wanted = scored.wanted
-    characters = sum(
-        len(item) if isinstance(item, str) else len(item[0]) + len(item[1])
-        for item in wanted.inputs
-    )
+    characters = sum(map(characters_of, wanted.inputs))
     return [*scored.headers, *compute_headers(scored, wanted.model, characters)]

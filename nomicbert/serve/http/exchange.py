@@ -27,6 +27,8 @@ WATCH_AFTER = 0.05
 LONGEST_ID = 128
 # Bytes of a body that is looked at again because of a number such as 8.0.
 SMALL = 1 << 16
+# The default of keys that only tell which struct a body is.
+NULL = msgspec.Raw(b"null")
 # The escape of a surrogate: msgspec reports half a pair as JSON that ends too early.
 HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -214,6 +216,11 @@ class Exchange:
             look.cancel()
             for task in watching:
                 task.cancel()
+
+
+def is_null(value: msgspec.Raw) -> bool:
+    """Whether a key that is not decoded is null, or absent with NULL as its default."""
+    return memoryview(value) == memoryview(NULL)
 
 
 def decode(body: bytes, kind: "type[Body]") -> Body:

@@ -10,7 +10,7 @@ import pytest
 from nomicbert import Embedder
 from tests.support import scoring
 from tests.support.scoring import CLASSIFIER, EMBEDDER, LONG, ONE, QUERY
-from tests.support.served import LONG as LETTERS
+from tests.support.served import LONG as LONG_TEXT
 from tests.support.served import bits, embedder_of
 from tests.support.serving import InThread, in_thread
 
@@ -89,11 +89,11 @@ def test_the_body_of_sagemaker(server: InThread, embedder: Embedder) -> None:
 
 
 def test_long_texts_of_sagemaker(server: InThread, embedder: Embedder) -> None:
-    reply = server.call("/invocations", {"texts": ["a", LETTERS]})
+    reply = server.call("/invocations", {"texts": ["a", LONG_TEXT]})
     assert reply.headers["x-truncated-texts"] == "1"
-    assert server.call("/invocations", {"texts": [LETTERS], "on_long": "error"}).status == 422
-    windows = server.call("/invocations", {"texts": [LETTERS], "on_long": "mean"})
-    wanted = embedder.encode([LETTERS], prompt="", matryoshka_dim=64, truncate="mean")
+    assert server.call("/invocations", {"texts": [LONG_TEXT], "on_long": "error"}).status == 422
+    windows = server.call("/invocations", {"texts": [LONG_TEXT], "on_long": "mean"})
+    wanted = embedder.encode([LONG_TEXT], prompt="", matryoshka_dim=64, truncate="mean")
     assert bits(windows.vectors) == bits(wanted)
 
 
